@@ -1,0 +1,23 @@
+"""Named tables (scores, models, data sets, ...) and the one way to look something up in them."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """`table[name]`, or a ValueError that names the kind, the value, and what there is."""
+    if name not in table:
+        raise ValueError(
+            f"unknown {kind} {name!r}; there are: {', '.join(sorted(table))}."
+            + suggestion(str(name), table)
+        )
+    return table[name]

@@ -1,0 +1,31 @@
+"""Random streams derived by name, so that no two purposes ever share bits.
+
+`jax.random.split(key, n)[j]` equals `jax.random.fold_in(key, j)`: a stream taken by a small
+number can silently repeat another one (a "random" mask that follows the initial weights, say).
+Here every stream is the run's seed folded with the CRC-32 of the stream's *name*, and every use
+of a stream folds in a counter (step, epoch, event).
+"""
+
+import zlib
+
+import jax
+
+STREAMS = ("init", "order", "augment", "mask", "noise", "probe", "dropout", "labels", "subset")
+
+
+def stream(seed: int | jax.Array, name: str) -> jax.Array:
+    """Returns the typed key of the stream `name` of the run with this seed.
+
+    Args:
+      seed: integer, may be traced (a run's seed is data, not code).
+      name: the purpose, one of `STREAMS` inside the package; any text for other users.
+    """
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+def at(seed: int | jax.Array, name: str, *counters: int | jax.Array) -> jax.Array:
+    """The key of stream `name` at the given counters, e.g. `at(seed, "noise", step, layer)`."""
+    key = stream(seed, name)
+    for counter in counters:
+        key = jax.random.fold_in(key, counter)
+    return key
