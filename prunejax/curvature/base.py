@@ -92,7 +92,8 @@ def expand_masks(masks: Masks, params: Tree) -> Tree | None:
         return None
     if jax.tree_util.all_leaves([masks]):
         masks = jax.tree.map(lambda _: masks, params)
-    ours, theirs = (jax.tree_util.tree_structure(tree) for tree in (masks, params))
+    ours: Any = jax.tree.structure(masks)
+    theirs: Any = jax.tree.structure(params)
     if ours != theirs:
         raise ValueError(
             "masks must be one bool or have the structure of the parameters, got "
