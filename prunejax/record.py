@@ -1,0 +1,299 @@
+"""The run directory: the one module that writes a study's tables, arrays and status.
+
+CSV tables are the record; TensorBoard files are a view of them, rebuilt at will. Rows are
+appended whole (one write, then fsync), everything else is written beside its place and moved
+there, so that a reader never meets half a file. A study that is continued first cuts the tables
+back to the sizes its checkpoint remembers (`RunDirectory.truncate`).
+"""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from prunejax import files
+from prunejax.files import RecordError
+from prunejax.tensorboard_view import TensorBoardView
+
+__all__ = ["EPOCHS", "EVENTS", "RUNS", "RecordError", "RunDirectory", "WorkdirError"]
+
+# Epochs count from 0 (the index of `prune.start`); an event before training has epoch -1.
+# Accuracies, stabilities, instabilities and sparsities are fractions, losses are in nats.
+_RUN = ("run", "variant", "seed")
+EPOCHS = (
+    *_RUN,
+    *("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
+    *("learning_rate", "sparsity"),
+)
+EVENTS = (
+    *_RUN,
+    *("epoch", "step", "layer", "targeted", "live"),
+    *("pre_accuracy", "post_accuracy", "pre_loss", "post_loss", "instability"),
+)
+RUNS = (
+    *_RUN,
+    *("status", "final_test_accuracy", "best_test_accuracy", "best_epoch", "mean_stability"),
+    *("events", "generalization_gap", "sparsity"),
+)
+# What may stand in a directory that is not yet a run directory: traces of a start that was
+# interrupted before `config.json` was written, shards, and what launch scripts put there.
+_HARMLESS = {".lock", "environment.json", "logs", "shards"}
+
+
+class WorkdirError(ValueError):
+    """The directory cannot be used for this study; the text says why and what to do."""
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two nested configs differ, as "field: theirs -> ours"."""
+    found = []
+    for key in sorted(set(theirs) | set(ours)):
+        name = prefix + str(key)
+        a, b = theirs.get(key, "(absent)"), ours.get(key, "(absent)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, name + ".")
+        elif a != b or isinstance(a, bool) != isinstance(b, bool):
+            found.append(f"{name}: {a!r} -> {b!r}")
+    return found
+
+
+class RunDirectory:
+    """A study's directory, held exclusively by this process until `close`."""
+
+    def __init__(self, path: Path, tables: Mapping[str, Sequence[str]], lock: IO[str]) -> None:
+        """Use `RunDirectory.open`."""
+        self.path = path
+        self.tables = {name: tuple(columns) for name, columns in tables.items()}
+        self._lock = lock
+        self._view = TensorBoardView(path / "tb")
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        tables: Mapping[str, Sequence[str]],
+        ignore: Sequence[str] = (),
+    ) -> "RunDirectory":
+        """Creates the directory, or continues one that holds the same config.
+
+        Args:
+          path: the directory; parents are made.
+          config: the resolved config, nested and JSON-able.
+          environment: versions, devices, commit. If a study is continued elsewhere, the newer
+            environments are added to `environment.json` under "continued".
+          tables: table name -> columns, e.g. `{"epochs": EPOCHS}` for `epochs.csv`.
+          ignore: dotted config fields in which the directory's config may differ.
+
+        Raises:
+          WorkdirError: the path is no usable directory, holds something else or another config
+            (the differing fields are listed), or another process holds it.
+        """
+        if "://" in str(path):
+            raise WorkdirError(f"workdir {path} is no local path; mount the bucket and name that")
+        path = Path(path)
+        config = json.loads(json.dumps(config))
+        try:
+            _check(path, config, tables, ignore)
+            path.mkdir(parents=True, exist_ok=True)
+            lock = files.acquire(path / ".lock")
+        except files.LockedError as holder:
+            raise WorkdirError(
+                f"workdir {path} is in use by {holder}; wait for it or name another workdir"
+            ) from None
+        except OSError as error:
+            raise WorkdirError(f"cannot use workdir {path}: {error.strerror or error}") from error
+        directory = cls(path, tables, lock)
+        try:
+            directory._prepare(config, json.loads(json.dumps(environment)))
+        except BaseException:
+            lock.close()
+            raise
+        return directory
+
+    def _prepare(self, config: Mapping[str, Any], environment: dict[str, Any]) -> None:
+        """Writes what a new directory needs; mends the tables of an interrupted one."""
+        for leftover in [*self.path.glob(".tmp-*"), *self.path.glob("measures/.tmp-*")]:
+            leftover.unlink()
+        for name, columns in self.tables.items():
+            file, header = self._file(name), (",".join(columns) + "\n").encode()
+            content = file.read_bytes() if file.exists() else b""
+            if not content.startswith(header):
+                found, newline, _ = content.partition(b"\n")
+                if newline:
+                    raise WorkdirError(
+                        f"{file} has the columns {found.decode()}, this study writes "
+                        f"{','.join(columns)}; name another workdir"
+                    )
+                files.replace(file, lambda f, header=header: f.write(header))  # type: ignore[misc]
+            elif not content.endswith(b"\n"):  # the start of a row that never became whole
+                os.truncate(file, content.rindex(b"\n") + 1)
+        if not (self.path / "config.json").exists():
+            self.save_json("environment.json", environment)
+            self.save_json("config.json", config)  # last: from here on it is a run directory
+            return
+        first = self.load_json("environment.json") or {}
+        continued = first.pop("continued", [])
+        if environment not in [first, *continued]:
+            first["continued"] = [*continued, environment]
+            self.save_json("environment.json", first)
+
+    def _file(self, table: str) -> Path:
+        if table not in self.tables:
+            raise KeyError(f"no table {table!r}; there are: {', '.join(self.tables)}")
+        return self.path / f"{table}.csv"
+
+    def append(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Adds rows to a table: all of them or, on failure, none.
+
+        Raises:
+          ValueError: a row's keys are not exactly the table's columns.
+          RecordError: the file cannot be written.
+        """
+        columns = self.tables[table]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for row in rows:
+            if row.keys() != set(columns):
+                raise ValueError(
+                    f"row for {table}.csv: unknown columns {sorted(set(row) - set(columns))}, "
+                    f"missing columns {sorted(set(columns) - set(row))}"
+                )
+            writer.writerow([files.cell(row[column]) for column in columns])
+        if rows:
+            files.append(self._file(table), text.getvalue().encode())
+
+    def sizes(self) -> dict[str, int]:
+        """The length of each table in bytes: what a checkpoint remembers."""
+        return {table: self._file(table).stat().st_size for table in self.tables}
+
+    def truncate(self, sizes: Mapping[str, int]) -> None:
+        """Cuts the tables back to `sizes`; a table that is not named keeps its header only.
+
+        Raises:
+          WorkdirError: a table is shorter than that, so rows that the checkpoint saw are gone.
+        """
+        current = self.sizes()
+        wanted = {
+            table: sizes.get(table, len(",".join(columns)) + 1)
+            for table, columns in self.tables.items()
+        }
+        for table, size in wanted.items():
+            if current[table] < size:
+                raise WorkdirError(
+                    f"{self._file(table)} has {current[table]} bytes, the checkpoint saw {size}: "
+                    "the table was changed. Restore it or start over in a new workdir"
+                )
+        for table, size in wanted.items():
+            if current[table] > size:
+                with files.writing(self._file(table)):
+                    os.truncate(self._file(table), size)
+        self._view.reset()
+
+    def rows(self, table: str) -> list[dict[str, str]]:
+        """The rows of a table as text."""
+        with self._file(table).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def save_arrays(self, name: str, **arrays: Any) -> None:
+        """Writes `measures/NAME.npz`.
+
+        Raises:
+          ValueError: `name` is no plain file name (letters, digits and `._+=-`).
+        """
+        if not re.fullmatch(r"[\w+=-][\w.+=-]*", name):
+            raise ValueError(f"{name!r} is no plain file name (letters, digits, '._+=-')")
+        saved = {key: np.asarray(value) for key, value in arrays.items()}
+        files.replace(
+            self.path / "measures" / f"{name}.npz",
+            lambda file: np.savez_compressed(file, **saved),  # type: ignore[arg-type]
+        )
+
+    def save_json(self, name: str, content: object) -> None:
+        """Writes a JSON file of the run directory, e.g. `study.json`."""
+        files.save_json(self.path / name, content)
+
+    def load_json(self, name: str) -> Any:
+        """The content of a JSON file of the run directory, None if there is none."""
+        file = self.path / name
+        return json.loads(file.read_text()) if file.exists() else None
+
+    @property
+    def finished(self) -> bool:
+        """True once `finish` was called, by this process or an earlier one."""
+        return bool((self.load_json("status.json") or {}).get("finished"))
+
+    def finish(self, **facts: object) -> None:
+        """Marks the study as finished; `facts` are kept beside it in `status.json`."""
+        self.save_json("status.json", {"finished": True, **facts})
+
+    def tensorboard(self) -> None:
+        """Brings `tb/` up to date with the tables: call after appending, as often as you like.
+
+        The first call of a process (and the first after `truncate`) writes `tb/` anew from the
+        tables, so that rows of an interrupted stretch never appear twice.
+        """
+        with files.writing(self.path / "tb"):
+            config = (self.path / "config.json").read_text()
+            self._view.update({table: self._file(table) for table in self.tables}, config)
+
+    def close(self) -> None:
+        """Lets go of the directory; closing twice is harmless."""
+        self._lock.close()
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check(
+    path: Path,
+    config: Mapping[str, Any],
+    tables: Mapping[str, Sequence[str]],
+    ignore: Sequence[str],
+) -> None:
+    """Refuses a path that must not be written to; writes nothing itself."""
+    if path.exists() and not path.is_dir():
+        raise WorkdirError(f"workdir {path} is a file; name a directory")
+    if not path.is_dir():
+        return
+    if not (path / "config.json").exists():
+        known = _HARMLESS | {f"{name}.csv" for name in tables if _has_no_rows(path, name)}
+        names = sorted(entry.name for entry in path.iterdir())
+        foreign = [name for name in names if name not in known and not name.startswith(".tmp-")]
+        if foreign:
+            raise WorkdirError(
+                f"workdir {path} is not empty and no run directory (it holds {foreign[0]!r}"
+                f"{', ...' if len(foreign) > 1 else ''}); name an empty or new directory"
+            )
+        return
+    try:
+        theirs = json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise WorkdirError(f"{path / 'config.json'} is no JSON: {error}") from error
+    differing = [
+        line
+        for line in differences(theirs, config)
+        if not line.startswith(tuple(f"{name}{end}" for name in ignore for end in ":."))
+    ]
+    if differing:
+        more = [f"... and {len(differing) - 20} more"] if len(differing) > 20 else []
+        raise WorkdirError(
+            f"workdir {path} holds another config (field: there -> here):\n  "
+            + "\n  ".join(differing[:20] + more)
+            + "\nname another workdir, or give the config it was made with"
+        )
+
+
+def _has_no_rows(path: Path, table: str) -> bool:
+    file = path / f"{table}.csv"
+    return file.is_file() and file.read_bytes().count(b"\n") <= 1
