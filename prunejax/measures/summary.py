@@ -1,0 +1,173 @@
+"""`summary.json`: what the rows of `runs.csv` say about each arm and about the tradeoff."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from math import isfinite, nan
+from typing import Any
+
+from prunejax.measures import statistics
+
+Row = Mapping[str, object]
+
+OUTCOMES = ("final_test_accuracy", "best_test_accuracy", "generalization_gap")
+_STUDY = (*OUTCOMES, "best_epoch", "mean_stability", "events", "sparsity")  # not measures
+_LABELS = ("run", "variant", "seed", "status")
+COMPLETED = ("", "completed", "finished", "ok")  # other statuses: the run's numbers do not count
+
+
+def number(value: object) -> float:
+    """A cell as float; NaN where it is empty or a word."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return nan
+
+
+def is_completed(row: Row) -> bool:
+    """False for a run that stopped, e.g. with status "non-finite"."""
+    return str(row.get("status") or "") in COMPLETED
+
+
+def value(row: Row, column: str) -> float:
+    """A run's number; a run without events has stability 1 (spec 1.2)."""
+    found = number(row.get(column))
+    if column == "mean_stability" and not isfinite(found) and number(row.get("events")) == 0:
+        return 1.0
+    return found
+
+
+def numeric_columns(rows: Sequence[Row]) -> list[str]:
+    """The columns that hold at least one finite number, labels left out, in file order."""
+    columns = [c for c in (rows[0] if rows else {}) if c not in _LABELS]
+    return [c for c in columns if any(isfinite(value(row, c)) for row in rows)]
+
+
+def measure_columns(rows: Sequence[Row]) -> list[str]:
+    """The numeric columns that came from `config.measures`, without their standard errors."""
+    return [c for c in numeric_columns(rows) if c not in _STUDY and not c.endswith("_stderr")]
+
+
+def by_variant(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by arm, in order of first appearance."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(str(row["variant"]), []).append(row)
+    return found
+
+
+def pairs(a: Sequence[Row], b: Sequence[Row], column: str) -> tuple[list[float], list[float]]:
+    """The values of two arms for the seeds that both have."""
+    theirs = {row["seed"]: value(row, column) for row in b}
+    both = [row for row in a if row["seed"] in theirs]
+    return [value(row, column) for row in both], [theirs[row["seed"]] for row in both]
+
+
+def correlate(rows: Sequence[Row], x: str, y: str) -> dict[str, Any]:
+    """Pearson, Kendall and Spearman of two columns over runs."""
+    a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
+    kinds = {
+        "pearson": statistics.pearson,
+        "kendall": statistics.kendall,
+        "spearman": statistics.spearman,
+    }
+    return {name: asdict(function(a, b)) for name, function in kinds.items()}
+
+
+def correlations(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """`[x][y]`: stability against outcomes and measures, each measure against the outcomes."""
+    columns = numeric_columns(rows)
+    outcomes = [c for c in OUTCOMES if c in columns]
+    measures = measure_columns(rows)
+    found = {"mean_stability": {y: correlate(rows, "mean_stability", y) for y in outcomes}}
+    for measure in measures:
+        found["mean_stability"][measure] = correlate(rows, "mean_stability", measure)
+        found[measure] = {y: correlate(rows, measure, y) for y in outcomes}
+    return found
+
+
+def summarize(
+    rows: Sequence[Row],
+    *,
+    baseline: str = "none",
+    selected: Sequence[str] = (),
+    comparisons: Sequence[Sequence[str]] = (),
+) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    Args:
+      rows: rows of `runs.csv` (text or numbers), all arms.
+      baseline: the arm that the others are compared with, seed by seed.
+      selected: arms of one more set of correlations, e.g. those of the paper's figure 2.
+      comparisons: pairs of arms for Welch's test, e.g. `[("Prune_L", "Prune_S")]`.
+
+    Returns:
+      A JSON-able dict; undefined numbers are None. Correlations are given over all runs and over
+      the runs with events (runs without have stability 1 by convention, not by measurement).
+    """
+    good = [row for row in rows if is_completed(row)]
+    columns = numeric_columns(good)
+    arms = by_variant(rows)
+    complete = {name: [row for row in arm if is_completed(row)] for name, arm in arms.items()}
+    variants = {
+        name: {
+            "runs": len(arm),
+            "completed": len(complete[name]),
+            "columns": {
+                c: asdict(statistics.mean([value(row, c) for row in complete[name]]))
+                for c in columns
+            },
+        }
+        for name, arm in arms.items()
+    }
+    scopes = {
+        "all_runs": good,
+        "runs_with_events": [row for row in good if number(row.get("events")) > 0],
+    }
+    if selected:
+        scopes["selected"] = [row for row in good if row["variant"] in selected]
+    paired = {}
+    if complete.get(baseline):
+        paired = {
+            name: {
+                c: asdict(statistics.paired(*pairs(arm, complete[baseline], c))) for c in columns
+            }
+            for name, arm in complete.items()
+            if name != baseline
+        }
+    tests = [
+        {"a": a, "b": b, "columns": _welch(complete[a], complete[b], columns)}
+        for a, b in comparisons
+        if complete.get(a) and complete.get(b)
+    ]
+    stopped = [
+        {"run": row["run"], "status": row["status"]} for row in rows if not is_completed(row)
+    ]
+    summary = {
+        "runs": len(rows),
+        "stopped": stopped,
+        "confidence": 0.95,
+        "methods": statistics.METHODS,
+        "variants": variants,
+        "correlations": {name: correlations(scope) for name, scope in scopes.items()},
+        "paired": {"baseline": baseline, "variants": paired},
+        "welch": tests,
+    }
+    return jsonable(summary)
+
+
+def _welch(a: Sequence[Row], b: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
+    return {
+        c: asdict(statistics.welch([value(r, c) for r in a], [value(r, c) for r in b]))
+        for c in columns
+    }
+
+
+def jsonable(content: Any) -> Any:
+    """Replaces NaN and infinities, which JSON does not have, by None."""
+    if isinstance(content, Mapping):
+        return {str(key): jsonable(item) for key, item in content.items()}
+    if isinstance(content, list | tuple):
+        return [jsonable(item) for item in content]
+    if isinstance(content, float):
+        return float(content) if isfinite(content) else None
+    return content
