@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from prunejax.curvature.captured import Captured
 from prunejax.trees import map_with_path
 
 Tree = Any
@@ -28,17 +29,13 @@ Masks = Any  # None, a bool, or a tree of bools
 def as_argument(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` as a pytree, so that one compiled kernel can take it as an argument.
 
-    Kernels are compiled once per function and shapes, not once per call. A
+    Kernels are compiled once per function, what it refers to, and shapes; not once per call. A
     `jax.tree_util.Partial(fn, statistics)` carries its arrays as *data*: a loss that closes over
     new BatchNorm statistics at every call should be given so, it is then compiled once.
     """
     if not jax.tree_util.all_leaves([fn]):
         return fn  # a Partial or another registered callable
-    try:
-        hash(fn)
-    except TypeError:
-        return Partial(lambda *arguments: fn(*arguments))
-    return Partial(fn)
+    return Partial(Captured(fn))
 
 
 def call(loss: Callable[..., Any], params: Tree, batch: Tree) -> jax.Array:

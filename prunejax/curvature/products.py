@@ -1,0 +1,262 @@
+"""Products with the Hessian, the generalized Gauss-Newton and the Fisher matrix of any loss.
+
+An `Operator` is a symmetric linear map on the live subspace of the parameters, averaged over one
+batch or a list of batches (weighted by their sizes):
+
+    Hessian        H = ∇² L                      forward-over-reverse (Pearlmutter 1994)
+    GaussNewton    G = E[J' ∇²_z ℓ J]            jvp, output Hessian, vjp (Schraudolph 2002)
+    Fisher         exact: G of a log-likelihood; empirical: E[∇ℓ_i ∇ℓ_i']
+
+and its quadratic form v'Av runs forward only (for H: a jvp of a jvp), about half the floating-point
+operations of the product A v. With masks an operator is P A P. `from_matvec` makes an operator of
+any symmetric function. The estimators of this package (trace, spectrum) take operators.
+
+Losses are traced once per function and shapes, like under `jax.jit`. BatchNorm is the caller's
+policy: a loss that closes over frozen statistics has eval-mode curvature. Give statistics that
+change as `jax.tree_util.Partial(loss, statistics)`, whose arrays are data of the compiled kernel.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature.operator import Operator, Stream
+from prunejax.registry import lookup
+
+Tree = Any
+
+
+class _Averaged(Operator):
+    """A curvature matrix averaged over batches: kernels are shared by all of one kind."""
+
+    def __init__(
+        self,
+        functions: tuple[Callable[..., Any], ...],
+        cores: tuple[kernels.Core, kernels.Core],
+        params: Tree,
+        batches: base.Batches,
+        masks: base.Masks,
+        weights: Any,
+    ) -> None:
+        super().__init__(params, masks)
+        self._functions = tuple(base.as_argument(fn) for fn in functions)
+        self._product_core, self._form_core = cores
+        self._stream = Stream(batches, weights)
+        # XLA's CPU backend turns convolutions with batched kernels into slow grouped ones, and
+        # forward-only loops are fast there: one probe after another. Elsewhere all at once.
+        self.together = jax.default_backend() != "cpu"
+
+    @property
+    def examples(self) -> int | None:
+        """Examples the average runs over (known after the first pass of a batch factory)."""
+        return self._stream.examples
+
+    def matvec(self, v: Tree) -> Tree:
+        """A v, in the accumulation dtype."""
+        vectors.check_like(v, self.like, "the vector")
+
+        def part(batch: Tree, weight: float) -> Tree:
+            return kernels.product(
+                self._functions, self.like, self.masks, v, batch, weight,
+                core=self._product_core, placed=self.placed,
+            )  # fmt: skip
+
+        return self._stream.mean(part)
+
+    def quadratic_forms(self, stack: Tree) -> jax.Array:
+        """[m]: v_i' A v_i for a stack of m vectors, forward only."""
+
+        def part(batch: Tree, weight: float) -> jax.Array:
+            return kernels.forms(
+                self._functions, self.like, self.masks, stack, batch, weight,
+                core=self._form_core, together=self.together,
+            )  # fmt: skip
+
+        return self._stream.mean(part)
+
+
+class Hessian(_Averaged):
+    """P ∇²L P of the mean loss.
+
+    Args:
+      loss: `loss(params)`, or `loss(params, batch)`: the mean over the batch's examples.
+      params: any pytree of floating-point arrays.
+      batches: None, one batch (a pytree, examples along the leading axis; a tuple is one batch),
+        a list of batches, an iterator of batches (kept as a list), or a function that returns a
+        fresh iterable of batches at each pass over the data.
+      masks: boolean tree like params, True = live; or None.
+      weights: one number per batch, default its number of examples.
+      linearize: keep the linearized gradient of the one batch for all products: saves about a
+        quarter of each for convolutional networks on CPU, costs about twice the memory.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        params: Tree,
+        batches: base.Batches = None,
+        *,
+        masks: base.Masks = None,
+        weights: Any = None,
+        linearize: bool = False,
+    ) -> None:
+        cores = (kernels.hessian_product, kernels.hessian_form)
+        super().__init__((loss,), cores, params, batches, masks, weights)
+        if linearize and not self._stream.single:
+            raise ValueError("linearize=True keeps the residuals of one batch; give one batch")
+        self._linearize, self._linear = linearize, None
+
+    def matvec(self, v: Tree) -> Tree:
+        """H v, in the accumulation dtype."""
+        if not self._linearize:
+            return super().matvec(v)
+        vectors.check_like(v, self.like, "the vector")
+        if self._linear is None:
+            self._linear = kernels.linearized_gradient(
+                self._functions, self.like, self._stream.single
+            )
+        return kernels.apply(self._linear, self.like, self.masks, v, placed=self.placed)
+
+
+class GaussNewton(_Averaged):
+    """The generalized Gauss-Newton matrix P E[J' (∇²_z ℓ) J] P, z = model(params, batch).
+
+    Args:
+      model: `model(params, batch) -> outputs` (`model(params)` without batches).
+      output_loss: `output_loss(outputs, batch) -> scalar`, the mean loss, convex in the outputs.
+      params, batches, masks, weights: as in `Hessian`.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        output_loss: Callable[..., Any],
+        params: Tree,
+        batches: base.Batches = None,
+        *,
+        masks: base.Masks = None,
+        weights: Any = None,
+    ) -> None:
+        cores = (kernels.ggn_product, kernels.ggn_form)
+        super().__init__((model, output_loss), cores, params, batches, masks, weights)
+
+
+class Fisher(_Averaged):
+    """The Fisher matrix of a model whose output loss is a negative log-likelihood.
+
+    kind="exact" takes the expectation over the model's own predictions. It equals the generalized
+    Gauss-Newton matrix where the outputs are natural parameters of an exponential family: softmax
+    and sigmoid cross-entropy on logits, squared error, Poisson with log rates (Martens 2020,
+    section 9.2); other losses have no "exact" kind here. kind="empirical" is the uncentered second
+    moment of the gradients at the labels given, E[∇ℓ_i ∇ℓ_i'].
+
+    Args:
+      model, output_loss, params, batches, masks, weights: as in `GaussNewton`.
+      kind: "exact" or "empirical".
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        output_loss: Callable[..., Any],
+        params: Tree,
+        batches: base.Batches = None,
+        *,
+        kind: str = "exact",
+        masks: base.Masks = None,
+        weights: Any = None,
+    ) -> None:
+        cores = lookup(
+            {
+                "exact": (kernels.ggn_product, kernels.ggn_form),
+                "empirical": (kernels.empirical_product, kernels.empirical_form),
+            },
+            kind,
+            "kind of Fisher matrix",
+        )
+        _needs_batches(kind, batches)
+        super().__init__((model, output_loss), cores, params, batches, masks, weights)
+
+
+class EmpiricalFisher(_Averaged):
+    """P E[∇ℓ_i ∇ℓ_i'] P of any `loss(params, batch)`; its trace is the paper's Tr(C).
+
+    Args: as in `Hessian`.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        params: Tree,
+        batches: base.Batches,
+        *,
+        masks: base.Masks = None,
+        weights: Any = None,
+    ) -> None:
+        _needs_batches("empirical", batches)
+        cores = (kernels.empirical_product, kernels.empirical_form)
+        super().__init__((loss,), cores, params, batches, masks, weights)
+
+
+def _needs_batches(kind: str, batches: base.Batches) -> None:
+    if kind == "empirical" and batches is None:
+        raise ValueError("the empirical Fisher matrix needs examples: give batches=")
+
+
+def hvp(
+    loss: Callable[..., Any],
+    params: Tree,
+    v: Tree,
+    batches: base.Batches = None,
+    *,
+    masks: base.Masks = None,
+    weights: Any = None,
+) -> Tree:
+    """H v (P H P v with masks), averaged over all examples; arguments as in `Hessian`."""
+    return Hessian(loss, params, batches, masks=masks, weights=weights).matvec(v)
+
+
+def quadratic_form(
+    loss: Callable[..., Any],
+    params: Tree,
+    v: Tree,
+    batches: base.Batches = None,
+    *,
+    masks: base.Masks = None,
+    weights: Any = None,
+) -> jax.Array:
+    """The number v' H v by nested forward mode; arguments as in `Hessian`."""
+    return Hessian(loss, params, batches, masks=masks, weights=weights).quadratic_form(v)
+
+
+def ggn_product(
+    model: Callable[..., Any],
+    output_loss: Callable[..., Any],
+    params: Tree,
+    v: Tree,
+    batches: base.Batches = None,
+    *,
+    masks: base.Masks = None,
+    weights: Any = None,
+) -> Tree:
+    """G v; arguments as in `GaussNewton`."""
+    return GaussNewton(model, output_loss, params, batches, masks=masks, weights=weights).matvec(v)
+
+
+def fisher_product(
+    model: Callable[..., Any],
+    output_loss: Callable[..., Any],
+    params: Tree,
+    v: Tree,
+    batches: base.Batches = None,
+    *,
+    kind: str = "exact",
+    masks: base.Masks = None,
+    weights: Any = None,
+) -> Tree:
+    """F v; arguments as in `Fisher`."""
+    return Fisher(
+        model, output_loss, params, batches, kind=kind, masks=masks, weights=weights
+    ).matvec(v)

@@ -1,0 +1,155 @@
+"""Stacks of vectors that are pytrees: inner products, combinations, layout, random probes.
+
+Nothing here ravels or concatenates a tree, so leaves keep their sharding; contractions run at the
+highest matmul precision on vectors that are in their accumulation dtype (see `base`).
+
+A *stack* is a tree whose leaves carry one more axis in front: `[m, ...]` holds m vectors.
+"""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from prunejax import trees
+from prunejax.curvature import base
+
+Tree = Any
+DISTRIBUTIONS = ("rademacher", "gaussian", "uniform")
+HIGHEST = lax.Precision.HIGHEST
+
+
+def check_params(params: Tree) -> Tree:
+    """`params` as JAX arrays; ValueError unless every leaf is a real floating-point array."""
+    found = trees.leaves_with_paths(params)
+    if not found:
+        raise ValueError("params has no leaves; give a pytree with at least one array")
+    for path, leaf in found:
+        dtype = getattr(leaf, "dtype", None) or np.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"parameter {path!r} has dtype {dtype}; curvature needs real floating-point "
+                "leaves. Close the loss over the other leaves and pass only the trainable ones"
+            )
+    return jax.tree.map(jnp.asarray, params)
+
+
+def check_like(tree: Tree, params: Tree, name: str) -> None:
+    """ValueError unless `tree` has the structure and the leaf shapes of `params`."""
+    ours: Any = jax.tree.structure(tree)
+    theirs: Any = jax.tree.structure(params)
+    if ours != theirs:
+        raise ValueError(f"{name} has structure {ours}, params has {theirs}; they must agree")
+    for (path, x), p in zip(trees.leaves_with_paths(tree), jax.tree.leaves(params), strict=True):
+        if jnp.shape(x) != jnp.shape(p):
+            raise ValueError(
+                f"{name} at {path!r} has shape {jnp.shape(x)}, the parameter has {jnp.shape(p)}"
+            )
+
+
+def norm(a: Tree) -> jax.Array:
+    """The Euclidean norm over all leaves."""
+    return jnp.sqrt(base.squared_norm(a))
+
+
+def index(stack: Tree, i: Any) -> Tree:
+    """Vector i of a stack."""
+    return jax.tree.map(lambda x: x[i], stack)
+
+
+def gram(a: Tree, b: Tree) -> jax.Array:
+    """The matrix A'B [m, n] of all inner products of two stacks."""
+
+    def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
+        axes = tuple(range(1, x.ndim))
+        return lax.dot_general(x, y, ((axes, axes), ((), ())), precision=HIGHEST)
+
+    return sum(jax.tree.leaves(jax.tree.map(leaf, a, b)), start=jnp.zeros(()))
+
+
+def stack_dot(stack: Tree, v: Tree) -> jax.Array:
+    """V'v [m]: the inner products of a stack's vectors with v."""
+
+    def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
+        dims = ((tuple(range(1, x.ndim)), tuple(range(y.ndim))), ((), ()))
+        return lax.dot_general(x, y, dims, precision=HIGHEST)
+
+    return sum(jax.tree.leaves(jax.tree.map(leaf, stack, v)), start=jnp.zeros(()))
+
+
+def combine(coefficients: jax.Array, stack: Tree) -> Tree:
+    """Σ_i c_i V_i for c [m], or one vector per row for c [n, m] (again a stack)."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        dims = (((coefficients.ndim - 1,), (0,)), ((), ()))
+        return lax.dot_general(coefficients.astype(x.dtype), x, dims, precision=HIGHEST)
+
+    return jax.tree.map(leaf, stack)
+
+
+def shardings(params: Tree) -> tuple[Any, ...]:
+    """Per leaf the sharding of a parameter spread over several devices, else None (hashable)."""
+
+    def of(leaf: Any) -> Any:
+        if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+            return None
+        return leaf.sharding if len(leaf.sharding.device_set) > 1 else None
+
+    return tuple(of(leaf) for leaf in jax.tree.leaves(params))
+
+
+def place(tree: Tree, placed: tuple[Any, ...], stacked: bool = False) -> Tree:
+    """`tree` laid out as `shardings` says (inside jit, whichever type the mesh's axes have).
+
+    The leading axis of a stack stays whole.
+    """
+
+    def one(x: jax.Array, s: Any) -> jax.Array:
+        if s is None or (stacked and not isinstance(s, NamedSharding)):
+            return x
+        if not isinstance(s, NamedSharding):
+            return lax.with_sharding_constraint(x, s)
+        wanted = NamedSharding(s.mesh, PartitionSpec(None, *s.spec)) if stacked else s
+        if AxisType.Explicit in s.mesh.axis_types:
+            return jax.sharding.reshard(x, wanted)
+        return lax.with_sharding_constraint(x, wanted)
+
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, [one(x, s) for x, s in zip(leaves, placed, strict=True)])
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """A key for one purpose: `key` folded with the CRC-32 of the purpose's name."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def sample(key: jax.Array, i: Any, like: Tree, distribution: str, dtype: Any) -> Tree:
+    """Random vector i of the stream `key`: a pure function of (key, i), of `like`'s shapes.
+
+    Args:
+      key: typed or raw PRNG key.
+      i: index of the vector, may be traced.
+      like: tree whose structure and shapes the vector has.
+      distribution: one of `DISTRIBUTIONS`: signs, standard normal, uniform on [0, 1).
+      dtype: of the result.
+    """
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(
+            f"unknown distribution {distribution!r}; there are: {', '.join(DISTRIBUTIONS)}"
+        )
+    draw = {
+        "rademacher": jax.random.rademacher,
+        "gaussian": jax.random.normal,
+        "uniform": jax.random.uniform,
+    }[distribution]
+    own = jax.random.fold_in(key, i)
+    leaves, structure = jax.tree.flatten(like)
+    drawn = [
+        draw(jax.random.fold_in(own, j), jnp.shape(leaf), dtype=dtype)
+        for j, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, drawn)
