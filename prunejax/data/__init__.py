@@ -1,0 +1,86 @@
+"""Data sets as arrays, and batches of them as pure functions of (seed, step).
+
+`load` gives the arrays; the functions of `prunejax.data.batches` are order, batches,
+augmentation and normalization. A new data set is one function that returns a `Dataset`, and
+its entry in `DATASETS`.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+from prunejax import registry
+from prunejax.data.batches import (
+    augment,
+    batch_indices,
+    epoch_permutation,
+    evaluation_batches,
+    normalize,
+    steps_per_epoch,
+)
+from prunejax.data.dataset import Dataset, check_label_noise, take
+from prunejax.data.digits import load_digits
+from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
+
+__all__ = [
+    "DATASETS",
+    "DataNotFoundError",
+    "Dataset",
+    "augment",
+    "batch_indices",
+    "epoch_permutation",
+    "evaluation_batches",
+    "load",
+    "normalize",
+    "steps_per_epoch",
+]
+
+Directory = str | os.PathLike[str] | None
+
+DATASETS: dict[str, Callable[[Directory], Dataset]] = {
+    "digits": load_digits,
+    **{name: partial(load_prepared, name) for name in MOMENTS},
+}
+
+TFDS_PREFIX = "tfds:"
+
+
+def load(
+    name: str,
+    *,
+    data_dir: Directory = None,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+    validation_examples: int = 0,
+    label_noise: float = 0.0,
+    seed: int = 0,
+) -> Dataset:
+    """Loads a data set and chooses from it; nothing but `seed` decides which examples.
+
+    Args:
+      name: a key of `DATASETS`, or "tfds:NAME" or "tfds:NAME/CONFIG" for any other image
+        classification set prepared by TFDS as array_record (all images of one size).
+      data_dir: directory of prepared sets; else TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      train_examples: number of training examples; None for all that are not held out.
+      test_examples: number of test examples; None for all.
+      validation_examples: number of training examples held out as validation split.
+      label_noise: fraction of training labels, in [0, 1), replaced by another class.
+      seed: of these choices; `dataset.take` says how it makes them.
+
+    Raises:
+      ValueError: unknown name, or sizes that the set does not have.
+      DataNotFoundError: not prepared; says where it was looked for and how to prepare it.
+    """
+    check_label_noise(label_noise)
+    if name.startswith(TFDS_PREFIX):
+        whole = load_prepared(name.removeprefix(TFDS_PREFIX), data_dir)
+    else:
+        whole = registry.lookup(DATASETS, name, "data set")(data_dir)
+    return take(
+        whole,
+        train_examples=train_examples,
+        test_examples=test_examples,
+        validation_examples=validation_examples,
+        label_noise=label_noise,
+        seed=seed,
+    )

@@ -1,0 +1,176 @@
+"""Which examples form a batch, and what is done to them: pure functions for use inside `jit`.
+
+The data set stays on the device as uint8. Order, augmentation and normalization are functions
+of (seed, epoch, step) and nothing else, so a run resumes at any step without replaying any.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import rng
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """ceil(examples / batch_size): the last batch of an epoch holds what is left.
+
+    Raises:
+      ValueError: no examples, batch_size below 1, or larger than the number of examples.
+    """
+    if not 1 <= batch_size <= examples:
+        raise ValueError(
+            f"batch_size={batch_size}: must be between 1 and the number of examples, {examples}"
+        )
+    return -(-examples // batch_size)
+
+
+def epoch_permutation(seed: int | jax.Array, epoch: int | jax.Array, examples: int) -> jax.Array:
+    """The order of the examples in this epoch: int32 [examples], a permutation."""
+    return jax.random.permutation(rng.at(seed, "order", epoch), examples)
+
+
+def batch_indices(
+    permutation: jax.Array, step: int | jax.Array, batch_size: int, *, partial: bool = False
+) -> jax.Array:
+    """The examples of one batch: `permutation[step * batch_size : (step + 1) * batch_size]`.
+
+    A batch has exactly the examples it should have, none padded, because padding would enter
+    BatchNorm's statistics. Array sizes are static, so the shorter last batch of an epoch
+    is a second shape and is asked for by name.
+
+    Args:
+      permutation: int32 [examples], from `epoch_permutation`.
+      step: step within the epoch, counted from 0; may be traced.
+      batch_size: examples in a full batch.
+      partial: the last batch, of `examples % batch_size` examples; `step` must be the last.
+
+    Returns:
+      int32 [batch_size], or [examples % batch_size] if partial.
+
+    Raises:
+      ValueError: a Python `step` that the epoch does not have, or `partial` where the batch size
+        divides the number of examples, or `partial` that contradicts `step`.
+    """
+    examples = permutation.shape[0]
+    full, rest = divmod(examples, batch_size)
+    if partial and not rest:
+        raise ValueError(f"no partial batch: {batch_size} divides the {examples} examples")
+    if isinstance(step, int | np.integer) and not (step == full if partial else 0 <= step < full):
+        raise ValueError(
+            f"step={step}, partial={partial}: an epoch of {examples} examples has full batches "
+            f"0..{full - 1}" + (f" and the partial batch {full}" if rest else "")
+        )
+    size = rest if partial else batch_size
+    return jax.lax.dynamic_slice_in_dim(permutation, step * batch_size, size)
+
+
+def evaluation_batches(examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Index and weight arrays to scan over all examples in order, in one compiled call.
+
+    Returns:
+      indices int32 [batches, batch_size] and weights float32 of the same shape. The last batch
+      is filled up with example 0 at weight 0; all other weights are 1, so weighted sums over
+      everything are exact whatever the batch size.
+
+    Raises:
+      ValueError: batch_size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    size = max(1, min(batch_size, examples))
+    batches = -(-examples // size)
+    position = np.arange(batches * size, dtype=np.int32).reshape(batches, size)
+    live = position < examples
+    return np.where(live, position, 0).astype(np.int32), live.astype(np.float32)
+
+
+def normalize(
+    images: jax.Array, mean: tuple[float, ...] | jax.Array, std: tuple[float, ...] | jax.Array
+) -> jax.Array:
+    """`(images / 255 - mean) / std` in float32.
+
+    Args:
+      images: uint8 [..., channels].
+      mean: per channel, of pixel / 255.
+      std: the same.
+    """
+    scaled = images.astype(jnp.float32) / 255.0
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def augment_draws(
+    key: jax.Array, batch: int, *, padding: int = 4, flip: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """Random numbers of `augment`, one set per example.
+
+    Returns:
+      offsets int32 [batch, 2], rows and columns, uniform over -padding..padding; flips bool
+      [batch], True with probability 1/2 (all False without `flip`).
+    """
+    crop_key, flip_key = jax.random.split(key)
+    offsets = jax.random.randint(crop_key, (batch, 2), -padding, padding + 1)
+    flips = jax.random.bernoulli(flip_key, 0.5, (batch,)) if flip else jnp.zeros(batch, bool)
+    return offsets, flips
+
+
+def crop_and_flip(
+    images: jax.Array, indices: jax.Array, offsets: jax.Array, flips: jax.Array
+) -> jax.Array:
+    """Shifted, mirrored copies of `images[indices]`, black (0) where the shift leaves the image.
+
+    One gather straight from the data set: the shift and the mirror are arithmetic on the pixel
+    indices. (A `dynamic_slice` per example costs about three times as much on CPU.)
+
+    Args:
+      images: uint8 [examples, height, width, channels].
+      indices: int32 [batch].
+      offsets: int32 [batch, 2]: pixel (r, c) of the result is pixel (r + offset, c + offset).
+      flips: bool [batch]: mirror left and right, after the shift.
+
+    Returns:
+      uint8 [batch, height, width, channels].
+    """
+    images = jnp.asarray(images)
+    height, width = images.shape[1:3]
+    column = jnp.arange(width)
+    rows = offsets[:, :1] + jnp.arange(height)
+    columns = offsets[:, 1:] + jnp.where(flips[:, None], width - 1 - column, column)
+    inside_rows = (rows >= 0) & (rows < height)
+    inside_columns = (columns >= 0) & (columns < width)
+    pixels = images[
+        indices[:, None, None],
+        jnp.clip(rows, 0, height - 1)[:, :, None],
+        jnp.clip(columns, 0, width - 1)[:, None, :],
+    ]
+    inside = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
+    return jnp.where(inside, pixels, jnp.zeros((), images.dtype))
+
+
+def augment(
+    key: jax.Array,
+    images: jax.Array,
+    indices: jax.Array,
+    *,
+    padding: int = 4,
+    flip: bool = True,
+) -> jax.Array:
+    """The batch `images[indices]`, each example randomly cropped and mirrored.
+
+    Pads with `padding` black pixels on all sides, cuts the original size at a uniform place and
+    mirrors with probability 1/2: the usual CIFAR augmentation (RandomCrop(32, padding=4) and
+    RandomHorizontalFlip). Black is the pixel value 0, before normalization.
+
+    Args:
+      key: typed key of this step, `rng.at(seed, "augment", step)`.
+      images: uint8 [examples, height, width, channels], the whole data set.
+      indices: int32 [batch].
+      padding: pixels on each side, at least 0.
+      flip: mirror at random.
+
+    Returns:
+      uint8 [batch, height, width, channels].
+    """
+    if padding < 0:
+        raise ValueError(f"padding={padding}: must be at least 0 pixels")
+    offsets, flips = augment_draws(key, indices.shape[0], padding=padding, flip=flip)
+    return crop_and_flip(images, indices, offsets, flips)

@@ -1,0 +1,173 @@
+"""What a data set is once it is in memory, and the seeded choices made from it."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from prunejax import rng
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels of a classification task, as read-only host arrays.
+
+    Attributes:
+      name: the name it was loaded by.
+      train_images, validation_images, test_images: uint8 [n, height, width, channels]. No
+        validation split held out: length 0.
+      train_labels, validation_labels, test_labels: int32 [n], 0 <= label < num_classes.
+      num_classes: number of classes.
+      mean, std: per channel, of pixel / 255, for `batches.normalize`.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for split in ("train", "validation", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            assert (images.ndim, images.dtype) == (4, np.uint8), (split, images.shape)
+            assert (labels.shape, labels.dtype) == (images.shape[:1], np.int32), split
+            # A run shares these arrays between its members: nobody may write to them.
+            images.flags.writeable = labels.flags.writeable = False
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width, channels = self.train_images.shape[1:]
+        return height, width, channels
+
+
+def make(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    num_classes: int,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Dataset:
+    """A whole `Dataset` without validation split; mean and std are measured when not given."""
+    if mean is None or std is None:
+        mean, std = channel_moments(train[0])
+    none = np.zeros((0, *train[0].shape[1:]), np.uint8), np.zeros(0, np.int32)
+    return Dataset(name, *train, *test, *none, num_classes, mean, std)
+
+
+def channel_moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of pixel / 255 per channel, over all images and places.
+
+    Computed from the exact histogram of the 256 levels, so that no order of summation enters.
+    A channel that never varies gets the standard deviation 1.
+    """
+    level = np.arange(256) / 255.0
+    means, stds = [], []
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+        mean = float(counts @ level / counts.sum())
+        variance = float(counts @ (level - mean) ** 2 / counts.sum())
+        means.append(mean)
+        stds.append(variance**0.5 or 1.0)
+    return tuple(means), tuple(stds)
+
+
+def _check_count(field: str, value: int | None, low: int, high: int, of: str) -> None:
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{field}={value}: must be between {low} and {high} ({of})")
+
+
+def check_label_noise(label_noise: float) -> None:
+    """ValueError unless `label_noise` is a fraction in [0, 1)."""
+    if not 0.0 <= label_noise < 1.0:
+        raise ValueError(f"label_noise={label_noise}: must be a fraction, at least 0, less than 1")
+
+
+def take(
+    data: Dataset,
+    *,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+    validation_examples: int = 0,
+    label_noise: float = 0.0,
+    seed: int = 0,
+) -> Dataset:
+    """Chooses examples and spoils labels; a pure function of `data`, the sizes and `seed`.
+
+    The training examples are shuffled once by the stream "subset": the first
+    `validation_examples` of that order are the validation split, the next `train_examples` (or
+    all that is left) the training split. So, for one seed, the validation split does not depend
+    on `train_examples`, and a smaller training split is part of every larger one. Classes are
+    as balanced as a uniform draw makes them. Chosen examples keep the order of the data set.
+
+    Args:
+      data: a whole data set, without validation split.
+      train_examples: number of training examples; None for all that are not held out.
+      test_examples: number of test examples; None for all.
+      validation_examples: number of training examples held out.
+      label_noise: fraction of the training labels that get another class, drawn uniformly from
+        the other classes; exactly `round(label_noise * n)` labels change. Validation and test
+        labels stay clean.
+      seed: of the streams "subset" and "labels".
+
+    Raises:
+      ValueError: a size that the data set does not have, or label_noise outside [0, 1).
+    """
+    total = len(data.train_labels)
+    of = f"{data.name} has {total} training examples"
+    _check_count("validation_examples", validation_examples, 0, total - 1, f"{of}; 1 must stay")
+    left = total - validation_examples
+    if validation_examples:
+        of += f", {validation_examples} of them held out"
+    _check_count("train_examples", train_examples, 1, left, of)
+    tests = len(data.test_labels)
+    _check_count("test_examples", test_examples, 1, tests, f"{data.name} has {tests} test examples")
+    check_label_noise(label_noise)
+
+    count = left if train_examples is None else train_examples
+    changes: dict[str, Any] = {}
+    if count < total:
+        order = np.asarray(jax.random.permutation(rng.at(seed, "subset", 0), total))
+        held_out = np.sort(order[:validation_examples])
+        chosen = np.sort(order[validation_examples : validation_examples + count])
+        changes.update(
+            validation_images=data.train_images[held_out],
+            validation_labels=data.train_labels[held_out],
+            train_images=data.train_images[chosen],
+            train_labels=data.train_labels[chosen],
+        )
+    if test_examples is not None and test_examples < tests:
+        order = np.asarray(jax.random.permutation(rng.at(seed, "subset", 1), tests))
+        chosen = np.sort(order[:test_examples])
+        changes.update(test_images=data.test_images[chosen], test_labels=data.test_labels[chosen])
+    if label_noise:
+        labels = changes.get("train_labels", data.train_labels)
+        changes["train_labels"] = spoil(labels, data.num_classes, label_noise, seed)
+    return dataclasses.replace(data, **changes)
+
+
+def spoil(labels: np.ndarray, num_classes: int, fraction: float, seed: int) -> np.ndarray:
+    """A copy of `labels` in which exactly `round(fraction * n)` have another class.
+
+    Which labels, and the new class (uniform over the `num_classes - 1` others), come from the
+    stream "labels" of `seed`; a larger fraction spoils the same labels and more.
+    """
+    if num_classes < 2:
+        raise ValueError(f"label_noise={fraction}: there is no other class, num_classes=1")
+    where = np.asarray(jax.random.permutation(rng.at(seed, "labels", 0), len(labels)))
+    shift = np.asarray(
+        jax.random.randint(rng.at(seed, "labels", 1), (len(labels),), 1, num_classes)
+    )
+    where = where[: round(fraction * len(labels))]
+    spoiled = labels.copy()
+    spoiled[where] = (labels[where] + shift[where]) % num_classes
+    return spoiled

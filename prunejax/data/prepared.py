@@ -1,0 +1,277 @@
+"""Image classification sets prepared by tensorflow-datasets, read without TensorFlow.
+
+TFDS's own answers to a set that is not there are minutes of retries, a misleading
+NotImplementedError, or an empty dict. So the files are looked for here, and TFDS is asked (and
+imported) only to read what is known to be there and is not yet in the cache.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunejax.data import cache
+from prunejax.data.dataset import Dataset, make
+
+CACHE_FORMAT = 1
+CHUNK = 1000  # records read at once; one by one is slower, all at once holds every file in memory
+
+# Normalization constants in common use. CIFAR: those of the paper's code (the CIFAR-10 std is
+# the mean over images of each image's std, a little smaller than the std of all pixels).
+MOMENTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+logger = logging.getLogger(__name__)
+
+
+class DataNotFoundError(ValueError):
+    """A prepared data set is not where it was looked for; the message says how to prepare it."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared set on disk, all of whose files are there.
+
+    Attributes:
+      name: "NAME" or "NAME/CONFIG", as in TFDS.
+      path: the version directory.
+      files: file paths of each split, in order.
+      lengths: number of examples of each split.
+      image, label: names of the features.
+      shape: of the images; -1 where it varies.
+      num_classes: of the label feature.
+    """
+
+    name: str
+    path: Path
+    files: dict[str, list[Path]]
+    lengths: dict[str, int]
+    image: str
+    label: str
+    shape: tuple[int, ...]
+    num_classes: int
+
+    def split(self, *candidates: str) -> str:
+        """The first of `candidates` that the set has; ValueError with the splits there are."""
+        for name in candidates:
+            if name in self.lengths:
+                return name
+        raise ValueError(
+            f"{self.path} has no split {' or '.join(map(repr, candidates))}; it has: "
+            f"{', '.join(sorted(self.lengths))}"
+        )
+
+
+def search_directory(data_dir: str | os.PathLike[str] | None) -> tuple[Path, str]:
+    """Where prepared sets are looked for, and who said so.
+
+    The argument, else the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    """
+    if data_dir:
+        return Path(data_dir).expanduser(), "data_dir"
+    if from_environment := os.environ.get("TFDS_DATA_DIR"):
+        return Path(from_environment).expanduser(), "TFDS_DATA_DIR"
+    return Path("~/tensorflow_datasets").expanduser(), "the default of TFDS"
+
+
+def preparation(name: str, directory: Path) -> str:
+    """The shell command that downloads and prepares the set; it needs TensorFlow and a network."""
+    code = (
+        f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={str(directory)!r}, "
+        "file_format='array_record').download_and_prepare()"
+    )
+    return f"pip install tensorflow importlib_resources && python -c {shlex.quote(code)}"
+
+
+def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Prepared:
+    """Finds the newest version of a prepared set; reads two small JSON files.
+
+    Args:
+      name: "NAME" or "NAME/CONFIG", as in TFDS.
+      data_dir: see `search_directory`.
+
+    Raises:
+      DataNotFoundError: it is not there, or files of it are missing.
+      ValueError: it is there in another file format, or is no image classification set.
+    """
+    directory, origin = search_directory(data_dir)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", name) or ".." in name:
+        raise ValueError(f"data set name {name!r}: must be NAME or NAME/CONFIG, as in TFDS")
+    versions = [
+        (tuple(map(int, path.name.split("."))), path)
+        for path in (directory / name).glob("*.*.*")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").is_file()
+    ]
+    if not versions:
+        raise DataNotFoundError(
+            f"data set {name!r} is not prepared: looked for {name}/VERSION/dataset_info.json in "
+            f"{directory} ({origin}). Point data_dir or TFDS_DATA_DIR at the directory that holds "
+            f"it, or prepare it once, with a network: {preparation(name, directory)}"
+        )
+    return _open(name, max(versions)[1], directory)
+
+
+def _open(name: str, path: Path, directory: Path) -> Prepared:
+    info = _json(path / "dataset_info.json")
+    file_format = info.get("fileFormat", "tfrecord")
+    if file_format != "array_record":
+        # TFDS takes the directory for prepared whatever the format: only another one helps.
+        command = preparation(name, directory.with_name(directory.name + "_array_record"))
+        raise ValueError(
+            f"{path} is prepared as {file_format!r}, which cannot be read at random without "
+            f"TensorFlow; 'array_record' is needed. Prepare it in another directory: {command}"
+        )
+    files, lengths = {}, {}
+    for split in info.get("splits", []):
+        shards = [int(length) for length in split.get("shardLengths", [])]
+        files[split["name"]] = [
+            path / _file_name(name, split, i, len(shards)) for i in range(len(shards))
+        ]
+        lengths[split["name"]] = sum(shards)
+    missing = [file for group in files.values() for file in group if not file.is_file()]
+    if missing or not files:
+        raise DataNotFoundError(
+            f"data set {name!r} in {path} is incomplete: "
+            + (f"{len(missing)} files are missing, first {missing[0].name}" if missing else "empty")
+            + f". Remove that directory and prepare the set again: {preparation(name, directory)}"
+        )
+    features = _json(path / "features.json").get("featuresDict", {}).get("features", {})
+    keys = info.get("supervisedKeys", {}).get("tuple", {}).get("items", [])
+    image, label = [key.get("featureKey") for key in keys] if len(keys) == 2 else ("image", "label")
+    image_feature = features.get(image, {}).get("image")
+    label_feature = features.get(label, {}).get("classLabel")
+    if image_feature is None or label_feature is None or image_feature.get("dtype") != "uint8":
+        raise ValueError(
+            f"{path} is no image classification set: a uint8 image and a class label are needed; "
+            f"its features are: {', '.join(sorted(features))}"
+        )
+    sizes = [int(d) for d in image_feature.get("shape", {}).get("dimensions", [])]
+    return Prepared(
+        name,
+        path,
+        files,
+        lengths,
+        image,
+        label,
+        tuple(sizes),
+        int(label_feature["numClasses"]),
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+
+
+def _file_name(name: str, split: dict[str, Any], index: int, count: int) -> str:
+    default = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    return str(split.get("filepathTemplate", default)).format(
+        DATASET=name.split("/")[0],
+        SPLIT=split["name"],
+        FILEFORMAT="array_record",
+        SHARD_INDEX=f"{index:05d}",
+        NUM_SHARDS=f"{count:05d}",
+        SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
+    )
+
+
+def source(prepared: Prepared, split: str) -> Any:
+    """TFDS's random access to the records, with the images still encoded (bytes)."""
+    import tensorflow_datasets as tfds  # a second that a cached start does not need
+
+    builder = tfds.builder_from_directory(prepared.path)
+    return builder.as_data_source(split, decoders={prepared.image: tfds.decode.SkipDecoding()})
+
+
+def decode(encoded: bytes, channels: int) -> np.ndarray:
+    """A PNG, JPEG or WebP as uint8 [height, width, channels], grey for 1 channel, RGB for 3.
+
+    Always by pillow: TFDS would take OpenCV where that happens to be installed, which decodes
+    JPEG to slightly different pixels.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        mode = "L" if channels == 1 else "RGB"
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels[..., None] if channels == 1 else pixels
+
+
+def read_split(prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels of a split, in TFDS's order, from the cache where it has them.
+
+    Returns:
+      images uint8 [n, height, width, channels], labels int32 [n].
+
+    Raises:
+      ValueError: images of varying size, records that cannot be read, labels out of range.
+    """
+    if len(prepared.shape) != 3 or min(prepared.shape) < 1:
+        raise ValueError(
+            f"{prepared.path}: images of shape {prepared.shape} (-1: varies) do not form one array"
+        )
+    key = _cache_key(prepared, split)
+    cached = cache.read(key)
+    if cached is not None:
+        return cached
+    count = prepared.lengths[split]
+    logger.info("decoding %s %s: %d images, once", prepared.name, split, count)
+    images = np.empty((count, *prepared.shape), np.uint8)
+    labels = np.empty(count, np.int32)
+    try:
+        records = source(prepared, split)
+        for start in range(0, count, CHUNK):
+            chunk = records.__getitems__(list(range(start, min(start + CHUNK, count))))
+            for i, record in enumerate(chunk, start):
+                images[i] = decode(record[prepared.image], images.shape[-1])
+                labels[i] = record[prepared.label]
+    except Exception as error:  # anything a damaged file may raise, several layers below
+        directory = prepared.path.parents[prepared.name.count("/") + 1]
+        raise ValueError(
+            f"cannot read split {split!r} of {prepared.path}: {type(error).__name__}: {error}. "
+            f"Remove that directory and prepare it again: {preparation(prepared.name, directory)}"
+        ) from error
+    if count and not 0 <= labels.min() <= labels.max() < prepared.num_classes:
+        raise ValueError(
+            f"split {split!r} of {prepared.path} has labels {labels.min()}..{labels.max()}, not "
+            f"0..{prepared.num_classes - 1}; a split without labels cannot be used"
+        )
+    cache.write(key, images, labels)
+    return images, labels
+
+
+def _cache_key(prepared: Prepared, split: str) -> str:
+    """Changes when any source file does: path, size and time of change of all of them."""
+    info = [prepared.path / "dataset_info.json", prepared.path / "features.json"]
+    identity = [CACHE_FORMAT, str(prepared.path.resolve()), split]
+    for file in info + prepared.files[split]:
+        stat = file.stat()
+        identity += [file.name, stat.st_size, stat.st_mtime_ns]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    return f"{prepared.name.replace('/', '-')}-{prepared.path.name}-{split}-{digest}"
+
+
+def load_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """The train and test split of a prepared set ("validation" where there is no "test").
+
+    Sets without an entry in `MOMENTS` get the mean and std of their training images.
+    """
+    prepared = find(name, data_dir)
+    splits = prepared.split("train"), prepared.split("test", "validation")
+    train, test = (read_split(prepared, split) for split in splits)
+    mean, std = MOMENTS.get(name, (None, None))
+    return make(name, train, test, prepared.num_classes, mean, std)
