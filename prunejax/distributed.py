@@ -1,0 +1,204 @@
+"""Several processes as one program: who they are, how they meet, and how they stay in step.
+
+A single process needs nothing from here: every function then does nothing, or answers for itself.
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from prunejax import rendezvous
+
+TIMEOUT_SECONDS = 300.0  # how long processes wait for each other at the start
+
+
+class Place(NamedTuple):
+    """A process among its peers.
+
+    Attributes:
+      coordinator: `HOST:PORT` at which process 0 listens, None: JAX finds this and the rest.
+      process_id: 0 .. process_count - 1.
+      process_count: number of processes.
+      local_devices: accelerators of this machine that the process takes, None: all.
+    """
+
+    coordinator: str | None
+    process_id: int
+    process_count: int
+    local_devices: list[int] | None = None
+
+
+def from_flags(
+    coordinator: str | None, process_id: int | None, process_count: int | None
+) -> Place | None:
+    """The place that the command line names, None if it names none.
+
+    `coordinator="auto"` leaves everything to `jax.distributed.initialize` and must stand alone.
+
+    Raises:
+      ValueError: some of the three are missing, or their values do not fit together.
+    """
+    flags = {
+        "--coordinator": coordinator,
+        "--process_id": process_id,
+        "--process_count": process_count,
+    }
+    given = [name for name, value in flags.items() if value is not None]
+    if not given:
+        return None
+    if coordinator == "auto":
+        if len(given) > 1:
+            raise ValueError(f"--coordinator=auto finds the rest by itself: drop {given[1]}")
+        return Place(None, 0, 0)
+    if coordinator is None or process_id is None or process_count is None:
+        missing = ", ".join(name for name in flags if name not in given)
+        raise ValueError(
+            f"{', '.join(given)} without {missing}: give --coordinator=HOST:PORT, --process_id=I "
+            "and --process_count=N together, or none of them for one process"
+        )
+    rendezvous.split(coordinator)
+    if process_count < 1 or not 0 <= process_id < process_count:
+        raise ValueError(
+            f"--process_id={process_id} of --process_count={process_count}: "
+            "the count is at least 1 and ids run from 0 to count - 1"
+        )
+    return Place(coordinator, process_id, process_count)
+
+
+def from_environment(environment: Mapping[str, str]) -> Place | None:
+    """The place that the scheduler's variables describe, None for a process on its own.
+
+    - SLURM: a step (`srun`) of several tasks. Port as in JAX: from the job id, or
+      `JAX_COORDINATOR_PORT`. Tasks that share a node take one accelerator each.
+    - Kubernetes: an Indexed Job whose manifest sets `JAX_COORDINATOR_ADDRESS` and
+      `JAX_PROCESS_COUNT`; the index comes from `JOB_COMPLETION_INDEX`. Needs no cluster rights.
+    - Cloud TPU slices (`TPU_WORKER_HOSTNAMES`, several) and Open MPI: JAX finds the rest.
+    """
+    env = environment
+    if "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env and "SLURM_JOB_ID" in env:
+        count = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
+        if count > 1:
+            port = env.get("JAX_COORDINATOR_PORT") or 61440 + int(env["SLURM_JOB_ID"]) % 4096
+            host = _first_host(env["SLURM_STEP_NODELIST"])
+            return Place(f"{host}:{port}", int(env["SLURM_PROCID"]), count, _slurm_devices(env))
+        return None
+    if "JAX_COORDINATOR_ADDRESS" in env and "JOB_COMPLETION_INDEX" in env:
+        if "JAX_PROCESS_COUNT" not in env:
+            raise ValueError(
+                "JAX_COORDINATOR_ADDRESS and JOB_COMPLETION_INDEX are set but JAX_PROCESS_COUNT "
+                "is not: set it to the Job's number of pods"
+            )
+        return from_flags(
+            env["JAX_COORDINATOR_ADDRESS"],
+            int(env["JOB_COMPLETION_INDEX"]),
+            int(env["JAX_PROCESS_COUNT"]),
+        )
+    workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES", "")
+    slices = int(env.get("MEGASCALE_NUM_SLICES") or 1)
+    if len(workers.split(",")) > 1 or slices > 1 or int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
+        return Place(None, 0, 0)
+    return None
+
+
+def initialize(
+    coordinator: str | None = None,
+    process_id: int | None = None,
+    process_count: int | None = None,
+    *,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> None:
+    """Joins the processes named by the flags or by the environment; one process: does nothing.
+
+    Call it before anything asks JAX for a device. On CPU the processes exchange data with gloo.
+    JAX's own SIGTERM handler stays off, so that one handler (the study's) serves one process
+    and many; see `any_process`.
+
+    Args:
+      coordinator: `HOST:PORT` of process 0, or "auto": JAX detects all three.
+      process_id: 0 .. process_count - 1.
+      process_count: number of processes.
+      timeout_seconds: how long the processes wait for each other.
+
+    Raises:
+      ValueError: flags that are incomplete or do not fit together, or processes that disagree.
+      RuntimeError: the coordinator is not reachable, or processes are missing, at the time limit.
+    """
+    place = from_flags(coordinator, process_id, process_count) or from_environment(os.environ)
+    if place is None or place.process_count == 1:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)
+    if place.coordinator is None:
+        jax.distributed.initialize(initialization_timeout=int(timeout_seconds))
+        return
+    # JAX ends the whole process with a stack trace when a peer is missing, so they meet here first.
+    deadline = time.monotonic() + timeout_seconds
+    host, port = rendezvous.split(place.coordinator)
+    rendezvous.meet(host, port, place.process_id, place.process_count, timeout_seconds)
+    jax.distributed.initialize(
+        place.coordinator,
+        place.process_count,
+        place.process_id,
+        local_device_ids=place.local_devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=max(30, int(deadline - time.monotonic())),
+        coordinator_bind_address=f"{host}:{port}" if rendezvous.is_loopback(host) else None,
+    )
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes (process 0)."""
+    return jax.process_index() == 0
+
+
+def sync(name: str) -> None:
+    """Waits until every process has called `sync` with the same name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> bool:
+    """True in every process if `flag` is true in at least one; every process must call it.
+
+    This is how a signal that reached one process stops all of them at the same step.
+    """
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def leave(exit_code: int) -> None:
+    """Ends a failed process of several at once; alone, it returns.
+
+    A normal exit would wait minutes for peers that will never come to the same point; when this
+    process is gone they fail, too, and the launcher ends them.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+
+def _first_host(nodes: str) -> str:
+    """The first host of a SLURM list such as "node[001-003,7],other"."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+))?", nodes)
+    if match is None:
+        raise ValueError(f"SLURM_STEP_NODELIST={nodes!r} names no host")
+    return match.group(1) + (match.group(2) or "")
+
+
+def _slurm_devices(env: Mapping[str, str]) -> list[int] | None:
+    """One accelerator per task where tasks share a node and SLURM itself bound none to them."""
+    alone = re.fullmatch(r"1(\(x\d+\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    visible = env.get("CUDA_VISIBLE_DEVICES", "")
+    bound = visible != "" and "," not in visible
+    if alone or bound or "JAX_LOCAL_DEVICE_IDS" in env:
+        return None
+    return [int(env.get("SLURM_LOCALID", "0"))]

@@ -1,0 +1,155 @@
+import subprocess
+import sys
+
+import jax
+import pytest
+from test_rendezvous import free_port
+
+from prunejax import distributed
+
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from prunejax import distributed
+
+port, index, count, failing = sys.argv[1], *map(int, sys.argv[2:])
+distributed.initialize(f"127.0.0.1:{port}", index, count, timeout_seconds=60)
+assert jax.process_count() == count and distributed.is_main() == (index == 0)
+mesh = Mesh(jax.devices(), "data")
+local = jnp.full((1,), index + 1.0)
+whole = multihost_utils.host_local_array_to_global_array(local, mesh, P("data"))
+total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(whole)
+flags = [distributed.any_process(False), distributed.any_process(index == 1)]
+distributed.sync("end")
+print("sum", float(total), "flags", *flags, flush=True)
+if index == failing:
+    distributed.leave(7)
+"""
+
+
+def run(count, failing=-1):
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(port), str(i), str(count), str(failing)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    return processes
+
+
+def test_two_processes_reduce_agree_and_end():
+    processes = run(2)
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert "sum 3.0 flags False True" in output
+
+
+def test_a_failed_process_does_not_wait_for_its_peers():
+    processes = run(2, failing=1)
+    try:
+        # JAX's own shutdown would wait for process 0, which runs on, for minutes.
+        output, _ = processes[1].communicate(timeout=60)
+        assert processes[1].returncode == 7, output
+    finally:
+        processes[0].kill()
+        processes[0].communicate()
+
+
+def test_unreachable_coordinator_is_an_error_not_an_abort():
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(RuntimeError, match=f"{address} not reachable within 0.3 s"):
+        distributed.initialize(address, 1, 2, timeout_seconds=0.3)
+
+
+def test_one_process_needs_nothing(monkeypatch):
+    for name in ("SLURM_STEP_NODELIST", "JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    distributed.initialize()
+    distributed.initialize("127.0.0.1:1", 0, 1)
+    assert not jax.distributed.is_initialized()
+    assert distributed.is_main()
+    assert distributed.any_process(True) is True
+    assert distributed.any_process(False) is False
+    distributed.sync("nothing")
+    distributed.leave(3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("h:1", None, None), "--coordinator without --process_id, --process_count"),
+        ((None, 0, None), "--process_id without --coordinator, --process_count"),
+        (("h:1", 0, None), "without --process_count"),
+        (("h:1", 2, 2), "--process_id=2 of --process_count=2"),
+        (("h:1", -1, 2), "--process_id=-1"),
+        (("h:1", 0, 0), "--process_count=0"),
+        (("h", 0, 2), "write HOST:PORT"),
+        (("auto", 0, None), "finds the rest by itself: drop --process_id"),
+    ],
+)
+def test_flags_that_do_not_fit(flags, message):
+    with pytest.raises(ValueError, match=message):
+        distributed.initialize(*flags)
+
+
+SLURM = {
+    "SLURM_JOB_ID": "4099",
+    "SLURM_STEP_NODELIST": "gpu[003-004,9],big",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+}
+POD = {"JAX_COORDINATOR_ADDRESS": "study-0:55527", "JOB_COMPLETION_INDEX": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, None),
+        (SLURM, ("gpu003:61443", 2, 4, [1])),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, ("gpu003:61443", 2, 4, None)),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "1"}, ("gpu003:61443", 2, 4, None)),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1"}, ("gpu003:61443", 2, 4, [1])),
+        (SLURM | {"JAX_LOCAL_DEVICE_IDS": "0"}, ("gpu003:61443", 2, 4, None)),
+        (SLURM | {"SLURM_STEP_NODELIST": "a1,b2"}, ("a1:61443", 2, 4, [1])),
+        (SLURM | {"SLURM_STEP_NODELIST": "a[7-9]-x"}, ("a7:61443", 2, 4, [1])),
+        (SLURM | {"JAX_COORDINATOR_PORT": "999"}, ("gpu003:999", 2, 4, [1])),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, None),  # batch shell
+        (POD | {"JAX_PROCESS_COUNT": "3"}, ("study-0:55527", 1, 3, None)),
+        ({"JOB_COMPLETION_INDEX": "1"}, None),  # independent pods, for example one per shard
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, (None, 0, 0, None)),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, (None, 0, 0, None)),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, (None, 0, 0, None)),
+    ],
+)
+def test_environments(environment, place):
+    assert distributed.from_environment(environment) == place
+
+
+def test_slurm_address_is_the_one_jax_finds(monkeypatch):
+    slurm_cluster = pytest.importorskip("jax._src.clusters.slurm_cluster", reason="private in JAX")
+    for nodes in ("a1", "a1,b2", "gpu[003-004,9],big", "n[7,9]"):
+        environment = SLURM | {"SLURM_STEP_NODELIST": nodes}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        expected = slurm_cluster.SlurmCluster.get_coordinator_address(None, None)
+        place = distributed.from_environment(environment)
+        assert place is not None
+        assert place.coordinator == expected
+
+
+def test_pods_without_a_count():
+    with pytest.raises(ValueError, match="JAX_PROCESS_COUNT is not: set it"):
+        distributed.from_environment(POD)
