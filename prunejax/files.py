@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import tempfile
 import warnings
@@ -39,6 +40,11 @@ def cell(value: object) -> str:
     if isinstance(value, float | np.floating):
         return "" if np.isnan(value) else str(value)
     return " ".join(str(value).split())
+
+
+def plain_name(text: str) -> str:
+    """`text` as a file name: anything but letters, digits and `._+=-` becomes "_"."""
+    return re.sub(r"^\.|[^\w.+=-]", "_", text) or "_"
 
 
 @contextmanager

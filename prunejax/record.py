@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -203,16 +202,10 @@ class RunDirectory:
             return list(csv.DictReader(file))
 
     def save_arrays(self, name: str, **arrays: Any) -> None:
-        """Writes `measures/NAME.npz`.
-
-        Raises:
-          ValueError: `name` is no plain file name (letters, digits and `._+=-`).
-        """
-        if not re.fullmatch(r"[\w+=-][\w.+=-]*", name):
-            raise ValueError(f"{name!r} is no plain file name (letters, digits, '._+=-')")
+        """Writes `measures/NAME.npz`; characters unfit for a file name become "_"."""
         saved = {key: np.asarray(value) for key, value in arrays.items()}
         files.replace(
-            self.path / "measures" / f"{name}.npz",
+            self.path / "measures" / f"{files.plain_name(name)}.npz",
             lambda file: np.savez_compressed(file, **saved),  # type: ignore[arg-type]
         )
 

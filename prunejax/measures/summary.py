@@ -3,16 +3,22 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite, nan
-from typing import Any
+from typing import Any, TypeVar
 
 from prunejax.measures import statistics
 
 Row = Mapping[str, object]
+R = TypeVar("R", bound=Row)
 
-OUTCOMES = ("final_test_accuracy", "best_test_accuracy", "generalization_gap")
-_STUDY = (*OUTCOMES, "best_epoch", "mean_stability", "events", "sparsity")  # not measures
+OUTCOMES = (
+    "final_test_accuracy",
+    "best_test_accuracy",
+    "selected_test_accuracy",
+    "generalization_gap",
+)
+_STUDY = (*OUTCOMES, "best_epoch", "selected_epoch", "mean_stability", "events", "sparsity")
 _LABELS = ("run", "variant", "seed", "status")
-COMPLETED = ("", "completed", "finished", "ok")  # other statuses: the run's numbers do not count
+COMPLETED = ("", "done", "completed", "finished", "ok")  # else: stopped, its numbers do not count
 
 
 def number(value: object) -> float:
@@ -47,9 +53,9 @@ def measure_columns(rows: Sequence[Row]) -> list[str]:
     return [c for c in numeric_columns(rows) if c not in _STUDY and not c.endswith("_stderr")]
 
 
-def by_variant(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def by_variant(rows: Iterable[R]) -> dict[str, list[R]]:
     """Rows by arm, in order of first appearance."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[R]] = {}
     for row in rows:
         found.setdefault(str(row["variant"]), []).append(row)
     return found

@@ -1,0 +1,284 @@
+"""The words and tables of the page, as HTML."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from prunejax.measures.statistics import Correlation
+from prunejax.measures.summary import OUTCOMES, by_variant, number
+from prunejax.report.style import DASH, MINUS, with_interval
+from prunejax.report.tables import Study, config_differences
+
+NAMES = {
+    "final_test_accuracy": "final accuracy",
+    "best_test_accuracy": "best accuracy",
+    "selected_test_accuracy": "accuracy at the epoch chosen on validation data",
+    "generalization_gap": "generalization gap",
+    "mean_stability": "mean stability",
+}
+_COLUMNS = ("mean_stability", *OUTCOMES, "sparsity")
+
+
+def name(column: str) -> str:
+    """A column in words."""
+    return NAMES.get(column, column.replace("_", " "))
+
+
+def minus(text: str) -> str:
+    """Hyphens before digits as minus signs."""
+    return text.replace("-", MINUS)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """A table; cells are HTML already."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "\n".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def lead(study: Study) -> str:
+    """What was run, in a sentence."""
+    config, arms = study.config, study.variants
+    runs = len({row["run"] for row in [*study.runs, *study.epochs]})
+    data, model = config.get("data") or {}, config.get("model") or {}
+    facts = [f"{runs} runs: {len(arms)} arms ({', '.join(arms)})"]
+    if data.get("name"):
+        size = f", {data['train_examples']} training examples" if data.get("train_examples") else ""
+        facts.append(f"data set {data['name']}{size}")
+    if model.get("name"):
+        facts.append(f"network {model['name']}")
+    if config.get("epochs"):
+        facts.append(f"{config['epochs']} epochs of batches of {config.get('batch_size', '?')}")
+    return "; ".join(facts) + "."
+
+
+def _correlation(found: Mapping[str, Any]) -> Correlation:
+    values: dict[str, Any] = {k: np.nan if v is None else v for k, v in found.items()}
+    return Correlation(**values)
+
+
+def findings(study: Study, summary: Mapping[str, Any]) -> str:
+    """What the numbers carry about the tradeoff, and no more."""
+    arms = {
+        label: arm["columns"].get("mean_stability", {}).get("mean")
+        for label, arm in summary["variants"].items()
+    }
+    order = sorted((v, k) for k, v in arms.items() if v is not None)[::-1]
+    lines = []
+    if len(order) > 1:
+        lines.append(
+            "Stability, highest first: "
+            + ", ".join(f"{escape(k)} {100 * v:.1f}%" for v, k in order)
+            + "."
+        )
+    scopes = summary["correlations"]
+    for scope in [s for s in ("selected", "runs_with_events", "all_runs") if s in scopes][:1]:
+        for y in ("final_test_accuracy", "best_test_accuracy"):
+            pair = scopes[scope].get("mean_stability", {}).get(y)
+            r = _correlation(pair["pearson"]) if pair else None
+            if r is None or not isfinite(r.low):
+                continue
+            verdict = "the interval contains zero: no sign can be claimed"
+            if r.high < 0:
+                verdict = "less stable runs were more accurate"
+            elif r.low > 0:
+                verdict = "less stable runs were less accurate"
+            text = with_interval("r", r)
+            lines.append(f"Stability and {name(y)} ({r.n} {name(scope)}): {text}; {verdict}.")
+    return "".join(f"<p>{line}</p>" for line in lines)
+
+
+def _mean(found: Mapping[str, Any] | None) -> str:
+    """`93.12 ± 0.40` with the interval below, in percent."""
+    if not found or found["mean"] is None:
+        return DASH
+    text = f"{100 * found['mean']:.2f}"
+    if found["std"] is not None:
+        text += f" ± {100 * found['std']:.2f}"
+        text += f"<small>[{100 * found['low']:.2f}, {100 * found['high']:.2f}]</small>"
+    return minus(text)
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    """`+0.52 p = 0.01` with the interval below, in percentage points."""
+    if not found or found["difference"] is None:
+        return DASH
+    text = f"{100 * found['difference']:+.2f}"
+    if found["low"] is None:
+        return minus(text)
+    p = f"p = {found['p']:.3f}" if found["p"] >= 0.001 else "p &lt; 0.001"
+    interval = f"[{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
+    return minus(f"{text}<small>{interval}</small><small>{p}, n = {found['n']}</small>")
+
+
+def arms(study: Study, summary: Mapping[str, Any]) -> str:
+    """Mean, std, n and interval of each arm, and its paired difference to the baseline."""
+    columns = [
+        c for c in _COLUMNS if any(c in arm["columns"] for arm in summary["variants"].values())
+    ]
+    paired, baseline = summary["paired"]["variants"], summary["paired"]["baseline"]
+    compared = [c for c in columns if c in OUTCOMES] if paired else []
+    head = ["arm", "runs", *(f"{name(c)}, %" for c in columns)]
+    head += [f"{name(c)} {MINUS} {escape(baseline)}, points" for c in compared]
+    rows = []
+    for label in study.variants:
+        arm = summary["variants"].get(label)
+        if arm is None:
+            continue
+        count = str(arm["completed"])
+        if arm["completed"] != arm["runs"]:
+            count += f" of {arm['runs']}"
+        rows.append(
+            [escape(label), count, *(_mean(arm["columns"].get(c)) for c in columns)]
+            + [_difference(paired.get(label, {}).get(c)) for c in compared]
+        )
+    text = (
+        "<p>Mean ± standard deviation over runs, below it the 95% confidence interval of the mean. "
+    )
+    if compared:
+        text += (
+            f"Differences to <i>{escape(baseline)}</i> are taken seed by seed (paired t interval "
+            "and two-sided p, not corrected for the number of comparisons). "
+        )
+    return text + "</p>" + table(head, rows)
+
+
+def comparisons(study: Study) -> list[tuple[str, str]]:
+    """`config.report.tests`: pairs "a:b" of arms."""
+    found = []
+    for pair in study.report_option("tests", ()):
+        a, separator, b = pair.partition(":")
+        if not separator:
+            raise ValueError(f"config.report.tests: {pair!r} is no pair of variants like 'a:b'")
+        found.append((a, b))
+    return found
+
+
+def tests(summary: Mapping[str, Any]) -> str:
+    """Welch's t-tests between the arms that the config names."""
+    rows = []
+    for test in summary["welch"]:
+        for column in ("best_test_accuracy", "final_test_accuracy", "mean_stability"):
+            found = test["columns"].get(column)
+            if found is None or found["p"] is None:
+                continue
+            t = DASH if found["t"] is None else f"{found['t']:.2f}"
+            rows.append(
+                [
+                    f"{escape(test['a'])} {MINUS} {escape(test['b'])}",
+                    name(column),
+                    minus(f"{100 * found['difference']:+.2f}"),
+                    minus(f"[{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"),
+                    minus(t),
+                    f"{found['p']:.2g}",
+                    DASH if found["d"] is None else minus(f"{found['d']:.2f}"),
+                ]
+            )
+    if not rows:
+        return ""
+    head = ["arms", "column", "difference, points", "95% interval", "t", "p", "Cohen's d"]
+    return "<h2>Welch's t-tests</h2>" + table(head, rows)
+
+
+def events(study: Study) -> str:
+    """Per arm: events, units removed, mean and largest instability."""
+    rows = []
+    for label, own in by_variant(study.events).items():
+        runs = {row["run"] for row in own}
+        drops = {(r["run"], r["epoch"]): number(r["instability"]) for r in own}
+        found = np.array([d for d in drops.values() if isfinite(d)])
+        removed = sum(number(row["targeted"]) for row in own) / len(runs)
+        rows.append(
+            [
+                escape(label),
+                f"{len(drops) / len(runs):g}",
+                str(len({row["layer"] for row in own})),
+                f"{removed:g}",
+                minus(f"{100 * found.mean():.2f}") if found.size else DASH,
+                minus(f"{100 * found.max():.2f}") if found.size else DASH,
+            ]
+        )
+    if not rows:
+        return "<p>No run had a pruning event.</p>"
+    head = ["arm", "events per run", "layers", "units targeted per run"]
+    head += ["mean instability, %", "largest instability, %"]
+    return (
+        "<p>Instability is the fall of test accuracy at an event relative to the accuracy before "
+        "it; layers pruned in one epoch are one event.</p>" + table(head, rows)
+    )
+
+
+def correlation_table(summary: Mapping[str, Any]) -> str:
+    """Every correlation of the summary."""
+    rows = []
+    for scope, columns in summary["correlations"].items():
+        for x, others in columns.items():
+            for y, found in others.items():
+                r = _correlation(found["pearson"])
+                tau = _correlation(found["kendall"])
+                if isfinite(r.value):
+                    p = f"{r.p:.2g}"
+                    cells = [with_interval("r", r), p, with_interval("τ", tau), str(r.n)]
+                    rows.append([f"{name(x)}, {name(y)}", name(scope), *cells])
+    if not rows:
+        return ""
+    head = ["columns", "runs", "Pearson, 95% interval", "p", "Kendall, 95% interval", "n"]
+    return "<details><summary>All correlations</summary>" + table(head, rows, "text") + "</details>"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, item in tree.items():
+        if isinstance(item, Mapping) and item:
+            found.update(_flat(item, f"{prefix}{key}."))
+        else:
+            found[prefix + str(key)] = item
+    return found
+
+
+def _code(item: object) -> str:
+    return f"<code>{escape(json.dumps(item, ensure_ascii=False))}</code>"
+
+
+def config(study: Study) -> str:
+    """What the arms change, and every other field."""
+    shared = {k: v for k, v in study.config.items() if k != "variants"}
+    arms_ = study.config.get("variants") or {}
+    rows = [
+        [
+            escape(label),
+            "<br>".join(f"{escape(k)} = {_code(v)}" for k, v in _flat(changes or {}).items())
+            or "nothing",
+        ]
+        for label, changes in arms_.items()
+    ]
+    parts = [table(["arm", "changes"], rows, "text")] if rows else []
+    for path, lines in config_differences(study).items():
+        items = "".join(f"<li><code>{escape(line)}</code></li>" for line in lines)
+        parts.append(f"<p>In <code>{escape(path)}</code>:</p><ul>{items}</ul>")
+    fields = [[escape(k), _code(v)] for k, v in _flat(shared).items()]
+    parts.append(
+        "<details><summary>All fields</summary>"
+        + table(["field", "value"], fields, "text")
+        + "</details>"
+    )
+    return "".join(parts)
+
+
+def environment(study: Study) -> str:
+    """Versions, devices and commit of each directory."""
+    found: dict[str, list[str]] = {}
+    for path, content in study.environments.items():
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        found.setdefault(text, []).append(path)
+    return "".join(
+        f"<details><summary>{escape(', '.join(paths))}</summary><pre>{escape(text)}</pre></details>"
+        for text, paths in found.items()
+    )

@@ -1,0 +1,314 @@
+"""Reads run directories, merges those of one study, and says what is missing."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from prunejax.files import plain_name
+from prunejax.measures.summary import by_variant, is_completed, number
+from prunejax.record import differences
+
+Row = dict[str, str]
+# Fields of a config that may differ between directories without making them different studies.
+_SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")
+
+
+class ReportError(ValueError):
+    """The directories cannot be reported on; the text says why and what to do."""
+
+
+@dataclass
+class Study:
+    """Everything the report shows, from one or more run directories."""
+
+    directories: list[Path]
+    config: dict[str, Any]  # of the first directory
+    configs: dict[str, dict[str, Any]]  # by directory
+    environments: dict[str, dict[str, Any]]  # by directory
+    epochs: list[Row]
+    events: list[Row]
+    runs: list[Row]
+    arrays: dict[str, Path]  # run -> measures/RUN.npz
+    attributes: dict[str, dict[str, Any]]  # variant -> target, iterative_rate, kind, group, ...
+    notes: list[str] = field(default_factory=list)  # what a reader must know: missing, stopped
+    missing_shards: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """`config.name`."""
+        return str(self.config.get("name") or self.directories[0].name)
+
+    def report_option(self, name: str, default: Any) -> Any:
+        """`config.report.NAME`, or `default` where the config does not say."""
+        return (self.config.get("report") or {}).get(name, default)
+
+    @property
+    def baseline(self) -> str:
+        """The arm that differences refer to."""
+        return str(self.report_option("baseline", "none"))
+
+    @property
+    def variants(self) -> list[str]:
+        """The arms in the order of the config, then of appearance."""
+        order = {label: i for i, label in enumerate(self.attributes)}
+        seen = dict.fromkeys(row["variant"] for row in [*self.runs, *self.epochs])
+        return sorted(seen, key=lambda label: order.get(label, len(order)))
+
+    @property
+    def good(self) -> list[Row]:
+        """The rows of runs that completed."""
+        return [row for row in self.runs if is_completed(row)]
+
+    def attribute(self, variant: str, name: str, default: Any = None) -> Any:
+        """One of the attributes of an arm."""
+        return self.attributes.get(variant, {}).get(name, default)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ReportError(f"{path} is no JSON: {error}") from error
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The whole rows of a table; the study may still be writing the last one."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+    if any(None in row or None in row.values() for row in rows):
+        raise ReportError(f"{path} has rows that do not fit its header")
+    return rows
+
+
+def find(directories: Iterable[str | Path]) -> list[Path]:
+    """The run directories named or held in `shards/` of those named, each once, in order."""
+    found: dict[Path, Path] = {}
+    for directory in map(Path, directories):
+        shards = sorted((directory / "shards").glob("*/config.json"), key=_shard_order)
+        here = [directory] if (directory / "config.json").exists() else []
+        if not here and not shards:
+            what = "no run directory (no config.json)" if directory.is_dir() else "no directory"
+            raise ReportError(f"{directory} is {what}; name the --workdir of a study")
+        for path in [*here, *(shard.parent for shard in shards)]:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _shard_order(path: Path) -> tuple[int, str]:
+    index = re.match(r"\d+", path.parent.name)
+    return (int(index[0]) if index else -1, path.parent.name)
+
+
+def missing_shards(directories: Sequence[Path]) -> list[str]:
+    """The shards "i-of-n" that the names of the directories promise and that are not there.
+
+    Shards count from 0, or from 1 where one of them is named n-of-n.
+    """
+    groups: dict[tuple[Path, int], set[int]] = {}
+    for path in directories:
+        name = re.fullmatch(r"(\d+)-of-(\d+)", path.name)
+        if name:
+            groups.setdefault((path.parent, int(name[2])), set()).add(int(name[1]))
+    return [
+        f"{parent / str(index)}-of-{count}"
+        for (parent, count), there in groups.items()
+        for index in range(count in there, count + (count in there))
+        if index not in there
+    ]
+
+
+def load(directories: Sequence[str | Path]) -> Study:
+    """Reads and merges run directories.
+
+    Directories with the same config (seeds aside) are parts of one study. Where configs differ
+    and labels collide, labels get the directory's name in front and each directory becomes a
+    group.
+
+    Raises:
+      ReportError: not a run directory, unreadable tables, or a run that appears twice.
+    """
+    paths = find(directories)
+    configs = {str(path): read_json(path / "config.json") for path in paths}
+    tables = {
+        path: {name: read_csv(path / f"{name}.csv") for name in ("epochs", "events", "runs")}
+        for path in paths
+    }
+    attributes = {path: _attributes(configs[str(path)], path, tables[path]) for path in paths}
+    notes = []
+    kinds = _distinct([configs[str(path)] for path in paths])
+    if max(kinds) > 0:
+        notes.append("The directories hold different configs; see Config for the differences.")
+        if _collide(paths, tables, kinds):
+            for path in paths:
+                _prefix(path, tables[path], attributes)
+    for table in ("runs", "epochs"):
+        _refuse_duplicates(paths, tables, table)
+    arrays = {}
+    for path in paths:
+        arrays.update(_arrays(path, tables[path]["runs"]))
+        notes += _unfinished(path, tables[path]["runs"])
+    missing = missing_shards(paths)
+    notes += [
+        f"Shard {shard} is missing: its runs are not in any number here." for shard in missing
+    ]
+    merged = {name: [row for path in paths for row in tables[path][name]]
+              for name in ("epochs", "events", "runs")}  # fmt: skip
+    if not merged["epochs"] and not merged["runs"]:
+        raise ReportError(f"{paths[0]} holds no results yet; run the study first")
+    stopped = [row for row in merged["runs"] if not is_completed(row)]
+    notes += [f"Run {row['run']} stopped: {row['status']}." for row in stopped]
+    return Study(
+        directories=paths,
+        config=configs[str(paths[0])],
+        configs=configs,
+        environments={str(path): read_json(path / "environment.json") for path in paths},
+        arrays=arrays,
+        attributes={k: v for path in paths for k, v in attributes[path].items()},
+        notes=notes,
+        missing_shards=missing,
+        **{name: _same_columns(rows) for name, rows in merged.items()},
+    )
+
+
+def _unfinished(path: Path, runs: Sequence[Row]) -> list[str]:
+    """Says so if runs that `study.json` promises have not ended."""
+    if read_json(path / "status.json").get("finished"):
+        return []
+    promised = read_json(path / "study.json").get("runs")
+    if promised is None:
+        return [f"{path} is not finished: what is shown is what there was so far."]
+    ended = {row["run"] for row in runs}
+    open_ = [run for run in promised if run not in ended]
+    if not open_:
+        return []
+    return [f"{path} is not finished: {len(open_)} of {len(promised)} runs have not ended."]
+
+
+def _distinct(configs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """For each config the number of the first one that is the same study."""
+    stripped = [{k: v for k, v in config.items() if k not in _SAME_STUDY} for config in configs]
+    return [next(i for i, other in enumerate(stripped) if other == own) for own in stripped]
+
+
+def _collide(
+    paths: Sequence[Path], tables: Mapping[Path, Mapping[str, list[Row]]], kinds: Sequence[int]
+) -> bool:
+    """True if a label means different things in two directories (the same run id twice)."""
+    owner: dict[str, int] = {}
+    for path, kind in zip(paths, kinds, strict=True):
+        for row in [*tables[path]["runs"], *tables[path]["epochs"]]:
+            if owner.setdefault(row["run"], kind) != kind:
+                return True
+    return False
+
+
+def _prefix(
+    path: Path,
+    tables: Mapping[str, list[Row]],
+    attributes: dict[Path, dict[str, dict[str, Any]]],
+) -> None:
+    for rows in tables.values():
+        for row in rows:
+            row["run"] = f"{path.name}/{row['run']}"
+            row["variant"] = f"{path.name}/{row['variant']}"
+    attributes[path] = {
+        f"{path.name}/{label}": {**values, "group": path.name}
+        for label, values in attributes[path].items()
+    }
+
+
+def _refuse_duplicates(
+    paths: Sequence[Path], tables: Mapping[Path, Mapping[str, list[Row]]], table: str
+) -> None:
+    owner: dict[str, Path] = {}
+    for path in paths:
+        for run in dict.fromkeys(row["run"] for row in tables[path][table]):
+            if owner.setdefault(run, path) != path:
+                raise ReportError(
+                    f"run {run} is in {owner[run]} and in {path}: counting it twice would make "
+                    "the intervals too narrow. Leave one of the directories out"
+                )
+
+
+def _arrays(path: Path, runs: Sequence[Row]) -> dict[str, Path]:
+    """The arrays at the end of each run: `measures/RUN.npz`."""
+    files = {
+        row["run"]: path / "measures" / f"{plain_name(row['run'].split('/')[-1])}.npz"
+        for row in runs
+    }
+    return {run: file for run, file in files.items() if file.exists()}
+
+
+def _same_columns(rows: list[Row]) -> list[Row]:
+    """Rows of several files with the union of their columns; absent cells are empty."""
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [{column: row.get(column, "") for column in columns} for row in rows]
+
+
+def _attributes(
+    config: Mapping[str, Any], path: Path, tables: Mapping[str, list[Row]]
+) -> dict[str, dict[str, Any]]:
+    """What is known of each arm: from its settings, its events, and `study.json` if present."""
+    stated = read_json(path / "study.json").get("variants", {})
+    labels = dict.fromkeys([*(config.get("variants") or {}), *stated])
+    labels.update(dict.fromkeys(row["variant"] for row in tables["epochs"]))
+    events = by_variant(tables["events"])
+    found: dict[str, dict[str, Any]] = {}
+    for label in labels:
+        overrides = (config.get("variants") or {}).get(label) or {}
+
+        def setting(name: str, overrides: Mapping[str, Any] = overrides) -> Any:
+            part, _, leaf = name.partition(".")
+            for source in (overrides, config):
+                if name in source:
+                    return source[name]
+                if isinstance(source.get(part), Mapping) and leaf in source[part]:
+                    return source[part][leaf]
+            return None
+
+        found[label] = {
+            "target": {"smallest": "S", "random": "R", "largest": "L"}.get(setting("prune.target")),
+            "kind": setting("intervention.kind"),
+            "duration": setting("intervention.duration"),
+            "restore": setting("intervention.restore"),
+            "schedule": setting("prune.schedule"),
+            "iterative_rate": iterative_rate(events.get(label, [])),
+            **stated.get(label, {}),
+        }
+        if setting("prune.schedule") == "none":
+            found[label]["target"] = None
+    return found
+
+
+def iterative_rate(events: Sequence[Mapping[str, Any]]) -> float | None:
+    """Fraction of a layer removed per event in the layer that loses most (spec 1.6), or None."""
+    run = [row for row in events if row["run"] == events[0]["run"]]
+    rates = []
+    for layer in dict.fromkeys(row["layer"] for row in run):
+        rows = [row for row in run if row["layer"] == layer]
+        targeted = [number(row["targeted"]) for row in rows]
+        units = number(rows[0]["live"]) + targeted[0]
+        if isfinite(units) and units > 0:
+            rates.append((sum(targeted) / units, sum(targeted) / units / len(rows)))
+    return max(rates)[1] if rates else None
+
+
+def config_differences(study: Study) -> dict[str, list[str]]:
+    """How each further directory's config differs from the first one's."""
+    first, *others = study.configs
+    return {
+        path: differences(study.configs[first], study.configs[path])
+        for path in others
+        if study.configs[path] != study.configs[first]
+    }
