@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Submits a study to SLURM, from a login node that shares its file system with the compute nodes.
+#
+#   bash launch/slurm/submit.sh --shards=8 --config=FILE --workdir=DIR [options]
+#       one job per shard of the study (an array), then a job that writes the report of all
+#   bash launch/slurm/submit.sh --nodes=4 --config=FILE --workdir=DIR [options]
+#       one study over several nodes
+#
+#   --shards=N            split the members of the study over N jobs
+#   --array=LIST          with --shards: only these tasks, 0 to N-1, for example 3,5-7
+#   --nodes=N             one program over N nodes
+#   --tasks-per-node=T    with --nodes: processes per node, one GPU each (default 1: all its GPUs)
+#   --sbatch=OPTION       an option for sbatch, any number of times: --sbatch=--time=8:00:00
+#   --config.FIELD=VALUE  an override; other flags of prunejax.main go after "--"
+#   --dry-run             print the commands and stop
+#   --help                this text
+#
+# Logs go to WORKDIR/logs. A job that is told to stop (time limit, preemption) saves, ends with
+# code 75 and is queued again; the same submission continues a study that was cut off otherwise.
+# Environment: PRUNEJAX_EXTRA=cuda12|cuda13 chooses the accelerator build of JAX.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+SHARDS='' ARRAY='' NODES='' TASKS='' SBATCH=()
+own_option() {
+  case $1 in
+    --shards=*) SHARDS=${1#*=} && number --shards "$SHARDS" ;;
+    --array=?*) ARRAY=${1#*=} ;;
+    --nodes=*) NODES=${1#*=} && number --nodes "$NODES" ;;
+    --tasks-per-node=*) TASKS=${1#*=} && number --tasks-per-node "$TASKS" ;;
+    --sbatch=-*) SBATCH+=("${1#*=}") ;;
+    *) return 1 ;;
+  esac
+}
+cluster_arguments "$@"
+if [ -n "$SHARDS" ] && [ -n "$NODES" ]; then refuse "--shards and --nodes exclude each other"; fi
+if [ -z "$SHARDS$NODES" ]; then refuse "give --shards=N (an array of jobs) or --nodes=N (one job)"; fi
+if [ -n "$ARRAY" ] && [ -z "$SHARDS" ]; then refuse "--array=$ARRAY needs --shards=N"; fi
+if [ -n "$TASKS" ] && [ -z "$NODES" ]; then refuse "--tasks-per-node=$TASKS needs --nodes=N"; fi
+if [ "$DRY_RUN" = no ] && ! command -v sbatch >/dev/null; then
+  refuse "no sbatch on this machine: run it on a login node, or add --dry-run"
+fi
+
+[ -n "${PRUNEJAX_COMMAND-}" ] || make_environment "${PRUNEJAX_EXTRA-}"
+here=$ROOT/launch/slurm
+logs=$WORKDIR/logs
+run mkdir -p "$logs"
+
+# submit COMMAND: prints the job's id.
+exec 3>&1
+submit() {
+  if [ "$DRY_RUN" = yes ]; then
+    quoted "$@" >&3
+    echo JOB
+  else
+    "$@"
+  fi
+}
+common=(env "PRUNEJAX_ROOT=$ROOT" "PRUNEJAX_VENV=$VENV")
+flags=("--config=$CONFIG" "--workdir=$WORKDIR" ${ARGS[@]+"${ARGS[@]}"})
+options=(--parsable ${SBATCH[@]+"${SBATCH[@]}"})
+
+if [ -n "$NODES" ]; then
+  job=$(submit "${common[@]}" sbatch "${options[@]}" "--nodes=$NODES" \
+    "--ntasks-per-node=${TASKS:-1}" "--output=$logs/slurm-%j.log" \
+    "$here/study_nodes.sbatch" "${flags[@]}")
+  say "job ${job%%;*}: $NODES nodes; log $logs/slurm-${job%%;*}.log"
+  exit 0
+fi
+job=$(submit "${common[@]}" "PRUNEJAX_SHARDS=$SHARDS" sbatch "${options[@]}" \
+  "--array=${ARRAY:-0-$((SHARDS - 1))}" "--output=$logs/slurm-%A_%a.log" \
+  "$here/study_array.sbatch" "${flags[@]}")
+job=${job%%;*}
+report=$(submit "${common[@]}" sbatch --parsable "--dependency=afterok:$job" \
+  "--kill-on-invalid-dep=yes" "--output=$logs/slurm-report-%j.log" \
+  "$here/report.sbatch" "$WORKDIR")
+say "array $job: $SHARDS shards; then report job ${report%%;*}; logs in $logs"
