@@ -45,6 +45,8 @@ def write(
     }
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        # TFDS looks for metadata in a builder's package, by a module that is not installed.
+        __module__ = "fake_tfds"
         name = dataset
         VERSION = tfds.core.Version(version or VERSIONS.get(dataset, "1.0.0"))
 

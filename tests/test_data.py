@@ -2,7 +2,6 @@ import json
 import shlex
 import shutil
 
-import fake_tfds
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from sklearn import datasets
 
 from prunejax import data, rng
 from prunejax.data import batches, cache, dataset, prepared
+from tests import fake_tfds
 
 
 @pytest.fixture(scope="session")
@@ -510,7 +510,8 @@ def test_augment_is_crop_and_flip_of_its_draws(padding, flip):
     images = np.random.default_rng(0).integers(0, 256, (20, 9, 9, 3), dtype=np.uint8)
     indices = jnp.array([3, 3, 19, 0, 7])
     key = rng.at(0, "augment", 5)
-    offsets, flips = batches.augment_draws(key, 5, padding=padding, flip=flip)
+    draws = jax.jit(batches.augment_draws, static_argnums=1, static_argnames=("padding", "flip"))
+    offsets, flips = draws(key, 5, padding=padding, flip=flip)
     assert abs(offsets).max() <= padding
     assert flip or not flips.any()
     result = jax.jit(batches.augment, static_argnames=("padding", "flip"))(
@@ -527,7 +528,7 @@ def test_augment_is_crop_and_flip_of_its_draws(padding, flip):
 
 def test_padding_is_black_before_normalization():
     white = np.full((1, 8, 8, 1), 255, np.uint8)
-    shifted = batches.crop_and_flip(
+    shifted = jax.jit(batches.crop_and_flip)(
         jnp.asarray(white), jnp.array([0]), jnp.array([[-3, 0]]), jnp.array([False])
     )
     normalized = batches.normalize(shifted, (0.5,), (0.25,))[0, :, :, 0]
@@ -537,11 +538,12 @@ def test_padding_is_black_before_normalization():
 
 def test_augment_of_a_population_equals_one_by_one():
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-    keys = jax.vmap(lambda seed: rng.at(seed, "augment", 0))(jnp.arange(3))
+    keys = jax.jit(jax.vmap(lambda seed: rng.at(seed, "augment", 0)))(jnp.arange(3))
     indices = jnp.arange(12).reshape(3, 4)
-    together = jax.vmap(batches.augment, in_axes=(0, None, 0))(keys, images, indices)
+    together = jax.jit(jax.vmap(batches.augment, in_axes=(0, None, 0)))(keys, images, indices)
+    augment = jax.jit(batches.augment)
     for member in range(3):
-        alone = batches.augment(keys[member], jnp.asarray(images), indices[member])
+        alone = augment(keys[member], jnp.asarray(images), indices[member])
         np.testing.assert_array_equal(together[member], alone)
 
 

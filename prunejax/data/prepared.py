@@ -6,7 +6,6 @@ imported) only to read what is known to be there and is not yet in the cache.
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from prunejax.data import cache
+from prunejax.data import cache, transforms
 from prunejax.data.dataset import Dataset, make
 
 CACHE_FORMAT = 1
@@ -62,6 +61,11 @@ class Prepared:
     label: str
     shape: tuple[int, ...]
     num_classes: int
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, else 3."""
+        return 1 if self.shape and self.shape[-1] == 1 else 3
 
     def split(self, *candidates: str) -> str:
         """The first of `candidates` that the set has; ValueError with the splits there are."""
@@ -197,20 +201,6 @@ def source(prepared: Prepared, split: str) -> Any:
     return builder.as_data_source(split, decoders={prepared.image: tfds.decode.SkipDecoding()})
 
 
-def decode(encoded: bytes, channels: int) -> np.ndarray:
-    """A PNG, JPEG or WebP as uint8 [height, width, channels], grey for 1 channel, RGB for 3.
-
-    Always by pillow: TFDS would take OpenCV where that happens to be installed, which decodes
-    JPEG to slightly different pixels.
-    """
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded)) as image:
-        mode = "L" if channels == 1 else "RGB"
-        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels[..., None] if channels == 1 else pixels
-
-
 def read_split(prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels of a split, in TFDS's order, from the cache where it has them.
 
@@ -222,7 +212,8 @@ def read_split(prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
     """
     if len(prepared.shape) != 3 or min(prepared.shape) < 1:
         raise ValueError(
-            f"{prepared.path}: images of shape {prepared.shape} (-1: varies) do not form one array"
+            f"{prepared.path}: images of shape {prepared.shape} (-1: varies) do not form one "
+            "array; such a set can be streamed (prunejax.data.streaming)"
         )
     key = _cache_key(prepared, split)
     cached = cache.read(key)
@@ -237,7 +228,7 @@ def read_split(prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
         for start in range(0, count, CHUNK):
             chunk = records.__getitems__(list(range(start, min(start + CHUNK, count))))
             for i, record in enumerate(chunk, start):
-                images[i] = decode(record[prepared.image], images.shape[-1])
+                images[i] = transforms.decode(record[prepared.image], images.shape[-1])
                 labels[i] = record[prepared.label]
     except Exception as error:  # anything a damaged file may raise, several layers below
         directory = prepared.path.parents[prepared.name.count("/") + 1]
