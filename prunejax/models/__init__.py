@@ -1,0 +1,147 @@
+"""Networks by name, their variables, and their prunable groups.
+
+    module = models.create("resnet20", num_classes=10, width=0.5)
+    variables = models.init(module, prunejax.rng.at(seed, "init"), (32, 32, 3))
+    logits = module.apply(variables, images)                # evaluation
+    for group in models.groups(module, variables): ...      # what can be pruned
+
+Variables have the collections "params", "batch_stats" (BatchNorm networks) and "gates" (ResNets;
+see `prunejax.layers.gate`). With `mutable=["activations"]`, `apply` also returns per group the sum
+of |pre-activation| over examples and positions: `updates["activations"][group.name]`, (units,).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prunejax import registry
+from prunejax.models.base import Model
+from prunejax.models.convnets import ConvNet
+from prunejax.models.groups import Group, groups
+from prunejax.models.mlp import MLP
+from prunejax.models.resnet import ResNet
+from prunejax.models.vgg import VGG, VGG11, VGG16
+
+__all__ = ["MODELS", "Group", "Model", "create", "groups", "init", "options"]
+
+_CIFAR_RESNET = {"stages": (16, 32, 64), "projection": False, "kaiming": True}
+
+# name -> (class, attributes that the name fixes); the other attributes of the class are options
+MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
+    "mlp": (MLP, {}),
+    # LeNet-300-100: 266,610 parameters on 28x28 images and 10 classes
+    "lenet300": (MLP, {"hidden": (300, 100), "batch_norm": False, "glorot": True}),
+    # LeNet-5 as in LeCun et al. 1998 with ReLU and max pooling: 61,706 parameters on 28x28
+    "lenet5": (
+        ConvNet,
+        {"features": (6, "M", 16, "M"), "hidden": (120, 84), "kernel": 5, "valid": True},
+    ),
+    # Conv-4 of Frankle & Carbin 2019: 2,425,930 parameters on CIFAR-10
+    "conv4": (
+        ConvNet,
+        {
+            "features": (64, 64, "M", 128, 128, "M"),
+            "hidden": (256, 256),
+            "kernel": 3,
+            "valid": False,
+        },
+    ),
+    "vgg11_bn": (VGG, {"features": VGG11}),  # 9,231,114 on CIFAR-10
+    "vgg16_bn": (VGG, {"features": VGG16}),  # 14,728,266
+    "resnet18": (  # 11,173,962
+        ResNet,
+        {
+            "stages": (64, 128, 256, 512),
+            "blocks": (2, 2, 2, 2),
+            "projection": True,
+            "kaiming": False,
+        },
+    ),
+    "resnet20": (ResNet, {"blocks": (3, 3, 3), **_CIFAR_RESNET}),  # 269,722
+    "resnet56": (ResNet, {"blocks": (9, 9, 9), **_CIFAR_RESNET}),  # 853,018
+}
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of model `name` besides `num_classes`, with their defaults."""
+    kind, fixed = registry.lookup(MODELS, name, "model")
+    hidden = {"parent", "name", "num_classes", *fixed}
+    return {
+        field.name: field.default for field in dataclasses.fields(kind) if field.name not in hidden
+    }
+
+
+def create(
+    name: str, num_classes: int = 10, width: float = 1.0, dropout: float = 0.0, **extra: Any
+) -> Model:
+    """Makes the module of a model.
+
+    Args:
+      name: one of `MODELS`.
+      num_classes: width of the output, at least 1.
+      width: factor on the units of all hidden layers, positive.
+      dropout: probability of dropping a unit, in [0, 1); 0 is none.
+      **extra: further options of the model, see `options(name)`: `dtype` ("float32", "bfloat16" or
+        a dtype), `conv_method`, and for `mlp` also `hidden`, `batch_norm`, `glorot`.
+
+    Raises:
+      ValueError: unknown model or option, or a value outside its range.
+    """
+    known = options(name)
+    for key in extra:
+        if key not in known:
+            raise ValueError(
+                f"model {name!r} has no option {key!r}; there are: "
+                f"{', '.join(['num_classes', *known])}."
+                + registry.suggestion(key, ["num_classes", *known])
+            )
+    if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes!r}; it must be an integer of at least 1")
+    if not 0 < width < float("inf"):
+        raise ValueError(f"width is {width!r}; it must be a positive factor, 1.0 for full size")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout!r}; it must be in [0, 1), 0 for none")
+    if extra.get("conv_method", "auto") not in ("auto", "lax"):
+        raise ValueError(f"conv_method {extra['conv_method']!r} is not one of: auto, lax")
+    if "dtype" in extra:
+        extra["dtype"] = _floating(extra["dtype"])
+    if "hidden" in extra:
+        sizes = extra["hidden"]
+        if not isinstance(sizes, (list, tuple)) or any(
+            not isinstance(s, int) or isinstance(s, bool) or s < 1 for s in sizes
+        ):
+            raise ValueError(f"hidden is {sizes!r}; it must be a sequence of positive integers")
+        extra["hidden"] = tuple(sizes)
+    kind, fixed = MODELS[name]
+    return kind(
+        num_classes=int(num_classes), width=float(width), dropout=float(dropout), **fixed, **extra
+    )
+
+
+def _floating(dtype: Any) -> Any:
+    """The floating-point dtype meant by a name or a dtype."""
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError:
+        kind = None
+    if kind is None or not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"dtype {dtype!r} is no floating-point type; try float32 or bfloat16")
+    return kind
+
+
+def init(module: Model, key: jax.Array, input_shape: Sequence[int]) -> dict[str, Any]:
+    """Fresh variables of a model: "params", "batch_stats" and "gates" where it has them.
+
+    Args:
+      module: from `create`.
+      key: typed PRNG key, e.g. `prunejax.rng.at(seed, "init")`; may be traced.
+      input_shape: (height, width, channels) of one example.
+    """
+
+    def fresh(key: jax.Array) -> dict[str, Any]:
+        return dict(module.init({"params": key}, jnp.zeros((1, *input_shape)), train=False))
+
+    return jax.jit(fresh)(key)  # compiled, the forward pass of the initialization is dropped

@@ -1,0 +1,64 @@
+"""What all models share: options, layer helpers, scaling of widths."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prunejax import layers
+from prunejax.conv import Method
+
+
+class Model(nn.Module):
+    """Base of the models: the options that each of them has.
+
+    All parameters live one level deep, `<layer>/<leaf>`: "conv1/kernel", "bn1/scale",
+    "stage1_block2_conv1/kernel", "classifier/bias". `apply` takes [batch, height, width,
+    channels] and returns logits [batch, num_classes] in float32.
+
+    Attributes:
+      num_classes: width of the output.
+      width: factor on the number of units of every hidden layer (rounded, at least 1).
+      dropout: probability of dropping a unit in training; each model says where.
+      dtype: of the computation; parameters, BatchNorm statistics and logits stay float32.
+      conv_method: "auto" or "lax", see `prunejax.conv.conv`.
+    """
+
+    num_classes: int = 10
+    width: float = 1.0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    conv_method: Method = "auto"
+
+    def prunable(self) -> tuple[str, ...]:
+        """Names of the prunable layers in forward order."""
+        raise NotImplementedError
+
+    def scaled(self, units: int) -> int:
+        """`units` times the width factor."""
+        return max(1, round(units * self.width))
+
+    def conv(self, x: jax.Array, features: int, kernel: int, **options: Any) -> jax.Array:
+        """A convolution with this model's dtype and method; see `layers.convolution`."""
+        options = {"dtype": self.dtype, "method": self.conv_method, **options}
+        return layers.convolution(features, kernel, **options)(x)
+
+    def drop(self, x: jax.Array, train: bool) -> jax.Array:
+        """Dropout with rng stream "dropout"; nothing where the rate is 0."""
+        if self.dropout == 0.0:
+            return x
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    def logits(
+        self, x: jax.Array, kernel_init: layers.Initializer = layers.torch_default
+    ) -> jax.Array:
+        """The linear classifier on [batch, features]; float32."""
+        out = layers.classifier(
+            self.num_classes,
+            x.shape[-1],
+            kernel_init=kernel_init,
+            name="classifier",
+            dtype=self.dtype,
+        )(x)
+        return out.astype(jnp.promote_types(out.dtype, jnp.float32))

@@ -1,0 +1,104 @@
+"""Pooling, gates, recorded activations and initializers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import layers
+
+
+def image(shape, seed=0, dtype="float32"):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (2, 3), (9, 8)])
+@pytest.mark.parametrize(
+    ("window", "strides"), [((2, 2), None), ((3, 3), (2, 2)), ((2, 3), (1, 2)), ((2, 2), (3, 3))]
+)
+def test_pooling_equals_flax(size, window, strides):
+    if window[0] > size[0] or window[1] > size[1]:
+        pytest.skip("the window does not fit")
+    x = image((2, *size, 3))
+    for ours, theirs in ((layers.max_pool, nn.max_pool), (layers.avg_pool, nn.avg_pool)):
+
+        def plain(x, theirs=theirs):
+            return theirs(x, window, strides or window)
+
+        def pool(x, ours=ours):
+            return ours(x, window, strides)
+
+        np.testing.assert_allclose(pool(x), plain(x), rtol=1e-6)
+        # no ties among random numbers: the gradients agree too
+        cotangent = image(pool(x).shape, 1)
+        (got,), (want,) = jax.vjp(pool, x)[1](cotangent), jax.vjp(plain, x)[1](cotangent)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_maxima_share_the_gradient():
+    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient, jnp.full((1, 2, 2, 1), 0.25))
+    x = jnp.asarray([1.0, 3.0, 3.0, 0.0]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(x)
+    np.testing.assert_array_equal(gradient.ravel(), [0, 0.5, 0.5, 0])
+
+
+def test_pooling_rejects_a_window_that_does_not_fit():
+    with pytest.raises(ValueError, match=r"window \(2, 2\) is larger than the map \(1, 5\)"):
+        layers.max_pool(jnp.ones((1, 1, 5, 2)))
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        layers.avg_pool(jnp.ones((1, 4, 4, 2)), strides=(0, 1))
+
+
+def test_half_precision_means_are_summed_in_float32():
+    x = jnp.full((1, 32, 32, 1), 1.01, jnp.bfloat16)
+    for mean in (layers.global_avg_pool(x), layers.avg_pool(x, (32, 32))):
+        assert mean.dtype == jnp.bfloat16
+        assert float(mean.ravel()[0]) == float(x[0, 0, 0, 0])
+
+
+def test_kaiming_and_torch_default_scales():
+    """Variances 2 / fan and 1 / (3 fan_in), for HWIO kernels, from 18432 draws."""
+    shape = (3, 3, 32, 64)
+    key = jax.random.key(0)
+    tolerance = 4 * np.sqrt(2 / np.prod(shape))  # 4 standard errors of a normal's variance
+    normal_out = layers.kaiming_normal_out(key, shape)
+    np.testing.assert_allclose(normal_out.var() * 9 * 64 / 2, 1, atol=tolerance)
+    normal_in = layers.kaiming_normal_in(key, shape)
+    np.testing.assert_allclose(normal_in.var() * 9 * 32 / 2, 1, atol=tolerance)
+    # four standard deviations occur in a normal of this size, and in no truncated one
+    assert float(jnp.abs(normal_out).max() / normal_out.std()) > 3
+    uniform = layers.torch_default(key, shape)
+    np.testing.assert_allclose(uniform.var() * 3 * 9 * 32, 1, atol=tolerance)
+    bound = (9 * 32) ** -0.5
+    assert 0.99 * bound < float(jnp.abs(uniform).max()) <= bound
+    bias = layers.torch_default_bias(16)(key, (4000,))
+    assert 0.99 / 4 < float(jnp.abs(bias).max()) <= 1 / 4
+    np.testing.assert_allclose(bias.mean(), 0, atol=4 * bias.std() / np.sqrt(4000))
+
+
+class Gated(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = layers.gate(self, "out", x)
+        layers.record_activation(self, "out", x)
+        return x
+
+
+def test_gate_and_recorded_activation():
+    x = image((5, 2, 2, 3)).at[0, 0, 0, 1].set(jnp.inf)
+    module = Gated()
+    variables = module.init(jax.random.key(0), x)
+    assert set(variables) == {"gates"}  # activations are recorded on request only
+    assert variables["gates"]["out"].dtype == bool
+    np.testing.assert_array_equal(module.apply(variables, x), x)
+    np.testing.assert_array_equal(module.apply({}, x), x)
+    shut = {"gates": {"out": jnp.asarray([True, False, True])}}
+    y, updates = module.apply(shut, x, mutable=["activations"])
+    np.testing.assert_array_equal(y, x.at[..., 1].set(0))  # inf does not leak through
+    got = updates["activations"]["out"]
+    assert got.shape == (3,)
+    np.testing.assert_allclose(got, np.abs(np.asarray(y)).sum((0, 1, 2)), rtol=1e-6)
+    as_float = {"gates": {"out": jnp.asarray([1.0, 0.0, 1.0])}}
+    np.testing.assert_array_equal(module.apply(as_float, x), y)

@@ -1,0 +1,412 @@
+"""Models: sizes, groups, exact zeros of pruned units, and independent forward computations."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import models, rng, trees
+
+INPUTS = {
+    "mlp": (8, 8, 1),
+    "lenet300": (28, 28, 1),
+    "lenet5": (28, 28, 1),
+    "conv4": (32, 32, 3),
+    "vgg11_bn": (32, 32, 3),
+    "vgg16_bn": (32, 32, 3),
+    "resnet18": (32, 32, 3),
+    "resnet20": (32, 32, 3),
+    "resnet56": (32, 32, 3),
+}
+# name -> parameters with 10 and with 100 classes. ResNets and VGG: the paper's; others by hand:
+# mlp 64*128 + 2*128*128 + 3*2*128 + 128*10 + 10, lenet300 784*300 + 300 + 300*100 + 100 + 1010, ...
+PARAMETERS = {
+    "mlp": (43_018, 43_018 + 90 * 129),
+    "lenet300": (266_610, 266_610 + 90 * 101),
+    "lenet5": (61_706, 61_706 + 90 * 85),
+    "conv4": (2_425_930, 2_425_930 + 90 * 257),
+    "vgg11_bn": (9_231_114, 9_231_114 + 90 * 513),
+    "vgg16_bn": (14_728_266, 14_728_266 + 90 * 513),
+    "resnet18": (11_173_962, 11_173_962 + 90 * 513),
+    "resnet20": (269_722, 269_722 + 90 * 65),
+    "resnet56": (853_018, 853_018 + 90 * 65),
+}
+GROUPS = {
+    "mlp": 3,
+    "lenet300": 2,
+    "lenet5": 4,
+    "conv4": 6,
+    "vgg11_bn": 8,
+    "vgg16_bn": 13,
+    "resnet18": 16,
+    "resnet20": 18,
+    "resnet56": 54,
+}
+NARROW = {"vgg11_bn": 1 / 16, "vgg16_bn": 1 / 16, "resnet18": 1 / 16, "conv4": 1 / 8}
+
+
+def shapes(module, input_shape):
+    return jax.eval_shape(lambda: models.init(module, jax.random.key(0), input_shape))
+
+
+@cache
+def narrow(name, size=None):
+    """A thin variant with random BatchNorm parameters and statistics, and a batch for it."""
+    module = models.create(name, width=NARROW.get(name, 0.5))
+    shape = (size, size, INPUTS[name][2]) if size else INPUTS[name]
+    generator = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        if leaf.dtype == bool:
+            return jnp.ones(leaf.shape, bool)
+        values = generator.normal(size=leaf.shape)
+        if path.endswith("kernel"):
+            values *= np.sqrt(2 / max(1, np.prod(leaf.shape[:-1])))
+        if path.endswith("var"):
+            values = 0.5 + np.abs(values)
+        return jnp.asarray(values, leaf.dtype)
+
+    variables = trees.map_with_path(fill, shapes(module, shape))
+    return module, variables, jnp.asarray(generator.normal(size=(4, *shape)), "float32")
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_parameter_counts(name):
+    for classes, count in zip((10, 100), PARAMETERS[name], strict=True):
+        tree = shapes(models.create(name, num_classes=classes), INPUTS[name])
+        assert sum(leaf.size for leaf in jax.tree.leaves(tree["params"])) == count
+        assert set(tree) <= {"params", "batch_stats", "gates"}
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_groups_cover_what_is_prunable_and_resolve(name):
+    module = models.create(name)
+    tree = shapes(module, INPUTS[name])
+    groups = models.groups(module, tree)
+    assert len(groups) == GROUPS[name]
+    assert len({group.name for group in groups}) == len(groups)
+    params, stats = tree["params"], tree.get("batch_stats", {})
+    for group in groups:
+        assert trees.get(params, group.kernel).shape[-1] == group.units
+        for path in (*group.norm, *group.bias):
+            assert trees.get(params, path).shape == (group.units,)
+        for path in group.stats:
+            assert trees.get(stats, path).shape == (group.units,)
+        assert group.norm or group.bias  # else the unit could not be made exactly zero
+        assert (group.gate is not None) == group.name.endswith("_conv2")
+        if group.gate:
+            assert tree["gates"][group.gate].shape == (group.units,)
+            assert tree["gates"][group.gate].dtype == bool
+    kernels = {path for path in trees.paths(params) if path.endswith("kernel")}
+    left = kernels - {group.kernel for group in groups}
+    assert all("stem" in p or "shortcut" in p or p == "classifier/kernel" for p in left), left
+    assert set(tree.get("gates", {})) == {group.gate for group in groups if group.gate}
+
+
+def test_group_order_is_that_of_the_forward_pass():
+    module, variables, _ = narrow("resnet18")
+    names = [group.name for group in models.groups(module, variables)]
+    assert names[:4] == [f"stage1_block{b}_conv{c}" for b in (1, 2) for c in (1, 2)]
+    assert names[-4:] == [f"stage4_block{b}_conv{c}" for b in (1, 2) for c in (1, 2)]
+    module, variables, _ = narrow("vgg11_bn")
+    assert models.groups(module, variables)[4] == models.Group(
+        "conv5",
+        "conv5/kernel",
+        ("bn5/scale", "bn5/bias"),
+        ("bn5/mean", "bn5/var"),
+        None,
+        32,
+        ("conv5/bias",),
+    )
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("size", [8, 28])
+def test_other_image_sizes(name, size):
+    for channels in (1, 3):
+        module = models.create(name, num_classes=7, width=0.25)
+        tree = shapes(module, (size, size, channels))
+        x = jax.ShapeDtypeStruct((5, size, size, channels), "float32")
+        out = jax.eval_shape(lambda v, x, m=module: m.apply(v, x), tree, x)
+        assert out.shape == (5, 7)
+        assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet5", "vgg11_bn", "resnet20"])
+def test_bfloat16_computes_close_to_float32_with_float32_variables(name):
+    module, variables, x = narrow(name)
+    half = models.create(name, width=module.width, dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes(half, x.shape[1:]))} <= {
+        "float32",
+        "bool",
+    }
+    want = jax.jit(module.apply)(variables, x)
+    got = jax.jit(half.apply)(variables, x)
+    assert got.dtype == jnp.float32
+    assert float(jnp.abs(got - want).max() / jnp.abs(want).max()) < 0.1
+    assert bool(jnp.any(got != want))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg11_bn"])
+def test_plain_lax_convolutions_give_the_same_outputs(name):
+    module, variables, x = narrow(name, 8)
+    plain = models.create(name, width=module.width, conv_method="lax")
+    want = jax.jit(plain.apply)(variables, x)
+    scale = jnp.abs(want).max()
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, x) / scale, want / scale, atol=1e-5)
+
+
+def prune(variables, groups, units):
+    """Masks the given units of each group by hand: kernel, BatchNorm or bias, gate."""
+    params, gates = variables["params"], dict(variables.get("gates", {}))
+    values = {}
+    for group in groups:
+        dead = jnp.asarray(units)
+        for path in (group.kernel, *(group.norm or group.bias)):
+            values[path] = trees.get(params, path).at[..., dead].set(0)
+        if group.gate:
+            gates[group.gate] = gates[group.gate].at[dead].set(False)
+    return {**variables, "params": trees.replace(params, values), "gates": gates}
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("train", [False, True])
+def test_pruned_units_are_exactly_zero_and_only_those(name, train):
+    if train and name in ("vgg16_bn", "resnet56"):
+        pytest.skip("the same code as vgg11_bn and resnet20")
+    module, variables, x = narrow(name)
+    groups = models.groups(module, variables)
+    pruned = prune(variables, groups[1::2], [0, 1])
+    updates = jax.jit(
+        lambda v, x: module.apply(v, x, train, mutable=["activations", "batch_stats"])[1]
+    )
+    dense, thin = updates(variables, x)["activations"], updates(pruned, x)["activations"]
+    assert set(dense) == set(thin) == {group.name for group in groups}
+    for i, group in enumerate(groups):
+        assert dense[group.name].shape == (group.units,)
+        assert dense[group.name].dtype == jnp.float32
+        assert np.all(np.asarray(dense[group.name]) > 0)
+        dead = [0, 1] if i % 2 else []
+        np.testing.assert_array_equal(np.flatnonzero(np.asarray(thin[group.name]) == 0), dead)
+
+
+def test_without_the_gate_the_shortcut_survives():
+    """What the gate is for: masking the parameters alone leaves the residual stream."""
+    module, variables, x = narrow("resnet20", 8)
+    group = models.groups(module, variables)[1]
+    pruned = prune(variables, [group], [0])
+    ungated = {**pruned, "gates": variables["gates"]}
+
+    def activation(v):
+        return module.apply(v, x, mutable=["activations"])[1]["activations"][group.name][0]
+
+    assert float(activation(pruned)) == 0
+    assert float(activation(ungated)) > 0
+
+
+def test_gradients_of_pruned_units_are_zero_and_nan_does_not_leak():
+    module, variables, x = narrow("resnet20", 8)
+    groups = models.groups(module, variables)
+    pruned = prune(variables, groups[:2], [1])
+
+    def loss(params):
+        return jnp.sum(module.apply({**pruned, "params": params}, x) ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(pruned["params"])
+    assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(gradient))
+    conv2 = trees.get(gradient, groups[1].kernel)
+    assert not np.any(np.asarray(conv2[..., 1]))
+    assert np.any(np.asarray(conv2[..., 0]))
+
+
+def test_activations_are_recorded_only_on_request_and_overwritten():
+    module, variables, x = narrow("mlp")
+    assert isinstance(module.apply(variables, x), jax.Array)
+    _, first = module.apply(variables, x, mutable=["activations"])
+    _, again = module.apply({**variables, **first}, 2 * x, mutable=["activations"])
+    for values in again["activations"].values():
+        assert values.ndim == 1
+    assert "activations" not in models.init(module, jax.random.key(0), (8, 8, 1))
+
+
+# --- independent computations in numpy ---------------------------------------------------------
+
+
+def conv_loops(x, w, stride=1):
+    """3x3 (1x1) convolution with one (no) zero around, tap by tap; PyTorch's output size."""
+    pad = w.shape[0] // 2
+    out = (x.shape[1] + 2 * pad - w.shape[0]) // stride + 1
+    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    y = np.zeros((x.shape[0], out, out, w.shape[3]))
+    for r in range(out):
+        for c in range(out):
+            window = x[:, r * stride :, c * stride :][:, : w.shape[0], : w.shape[1]]
+            y[:, r, c] = np.tensordot(window, w, ((1, 2, 3), (0, 1, 2)))
+    return y
+
+
+def norm_eval(x, params, stats):
+    z = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+    return z * params["scale"] + params["bias"]
+
+
+def norm_train(x, params, stats):
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    return (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+
+
+def resnet_by_hand(variables, x, blocks, projection, norm):
+    p = jax.tree.map(lambda a: np.asarray(a, "float64"), variables["params"])
+    s = jax.tree.map(lambda a: np.asarray(a, "float64"), variables["batch_stats"])
+
+    def conv_norm(x, name, stride=1):
+        y = conv_loops(x, p[name.format("conv")]["kernel"], stride)
+        return norm(y, p[name.format("bn")], s[name.format("bn")])
+
+    x = np.maximum(conv_norm(np.asarray(x, "float64"), "stem_{}"), 0)
+    for stage, count in enumerate(blocks, 1):
+        for block in range(1, count + 1):
+            name = f"stage{stage}_block{block}"
+            stride = 2 if stage > 1 and block == 1 else 1
+            y = np.maximum(conv_norm(x, name + "_{}1", stride), 0)
+            y = conv_norm(y, name + "_{}2")
+            if stride == 2 and projection:
+                x = conv_norm(x, name + "_shortcut_{}", 2)
+            elif stride == 2:
+                extra = y.shape[-1] - x.shape[-1]
+                x = x[:, ::2, ::2]
+                x = np.pad(x, ((0, 0),) * 3 + ((extra // 2, extra - extra // 2),))
+            x = np.maximum(x + y, 0)
+    features = x.mean((1, 2))
+    return features @ p["classifier"]["kernel"] + p["classifier"]["bias"]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18"])
+@pytest.mark.parametrize("train", [False, True])
+def test_resnet_equals_a_numpy_computation(name, train):
+    module, variables, x = narrow(name, 8)
+    norm = norm_train if train else norm_eval
+    want = resnet_by_hand(variables, x, module.blocks, module.projection, norm)
+    got = jax.jit(lambda v, x: module.apply(v, x, train, mutable=["batch_stats"])[0])(variables, x)
+    scale = np.abs(want).max()
+    np.testing.assert_allclose(np.asarray(got) / scale, want / scale, atol=2e-4)
+
+
+def test_vgg_equals_a_numpy_computation():
+    module, variables, x = narrow("vgg11_bn")
+    p = jax.tree.map(lambda a: np.asarray(a, "float64"), variables["params"])
+    s = jax.tree.map(lambda a: np.asarray(a, "float64"), variables["batch_stats"])
+    y, count = np.asarray(x, "float64"), 0
+    for entry in module.features:
+        if entry == "M":
+            n, h, w, c = y.shape
+            y = y.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+            continue
+        count += 1
+        y = conv_loops(y, p[f"conv{count}"]["kernel"]) + p[f"conv{count}"]["bias"]
+        y = np.maximum(norm_eval(y, p[f"bn{count}"], s[f"bn{count}"]), 0)
+    assert y.shape[1:3] == (1, 1)
+    want = y[:, 0, 0] @ p["classifier"]["kernel"] + p["classifier"]["bias"]
+    got = jax.jit(module.apply)(variables, x)
+    np.testing.assert_allclose(np.asarray(got), want, atol=2e-4 * np.abs(want).max())
+
+
+def test_training_moves_the_running_statistics_by_a_tenth():
+    module, variables, x = narrow("mlp")
+    _, updates = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    before, after = variables["batch_stats"]["bn1"], updates["batch_stats"]["bn1"]
+    y = np.asarray(x, "float64").reshape(len(x), -1) @ np.asarray(
+        variables["params"]["dense1"]["kernel"], "float64"
+    )
+    np.testing.assert_allclose(after["mean"], 0.9 * before["mean"] + 0.1 * y.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(after["var"], 0.9 * before["var"] + 0.1 * y.var(0), rtol=1e-4)
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+def test_init_is_a_function_of_the_key_and_may_be_vmapped():
+    module = models.create("mlp", hidden=[16])
+    keys = jnp.stack([rng.at(seed, "init") for seed in range(3)])
+    several = jax.vmap(lambda key: models.init(module, key, (8, 8, 1)))(keys)
+    one = models.init(module, keys[1], (8, 8, 1))
+    np.testing.assert_array_equal(
+        several["params"]["dense1"]["kernel"][1], one["params"]["dense1"]["kernel"]
+    )
+    assert np.any(several["params"]["dense1"]["kernel"][0] != one["params"]["dense1"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf", "variance"),
+    [
+        ("vgg11_bn", "conv3/kernel", 2 / (9 * 128)),  # fan-out
+        ("resnet20", "stage2_block1_conv1/kernel", 2 / (9 * 8)),  # fan-in
+        ("resnet18", "stage2_block1_conv1/kernel", 1 / (3 * 9 * 32)),
+        ("conv4", "conv3/kernel", 2 / (9 * (32 + 64))),  # Glorot
+    ],
+)
+def test_initial_scales(name, leaf, variance):
+    module = models.create(name, width=0.5)
+    params = models.init(module, rng.at(0, "init"), INPUTS[name])["params"]
+    values = np.asarray(trees.get(params, leaf))
+    # 5 standard errors of the variance of a normal
+    assert abs(values.var() / variance - 1) < 5 * np.sqrt(2 / values.size)
+    assert abs(values.mean()) < 5 * np.sqrt(variance / values.size)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv4", "vgg11_bn", "resnet20"])
+def test_dropout_acts_in_training_only(name):
+    module, variables, x = narrow(name, 8)
+    wet = models.create(name, width=module.width, dropout=0.5)
+    np.testing.assert_array_equal(wet.apply(variables, x), module.apply(variables, x))
+
+    def train(seed):
+        return wet.apply(
+            variables, x, True, rngs={"dropout": rng.at(seed, "dropout")}, mutable=["batch_stats"]
+        )[0]
+
+    assert bool(jnp.any(train(0) != train(1)))
+    np.testing.assert_array_equal(train(0), train(0))
+
+
+def test_width_scales_every_hidden_layer():
+    for name in models.MODELS:
+        full, half = (models.create(name, width=width) for width in (1.0, 0.5))
+        a, b = shapes(full, INPUTS[name]), shapes(half, INPUTS[name])
+        for one, two in zip(models.groups(full, a), models.groups(half, b), strict=True):
+            assert two.units == round(one.units / 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(name="vgg11"), r"unknown model 'vgg11'.*Did you mean 'vgg11_bn'\?"),
+        (dict(name="mlp", hiden=(3,)), r"no option 'hiden'.*Did you mean 'hidden'\?"),
+        (dict(name="resnet20", blocks=(1, 1, 1)), "no option 'blocks'"),
+        (dict(name="lenet300", hidden=(3,)), "no option 'hidden'"),
+        (dict(name="mlp", hidden=(3, 0)), "hidden is .* positive integers"),
+        (dict(name="mlp", hidden=128), "hidden is 128"),
+        (dict(name="mlp", num_classes=0), "num_classes is 0"),
+        (dict(name="mlp", num_classes=2.5), "num_classes is 2.5"),
+        (dict(name="mlp", width=0), "width is 0"),
+        (dict(name="mlp", dropout=1.0), r"dropout is 1.0; it must be in \[0, 1\)"),
+        (dict(name="mlp", dtype="int8"), "dtype 'int8' is no floating-point type"),
+        (dict(name="mlp", dtype="half-ish"), "dtype 'half-ish'"),
+        (dict(name="mlp", conv_method="fast"), "conv_method 'fast'"),
+    ],
+)
+def test_bad_options(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        models.create(**arguments)
+
+
+def test_groups_of_a_foreign_module():
+    import flax.linen as nn
+
+    with pytest.raises(ValueError, match="Dense has no method `prunable`"):
+        models.groups(nn.Dense(3), {"params": {}})
+    module, _, _ = narrow("mlp")
+    with pytest.raises(ValueError, match="no leaf 'dense1/kernel'"):
+        models.groups(module, {"params": {"x": jnp.ones(3)}})
