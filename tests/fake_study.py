@@ -13,12 +13,61 @@ ARMS = {
     "Prune_R 13%": ("random", 10, 0.35),
     "Prune_L 13%": ("largest", 10, 0.70),
 }
+FORCES = {"smallest": 0.10, "random": 0.35, "largest": 0.70}
+# A sweep of the period, as in the paper's figure 3.
+RATE_ARMS = {"none": (None, 0, 0.0)} | {
+    f"{target[0].upper()}, every {period}": (target, period, force)
+    for target, force in FORCES.items()
+    for period in (1, 4, 8, 16, 30, 60)
+}
+# Noise arms, as in figures 5 and D2: the changes of `intervention` that each makes.
+NOISE = {
+    "none": None,
+    "Prune_L": {"kind": "prune"},
+    **{f"zeroing {n}": {"kind": "zero", "duration": n} for n in (1, 50, 1105)},
+    **{f"Gaussian {n}": {"kind": "gaussian", "duration": n} for n in (1, 50, 1105)},
+    **{f"restore {n}": {"kind": "zero", "duration": n, "restore": "weights"} for n in (89, 630)},
+}
+NOISE_ARMS = {
+    label: ("largest", 10, 0.7) if changes else (None, 0, 0.0) for label, changes in NOISE.items()
+}
+# Two corners of optimizer and weight decay, three arms each.
+CORNERS = [("adam", 0.0), ("sgd", 0.0), ("sgd", 5e-4)]
+CORNER_ARMS = {
+    f"{optimizer} {decay:g} {label}": arm
+    for optimizer, decay in CORNERS
+    for label, arm in {
+        "none": (None, 0, 0.0),
+        "S": ("smallest", 10, 0.1),
+        "L": ("largest", 10, 0.7),
+    }.items()
+}
 MEASURES = (
     *("hessian_trace", "hessian_trace_stderr"),
     *("gradient_second_moment", "gradient_second_moment_stderr"),
     *("tic", "tic_stderr", "epsilon_flatness", "top_eigenvalue"),
 )
 FORECAST = ("predicted_first", "predicted_second")
+
+
+def noise_variants():
+    """The `variants` of a config of noise arms."""
+    found = {}
+    for label, changes in NOISE.items():
+        schedule = "linear" if changes else "none"
+        found[label] = {"prune": {"schedule": schedule, "target": "largest"}}
+        found[label]["intervention"] = changes or {"kind": "none"}
+    return found
+
+
+def corner_variants():
+    """The `variants` of a config of corners."""
+    found = config_of(CORNER_ARMS)["variants"]
+    for optimizer, decay in CORNERS:
+        for label in ("none", "S", "L"):
+            arm = found[f"{optimizer} {decay:g} {label}"]
+            arm["optimizer"] = {"name": optimizer, "weight_decay": decay}
+    return found
 
 
 def config_of(arms, **changes):
@@ -68,7 +117,7 @@ def schedule(period, layer, epochs):
 
 
 def _run(directory, arms, arm, seed, epochs, measures, forecast):
-    target, period, force = arms[arm]
+    _, period, force = arms[arm]
     rng = np.random.default_rng([seed, list(arms).index(arm)])
     base = {"run": f"{arm}-{seed}", "variant": arm, "seed": seed}
     plans = {layer: schedule(period, layer, epochs) for layer in LAYERS}

@@ -95,7 +95,9 @@ def summarize(
     rows: Sequence[Row],
     *,
     baseline: str = "none",
+    baselines: Mapping[str, str] | None = None,
     selected: Sequence[str] = (),
+    groups: Mapping[str, Sequence[str]] | None = None,
     comparisons: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """The content of `summary.json`.
@@ -103,7 +105,9 @@ def summarize(
     Args:
       rows: rows of `runs.csv` (text or numbers), all arms.
       baseline: the arm that the others are compared with, seed by seed.
+      baselines: arm -> its own baseline, where arms have different ones.
       selected: arms of one more set of correlations, e.g. those of the paper's figure 2.
+      groups: name -> arms that are alike but for pruning; correlations are given for each.
       comparisons: pairs of arms for Welch's test, e.g. `[("Prune_L", "Prune_S")]`.
 
     Returns:
@@ -131,15 +135,16 @@ def summarize(
     }
     if selected:
         scopes["selected"] = [row for row in good if row["variant"] in selected]
-    paired = {}
-    if complete.get(baseline):
-        paired = {
-            name: {
-                c: asdict(statistics.paired(*pairs(arm, complete[baseline], c))) for c in columns
-            }
-            for name, arm in complete.items()
-            if name != baseline
-        }
+    for name, members in (groups or {}).items():
+        scopes[f"group: {name}"] = [
+            row for row in scopes["runs_with_events"] if row["variant"] in members
+        ]
+    of = {name: (baselines or {}).get(name, baseline) for name in complete}
+    paired = {
+        name: {c: asdict(statistics.paired(*pairs(arm, complete[of[name]], c))) for c in columns}
+        for name, arm in complete.items()
+        if name != of[name] and complete.get(of[name])
+    }
     tests = [
         {"a": a, "b": b, "columns": _welch(complete[a], complete[b], columns)}
         for a, b in comparisons
@@ -155,7 +160,11 @@ def summarize(
         "methods": statistics.METHODS,
         "variants": variants,
         "correlations": {name: correlations(scope) for name, scope in scopes.items()},
-        "paired": {"baseline": baseline, "variants": paired},
+        "paired": {
+            "baseline": baseline,
+            "baselines": {name: of[name] for name in paired},
+            "variants": paired,
+        },
         "welch": tests,
     }
     return jsonable(summary)

@@ -1,4 +1,4 @@
-"""The figures of every study: accuracy over epochs, stability, accuracy and gap against stability.
+"""The figures of every study: stability, accuracy and gap against stability.
 
 A figure is a function of the study and the look of its arms that returns a `Drawing`, or None
 where the study has nothing to show. `FIGURES` in `prunejax.report.gallery` lists them all.
@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
-from prunejax.measures.summary import by_variant, number, value
+from prunejax.measures.summary import number, value
+from prunejax.report.results import Row, Study
 from prunejax.report.style import MINUS, Look, figure, legend_below, pad, percent, with_interval
-from prunejax.report.tables import Row, Study
 
 
 @dataclass
@@ -32,80 +32,8 @@ Draw = Callable[[Study, Look], Drawing | None]
 
 def legend_label(study: Study, variant: str) -> str:
     """The arm with its mean stability, as in the paper's legends."""
-    rows = [row for row in study.good if row["variant"] == variant]
-    stability = statistics.mean([value(row, "mean_stability") for row in rows]).mean
+    stability = study.mean_stability(variant)
     return f"{variant} ({percent(stability)})" if isfinite(stability) else variant
-
-
-def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs [points], accuracies [runs, points]) with the drop of each event as two points.
-
-    At an event's epoch the curve goes from the accuracy before to the one after pruning.
-    """
-    rows = by_variant(study.epochs).get(variant, [])
-    runs = dict.fromkeys(row["run"] for row in rows)
-    points: dict[str, dict[tuple[int, int], float]] = {run: {} for run in runs}
-    for row in rows:
-        points[row["run"]][int(row["epoch"]), 1] = number(row["test_accuracy"])
-    for row in by_variant(study.events).get(variant, []):
-        if row["run"] in points:
-            points[row["run"]][int(row["epoch"]), 0] = number(row["pre_accuracy"])
-            points[row["run"]][int(row["epoch"]), 1] = number(row["post_accuracy"])
-    keys = sorted({key for run in points.values() for key in run})
-    # A run without an event where others have one is flat there.
-    curves = [
-        [run.get(key, run.get((key[0], 1), np.nan)) for key in keys] for run in points.values()
-    ]
-    return np.array([key[0] for key in keys]), np.array(curves).reshape(len(runs), len(keys))
-
-
-def draw_curves(axes: Axes, study: Study, look: Look, variants: Sequence[str]) -> list[np.ndarray]:
-    """Mean accuracy over epochs of each arm with its 95% band; returns the means."""
-    means = []
-    for variant in variants:
-        epochs, curves = accuracy_curves(study, variant)
-        if not curves.size:
-            continue
-        mean, low, high = statistics.bands(curves)
-        color = look.color(variant)
-        axes.plot(epochs, 100 * mean, color=color, linestyle=look.line(variant), linewidth=1.3)
-        axes.fill_between(epochs, 100 * low, 100 * high, color=color, alpha=0.15, linewidth=0)
-        means.append(mean[epochs >= 0.4 * epochs.max()])
-    axes.set_xlabel("epoch (from 0)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.margins(x=0.01)
-    return means
-
-
-def zoom(axes: Axes, means: Sequence[np.ndarray]) -> None:
-    """Frames where the curves end, leaving out the start and the deepest dips."""
-    found = np.concatenate([mean[np.isfinite(mean)] for mean in means] or [np.zeros(0)])
-    if not found.size:
-        return
-    low, high = np.percentile(found, 15), found.max()
-    spread = max(high - low, 0.005)
-    axes.set_ylim(100 * (low - 0.5 * spread), min(100 * (high + 0.3 * spread), 100.5))
-
-
-def dynamics(study: Study, look: Look) -> Drawing | None:
-    """Figure 2, left: accuracy over epochs."""
-    variants = [v for v in study.variants if any(row["variant"] == v for row in study.epochs)]
-    if not variants:
-        return None
-    made = figure(11, 5.2)
-    whole, near = made.subplots(1, 2)
-    draw_curves(whole, study, look, variants)
-    whole.set_title("whole training")
-    zoom(near, draw_curves(near, study, look, variants))
-    near.set_title("the same, enlarged near the end accuracy")
-    legend_below(made, [look.handle(v, legend_label(study, v)) for v in variants])
-    return Drawing(
-        made,
-        "Accuracy over epochs",
-        "Mean over seeds; bands are 95% confidence intervals of the mean. Vertical drops are "
-        "pruning events: test accuracy right before and right after, without training in between. "
-        "In brackets: mean stability of the arm. The right panel cuts off deep drops.",
-    )
 
 
 def stability(study: Study, look: Look) -> Drawing | None:
@@ -114,27 +42,27 @@ def stability(study: Study, look: Look) -> Drawing | None:
     arms = {v: rows for v, rows in arms.items() if rows}
     if not arms:
         return None
-    made = figure(11, 1.2 + 0.42 * len(arms))
+    made = figure(11, 1.2 + 0.46 * len(arms))
     axes = made.subplots()
     for place, (variant, rows) in enumerate(arms.items()):
         values = 100 * np.array([value(row, "mean_stability") for row in rows])
         mean = statistics.mean(values)
-        offsets = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
         axes.plot(
             values,
-            place + offsets,
+            np.full(len(values), place + 0.16),
             linestyle="none",
             marker=look.marker(variant),
-            markersize=4.5,
+            markersize=6,
             color=look.color(variant),
-            alpha=0.55,
+            alpha=0.6,
             markeredgewidth=0,
         )
         if not isfinite(mean.mean):
             continue
+        above = place - 0.16  # the interval, clear of the points
         if isfinite(mean.low):
-            axes.plot([mean.low, mean.high], [place, place], color="black", linewidth=2.2)
-        axes.plot(mean.mean, place, marker="|", color="black", markersize=16, markeredgewidth=2)
+            axes.plot([mean.low, mean.high], [above, above], color="black", linewidth=1.8)
+        axes.plot(mean.mean, above, marker="|", color="black", markersize=9, markeredgewidth=1.8)
         axes.annotate(
             f"{mean.mean:.2f}%",
             (1.0, place),
@@ -189,7 +117,12 @@ def coefficients(rows: Sequence[Row], x: str, y: str) -> str:
 def against_stability(
     study: Study, look: Look, columns: Sequence[tuple[str, str]]
 ) -> Figure | None:
-    """One panel per column, a point per run; the coefficients stand above each panel."""
+    """One panel per column, a point per run; the coefficients stand above each panel.
+
+    Nothing for groups of arms: pooled, they would show the differences between the groups.
+    """
+    if len(study.groups) > 1:
+        return None
     variants = [v for v in study.variants if any(row["variant"] == v for row in study.good)]
     columns = [c for c in columns if any(isfinite(value(r, c[0])) for r in study.good)]
     if not columns or len(study.good) < 2:

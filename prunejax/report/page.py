@@ -8,10 +8,11 @@ from typing import Any
 
 from prunejax import files
 from prunejax.measures.summary import summarize
-from prunejax.report import gallery, panels
+from prunejax.report import gallery, panels, provenance
 from prunejax.report.figures import Drawing
+from prunejax.report.results import Study
 from prunejax.report.style import Look, context, render
-from prunejax.report.tables import Study, load
+from prunejax.report.tables import load
 
 CSS = """
 :root { color-scheme: light; }
@@ -42,19 +43,22 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
     summary = summarize(
         study.runs,
         baseline=study.baseline,
+        baselines=study.baselines,
         selected=study.report_option("correlate", ()),
+        groups=study.groups if len(study.groups) > 1 else None,
         comparisons=panels.comparisons(study),
     )
     summary["directories"] = [str(path) for path in study.directories]
     summary["missing_shards"] = study.missing_shards
-    look = Look(study.variants, study.baseline)
+    look = Look(study.variants, set(study.baselines.values()) or {study.baseline})
     blocks = []
     with context():
         for name, drawing in gallery.draw(study, look).items():
             png, svg = render(drawing.figure)
             files.replace(target / "figures" / f"{name}.png", lambda f, data=png: f.write(data))  # type: ignore[misc]
             files.replace(target / "figures" / f"{name}.svg", lambda f, data=svg: f.write(data))  # type: ignore[misc]
-            blocks.append(_figure(drawing, svg))
+            width = round(100 * drawing.figure.get_figwidth())
+            blocks.append(_figure(drawing, svg, width))
     files.save_json(target / "summary.json", summary)
     text = _page(study, summary, blocks)
     page = target / "report.html"
@@ -62,11 +66,12 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
     return page
 
 
-def _figure(drawing: Drawing, svg: bytes) -> str:
+def _figure(drawing: Drawing, svg: bytes, width: int) -> str:
     data = base64.b64encode(svg).decode()
     return (
         f"<h2>{escape(drawing.title)}</h2>\n<figure>"
-        f'<img alt="{escape(drawing.title)}" src="data:image/svg+xml;base64,{data}">'
+        f'<img alt="{escape(drawing.title)}" style="max-width: {width}px" '
+        f'src="data:image/svg+xml;base64,{data}">'
         f"<figcaption>{escape(drawing.caption)}</figcaption></figure>"
     )
 
@@ -80,15 +85,16 @@ def _page(study: Study, summary: Mapping[str, Any], figures: Sequence[str]) -> s
         panels.findings(study, summary),
         "<h2>Arms</h2>",
         panels.arms(study, summary),
+        panels.differences(study, summary),
         panels.tests(summary),
         *figures,
         "<h2>Pruning events</h2>",
         panels.events(study),
         panels.correlation_table(summary),
         "<h2>Config</h2>",
-        panels.config(study),
+        provenance.config(study),
         "<h2>Environment</h2>",
-        panels.environment(study),
+        provenance.environment(study),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

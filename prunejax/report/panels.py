@@ -1,7 +1,6 @@
-"""The words and tables of the page, as HTML."""
+"""What the page says about the results: sentences and tables, as HTML."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from math import isfinite
 from typing import Any
@@ -10,50 +9,27 @@ import numpy as np
 
 from prunejax.measures.statistics import Correlation
 from prunejax.measures.summary import OUTCOMES, by_variant, number
+from prunejax.report.markup import minus, name, table
+from prunejax.report.results import Study
 from prunejax.report.style import DASH, MINUS, with_interval
-from prunejax.report.tables import Study, config_differences
 
-NAMES = {
-    "final_test_accuracy": "final accuracy",
-    "best_test_accuracy": "best accuracy",
-    "selected_test_accuracy": "accuracy at the epoch chosen on validation data",
-    "generalization_gap": "generalization gap",
-    "mean_stability": "mean stability",
-}
 _COLUMNS = ("mean_stability", *OUTCOMES, "sparsity")
-
-
-def name(column: str) -> str:
-    """A column in words."""
-    return NAMES.get(column, column.replace("_", " "))
-
-
-def minus(text: str) -> str:
-    """Hyphens before digits as minus signs."""
-    return text.replace("-", MINUS)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """A table; cells are HTML already."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "\n".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
-    )
 
 
 def lead(study: Study) -> str:
     """What was run, in a sentence."""
     config, arms = study.config, study.variants
     runs = len({row["run"] for row in [*study.runs, *study.epochs]})
-    data, model = config.get("data") or {}, config.get("model") or {}
-    facts = [f"{runs} runs: {len(arms)} arms ({', '.join(arms)})"]
+    data = config.get("data") or {}
+    models = dict.fromkeys(study.attribute(arm, "model") for arm in arms)
+    models.pop(None, None)
+    named = f" ({', '.join(arms)})" if len(arms) <= 8 else ""
+    facts = [f"{runs} runs: {len(arms)} arms{named}"]
     if data.get("name"):
         size = f", {data['train_examples']} training examples" if data.get("train_examples") else ""
         facts.append(f"data set {data['name']}{size}")
-    if model.get("name"):
-        facts.append(f"network {model['name']}")
+    if models:
+        facts.append(f"network {', '.join(models)}")
     if config.get("epochs"):
         facts.append(f"{config['epochs']} epochs of batches of {config.get('batch_size', '?')}")
     return "; ".join(facts) + "."
@@ -72,14 +48,17 @@ def findings(study: Study, summary: Mapping[str, Any]) -> str:
     }
     order = sorted((v, k) for k, v in arms.items() if v is not None)[::-1]
     lines = []
-    if len(order) > 1:
+    if 1 < len(order) <= 8:
         lines.append(
             "Stability, highest first: "
             + ", ".join(f"{escape(k)} {100 * v:.1f}%" for v, k in order)
             + "."
         )
     scopes = summary["correlations"]
-    for scope in [s for s in ("selected", "runs_with_events", "all_runs") if s in scopes][:1]:
+    shown = [s for s in scopes if s.startswith("group: ")]
+    if not shown:
+        shown = [s for s in ("selected", "runs_with_events", "all_runs") if s in scopes][:1]
+    for scope in shown if len(shown) <= 8 else []:
         for y in ("final_test_accuracy", "best_test_accuracy"):
             pair = scopes[scope].get("mean_stability", {}).get(y)
             r = _correlation(pair["pearson"]) if pair else None
@@ -91,7 +70,10 @@ def findings(study: Study, summary: Mapping[str, Any]) -> str:
             elif r.low > 0:
                 verdict = "less stable runs were less accurate"
             text = with_interval("r", r)
-            lines.append(f"Stability and {name(y)} ({r.n} {name(scope)}): {text}; {verdict}.")
+            runs = (
+                f"{r.n} runs with events of {scope[7:]}" if ":" in scope else f"{r.n} {name(scope)}"
+            )
+            lines.append(f"Stability and {name(y)} ({escape(runs)}): {text}; {verdict}.")
     return "".join(f"<p>{line}</p>" for line in lines)
 
 
@@ -123,10 +105,7 @@ def arms(study: Study, summary: Mapping[str, Any]) -> str:
     columns = [
         c for c in _COLUMNS if any(c in arm["columns"] for arm in summary["variants"].values())
     ]
-    paired, baseline = summary["paired"]["variants"], summary["paired"]["baseline"]
-    compared = [c for c in columns if c in OUTCOMES] if paired else []
     head = ["arm", "runs", *(f"{name(c)}, %" for c in columns)]
-    head += [f"{name(c)} {MINUS} {escape(baseline)}, points" for c in compared]
     rows = []
     for label in study.variants:
         arm = summary["variants"].get(label)
@@ -135,19 +114,33 @@ def arms(study: Study, summary: Mapping[str, Any]) -> str:
         count = str(arm["completed"])
         if arm["completed"] != arm["runs"]:
             count += f" of {arm['runs']}"
-        rows.append(
-            [escape(label), count, *(_mean(arm["columns"].get(c)) for c in columns)]
-            + [_difference(paired.get(label, {}).get(c)) for c in compared]
-        )
-    text = (
-        "<p>Mean ± standard deviation over runs, below it the 95% confidence interval of the mean. "
+        rows.append([escape(label), count, *(_mean(arm["columns"].get(c)) for c in columns)])
+    return (
+        "<p>Mean ± standard deviation over runs, below it the 95% confidence interval of the "
+        "mean.</p>" + table(head, rows)
     )
-    if compared:
-        text += (
-            f"Differences to <i>{escape(baseline)}</i> are taken seed by seed (paired t interval "
-            "and two-sided p, not corrected for the number of comparisons). "
-        )
-    return text + "</p>" + table(head, rows)
+
+
+def differences(study: Study, summary: Mapping[str, Any]) -> str:
+    """What each arm gains over its baseline, paired by seed."""
+    paired, baselines = summary["paired"]["variants"], summary["paired"]["baselines"]
+    if not paired:
+        return ""
+    shared = len(set(baselines.values())) == 1
+    columns = [c for c in ("mean_stability", *OUTCOMES) if any(c in p for p in paired.values())]
+    rows = [
+        [escape(label), *([] if shared else [escape(baselines[label])])]
+        + [_difference(paired[label].get(c)) for c in columns]
+        for label in study.variants
+        if label in paired
+    ]
+    to = f"<i>{escape(next(iter(baselines.values())))}</i>" if shared else "the unpruned arm"
+    head = ["arm", *([] if shared else [f"{MINUS} arm"]), *(f"{name(c)}, points" for c in columns)]
+    return (
+        f"<h2>Differences to {to}</h2><p>Mean difference in percentage points over the seeds that "
+        "both arms have, with its paired 95% t interval and two-sided p (not corrected for the "
+        "number of comparisons).</p>" + table(head, rows)
+    )
 
 
 def comparisons(study: Study) -> list[tuple[str, str]]:
@@ -231,54 +224,3 @@ def correlation_table(summary: Mapping[str, Any]) -> str:
         return ""
     head = ["columns", "runs", "Pearson, 95% interval", "p", "Kendall, 95% interval", "n"]
     return "<details><summary>All correlations</summary>" + table(head, rows, "text") + "</details>"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, item in tree.items():
-        if isinstance(item, Mapping) and item:
-            found.update(_flat(item, f"{prefix}{key}."))
-        else:
-            found[prefix + str(key)] = item
-    return found
-
-
-def _code(item: object) -> str:
-    return f"<code>{escape(json.dumps(item, ensure_ascii=False))}</code>"
-
-
-def config(study: Study) -> str:
-    """What the arms change, and every other field."""
-    shared = {k: v for k, v in study.config.items() if k != "variants"}
-    arms_ = study.config.get("variants") or {}
-    rows = [
-        [
-            escape(label),
-            "<br>".join(f"{escape(k)} = {_code(v)}" for k, v in _flat(changes or {}).items())
-            or "nothing",
-        ]
-        for label, changes in arms_.items()
-    ]
-    parts = [table(["arm", "changes"], rows, "text")] if rows else []
-    for path, lines in config_differences(study).items():
-        items = "".join(f"<li><code>{escape(line)}</code></li>" for line in lines)
-        parts.append(f"<p>In <code>{escape(path)}</code>:</p><ul>{items}</ul>")
-    fields = [[escape(k), _code(v)] for k, v in _flat(shared).items()]
-    parts.append(
-        "<details><summary>All fields</summary>"
-        + table(["field", "value"], fields, "text")
-        + "</details>"
-    )
-    return "".join(parts)
-
-
-def environment(study: Study) -> str:
-    """Versions, devices and commit of each directory."""
-    found: dict[str, list[str]] = {}
-    for path, content in study.environments.items():
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        found.setdefault(text, []).append(path)
-    return "".join(
-        f"<details><summary>{escape(', '.join(paths))}</summary><pre>{escape(text)}</pre></details>"
-        for text, paths in found.items()
-    )

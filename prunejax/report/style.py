@@ -1,15 +1,18 @@
 """How figures look: one colour and marker per arm, percent, the same bytes each time."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from math import isfinite
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from prunejax.measures.statistics import Correlation
 
@@ -33,17 +36,16 @@ SETTINGS = {
     "legend.fontsize": 9.5,
     "figure.facecolor": "white",
     "svg.hashsalt": "prunejax",  # else element ids differ from one drawing to the next
-    "savefig.dpi": 150,
 }
 
 
 class Look:
     """Colour, marker and line of each arm, the same in every figure."""
 
-    def __init__(self, variants: Sequence[str], baseline: str) -> None:
-        """`variants` in their order; the baseline is black."""
-        others = [variant for variant in variants if variant != baseline]
-        self._index = {variant: i for i, variant in enumerate(others)}
+    def __init__(self, variants: Sequence[str], baselines: Collection[str]) -> None:
+        """`variants` in their order; the baselines are black."""
+        self._index = {v: i for i, v in enumerate(v for v in variants if v not in baselines)}
+        self._baselines = {v: i for i, v in enumerate(v for v in variants if v in baselines)}
 
     def color(self, variant: str) -> str:
         """Hexadecimal colour; colours come round again after seven arms."""
@@ -52,14 +54,16 @@ class Look:
 
     def marker(self, variant: str) -> str:
         """Marker of the arm's points; no two of 49 arms share colour and marker."""
-        index = self._index.get(variant)
-        turns = 0 if index is None else index + index // len(COLORS)
-        return "o" if index is None else MARKERS[turns % len(MARKERS)]
+        if variant in self._baselines:
+            return MARKERS[self._baselines[variant] % len(MARKERS)]
+        index = self._index.get(variant, 0)
+        return MARKERS[(index + index // len(COLORS)) % len(MARKERS)]
 
     def line(self, variant: str) -> str:
         """Line style: dashed, dotted, ... from the second round of colours on."""
-        index = self._index.get(variant)
-        return "-" if index is None else LINES[index // len(COLORS) % len(LINES)]
+        if variant in self._baselines:
+            return LINES[self._baselines[variant] % len(LINES)]
+        return LINES[self._index.get(variant, 0) // len(COLORS) % len(LINES)]
 
     def handle(self, variant: str, label: str, *, points: bool = False) -> Line2D:
         """A legend entry."""
@@ -73,17 +77,22 @@ class Look:
         )
 
 
+def line_handle(label: str, color: str, marker: str = "none", line: str = "-") -> Line2D:
+    """A legend entry that is no arm's."""
+    return Line2D([], [], color=color, marker=marker, linestyle=line, label=label)  # type: ignore[arg-type]
+
+
 def figure(width: float, height: float) -> Figure:
     """A figure of this size in inches, outside pyplot's global state."""
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def legend_below(made: Figure, handles: Sequence[Line2D], width: int = 110) -> None:
-    """One legend under all panels, as many columns as labels of this length allow."""
+def legend_below(made: Figure, handles: Sequence[Line2D]) -> None:
+    """One legend under all panels, as many columns as the longest label allows."""
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    columns = max(1, min(len(handles), width // (longest + 7)))
+    columns = max(1, min(len(handles), int(11 * made.get_figwidth()) // (longest + 8)))
+    lines = -(-len(handles) // columns)
+    made.set_figheight(made.get_figheight() + 0.21 * max(0, lines - 1))
     made.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
@@ -93,10 +102,16 @@ def pad(axes: Axes, share: float = 0.06) -> None:
 
 
 def render(made: Figure) -> tuple[bytes, bytes]:
-    """(PNG, SVG); the same figure gives the same bytes."""
+    """(PNG, SVG); the same figure gives the same bytes.
+
+    The canvases are driven by hand because `savefig` draws everything twice.
+    """
     png, svg = io.BytesIO(), io.BytesIO()
-    made.savefig(png, format="png", metadata={"Software": None})
-    made.savefig(svg, format="svg", metadata={"Date": None, "Creator": "prunejax"})
+    canvas = FigureCanvasAgg(made)
+    canvas.draw()
+    made.set_layout_engine("none")  # laid out for good: that takes as long as drawing
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(png, format="png")
+    FigureCanvasSVG(made).print_svg(svg, metadata={"Date": None, "Creator": "prunejax"})
     return png.getvalue(), svg.getvalue()
 
 

@@ -5,69 +5,20 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from prunejax.files import plain_name
-from prunejax.measures.summary import by_variant, is_completed, number
+from prunejax.measures.summary import is_completed
 from prunejax.record import differences
+from prunejax.report.results import Row, Study, attributes_of
 
-Row = dict[str, str]
 # Fields of a config that may differ between directories without making them different studies.
 _SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")
 
 
 class ReportError(ValueError):
     """The directories cannot be reported on; the text says why and what to do."""
-
-
-@dataclass
-class Study:
-    """Everything the report shows, from one or more run directories."""
-
-    directories: list[Path]
-    config: dict[str, Any]  # of the first directory
-    configs: dict[str, dict[str, Any]]  # by directory
-    environments: dict[str, dict[str, Any]]  # by directory
-    epochs: list[Row]
-    events: list[Row]
-    runs: list[Row]
-    arrays: dict[str, Path]  # run -> measures/RUN.npz
-    attributes: dict[str, dict[str, Any]]  # variant -> target, iterative_rate, kind, group, ...
-    notes: list[str] = field(default_factory=list)  # what a reader must know: missing, stopped
-    missing_shards: list[str] = field(default_factory=list)
-
-    @property
-    def title(self) -> str:
-        """`config.name`."""
-        return str(self.config.get("name") or self.directories[0].name)
-
-    def report_option(self, name: str, default: Any) -> Any:
-        """`config.report.NAME`, or `default` where the config does not say."""
-        return (self.config.get("report") or {}).get(name, default)
-
-    @property
-    def baseline(self) -> str:
-        """The arm that differences refer to."""
-        return str(self.report_option("baseline", "none"))
-
-    @property
-    def variants(self) -> list[str]:
-        """The arms in the order of the config, then of appearance."""
-        order = {label: i for i, label in enumerate(self.attributes)}
-        seen = dict.fromkeys(row["variant"] for row in [*self.runs, *self.epochs])
-        return sorted(seen, key=lambda label: order.get(label, len(order)))
-
-    @property
-    def good(self) -> list[Row]:
-        """The rows of runs that completed."""
-        return [row for row in self.runs if is_completed(row)]
-
-    def attribute(self, variant: str, name: str, default: Any = None) -> Any:
-        """One of the attributes of an arm."""
-        return self.attributes.get(variant, {}).get(name, default)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -144,7 +95,10 @@ def load(directories: Sequence[str | Path]) -> Study:
         path: {name: read_csv(path / f"{name}.csv") for name in ("epochs", "events", "runs")}
         for path in paths
     }
-    attributes = {path: _attributes(configs[str(path)], path, tables[path]) for path in paths}
+    attributes = {
+        path: attributes_of(configs[str(path)], read_json(path / "study.json"), tables[path])
+        for path in paths
+    }
     notes = []
     kinds = _distinct([configs[str(path)] for path in paths])
     if max(kinds) > 0:
@@ -254,54 +208,6 @@ def _same_columns(rows: list[Row]) -> list[Row]:
     """Rows of several files with the union of their columns; absent cells are empty."""
     columns = dict.fromkeys(column for row in rows for column in row)
     return [{column: row.get(column, "") for column in columns} for row in rows]
-
-
-def _attributes(
-    config: Mapping[str, Any], path: Path, tables: Mapping[str, list[Row]]
-) -> dict[str, dict[str, Any]]:
-    """What is known of each arm: from its settings, its events, and `study.json` if present."""
-    stated = read_json(path / "study.json").get("variants", {})
-    labels = dict.fromkeys([*(config.get("variants") or {}), *stated])
-    labels.update(dict.fromkeys(row["variant"] for row in tables["epochs"]))
-    events = by_variant(tables["events"])
-    found: dict[str, dict[str, Any]] = {}
-    for label in labels:
-        overrides = (config.get("variants") or {}).get(label) or {}
-
-        def setting(name: str, overrides: Mapping[str, Any] = overrides) -> Any:
-            part, _, leaf = name.partition(".")
-            for source in (overrides, config):
-                if name in source:
-                    return source[name]
-                if isinstance(source.get(part), Mapping) and leaf in source[part]:
-                    return source[part][leaf]
-            return None
-
-        found[label] = {
-            "target": {"smallest": "S", "random": "R", "largest": "L"}.get(setting("prune.target")),
-            "kind": setting("intervention.kind"),
-            "duration": setting("intervention.duration"),
-            "restore": setting("intervention.restore"),
-            "schedule": setting("prune.schedule"),
-            "iterative_rate": iterative_rate(events.get(label, [])),
-            **stated.get(label, {}),
-        }
-        if setting("prune.schedule") == "none":
-            found[label]["target"] = None
-    return found
-
-
-def iterative_rate(events: Sequence[Mapping[str, Any]]) -> float | None:
-    """Fraction of a layer removed per event in the layer that loses most (spec 1.6), or None."""
-    run = [row for row in events if row["run"] == events[0]["run"]]
-    rates = []
-    for layer in dict.fromkeys(row["layer"] for row in run):
-        rows = [row for row in run if row["layer"] == layer]
-        targeted = [number(row["targeted"]) for row in rows]
-        units = number(rows[0]["live"]) + targeted[0]
-        if isfinite(units) and units > 0:
-            rates.append((sum(targeted) / units, sum(targeted) / units / len(rows)))
-    return max(rates)[1] if rates else None
 
 
 def config_differences(study: Study) -> dict[str, list[str]]:

@@ -1,0 +1,201 @@
+"""Figures from arrays and events: eigenvalues (E1, E2), loss curves (E4), forecasts, B1.
+
+Arrays come from `measures/RUN.npz`:
+
+* `eigenvalues` [k]: E1, E2.
+* `epsilons` [m], `loss_increase` [directions, m]: loss increase in nats along eigenvectors: E4.
+* `normality_edges` [bins + 1], `normality_layers` [layers] (names), `normality_trained` and
+  `normality_untrained` [layers, bins]: densities of normalized activations: B1.
+"""
+
+from collections.abc import Sequence
+from math import isfinite
+
+import numpy as np
+
+from prunejax.measures import statistics
+from prunejax.measures.summary import by_variant, number
+from prunejax.report.figures import Drawing, legend_label
+from prunejax.report.results import Study
+from prunejax.report.style import COLORS, Look, figure, legend_below, line_handle, with_interval
+
+
+def arrays(study: Study, *names: str) -> dict[str, list[dict[str, np.ndarray]]]:
+    """By arm: the arrays of its completed runs that have all of `names`."""
+    found: dict[str, list[dict[str, np.ndarray]]] = {}
+    for variant, rows in by_variant(study.good).items():
+        for row in rows:
+            path = study.arrays.get(row["run"])
+            if path is None:
+                continue
+            with np.load(path) as file:
+                if all(name in file.files for name in names):
+                    found.setdefault(variant, []).append({n: file[n] for n in names})
+    return found
+
+
+def eigenvalues(study: Study, look: Look) -> Drawing | None:
+    """Figures E1 and E2: leading eigenvalues."""
+    spectra = {
+        variant: np.array([e[: min(map(len, lists))] for e in lists])
+        for variant, items in arrays(study, "eigenvalues").items()
+        for lists in [[np.sort(item["eigenvalues"].reshape(-1))[::-1] for item in items]]
+    }
+    if not spectra:
+        return None
+    made = figure(11, 4.8)
+    bars, lines = made.subplots(1, 2, width_ratios=(3, 2))
+    width = 0.8 / len(spectra)
+    for index, (variant, found) in enumerate(spectra.items()):
+        mean, low, _ = statistics.bands(found[:, :10])
+        places = np.arange(mean.size) + 1 + (index - (len(spectra) - 1) / 2) * width
+        error = np.where(np.isfinite(low), mean - low, 0)
+        bars.bar(places, mean, width, yerr=error, color=look.color(variant), ecolor="#555555",
+                 error_kw={"elinewidth": 0.8})  # fmt: skip
+        size = -np.sort(-np.abs(found), axis=1)
+        lines.plot(
+            np.arange(size.shape[1]) + 1,
+            size.mean(axis=0),
+            color=look.color(variant),
+            linestyle=look.line(variant),
+        )
+    bars.set(xlabel="rank", ylabel="eigenvalue of the Hessian")
+    bars.set_xticks(range(1, 1 + max(min(10, s.shape[1]) for s in spectra.values())))
+    bars.grid(axis="x", visible=False)
+    lines.set(xlabel="rank by magnitude", ylabel="|eigenvalue|", yscale="log")
+    legend_below(made, [look.handle(v, legend_label(study, v)) for v in spectra])
+    return Drawing(
+        made,
+        "Leading eigenvalues of the Hessian",
+        "Means over seeds. Left: the most positive eigenvalues with 95% confidence intervals. "
+        "Right: all that were computed, by magnitude.",
+    )
+
+
+def perturbation(study: Study, look: Look) -> Drawing | None:
+    """Figure E4: loss increase along the leading eigenvectors."""
+    found = arrays(study, "epsilons", "loss_increase")
+    if not found:
+        return None
+    wide = min(3, len(found))
+    lines = -(-len(found) // wide)
+    made = figure(11, 0.3 + 3.0 * lines)
+    grid = made.subplots(lines, wide, squeeze=False, sharey=True)
+    for axes in grid.flatten()[len(found) :]:
+        axes.set_visible(False)
+    for axes, (variant, items) in zip(grid.flatten(), found.items(), strict=False):
+        increase = np.mean([item["loss_increase"] for item in items], axis=0)
+        for direction, curve in enumerate(increase):
+            shade = 1 - 0.8 * direction / max(len(increase), 1)
+            axes.plot(items[0]["epsilons"], curve, color=look.color(variant), alpha=shade)
+        axes.axhline(0.1, color="#888888", linestyle="--", linewidth=0.8)
+        axes.set_title(legend_label(study, variant))
+        axes.set_xlabel("ε along the eigenvector")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("loss increase (nats)")
+    return Drawing(
+        made,
+        "Loss along the leading eigenvectors",
+        "Mean over seeds, one curve per direction, the leading one darkest. The dashed line is "
+        "the increase of 0.1 that defines ε-flatness.",
+    )
+
+
+def forecast(study: Study, look: Look) -> Drawing | None:
+    """Predicted against measured change of the loss at each event."""
+    columns = ("predicted_first", "predicted_second")
+    rows = [r for r in study.events if all(isfinite(number(r.get(c))) for c in columns)]
+    if not rows:
+        return None
+    made = figure(11, 5.4)
+    for axes, column, words in zip(
+        made.subplots(1, 2),
+        columns,
+        ("first order: g·d", "second order: g·d + d·Hd/2"),
+        strict=True,
+    ):
+        pairs: list[tuple[float, float]] = []
+        for variant, own in by_variant(rows).items():
+            found = _forecast_points(own, column)
+            axes.plot(
+                *np.array(found).T,
+                linestyle="none",
+                marker=look.marker(variant),
+                color=look.color(variant),
+                alpha=0.6,
+                markersize=4.5,
+                markeredgewidth=0,
+            )
+            pairs += found
+        measured, predicted = np.array(pairs).T
+        limit = float(np.nanmax(np.abs(measured))) * 1.08
+        axes.plot([-limit, limit], [-limit, limit], color="#555555", linewidth=1, zorder=1)
+        low = min(0.0, float(np.nanmin(measured)), float(np.nanmin(predicted)))
+        axes.set_xlim(max(1.1 * low, -limit), limit)
+        axes.set_ylim(max(1.1 * low, -limit), max(limit, 1.05 * float(np.nanmax(predicted))))
+        axes.set(xlabel="measured change of the loss (nats)", ylabel="predicted change (nats)")
+        r = statistics.pearson(measured, predicted)
+        error = np.sqrt(np.nanmean((predicted - measured) ** 2))
+        axes.set_title(f"{words}\n{with_interval('r', r)}, rms error {error:.3g} nats, n = {r.n}")
+    legend_below(made, [look.handle(v, v, points=True) for v in by_variant(rows)])
+    return Drawing(
+        made,
+        "Forecast of each event from gradient and curvature",
+        "One point per pruning event of each run. On the line, the expansion of the loss around "
+        "the weights before the event foretells what removing the targeted weights does.",
+    )
+
+
+def _forecast_points(rows: Sequence[dict[str, str]], column: str) -> list[tuple[float, float]]:
+    """(measured, predicted) per event.
+
+    Layers of one event share the measured change. They share the prediction too if it was made
+    for the event as a whole; predictions of single layers are added.
+    """
+    events: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        events.setdefault((row["run"], row["epoch"]), []).append(row)
+    found = []
+    for layers in events.values():
+        values = [number(row[column]) for row in layers]
+        predicted = values[0] if len(set(values)) == 1 else sum(values)
+        found.append((number(layers[0]["post_loss"]) - number(layers[0]["pre_loss"]), predicted))
+    return found
+
+
+def normality(study: Study, look: Look) -> Drawing | None:
+    """Figure B1: are normalized activations Gaussian, as the E[BN] score assumes?"""
+    del look
+    keys = ("normality_edges", "normality_layers", "normality_trained", "normality_untrained")
+    found = [item for items in arrays(study, *keys).values() for item in items]
+    if not found:
+        return None
+    item = found[0]
+    edges, layers = item["normality_edges"], [str(name) for name in item["normality_layers"]]
+    center = (edges[1:] + edges[:-1]) / 2
+    wide = min(4, len(layers))
+    lines = -(-len(layers) // wide)
+    made = figure(11, 0.6 + 2.4 * lines)
+    grid = made.subplots(lines, wide, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flatten()[len(layers) :]:
+        axes.set_visible(False)
+    normal = np.exp(-(center**2) / 2) / np.sqrt(2 * np.pi)
+    for index, (axes, layer) in enumerate(zip(grid.flatten(), layers, strict=False)):
+        axes.fill_between(center, normal, color="#dddddd", linewidth=0)
+        axes.plot(center, item["normality_untrained"][index], color=COLORS[0], linestyle="--")
+        axes.plot(center, item["normality_trained"][index], color=COLORS[1])
+        axes.set_title(layer)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("density")
+    handles = [
+        line_handle("trained", COLORS[1]),
+        line_handle("untrained", COLORS[0], line="--"),
+        line_handle("N(0, 1)", "#bbbbbb"),
+    ]
+    legend_below(made, handles)
+    return Drawing(
+        made,
+        "Normalized activations before scale and bias",
+        "Density over channels and positions, before BatchNorm's scale and bias, of the first run "
+        "that has it, against the standard normal density that the E[BN] score assumes.",
+    )

@@ -1,0 +1,164 @@
+"""What a report shows: the merged tables of a study and what is known of its arms."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from prunejax.measures import statistics
+from prunejax.measures.summary import by_variant, is_completed, number, pairs, value
+
+Row = dict[str, str]
+
+# Settings that make groups of arms where they vary, and how their values are called.
+GROUPED_BY: dict[str, Callable[[Any], str]] = {
+    "group": str,
+    "model": str,
+    "optimizer": str,
+    "weight_decay": lambda x: f"weight decay {x:g}" if x else "no weight decay",
+    "dropout": lambda x: f"dropout {x:g}" if x else "no dropout",
+    "augment": lambda x: "augmented" if x else "not augmented",
+}
+
+
+@dataclass
+class Study:
+    """Everything the report shows, from one or more run directories."""
+
+    directories: list[Path]
+    config: dict[str, Any]  # of the first directory
+    configs: dict[str, dict[str, Any]]  # by directory
+    environments: dict[str, dict[str, Any]]  # by directory
+    epochs: list[Row]
+    events: list[Row]
+    runs: list[Row]
+    arrays: dict[str, Path]  # run -> measures/RUN.npz
+    attributes: dict[str, dict[str, Any]]  # variant -> target, iterative_rate, kind, group, ...
+    notes: list[str] = field(default_factory=list)  # what a reader must know: missing, stopped
+    missing_shards: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """`config.name`."""
+        return str(self.config.get("name") or self.directories[0].name)
+
+    def report_option(self, name: str, default: Any) -> Any:
+        """`config.report.NAME`, or `default` where the config does not say."""
+        return (self.config.get("report") or {}).get(name, default)
+
+    @property
+    def baseline(self) -> str:
+        """The arm that differences refer to."""
+        return str(self.report_option("baseline", "none"))
+
+    @property
+    def variants(self) -> list[str]:
+        """The arms in the order of the config, then of appearance."""
+        order = {label: i for i, label in enumerate(self.attributes)}
+        seen = dict.fromkeys(row["variant"] for row in [*self.runs, *self.epochs])
+        return sorted(seen, key=lambda label: order.get(label, len(order)))
+
+    @property
+    def good(self) -> list[Row]:
+        """The rows of runs that completed."""
+        return [row for row in self.runs if is_completed(row)]
+
+    def attribute(self, variant: str, name: str, default: Any = None) -> Any:
+        """One of the attributes of an arm."""
+        return self.attributes.get(variant, {}).get(name, default)
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Arms by the settings (other than pruning) in which arms differ; one group if in none."""
+        directories = {str(self.attribute(v, "group")) for v in self.variants}
+        varied = ["group"] if len(directories) > 1 else []
+        for name in GROUPED_BY:
+            # What differs from one directory to the next, but not inside, goes without saying.
+            both = {
+                (self.attribute(v, "group"), str(self.attribute(v, name))) for v in self.variants
+            }
+            if len(both) > len(directories):
+                varied.append(name)
+        found: dict[str, list[str]] = {}
+        for variant in self.variants:
+            parts = [GROUPED_BY[name](self.attribute(variant, name)) for name in varied]
+            found.setdefault(", ".join(parts), []).append(variant)
+        return found
+
+    @property
+    def baselines(self) -> dict[str, str]:
+        """The unpruned arm that each arm is compared with: the one of its group."""
+        found = {}
+        for arms in self.groups.values():
+            unpruned = [v for v in arms if v == self.baseline]
+            unpruned += [v for v in arms if self.attribute(v, "target") is None]
+            if unpruned:
+                found.update(dict.fromkeys(arms, unpruned[0]))
+            elif self.baseline in self.variants:
+                found.update(dict.fromkeys(arms, self.baseline))
+        return found
+
+    def mean_stability(self, variant: str) -> float:
+        """Mean over an arm's runs (fraction); NaN without runs."""
+        rows = [row for row in self.good if row["variant"] == variant]
+        return statistics.mean([value(row, "mean_stability") for row in rows]).mean
+
+    def gain(self, variant: str, column: str) -> statistics.Comparison:
+        """The arm minus its baseline, paired by seed."""
+        arms = by_variant(self.good)
+        baseline = self.baselines.get(variant, "")
+        return statistics.paired(*pairs(arms.get(variant, []), arms.get(baseline, []), column))
+
+
+def attributes_of(
+    config: Mapping[str, Any], study: Mapping[str, Any], tables: Mapping[str, list[Row]]
+) -> dict[str, dict[str, Any]]:
+    """What is known of each arm: from its settings, its events, and `study.json` if present."""
+    stated = study.get("variants", {})
+    labels = dict.fromkeys([*(config.get("variants") or {}), *stated])
+    labels.update(dict.fromkeys(row["variant"] for row in tables["epochs"]))
+    events = by_variant(tables["events"])
+    found: dict[str, dict[str, Any]] = {}
+    for label in labels:
+        overrides = (config.get("variants") or {}).get(label) or {}
+
+        def setting(name: str, overrides: Mapping[str, Any] = overrides) -> Any:
+            part, _, leaf = name.partition(".")
+            for source in (overrides, config):
+                if name in source:
+                    return source[name]
+                if isinstance(source.get(part), Mapping) and leaf in source[part]:
+                    return source[part][leaf]
+            return None
+
+        found[label] = {
+            "target": {"smallest": "S", "random": "R", "largest": "L"}.get(setting("prune.target")),
+            "kind": setting("intervention.kind"),
+            "duration": setting("intervention.duration"),
+            "restore": setting("intervention.restore"),
+            "schedule": setting("prune.schedule"),
+            "model": setting("model.name"),
+            "optimizer": setting("optimizer.name"),
+            "weight_decay": setting("optimizer.weight_decay"),
+            "dropout": setting("model.dropout"),
+            "augment": setting("data.augment"),
+            "iterative_rate": iterative_rate(events.get(label, [])),
+            **stated.get(label, {}),
+        }
+        if setting("prune.schedule") == "none":
+            found[label]["target"] = None
+    return found
+
+
+def iterative_rate(events: Sequence[Mapping[str, Any]]) -> float | None:
+    """Fraction of a layer removed per event in the layer that loses most (spec 1.6), or None."""
+    run = [row for row in events if row["run"] == events[0]["run"]]
+    rates = []
+    for layer in dict.fromkeys(row["layer"] for row in run):
+        rows = [row for row in run if row["layer"] == layer]
+        targeted = [number(row["targeted"]) for row in rows]
+        units = number(rows[0]["live"]) + targeted[0]
+        if isfinite(units) and units > 0:
+            rates.append((sum(targeted) / units, sum(targeted) / units / len(rows)))
+    return max(rates)[1] if rates else None
