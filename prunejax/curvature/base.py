@@ -33,8 +33,9 @@ def as_argument(fn: Callable[..., Any]) -> Callable[..., Any]:
     `jax.tree_util.Partial(fn, statistics)` carries its arrays as *data*: a loss that closes over
     new BatchNorm statistics at every call should be given so, it is then compiled once.
     """
-    if not jax.tree_util.all_leaves([fn]):
-        return fn  # a Partial or another registered callable
+    data = jax.Array | np.ndarray | np.generic | int | float | complex
+    if all(isinstance(leaf, data) for leaf in jax.tree.leaves(fn)):
+        return fn  # a Partial or another registered callable whose leaves are data
     return Partial(Captured(fn))
 
 

@@ -1,7 +1,9 @@
 """The compiled kernels behind `products`: one batch, one curvature matrix, P A P.
 
-A *core* is `core(functions, params, v, batch)` and gives A v, or v'Av, without masks and casts.
-The kernels add those; they are compiled once per functions, core and shapes.
+Of each matrix there are two parts, both without masks, weights and casts:
+`product(functions, params, v, batch)` gives A v, and `forms(functions, params, batch, count)` gives
+a function v -> v'Av that will be called for `count` vectors, so it may prepare what they share.
+The kernels add the rest; they are compiled once per functions and shapes.
 """
 
 from collections.abc import Callable
@@ -11,10 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.curvature import base, vectors
+from prunejax.curvature import adjoint, base, vectors
 
 Tree = Any
-Core = Callable[..., Any]  # core(functions, params, v, batch): the curvature times v, or v'Av
+Product = Callable[[tuple[Any, ...], Tree, Tree, Tree], Tree]
+Forms = Callable[[tuple[Any, ...], Tree, Tree, int], Callable[[Tree], jax.Array]]
+
+# `adjoint` takes one gradient for all vectors and 3 passes for each, a jvp of a jvp 5 for each.
+_ADJOINT_FROM = 4
 
 
 def _scalar(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array]:
@@ -24,7 +30,7 @@ def _scalar(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array
         out = base.call(loss, params, batch)
         if isinstance(out, tuple) or jnp.shape(out) != ():
             raise ValueError(
-                "the loss must return one scalar, the mean over the batch; got "
+                "the loss must return one scalar, the mean over the batch; got shapes "
                 f"{jax.tree.map(jnp.shape, out)}. Drop auxiliary outputs, take the mean"
             )
         return out
@@ -32,8 +38,8 @@ def _scalar(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array
     return value
 
 
-def _forward_form(f: Callable[[Tree], jax.Array], params: Tree, v: Tree) -> jax.Array:
-    """The number v' ∇²f v as a jvp of a jvp; through a gradient where `f` holds a custom_vjp."""
+def _form(f: Callable[[Tree], jax.Array], params: Tree, v: Tree) -> jax.Array:
+    """The number v' ∇²f v as a jvp of a jvp; through a gradient where `f` has a custom_vjp."""
 
     def slope(p: Tree) -> jax.Array:
         return jax.jvp(f, (p,), (v,))[1]
@@ -41,7 +47,7 @@ def _forward_form(f: Callable[[Tree], jax.Array], params: Tree, v: Tree) -> jax.
     try:
         return jax.jvp(slope, (params,), (v,))[1]
     except (TypeError, NotImplementedError) as error:
-        if "custom_vjp" not in str(error) and "orward" not in str(error):
+        if "custom_vjp" not in str(error) and "orward-mode" not in str(error):
             raise
         return base.dot(v, jax.jvp(jax.grad(f), (params,), (v,))[1])
 
@@ -51,27 +57,54 @@ def hessian_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) ->
     return jax.jvp(jax.grad(_scalar(fns[0], batch)), (params,), (v,))[1]
 
 
-def hessian_form(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> jax.Array:
-    """The number v' H v."""
-    return _forward_form(_scalar(fns[0], batch), params, v)
+def hessian_forms(
+    fns: tuple[Any, ...], params: Tree, batch: Tree, count: int
+) -> Callable[[Tree], jax.Array]:
+    """The function v -> v' H v, forward only; for many vectors the adjoints are shared."""
+    f = _scalar(fns[0], batch)
+    if count >= _ADJOINT_FROM:
+        try:
+            return adjoint.quadratic_forms(f, params)
+        except (TypeError, NotImplementedError, ValueError):
+            pass  # a part without reverse or forward mode: what the nested form says, holds
+    return partial(_form, f, params)
 
 
 def ggn_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
     """G v; `fns` are the model and the loss of its outputs."""
-    model = partial(_swapped, fns[0], batch)
+    model = partial(_of_params, fns[0], batch)
     outputs, change = jax.jvp(model, (params,), (v,))
     bent = jax.jvp(jax.grad(_scalar(fns[1], batch)), (outputs,), (change,))[1]
     return jax.vjp(model, params)[1](bent)[0]
 
 
-def ggn_form(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> jax.Array:
-    """The number v' G v: the output Hessian along the change of the outputs."""
-    outputs, change = jax.jvp(partial(_swapped, fns[0], batch), (params,), (v,))
-    return _forward_form(_scalar(fns[1], batch), outputs, change)
+def ggn_forms(
+    fns: tuple[Any, ...], params: Tree, batch: Tree, count: int
+) -> Callable[[Tree], jax.Array]:
+    """The function v -> v' G v: the output Hessian along the change of the outputs."""
+    del count
+    outputs, change = jax.linearize(partial(_of_params, fns[0], batch), params)
+    return lambda v: _form(_scalar(fns[1], batch), outputs, change(v))
 
 
-def _swapped(fn: Callable[..., Any], batch: Tree, params: Tree) -> Any:
+def _of_params(fn: Callable[..., Any], batch: Tree, params: Tree) -> Any:
     return base.call(fn, params, batch)
+
+
+def empirical_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
+    """E[∇ℓ_i ∇ℓ_i'] v; `fns` are a loss, or a model and the loss of its outputs."""
+    losses = example_losses(_composed(fns), batch)
+    slopes = jax.jvp(losses, (params,), (v,))[1]
+    return jax.vjp(losses, params)[1](slopes / slopes.size)[0]
+
+
+def empirical_forms(
+    fns: tuple[Any, ...], params: Tree, batch: Tree, count: int
+) -> Callable[[Tree], jax.Array]:
+    """The function v -> E[(∇ℓ_i' v)²]."""
+    del count
+    slopes = jax.linearize(example_losses(_composed(fns), batch), params)[1]
+    return lambda v: jnp.mean(jnp.square(base.upcast(slopes(v))))
 
 
 def example_losses(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array]:
@@ -80,7 +113,7 @@ def example_losses(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], ja
     def losses(params: Tree) -> jax.Array:
         return jax.vmap(
             lambda example: _scalar(loss, jax.tree.map(lambda x: x[None], example))(params)
-        )(batch)
+        )(jax.tree.map(jnp.asarray, batch))
 
     return losses
 
@@ -92,19 +125,6 @@ def _composed(fns: tuple[Any, ...]) -> Callable[..., Any]:
     return lambda params, batch: fns[1](fns[0](params, batch), batch)
 
 
-def empirical_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
-    """E[∇ℓ_i ∇ℓ_i'] v; `fns` are a loss, or a model and the loss of its outputs."""
-    losses = example_losses(_composed(fns), batch)
-    slopes = jax.jvp(losses, (params,), (v,))[1]
-    return jax.vjp(losses, params)[1](slopes / slopes.size)[0]
-
-
-def empirical_form(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> jax.Array:
-    """The number E[(∇ℓ_i' v)²]."""
-    slopes = jax.jvp(example_losses(_composed(fns), batch), (params,), (v,))[1]
-    return jnp.mean(jnp.square(slopes.astype(base.accumulator(slopes.dtype))))
-
-
 def _tangent(v: Tree, params: Tree, masks: Tree) -> Tree:
     """P v in the dtypes of the parameters."""
     return base.cast_like(base.project(masks, v), params)
@@ -112,7 +132,14 @@ def _tangent(v: Tree, params: Tree, masks: Tree) -> Tree:
 
 @partial(jax.jit, static_argnames=("core", "placed"))
 def product(
-    fns: Any, params: Tree, masks: Tree, v: Tree, batch: Tree, weight: Any, core: Core, placed: Any
+    fns: Any,
+    params: Tree,
+    masks: Tree,
+    v: Tree,
+    batch: Tree,
+    weight: Any,
+    core: Product,
+    placed: Any,
 ) -> Tree:
     """One batch's term: weight · P A P v, in the accumulation dtype."""
     tangent = vectors.place(_tangent(v, params, masks), placed)
@@ -128,16 +155,48 @@ def forms(
     stack: Tree,
     batch: Tree,
     weight: Any,
-    core: Core,
+    core: Forms,
     together: bool,
 ) -> jax.Array:
     """One batch's term for a stack of vectors: weight · v_i' P A P v_i [m]."""
+    value = core(fns, params, batch, jax.tree.leaves(stack)[0].shape[0])
 
     def one(v: Tree) -> jax.Array:
-        value = core(fns, params, _tangent(v, params, masks), batch)
-        return weight * value.astype(base.accumulator(value.dtype))
+        return weight * base.upcast(value(_tangent(v, params, masks)))
 
+    if jax.tree.leaves(stack)[0].shape[0] == 1:
+        return one(vectors.index(stack, 0))[None]
     return jax.vmap(one)(stack) if together else jax.lax.map(one, stack)
+
+
+@partial(jax.jit, static_argnames=("core", "together", "distribution", "placed"))
+def sampled_forms(
+    fns: Any,
+    params: Tree,
+    masks: Tree,
+    key: jax.Array,
+    indices: jax.Array,
+    batch: Tree,
+    weight: Any,
+    core: Forms,
+    together: bool,
+    distribution: str,
+    placed: Any,
+) -> jax.Array:
+    """`forms` for the random vectors `indices` of the stream `key`, drawn when they are used."""
+    value = core(fns, params, batch, indices.shape[0])
+    dtype = base.accumulator(jnp.result_type(*jax.tree.leaves(params)))
+
+    def draw(i: jax.Array) -> Tree:
+        v = vectors.sample(key, i, params, distribution, dtype)
+        return vectors.place(_tangent(v, params, masks), placed)
+
+    def one(v: Tree) -> jax.Array:
+        return weight * base.upcast(value(v))
+
+    if together:
+        return jax.vmap(one)(jax.lax.map(draw, indices))
+    return jax.lax.map(lambda i: one(draw(i)), indices)
 
 
 @jax.jit

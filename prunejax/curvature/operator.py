@@ -1,6 +1,7 @@
-"""Symmetric linear maps on parameter trees, and means over streams of batches."""
+"""Symmetric linear maps on parameter trees."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +11,15 @@ from prunejax.curvature import base, vectors
 
 Tree = Any
 
-_add = jax.jit(base.add)
-_scale = jax.jit(base.scale)
 _dot = jax.jit(base.dot)
+
+
+@partial(jax.jit, static_argnames=("distribution", "dtype", "placed"))
+def _draw(
+    key: jax.Array, i: Any, like: Tree, masks: Tree, distribution: str, dtype: Any, placed: Any
+) -> Tree:
+    v = vectors.sample(key, i, like, distribution, dtype)
+    return vectors.place(base.project(masks, v), placed)
 
 
 class Operator:
@@ -50,11 +57,43 @@ class Operator:
         """A v, in the accumulation dtype."""
         raise NotImplementedError
 
-    def quadratic_forms(self, stack: Tree) -> jax.Array:
-        """[m]: v_i' A v_i for a stack of m vectors."""
+    def quadratic_forms(self, stack: Tree, *, vectorize: bool | None = None) -> jax.Array:
+        """[m]: v_i' A v_i for a stack of m vectors.
+
+        Args:
+          stack: vectors along the leading axis of every leaf.
+          vectorize: evaluate them at once (vmap) or one after another; None: by backend. An
+            operator of a given `matvec` always goes one by one.
+        """
+        del vectorize
         count = jax.tree.leaves(stack)[0].shape[0]
-        one = (vectors.index(stack, i) for i in range(count))
-        return jnp.stack([_dot(v, self.matvec(v)) for v in one])
+        return jnp.stack([self._one_form(vectors.index(stack, i)) for i in range(count)])
+
+    def sampled_forms(
+        self,
+        key: jax.Array,
+        indices: jax.Array,
+        distribution: str,
+        *,
+        vectorize: bool | None = None,
+    ) -> jax.Array:
+        """[m]: v_i' A v_i for the random vectors `indices` [rows, m / rows] of `vectors.sample`."""
+        del vectorize
+        return jnp.stack([self._one_form(self.draw(key, i, distribution)) for i in indices.ravel()])
+
+    def form_bytes(
+        self, chunk: int, distribution: str = "rademacher", *, vectorize: bool | None = None
+    ) -> int | None:
+        """Temporary memory of a chunk of quadratic forms in bytes; None where it is unknown."""
+        del chunk, distribution, vectorize
+        return None
+
+    def draw(self, key: jax.Array, i: Any, distribution: str) -> Tree:
+        """Random vector i of the stream `key` in the live subspace."""
+        return _draw(key, i, self.like, self.masks, distribution, self.dtype, self.placed)
+
+    def _one_form(self, v: Tree) -> jax.Array:
+        return _dot(base.project(self.masks, v), self.matvec(v))
 
     def quadratic_form(self, v: Tree) -> jax.Array:
         """The number v' A v."""
@@ -80,52 +119,3 @@ def from_matvec(matvec: Callable[[Tree], Tree], like: Tree, masks: Tree = None) 
       masks: restricts the operator to P A P.
     """
     return _Matvec(matvec, like, masks)
-
-
-class Stream:
-    """Batches that can be passed over again and again, each with its weight.
-
-    Args:
-      batches: None (a loss without data), one batch, a list of batches, an iterator (kept as a
-        list), or a function that returns a fresh iterable of batches.
-      weights: one number >= 0 per batch, default its number of examples.
-    """
-
-    def __init__(self, batches: Any, weights: Any = None) -> None:
-        self._source: Callable[[], Iterable[Tree]]
-        self.examples: int | None = None
-        self.single: tuple[Tree] | None = None  # the one batch there is
-        if isinstance(batches, Iterator):
-            batches = list(batches)
-        if callable(batches) and jax.tree_util.all_leaves([batches]):
-            self._source = batches
-        else:
-            found = base.batch_list(batches)
-            self._source = lambda: found
-            sizes = [base.batch_size(batch) for batch in found]
-            self.examples = None if batches is None else sum(sizes)
-            self.single = (found[0],) if len(found) == 1 else None
-        self._weights = None if weights is None else [float(w) for w in weights]
-        if self._weights is not None and (min(self._weights) < 0 or sum(self._weights) <= 0):
-            raise ValueError(f"weights must be >= 0 with a positive sum, got {self._weights}")
-
-    def mean(self, part: Callable[[Tree, float], Tree]) -> Tree:
-        """The weighted mean of `part(batch, weight)`, which multiplies by its weight itself."""
-        if self.single and self._weights is None:
-            return part(self.single[0], 1.0)
-        total, sizes = None, []
-        for i, batch in enumerate(self._source()):
-            sizes.append(base.batch_size(batch))
-            term = part(batch, self._weight(i, sizes[-1]))
-            total = term if total is None else _add(total, term)
-        if not sizes:
-            raise ValueError("the stream of batches is empty; give at least one batch")
-        if self._weights is not None and len(self._weights) != len(sizes):
-            raise ValueError(f"{len(self._weights)} weights for {len(sizes)} batches; one for each")
-        self.examples = sum(sizes)
-        return _scale(1.0 / sum(sizes if self._weights is None else self._weights), total)
-
-    def _weight(self, i: int, size: int) -> float:
-        if self._weights is None:
-            return float(size)
-        return self._weights[i] if i < len(self._weights) else 0.0

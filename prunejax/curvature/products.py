@@ -22,62 +22,13 @@ from typing import Any
 import jax
 
 from prunejax.curvature import base, kernels, vectors
-from prunejax.curvature.operator import Operator, Stream
+from prunejax.curvature.averaged import Averaged
 from prunejax.registry import lookup
 
 Tree = Any
 
 
-class _Averaged(Operator):
-    """A curvature matrix averaged over batches: kernels are shared by all of one kind."""
-
-    def __init__(
-        self,
-        functions: tuple[Callable[..., Any], ...],
-        cores: tuple[kernels.Core, kernels.Core],
-        params: Tree,
-        batches: base.Batches,
-        masks: base.Masks,
-        weights: Any,
-    ) -> None:
-        super().__init__(params, masks)
-        self._functions = tuple(base.as_argument(fn) for fn in functions)
-        self._product_core, self._form_core = cores
-        self._stream = Stream(batches, weights)
-        # XLA's CPU backend turns convolutions with batched kernels into slow grouped ones, and
-        # forward-only loops are fast there: one probe after another. Elsewhere all at once.
-        self.together = jax.default_backend() != "cpu"
-
-    @property
-    def examples(self) -> int | None:
-        """Examples the average runs over (known after the first pass of a batch factory)."""
-        return self._stream.examples
-
-    def matvec(self, v: Tree) -> Tree:
-        """A v, in the accumulation dtype."""
-        vectors.check_like(v, self.like, "the vector")
-
-        def part(batch: Tree, weight: float) -> Tree:
-            return kernels.product(
-                self._functions, self.like, self.masks, v, batch, weight,
-                core=self._product_core, placed=self.placed,
-            )  # fmt: skip
-
-        return self._stream.mean(part)
-
-    def quadratic_forms(self, stack: Tree) -> jax.Array:
-        """[m]: v_i' A v_i for a stack of m vectors, forward only."""
-
-        def part(batch: Tree, weight: float) -> jax.Array:
-            return kernels.forms(
-                self._functions, self.like, self.masks, stack, batch, weight,
-                core=self._form_core, together=self.together,
-            )  # fmt: skip
-
-        return self._stream.mean(part)
-
-
-class Hessian(_Averaged):
+class Hessian(Averaged):
     """P ∇²L P of the mean loss.
 
     Args:
@@ -102,11 +53,12 @@ class Hessian(_Averaged):
         weights: Any = None,
         linearize: bool = False,
     ) -> None:
-        cores = (kernels.hessian_product, kernels.hessian_form)
+        cores = (kernels.hessian_product, kernels.hessian_forms)
         super().__init__((loss,), cores, params, batches, masks, weights)
         if linearize and not self._stream.single:
             raise ValueError("linearize=True keeps the residuals of one batch; give one batch")
-        self._linearize, self._linear = linearize, None
+        self._linearize = linearize
+        self._linear: Any = None
 
     def matvec(self, v: Tree) -> Tree:
         """H v, in the accumulation dtype."""
@@ -115,12 +67,12 @@ class Hessian(_Averaged):
         vectors.check_like(v, self.like, "the vector")
         if self._linear is None:
             self._linear = kernels.linearized_gradient(
-                self._functions, self.like, self._stream.single
+                self._functions, self.like, self._stream.first()
             )
         return kernels.apply(self._linear, self.like, self.masks, v, placed=self.placed)
 
 
-class GaussNewton(_Averaged):
+class GaussNewton(Averaged):
     """The generalized Gauss-Newton matrix P E[J' (∇²_z ℓ) J] P, z = model(params, batch).
 
     Args:
@@ -139,11 +91,11 @@ class GaussNewton(_Averaged):
         masks: base.Masks = None,
         weights: Any = None,
     ) -> None:
-        cores = (kernels.ggn_product, kernels.ggn_form)
+        cores = (kernels.ggn_product, kernels.ggn_forms)
         super().__init__((model, output_loss), cores, params, batches, masks, weights)
 
 
-class Fisher(_Averaged):
+class Fisher(Averaged):
     """The Fisher matrix of a model whose output loss is a negative log-likelihood.
 
     kind="exact" takes the expectation over the model's own predictions. It equals the generalized
@@ -170,8 +122,8 @@ class Fisher(_Averaged):
     ) -> None:
         cores = lookup(
             {
-                "exact": (kernels.ggn_product, kernels.ggn_form),
-                "empirical": (kernels.empirical_product, kernels.empirical_form),
+                "exact": (kernels.ggn_product, kernels.ggn_forms),
+                "empirical": (kernels.empirical_product, kernels.empirical_forms),
             },
             kind,
             "kind of Fisher matrix",
@@ -180,7 +132,7 @@ class Fisher(_Averaged):
         super().__init__((model, output_loss), cores, params, batches, masks, weights)
 
 
-class EmpiricalFisher(_Averaged):
+class EmpiricalFisher(Averaged):
     """P E[∇ℓ_i ∇ℓ_i'] P of any `loss(params, batch)`; its trace is the paper's Tr(C).
 
     Args: as in `Hessian`.
@@ -196,7 +148,7 @@ class EmpiricalFisher(_Averaged):
         weights: Any = None,
     ) -> None:
         _needs_batches("empirical", batches)
-        cores = (kernels.empirical_product, kernels.empirical_form)
+        cores = (kernels.empirical_product, kernels.empirical_forms)
         super().__init__((loss,), cores, params, batches, masks, weights)
 
 

@@ -1,0 +1,172 @@
+"""Curvature matrices that are means over a stream of batches."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature.operator import Operator
+
+Tree = Any
+
+_add = jax.jit(base.add)
+_scale = jax.jit(base.scale)
+
+
+class Stream:
+    """Batches that can be passed over again and again, each with its weight.
+
+    Args:
+      batches: None (a loss without data), one batch, a list of batches, an iterator (kept as a
+        list), or a function that returns a fresh iterable of batches.
+      weights: one number >= 0 per batch, default its number of examples.
+    """
+
+    def __init__(self, batches: Any, weights: Any = None) -> None:
+        self._source: Callable[[], Iterable[Tree]]
+        self.examples: int | None = None
+        self.single: tuple[Tree] | None = None  # the one batch there is
+        if isinstance(batches, Iterator):
+            batches = list(batches)
+        if callable(batches) and jax.tree_util.all_leaves([batches]):
+            self._source = batches
+        else:
+            found = base.batch_list(batches)
+            self._source = lambda: found
+            sizes = [base.batch_size(batch) for batch in found]
+            self.examples = None if batches is None else sum(sizes)
+            self.single = (found[0],) if len(found) == 1 else None
+        self._weights = None if weights is None else [float(w) for w in weights]
+        if self._weights is not None and (min(self._weights) < 0 or sum(self._weights) <= 0):
+            raise ValueError(f"weights must be >= 0 with a positive sum, got {self._weights}")
+
+    def first(self) -> Tree:
+        """The first batch."""
+        return next(iter(self._source()))
+
+    def mean(self, part: Callable[[Tree, float], Tree]) -> Tree:
+        """The weighted mean of `part(batch, weight)`, which multiplies by its weight itself."""
+        if self.single and self._weights is None:
+            return part(self.single[0], 1.0)
+        total, sizes = None, []
+        for i, batch in enumerate(self._source()):
+            sizes.append(base.batch_size(batch))
+            term = part(batch, self._weight(i, sizes[-1]))
+            total = term if total is None else _add(total, term)
+        if not sizes:
+            raise ValueError("the stream of batches is empty; give at least one batch")
+        if self._weights is not None and len(self._weights) != len(sizes):
+            raise ValueError(f"{len(self._weights)} weights for {len(sizes)} batches; one for each")
+        self.examples = sum(sizes)
+        return _scale(1.0 / sum(sizes if self._weights is None else self._weights), total)
+
+    def _weight(self, i: int, size: int) -> float:
+        if self._weights is None:
+            return float(size)
+        return self._weights[i] if i < len(self._weights) else 0.0
+
+
+class Averaged(Operator):
+    """A curvature matrix averaged over batches: kernels are shared by all of one kind."""
+
+    def __init__(
+        self,
+        functions: tuple[Callable[..., Any], ...],
+        cores: tuple[kernels.Product, kernels.Forms],
+        params: Tree,
+        batches: base.Batches,
+        masks: base.Masks,
+        weights: Any,
+    ) -> None:
+        super().__init__(params, masks)
+        self._functions = tuple(base.as_argument(fn) for fn in functions)
+        self._product, self._forms = cores
+        self._stream = Stream(batches, weights)
+
+    @property
+    def examples(self) -> int | None:
+        """Examples the average runs over (known after the first pass of a batch factory)."""
+        return self._stream.examples
+
+    def matvec(self, v: Tree) -> Tree:
+        """A v, in the accumulation dtype."""
+        vectors.check_like(v, self.like, "the vector")
+
+        def part(batch: Tree, weight: float) -> Tree:
+            return kernels.product(
+                self._functions, self.like, self.masks, v, batch, weight,
+                core=self._product, placed=self.placed,
+            )  # fmt: skip
+
+        return self._stream.mean(part)
+
+    def quadratic_forms(self, stack: Tree, *, vectorize: bool | None = None) -> jax.Array:
+        """[m]: v_i' A v_i for a stack of m vectors, forward only."""
+        vectors.check_like(vectors.index(stack, 0), self.like, "a vector of the stack")
+
+        def part(batch: Tree, weight: float) -> jax.Array:
+            return kernels.forms(
+                self._functions, self.like, self.masks, stack, batch, weight,
+                core=self._forms, together=together(vectorize),
+            )  # fmt: skip
+
+        return self._stream.mean(part)
+
+    def sampled_forms(
+        self,
+        key: jax.Array,
+        indices: jax.Array,
+        distribution: str,
+        *,
+        vectorize: bool | None = None,
+    ) -> jax.Array:
+        """[m]: v_i' A v_i for random vectors; one compiled call per batch and row of indices."""
+
+        def part(batch: Tree, weight: float) -> jax.Array:
+            calls = [self._sampled(key, r, distribution, vectorize, batch, weight) for r in indices]
+            return jnp.concatenate([kernels.sampled_forms(**call) for call in calls])
+
+        return self._stream.mean(part)
+
+    def form_bytes(
+        self, chunk: int, distribution: str = "rademacher", *, vectorize: bool | None = None
+    ) -> int:
+        """Temporary memory in bytes of `sampled_forms` for rows of `chunk` vectors, first batch."""
+        key, indices = jax.random.key(0), jnp.arange(chunk)
+        call = self._sampled(key, indices, distribution, vectorize, self._stream.first(), 1.0)
+        analysis: Any = kernels.sampled_forms.lower(**call).compile().memory_analysis()
+        return int(analysis.temp_size_in_bytes)
+
+    def _sampled(
+        self,
+        key: jax.Array,
+        indices: jax.Array,
+        distribution: str,
+        vectorize: bool | None,
+        batch: Tree,
+        weight: float,
+    ) -> dict[str, Any]:
+        return {
+            "fns": self._functions,
+            "params": self.like,
+            "masks": self.masks,
+            "key": key,
+            "indices": indices,
+            "batch": batch,
+            "weight": weight,
+            "core": self._forms,
+            "together": together(vectorize),
+            "distribution": distribution,
+            "placed": self.placed,
+        }
+
+
+def together(vectorize: bool | None) -> bool:
+    """Whether the vectors of a chunk are evaluated at once (vmap); by backend where None.
+
+    XLA's CPU backend turns convolutions with batched kernels into slow grouped ones, and
+    forward-only loops are fast there: one vector after another. Elsewhere all at once.
+    """
+    return jax.default_backend() != "cpu" if vectorize is None else vectorize
