@@ -1,0 +1,117 @@
+"""Every field of a study, with its meaning and unit. Studies start from here and change a few.
+
+    python -m prunejax.main --config=configs/default.py --workdir=runs/default
+
+trains one BatchNorm MLP on scikit-learn's digits without pruning (seconds on a CPU).
+Durations are training steps or epochs, as named; epochs count from 0; `sparsity` and fractions
+are fractions *removed* (0..1). Nothing is derived here: code derives, so overrides always count.
+Tuples with one entry apply to every layer rule.
+"""
+
+from ml_collections import ConfigDict
+
+
+def arms(variants: dict[str, dict]) -> ConfigDict:
+    """Variants (label -> overrides) in the order given; a plain dict would be sorted by label."""
+    return ConfigDict(variants, sort_keys=False)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the default study. `arg` (the text after the colon) is not used here."""
+    del arg
+    return ConfigDict(
+        {
+            "name": "default",  # title of the report
+            "seeds": 1,  # runs per variant: seeds first_seed, first_seed + 1, ...
+            "first_seed": 0,
+            "epochs": 20,  # passes over the training examples
+            "batch_size": 64,  # examples per training step; the last batch of an epoch is smaller
+            "eval_batch_size": 512,  # examples per evaluation batch (no effect on results)
+            "data": {
+                "name": "digits",  # see prunejax.data.DATASETS
+                "data_dir": "",  # prepared TFDS sets; empty: $TFDS_DATA_DIR, ~/tensorflow_datasets
+                "train_examples": 0,  # size of the training subset; 0: all
+                "test_examples": 0,  # size of the test subset; 0: all
+                "validation_examples": 0,  # held out of the training examples
+                "label_noise": 0.0,  # fraction of training labels replaced by another class
+                "augment": False,  # random crop (padding 4) and horizontal flip
+                "seed": 0,  # of the subset and the label noise: the same for all runs of a study
+            },
+            "model": {
+                "name": "mlp",  # see prunejax.models.MODELS
+                "width": 1.0,  # multiplies every layer's width
+                "dropout": 0.0,  # rate (fraction dropped)
+                "dtype": "float32",  # of activations: float32 | bfloat16 (parameters stay float32)
+            },
+            "optimizer": {
+                "name": "adam",  # adam | sgd
+                "learning_rate": 1e-3,
+                "schedule": "multistep",  # constant | multistep | cosine
+                "milestones": (),  # multistep: epochs at which the rate is multiplied by `decay`
+                "decay": 0.1,
+                "momentum": 0.9,  # sgd
+                "nesterov": False,  # sgd
+                "weight_decay": 0.0,  # coefficient lambda
+                "weight_decay_kind": "coupled",  # coupled (L2 in the gradient) | decoupled (AdamW)
+                "weight_decay_rule": ".*",  # parameters that decay: rule over their paths
+                "clip_norm": 0.0,  # global gradient norm bound; 0: none
+                "label_smoothing": 0.0,
+            },
+            "prune": {
+                "schedule": "none",  # none | linear | one_shot | scratch | cubic | geometric
+                "layers": (".*",),  # rules over the model's layer names (regular expressions)
+                "fraction": (0.5,),  # final fraction of units removed, per rule
+                "start": (0,),  # epoch of the first event, per rule
+                "end": (0,),  # last epoch at which an event may fall, per rule
+                "period": 1,  # epochs between events ("retrain period")
+                "score": "l2",  # see prunejax.scores.SCORES
+                "target": "smallest",  # smallest | random | largest scores are removed
+                "granularity": "filter",  # filter (a unit with its norm) | weight
+                "scope": "layer",  # layer: counts per layer | global: one ranking over all layers
+                "saliency_examples": 512,  # training examples of the gradient in |w g| scores
+            },
+            "intervention": {
+                "kind": "prune",  # prune (mask) | zero | gaussian | none: what is done to targets
+                "duration": -1,  # training steps a window stays open; -1: forever
+                "scope": "newest",  # newest | cumulative: which targets an event's window holds
+                "restore": "no",  # no | weights | weights+norm: put back when a window closes
+                "mask_norm": True,  # whether BatchNorm scale and bias of a target go as well
+                "noise_scale": 1.0,  # gaussian: multiple of the first untargeted filter's std
+                "as_released": False,  # count and apply in evaluation passes too, one pass more
+                "twin": "",  # label of the variant whose targets are replayed
+            },
+            "population": {
+                "layout": "auto",  # auto | sequential | vectorized | sharded
+                "devices": 0,  # devices to use; 0: all (on a CPU: one per core)
+                "data_parallel": 1,  # devices that share one member's batch
+                "shard_params": False,  # split parameters over the data axis as well
+                "memory_gib": 0.0,  # bound for the states of members; 0: measured from the device
+            },
+            "checkpoint": {
+                "every_epochs": 0,  # 0: only by time and at the end of members
+                "every_minutes": 10.0,
+                "at_events": False,
+                "keep": 2,  # checkpoints kept: the newest and those before it
+            },
+            "measures": {
+                "names": (),  # see prunejax.measure.MEASURES
+                "epochs": (),  # epochs after which to measure; the end is always measured
+                "split": "test",  # train | test
+                "examples": 512,  # first examples of the split; 0: all
+                "batch_norm": "eval",  # eval (running statistics) | train (batch statistics)
+                "probes": 64,  # of the trace estimate
+                "eigenpairs": 10,
+                "live_only": True,  # the live subspace of the mask
+                "forecast": False,  # predicted loss change of each event, into events.csv
+            },
+            "report": {
+                "baseline": "none",  # variant that paired differences refer to
+                "figures": ("dynamics", "scatter", "gap", "table"),
+                "correlate": (),  # variants of the scatter's line and coefficients; (): with events
+                "tests": (),  # pairs "a:b" of variants compared by a t-test
+            },
+            "variants": arms(
+                {}
+            ),  # label -> overrides of any field above, e.g. {"s": {"prune": {...}}}
+        }
+    )

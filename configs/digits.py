@@ -1,0 +1,49 @@
+"""The default study: pruning destabilizes a small network, on real data, in a minute or two.
+
+    bash launch/local.sh --config=configs/digits.py --workdir=runs/digits
+
+Scikit-learn's 8x8 digits (real data that comes with a dependency), a BatchNorm MLP, the E[BN]
+score. Five arms of 8 seeds: no pruning; the smallest scores at a small and a large iterative rate;
+random and largest scores at the large rate.
+"""
+
+from configs import default
+
+
+def get_config(arg: str = ""):
+    """Returns the study. `arg`: "" or "quick" (2 seeds, 6 epochs: a smoke test)."""
+    config = default.get_config()
+    config.name = "digits"
+    config.seeds = 8
+    config.epochs = 60
+    config.batch_size = 64
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.milestones = (28, 55)
+
+    prune = {
+        "schedule": "linear",
+        "layers": ("dense2", "dense3"),
+        "fraction": (0.6, 0.9),
+        "start": (2, 3),
+        "end": (28, 51),
+        "score": "ebn",
+    }
+    config.variants = default.arms(
+        {
+            "none": {},
+            "S_small": {"prune": prune | {"target": "smallest", "period": 1}},
+            "S_large": {"prune": prune | {"target": "smallest", "period": 12}},
+            "R_large": {"prune": prune | {"target": "random", "period": 12}},
+            "L_large": {"prune": prune | {"target": "largest", "period": 12}},
+        }
+    )
+    if arg == "quick":
+        config.seeds, config.epochs = 2, 6
+        config.optimizer.milestones = (3, 5)
+        for label, variant in config.variants.items():
+            if label != "none":
+                variant.prune.start, variant.prune.end = (0, 1), (4, 4)
+                variant.prune.period = 1 if label == "S_small" else 2
+    elif arg:
+        raise ValueError(f"configs/digits.py:{arg}: only ':quick' is known")
+    return config

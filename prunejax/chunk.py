@@ -1,0 +1,336 @@
+"""Trains one chunk of members from start (or checkpoint) to end: the only training loop."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import population as population_lib
+from prunejax.checkpoint import Checkpoints
+from prunejax.plan import Member
+from prunejax.population import Population
+from prunejax.progress import Progress
+from prunejax.record import RunDirectory
+from prunejax.step import Metrics, TrainState
+from prunejax.summary import summarize
+
+CALL_SECONDS = 1.0  # aim for one call of training steps: how long a signal may have to wait
+
+
+class Interrupted(Exception):
+    """A signal asked to stop; everything is saved and the same command continues."""
+
+
+@dataclasses.dataclass
+class Policy:
+    """When a checkpoint is written, and who asks for an end."""
+
+    every_epochs: int
+    every_minutes: float
+    at_events: bool
+    keep: int
+    stop_requested: Callable[[], bool] = lambda: False
+    clock: Callable[[], float] = time.monotonic
+
+
+Measure = Callable[[TrainState, Member, int], dict[str, float]]
+
+
+@dataclasses.dataclass
+class Chunk:
+    """Members that are trained together, and where their records go."""
+
+    index: int
+    members: Sequence[Member]  # the real ones; the stack is padded up to `size`
+    size: int
+    population: Population
+    directory: RunDirectory
+    checkpoints: Checkpoints
+    policy: Policy
+    progress: Progress
+    measure: Measure | None = None  # (one member's state, member, epoch) -> columns of runs.csv
+    measure_epochs: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        self._padded = population_lib.pad(self.members, self.size)
+        self._calls = 8  # steps of the next call; adapted to CALL_SECONDS, no effect on results
+        self._warm: set[str] = set()
+        self._saved_at = self.policy.clock()
+        self._targets = _Targets(self.directory.path / "targets", self.members)
+        self._measured: dict[str, dict[str, float]] = {}
+
+    # -- the loop ---------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Trains to the end and appends every row; raises Interrupted after saving on request."""
+        program = self.population.program
+        states = self.population.initial(self._padded)
+        restored = self.checkpoints.restore(states)
+        start_sizes = self.directory.load_json("progress.json")["sizes"]
+        epoch = 0
+        for text in restored.damaged if restored else ():
+            self.progress.message(f"damaged checkpoint skipped: {text}")
+        if restored is not None and restored.states is not None:
+            states = self.population.place(restored.states)
+            self.directory.truncate(restored.facts["sizes"])
+            epoch = int(restored.facts["epoch"])
+            self._measured = restored.facts["measured"]
+            done = int(np.asarray(states.step)[0])
+            self.progress.advance(done * len(self.members), "continuing from a checkpoint")
+        else:
+            self.directory.truncate(start_sizes)
+            states = self._before_training(states)
+        while epoch < program.epochs:
+            states = self._train_epoch(states, epoch)
+            states, stopped = self._end_epoch(states, epoch)
+            epoch += 1
+            if stopped:
+                break
+            self._maybe_save(states, epoch, epoch_done=True)
+        self._finish(states)
+
+    def _before_training(self, states: TrainState) -> TrainState:
+        if any(0 in m.events for m in self.members):
+            states, pre = self._test(states, after_event=False)
+            states, post, info = self._event(states, row=0)
+            self._event_rows(-1, states, pre, post, info)
+        return states
+
+    def _train_epoch(self, states: TrainState, epoch: int) -> TrainState:
+        program = self.population.program
+        per_epoch = program.steps_per_epoch
+        full = per_epoch - (1 if program.last_batch < program.batch_size else 0)
+        done = int(np.asarray(states.step)[0]) - epoch * per_epoch
+        while done < full:
+            count = min(self._calls, full - done)
+            begin = time.perf_counter()
+            states = self._timed(
+                "training", self.population.train, states, self.population.data, jnp.int32(count)
+            )
+            seconds = time.perf_counter() - begin
+            if seconds < CALL_SECONDS / 4:
+                self._calls = min(2 * self._calls, 1 << 20)
+            elif seconds > 2 * CALL_SECONDS:
+                self._calls = max(1, int(count * CALL_SECONDS / seconds))
+            done += count
+            self.progress.advance(count * len(self.members), self._text(epoch))
+            if done < per_epoch:
+                self._maybe_save(states, epoch, epoch_done=False)
+        if full < per_epoch:
+            states = self._timed(
+                "training", self.population.train_last, states, self.population.data
+            )
+            self.progress.advance(len(self.members), self._text(epoch))
+        return states
+
+    def _end_epoch(self, states: TrainState, epoch: int) -> tuple[TrainState, bool]:
+        """Evaluation, measures, events, rows. Returns the states and whether all runs stopped."""
+        train, bad, _, _ = self.population.summary(states)
+        states, pre = self._test(states, after_event=False)
+        released = self.population.program.features.released
+        for i, m in enumerate(self.members):
+            if epoch in self.measure_epochs and self.measure is not None and bad[i] < 0:
+                self.measure(population_lib.member(states, i), m, epoch)
+        post = pre
+        if any(epoch + 1 in m.events for m in self.members):
+            states, post, info = self._event(states, row=epoch + 1)
+            self._event_rows(epoch, states, pre, post, info)
+        elif released:  # the released loop evaluates twice in every epoch
+            states, post = self._test(states, after_event=True)
+        _, _, steps, sparsity = self.population.summary(states)
+        validation = self._validation(states)
+        rows = []
+        for i, m in enumerate(self.members):
+            if bad[i] >= 0:
+                if bad[i] >= epoch * self.population.program.steps_per_epoch:
+                    self.progress.message(
+                        f"{m.run}: stopped, the loss is not finite at step {bad[i]}"
+                    )
+                continue
+            row = {
+                "run": m.run,
+                "variant": m.variant,
+                "seed": m.seed,
+                "epoch": epoch,
+                "step": steps[i],
+                "train_loss": train.loss[i],
+                "train_accuracy": train.accuracy[i],
+                "test_loss": post.loss[i],
+                "test_accuracy": post.accuracy[i],
+                "learning_rate": m.hyper.learning_rate[epoch],
+                "sparsity": sparsity[i],
+            }
+            if validation is not None:
+                row["validation_loss"] = validation.loss[i]
+                row["validation_accuracy"] = validation.accuracy[i]
+            rows.append(row)
+        self.directory.append("epochs", rows)
+        return states, bool(np.all(bad[: len(self.members)] >= 0))
+
+    # -- parts ------------------------------------------------------------------------------
+
+    def _timed(self, what: str, fn: Callable[..., Any], *args: Any) -> Any:
+        """Calls and waits; the first call of a function is compilation and no training time."""
+        name = f"{what} {id(fn)}"
+        if name in self._warm:
+            return jax.block_until_ready(fn(*args))
+        self._warm.add(name)
+        with self.progress.excluded():
+            return jax.block_until_ready(fn(*args))
+
+    def _text(self, epoch: int) -> str:
+        labels = list(dict.fromkeys(m.variant for m in self.members))
+        seeds = sorted({m.seed for m in self.members})
+        arms = ", ".join(labels) if len(labels) <= 3 else f"{len(labels)} variants"
+        some = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+        return f"{arms}, {some}, epoch {epoch + 1}/{self.population.program.epochs}"
+
+    def _test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
+        with self.progress.excluded():
+            states, metrics = self.population.evaluate_test(states, after_event)
+            return states, jax.device_get(metrics)
+
+    def _validation(self, states: TrainState) -> Metrics | None:
+        data = self.population.data
+        if not data.validation_labels.shape[0]:
+            return None
+        with self.progress.excluded():
+            metrics = self.population.evaluate(
+                states, data.validation_images, data.validation_labels
+            )
+            return jax.device_get(metrics)
+
+    def _event(self, states: TrainState, row: int) -> tuple[TrainState, Metrics, Any]:
+        with self.progress.excluded():
+            replay = self._targets.replay(self._padded, row, states.windows.targeted)
+            states, info = self.population.event(states, row, replay)
+            info = jax.device_get(info)
+            self._targets.add(row, info.selected)
+        states, post = self._test(states, after_event=True)
+        return states, post, info
+
+    def _event_rows(
+        self, epoch: int, states: TrainState, pre: Metrics, post: Metrics, info: Any
+    ) -> None:
+        _, bad, steps, _ = self.population.summary(states)
+        rows = []
+        for i, m in enumerate(self.members):
+            if bad[i] >= 0 or epoch + 1 not in m.events:
+                continue
+            before, after = float(pre.accuracy[i]), float(post.accuracy[i])
+            for layer, group in enumerate(self.population.program.groups):
+                if not info.targeted[i, layer]:
+                    continue
+                rows.append(
+                    {
+                        "run": m.run,
+                        "variant": m.variant,
+                        "seed": m.seed,
+                        "epoch": epoch,
+                        "step": steps[i],
+                        "layer": group.name,
+                        "targeted": info.targeted[i, layer],
+                        "live": info.live[i, layer],
+                        "pre_accuracy": pre.accuracy[i],
+                        "post_accuracy": post.accuracy[i],
+                        "pre_loss": pre.loss[i],
+                        "post_loss": post.loss[i],
+                        "instability": (before - after) / before if before else None,
+                    }
+                )
+        self.directory.append("events", rows)
+
+    def _maybe_save(self, states: TrainState, epoch: int, epoch_done: bool) -> None:
+        """Saves when the policy says so; on request of a signal saves and raises Interrupted."""
+        policy = self.policy
+        stop = policy.stop_requested()
+        due = policy.clock() - self._saved_at >= 60 * policy.every_minutes
+        if epoch_done:
+            due |= bool(policy.every_epochs) and epoch % policy.every_epochs == 0
+            due |= policy.at_events and any(epoch in m.events for m in self.members)
+        if stop or due:
+            with self.progress.excluded("saving"):
+                self._targets.save()
+                self.checkpoints.save(
+                    states,
+                    {"epoch": epoch, "sizes": self.directory.sizes(), "measured": self._measured},
+                )
+            self._saved_at = policy.clock()
+        if stop:
+            raise Interrupted
+
+    def _finish(self, states: TrainState) -> None:
+        """The members' rows in runs.csv, their final states, and the end of their checkpoints."""
+        _, bad, _, _ = self.population.summary(states)
+        epochs, events = self.directory.rows("epochs"), self.directory.rows("events")
+        last = self.population.program.epochs - 1
+        rows = []
+        for i, m in enumerate(self.members):
+            status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
+            row: dict[str, Any] = {"run": m.run, "variant": m.variant, "seed": m.seed}
+            row |= summarize(
+                [r for r in epochs if r["run"] == m.run],
+                [r for r in events if r["run"] == m.run],
+                status,
+            )
+            if self.measure is not None:
+                with self.progress.excluded("measuring"):
+                    state = population_lib.member(states, i)
+                    columns = self.measure(state, m, last) if bad[i] < 0 else {}
+                row |= columns
+            missing = set(self.directory.tables["runs"]) - set(row)
+            rows.append(row | dict.fromkeys(missing))
+        self._targets.save()
+        real = jax.tree.map(lambda leaf: leaf[: len(self.members)], states)
+        final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
+        final.save(real, {"runs": [m.run for m in self.members]})
+        self.directory.append("runs", rows)
+
+
+class _Targets:
+    """What every event of every run targeted: `targets/RUN.npz`; twins replay it."""
+
+    def __init__(self, path: Path, members: Sequence[Member]) -> None:
+        self._path, self._members = path, members
+        self._events: dict[str, dict[str, np.ndarray]] = {m.run: {} for m in members}
+        for run in [m.run for m in members] + [m.twin for m in members if m.twin]:
+            file = path / f"{run}.npz"
+            if file.exists():
+                with np.load(file) as saved:
+                    self._events[run] = dict(saved)
+
+    def add(self, row: int, selected: dict[str, np.ndarray]) -> None:
+        """Remembers the targets of the members' events in `row` (epoch `row - 1`)."""
+        for i, m in enumerate(self._members):
+            if row in m.events:
+                for layer, chosen in selected.items():
+                    if chosen[i].any():
+                        self._events[m.run][f"{row - 1}/{layer}"] = chosen[i]
+
+    def replay(self, members: Sequence[Member], row: int, like: dict[str, Any]) -> Any:
+        """Per layer bool [members, ...]: the targets that twins have to take."""
+        return {
+            layer: np.stack(
+                [
+                    self._events.get(m.twin, {}).get(
+                        f"{row - 1}/{layer}", np.zeros(leaf.shape[1:], bool)
+                    )
+                    for m in members
+                ]
+            )
+            for layer, leaf in like.items()
+        }
+
+    def save(self) -> None:
+        """Writes the files of runs with events."""
+        self._path.mkdir(exist_ok=True)
+        for m in self._members:
+            if self._events[m.run]:
+                temporary = self._path / f".tmp-{m.run}.npz"
+                np.savez_compressed(temporary, **self._events[m.run])  # type: ignore[arg-type]
+                temporary.rename(self._path / f"{m.run}.npz")

@@ -1,0 +1,281 @@
+"""A study's config: overrides of variants, and every check that needs no model and no data."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prunejax import interventions, optim, prune, registry, schedules
+from prunejax import scores as scores_lib
+
+# Tables that the tests of values below refer to; data sets and models check their own names.
+CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "optimizer.name": tuple(optim.OPTIMIZERS),
+    "optimizer.schedule": optim.SCHEDULES,
+    "optimizer.weight_decay_kind": ("coupled", "decoupled"),
+    "prune.schedule": ("none", *schedules.SCHEDULES),
+    "prune.score": tuple(scores_lib.SCORES),
+    "prune.target": tuple(prune.TARGETS),
+    "prune.granularity": ("filter", "weight"),
+    "prune.scope": ("layer", "global"),
+    "intervention.kind": tuple(interventions.KINDS),
+    "intervention.scope": tuple(interventions.SCOPES),
+    "intervention.restore": tuple(interventions.RESTORES),
+    "population.layout": ("auto", "sequential", "vectorized", "sharded"),
+    "measures.split": ("train", "test"),
+    "measures.batch_norm": ("eval", "train"),
+}
+# Lowest and highest value allowed (None: no bound), and what the number is.
+RANGES: dict[str, tuple[float | None, float | None, str]] = {
+    "seeds": (1, None, "runs per variant"),
+    "first_seed": (0, 2**32 - 1, "seed"),
+    "epochs": (1, None, "epochs"),
+    "batch_size": (1, None, "examples"),
+    "eval_batch_size": (1, None, "examples"),
+    "data.train_examples": (0, None, "examples (0: all)"),
+    "data.test_examples": (0, None, "examples (0: all)"),
+    "data.validation_examples": (0, None, "examples"),
+    "data.label_noise": (0, 1, "fraction"),
+    "data.seed": (0, 2**32 - 1, "seed"),
+    "model.dropout": (0, 0.999, "fraction"),
+    "optimizer.learning_rate": (0, None, "rate"),
+    "optimizer.decay": (0, None, "factor"),
+    "optimizer.momentum": (0, 0.9999, "fraction"),
+    "optimizer.weight_decay": (0, None, "coefficient"),
+    "optimizer.clip_norm": (0, None, "norm (0: none)"),
+    "optimizer.label_smoothing": (0, 0.999, "fraction"),
+    "prune.period": (1, None, "epochs"),
+    "prune.saliency_examples": (1, None, "examples"),
+    "intervention.duration": (-1, interventions.FOREVER - 2, "training steps (-1: forever)"),
+    "intervention.noise_scale": (0, None, "multiple of a standard deviation"),
+    "population.devices": (0, None, "devices (0: all)"),
+    "population.data_parallel": (1, None, "devices"),
+    "population.memory_gib": (0, None, "GiB (0: measured)"),
+    "checkpoint.every_epochs": (0, None, "epochs"),
+    "checkpoint.every_minutes": (0, None, "minutes"),
+    "checkpoint.keep": (1, None, "checkpoints"),
+    "measures.examples": (0, None, "examples (0: all)"),
+    "measures.probes": (2, None, "probes"),
+    "measures.eigenpairs": (1, None, "pairs"),
+}
+PER_VARIANT_ONLY = ("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint")
+
+
+class ConfigError(ValueError):
+    """A request that cannot be carried out; the message names the field and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One arm of a study: its label and its complete settings (every field, overrides applied)."""
+
+    label: str
+    settings: ConfigDict
+
+
+def to_dict(config: Any) -> Any:
+    """A config as plain JSON types (tuples become lists)."""
+    return json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping | ConfigDict) and name != "variants":
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _check_type(name: str, value: Any, default: Any) -> Any:
+    """The value in the default's type, or a ConfigError."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(default, tuple) and isinstance(value, int | float | str):
+        return (value,)
+    if type(value) is not type(default):
+        raise ConfigError(
+            f"config.{name} = {value!r} is of type {type(value).__name__}; "
+            f"it must be of type {type(default).__name__}, as in {default!r}"
+        )
+    return value
+
+
+def _merge(target: ConfigDict, overrides: Mapping[str, Any], known: dict[str, Any], where: str):
+    """Writes overrides (nested) into `target`, refusing fields that do not exist."""
+    for name, value in _flat(overrides).items():
+        if name not in known and not name.startswith("model."):
+            raise ConfigError(
+                f"{where}: unknown field {name!r}." + registry.suggestion(name, known)
+            )
+        if name in known:
+            value = _check_type(f"{name} ({where})", value, known[name])
+        node = target
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            node = node[parent]
+        with node.unlocked():
+            node[leaf] = value
+
+
+def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
+    """The arms of a study, each with complete, checked settings.
+
+    Args:
+      config: what a config file and its overrides give.
+      defaults: `configs/default.py`: the fields there are and their types.
+
+    Raises:
+      ConfigError: unknown field, wrong type, value outside its range, impossible combination.
+    """
+    known = _flat(defaults)
+    overrides = _flat(config)
+    labels = overrides.pop("variants", {}) or {}
+    base = ConfigDict(defaults.copy_and_resolve_references())
+    nested: dict[str, Any] = {}
+    for name, value in overrides.items():
+        node = nested
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    _merge(base, nested, known, "config")
+    arms = []
+    for label, changes in (labels or {"none": {}}).items():
+        settings = ConfigDict(base.copy_and_resolve_references())
+        plain = changes.to_dict() if isinstance(changes, ConfigDict) else dict(changes)
+        for name in _flat(plain):
+            if name.split(".")[0] in PER_VARIANT_ONLY:
+                raise ConfigError(f"variant {label!r} sets {name!r}, which is of the whole study")
+        _merge(settings, plain, known, f"variant {label!r}")
+        validate(settings, label)
+        arms.append(Variant(label, settings))
+    _check_twins(arms)
+    return arms
+
+
+def _value(settings: ConfigDict, name: str) -> Any:
+    node: Any = settings
+    for part in name.split("."):
+        node = node[part]
+    return node
+
+
+def validate(settings: ConfigDict, label: str) -> None:
+    """Checks one arm's values; raises ConfigError naming the field, the value and what is allowed."""
+    where = f" (variant {label!r})"
+    for name, allowed in CHOICES.items():
+        value = _value(settings, name)
+        if value not in allowed:
+            raise ConfigError(
+                f"config.{name} = {value!r}{where} is not one of: {', '.join(allowed)}."
+                + registry.suggestion(str(value), allowed)
+            )
+    for name, (low, high, unit) in RANGES.items():
+        value = _value(settings, name)
+        if not (value >= low if low is not None else True) or (high is not None and value > high):
+            span = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+            raise ConfigError(f"config.{name} = {value!r}{where} must be {span} {unit}")
+    if settings.model.width <= 0:
+        raise ConfigError(f"config.model.width = {settings.model.width!r}{where} must be above 0")
+    if settings.data.label_noise >= 1:
+        raise ConfigError(f"config.data.label_noise = 1.0{where} must be below 1")
+    if settings.intervention.duration == 0:
+        raise ConfigError(
+            f"config.intervention.duration = 0{where}: 1 or more steps, or -1: forever"
+        )
+    _validate_prune(settings, where)
+    _validate_intervention(settings, where)
+
+
+def _validate_prune(settings: ConfigDict, where: str) -> None:
+    p = settings.prune
+    if not p.layers and p.schedule != "none":
+        raise ConfigError(f"config.prune.layers = (){where}: name at least one layer rule")
+    for name in ("fraction", "start", "end"):
+        values = p[name]
+        if len(values) not in (1, len(p.layers)):
+            raise ConfigError(
+                f"config.prune.{name} = {tuple(values)!r}{where} has {len(values)} entries for "
+                f"{len(p.layers)} layer rules; give one entry, or one per rule"
+            )
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"config.prune.{name} = {tuple(values)!r}{where}: numbers only")
+            if name != "fraction" and not isinstance(value, int):
+                raise ConfigError(f"config.prune.{name} = {value!r}{where} must be a whole epoch")
+            if name == "fraction" and not 0 <= value <= 1:
+                raise ConfigError(f"config.prune.fraction = {value!r}{where} must be in [0, 1]")
+            if name != "fraction" and value < 0:
+                raise ConfigError(f"config.prune.{name} = {value!r}{where} must be 0 or later")
+    if p.schedule in ("none", "scratch"):
+        return
+    for index in range(len(p.layers)):
+        start, end = p.start[index % len(p.start)], p.end[index % len(p.end)]
+        if p.schedule != "one_shot" and end < start:
+            raise ConfigError(
+                f"config.prune.end = {end}{where} is before config.prune.start = {start} "
+                f"(layer rule {p.layers[index]!r})"
+            )
+        last = start if p.schedule == "one_shot" else end
+        if start >= settings.epochs:
+            raise ConfigError(
+                f"config.prune.start = {start}{where} is not before config.epochs = "
+                f"{settings.epochs} (epochs count from 0): the layer would never be pruned"
+            )
+        del last
+
+
+def _validate_intervention(settings: ConfigDict, where: str) -> None:
+    i = settings.intervention
+    if i.restore != "no" and i.duration < 0:
+        raise ConfigError(
+            f"config.intervention.restore = {i.restore!r}{where} needs a window that ends: "
+            "give config.intervention.duration in training steps"
+        )
+    if i.kind == "zero" and i.mask_norm and i.restore != "weights+norm" and i.duration > 0:
+        raise ConfigError(
+            f"config.intervention.mask_norm = True{where} with kind 'zero' sets BatchNorm scale "
+            "and bias to 0 for good, and the unit can never come back; use restore='weights+norm' "
+            "or mask_norm=False"
+        )
+    if settings.prune.granularity == "weight" and i.kind == "gaussian" and i.as_released:
+        raise ConfigError(f"config.intervention.as_released{where}: the release has filters only")
+
+
+def _check_twins(arms: list[Variant]) -> None:
+    labels = {arm.label: arm for arm in arms}
+    for arm in arms:
+        twin = arm.settings.intervention.twin
+        if not twin:
+            continue
+        if twin not in labels:
+            raise ConfigError(
+                f"config.intervention.twin = {twin!r} (variant {arm.label!r}) is no variant; "
+                f"there are: {', '.join(labels)}." + registry.suggestion(twin, labels)
+            )
+        if labels[twin].settings.intervention.twin:
+            raise ConfigError(
+                f"variant {arm.label!r} is a twin of {twin!r}, which is itself a twin; "
+                f"name {labels[twin].settings.intervention.twin!r} instead"
+            )
+        theirs, ours = to_dict(labels[twin].settings), to_dict(arm.settings)
+        for part in ("data", "model", "batch_size", "epochs"):
+            if theirs[part] != ours[part]:
+                raise ConfigError(
+                    f"variant {arm.label!r} is a twin of {twin!r} but differs in {part!r}; "
+                    "twins share data, model, batch size and epochs"
+                )
+        for part in ("schedule", "layers", "fraction", "start", "end", "period", "granularity"):
+            if theirs["prune"][part] != ours["prune"][part]:
+                raise ConfigError(
+                    f"variant {arm.label!r} is a twin of {twin!r} but differs in prune.{part}; "
+                    "twins share all events"
+                )

@@ -1,0 +1,299 @@
+"""What is done to the targets of an event, for how long, and whether it comes back: as data.
+
+Pruning, zeroing for N steps, Gaussian noise, zero-then-restore and dense-sparse-dense are rows of
+one table (`Table`); one pure transform serves them all, so every arm of a study shares one
+compiled step. A *window* is the time an intervention acts on a unit: an integer count of training
+steps left, one per unit. Facts: Bartoldson et al. 2020, section 4.2 and appendix D, and the
+released code.
+
+A unit is a filter (all of `kernel[..., j]`) or a single weight; arrays per unit have shape
+`(units,)` or the kernel's shape, and both broadcast against the kernel.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from prunejax import rng, trees
+from prunejax.models.groups import Group
+
+NONE, PRUNE, ZERO, GAUSSIAN = range(4)
+KINDS = {"none": NONE, "prune": PRUNE, "zero": ZERO, "gaussian": GAUSSIAN}
+RESTORE_NO, RESTORE_WEIGHTS, RESTORE_ALL = range(3)
+RESTORES = {"no": RESTORE_NO, "weights": RESTORE_WEIGHTS, "weights+norm": RESTORE_ALL}
+SCOPES = {"newest": False, "cumulative": True}
+FOREVER = 2**30  # steps; never counted down
+
+Array = jax.Array
+Params = dict
+
+
+class Table(NamedTuple):
+    """One run's intervention: all entries are arrays, so runs can be stacked and swapped."""
+
+    kind: Array  # int32, one of KINDS
+    duration: Array  # int32 training steps, FOREVER for a window that never closes
+    cumulative: Array  # bool: an event re-opens the windows of all earlier targets of its layer
+    restore: Array  # int32, one of RESTORES
+    mask_norm: Array  # bool: the BatchNorm scale and bias of a target go as well
+    noise_scale: Array  # float32, multiple of the reference standard deviation
+    target: Array  # int32: 0 smallest, 1 random, 2 largest
+    score: Array  # int32: index into the program's scores
+    counts: Array  # int32 [epochs + 1, layers]: units to target; row e + 1 follows epoch e
+    replay: Array  # bool: targets come from another run (a twin) and not from the scores
+
+
+class Features(NamedTuple):
+    """What the arms of a compiled program may do (static): the step holds no code beyond it."""
+
+    finite: bool = False  # windows that close
+    zero: bool = False
+    gaussian: bool = False
+    restore: bool = False
+    released: bool = False  # windows count evaluation passes too, as the released code does
+    noise_units: tuple[int, ...] = ()  # per layer: units with Gaussian noise at once, at most
+
+
+class Windows(NamedTuple):
+    """The state of the windows, per layer name; part of the train state and its checkpoint."""
+
+    targeted: dict[str, Array]  # bool per unit: was the target of an event
+    remaining: dict[str, Array]  # int32 per unit: training steps that its window stays open
+    saved: dict[str, Array]  # leaf path -> the values to restore (empty without restore arms)
+
+
+def initial(
+    groups: Sequence[Group],
+    params: Params,
+    batch_stats: Params,
+    *,
+    weights: bool = False,
+    features: Features = Features(),  # noqa: B008 (an immutable tuple)
+) -> Windows:
+    """No targets, no open windows.
+
+    Args:
+      groups: the layers that may be targeted.
+      params, batch_stats: the model's variables (for shapes and the saved values).
+      weights: units are single weights instead of filters.
+      features: what the program's arms may do.
+    """
+    shapes = {g.name: trees.get(params, g.kernel).shape if weights else (g.units,) for g in groups}
+    saved = {}
+    if features.restore:
+        for g in groups:
+            saved |= {path: trees.get(params, path) for path in (g.kernel, *g.norm)}
+            saved |= {path: trees.get(batch_stats, path) for path in g.stats}
+    return Windows(
+        {name: jnp.zeros(shape, bool) for name, shape in shapes.items()},
+        {name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()},
+        saved,
+    )
+
+
+def dead(windows: Windows, table: Table) -> dict[str, Array]:
+    """Per layer, the units that are masked now (bool per unit): open windows of kind prune."""
+    pruning = table.kind == PRUNE
+    return {name: (left > 0) & pruning for name, left in windows.remaining.items()}
+
+
+def mask_tree(groups: Sequence[Group], params: Params, windows: Windows, table: Table) -> Params:
+    """The masks of `params` (prunejax.masks contract): True = live, scalar True = never pruned."""
+    gone = dead(windows, table)
+    values: dict[str, Array] = {}
+    for g in groups:
+        kernel = trees.get(params, g.kernel)
+        live = ~gone[g.name]
+        if live.ndim < kernel.ndim:
+            values[g.kernel] = live.reshape((1,) * (kernel.ndim - 1) + live.shape)
+            values |= {path: live | ~table.mask_norm for path in (g.norm or g.bias)}
+        else:
+            values[g.kernel] = live
+    return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)
+
+
+def gates(groups: Sequence[Group], windows: Windows, table: Table) -> dict[str, Array]:
+    """Per gate name, which channels pass after a residual addition (bool per unit).
+
+    A channel whose norm is held at zero is cut after the addition too, so that it is exactly
+    zero downstream although the shortcut still carries it.
+    """
+    holds = table.mask_norm & ((table.kind == PRUNE) | (table.kind == ZERO))
+    return {
+        g.gate: ~((windows.remaining[g.name] > 0) & holds)
+        for g in groups
+        if g.gate is not None and windows.remaining[g.name].ndim == 1
+    }
+
+
+def reference_std(kernel: Array, targeted: Array) -> Array:
+    """Standard deviation (ddof 1) of the weights of the layer's first untargeted filter.
+
+    With single weights as units: of all untargeted weights. 0 if everything is targeted.
+    """
+    if targeted.ndim == 1:
+        first = jnp.argmin(targeted)  # False sorts first: the lowest untargeted index
+        std = jnp.std(jnp.take(kernel, first, axis=-1), ddof=1)
+    else:
+        std = jnp.std(kernel, ddof=1, where=~targeted)
+    return jnp.where(jnp.all(targeted), 0.0, std)
+
+
+def _add_noise(
+    kernel: Array, *, active: Array, targeted: Array, scale: Array, key: Array, most: int
+) -> Array:
+    """Adds N(0, (scale * reference std)^2) to the active units; draws only what it needs."""
+    sigma = scale * reference_std(kernel, targeted)
+    if active.ndim == kernel.ndim and kernel.ndim > 1:
+        return kernel + jnp.where(active, sigma * jax.random.normal(key, kernel.shape), 0.0)
+    columns = jnp.nonzero(active, size=most, fill_value=active.size)[0]
+    noise = sigma * jax.random.normal(key, (*kernel.shape[:-1], most))
+    return kernel.at[..., columns].add(noise.astype(kernel.dtype), mode="drop")
+
+
+def act(
+    groups: Sequence[Group],
+    params: Params,
+    windows: Windows,
+    table: Table,
+    features: Features,
+    *,
+    seed: Array,
+    counter: Array,
+    opening: bool,
+) -> Params:
+    """Applies zeroing and noise to the stored parameters, once.
+
+    Called at an event (`opening=True`, so that the evaluation after it sees the effect) and
+    at the start of every training step. The event's application *is* that of the first step of
+    the window: N steps mean N draws of noise, not N + 1.
+
+    Args:
+      seed: the run's seed. counter: step of the noise stream (event and step differ by `opening`).
+    """
+    if not (features.zero or features.gaussian or opening):
+        return params
+    values: dict[str, Array] = {}
+    for index, g in enumerate(groups):
+        kernel = trees.get(params, g.kernel)
+        left = windows.remaining[g.name]
+        active = left > 0
+        held = active & (table.kind == ZERO)
+        gone = held | (active & (table.kind == PRUNE)) if opening else held
+        if features.zero or opening:
+            kernel = jnp.where(gone, 0, kernel)
+            # Under a mask that will be lifted, scale and bias are hidden but keep their values.
+            erased = jnp.where(table.kind == PRUNE, gone & (table.duration >= FOREVER), gone)
+            if erased.ndim == 1:
+                for path in g.norm or g.bias:
+                    leaf = trees.get(params, path)
+                    values[path] = jnp.where(erased & table.mask_norm, 0, leaf)
+        if features.gaussian and not (features.released and opening):
+            noisy = active & (table.kind == GAUSSIAN)
+            if not features.released:
+                fresh = (left == table.duration) & (table.duration < FOREVER)
+                noisy &= fresh if opening else ~fresh
+            key = rng.at(seed, "noise", counter, 2 * index + int(opening))
+            add = functools.partial(
+                _add_noise,
+                active=noisy,
+                targeted=windows.targeted[g.name],
+                scale=table.noise_scale,
+                key=key,
+                most=features.noise_units[index],
+            )
+            kernel = jax.lax.cond(jnp.any(noisy), add, lambda k: k, kernel)
+        values[g.kernel] = kernel
+    return trees.replace(params, values)
+
+
+def open_windows(
+    groups: Sequence[Group],
+    params: Params,
+    batch_stats: Params,
+    windows: Windows,
+    table: Table,
+    features: Features,
+    selected: Mapping[str, Array],
+) -> Windows:
+    """The windows after an event that targets `selected` (bool per unit and layer).
+
+    A layer without new targets is left alone. Values to restore are those before the event;
+    a unit whose window is open already keeps the values saved when it opened.
+    """
+    targeted, remaining, saved = {}, {}, dict(windows.saved)
+    # As released: one pass more than asked for; a restore happens at the start of that pass.
+    extra = features.released & (table.restore == RESTORE_NO) & (table.duration < FOREVER)
+    steps = jnp.where(table.kind == NONE, 0, table.duration + extra)
+    for g in groups:
+        newest, left = selected[g.name], windows.remaining[g.name]
+        targeted[g.name] = windows.targeted[g.name] | newest
+        happens = jnp.any(newest)
+        opening = jnp.where(table.cumulative, targeted[g.name] & happens, newest)
+        if features.released:  # one window a layer: a new event ends the one before it
+            left = jnp.where(happens & (table.kind != PRUNE), 0, left)
+        if features.restore:
+            fresh = opening & (left == 0)
+            tree = {path: trees.get(params, path) for path in (g.kernel, *g.norm)}
+            tree |= {path: trees.get(batch_stats, path) for path in g.stats}
+            for path, leaf in tree.items():
+                if fresh.ndim == 1 or path == g.kernel:
+                    saved[path] = jnp.where(fresh, leaf, saved[path])
+        remaining[g.name] = jnp.where(opening, steps, left)
+    return Windows(targeted, remaining, saved)
+
+
+def advance(
+    groups: Sequence[Group],
+    params: Params,
+    batch_stats: Params,
+    windows: Windows,
+    table: Table,
+    features: Features,
+) -> tuple[Params, Params, Windows]:
+    """Counts one pass down and closes the windows that end with it, restoring what is asked for.
+
+    Called after the update of every training step (and, as released, after evaluation batches).
+    """
+    if not features.finite:
+        return params, batch_stats, windows
+    remaining = {
+        name: jnp.where((left > 0) & (left < FOREVER), left - 1, left)
+        for name, left in windows.remaining.items()
+    }
+    if features.restore:
+        params_back, stats_back = {}, {}
+        for g in groups:
+            closing = (windows.remaining[g.name] > 0) & (remaining[g.name] == 0)
+            weights = closing & (table.restore >= RESTORE_WEIGHTS)
+            norm = closing & (table.restore >= RESTORE_ALL)
+            leaf = trees.get(params, g.kernel)
+            params_back[g.kernel] = jnp.where(weights, windows.saved[g.kernel], leaf)
+            if norm.ndim == 1:
+                for path in g.norm:
+                    leaf = trees.get(params, path)
+                    params_back[path] = jnp.where(norm, windows.saved[path], leaf)
+                for path in g.stats:
+                    leaf = trees.get(batch_stats, path)
+                    stats_back[path] = jnp.where(norm, windows.saved[path], leaf)
+        params = trees.replace(params, params_back)
+        batch_stats = trees.replace(batch_stats, stats_back)
+    return params, batch_stats, windows._replace(remaining=remaining)
+
+
+def released_window_steps(passes: int, steps_per_epoch: int, test_batches: int) -> int:
+    """Training steps in a window of `passes` forward passes counted as the released code does.
+
+    The window opens with the evaluation after the event; every later epoch adds its training
+    batches and two passes over the test set (before and after pruning).
+    E.g. 1500 passes, 391 steps and 79 test batches: 1105 steps.
+    """
+    left, steps = passes - test_batches, 0
+    while left > 0:
+        now = min(left, steps_per_epoch)
+        steps += now
+        left -= now + 2 * test_batches
+    return steps

@@ -1,0 +1,117 @@
+"""Optimizers as optax chains without a learning rate: rate and weight decay are data of a run."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prunejax import masks as masks_lib
+from prunejax import registry
+
+Tree = Any
+
+
+def _adam(momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    del momentum, nesterov
+    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+def _sgd(momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+
+
+OPTIMIZERS = {"adam": _adam, "sgd": _sgd}
+SCHEDULES = ("constant", "multistep", "cosine")
+
+
+class Optimizer(NamedTuple):
+    """`update` gives the step to add to the parameters; rate and decay are arguments (arrays)."""
+
+    transform: optax.GradientTransformation
+    clip_norm: float
+    decoupled: bool
+    decays: Tree  # bool per parameter leaf (static): whether weight decay applies
+
+    def init(self, params: Tree) -> optax.OptState:
+        """Optimizer state: moments of zero."""
+        return self.transform.init(params)
+
+    def update(
+        self,
+        gradients: Tree,
+        state: optax.OptState,
+        params: Tree,
+        masks: Tree,
+        learning_rate: jax.Array,
+        weight_decay: jax.Array,
+    ) -> tuple[Tree, optax.OptState]:
+        """New parameters and optimizer state.
+
+        Gradients of dead weights count as zero, and neither momentum nor decay moves a dead
+        weight. Order as in PyTorch: clip, add the coupled decay, momentum or Adam, scale.
+        """
+        gradients = masks_lib.apply(masks, gradients)
+        if self.clip_norm > 0:
+            norm = optax.tree.norm(gradients)
+            factor = jnp.minimum(1.0, self.clip_norm / (norm + 1e-6))
+            gradients = jax.tree.map(lambda g: g * factor, gradients)
+
+        def decayed(tree: Tree, scale: jax.Array) -> Tree:
+            return jax.tree.map(
+                lambda d, t, p: t + scale * p if d else t, self.decays, tree, params
+            )
+
+        if not self.decoupled:
+            gradients = decayed(gradients, weight_decay)
+        updates, state = self.transform.update(gradients, state, params)
+        if self.decoupled:
+            updates = decayed(updates, weight_decay)
+        return (
+            jax.tree.map(
+                lambda m, p, u: jnp.where(m, p - learning_rate * u, p), masks, params, updates
+            ),
+            state,
+        )
+
+
+def build(
+    name: str,
+    decays: Tree,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    clip_norm: float = 0.0,
+    decoupled: bool = False,
+) -> Optimizer:
+    """The optimizer `name` ("adam", "sgd").
+
+    Args:
+      decays: tree of bools with the parameters' structure: where weight decay applies.
+      momentum: of sgd. nesterov: of sgd.
+      clip_norm: bound of the global gradient norm; 0 for none.
+      decoupled: weight decay as in AdamW (scaled by the learning rate, outside the moments).
+    """
+    make = registry.lookup(OPTIMIZERS, name, "optimizer")
+    return Optimizer(make(momentum, nesterov), clip_norm, decoupled, decays)
+
+
+def learning_rates(
+    schedule: str, rate: float, epochs: int, *, milestones: tuple[int, ...] = (), decay: float = 0.1
+) -> list[float]:
+    """The learning rate of every epoch (a list of `epochs` numbers).
+
+    constant: `rate`. multistep: times `decay` from each milestone epoch on. cosine: half a cosine
+    from `rate` to 0 over the epochs (stepped per epoch, as PyTorch's CosineAnnealingLR).
+    """
+    if schedule == "constant":
+        return [rate] * epochs
+    if schedule == "multistep":
+        return [rate * decay ** sum(m <= e for m in milestones) for e in range(epochs)]
+    if schedule == "cosine":
+        cosine = optax.cosine_decay_schedule(rate, max(epochs, 1))
+        return [float(cosine(e)) for e in range(epochs)]
+    raise ValueError(
+        f"unknown learning-rate schedule {schedule!r}; there are: {', '.join(SCHEDULES)}."
+        + registry.suggestion(schedule, SCHEDULES)
+    )

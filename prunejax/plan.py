@@ -1,0 +1,332 @@
+"""From checked settings to programs and members: which runs share a compiled program, and with
+which arrays (intervention table, learning rates) each of them starts.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax import config as config_lib
+from prunejax import data as data_lib
+from prunejax import interventions, models, optim, prune, schedules, trees
+from prunejax import scores as scores_lib
+from prunejax.config import ConfigError, Variant
+from prunejax.data import Dataset
+from prunejax.interventions import FOREVER, Features, Table
+from prunejax.models.groups import Group
+from prunejax.step import Hyper, Program
+
+# Settings that are arrays of a run, so that runs which differ only here share a program.
+ARRAYS = {
+    "optimizer": ("learning_rate", "schedule", "milestones", "decay", "weight_decay"),
+    "prune": ("schedule", "layers", "fraction", "start", "end", "period", "score", "target"),
+}
+NOT_STATIC = (
+    "seeds",
+    "first_seed",
+    "variants",
+    "name",
+    "report",
+    "population",
+    "checkpoint",
+    "measures",
+    "intervention",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One run of a study."""
+
+    run: str  # "<variant>-<seed>", unique in the study
+    variant: str
+    seed: int
+    table: Table  # NumPy arrays
+    hyper: Hyper  # NumPy arrays
+    twin: str = ""  # the run whose targets are replayed
+
+    @property
+    def events(self) -> np.ndarray:
+        """Rows of the counts in which something is targeted (row e + 1 follows epoch e)."""
+        return np.flatnonzero(np.asarray(self.table.counts).sum(axis=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The members that share one compiled program and one data set."""
+
+    program: Program
+    dataset: Dataset
+    members: tuple[Member, ...]
+
+
+def load_dataset(settings: ConfigDict) -> Dataset:
+    """The data set of one arm's settings (ValueError where it does not exist or is too small)."""
+    d = settings.data
+    return data_lib.load(
+        d.name,
+        data_dir=d.data_dir or None,
+        train_examples=d.train_examples or None,
+        test_examples=d.test_examples or None,
+        validation_examples=d.validation_examples,
+        label_noise=d.label_noise,
+        seed=d.seed,
+    )
+
+
+def _static_key(settings: ConfigDict) -> str:
+    """What has to be equal for two runs to share a compiled program."""
+    plain = config_lib.to_dict(settings)
+    released = plain["intervention"]["as_released"]
+    for name in NOT_STATIC:
+        plain.pop(name)
+    for part, names in ARRAYS.items():
+        for name in names:
+            plain[part].pop(name)
+    return json.dumps([plain, released], sort_keys=True)
+
+
+def layer_rules(settings: ConfigDict, groups: Sequence[Group]) -> dict[str, int]:
+    """Layer name -> index of the rule that chooses it (the first that matches).
+
+    Raises:
+      ConfigError: a rule matches nothing (the message lists the layers), or is no expression.
+    """
+    names = [g.name for g in groups]
+    chosen: dict[str, int] = {}
+    for index, rule in enumerate(settings.prune.layers):
+        try:
+            hits = [name for name in names if re.fullmatch(rule, name)]
+        except re.error as error:
+            raise ConfigError(
+                f"config.prune.layers: {rule!r} is no regular expression: {error}"
+            ) from None
+        if not hits:
+            raise ConfigError(
+                f"config.prune.layers: rule {rule!r} matches none of the model's layers: "
+                f"{', '.join(names)}"
+            )
+        for name in hits:
+            chosen.setdefault(name, index)
+    return chosen
+
+
+def _units(group: Group, settings: ConfigDict, params: Any) -> int:
+    if settings.prune.granularity == "weight":
+        return int(np.prod(trees.get(params, group.kernel).shape))
+    return group.units
+
+
+def event_counts(
+    settings: ConfigDict, label: str, groups: Sequence[Group], params: Any
+) -> dict[str, np.ndarray]:
+    """Layer name -> int32 [epochs + 1]: units to target; row e + 1 follows epoch e, row 0 is
+    before training.
+    """
+    p = settings.prune
+    if p.schedule == "none":
+        return {}
+    counts: dict[str, np.ndarray] = {}
+    layers = {g.name: g for g in groups}
+    for name, index in layer_rules(settings, groups).items():
+        try:
+            events = schedules.SCHEDULES[p.schedule](
+                units=_units(layers[name], settings, params),
+                fraction=float(p.fraction[index % len(p.fraction)]),
+                start=p.start[index % len(p.start)],
+                end=p.end[index % len(p.end)],
+                period=p.period,
+            )
+            counts[name] = schedules.counts(events, settings.epochs)
+        except ValueError as error:
+            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
+    if p.scope == "global":  # one ranking: the layers' counts add up in the first column
+        total = np.sum(list(counts.values()), axis=0)
+        first = next(iter(counts))
+        counts = {name: total if name == first else np.zeros_like(total) for name in counts}
+    return counts
+
+
+def _noise_units(settings: ConfigDict, counts: np.ndarray, units: int, steps: int) -> int:
+    """Units of a layer that can carry Gaussian noise at once, at most."""
+    per_event = counts[counts > 0]
+    if not len(per_event):
+        return 1
+    duration = settings.intervention.duration
+    gaps = np.diff(np.flatnonzero(counts)) * steps
+    alone = settings.intervention.scope == "newest" and 0 < duration
+    if alone and (len(gaps) == 0 or duration <= gaps.min()):
+        return int(per_event.max())
+    return min(units, int(per_event.sum()))
+
+
+def build(arms: Sequence[Variant]) -> list[Batch]:
+    """Programs and members of a study, grouped by what has to be compiled together.
+
+    Raises:
+      ConfigError (or another ValueError): data, model, layer or schedule that cannot be had.
+    """
+    datasets: dict[str, Dataset] = {}
+    keyed: dict[str, list[Variant]] = {}
+    for arm in arms:
+        keyed.setdefault(_static_key(arm.settings), []).append(arm)
+    batches = []
+    for together in keyed.values():
+        settings = together[0].settings
+        data_key = json.dumps(config_lib.to_dict(settings.data), sort_keys=True)
+        if data_key not in datasets:
+            datasets[data_key] = load_dataset(settings)
+        batches.append(_batch(together, datasets[data_key]))
+    return batches
+
+
+def _batch(arms: Sequence[Variant], dataset: Dataset) -> Batch:
+    settings = arms[0].settings
+    examples = dataset.train_images.shape[0]
+    if settings.batch_size > examples:
+        raise ConfigError(
+            f"config.batch_size = {settings.batch_size} is more than the {examples} training "
+            "examples; lower it"
+        )
+    steps = -(-examples // settings.batch_size)
+    options = settings.model.to_dict()
+    options["dtype"] = jnp.dtype(options["dtype"])
+    module = models.create(options.pop("name"), num_classes=dataset.num_classes, **options)
+    shape = dataset.train_images.shape[1:]
+    variables = jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
+    params, all_groups = variables["params"], models.groups(module, variables)
+    counted = {a.label: event_counts(a.settings, a.label, all_groups, params) for a in arms}
+    used = {name for counts in counted.values() for name in counts}
+    groups = tuple(g for g in all_groups if g.name in used)
+    scores = tuple(sorted({a.settings.prune.score for a in arms if counted[a.label]}))
+    for arm in arms:
+        if counted[arm.label]:
+            _check_score(arm, [g for g in groups if g.name in counted[arm.label]])
+    rows = settings.epochs + 1
+    stacked = {
+        a.label: np.stack(
+            [counted[a.label].get(g.name, np.zeros(rows, np.int32)) for g in groups], axis=1
+        ).astype(np.int32)
+        if groups
+        else np.zeros((rows, 0), np.int32)
+        for a in arms
+    }
+    o = settings.optimizer
+    decays = trees.select(params, o.weight_decay_rule)
+    program = Program(
+        module=module,
+        groups=groups,
+        optimizer=optim.build(
+            o.name,
+            decays,
+            momentum=o.momentum,
+            nesterov=o.nesterov,
+            clip_norm=o.clip_norm,
+            decoupled=o.weight_decay_kind == "decoupled",
+        ),
+        features=_features(arms, stacked, groups, params, steps),
+        scores=scores,
+        train_examples=examples,
+        image_shape=shape,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        eval_batch_size=min(settings.eval_batch_size, dataset.test_images.shape[0]),
+        mean=dataset.mean,
+        std=dataset.std,
+        augment=settings.data.augment,
+        label_smoothing=o.label_smoothing,
+        weights=settings.prune.granularity == "weight",
+        global_scope=settings.prune.scope == "global",
+        saliency_examples=settings.prune.saliency_examples,
+    )
+    members = tuple(
+        Member(
+            run=f"{arm.label}-{seed}",
+            variant=arm.label,
+            seed=seed,
+            table=_table(arm.settings, stacked[arm.label], scores),
+            hyper=_hyper(arm.settings),
+            twin=f"{arm.settings.intervention.twin}-{seed}"
+            if arm.settings.intervention.twin
+            else "",
+        )
+        for arm in arms
+        for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
+    )
+    return Batch(program, dataset, members)
+
+
+def _check_score(arm: Variant, groups: Sequence[Group]) -> None:
+    score = scores_lib.SCORES[arm.settings.prune.score]
+    for g in groups:
+        if "norm" in score.needs and not g.norm:
+            raise ConfigError(
+                f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) needs "
+                f"a BatchNorm after the layer; {g.name!r} has none"
+            )
+    weights = arm.settings.prune.granularity == "weight"
+    if weights and not score.per_weight:
+        able = [name for name, s in scores_lib.SCORES.items() if s.per_weight]
+        raise ConfigError(
+            f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) ranks "
+            f"filters, not weights; for prune.granularity = 'weight' use: {', '.join(able)}"
+        )
+
+
+def _features(
+    arms: Sequence[Variant],
+    stacked: dict[str, np.ndarray],
+    groups: Sequence[Group],
+    params: Any,
+    steps: int,
+) -> Features:
+    acting = [a for a in arms if stacked[a.label].sum()]
+    finite = [a for a in acting if a.settings.intervention.duration > 0]
+    noisy = [a for a in acting if a.settings.intervention.kind == "gaussian"]
+    noise_units = tuple(
+        max(
+            _noise_units(a.settings, stacked[a.label][:, i], _units(g, a.settings, params), steps)
+            for a in noisy
+        )
+        for i, g in enumerate(groups)
+        if noisy
+    )
+    return Features(
+        finite=bool(finite),
+        zero=any(a.settings.intervention.kind == "zero" for a in acting),
+        gaussian=bool(noisy),
+        restore=any(a.settings.intervention.restore != "no" for a in finite),
+        released=arms[0].settings.intervention.as_released,
+        noise_units=noise_units,
+    )
+
+
+def _table(settings: ConfigDict, counts: np.ndarray, scores: tuple[str, ...]) -> Table:
+    i, p = settings.intervention, settings.prune
+    return Table(
+        kind=np.int32(interventions.KINDS[i.kind]),
+        duration=np.int32(FOREVER if i.duration < 0 else i.duration),
+        cumulative=np.bool_(interventions.SCOPES[i.scope]),
+        restore=np.int32(interventions.RESTORES[i.restore]),
+        mask_norm=np.bool_(i.mask_norm),
+        noise_scale=np.float32(i.noise_scale),
+        target=np.int32(prune.TARGETS[p.target]),
+        score=np.int32(scores.index(p.score) if p.score in scores else 0),
+        counts=counts,
+        replay=np.bool_(bool(i.twin)),
+    )
+
+
+def _hyper(settings: ConfigDict) -> Hyper:
+    o = settings.optimizer
+    rates = optim.learning_rates(
+        o.schedule, o.learning_rate, settings.epochs, milestones=tuple(o.milestones), decay=o.decay
+    )
+    return Hyper(np.asarray(rates, np.float32), np.float32(o.weight_decay))

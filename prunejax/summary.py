@@ -1,0 +1,61 @@
+"""One run's row in `runs.csv`, computed from its rows in `epochs.csv` and `events.csv`.
+
+Definitions: Bartoldson et al. 2020 and the released code. The stability of an event epoch is the
+test accuracy right after the event over that right before it; a run's mean stability is the plain
+mean over its event epochs, 1 for runs without events during training (no pruning, scratch). The
+best accuracy is taken over epochs from the last event on, so that the network has its final
+sparsity.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+Row = Mapping[str, str]
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+def mean_stability(events: Sequence[Row]) -> tuple[float, int]:
+    """Mean stability over the event epochs of a run (fraction), and their number."""
+    by_epoch = {int(e["epoch"]): 1 - _number(e["instability"]) for e in events}
+    values = [value for epoch, value in by_epoch.items() if epoch >= 0 and not math.isnan(value)]
+    return (sum(values) / len(values) if values else 1.0), len(values)
+
+
+def summarize(epochs: Sequence[Row], events: Sequence[Row], status: str) -> dict[str, object]:
+    """The columns of `runs.csv` that follow from the other tables.
+
+    Args:
+      epochs, events: the run's rows, in order.
+      status: "done", or why the run stopped.
+    """
+    stability, count = mean_stability(events)
+    last_event = max((int(e["epoch"]) for e in events), default=-1)
+    row: dict[str, object] = {
+        "status": status,
+        "final_test_accuracy": None,
+        "best_test_accuracy": None,
+        "best_epoch": None,
+        "mean_stability": stability,
+        "events": count,
+        "generalization_gap": None,
+        "sparsity": None,
+    }
+    if status != "done" or not epochs:
+        return row
+    pruned = [e for e in epochs if int(e["epoch"]) >= last_event]
+    best = max(pruned, key=lambda e: _number(e["test_accuracy"]))  # the first one among equals
+    row |= {
+        "final_test_accuracy": _number(epochs[-1]["test_accuracy"]),
+        "best_test_accuracy": _number(best["test_accuracy"]),
+        "best_epoch": int(best["epoch"]),
+        "generalization_gap": _number(best["train_accuracy"]) - _number(best["test_accuracy"]),
+        "sparsity": _number(epochs[-1]["sparsity"]),
+    }
+    if "validation_accuracy" in epochs[-1]:
+        chosen = max(pruned, key=lambda e: _number(e["validation_accuracy"]))
+        row["selected_epoch"] = int(chosen["epoch"])
+        row["selected_test_accuracy"] = _number(chosen["test_accuracy"])
+    return row

@@ -1,0 +1,265 @@
+"""Studies end to end: records, reproducibility, resume, twins, compilation counts."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from configs import default
+from prunejax import chunk, step, study
+from prunejax.config import ConfigError
+from tests.studies import PRUNE, tiny
+
+TABLES = ("epochs", "events", "runs")
+
+
+def go(config, path, **options):
+    return study.run(config, path, default.get_config(), quiet=True, **options)
+
+
+def rows(path, table):
+    with (path / f"{table}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def content(path):
+    return {t: (path / f"{t}.csv").read_bytes() for t in TABLES}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "run"
+    go(tiny(), path)
+    return path
+
+
+def test_run_directory_is_complete(finished):
+    for name in ("config.json", "environment.json", "summary.json", "report.html", "tb", "figures"):
+        assert (finished / name).exists(), name
+    assert len(rows(finished, "epochs")) == 3 * 2 * 4
+    assert [r["run"] for r in rows(finished, "runs")] == [
+        f"{v}-{s}" for v in ("none", "S", "L") for s in (0, 1)
+    ]
+    assert json.loads((finished / "config.json").read_text())["epochs"] == 4
+
+
+def test_events_have_the_scheduled_counts(finished):
+    events = rows(finished, "events")
+    for variant in ("S", "L"):
+        for seed in ("0", "1"):
+            mine = [e for e in events if e["variant"] == variant and e["seed"] == seed]
+            # 16 units each: 12 kept after 3 events, 8 kept after 3 events
+            counts = [(e["epoch"], e["layer"], e["targeted"], e["live"]) for e in mine]
+            assert counts == [
+                ("0", "dense2", "1", "15"),
+                ("1", "dense2", "1", "14"),
+                ("1", "dense3", "2", "14"),
+                ("2", "dense2", "2", "12"),
+                ("2", "dense3", "3", "11"),
+                ("3", "dense3", "3", "8"),
+            ]
+    for e in events:
+        pre, post = float(e["pre_accuracy"]), float(e["post_accuracy"])
+        assert float(e["instability"]) == pytest.approx((pre - post) / pre)
+
+
+def test_runs_follow_from_epochs_and_events(finished):
+    for r in rows(finished, "runs"):
+        epochs = [e for e in rows(finished, "epochs") if e["run"] == r["run"]]
+        events = {e["epoch"]: e for e in rows(finished, "events") if e["run"] == r["run"]}
+        stability = np.mean([1 - float(e["instability"]) for e in events.values()]) if events else 1
+        assert float(r["mean_stability"]) == pytest.approx(stability)
+        late = [e for e in epochs if not events or int(e["epoch"]) >= max(map(int, events))]
+        best = max(late, key=lambda e: float(e["test_accuracy"]))
+        assert r["best_test_accuracy"] == best["test_accuracy"]
+        gap = float(best["train_accuracy"]) - float(best["test_accuracy"])
+        assert float(r["generalization_gap"]) == pytest.approx(gap, abs=1e-7)
+        assert r["final_test_accuracy"] == epochs[-1]["test_accuracy"]
+    final = {r["run"]: float(r["sparsity"]) for r in rows(finished, "runs")}
+    # 16 hidden units: 4 and 8 dead ones with 16 weights, scale and bias each
+    total = (64 * 16 + 16 * 16 * 2) + 2 * 16 * 3 + (16 * 10 + 10)
+    kernels_only = [64 * 16 + 2 * 256 + 96 + 170, total]
+    assert any(final["S-0"] == pytest.approx(12 * 18 / t, rel=1e-6) for t in kernels_only)
+    assert final["none-0"] == 0
+
+
+def test_same_seeds_give_the_same_bytes(finished, tmp_path):
+    go(tiny(), tmp_path / "again")
+    assert content(tmp_path / "again") == content(finished)
+
+
+def test_a_finished_study_says_so_and_does_nothing(finished):
+    before = content(finished)
+    assert go(tiny(), finished).already_finished
+    assert content(finished) == before
+
+
+@pytest.mark.parametrize("calls", [1, 3, 6, 11, 17])
+def test_interrupted_at_any_call_continues_to_the_same_bytes(finished, tmp_path, calls):
+    left = [calls]
+
+    def stop():
+        left[0] -= 1
+        return left[0] < 0
+
+    path = tmp_path / "run"
+    with pytest.raises(chunk.Interrupted):
+        go(tiny(), path, stop_requested=stop)
+    go(tiny(), path)
+    assert content(path) == content(finished)
+
+
+def test_one_trace_per_program_whatever_happens(tmp_path, monkeypatch):
+    """Events, windows and arms cause no recompilation: one trace for full batches, one for last."""
+    traces = []
+    original = step.train_step
+    monkeypatch.setattr(step, "train_step", lambda *a: traces.append(1) or original(*a))
+    arms = {
+        "none": {},
+        "S": {"prune": PRUNE},
+        "R": {"prune": PRUNE | {"target": "random", "period": 2}},
+        "L": {"prune": PRUNE | {"target": "largest"}, "optimizer": {"learning_rate": 1e-2}},
+        "zero": {
+            "prune": PRUNE,
+            "intervention": {"kind": "zero", "duration": 3, "mask_norm": False},
+        },
+        "noise": {
+            "prune": PRUNE,
+            "intervention": {"kind": "gaussian", "duration": 2, "mask_norm": False},
+        },
+        "cosine": {"optimizer": {"schedule": "cosine", "weight_decay": 1e-4}},
+    }
+    config = tiny(**arms)
+    config.seeds = 1
+    go(config, tmp_path / "run")
+    assert len(traces) == 2
+    assert len(rows(tmp_path / "run", "runs")) == 7
+
+
+def test_twins_replay_targets_even_of_random_draws(tmp_path):
+    arms = {
+        "R": {"prune": PRUNE | {"target": "random"}},
+        "noise": {
+            "prune": PRUNE | {"target": "random"},
+            "intervention": {"kind": "gaussian", "duration": 2, "twin": "R", "mask_norm": False},
+        },
+        "L": {"prune": PRUNE | {"target": "largest"}},
+        "zero": {
+            "prune": PRUNE | {"target": "largest"},
+            "intervention": {"kind": "zero", "duration": 1, "twin": "L", "mask_norm": False},
+        },
+    }
+    go(tiny(**arms), tmp_path / "run")
+    for twin, other in (("noise", "R"), ("zero", "L")):
+        for seed in (0, 1):
+            a = np.load(tmp_path / "run" / "targets" / f"{twin}-{seed}.npz")
+            b = np.load(tmp_path / "run" / "targets" / f"{other}-{seed}.npz")
+            assert set(a.files) == set(b.files)
+            assert a.files
+            for name in a.files:
+                np.testing.assert_array_equal(a[name], b[name])
+    assert float(rows(tmp_path / "run", "runs")[0]["sparsity"]) > 0
+    noise = [r for r in rows(tmp_path / "run", "runs") if r["variant"] == "noise"]
+    assert all(float(r["sparsity"]) == 0 for r in noise)
+
+
+def test_layouts_agree_on_targets_and_nearly_on_losses(finished, tmp_path):
+    config = tiny()
+    config.population.layout = "vectorized"
+    go(config, tmp_path / "run")
+    for name in ("S-0", "L-1"):
+        a = np.load(tmp_path / "run" / "targets" / f"{name}.npz")
+        b = np.load(finished / "targets" / f"{name}.npz")
+        for key in b.files:
+            np.testing.assert_array_equal(a[key], b[key])
+    key = lambda r: (r["run"], int(r["epoch"]))  # noqa: E731
+    for a, b in zip(
+        sorted(rows(tmp_path / "run", "epochs"), key=key),
+        sorted(rows(finished, "epochs"), key=key),
+        strict=True,
+    ):
+        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), rel=1e-4)
+
+
+def test_a_run_with_a_non_finite_loss_stops_alone(tmp_path):
+    config = tiny(none={}, bad={"optimizer": {"learning_rate": 1e38}})
+    config.optimizer.name = "sgd"
+    go(config, tmp_path / "run")
+    runs = {r["run"]: r for r in rows(tmp_path / "run", "runs")}
+    assert runs["bad-0"]["status"].startswith("non-finite loss at step ")
+    assert runs["bad-0"]["final_test_accuracy"] == ""
+    assert runs["none-0"]["status"] == "done"
+    assert len([e for e in rows(tmp_path / "run", "epochs") if e["run"] == "none-1"]) == 4
+
+
+def test_scratch_prunes_before_training_and_counts_as_stable(tmp_path):
+    config = tiny(scratch={"prune": PRUNE | {"schedule": "scratch", "score": "l2"}})
+    go(config, tmp_path / "run")
+    events = rows(tmp_path / "run", "events")
+    assert {e["epoch"] for e in events} == {"-1"}
+    assert {e["step"] for e in events} == {"0"}
+    assert [e["targeted"] for e in events[:2]] == ["4", "8"]
+    assert all(float(r["mean_stability"]) == 1 for r in rows(tmp_path / "run", "runs"))
+
+
+def test_another_config_is_refused_and_nothing_is_written_over(finished):
+    before = content(finished)
+    config = tiny()
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.001 -> 0\.5"):
+        go(config, finished)
+    assert content(finished) == before
+
+
+def test_weight_granularity_and_global_scope(tmp_path):
+    prune = PRUNE | {"score": "magnitude", "granularity": "weight", "scope": "global"}
+    go(tiny(S={"prune": prune}), tmp_path / "run")
+    events = [e for e in rows(tmp_path / "run", "events") if e["seed"] == "0"]
+    # 2 layers of 256 weights: a quarter and a half go
+    assert sum(int(e["targeted"]) for e in events) == 64 + 128
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prune": {"fraction": (1.5,)}}, "fraction"),
+        ({"prune": {"period": 0}}, "period"),
+        ({"prune": {"start": (3,), "end": (1,)}}, "before"),
+        ({"prune": {"layers": ("conv9",)}}, "dense1"),
+        ({"prune": {"score": "l3"}}, "Did you mean"),
+        ({"prune": {"target": "smalest"}}, "Did you mean 'smallest'"),
+        ({"model": {"name": "mpl"}}, "Did you mean 'mlp'"),
+        ({"data": {"name": "digit"}}, "Did you mean 'digits'"),
+        ({"batch_size": 1000}, "batch_size"),
+        ({"optimzer": {"name": "adam"}}, "unknown field"),
+        ({"epochs": "many"}, "type"),
+        ({"intervention": {"restore": "weights"}}, "window"),
+        ({"intervention": {"twin": "nobody"}}, "twin"),
+        ({"data": {"label_noise": -0.1}}, "label_noise"),
+        ({"model": {"width": 0.0}}, "width"),
+        ({"intervention": {"duration": 0}}, "duration"),
+    ],
+)
+def test_bad_requests_fail_before_anything_is_written(tmp_path, change, message):
+    prune = PRUNE | change.get("prune", {})
+    with pytest.raises(ConfigError, match=message):
+        go(tiny(S=change | {"prune": prune}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_partition_the_members_and_keep_twins_together():
+    config = tiny(
+        a={"prune": PRUNE},
+        b={"prune": PRUNE, "intervention": {"kind": "none", "twin": "a"}},
+        c={},
+    )
+    from prunejax import config as config_lib
+    from prunejax import plan
+
+    members = plan.build(config_lib.variants(config, default.get_config()))[0].members
+    parts = [study.shard(members, i, 3) for i in range(3)]
+    assert sorted(m.run for p in parts for m in p) == sorted(m.run for m in members)
+    for part in parts:
+        names = {m.run for m in part}
+        assert all(m.twin in names for m in part if m.twin)
