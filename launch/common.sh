@@ -21,9 +21,14 @@ show_help() {
 
 # A command as a line that can be pasted into a shell.
 quoted() {
-  local line
-  line=$(printf '%q ' "$@")
-  printf '%s\n' "${line% }"
+  local word line=
+  for word in "$@"; do
+    case $word in
+      '' | *[!A-Za-z0-9_./:=,@%+-]*) word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'" ;;
+    esac
+    line+="${line:+ }$word"
+  done
+  printf '%s\n' "$line"
 }
 
 # Runs a command; in a dry run prints it.

@@ -3,9 +3,9 @@ import sys
 
 import jax
 import pytest
-from test_rendezvous import free_port
 
 from prunejax import distributed
+from tests.test_rendezvous import free_port
 
 PROGRAM = """
 import sys

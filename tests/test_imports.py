@@ -1,0 +1,235 @@
+"""The shape of the house: who may import whom, what may not be imported, how long a file may be."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "prunejax"
+
+# A module imports from its own level or lower ones, never in a circle. Packages (models, data, ...)
+# have one level; inside them the order is free.
+LEVELS = {
+    "rendezvous": 0,
+    "files": 0,
+    "registry": 0,
+    "rng": 0,
+    "trees": 0,
+    "conv": 1,
+    "conv_cpu": 1,
+    "data": 1,
+    "layers": 1,
+    "losses": 1,
+    "masks": 1,
+    "models": 1,
+    "radix": 1,
+    "ranking": 1,
+    "schedules": 1,
+    "allocate": 2,
+    "curvature": 2,
+    "interventions": 2,
+    "measures": 2,
+    "scores": 2,
+    "optim": 3,
+    "prune": 3,
+    "step": 3,
+    "checkpoint": 4,
+    "chunk": 4,
+    "config": 4,
+    "distributed": 4,
+    "mesh": 4,
+    "plan": 4,
+    "population": 4,
+    "progress": 4,
+    "record": 4,
+    "summary": 4,
+    "tensorboard_view": 4,
+    "main": 5,
+    "report": 5,
+    "study": 5,
+}
+FORBIDDEN = {"tensorflow", "clu", "chex", "torch", "haiku", "equinox", "matfree"}
+MAX_LINES = 330  # aim: 300
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported_names(module: str) -> Iterator[tuple[str, int]]:
+    """`(full name, line)` of everything that a module imports, anywhere in its text."""
+    path = FILES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parts, base] if base else parts)
+            for alias in node.names:
+                yield f"{base}.{alias.name}", node.lineno
+
+
+def resolve(name: str) -> str | None:
+    """The module of this package that a full name lies in, None for other packages."""
+    while name:
+        if name in FILES:
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+def edges() -> dict[str, dict[str, int]]:
+    """module -> {module it imports: line}."""
+    graph: dict[str, dict[str, int]] = {}
+    for module in FILES:
+        found = ((resolve(name), line) for name, line in imported_names(module))
+        graph[module] = {target: line for target, line in found if target and target != module}
+    return graph
+
+
+GRAPH = edges()
+
+
+def unit(module: str) -> str:
+    """ "prunejax.curvature.trace" belongs to "curvature"; the package itself to ""."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of one circle, empty if there is none."""
+    finished: set[str] = set()
+
+    def visit(node: str, trail: list[str]) -> list[str]:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in finished:
+            return []
+        for target in sorted(graph.get(node, ())):
+            if found := visit(target, [*trail, node]):
+                return found
+        finished.add(node)
+        return []
+
+    for start in sorted(graph):
+        if found := visit(start, []):
+            return found
+    return []
+
+
+def test_every_module_has_a_level():
+    units = {unit(module) for module in FILES} - {""}
+    assert sorted(units - set(LEVELS)) == [], "give the new module a level in this table"
+    assert sorted(set(LEVELS) - units) == [], "no such module"
+
+
+def test_no_import_goes_up():
+    wrong = [
+        f"{FILES[module].relative_to(ROOT)}:{line} (level {LEVELS[unit(module)]}) imports {target} "
+        f"(level {LEVELS[unit(target)]})"
+        for module, targets in GRAPH.items()
+        for target, line in targets.items()
+        if {unit(module), unit(target)} <= set(LEVELS)
+        and LEVELS[unit(target)] > LEVELS[unit(module)]
+    ]
+    assert wrong == []
+
+
+def test_no_import_goes_in_a_circle():
+    between_files = {
+        module: {target for target in targets if not target.startswith(module + ".")}
+        for module, targets in GRAPH.items()
+    }
+    assert circle(between_files) == []
+    between_units: dict[str, set[str]] = {}
+    for module, targets in GRAPH.items():
+        others = {unit(target) for target in targets} - {unit(module)}
+        between_units.setdefault(unit(module), set()).update(others)
+    assert circle(between_units) == []
+
+
+def test_circles_are_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_forbidden_packages(module):
+    imported = {name.partition(".")[0] for name, _ in imported_names(module)}
+    assert imported & FORBIDDEN == set()
+
+
+def test_report_needs_no_jax():
+    """Neither the report nor anything that it imports, packages on the way included."""
+    reached: set[str] = set()
+    queue = [module for module in FILES if unit(module) == "report"]
+    assert queue
+    while queue:
+        module = queue.pop()
+        reached.add(module)
+        parents = [module.rsplit(".", n)[0] for n in range(1, module.count(".") + 1)]
+        queue += [name for name in {*GRAPH[module], *parents} if name not in reached]
+    for module in sorted(reached):
+        heavy = {name.partition(".")[0] for name, _ in imported_names(module)}
+        assert heavy & {"jax", "jaxlib", "flax", "optax", "orbax"} == set(), module
+
+
+def test_report_loads_without_jax():
+    code = "import sys, prunejax.report; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_length(module):
+    lines = FILES[module].read_text().count("\n")
+    assert lines <= MAX_LINES, "split it"
+
+
+def config_fields() -> list[str]:
+    """Dotted names of all fields of configs/default.py."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        from configs import default
+    finally:
+        sys.path.remove(str(ROOT))
+
+    def leaves(config: object, prefix: str) -> Iterator[str]:
+        for name, value in config.items():  # type: ignore[attr-defined]
+            if hasattr(value, "items") and len(value) > 0:
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    return list(leaves(default.get_config(), ""))
+
+
+@pytest.fixture(scope="module")
+def names_read():
+    """Attributes and whole strings of the code, without the module that only checks fields."""
+    names = set()
+    for module, path in FILES.items():
+        if module == "prunejax.config":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)
+    return names
+
+
+@pytest.mark.parametrize("field", config_fields())
+def test_every_config_field_is_read(field, names_read):
+    is_read = field.rpartition(".")[2] in names_read
+    assert is_read, "a field that nothing reads: wire it or drop it"
