@@ -187,9 +187,10 @@ def validate(settings: ConfigDict, label: str) -> None:
         raise ConfigError(f"config.model.width = {settings.model.width!r}{where} must be above 0")
     if settings.data.label_noise >= 1:
         raise ConfigError(f"config.data.label_noise = 1.0{where} must be below 1")
-    if settings.intervention.duration == 0:
+    if settings.intervention.duration == 0 and not settings.intervention.as_released:
         raise ConfigError(
-            f"config.intervention.duration = 0{where}: 1 or more steps, or -1: forever"
+            f"config.intervention.duration = 0{where}: 1 or more steps, or -1: forever (0 only "
+            "with config.intervention.as_released, which adds one pass)"
         )
     _validate_prune(settings, where)
     _validate_intervention(settings, where)
@@ -240,7 +241,7 @@ def _validate_intervention(settings: ConfigDict, where: str) -> None:
             f"config.intervention.restore = {i.restore!r}{where} needs a window that ends: "
             "give config.intervention.duration in training steps"
         )
-    if i.kind == "zero" and i.mask_norm and i.restore != "weights+norm" and i.duration > 0:
+    if i.kind == "zero" and i.mask_norm and i.restore != "weights+norm" and i.duration >= 0:
         raise ConfigError(
             f"config.intervention.mask_norm = True{where} with kind 'zero' sets BatchNorm scale "
             "and bias to 0 for good, and the unit can never come back; use restore='weights+norm' "

@@ -161,7 +161,7 @@ def _noise_units(settings: ConfigDict, counts: np.ndarray, units: int, steps: in
         return 1
     duration = settings.intervention.duration
     gaps = np.diff(np.flatnonzero(counts)) * steps
-    alone = settings.intervention.scope == "newest" and 0 < duration
+    alone = settings.intervention.scope == "newest" and 0 <= duration
     if alone and (len(gaps) == 0 or duration <= gaps.min()):
         return int(per_event.max())
     return min(units, int(per_event.sum()))
@@ -288,7 +288,7 @@ def _features(
     steps: int,
 ) -> Features:
     acting = [a for a in arms if stacked[a.label].sum()]
-    finite = [a for a in acting if a.settings.intervention.duration > 0]
+    finite = [a for a in acting if a.settings.intervention.duration >= 0]
     noisy = [a for a in acting if a.settings.intervention.kind == "gaussian"]
     noise_units = tuple(
         max(

@@ -12,8 +12,9 @@ Arms: the events of L_13 of figure 2, and for each kind of noise windows of 1, 5
 steps on the filters of the newest event. Only convolutions are affected: BatchNorm of a target
 keeps its scale and bias, in L_13 as well (as released).
 `released`: windows as the released code counts them: 0, 129 and 1500 forward passes and one more,
-test batches of 128 included, noise added in test passes too. 129 and 1500 come to 50 and 1105
-training steps; 0 ends within the test pass after the event.
+test batches of 128 included, noise added in test passes too. By its authors' formula, which leaves
+out the one more, 129 and 1500 come to 50 and 1105 training steps; 0 ends in the test pass after the
+event, so that training starts from what it left.
 `twins`: noise arms replay the targets of the L_13 run with the same seed instead of ranking their
 own weights, so that nothing but the kind of intervention differs.
 

@@ -8,7 +8,7 @@ against S and L against scratch.
     python -m prunejax.main --config=configs/paper/tableF1.py:small --workdir=runs/tableF1_small
 
 Arms: the last convolution loses 70 % of its filters in two events of 179 (epochs 2500 and 3250;
-15 % of all parameters), by L1 norm. Crops and flips; learning rate 1e-4, a tenth from epoch 2000 on.
+15 % of all parameters), by L1 norm. Crops and flips; learning rate 1e-4, from epoch 2000 on 1e-5.
 The scratch arm removes the *largest* filters by *L2* norm: the released run table leaves both
 settings at their defaults there, unlike in figure 2.
 
