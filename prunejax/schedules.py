@@ -1,0 +1,163 @@
+"""When units are removed and how many: events as lists of (epoch, count). Host code, exact.
+
+Every schedule has the signature `schedule(*, units, fraction, start, end, period) ->
+[(epoch, count), ...]`:
+
+    units     how many units the layer has
+    fraction  of them that is removed in the end (0..1)
+    start     epoch (from 0) after which the first event falls; `end`: last epoch for an event
+    period    epochs between events
+
+Counts are exact integers: fractions are read as the decimal numbers that were written (0.9 is
+9/10), and the units finally kept are `ceil((1 - fraction) * units)` (released code of Bartoldson
+et al. 2020). An event may have the count 0: nothing happens then.
+"""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from math import ceil
+
+import numpy as np
+
+Events = list[tuple[int, int]]
+BEFORE_TRAINING = -1  # the epoch of an event before the first training step
+
+
+def _exact(fraction: float) -> Fraction:
+    """The decimal number as written: 0.9 -> 9/10, not the nearest binary fraction."""
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction {fraction!r} is not in [0, 1]: it is the part that is removed")
+    return Fraction(str(fraction))
+
+
+def _check(units: int, start: int, end: int, period: int) -> None:
+    if units < 1:
+        raise ValueError(f"units {units!r} must be at least 1")
+    if period < 1:
+        raise ValueError(f"period {period!r} must be at least 1 epoch")
+    if start < 0:
+        raise ValueError(f"start {start!r} must be epoch 0 or later; 'scratch' prunes before it")
+    if end < start:
+        raise ValueError(f"end {end!r} is before start {start!r}")
+
+
+def kept(units: int, fraction: float) -> int:
+    """Units that are finally kept: `ceil((1 - fraction) * units)`, exact."""
+    return ceil((1 - _exact(fraction)) * units)
+
+
+def _from_kept(epochs: Sequence[int], left: Sequence[int], units: int) -> Events:
+    """Counts from the units kept after each event; never negative."""
+    events, before = [], units
+    for epoch, after in zip(epochs, left, strict=True):
+        after = min(after, before)
+        events.append((epoch, before - after))
+        before = after
+    return events
+
+
+def linear(*, units: int, fraction: float, start: int, end: int, period: int) -> Events:
+    """The paper's ramp: n events at start, start + period, ... <= end.
+
+    With N units and K = kept(N, fraction), event i (1..n) leaves `ceil(K + (N - K)(n - i)/n)`.
+    Bartoldson et al. 2020, released code.
+
+    >>> [k for _, k in linear(units=512, fraction=0.9, start=6, end=275, period=40)]
+    [65, 66, 66, 65, 66, 66, 66]
+    """
+    _check(units, start, end, period)
+    final, epochs = kept(units, fraction), range(start, end + 1, period)
+    n = len(epochs)
+    left = [ceil(final + Fraction((units - final) * (n - i), n)) for i in range(1, n + 1)]
+    return _from_kept(epochs, left, units)
+
+
+def one_shot(*, units: int, fraction: float, start: int, end: int, period: int) -> Events:
+    """All at once after epoch `start`; `end` and `period` are not used.
+
+    >>> one_shot(units=10, fraction=0.25, start=3, end=0, period=1)
+    [(3, 2)]
+    """
+    del end, period
+    _check(units, start, start, 1)
+    return [(start, units - kept(units, fraction))]
+
+
+def scratch(*, units: int, fraction: float, start: int, end: int, period: int) -> Events:
+    """All at once before training (epoch -1); `start`, `end` and `period` are not used.
+
+    >>> scratch(units=10, fraction=0.25, start=0, end=0, period=1)
+    [(-1, 2)]
+    """
+    del start, end, period
+    _check(units, 0, 0, 1)
+    return [(BEFORE_TRAINING, units - kept(units, fraction))]
+
+
+def cubic(*, units: int, fraction: float, start: int, end: int, period: int) -> Events:
+    """Fast first, then slower: sparsity `f (1 - (1 - i/n)^3)` after event i of n.
+
+    Zhu & Gupta 2017, equation 1, with initial sparsity 0; events as in `linear`, the last of them
+    at the final sparsity.
+
+    >>> [k for _, k in cubic(units=1000, fraction=0.8, start=0, end=3, period=1)]
+    [462, 238, 87, 13]
+    """
+    _check(units, start, end, period)
+    final, epochs = kept(units, fraction), range(start, end + 1, period)
+    n = len(epochs)
+    left = [ceil(final + (units - final) * (1 - Fraction(i, n)) ** 3) for i in range(1, n + 1)]
+    return _from_kept(epochs, left, units)
+
+
+def geometric(*, units: int, fraction: float, start: int, end: int, period: int) -> Events:
+    """The same fraction *of what is left* at every event: `N (K/N)^(i/n)` remain, rounded up.
+
+    The rounds of iterative magnitude pruning (Frankle & Carbin 2019). `fraction` 1 would need an
+    infinite factor and is refused.
+
+    >>> [k for _, k in geometric(units=1000, fraction=0.488, start=0, end=2, period=1)]
+    [200, 160, 128]
+    """
+    _check(units, start, end, period)
+    final, epochs = kept(units, fraction), range(start, end + 1, period)
+    if final == 0:
+        raise ValueError("fraction 1.0 cannot be reached in geometric rounds; use 'linear'")
+    n = len(epochs)
+    left = [ceil(round(units * (final / units) ** (i / n), 6)) for i in range(1, n)]
+    return _from_kept(epochs, [*left, final], units)
+
+
+SCHEDULES: dict[str, Callable[..., Events]] = {
+    "linear": linear,
+    "one_shot": one_shot,
+    "scratch": scratch,
+    "cubic": cubic,
+    "geometric": geometric,
+}
+
+
+def counts(events: Events, epochs: int) -> np.ndarray:
+    """Events as an int32 array [epochs + 1]: row 0 before training, row e + 1 after epoch e.
+
+    Raises:
+      ValueError: an event with a count falls after the last epoch.
+    """
+    table = np.zeros(epochs + 1, np.int32)
+    for epoch, count in events:
+        if epoch >= epochs:
+            if count == 0:
+                continue
+            raise ValueError(
+                f"an event that removes {count} units falls after epoch {epoch}, but training "
+                f"ends after epoch {epochs - 1}; end the schedule earlier or train longer"
+            )
+        table[epoch + 1] += count
+    return table
+
+
+def iterative_rate(fraction: float, events: int) -> float:
+    """Mean fraction removed per event: the paper's "iterative pruning rate" is 100 times this."""
+    if events < 1:
+        raise ValueError(f"events {events!r} must be at least 1")
+    return fraction / events

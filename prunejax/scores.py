@@ -1,0 +1,150 @@
+"""Importance scores: one number per unit, larger = more important (kept longer by "smallest").
+
+Two faces. Array functions (`magnitude`, `filter_l2`, `ebn`, ...) work on any leaf of anybody's
+parameters; the last axis of a kernel runs over its filters or neurons. `SCORES` is the table that
+studies choose from: each entry reads what it needs from a layer's `ScoreInputs`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+
+Array = jax.Array
+ACTIVATION_PERIOD = 10  # steps between updates of the running mean of activations
+ACTIVATION_RATE = 0.1
+
+
+def magnitude(w: Array) -> Array:
+    """|w|, same shape: magnitude pruning of single weights."""
+    return jnp.abs(w)
+
+
+def random(key: Array, like: Array) -> Array:
+    """Uniform [0, 1) in the shape of `like`, independent of its values."""
+    return jax.random.uniform(key, like.shape)
+
+
+def _sum_per_filter(x: Array) -> Array:
+    return jnp.sum(x, axis=tuple(range(x.ndim - 1)))
+
+
+def filter_l1(w: Array) -> Array:
+    """Sum of |w| over each filter `w[..., j]`: [units] (Li et al. 2017)."""
+    return _sum_per_filter(jnp.abs(w.astype(jnp.promote_types(w.dtype, jnp.float32))))
+
+
+def filter_l2(w: Array) -> Array:
+    """Euclidean norm of each filter `w[..., j]`: [units]."""
+    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    return jnp.sqrt(_sum_per_filter(jnp.square(w)))
+
+
+def ebn(scale: Array, bias: Array) -> Array:
+    """E[BN]: the expected value after ReLU of a BatchNorm output, taken as N(bias, scale^2).
+
+    `bias * Phi(bias/s) + s * phi(bias/s)` with s = |scale|; its limit max(bias, 0) at s = 0.
+    Bartoldson et al. 2020, appendix B.
+
+    Args:
+      scale: BatchNorm's gamma [units].
+      bias: BatchNorm's beta [units].
+    """
+    return _expected_relu(jnp.abs(scale), bias)
+
+
+def ebn_signed(scale: Array, bias: Array) -> Array:
+    """The variant of `ebn` with the signed scale (released as the more stable one for ResNet18).
+
+    Equal to `ebn` for scale > 0; `-E[ReLU(-x)]` (never positive) for scale < 0.
+    """
+    return _expected_relu(scale, bias)
+
+
+def _expected_relu(s: Array, bias: Array) -> Array:
+    flat = s == 0
+    z = bias / jnp.where(flat, 1, s)
+    return jnp.where(flat, jnp.maximum(bias, 0), bias * norm.cdf(z) + s * norm.pdf(z))
+
+
+def saliency(w: Array, gradient: Array) -> Array:
+    """|w * g|, same shape: first-order change of the loss if the weight goes."""
+    return jnp.abs(w * gradient)
+
+
+def filter_saliency(w: Array, gradient: Array) -> Array:
+    """|sum of w * g| over each filter: [units].
+
+    First-order change of the loss if the whole filter goes (Molchanov et al. 2017), so single
+    weights may cancel.
+    """
+    return jnp.abs(_sum_per_filter(w * gradient))
+
+
+def update_activation_mean(old: Array, batch_sum: Array, step: Array) -> Array:
+    """Running mean of summed |activations|: `0.9 old + 0.1 new` at every tenth step, else `old`.
+
+    Args:
+      old: [units], starts at 0.
+      batch_sum: [units], sum of |pre-ReLU activation| over the batch's examples and positions
+        (after the shortcut in residual blocks).
+      step: training step from 0; updates happen at 9, 19, ...
+    """
+    new = (1 - ACTIVATION_RATE) * old + ACTIVATION_RATE * batch_sum
+    return jnp.where(step % ACTIVATION_PERIOD == ACTIVATION_PERIOD - 1, new, old)
+
+
+class ScoreInputs(NamedTuple):
+    """What a layer offers to scores."""
+
+    kernel: Array
+    scale: Array | None  # of the BatchNorm it feeds
+    bias: Array | None
+    activation: Array | None  # running mean [units]
+    gradient: Array | None  # of the training loss, kernel's shape
+    key: Array
+
+
+class Score(NamedTuple):
+    """An entry of SCORES."""
+
+    fn: Callable[[ScoreInputs], Array]
+    needs: frozenset[str] = frozenset()  # of "norm", "activations", "gradient"
+    per_weight: bool = False  # scores single weights instead of filters
+
+
+def _present(x: Array | None, what: str) -> Array:
+    if x is None:
+        raise ValueError(f"this score needs {what}, and the layer has none")
+    return x
+
+
+SCORES: dict[str, Score] = {
+    "l1": Score(lambda i: filter_l1(i.kernel)),
+    "l2": Score(lambda i: filter_l2(i.kernel)),
+    "ebn": Score(
+        lambda i: ebn(_present(i.scale, "a BatchNorm"), _present(i.bias, "a BatchNorm")),
+        frozenset({"norm"}),
+    ),
+    "ebn_signed": Score(
+        lambda i: ebn_signed(_present(i.scale, "a BatchNorm"), _present(i.bias, "a BatchNorm")),
+        frozenset({"norm"}),
+    ),
+    "activations": Score(
+        lambda i: _present(i.activation, "running activations"), frozenset({"activations"})
+    ),
+    "saliency": Score(
+        lambda i: filter_saliency(i.kernel, _present(i.gradient, "a gradient")),
+        frozenset({"gradient"}),
+    ),
+    "random": Score(lambda i: random(i.key, i.kernel[(0,) * (i.kernel.ndim - 1)])),
+    "magnitude": Score(lambda i: magnitude(i.kernel), per_weight=True),
+    "weight_saliency": Score(
+        lambda i: saliency(i.kernel, _present(i.gradient, "a gradient")),
+        frozenset({"gradient"}),
+        per_weight=True,
+    ),
+    "weight_random": Score(lambda i: random(i.key, i.kernel), per_weight=True),
+}
