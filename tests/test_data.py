@@ -172,9 +172,21 @@ def test_changed_files_are_read_again(own_copy):
 def test_unwritable_cache_is_a_warning(prepared_sets, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PRUNEJAX_CACHE", str(tmp_path / "file" / "below"))
-    with pytest.warns(UserWarning, match=r"cannot keep decoded images in .*PRUNEJAX_CACHE"):
+    with pytest.warns(UserWarning, match=r"cannot keep decoded images: .*file/below.*CACHE"):
         mnist = data.load("mnist", data_dir=prepared_sets)
     assert len(mnist.train_labels) == 40
+
+
+def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_without_home_directory(prepared_sets, monkeypatch):
+    monkeypatch.delenv("PRUNEJAX_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cache.Path, "home", no_home)
+    with pytest.warns(UserWarning, match=r"cannot keep decoded images: .*home directory"):
+        data.load("mnist", data_dir=prepared_sets)
 
 
 def test_another_process_that_wrote_the_entry_first_is_no_fault(monkeypatch):

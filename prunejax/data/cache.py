@@ -32,13 +32,13 @@ def _checksum(array: np.ndarray) -> int:
 
 def read(key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """`(images, labels)` of the entry, or None if there is none or it is damaged."""
-    entry = directory() / key
     try:
+        entry = directory() / key
         expected = json.loads((entry / "entry.json").read_text())["crc32"]
         images, labels = (np.load(entry / f"{name}.npy") for name in ARRAYS)
         if [_checksum(images), _checksum(labels)] != expected:
             return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError):
         return None
     return images, labels
 
@@ -48,9 +48,10 @@ def write(key: str, images: np.ndarray, labels: np.ndarray) -> None:
 
     Several processes may do this at once: the last one's entry stays, and it is a whole one.
     """
-    entry = directory() / key
-    draft = entry.with_name(f".{key}.{os.getpid()}.{secrets.token_hex(4)}")
+    draft = None
     try:
+        entry = directory() / key
+        draft = entry.with_name(f".{key}.{os.getpid()}.{secrets.token_hex(4)}")
         draft.mkdir(parents=True)
         np.save(draft / "images.npy", images)
         np.save(draft / "labels.npy", labels)
@@ -58,11 +59,12 @@ def write(key: str, images: np.ndarray, labels: np.ndarray) -> None:
         (draft / "entry.json").write_text(json.dumps(checksums))
         shutil.rmtree(entry, ignore_errors=True)
         draft.rename(entry)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
         if read(key) is None:  # else another process was faster
             warnings.warn(
-                f"cannot keep decoded images in {directory()} ({error.strerror or error}); every "
-                "start decodes them again. Set PRUNEJAX_CACHE to a directory that can be written.",
+                f"cannot keep decoded images: {error}. Every start decodes them again; set "
+                "PRUNEJAX_CACHE to a directory that can be written.",
                 stacklevel=2,
             )

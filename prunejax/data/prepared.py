@@ -87,7 +87,7 @@ def search_directory(data_dir: str | os.PathLike[str] | None) -> tuple[Path, str
         return Path(data_dir).expanduser(), "data_dir"
     if from_environment := os.environ.get("TFDS_DATA_DIR"):
         return Path(from_environment).expanduser(), "TFDS_DATA_DIR"
-    return Path("~/tensorflow_datasets").expanduser(), "the default of TFDS"
+    return Path(os.path.expanduser("~/tensorflow_datasets")), "the default of TFDS"
 
 
 def preparation(name: str, directory: Path) -> str:
