@@ -13,6 +13,7 @@ NumPy and SciPy only. A quantity that too few or constant values leave undefined
 * Welch's t-test for unpaired samples; d with the root of the mean of the two variances.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import atanh, inf, isnan, nan, sqrt, tanh
@@ -85,6 +86,7 @@ def _is_constant(x: np.ndarray) -> bool:
     return bool(np.ptp(x) <= 1e-13 * np.max(np.abs(x))) if x.size else True
 
 
+@functools.cache
 def _t_factor(degrees: float, level: float) -> float:
     return float(stats.t.ppf((1 + level) / 2, degrees)) if degrees > 0 else nan
 

@@ -1,10 +1,11 @@
 """The paper's other figures about accuracy: iterative rate, noise, and groups of arms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import isfinite, log2
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from prunejax.measures import statistics
 from prunejax.measures.summary import number, value
@@ -75,6 +76,14 @@ def _rate_curves(
 _BAND = ("mean", "low", "high")
 
 
+def _target_handles(targets: Collection[str | None], line: str = "-") -> list[Line2D]:
+    return [
+        line_handle(f"target: {TARGETS[t]}", _TARGET_COLORS[t], _TARGET_MARKERS[t], line)
+        for t in TARGETS
+        if t in targets
+    ]
+
+
 def rate(study: Study, look: Look) -> Drawing | None:
     """Figures 3 and C2: accuracy, stability and their correlation against iterative rate."""
     del look  # curves are targets here, not arms
@@ -106,11 +115,7 @@ def rate(study: Study, look: Look) -> Drawing | None:
     for axes in (left, middle, right):
         _rate_axis(axes, rates)
     _rate_correlations(right, cells, rates)
-    handles = [
-        line_handle(f"target: {TARGETS[t]}", _TARGET_COLORS[t], marker=_TARGET_MARKERS[t])
-        for t in TARGETS
-        if any(target == t for target, _ in cells)
-    ]
+    handles = _target_handles({target for target, _ in cells})
     if isfinite(mean.mean):
         handles.append(line_handle(study.baseline, BASELINE, line="--"))
     legend_below(made, handles)
@@ -173,14 +178,7 @@ def rate_scatter(study: Study, look: Look) -> Drawing | None:
         axes.set_ylabel("best test accuracy (%)")
     for axes in grid[len(rates) :]:
         axes.set_visible(False)
-    legend_below(
-        made,
-        [
-            line_handle(f"target: {TARGETS[t]}", _TARGET_COLORS[t], _TARGET_MARKERS[t], "none")
-            for t in TARGETS
-            if any(target == t for target, _ in cells)
-        ],
-    )
+    legend_below(made, _target_handles({target for target, _ in cells}, "none"))
     return Drawing(
         made,
         "Accuracy against stability at each iterative rate",
@@ -210,6 +208,7 @@ def _title(axes: Axes, text: str, rows: Sequence[Row], column: str) -> None:
 
 def corners(study: Study, look: Look) -> Drawing | None:
     """The correlation and the gain of each group of arms: where does the tradeoff hold?"""
+    del look  # colours are targets here
     groups = study.groups
     if len(groups) < 2:
         return None
@@ -222,13 +221,15 @@ def corners(study: Study, look: Look) -> Drawing | None:
             [value(row, "mean_stability") for row in events],
             [value(row, "best_test_accuracy") for row in events],
         )
-        _whisker(left, place, found.value, found.low, found.high, COLORS[0])
+        _whisker(left, place, found.value, found.low, found.high, COLORS[3])
         others = [v for v in arms if v != study.baselines.get(v)]
         for j, variant in enumerate(others):
             gain = study.gain(variant, "best_test_accuracy")
+            target = study.attribute(variant, "target")
             offset = (j - (len(others) - 1) / 2) * 0.5 / max(len(others), 1)
             a, b, c = 100 * gain.difference, 100 * gain.low, 100 * gain.high
-            _whisker(right, place + offset, a, b, c, look.color(variant), look.marker(variant))
+            color, marker = _TARGET_COLORS.get(target, BASELINE), _TARGET_MARKERS.get(target, "D")
+            _whisker(right, place + offset, a, b, c, color, marker)
     left.set_yticks(range(len(groups)), list(groups))
     left.set_ylim(len(groups) - 0.5, -0.5)
     left.set_xlim(-1.05, 1.05)
@@ -237,14 +238,8 @@ def corners(study: Study, look: Look) -> Drawing | None:
     for axes in (left, right):
         axes.axvline(0, color="#888888", linewidth=1)
         axes.grid(axis="y", visible=False)
-    handles = [
-        look.handle(v, v, points=True)
-        for arms in groups.values()
-        for v in arms
-        if v != study.baselines.get(v)
-    ]
-    if len(handles) <= 12:
-        legend_below(made, handles)
+    targets = {study.attribute(v, "target") for v in study.variants}
+    legend_below(made, _target_handles(targets, "none"))
     return Drawing(
         made,
         "Where the tradeoff holds",

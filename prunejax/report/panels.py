@@ -1,6 +1,6 @@
 """What the page says about the results: sentences and tables, as HTML."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from math import isfinite
 from typing import Any
@@ -58,6 +58,8 @@ def findings(study: Study, summary: Mapping[str, Any]) -> str:
     shown = [s for s in scopes if s.startswith("group: ")]
     if not shown:
         shown = [s for s in ("selected", "runs_with_events", "all_runs") if s in scopes][:1]
+    if len(shown) > 1:
+        lines.append(_verdicts(scopes, shown))
     for scope in shown if len(shown) <= 8 else []:
         for y in ("final_test_accuracy", "best_test_accuracy"):
             pair = scopes[scope].get("mean_stability", {}).get(y)
@@ -75,6 +77,23 @@ def findings(study: Study, summary: Mapping[str, Any]) -> str:
             )
             lines.append(f"Stability and {name(y)} ({escape(runs)}): {text}; {verdict}.")
     return "".join(f"<p>{line}</p>" for line in lines)
+
+
+def _verdicts(scopes: Mapping[str, Any], groups: Sequence[str]) -> str:
+    """In how many groups the tradeoff holds, is turned round, or cannot be told."""
+    counts = {"below": 0, "above": 0, "open": 0}
+    for group in groups:
+        pair = scopes[group].get("mean_stability", {}).get("best_test_accuracy")
+        r = _correlation(pair["pearson"]) if pair else None
+        if r is None or not isfinite(r.low) or r.low <= 0 <= r.high:
+            counts["open"] += 1
+        else:
+            counts["below" if r.high < 0 else "above"] += 1
+    return (
+        f"In {len(groups)} groups of arms, the 95% interval of the correlation of stability and "
+        f"best accuracy lies below zero (the tradeoff holds) in {counts['below']}, above zero in "
+        f"{counts['above']}, and contains zero or is undefined in {counts['open']}."
+    )
 
 
 def _mean(found: Mapping[str, Any] | None) -> str:

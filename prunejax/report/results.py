@@ -1,5 +1,6 @@
 """What a report shows: the merged tables of a study and what is known of its arms."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -52,14 +53,14 @@ class Study:
         """The arm that differences refer to."""
         return str(self.report_option("baseline", "none"))
 
-    @property
+    @functools.cached_property
     def variants(self) -> list[str]:
         """The arms in the order of the config, then of appearance."""
         order = {label: i for i, label in enumerate(self.attributes)}
         seen = dict.fromkeys(row["variant"] for row in [*self.runs, *self.epochs])
         return sorted(seen, key=lambda label: order.get(label, len(order)))
 
-    @property
+    @functools.cached_property
     def good(self) -> list[Row]:
         """The rows of runs that completed."""
         return [row for row in self.runs if is_completed(row)]
@@ -68,7 +69,7 @@ class Study:
         """One of the attributes of an arm."""
         return self.attributes.get(variant, {}).get(name, default)
 
-    @property
+    @functools.cached_property
     def groups(self) -> dict[str, list[str]]:
         """Arms by the settings (other than pruning) in which arms differ; one group if in none."""
         directories = {str(self.attribute(v, "group")) for v in self.variants}
@@ -86,7 +87,7 @@ class Study:
             found.setdefault(", ".join(parts), []).append(variant)
         return found
 
-    @property
+    @functools.cached_property
     def baselines(self) -> dict[str, str]:
         """The unpruned arm that each arm is compared with: the one of its group."""
         found = {}

@@ -24,6 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 SETTINGS = {
     "font.size": 10,
+    "text.parse_math": False,  # a "$" in a label is a "$"
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -67,6 +68,7 @@ class Look:
 
     def handle(self, variant: str, label: str, *, points: bool = False) -> Line2D:
         """A legend entry."""
+        label = f" {label}" if label.startswith("_") else label  # "_x" would be left out
         return Line2D(
             [],
             [],

@@ -1,0 +1,392 @@
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from prunejax import report
+from prunejax.measures import statistics
+from prunejax.record import EPOCHS, EVENTS, RUNS, RunDirectory
+from prunejax.report import __main__ as cli
+from prunejax.report import gallery, results, tables
+from prunejax.report.figures_arrays import _forecast_points
+from prunejax.report.figures_dynamics import accuracy_curves
+from prunejax.report.tables import ReportError
+from tests import fake_study
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """No waiting for the disk: the directories here are thrown away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture
+def blank(monkeypatch):
+    """Figures are composed but not drawn, for tests about the rest of the report."""
+    monkeypatch.setattr("prunejax.report.page.render", lambda made: (b"png", b"svg"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A small study with measures, and its report."""
+    path = tmp_path_factory.mktemp("study") / "run"
+    fake_study.write(path, seeds=range(3), epochs=30)
+    report.build([path])
+    return path
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def page(path):
+    return Page((path / "report.html").read_text())
+
+
+def test_the_page_stands_alone(study):
+    found = page(study)
+    assert found.sources
+    assert all(source.startswith("data:image/") for source in found.sources)
+    assert "script" not in found.tags
+    assert "link" not in found.tags
+    assert "@import" not in (study / "report.html").read_text()
+
+
+def test_every_figure_is_a_png_and_an_svg_and_on_the_page(study):
+    names = {file.stem for file in (study / "figures").glob("*.png")}
+    assert names == {file.stem for file in (study / "figures").glob("*.svg")}
+    assert names == {
+        *("dynamics", "stability", "scatter", "gap", "flatness", "tic", "epsilon"),
+        *("eigenvalues", "perturbation", "measures", "forecast"),
+    }
+    assert page(study).tags.count("img") == len(names)
+
+
+def test_tables_say_what_the_rows_say(study):
+    summary = json.loads((study / "summary.json").read_text())
+    rows = tables.read_csv(study / "runs.csv")
+    values = [float(r["best_test_accuracy"]) for r in rows if r["variant"] == "Prune_L 13%"]
+    base = [float(r["best_test_accuracy"]) for r in rows if r["variant"] == "none"]
+    mean = statistics.mean(values)
+    found = summary["variants"]["Prune_L 13%"]["columns"]["best_test_accuracy"]
+    assert found["mean"] == mean.mean
+    assert found["low"] == mean.low
+    paired = summary["paired"]["variants"]["Prune_L 13%"]["best_test_accuracy"]
+    assert paired["difference"] == pytest.approx(np.mean(values) - np.mean(base))
+    text = " ".join(page(study).text)
+    assert f"{100 * mean.mean:.2f} ± {100 * mean.std:.2f}" in text
+    assert f"{100 * paired['difference']:+.2f}" in text
+    r = summary["correlations"]["runs_with_events"]["mean_stability"]["best_test_accuracy"]
+    value = f"{r['pearson']['value']:.2f}".replace("-", "\N{MINUS SIGN}")
+    assert f"r = {value}" in text
+    for section in ("Arms", "Pruning events", "Config", "Environment"):
+        assert section in text
+    assert "0.10.2" in text  # the environment
+    assert 'prune.target = "largest"' in re.sub(r"\s+", " ", text)
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    write(tmp_path / "run")
+    first, second = (report.build([tmp_path / "run"], tmp_path / out).parent for out in "ab")
+    names = sorted(f.relative_to(first) for f in first.rglob("*") if f.is_file())
+    assert len(names) == 2 + 2 * 4
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_the_report_needs_no_jax(tmp_path):
+    write(tmp_path)
+    code = (
+        "import sys; from prunejax.report.__main__ import main; "
+        f"assert main([{str(tmp_path)!r}, '--output', {str(tmp_path / 'out')!r}]) == 0; "
+        "print([m for m in ('jax', 'flax', 'tensorflow', 'ml_collections') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_the_command_line(tmp_path, capsys):
+    assert cli.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "no run directory" in error
+    assert cli.main([str(tmp_path / "nothing")]) == 2
+    assert "is no directory" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{")
+    assert cli.main([str(tmp_path)]) == 2
+    assert "no JSON" in capsys.readouterr().err
+
+
+SMALL = {"none": (None, 0, 0.0), "L": ("largest", 10, 0.7)}
+
+
+def write(path, seeds=range(2), arms=SMALL, epochs=12, **changes):
+    return fake_study.write(
+        path, arms, seeds=seeds, epochs=epochs, measures=False, forecast=False, **changes
+    )
+
+
+def shards(path, present, count):
+    for index in present:
+        write(path / "shards" / f"{index}-of-{count}", seeds=[index])
+
+
+@pytest.mark.usefixtures("blank")
+def test_shards_merge_to_the_whole_and_a_missing_one_is_named(tmp_path):
+    shards(tmp_path / "split", [1, 2, 3], 3)
+    write(tmp_path / "whole", seeds=[1, 2, 3])
+    report.build([tmp_path / "split"])
+    report.build([tmp_path / "whole"])
+    split, whole = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("split", "whole")
+    )
+    assert split["missing_shards"] == []
+    for part in ("runs", "variants", "paired"):
+        assert split[part] == whole[part], part
+
+    shutil.rmtree(tmp_path / "split" / "shards" / "2-of-3")
+    report.build([tmp_path / "split"])
+    assert "Shard " in " ".join(page(tmp_path / "split").text)
+    summary = json.loads((tmp_path / "split" / "summary.json").read_text())
+    assert [name[-6:] for name in summary["missing_shards"]] == ["2-of-3"]
+
+
+def test_missing_shards_counted_from_one_or_zero(tmp_path):
+    def missing(*names):
+        return [p.rsplit("/")[-1] for p in tables.missing_shards([tmp_path / n for n in names])]
+
+    assert missing("1-of-2", "2-of-2") == missing("0-of-2", "1-of-2") == []
+    assert missing("0-of-3", "1-of-3") == ["2-of-3"]
+    assert missing("3-of-3") == ["1-of-3", "2-of-3"]
+    assert missing("run") == []
+
+
+def test_a_run_that_appears_twice_is_refused(tmp_path):
+    write(tmp_path / "a", seeds=[0, 1])
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(ReportError, match=r"run none-0 is in .*a and in .*c"):
+        report.build([tmp_path / "a", tmp_path / "c"])
+    assert tables.find([tmp_path / "a", tmp_path / "a"]) == [tmp_path / "a"]
+
+
+def test_seeds_in_two_directories_are_one_study(tmp_path):
+    write(tmp_path / "a", seeds=[0, 1], first_seed=0)
+    write(tmp_path / "b", seeds=[2, 3], first_seed=2)
+    found = tables.load([tmp_path / "a", tmp_path / "b"])
+    assert len(found.runs) == 8
+    assert found.variants == ["none", "L"]
+    assert not found.notes
+
+
+@pytest.mark.usefixtures("blank")
+def test_directories_with_other_configs_become_groups(tmp_path):
+    for model in ("resnet18", "resnet20"):
+        write(tmp_path / model, model={"name": model})
+    out = report.build([tmp_path / "resnet18", tmp_path / "resnet20"], tmp_path / "out").parent
+    found = tables.load([tmp_path / "resnet18", tmp_path / "resnet20"])
+    assert found.groups == {
+        "resnet18": ["resnet18/none", "resnet18/L"],
+        "resnet20": ["resnet20/none", "resnet20/L"],
+    }
+    assert found.baselines["resnet20/L"] == "resnet20/none"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["paired"]["baselines"] == {
+        "resnet18/L": "resnet18/none",
+        "resnet20/L": "resnet20/none",
+    }
+    assert "group: resnet20" in summary["correlations"]
+    text = " ".join(page(out).text)
+    assert "different configs" in text
+    assert "model.name: 'resnet18' -> 'resnet20'" in text
+    assert {"corners", "group_scatter"} <= {f.stem for f in (out / "figures").glob("*.png")}
+
+
+def test_rate_figures(tmp_path):
+    arms = {k: v for k, v in fake_study.RATE_ARMS.items() if v[1] in (0, 4, 16, 60)}
+    write(tmp_path, arms=arms, epochs=50, report={"figures": ["rate"]})
+    report.build([tmp_path])
+    names = {file.stem for file in (tmp_path / "figures").glob("*.svg")}
+    assert {"rate", "rate_scatter"} <= names
+    found = tables.load([tmp_path])
+    # 80 % of the last layer (26 of 128 units stay) in 11, 3 and 1 events.
+    rates = [found.attribute(f"S, every {p}", "iterative_rate") for p in (4, 16, 60)]
+    assert rates == pytest.approx([102 / 128 / 11, 102 / 128 / 3, 102 / 128])
+    assert found.attribute("none", "iterative_rate") is None
+    assert found.attribute("none", "target") is None
+    assert found.attribute("L, every 4", "target") == "L"
+
+
+@pytest.mark.usefixtures("blank")
+def test_noise_figure_and_welch_tests(tmp_path):
+    write(
+        tmp_path,
+        arms=fake_study.NOISE_ARMS,
+        epochs=20,
+        variants=fake_study.noise_variants(),
+        report={"figures": ["noise", "table"], "tests": ["Prune_L:none"]},
+    )
+    report.build([tmp_path])
+    assert (tmp_path / "figures" / "noise.svg").exists()
+    assert not (tmp_path / "figures" / "rate.svg").exists()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    rows = tables.read_csv(tmp_path / "runs.csv")
+    a, b = (
+        [float(r["best_test_accuracy"]) for r in rows if r["variant"] == v]
+        for v in ("Prune_L", "none")
+    )
+    assert summary["welch"][0]["columns"]["best_test_accuracy"]["p"] == pytest.approx(
+        statistics.welch(a, b).p
+    )
+    assert "Welch" in " ".join(page(tmp_path).text)
+
+
+@pytest.mark.usefixtures("blank")
+def test_corners_compare_with_the_unpruned_arm_of_their_own(tmp_path):
+    write(tmp_path, arms=fake_study.CORNER_ARMS, epochs=15, variants=fake_study.corner_variants())
+    report.build([tmp_path])
+    found = tables.load([tmp_path])
+    assert list(found.groups) == [
+        "adam, no weight decay",
+        "sgd, no weight decay",
+        "sgd, weight decay 0.0005",
+    ]
+    assert found.baselines["sgd 0.0005 L"] == "sgd 0.0005 none"
+    assert (tmp_path / "figures" / "corners.svg").exists()
+
+
+def test_normality_figure(tmp_path):
+    write(tmp_path)
+    edges = np.linspace(-4, 4, 41)
+    density = np.ones((2, 40)) / 8
+    (tmp_path / "measures").mkdir()
+    np.savez(
+        tmp_path / "measures" / "L-1.npz",
+        normality_edges=edges,
+        normality_layers=np.array(["bn1", "bn2"]),
+        normality_trained=density,
+        normality_untrained=density,
+    )
+    report.build([tmp_path])
+    assert (tmp_path / "figures" / "normality.svg").exists()
+
+
+def test_unknown_figures_and_bad_pairs_are_refused(tmp_path):
+    write(tmp_path / "a", report={"figures": ["dynamic"]})
+    with pytest.raises(ValueError, match="Did you mean 'dynamics'"):
+        report.build([tmp_path / "a"])
+    write(tmp_path / "b", report={"tests": ["L"]})
+    with pytest.raises(ValueError, match="'a:b'"):
+        report.build([tmp_path / "b"])
+    assert set(gallery.FIGURES) >= {
+        *("dynamics", "scatter", "rate", "noise", "gap", "flatness"),
+        *("eigenvalues", "epsilon", "tic", "normality"),
+    }
+
+
+def test_event_drops_are_two_points_of_the_curve(tmp_path):
+    write(tmp_path, seeds=[0])
+    found = tables.load([tmp_path])
+    epochs, curves = accuracy_curves(found, "L")
+    events = [row for row in found.events if row["layer"] == "conv8"]
+    first = int(events[0]["epoch"])
+    at = np.flatnonzero(epochs == first)
+    assert len(at) == 2
+    assert curves[0, at[0]] == float(events[0]["pre_accuracy"])
+    assert curves[0, at[1]] == float(events[0]["post_accuracy"])
+    assert accuracy_curves(found, "none")[1].shape == (1, 12)
+
+
+def test_forecasts_of_an_event_are_shared_or_added():
+    rows = [
+        {"run": "a", "epoch": "1", "pre_loss": "1", "post_loss": "2.5", "predicted": "0.5"},
+        {"run": "a", "epoch": "1", "pre_loss": "1", "post_loss": "2.5", "predicted": "0.5"},
+        {"run": "a", "epoch": "2", "pre_loss": "1", "post_loss": "1.5", "predicted": "0.5"},
+        {"run": "a", "epoch": "2", "pre_loss": "1", "post_loss": "1.5", "predicted": "0.25"},
+    ]
+    assert _forecast_points(rows, "predicted") == [(1.5, 0.5), (0.5, 0.75)]
+
+
+def open_study(path, config=None):
+    columns = {"epochs": EPOCHS, "events": EVENTS, "runs": RUNS}
+    return RunDirectory.open(path, config or {"name": "x"}, {}, columns)
+
+
+def epoch_rows(run, count):
+    base = dict.fromkeys(EPOCHS, 0.5) | {"run": run, "variant": run[:-2], "seed": run[-1]}
+    return [base | {"epoch": e, "step": e} for e in range(count)]
+
+
+@pytest.mark.usefixtures("blank")
+def test_a_study_without_events_or_with_one_run_or_stopped_runs(tmp_path):
+    with open_study(tmp_path) as directory:
+        with pytest.raises(ReportError, match="no results yet"):
+            report.build([tmp_path])
+        directory.append("epochs", epoch_rows("none-0", 3))
+        report.build([tmp_path])  # nothing has ended yet
+        assert "not finished" in " ".join(page(tmp_path).text)
+        row = dict.fromkeys(RUNS) | {"run": "none-0", "variant": "none", "seed": 0, "events": 0}
+        directory.append("runs", [row | {"status": "done", "final_test_accuracy": 0.5}])
+        report.build([tmp_path])
+        directory.append("runs", [row | {"run": "none-1", "seed": 1, "status": "non-finite"}])
+        directory.finish()
+    report.build([tmp_path])
+    text = " ".join(page(tmp_path).text)
+    assert "Run none-1 stopped: non-finite." in text
+    assert "1 of 2" in text
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["variants"]["none"]["columns"]["mean_stability"]["mean"] == 1
+    assert summary["stopped"] == [{"run": "none-1", "status": "non-finite"}]
+
+
+def test_runs_that_have_not_ended_are_counted(tmp_path):
+    with open_study(tmp_path) as directory:
+        directory.append("epochs", epoch_rows("none-0", 3))
+        directory.save_json("study.json", {"runs": ["none-0", "none-1"], "variants": {}})
+    assert tables.load([tmp_path]).notes == [
+        f"{tmp_path} is not finished: 2 of 2 runs have not ended."
+    ]
+
+
+def test_half_a_row_of_a_running_study_is_left_out(tmp_path):
+    with open_study(tmp_path) as directory:
+        directory.append("epochs", epoch_rows("none-0", 2))
+    with (tmp_path / "epochs.csv").open("a") as file:
+        file.write("none-0,none,0,2,2,0.")
+    assert len(tables.load([tmp_path]).epochs) == 2
+
+
+@pytest.mark.usefixtures("blank")
+def test_text_from_a_config_is_escaped(tmp_path):
+    write(tmp_path, name="a < b & <script>alert(1)</script>")
+    report.build([tmp_path])
+    found = page(tmp_path)
+    assert "script" not in found.tags
+    assert "a < b & <script>alert(1)</script>" in found.text
+
+
+def test_iterative_rate_is_of_the_most_pruned_layer():
+    def event(run, layer, targeted, live):
+        return {"run": run, "layer": layer, "targeted": str(targeted), "live": str(live)}
+
+    rows = [event("a", "x", 10, 90), event("a", "x", 10, 80)]
+    rows += [event("a", "y", 20, 80), event("a", "y", 20, 60), event("b", "y", 1, 0)]
+    assert results.iterative_rate(rows) == pytest.approx(0.2)
+    assert results.iterative_rate([]) is None
