@@ -6,7 +6,8 @@ not. All weights of a noised network are there at the end.
 
     python -m prunejax.main --config=configs/paper/fig5.py --workdir=runs/fig5
     python -m prunejax.main --config=configs/paper/fig5.py:released --workdir=runs/fig5_released
-    python -m prunejax.main --config=configs/paper/fig5.py:small,twins --workdir=runs/fig5_small
+    python -m prunejax.main --config=configs/paper/fig5.py:small --workdir=runs/fig5_small
+    python -m prunejax.main --config=configs/paper/fig5.py:small,twins --workdir=runs/fig5_twins
 
 Arms: the events of L_13 of figure 2, and for each kind of noise windows of 1, 50 and 1105 training
 steps on the filters of the newest event. Only convolutions are affected: BatchNorm of a target

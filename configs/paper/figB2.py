@@ -8,7 +8,7 @@ The correlation of stability and accuracy stays negative in both networks.
     python -m prunejax.main --config=configs/paper/figB2.py:small --workdir=runs/figB2_small
     python -m prunejax.main --config=configs/paper/figB2.py:vgg11 --workdir=runs/figB2_vgg11
 
-Arms: those of figure 2 for each network. ResNet18 uses the variant `ebn_alt` (the signed scale
+Arms: those of figure 2 for each network. ResNet18 uses the variant `ebn_signed` (the signed scale
 instead of its absolute value), as released, and starts at epochs 3 to 6.
 
 Cost (estimate): VGG11 40 x 1.5e16, ResNet18 40 x 5.4e16 floating-point operations = 2.8e18; about
@@ -63,5 +63,5 @@ def _vgg11(small: bool) -> dict:
 
 def _resnet18(small: bool) -> dict:
     start = (0, 1, 2, 3) if small else (3, 4, 5, 6)
-    arms = fig2_resnet18.resnet18_arms(small, score="ebn_alt", start=start)
+    arms = fig2_resnet18.resnet18_arms(small, score="ebn_signed", start=start)
     return {"none": {}} | {label: changes.to_dict() for label, changes in arms.items()}
