@@ -231,14 +231,15 @@ def test_missing_set_says_where_and_how(tmp_path, monkeypatch):
     assert f"in {tmp_path}/mine (data_dir)" in text
     assert "\n" not in text
     assert issubclass(data.DataNotFoundError, ValueError)
-    # The command is what a shell takes apart into the program below.
-    command = text[text.index("pip install") :]
-    assert shlex.split(command)[-3:] == [
-        "python",
-        "-c",
-        "import tensorflow_datasets as tfds; tfds.builder('cifar10', "
-        f"data_dir='{tmp_path}/mine', file_format='array_record').download_and_prepare()",
-    ]
+    # A shell takes the command apart into the program below, whatever the path.
+    for directory in (f"{tmp_path}/mine", "/a b/it's", '/a"b', "/a$b", "/a\\b"):
+        text = message(data_dir=directory)
+        *_, python, option, code = shlex.split(text[text.index("pip install") :])
+        assert (python, option) == ("python", "-c")
+        assert code == (
+            "import tensorflow_datasets as tfds; tfds.builder('cifar10', "
+            f"data_dir={directory!r}, file_format='array_record').download_and_prepare()"
+        )
 
 
 def test_unknown_set():

@@ -96,7 +96,9 @@ def preparation(name: str, directory: Path) -> str:
         f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={str(directory)!r}, "
         "file_format='array_record').download_and_prepare()"
     )
-    return f"pip install tensorflow importlib_resources && python -c {shlex.quote(code)}"
+    # Double quotes are readable; a path with a character that they do not protect is rare.
+    quoted = shlex.quote(code) if re.search(r'["$`\\!]', code) else f'"{code}"'
+    return f"pip install tensorflow importlib_resources && python -c {quoted}"
 
 
 def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Prepared:
