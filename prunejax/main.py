@@ -6,6 +6,7 @@ the same command continues.
 
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,37 @@ def _one_line(error: BaseException) -> str:
 
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
+    # Until the study takes over these signals there is nothing to save.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(REQUEUE))
     # JAX is imported late: mistakes on the command line are told at once.
+    from prunejax import distributed
+
+    try:
+        distributed.initialize(values.coordinator, values.process_id, values.process_count)
+    except ValueError as error:
+        return _tell(error, BAD_REQUEST)
+    except ConnectionError as error:
+        return _tell(error, FAILURE)
+    try:
+        code = _study(values, config, shard)
+    except Exception:
+        traceback.print_exc()
+        code = FAILURE
+    if code in (BAD_REQUEST, FAILURE):
+        distributed.leave(code)
+    return code
+
+
+def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     from configs import default
-    from prunejax import chunk, distributed, study
+    from prunejax import chunk, study
     from prunejax.record import RecordError, WorkdirError
 
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _: stop.append(signum))
     try:
-        distributed.initialize(values.coordinator, values.process_id, values.process_count)
         study.use_devices(config)
         result = study.run(
             config,
@@ -98,7 +120,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
         return REQUEUE
     except (study.ConfigError, WorkdirError) as error:
         return _tell(error, BAD_REQUEST)
-    except (RecordError, distributed.ConnectionError) as error:
+    except RecordError as error:
         return _tell(error, FAILURE)
     state = "was finished before" if result.already_finished else "finished"
     print(f"{state}: {result.workdir}; report: {result.report}")

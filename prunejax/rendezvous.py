@@ -42,7 +42,7 @@ def meet(host: str, port: int, process_id: int, process_count: int, timeout_seco
       timeout_seconds: how long to wait for the others.
 
     Raises:
-      RuntimeError: process 0 is not reachable, or processes are missing, at the time limit.
+      ConnectionError: process 0 is not reachable, or processes are missing, at the time limit.
       ValueError: processes were started with different counts.
     """
     deadline = time.monotonic() + timeout_seconds
@@ -71,7 +71,7 @@ def _gather(host: str, port: int, count: int, deadline: float, limit: float) -> 
     try:
         listener = _listen(host, port)
     except OSError as error:
-        raise RuntimeError(
+        raise ConnectionError(
             f"process 0 cannot listen at {host}:{port} ({error.strerror or error}): "
             "another program may hold the port; choose another one"
         ) from None
@@ -82,7 +82,7 @@ def _gather(host: str, port: int, count: int, deadline: float, limit: float) -> 
                 peer, _ = listener.accept()
             except TimeoutError:
                 missing = ", ".join(str(i) for i in range(1, count) if i not in present)
-                raise RuntimeError(
+                raise ConnectionError(
                     f"process 0 waited {limit:g} s at {host}:{port} for process {missing} of "
                     f"{count}: check that every process was started with this address"
                 ) from None
@@ -91,7 +91,7 @@ def _gather(host: str, port: int, count: int, deadline: float, limit: float) -> 
             try:
                 peer.sendall(b"go\n")
             except OSError:
-                raise RuntimeError(f"process {index} ended while it waited for others") from None
+                raise ConnectionError(f"process {index} ended while it waited for others") from None
     finally:
         for peer in present.values():
             peer.close()
@@ -167,7 +167,7 @@ def _report(host: str, port: int, index: int, count: int, deadline: float, limit
         if answer.startswith("process 0 was started"):
             raise ValueError(f"process {index} was started with a count of {count}, {answer[:-1]}")
         time.sleep(min(_PAUSE_SECONDS, _left(deadline)))
-    raise RuntimeError(
+    raise ConnectionError(
         f"coordinator {host}:{port} not reachable within {limit:g} s ({reason}): check that "
         "process 0 runs there and that the port is open between the hosts"
     )

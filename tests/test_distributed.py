@@ -64,7 +64,7 @@ def test_a_failed_process_does_not_wait_for_its_peers():
 
 def test_unreachable_coordinator_is_an_error_not_an_abort():
     address = f"127.0.0.1:{free_port()}"
-    with pytest.raises(RuntimeError, match=f"{address} not reachable within 0.3 s"):
+    with pytest.raises(ConnectionError, match=f"{address} not reachable within 0.3 s"):
         distributed.initialize(address, 1, 2, timeout_seconds=0.3)
 
 
