@@ -128,7 +128,7 @@ def initialize(
 
     Raises:
       ValueError: flags that are incomplete or do not fit together, or processes that disagree.
-      ConnectionError: the coordinator is not reachable, or processes are missing, at the time limit.
+      ConnectionError: the coordinator or other processes are missing at the time limit.
     """
     place = from_flags(coordinator, process_id, process_count) or from_environment(os.environ)
     if place is None or place.process_count == 1:
