@@ -93,6 +93,8 @@ def test_tables_say_what_the_rows_say(study):
     text = " ".join(page(study).text)
     assert f"{100 * mean.mean:.2f} ± {100 * mean.std:.2f}" in text
     assert f"{100 * paired['difference']:+.2f}" in text
+    arm = [float(row["hessian_trace"]) for row in rows if row["variant"] == "none"]
+    assert f"{np.mean(arm):.4g} ± {np.std(arm, ddof=1):.2g}" in text
     r = summary["correlations"]["runs_with_events"]["mean_stability"]["best_test_accuracy"]
     value = f"{r['pearson']['value']:.2f}".replace("-", "\N{MINUS SIGN}")
     assert f"r = {value}" in text
@@ -361,7 +363,7 @@ def test_runs_that_have_not_ended_are_counted(tmp_path):
         directory.append("epochs", epoch_rows("none-0", 3))
         directory.save_json("study.json", {"runs": ["none-0", "none-1"], "variants": {}})
     assert tables.load([tmp_path]).notes == [
-        f"{tmp_path} is not finished: 2 of 2 runs have not ended."
+        "2 of 2 runs have not ended or are not here; what is shown is without them."
     ]
 
 

@@ -45,7 +45,7 @@ def draw_curves(axes: Axes, study: Study, look: Look, variants: Sequence[str]) -
         epochs, curves = accuracy_curves(study, variant)
         if not curves.size:
             continue
-        mean, low, high = statistics.bands(curves)
+        mean, low, high = (np.clip(part, 0, 1) for part in statistics.bands(curves))
         color = look.color(variant)
         axes.plot(epochs, 100 * mean, color=color, linestyle=look.line(variant), linewidth=1.3)
         axes.fill_between(epochs, 100 * low, 100 * high, color=color, alpha=0.15, linewidth=0)
@@ -61,7 +61,8 @@ def zoom(axes: Axes, means: Sequence[np.ndarray]) -> None:
     found = np.concatenate([mean[np.isfinite(mean)] for mean in means] or [np.zeros(0)])
     if not found.size:
         return
-    low, high = np.percentile(found, 15), found.max()
+    ends = [mean[np.isfinite(mean)][-1] for mean in means if np.isfinite(mean).any()]
+    low, high = min(float(np.percentile(found, 15)), *ends), found.max()
     spread = max(high - low, 0.005)
     axes.set_ylim(100 * (low - 0.5 * spread), min(100 * (high + 0.3 * spread), 100.5))
 

@@ -31,6 +31,7 @@ th:first-child, td:first-child, .text td, .text th { text-align: left; }
 .text td { white-space: normal; overflow-wrap: anywhere; }
 small { color: #555; display: block; } img { width: 100%; height: auto; }
 figure { margin: .6rem 0 0; } figcaption { font-size: .9rem; color: #333; max-width: 62rem; }
+details { margin-top: .8rem; }
 summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; font-size: .85rem; }
 code { font-size: .92em; }
 """
@@ -87,6 +88,7 @@ def _page(study: Study, summary: Mapping[str, Any], figures: Sequence[str]) -> s
         panels.arms(study, summary),
         panels.differences(study, summary),
         panels.tests(summary),
+        panels.measures(study, summary),
         *figures,
         "<h2>Pruning events</h2>",
         panels.events(study),

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
 
 from prunejax.measures.statistics import Correlation
-from prunejax.measures.summary import OUTCOMES, by_variant, number
+from prunejax.measures.summary import OUTCOMES, by_variant, measure_columns, number
 from prunejax.report.markup import minus, name, table
 from prunejax.report.results import Study
 from prunejax.report.style import DASH, MINUS, with_interval
@@ -55,40 +55,56 @@ def findings(study: Study, summary: Mapping[str, Any]) -> str:
             + "."
         )
     scopes = summary["correlations"]
-    shown = [s for s in scopes if s.startswith("group: ")]
-    if not shown:
-        shown = [s for s in ("selected", "runs_with_events", "all_runs") if s in scopes][:1]
-    if len(shown) > 1:
-        lines.append(_verdicts(scopes, shown))
-    for scope in shown if len(shown) <= 8 else []:
-        for y in ("final_test_accuracy", "best_test_accuracy"):
-            pair = scopes[scope].get("mean_stability", {}).get(y)
-            r = _correlation(pair["pearson"]) if pair else None
-            if r is None or not isfinite(r.low):
-                continue
-            verdict = "the interval contains zero: no sign can be claimed"
-            if r.high < 0:
-                verdict = "less stable runs were more accurate"
-            elif r.low > 0:
-                verdict = "less stable runs were less accurate"
-            text = with_interval("r", r)
-            runs = (
-                f"{r.n} runs with events of {scope[7:]}" if ":" in scope else f"{r.n} {name(scope)}"
-            )
-            lines.append(f"Stability and {name(y)} ({escape(runs)}): {text}; {verdict}.")
-    return "".join(f"<p>{line}</p>" for line in lines)
+    groups = [s for s in scopes if s.startswith("group: ")]
+    text = "".join(f"<p>{line}</p>" for line in lines)
+    if groups:
+        return text + f"<p>{_verdicts(scopes, groups)}</p>" + _groups(scopes, groups)
+    scope = next(s for s in ("selected", "runs_with_events", "all_runs") if s in scopes)
+    for y in ("final_test_accuracy", "best_test_accuracy"):
+        r = _stability_r(scopes[scope], y)
+        if isfinite(r.low):
+            found = f"{with_interval('r', r)}; {_verdict(r)}"
+            text += f"<p>Stability and {name(y)} ({r.n} {name(scope)}): {found}.</p>"
+    return text
+
+
+def _stability_r(scope: Mapping[str, Any], column: str) -> Correlation:
+    """Pearson's r of stability and a column; NaN where there is none."""
+    pair = scope.get("mean_stability", {}).get(column)
+    return _correlation(pair["pearson"]) if pair else Correlation(0, nan, nan, nan, nan)
+
+
+def _verdict(r: Correlation) -> str:
+    if r.high < 0:
+        return "less stable runs were more accurate"
+    if r.low > 0:
+        return "less stable runs were less accurate"
+    return "the interval contains zero: no sign can be claimed"
+
+
+def _groups(scopes: Mapping[str, Any], groups: Sequence[str]) -> str:
+    rows = []
+    for group in groups:
+        final, best = (_stability_r(scopes[group], f"{y}_test_accuracy") for y in ("final", "best"))
+        words = _verdict(best) if isfinite(best.low) else "too few runs with events"
+        cells = [with_interval("r", final), with_interval("r", best), str(best.n), words]
+        rows.append([escape(group.removeprefix("group: ")), *cells])
+    head = [
+        "runs with events of",
+        "stability, final accuracy",
+        "stability, best accuracy",
+        "n",
+        "best accuracy",
+    ]
+    return table(head, rows, "text")
 
 
 def _verdicts(scopes: Mapping[str, Any], groups: Sequence[str]) -> str:
     """In how many groups the tradeoff holds, is turned round, or cannot be told."""
     counts = {"below": 0, "above": 0, "open": 0}
     for group in groups:
-        pair = scopes[group].get("mean_stability", {}).get("best_test_accuracy")
-        r = _correlation(pair["pearson"]) if pair else None
-        if r is None or not isfinite(r.low) or r.low <= 0 <= r.high:
-            counts["open"] += 1
-        else:
-            counts["below" if r.high < 0 else "above"] += 1
+        r = _stability_r(scopes[group], "best_test_accuracy")
+        counts["below" if r.high < 0 else "above" if r.low > 0 else "open"] += 1
     return (
         f"In {len(groups)} groups of arms, the 95% interval of the correlation of stability and "
         f"best accuracy lies below zero (the tradeoff holds) in {counts['below']}, above zero in "
@@ -138,6 +154,32 @@ def arms(study: Study, summary: Mapping[str, Any]) -> str:
         "<p>Mean ± standard deviation over runs, below it the 95% confidence interval of the "
         "mean.</p>" + table(head, rows)
     )
+
+
+def measures(study: Study, summary: Mapping[str, Any]) -> str:
+    """Mean, std and interval of each measured column."""
+    columns = measure_columns(study.good)
+    if not columns:
+        return ""
+    rows = [
+        [escape(label), *(_plain(summary["variants"][label]["columns"].get(c)) for c in columns)]
+        for label in study.variants
+        if label in summary["variants"]
+    ]
+    return (
+        "<h2>Measures</h2><p>Mean ± standard deviation over runs, below it the 95% confidence "
+        "interval of the mean.</p>" + table(["arm", *map(name, columns)], rows)
+    )
+
+
+def _plain(found: Mapping[str, Any] | None) -> str:
+    """`293 ± 12` with the interval below, four digits."""
+    if not found or found["mean"] is None:
+        return DASH
+    text = f"{found['mean']:.4g}"
+    if found["std"] is not None:
+        text += f" ± {found['std']:.2g}<small>[{found['low']:.4g}, {found['high']:.4g}]</small>"
+    return minus(text)
 
 
 def differences(study: Study, summary: Mapping[str, Any]) -> str:

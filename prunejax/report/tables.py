@@ -99,8 +99,11 @@ def load(directories: Sequence[str | Path]) -> Study:
         path: attributes_of(configs[str(path)], read_json(path / "study.json"), tables[path])
         for path in paths
     }
-    notes = []
     kinds = _distinct([configs[str(path)] for path in paths])
+    notes = []
+    for kind in dict.fromkeys(kinds):
+        same = {path: tables[path] for path, k in zip(paths, kinds, strict=True) if k == kind}
+        notes += _unfinished(same)
     if max(kinds) > 0:
         notes.append("The directories hold different configs; see Config for the differences.")
         if _collide(paths, tables, kinds):
@@ -111,7 +114,6 @@ def load(directories: Sequence[str | Path]) -> Study:
     arrays = {}
     for path in paths:
         arrays.update(_arrays(path, tables[path]["runs"]))
-        notes += _unfinished(path, tables[path]["runs"])
     missing = missing_shards(paths)
     notes += [
         f"Shard {shard} is missing: its runs are not in any number here." for shard in missing
@@ -135,18 +137,20 @@ def load(directories: Sequence[str | Path]) -> Study:
     )
 
 
-def _unfinished(path: Path, runs: Sequence[Row]) -> list[str]:
-    """Says so if runs that `study.json` promises have not ended."""
-    if read_json(path / "status.json").get("finished"):
+def _unfinished(parts: Mapping[Path, Mapping[str, list[Row]]]) -> list[str]:
+    """Says so if runs that the parts of a study promise in `study.json` have not ended."""
+    promised = {run for path in parts for run in read_json(path / "study.json").get("runs", ())}
+    ended = {row["run"] for tables in parts.values() for row in tables["runs"]}
+    if promised - ended:
+        count = f"{len(promised - ended)} of {len(promised)} runs"
+        return [f"{count} have not ended or are not here; what is shown is without them."]
+    if promised:
         return []
-    promised = read_json(path / "study.json").get("runs")
-    if promised is None:
-        return [f"{path} is not finished: what is shown is what there was so far."]
-    ended = {row["run"] for row in runs}
-    open_ = [run for run in promised if run not in ended]
-    if not open_:
-        return []
-    return [f"{path} is not finished: {len(open_)} of {len(promised)} runs have not ended."]
+    return [
+        f"{path} is not finished: what is shown is what there was so far."
+        for path in parts
+        if not read_json(path / "status.json").get("finished")
+    ]
 
 
 def _distinct(configs: Sequence[Mapping[str, Any]]) -> list[int]:
