@@ -1,0 +1,148 @@
+"""Squared norms and the sum of per-example gradients, without storing per-example gradients.
+
+Where the gradient of a parameter is a product X'D of layer inputs X [q, a] and cotangents D [q, b]
+(see `factoring`), the factors of all examples of a chunk are taken instead of the products:
+
+- ||X'D||^2 = sum((XX') * (DD')) where that takes fewer operations (few positions), so that X'D is
+  never formed; Goodfellow 2015, arXiv 1510.01799; "ghost norms", Li et al. 2022, arXiv 2110.05679.
+- otherwise X'D as a matrix product, one example after another on CPU (it stays in the cache),
+  all at once elsewhere. Vmapped convolution gradients would be slow grouped convolutions.
+- the sum over examples is one matrix product over the positions of all examples.
+
+Every other gradient (biases, normalization, shared weights, embeddings, loops) is computed by
+`vmap(grad)` as it stands. All of this is exact, it is the same sum in another order.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from prunejax.curvature import base, factoring
+
+Tree = Any
+_HIGH = lax.Precision.HIGHEST
+
+
+def _dense(grads: jax.Array, mask: Any, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Squared norms [n] and weighted sum of per-example gradients [n, ...]."""
+    grads = grads.astype(base.accumulator(grads.dtype))
+    if mask is not None:
+        grads = jnp.where(mask, grads, 0)
+    squared = jnp.sum(grads * grads, axis=tuple(range(1, grads.ndim)))
+    return squared, jnp.tensordot(weight, grads, 1, precision=_HIGH)
+
+
+def _from_operands(
+    left: jax.Array,
+    right: jax.Array,
+    product: factoring.Product,
+    mask: Any,
+    weight: jax.Array,
+    leaf: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The same from the operands [n, ...] of the product that makes the gradients."""
+    dtype = base.accumulator(leaf.dtype)
+    parts = (None, None) if mask is None else factoring.separate(product, mask, leaf.shape)
+    rows, columns = parts or (None, None)
+
+    def factors(left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, d = factoring.factors(product.equation, left, right)
+        x = x if rows is None else jnp.where(rows, x, 0)
+        d = d if columns is None else jnp.where(columns, d, 0)
+        return x.astype(dtype), d.astype(dtype)
+
+    def gradient(left: jax.Array, right: jax.Array) -> jax.Array:
+        x, d = factors(left, right)
+        matrix = jnp.matmul(d.T, x, precision=_HIGH)  # this order is the faster one on CPU
+        return matrix if parts is not None else jnp.where(mask, product.shape(matrix.T), 0)
+
+    (q, a), (_, b) = (f.shape for f in jax.eval_shape(factors, left[0], right[0]))
+    if parts is not None and q * (a + b) <= a * b:
+        x, d = jax.vmap(factors)(left, right)
+        inputs = jnp.einsum("nqa,npa->nqp", x, x, precision=_HIGH)
+        cotangents = jnp.einsum("nqb,npb->nqp", d, d, precision=_HIGH)
+        squared = jnp.sum(inputs * cotangents, axis=(1, 2))
+        d = d * weight[:, None, None]
+        total = jnp.matmul(x.reshape(-1, a).T, d.reshape(-1, b), precision=_HIGH)
+        return squared, product.shape(total)
+    if jax.default_backend() == "cpu":
+        # One after another: an example's patches and gradient stay in the cache.
+        def add(total: jax.Array, item: Any) -> tuple[jax.Array, jax.Array]:
+            grad = gradient(*item[:2])
+            return total + item[2] * grad, jnp.sum(grad * grad)
+
+        shape = jax.eval_shape(gradient, left[0], right[0])
+        total, squared = lax.scan(add, jnp.zeros(shape.shape, dtype), (left, right, weight))
+    else:
+        squared, total = _dense(jax.vmap(gradient)(left, right), None, weight)
+    return squared, total if parts is None else product.shape(total.T)
+
+
+def norms_and_sum(
+    per_example_loss: Callable[[Tree, Tree], jax.Array],
+    params: Tree,
+    batch: Tree,
+    weight: jax.Array,
+    masks: Tree | None,
+) -> tuple[jax.Array, Tree]:
+    """Squared norms [n] of P g_i and the sum of weight_i P g_i, for one chunk; to be jitted.
+
+    Args:
+      per_example_loss: `(params, batch) -> [examples]`; evaluated on one example at a time
+        (vmapped), so no example can see another.
+      params: pytree of floating-point arrays.
+      batch: pytree, n examples along the leading axes.
+      weight: [n] in the accumulation dtype.
+      masks: tree as from `base.expand_masks`, or None.
+
+    Returns:
+      [n] and a tree like params, both in the accumulation dtype.
+    """
+    leaves, structure = jax.tree.flatten(params)
+
+    def one(leaves: list[jax.Array], example: Tree) -> jax.Array:
+        lifted = jax.tree.map(lambda x: x[None], example)
+        losses = per_example_loss(jax.tree.unflatten(structure, leaves), lifted)
+        if jnp.shape(losses) != (1,):
+            raise ValueError(
+                "per_example_loss must return one number per example, [examples]; for a batch of "
+                f"one it returned shape {jnp.shape(losses)}"
+            )
+        return losses[0]
+
+    examples, example_structure = jax.tree.flatten(batch)
+
+    def gradient(leaves: list[jax.Array], example: list[jax.Array]) -> list[jax.Array]:
+        return jax.grad(one)(leaves, jax.tree.unflatten(example_structure, example))
+
+    program = factoring.traced(gradient, leaves, [x[0] for x in examples])
+    producers = {v: e for e in program.jaxpr.eqns for v in e.outvars}
+    products = [factoring.find_product(v, producers) for v in program.jaxpr.outvars]
+    wanted: list[Any] = []
+    for variable, product in zip(program.jaxpr.outvars, products, strict=True):
+        wanted += [variable] if product is None else product.equation.invars
+    run = jaxpr_as_fun(ClosedJaxpr(program.jaxpr.replace(outvars=wanted), program.consts))
+
+    def parts(example: list[jax.Array]) -> list[Any]:
+        """Of one example: per parameter its gradient, or the operands of its product."""
+        values = iter(run(*leaves, *example))
+        return [next(values) if p is None else (next(values), next(values)) for p in products]
+
+    squared: Any = 0.0
+    totals = []
+    mask_leaves = [None] * len(leaves) if masks is None else jax.tree.leaves(masks)
+    for leaf, mask, product, part in zip(
+        leaves, mask_leaves, products, jax.vmap(parts)(examples), strict=True
+    ):
+        if product is None:
+            norms, total = _dense(part, mask, weight)
+        else:
+            left, right = part
+            norms, total = _from_operands(left, right, product, mask, weight, leaf)
+        squared = squared + norms
+        totals.append(total.reshape(leaf.shape))
+    return squared, jax.tree.unflatten(structure, totals)

@@ -1,0 +1,267 @@
+"""The second moment of per-example gradients, Tr(C), and the gradient noise scale.
+
+With g_i the gradient of example i's loss on the live subspace and ḡ their mean:
+
+    uncentered    Tr(C) = (1/N) Σ ||g_i||^2                      (the paper's)
+    centered      Tr(C) = (1/N) Σ ||g_i - ḡ||^2 = uncentered - ||ḡ||^2
+
+exact for the examples given, for any number of them and any chunk. Standard errors regard the
+examples as a sample: they are those of the sample mean of ||g_i||^2, or of ||g_i - ḡ||^2.
+
+Bartoldson et al., NeurIPS 2020 (flatness); Thomas et al., AISTATS 2020, arXiv 1906.07774.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax.curvature import base
+from prunejax.curvature.example_gradients import norms_and_sum
+
+Tree = Any
+PerExampleLoss = Callable[[Tree, Tree], jax.Array]
+DEFAULT_CHUNK = 32  # examples at once: activations of that many, gradients of one on CPU
+
+
+@dataclass(frozen=True)
+class GradientMoment:
+    """Tr(C) on a set of examples.
+
+    Attributes:
+      value: the variant asked for; squared nats where the loss is in nats.
+      stderr: of value, over examples; NaN for one example.
+      centered: True if value is about the mean gradient.
+      ddof: value is a sum over N - ddof (0 or 1).
+      uncentered: (1/N) Σ ||g_i||^2.
+      mean_gradient_squared_norm: ||ḡ||^2.
+      examples: N.
+      live_dim: coordinates that are live.
+      squared_norms: [N] of ||g_i||^2, in the order of the examples.
+      alignments: [N] of g_i·ḡ, or None where they were not needed.
+    """
+
+    value: float
+    stderr: float
+    centered: bool
+    ddof: int
+    uncentered: float
+    mean_gradient_squared_norm: float
+    examples: int
+    live_dim: int
+    squared_norms: np.ndarray
+    alignments: np.ndarray | None
+
+    @property
+    def contributions(self) -> np.ndarray:
+        """[N] whose mean is the moment with ddof=0: ||g_i||^2 or ||g_i - ḡ||^2."""
+        if not self.centered:
+            return self.squared_norms
+        assert self.alignments is not None
+        return self.squared_norms - 2 * self.alignments + self.mean_gradient_squared_norm
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """The gradient noise scale Tr(C) / ||ḡ||^2, in examples.
+
+    Attributes:
+      value: the ratio; inf where the (bias-corrected) squared gradient is not positive.
+      stderr: delta method over examples, numerator and denominator together.
+      moment: the numerator, and which C it is of.
+      gradient_squared_norm: the denominator used.
+      unbiased: True if the denominator is ||ḡ||^2 - Tr(C)/N, see `gradient_noise_scale`.
+    """
+
+    value: float
+    stderr: float
+    moment: GradientMoment
+    gradient_squared_norm: float
+    unbiased: bool
+
+
+@jax.jit
+def _norms_and_sum(
+    loss: Any, params: Tree, batch: Tree, weight: jax.Array, masks: Any, total: Tree
+) -> tuple[jax.Array, Tree]:
+    squared, part = norms_and_sum(loss, params, batch, weight, masks)
+    return squared, base.add(total, part)
+
+
+@jax.jit
+def _slopes(loss: Any, params: Tree, batch: Tree, direction: Tree) -> jax.Array:
+    """[n]: the derivative of each example's loss along a direction, by forward mode."""
+    tangent = base.cast_like(direction, params)
+    return jax.jvp(lambda p: loss(p, batch), (params,), (tangent,))[1]
+
+
+def chunks(batches: base.Batches, size: int | None) -> list[tuple[Tree, int]]:
+    """Batches cut into pieces of one size: `(piece, examples that count)`.
+
+    A short piece is filled up with copies of its last example, so that every piece has the same
+    shape and one compiled kernel serves all.
+
+    Raises:
+      ValueError: the size is not positive, or a batch has no examples.
+    """
+    found = base.batch_list(batches)
+    if found == [None]:
+        raise ValueError("per-example gradients need examples; batches is None")
+    sizes = [base.batch_size(batch) for batch in found]
+    if min(sizes) < 1:
+        raise ValueError("a batch has no examples")
+    size = min(DEFAULT_CHUNK if size is None else size, max(sizes))
+    if size < 1:
+        raise ValueError(f"chunk must be at least 1, got {size}")
+    pieces = []
+    for batch, n in zip(found, sizes, strict=True):
+        for start in range(0, n, size):
+            real = min(size, n - start)
+            piece = base.rows(batch, start, start + real)
+            if real < size:
+                piece = jax.tree.map(
+                    lambda x, missing=size - real: jnp.concatenate(
+                        [jnp.asarray(x), jnp.repeat(jnp.asarray(x[-1:]), missing, axis=0)]
+                    ),
+                    piece,
+                )
+            pieces.append((piece, real))
+    return pieces
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean of a sample; NaN for fewer than two values."""
+    n = len(values)
+    return float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+
+
+def _moment(
+    per_example_loss: PerExampleLoss,
+    params: Tree,
+    batches: base.Batches,
+    centered: bool,
+    ddof: int,
+    chunk: int | None,
+    masks: base.Masks,
+    align: bool,
+) -> GradientMoment:
+    if ddof not in (0, 1) or (ddof and not centered):
+        raise ValueError(f"ddof is 0, or 1 with centered=True; got {ddof}, centered={centered}")
+    loss, pieces = base.as_argument(per_example_loss), chunks(batches, chunk)
+    params = jax.tree.map(jnp.asarray, params)
+    live = base.expand_masks(masks, params)
+    total = jax.tree.map(jnp.zeros_like, base.upcast(params))
+    dtype = jnp.result_type(*jax.tree.leaves(total))
+    parts = []
+    for piece, real in pieces:
+        weight = (jnp.arange(base.batch_size(piece)) < real).astype(dtype)
+        squared, total = _norms_and_sum(loss, params, piece, weight, live, total)
+        parts.append(np.asarray(squared, np.float64)[:real])
+    norms = np.concatenate(parts)
+    n = len(norms)
+    if n <= ddof:
+        raise ValueError(f"ddof={ddof} needs more than {ddof} examples, got {n}")
+    mean = base.scale(1.0 / n, total)
+    mean_squared = float(base.squared_norm(mean))
+    alignments = None
+    if align:
+        slopes = [np.asarray(_slopes(loss, params, p, mean), np.float64)[:r] for p, r in pieces]
+        alignments = np.concatenate(slopes)
+    uncentered = float(norms.mean())
+    moment = GradientMoment(
+        value=(uncentered - mean_squared) * n / (n - ddof) if centered else uncentered,
+        stderr=float("nan"),
+        centered=centered,
+        ddof=ddof,
+        uncentered=uncentered,
+        mean_gradient_squared_norm=mean_squared,
+        examples=n,
+        live_dim=base.live_dimension(live, params),
+        squared_norms=norms,
+        alignments=alignments,
+    )
+    stderr = standard_error(moment.contributions) * n / (n - ddof)
+    return GradientMoment(**{**vars(moment), "stderr": stderr})
+
+
+def gradient_second_moment(
+    per_example_loss: PerExampleLoss,
+    params: Tree,
+    batches: base.Batches,
+    *,
+    centered: bool = False,
+    ddof: int = 0,
+    chunk: int | None = None,
+    masks: base.Masks = None,
+) -> GradientMoment:
+    """Tr(C) of the per-example gradients; see the module for the two variants.
+
+    Per-example gradients are not stored: on CPU one exists at a time, and of dense layers and of
+    convolutions with few positions none at all (see `example_gradients`).
+
+    Args:
+      per_example_loss: `(params, batch) -> [examples]`, each entry a function of its example
+        alone. Closing over frozen BatchNorm statistics makes it eval-mode; batch statistics would
+        be those of single examples.
+      params: pytree of floating-point arrays.
+      batches: one batch (pytree, examples along the leading axes) or a list of batches.
+      centered: about the mean gradient; costs one more pass of forward mode, for its stderr.
+      ddof: 1 divides the centered sum by N - 1 (unbiased), 0 by N.
+      chunk: examples at once, default 32. Bounds the memory of activations; exact for any value.
+      masks: True = live; gradients of dead coordinates do not count.
+
+    Returns:
+      `GradientMoment`.
+
+    Raises:
+      ValueError: no examples, a chunk below 1, or a ddof that does not apply.
+    """
+    return _moment(per_example_loss, params, batches, centered, ddof, chunk, masks, centered)
+
+
+def gradient_noise_scale(
+    per_example_loss: PerExampleLoss,
+    params: Tree,
+    batches: base.Batches,
+    *,
+    centered: bool = True,
+    unbiased: bool = False,
+    chunk: int | None = None,
+    masks: base.Masks = None,
+) -> NoiseScale:
+    """Tr(C) / ||ḡ||^2: the batch size at which noise and mean of the gradient are equal.
+
+    The "simple" noise scale of McCandlish et al. 2018, arXiv 1812.06162, for the centered C. With
+    the uncentered C the ratio is larger by exactly 1.
+
+    Args:
+      per_example_loss: as in `gradient_second_moment`.
+      params: as in `gradient_second_moment`.
+      batches: as in `gradient_second_moment`.
+      centered: which C; see above.
+      unbiased: C over N - 1, and ||ḡ||^2 less its expected noise Tr(C)/N; with centered=True only.
+      chunk: as in `gradient_second_moment`.
+      masks: as in `gradient_second_moment`.
+
+    Raises:
+      ValueError: as in `gradient_second_moment`, or unbiased without centered.
+    """
+    if unbiased and not centered:
+        raise ValueError("unbiased=True is defined for the centered C; give centered=True")
+    ddof = int(unbiased)
+    moment = _moment(per_example_loss, params, batches, centered, ddof, chunk, masks, True)
+    n, assumed = moment.examples, moment.alignments
+    assert assumed is not None
+    denominator = moment.mean_gradient_squared_norm - (moment.value / n if unbiased else 0.0)
+    if not denominator > 0:
+        return NoiseScale(float("inf"), float("nan"), moment, denominator, unbiased)
+    ratio = moment.value / denominator
+    # First-order change of numerator and denominator with the weight of each example.
+    numerator = moment.contributions * n / (n - ddof) - moment.value
+    slope = 2 * (assumed - moment.mean_gradient_squared_norm)
+    slope = slope - (numerator / n if unbiased else 0.0)
+    stderr = standard_error((numerator - ratio * slope) / denominator)
+    return NoiseScale(ratio, stderr, moment, denominator, unbiased)
