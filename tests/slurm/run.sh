@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # launch/slurm on a real SLURM of one node: array, stop signal, requeue, resume, report, cancel,
-# failure, and two processes that find each other. Exit code 77: no SLURM here, with the reason.
+# failure, two processes that find each other, and a small study that is stopped and resumed.
+# Exit code 77: no SLURM here, with the reason.
 #
-#   bash tests/slurm/run.sh [PYTHON]     PYTHON: has prunejax installed (default: python3)
+#   bash tests/slurm/run.sh [PYTHON [--without-study]]
+#
+# PYTHON: has what prunejax needs (default: python3). The study takes a minute or two.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 root=$(cd "$here/../.." && pwd -P)
@@ -95,10 +98,29 @@ is_state "${array}_1" CANCELLED || fail "the job is $(state "${array}_1"), not C
 echo "ok: cancel"
 
 # Two tasks find each other through SLURM's variables.
-export PYTHONPATH=$root PRUNEJAX_COMMAND="$python $here/sum_over_processes.py"
+export PYTHONPATH=$root
+export PRUNEJAX_COMMAND="$python $here/sum_over_processes.py"
 job=$(submit "$work/d" --nodes=1 --tasks-per-node=2 | id_in job)
 wait_until 120 all_done
 expect "process 0 of 2: sum 3.0" "$work/d/logs/slurm-$job.log"
 expect "process 1 of 2: sum 3.0" "$work/d/logs/slurm-$job.log"
 is_state "$job" COMPLETED || fail "the job is $(state "$job")"
 echo "ok: several processes"
+
+if [ "${2-}" = --without-study ]; then exit 0; fi
+
+# The default study, small: one shard is stopped while it trains; the report merges both.
+export PRUNEJAX_COMMAND="$python -m prunejax.main"
+export PRUNEJAX_REPORT_COMMAND="$python -m prunejax.report"
+array=$(submit "$work/e" --config=configs/digits.py:quick --shards=2 --config.seeds=1 \
+  --config.epochs=20 --config.population.layout=sequential | id_in array)
+log=$work/e/logs/slurm-${array}_1.log
+wait_until 300 grep -qs "epoch [2-9]/20" "$log"
+scancel --signal=TERM "${array}_1"
+wait_until 400 all_done
+expect "interrupted and saved; the same command continues" "$log"
+expect "start 2," "$log"
+[ -s "$work/e/report.html" ] || fail "no report of both shards"
+runs=$(cat "$work"/e/shards/*/runs.csv | grep -vc '^run,')
+[ "$runs" = 5 ] || fail "$runs runs in the shards, not 5"
+echo "ok: study"
