@@ -281,9 +281,9 @@ def _check(
     if differing:
         more = [f"... and {len(differing) - 20} more"] if len(differing) > 20 else []
         raise WorkdirError(
-            f"workdir {path} holds another config (field: there -> here):\n  "
-            + "\n  ".join(differing[:20] + more)
-            + "\nname another workdir, or give the config it was made with"
+            f"workdir {path} holds another config (field: there -> here): "
+            + "; ".join(differing[:20] + more)
+            + ". Name another workdir, or give the config it was made with"
         )
 
 

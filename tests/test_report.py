@@ -94,7 +94,7 @@ def test_tables_say_what_the_rows_say(study):
     assert f"{100 * mean.mean:.2f} ± {100 * mean.std:.2f}" in text
     assert f"{100 * paired['difference']:+.2f}" in text
     arm = [float(row["hessian_trace"]) for row in rows if row["variant"] == "none"]
-    assert f"{np.mean(arm):.4g} ± {np.std(arm, ddof=1):.2g}" in text
+    assert f"{np.mean(arm):.4g} ± {np.std(arm, ddof=1):.3g}" in text
     r = summary["correlations"]["runs_with_events"]["mean_stability"]["best_test_accuracy"]
     value = f"{r['pearson']['value']:.2f}".replace("-", "\N{MINUS SIGN}")
     assert f"r = {value}" in text

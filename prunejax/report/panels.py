@@ -178,7 +178,7 @@ def _plain(found: Mapping[str, Any] | None) -> str:
         return DASH
     text = f"{found['mean']:.4g}"
     if found["std"] is not None:
-        text += f" ± {found['std']:.2g}<small>[{found['low']:.4g}, {found['high']:.4g}]</small>"
+        text += f" ± {found['std']:.3g}<small>[{found['low']:.4g}, {found['high']:.4g}]</small>"
     return minus(text)
 
 
