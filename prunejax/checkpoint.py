@@ -1,7 +1,10 @@
-"""Checkpoints of a chunk of members: orbax, newest valid one wins, damage is reported."""
+"""Checkpoints of a chunk of members: orbax, newest undamaged one wins, damage is reported."""
 
 import dataclasses
+import errno
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,23 +12,30 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from prunejax import distributed, files
+from prunejax.files import RecordError
+
 Tree = Any
+MANIFEST = "manifest.json"  # size and SHA-256 of every other file; written last
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint that was read."""
+    """What was found: `states` is None if every checkpoint there was is damaged."""
 
     states: Tree
     facts: dict[str, Any]  # what `save` was given beside the states
-    damaged: list[str]  # newer checkpoints that could not be read, with the reason
+    damaged: list[str]  # newer checkpoints that are damaged, with the reason
 
 
 class Checkpoints:
-    """The checkpoints of one chunk, in one directory, numbered by `save`'s order."""
+    """The checkpoints of one chunk, in one directory, numbered by `save`'s order.
+
+    With several processes, each of them makes every call; the directory is the same for all.
+    """
 
     def __init__(self, directory: Path, keep: int) -> None:
-        """Args: directory: made if missing. keep: how many of the newest are kept."""
+        """Args: directory: made by `save`. keep: how many of the newest are kept."""
         self.directory, self.keep = Path(directory).absolute(), keep
 
     def numbers(self) -> list[int]:
@@ -39,40 +49,124 @@ class Checkpoints:
     def save(self, states: Tree, facts: dict[str, Any]) -> None:
         """Writes states and facts under the next number, then drops the oldest ones.
 
-        The directory appears under its number only when it is complete (one rename).
+        The directory appears under its number when it is complete and on disk (one rename), so
+        that an end at any moment leaves the earlier ones as they were.
+
+        Raises:
+          RecordError: it cannot be written; earlier checkpoints are intact.
         """
-        number = (self.numbers() or [0])[-1] + 1
+        number = distributed.on_main(self._begin)
         temporary = self.directory / f"tmp-{number}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / "states", states)
-            checkpointer.wait_until_finished()
-        (temporary / "facts.json").write_text(json.dumps(facts))
-        temporary.rename(self.directory / str(number))
-        for old in self.numbers()[: -self.keep]:
-            shutil.rmtree(self.directory / str(old), ignore_errors=True)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / "states", states)
+                checkpointer.wait_until_finished()
+        except Exception as error:  # orbax raises many kinds, not all of them OSError
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise RecordError(
+                getattr(error, "errno", None) or errno.EIO,
+                f"cannot write a checkpoint into {self.directory}: {_reason(error)}. Earlier "
+                "checkpoints are intact; make room or repair the directory and give the same "
+                "command again to continue",
+            ) from error
+        distributed.on_main(lambda: self._complete(number, facts))
+
+    def _begin(self) -> int:
+        with files.writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self.directory.glob("tmp-*"):
+                shutil.rmtree(leftover)
+        return (self.numbers() or [0])[-1] + 1
+
+    def _complete(self, number: int, facts: dict[str, Any]) -> None:
+        temporary, final = self.directory / f"tmp-{number}", self.directory / str(number)
+        with files.writing(final):
+            text = json.dumps(facts)  # with NaN, which standard JSON has not
+            files.replace(temporary / "facts.json", lambda file: file.write(text.encode()))
+            files.save_json(temporary / MANIFEST, _digests(temporary))
+            temporary.rename(final)
+            for old in self.numbers()[: -self.keep]:
+                leaving = self.directory / f"tmp-{old}"  # half a removal must not look complete
+                (self.directory / str(old)).rename(leaving)
+                shutil.rmtree(leaving)
 
     def restore(self, like: Tree) -> Restored | None:
-        """The newest checkpoint that can be read, None if there is none.
+        """The newest undamaged checkpoint, None if there is none of any kind.
+
+        Damaged ones are set aside as `damaged-N`, so that they count no longer.
 
         Args:
           like: tree of arrays or shapes (with shardings) as was saved.
+
+        Raises:
+          RecordError: a checkpoint is as it was written and cannot be read here.
         """
-        damaged = []
+        number, facts, damaged = distributed.on_main(self._newest)
+        if number is None:
+            return Restored(None, {}, damaged) if damaged else None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        path = self.directory / str(number)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                states = checkpointer.restore(path / "states", abstract)
+        except Exception as error:
+            raise RecordError(
+                errno.EIO,
+                f"checkpoint {path} is as it was written, but cannot be read: {_reason(error)}. "
+                "Continue with the version that wrote it, or remove the directory above it to "
+                "train its runs anew",
+            ) from error
+        return Restored(states, facts, damaged)
+
+    def _newest(self) -> tuple[int | None, dict[str, Any], list[str]]:
+        damaged: list[str] = []
         for number in reversed(self.numbers()):
             path = self.directory / str(number)
-            try:
-                facts = json.loads((path / "facts.json").read_text())
-                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-                with ocp.StandardCheckpointer() as checkpointer:
-                    states = checkpointer.restore(path / "states", abstract)
-                return Restored(states, facts, damaged)
-            except Exception as error:  # orbax raises many kinds for damaged files
-                reason = str(error).split("\n")[0][:200]
-                damaged.append(f"{path}: {type(error).__name__}: {reason}")
-        return Restored(None, {}, damaged) if damaged else None
+            reason = _damage(path)
+            if reason is None:
+                return number, json.loads((path / "facts.json").read_text()), damaged
+            damaged.append(f"{path}: {reason}")
+            aside = self.directory / f"damaged-{number}"
+            shutil.rmtree(aside, ignore_errors=True)
+            with files.writing(aside):
+                path.rename(aside)
+        return None, {}, damaged
 
     def clear(self) -> None:
         """Removes them all (the chunk is finished)."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        distributed.on_main(lambda: shutil.rmtree(self.directory, ignore_errors=True))
+
+
+def _digests(directory: Path) -> dict[str, list[Any]]:
+    """Relative path -> [size in bytes, SHA-256] of every file, once it is on disk."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[str(path.relative_to(directory))] = [path.stat().st_size, digest]
+    return found
+
+
+def _damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint, None if it is as it was written."""
+    try:
+        written = json.loads((directory / MANIFEST).read_text())
+        for name, (size, digest) in written.items():
+            path = directory / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return f"{name} was changed"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{MANIFEST}: {_reason(error)}"
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0][:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -4,17 +4,20 @@ A single process needs nothing from here: every function then does nothing, or a
 """
 
 import os
+import pickle
 import re
 import sys
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from prunejax import rendezvous
+
+T = TypeVar("T")
 
 TIMEOUT_SECONDS = 300.0  # how long processes wait for each other at the start
 
@@ -172,6 +175,34 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def on_main(fn: Callable[[], T]) -> T:
+    """`fn()` of process 0 in every process, its result or its exception; all must call it.
+
+    This is how files are read and written once, and how all processes learn of what went wrong.
+    """
+    if jax.process_count() == 1:
+        return fn()
+    outcome: tuple[bool, Any] = (True, None)
+    if is_main():
+        try:
+            outcome = (True, fn())
+        except Exception as error:
+            outcome = (False, error)
+    done, value = pickle.loads(_broadcast(pickle.dumps(outcome) if is_main() else b""))
+    if done:
+        return value
+    raise outcome[1] if is_main() else value
+
+
+def _broadcast(content: bytes) -> bytes:
+    """The bytes of process 0."""
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    buffer = np.zeros(length, np.uint8)
+    if content:
+        buffer[:] = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
 
 
 def leave(exit_code: int) -> None:
