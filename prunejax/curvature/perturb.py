@@ -1,0 +1,280 @@
+"""Loss and accuracy along directions in parameter space, on a full split in one compiled program.
+
+    line                       w + ε v for each direction v and each ε of a grid
+    eigenvector_perturbation   the same along unit eigenvectors on the paper's grid
+    slice_1d, slice_2d         loss surfaces as arrays
+
+`evaluate(params, batch)` returns the mean over the batch of one quantity, or a dict of several
+(such as {"loss": ..., "accuracy": ...}); batches of different size are weighted by it. Nothing is
+differentiated. Directions are restricted to the live subspace by `masks`.
+
+Bartoldson et al., NeurIPS 2020; Li et al., NeurIPS 2018, arXiv 1712.09913 (filter normalization).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax.curvature import base
+from prunejax.curvature.directions import Directions, stack_of, unit
+
+Tree = Any
+Evaluate = Callable[[Tree, Tree], Any]
+PAPER_GRID = np.arange(-40, 41) / 100  # ε of the paper: -0.40 to 0.40 in steps of 0.01
+
+
+@dataclass(frozen=True)
+class Line:
+    """Quantities along lines through the parameters.
+
+    Attributes:
+      grid: [E], the values of ε, sorted.
+      values: name -> [directions, E] means over the split.
+      base: name -> value at ε = 0.
+      examples: in the split.
+      live_dim: coordinates that are live.
+    """
+
+    grid: np.ndarray
+    values: dict[str, np.ndarray]
+    base: dict[str, float]
+    examples: int
+    live_dim: int
+
+    def increase(self, name: str = "loss") -> np.ndarray:
+        """[directions, E]: value minus the value at ε = 0."""
+        return self.values[name] - self.base[name]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Quantities on a plane through the parameters, `values[name][i, j]` at w + x_i u + y_j v."""
+
+    x: np.ndarray
+    y: np.ndarray
+    values: dict[str, np.ndarray]
+    base: dict[str, float]
+    examples: int
+    live_dim: int
+
+
+def _named(values: Any) -> dict[str, jax.Array]:
+    """The output of `evaluate` as a dict of scalars; a single scalar is called "loss"."""
+    named = values if isinstance(values, dict) else {"loss": values}
+    for name, value in named.items():
+        if isinstance(value, tuple) or jnp.shape(value) != ():
+            raise ValueError(
+                f"evaluate must return scalars (means over the batch); {name!r} has shape "
+                f"{jax.tree.map(jnp.shape, value)}"
+            )
+    return named
+
+
+def stacked_groups(batches: base.Batches, batch_size: int | None) -> list[Tree]:
+    """Batches of equal size stacked along a new leading axis, for a scan; at least one group.
+
+    Raises:
+      ValueError: batch_size is not positive, or is given with a list of batches.
+    """
+    found = base.batch_list(batches)
+    if found == [None]:
+        return [None]
+    if batch_size is not None:
+        if isinstance(batches, list):
+            raise ValueError("batch_size cuts one batch; a list of batches is cut already")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        n = base.batch_size(batches)
+        found = [base.rows(batches, i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+    sizes = [base.batch_size(batch) for batch in found]
+    return [
+        jax.tree.map(
+            lambda *leaves: jnp.stack(leaves),
+            *[batch for batch, n in zip(found, sizes, strict=True) if n == size],
+        )
+        for size in dict.fromkeys(sizes)
+    ]
+
+
+@jax.jit
+def _evaluate_points(
+    evaluate: Any, params: Tree, directions: Tree, index: jax.Array, steps: jax.Array, groups: Any
+) -> dict[str, jax.Array]:
+    """Name -> [points] of the means at w + Σ_m steps[p, m] directions[index[p, m]]."""
+
+    def on_split(point: Tree) -> dict[str, jax.Array]:
+        totals: Any = None
+        count = 0
+        for group in groups:
+            if group is None:
+                return _named(evaluate(point))
+            length, size = jax.tree.leaves(group)[0].shape[:2]
+
+            def add(total: Any, batch: Tree) -> tuple[Any, None]:
+                return base.add(total, _named(evaluate(point, batch))), None
+
+            first = jax.tree.map(lambda x: x[0], group)
+            shapes = jax.eval_shape(
+                lambda batch: base.upcast(_named(evaluate(point, batch))), first
+            )
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            total = base.scale(size, jax.lax.scan(add, zeros, group)[0])
+            totals = total if totals is None else base.add(totals, total)
+            count += length * size
+        return base.scale(1.0 / count, totals)
+
+    def at(item: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+        which, step = item
+        moved = base.upcast(params)
+        for m in range(index.shape[1]):
+            one = jax.tree.map(lambda x, m=m: x[which[m]], directions)
+            moved = base.add(moved, one, step[m])
+        return on_split(base.cast_like(moved, params))
+
+    return jax.lax.map(at, (index, steps))
+
+
+def _measure(
+    evaluate: Evaluate,
+    params: Tree,
+    directions: Tree,
+    index: np.ndarray,
+    steps: np.ndarray,
+    batches: base.Batches,
+    batch_size: int | None,
+) -> tuple[dict[str, np.ndarray], dict[str, float], int]:
+    """Values at the points, values at the parameters themselves, and the examples used."""
+    params = jax.tree.map(jnp.asarray, params)
+    groups = stacked_groups(batches, batch_size)
+    index = np.concatenate([np.zeros((1, index.shape[1]), index.dtype), index])
+    steps = np.concatenate([np.zeros((1, steps.shape[1])), steps])
+    dtype = jnp.result_type(*jax.tree.leaves(base.upcast(params)))
+    out = _evaluate_points(
+        base.as_argument(evaluate), params, directions, jnp.asarray(index),
+        jnp.asarray(steps, dtype), groups,
+    )  # fmt: skip
+    values = {name: np.asarray(value, np.float64) for name, value in out.items()}
+    examples = 0 if batches is None else sum(map(base.batch_size, base.batch_list(batches)))
+    here = {name: float(value[0]) for name, value in values.items()}
+    return {name: value[1:] for name, value in values.items()}, here, examples
+
+
+def _as_grid(grid: Any, name: str) -> np.ndarray:
+    values = np.sort(np.asarray(grid, np.float64).ravel())
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError(f"{name} must hold at least one finite number, got {grid!r}")
+    return values
+
+
+def line(
+    evaluate: Evaluate,
+    params: Tree,
+    directions: Directions | Tree,
+    grid: Any,
+    batches: base.Batches = None,
+    *,
+    batch_size: int | None = None,
+    masks: base.Masks = None,
+) -> Line:
+    """Evaluates w + ε v for every direction v and every ε of the grid, in one compiled program.
+
+    Args:
+      evaluate: `(params, batch) -> scalar or dict of scalars`, means over the batch
+        (`evaluate(params)` without batches). A single scalar is called "loss".
+      params: pytree of floating-point arrays; moved in float32 or wider, then cast back.
+      directions: `Directions`, or a tree like params with a leading axis of directions. Used at
+        the length they have.
+      grid: values of ε.
+      batches: the split: one batch, or a list of batches.
+      batch_size: cuts one batch into pieces of this size, the last may be smaller.
+      masks: True = live; dead coordinates do not move.
+
+    Raises:
+      ValueError: an empty or non-finite grid, directions that do not fit, values that are not
+        scalars.
+    """
+    epsilon = _as_grid(grid, "grid")
+    params = jax.tree.map(jnp.asarray, params)
+    live = base.expand_masks(masks, params)
+    stack, count = stack_of(directions, params, live)
+    index = np.repeat(np.arange(count), len(epsilon))[:, None]
+    steps = np.tile(epsilon, count)[:, None]
+    values, here, examples = _measure(evaluate, params, stack, index, steps, batches, batch_size)
+    values = {name: value.reshape(count, -1) for name, value in values.items()}
+    return Line(epsilon, values, here, examples, base.live_dimension(live, params))
+
+
+def eigenvector_perturbation(
+    evaluate: Evaluate,
+    params: Tree,
+    eigenvectors: Tree,
+    batches: base.Batches = None,
+    *,
+    grid: Any = PAPER_GRID,
+    batch_size: int | None = None,
+    masks: base.Masks = None,
+) -> Line:
+    """`line` along eigenvectors scaled to length 1 over the whole (live) parameter vector.
+
+    The paper takes the ten with the largest eigenvalues, the full test set, and `PAPER_GRID`.
+
+    Args:
+      evaluate: as in `line`.
+      params: as in `line`.
+      eigenvectors: tree like params with a leading axis of vectors.
+      batches: as in `line`.
+      grid: values of ε.
+      batch_size: as in `line`.
+      masks: as in `line`.
+    """
+    params = jax.tree.map(jnp.asarray, params)
+    live = base.expand_masks(masks, params)
+    stack, _ = stack_of(eigenvectors, params, live)
+    return line(evaluate, params, unit(stack), grid, batches, batch_size=batch_size, masks=masks)
+
+
+def slice_1d(
+    evaluate: Evaluate,
+    params: Tree,
+    direction: Tree,
+    grid: Any,
+    batches: base.Batches = None,
+    *,
+    batch_size: int | None = None,
+    masks: base.Masks = None,
+) -> Line:
+    """`line` along one direction (a tree like params)."""
+    stack = jax.tree.map(lambda x: jnp.asarray(x)[None], direction)
+    return line(evaluate, params, stack, grid, batches, batch_size=batch_size, masks=masks)
+
+
+def slice_2d(
+    evaluate: Evaluate,
+    params: Tree,
+    directions: Directions | Tree,
+    x: Any,
+    y: Any,
+    batches: base.Batches = None,
+    *,
+    batch_size: int | None = None,
+    masks: base.Masks = None,
+) -> Surface:
+    """Evaluates w + x u + y v on the grid x times y, for a stack of the two directions u and v.
+
+    Args: as in `line`; x and y are the two grids.
+    """
+    first, second = _as_grid(x, "x"), _as_grid(y, "y")
+    params = jax.tree.map(jnp.asarray, params)
+    live = base.expand_masks(masks, params)
+    stack, count = stack_of(directions, params, live)
+    if count != 2:
+        raise ValueError(f"a plane needs two directions, got {count}")
+    steps = np.stack([v.ravel() for v in np.meshgrid(first, second, indexing="ij")], 1)
+    index = np.tile(np.arange(2), (len(steps), 1))
+    values, here, examples = _measure(evaluate, params, stack, index, steps, batches, batch_size)
+    values = {name: value.reshape(len(first), -1) for name, value in values.items()}
+    return Surface(first, second, values, here, examples, base.live_dimension(live, params))
