@@ -17,15 +17,16 @@ def get_config(arg: str = ""):
     config.seeds = 8
     config.epochs = 60
     config.batch_size = 64
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.milestones = (28, 55)
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.weight_decay = 1e-3  # spreads the BatchNorm scales, and so the scores
+    config.optimizer.milestones = (42, 55)
 
     prune = {
         "schedule": "linear",
         "layers": ("dense2", "dense3"),
-        "fraction": (0.6, 0.9),
+        "fraction": (0.5, 0.8),
         "start": (2, 3),
-        "end": (28, 51),
+        "end": (27, 39),
         "score": "ebn",
     }
     config.variants = default.arms(

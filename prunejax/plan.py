@@ -215,7 +215,7 @@ def _batch(arms: Sequence[Variant], dataset: Dataset) -> Batch:
             [counted[a.label].get(g.name, np.zeros(rows, np.int32)) for g in groups], axis=1
         ).astype(np.int32)
         if groups
-        else np.zeros((rows, 0), np.int32)
+        else np.zeros((rows, 1), np.int32)  # checkpoints cannot hold empty arrays
         for a in arms
     }
     o = settings.optimizer

@@ -1,0 +1,160 @@
+"""What masks amount to: exact counts, sparsities and a report by leaf (on the host)."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from prunejax import trees
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One leaf: `live` of `total` entries are not masked."""
+
+    path: str
+    live: int
+    total: int
+    prunable: bool
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed."""
+        return 1 - self.live / self.total if self.total else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Counts by leaf and the three sparsities (fractions removed).
+
+    Attributes:
+      leaves: one row per leaf, in leaf order.
+      prunable: of the entries of prunable leaves.
+      overall: of all entries.
+      effective: of all entries, counting as removed also those that only dead units feed or read
+        (their own norm and bias, the next kernels' inputs, as far as `feeds` says).
+      collapsed: paths of prunable leaves with nothing live: no signal passes there.
+    """
+
+    leaves: tuple[Leaf, ...]
+    prunable: float
+    overall: float
+    effective: float
+    collapsed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        width = max((len(leaf.path) for leaf in self.leaves), default=4)
+        lines = [f"{'leaf':{width}}  {'live':>12}  {'total':>12}  sparsity"]
+        lines += [
+            f"{x.path:{width}}  {x.live:12,}  {x.total:12,}  "
+            + (f"{x.sparsity:8.4f}" if x.prunable else "   never")
+            for x in self.leaves
+        ]
+        lines.append(
+            f"sparsity of prunable weights {self.prunable:.6f}, of all {self.overall:.6f}, "
+            f"effective {self.effective:.6f}"
+        )
+        if self.collapsed:
+            lines.append(f"COLLAPSED (nothing live): {', '.join(self.collapsed)}")
+        return "\n".join(lines)
+
+
+def count(masks: Tree, params: Tree) -> dict[str, tuple[int, int]]:
+    """Path -> (live, total) entries, exact Python integers at any size."""
+    structure = jax.tree.structure(params)
+    result = {}
+    for (path, leaf), mask in zip(
+        trees.leaves_with_paths(params), structure.flatten_up_to(masks), strict=True
+    ):
+        m = np.asarray(mask)
+        total = int(np.prod(leaf.shape, dtype=np.int64))
+        repeats = total // m.size if m.size else 0
+        result[path] = (int(np.count_nonzero(m)) * repeats, total)
+    return result
+
+
+def report(
+    masks: Tree,
+    params: Tree,
+    *,
+    prunable: str | Iterable[str] | None = None,
+    feeds: Mapping[str, Sequence[tuple[str, int]]] | None = None,
+) -> Report:
+    """Counts and sparsities of masks.
+
+    Args:
+      masks: masks of `params`.
+      params: the parameters (only shapes are read).
+      prunable: path rules (see `trees.match`) of the leaves that count as prunable; None: those
+        whose mask is not a scalar.
+      feeds: kernel path -> the leaves that its units feed, each with the axis that runs over the
+        units, e.g. `{"conv1/kernel": [("bn1/scale", 0), ("conv2/kernel", -2)]}`; for the
+        effective sparsity. An axis that is k times as long (a flattened map) has the unit as its
+        fastest index.
+    """
+    structure = jax.tree.structure(params)
+    flat = dict(
+        zip(trees.paths(params), map(np.asarray, structure.flatten_up_to(masks)), strict=True)
+    )
+    chosen = (
+        set(trees.match(params, prunable))
+        if prunable is not None
+        else {path for path, mask in flat.items() if mask.ndim}
+    )
+    counts = count(masks, params)
+    leaves = tuple(Leaf(p, live, total, p in chosen) for p, (live, total) in counts.items())
+    picked = [x for x in leaves if x.prunable]
+    return Report(
+        leaves,
+        _fraction(picked),
+        _fraction(leaves),
+        _effective(flat, params, feeds or {}),
+        tuple(x.path for x in picked if x.total and not x.live),
+    )
+
+
+def _fraction(leaves: Sequence[Leaf]) -> float:
+    total = sum(x.total for x in leaves)
+    return 1 - sum(x.live for x in leaves) / total if total else 0.0
+
+
+def _effective(
+    flat: Mapping[str, np.ndarray],
+    params: Tree,
+    feeds: Mapping[str, Sequence[tuple[str, int]]],
+) -> float:
+    shapes = {path: leaf.shape for path, leaf in trees.leaves_with_paths(params)}
+    live = {path: np.broadcast_to(mask, shapes[path]).copy() for path, mask in flat.items()}
+    changed = True
+    while changed:  # a kernel whose inputs all died is dead as well: repeat until nothing changes
+        changed = False
+        for kernel, readers in feeds.items():
+            alive = live[kernel].reshape(-1, shapes[kernel][-1]).any(axis=0)
+            for path, axis in readers:
+                view = np.moveaxis(live[path], axis, -1)
+                dead = np.tile(~alive, view.shape[-1] // len(alive))
+                if view[..., dead].any():
+                    view[..., dead] = False
+                    changed = True
+    total = sum(x.size for x in live.values())
+    return 1 - sum(int(np.count_nonzero(x)) for x in live.values()) / total if total else 0.0
+
+
+def overlap(a: Tree, b: Tree, params: Tree) -> float:
+    """Jaccard index of two masks: live in both / live in either (1 if nothing is live)."""
+    both = either = 0
+    structure = jax.tree.structure(params)
+    for leaf, x, y in zip(
+        structure.flatten_up_to(params),
+        structure.flatten_up_to(a),
+        structure.flatten_up_to(b),
+        strict=True,
+    ):
+        x, y = np.broadcast_to(x, leaf.shape), np.broadcast_to(y, leaf.shape)
+        both += int(np.count_nonzero(x & y))
+        either += int(np.count_nonzero(x | y))
+    return both / either if either else 1.0

@@ -1,0 +1,238 @@
+"""Masks against a brute-force ranking; counts, ties, monotony, foreign pytrees, jit and vmap."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from prunejax import allocate, masks, sparsity, trees
+from prunejax.models.groups import Group
+
+
+def scores(seed=0, ties=False):
+    r = np.random.default_rng(seed)
+    draw = (lambda *s: r.integers(0, 3, s)) if ties else (lambda *s: r.normal(size=s))
+    return {
+        "a": {"kernel": jnp.asarray(draw(7, 5), jnp.float32), "bias": jnp.float32(0)},
+        "b": (jnp.asarray(draw(3, 3, 2, 4), jnp.float32), jnp.asarray(draw(11), jnp.float32)),
+    }
+
+
+def brute(tree, keep, live=None):
+    """Flat boolean: the `keep` best of the concatenated leaves, stable for ties."""
+    leaves = [np.asarray(x).ravel() for x in jax.tree.leaves(tree) if np.ndim(x)]
+    flat = np.concatenate(leaves).astype(np.float64)
+    live = np.ones(flat.size, bool) if live is None else live
+    order = np.argsort(np.where(live, -flat, np.inf), kind="stable")
+    result = np.zeros(flat.size, bool)
+    result[order[:keep]] = True
+    return result
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(tree) if np.ndim(x)])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("keep", [0, 1, 40, 117, 118])
+def test_global_is_the_brute_force_ranking(keep, ties):
+    s = scores(1, ties)
+    m = masks.prune(s, keep)
+    np.testing.assert_array_equal(flat(m), brute(s, keep))
+    assert m["a"]["bias"].shape == ()
+    assert bool(m["a"]["bias"])
+    jitted = jax.jit(masks.prune)(s, jnp.int32(keep))
+    np.testing.assert_array_equal(flat(jitted), flat(m))
+
+
+def test_all_ties_keep_the_first_in_leaf_order():
+    s = jax.tree.map(jnp.ones_like, scores())
+    s["a"]["bias"] = jnp.float32(1)
+    assert flat(masks.prune(s, 50)).tolist() == [True] * 50 + [False] * 68
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_pruned_units_stay_pruned(scope):
+    s = scores(2)
+    first = masks.prune(s, 60 if scope == "global" else 10, scope=scope)
+    other = scores(3)
+    second = masks.prune(other, 30 if scope == "global" else 4, masks=first, scope=scope)
+    assert bool(masks.is_subset(second, first))
+    assert not bool(masks.is_subset(first, second))
+    if scope == "global":
+        np.testing.assert_array_equal(flat(second), brute(other, 30, flat(first)))
+
+
+def test_layer_counts_by_integer_dict_and_tree():
+    s = scores(4)
+    total = lambda m: [int(x.sum()) for x in jax.tree.leaves(m) if x.ndim]  # noqa: E731
+    assert total(masks.prune(s, 3, scope="layer")) == [3, 3, 3]
+    counts = {"a/kernel": 4, "b/1": 0}
+    assert total(masks.prune(s, counts, scope="layer")) == [4, 72, 0]
+    tree = {"a": {"kernel": 1, "bias": 0}, "b": (2, 3)}
+    assert total(masks.prune(s, tree, scope="layer")) == [1, 2, 3]
+
+
+def test_vmap_with_a_count_per_member():
+    many = jax.tree.map(lambda *x: jnp.stack(x), *[scores(i) for i in range(4)])
+    keep = jnp.array([0, 7, 50, 118])
+    axes = jax.tree.map(lambda x: 0 if x.ndim > 1 else None, many)
+    many["a"]["bias"], axes["a"]["bias"] = jnp.float32(0), None
+    m = jax.vmap(masks.prune, in_axes=(axes, 0))(many, keep)
+    for i in range(4):
+        one = jax.tree.map(lambda x, i=i: x[i], [m["a"]["kernel"], *m["b"]])
+        np.testing.assert_array_equal(flat(one), brute(scores(i), int(keep[i])))
+
+
+def test_filter_masks_broadcast_and_apply_blocks_nan():
+    params = {"conv": {"kernel": jnp.ones((3, 3, 2, 4)).at[..., 1].set(jnp.nan)}}
+    s = {"conv": {"kernel": jnp.array([3.0, 0.0, 2.0, 1.0]).reshape(1, 1, 1, 4)}}
+    m = masks.prune(s, 2)
+    assert m["conv"]["kernel"].shape == (1, 1, 1, 4)
+    out = masks.apply(m, params)["conv"]["kernel"]
+    np.testing.assert_array_equal(np.asarray(out).sum((0, 1, 2)), [18, 0, 18, 0])
+    gradient = jax.grad(lambda p: masks.apply(m, p)["conv"]["kernel"].sum())(params)
+    np.testing.assert_array_equal(np.asarray(gradient["conv"]["kernel"]).sum((0, 1, 2)), [18, 0, 18, 0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_dtypes_keep_exact_counts(dtype):
+    s = {"w": jax.random.normal(jax.random.key(0), (300, 7)).astype(dtype)}
+    for keep in (1, 1000, 2099):
+        assert int(masks.prune(s, keep)["w"].sum()) == keep
+    assert masks.apply(masks.prune(s, 5), s)["w"].dtype == dtype
+
+
+def test_nnx_and_equinox_trees():
+    model = nnx.Linear(6, 5, rngs=nnx.Rngs(0))
+    state = nnx.state(model, nnx.Param)
+    m = masks.prune(jax.tree.map(jnp.abs, state), 9)
+    assert flat(m).sum() == 9
+    assert jax.tree.structure(masks.apply(m, state)) == jax.tree.structure(state)
+    mlp = eqx.nn.MLP(3, 2, 8, 2, key=jax.random.key(0))
+    arrays, rest = eqx.partition(mlp, eqx.is_array)
+    m = masks.prune(jax.tree.map(jnp.abs, arrays), 20)
+    pruned = eqx.combine(masks.apply(m, arrays), rest)
+    assert sum(int((x != 0).sum()) for x in jax.tree.leaves(eqx.filter(pruned, eqx.is_array))) == 20
+
+
+def test_more_than_2_to_the_24_units_count_exactly():
+    n = 2**24 + 12345
+    s = {"w": jnp.ones(n, jnp.bfloat16)}
+    keep = 2**24 + 7
+    m = jax.jit(masks.prune)(s, jnp.int32(keep))["w"]
+    assert int(np.count_nonzero(np.asarray(m))) == keep
+    assert sparsity.count({"w": m}, s)["w"] == (keep, n)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: masks.prune(s, 119), "there are 118 live units"),
+        (lambda s: masks.prune(s, -1), "there are 118"),
+        (lambda s: masks.prune(s, 0.5), "keep_count"),
+        (lambda s: masks.prune(s, 5, scope="tree"), "global, layer"),
+        (lambda s: masks.prune(s, {"a/kernl": 3}, scope="layer"), "a/kernl"),
+        (lambda s: masks.prune(s, {"a/kernel": 99}, scope="layer"), "'a/kernel': there are 35"),
+        (lambda s: masks.nm(jnp.ones((6, 2)), 2, 4), "not divisible"),
+        (lambda s: masks.nm(jnp.ones((8, 2)), 5, 4), "0..4"),
+    ],
+)
+def test_errors_name_value_and_limits(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(scores())
+
+
+def test_masks_of_another_granularity_are_refused():
+    s = {"w": jnp.ones((1, 4))}
+    with pytest.raises(ValueError, match="granularity"):
+        masks.prune(s, 2, masks={"w": jnp.ones((3, 4), bool)})
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_n_of_m_against_brute_force(axis):
+    r = np.random.default_rng(0)
+    s = r.integers(0, 4, (8, 12)).astype(np.float32)
+    m = np.moveaxis(np.asarray(masks.nm(jnp.asarray(s), 2, 4, axis=axis)), axis, -1)
+    blocks = np.moveaxis(s, axis, -1).reshape(-1, 4)
+    expected = np.zeros_like(blocks, bool)
+    for row, block in zip(expected, blocks, strict=True):
+        row[np.argsort(-block, kind="stable")[:2]] = True
+    np.testing.assert_array_equal(m.reshape(-1, 4), expected)
+
+
+def test_units_of_groups():
+    params = {
+        "conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)},
+        "bn": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+        "head": {"kernel": jnp.ones((4, 3))},
+    }
+    g = Group("conv", "conv/kernel", ("bn/scale", "bn/bias"), (), None, 4, ("conv/bias",))
+    m = masks.from_units({"conv": jnp.array([1, 0, 1, 0], bool)}, [g], params)
+    out = masks.apply(m, params)
+    assert not np.asarray(out["conv"]["kernel"])[..., [1, 3]].any()
+    np.testing.assert_array_equal(out["bn"]["scale"], [1, 0, 1, 0])
+    np.testing.assert_array_equal(out["conv"]["bias"], np.ones(4))  # irrelevant before a norm
+    kept = masks.apply(masks.from_units({"conv": jnp.zeros(4, bool)}, [g], params, norm=False), params)
+    np.testing.assert_array_equal(kept["bn"]["bias"], np.ones(4))
+    with pytest.raises(ValueError, match="there are: conv"):
+        masks.from_units({"cnv": jnp.ones(4, bool)}, [g], params)
+
+
+def test_report_counts_and_names_collapsed_layers():
+    params = {
+        "conv1": {"kernel": jnp.ones((3, 3, 1, 4))},
+        "bn1": {"scale": jnp.ones(4)},
+        "conv2": {"kernel": jnp.ones((3, 3, 4, 5))},
+        "head": {"kernel": jnp.ones((5, 10))},
+    }
+    m = masks.ones(params)
+    m["conv1"]["kernel"] = jnp.array([1, 0, 0, 1], bool).reshape(1, 1, 1, 4)
+    r = sparsity.report(m, params, prunable="conv.*", feeds={"conv1/kernel": [("bn1/scale", 0), ("conv2/kernel", -2)]})
+    assert r.prunable == pytest.approx(18 / (36 + 180))
+    assert r.overall == pytest.approx(18 / (36 + 4 + 180 + 50))
+    assert r.effective == pytest.approx((18 + 2 + 90) / 270)
+    assert r.collapsed == ()
+    m["conv2"]["kernel"] = jnp.zeros((1, 1, 1, 5), bool)
+    r = sparsity.report(m, params, prunable="conv.*")
+    assert r.collapsed == ("conv2/kernel",)
+    assert "COLLAPSED" in str(r)
+    assert sparsity.overlap(m, m, params) == 1.0
+
+
+def test_keep_count_is_exact_decimal():
+    assert masks.keep_count({"w": jnp.ones(512), "b": jnp.float32(0)}, 0.9) == 52
+    assert masks.keep_count({"w": jnp.ones(10)}, 0.7) == 3
+
+
+@pytest.mark.parametrize("name", list(allocate.ALLOCATIONS))
+@pytest.mark.parametrize("keep", [0, 1, 100, 1234, 2270])
+def test_allocations_add_up_and_stay_within_layers(name, keep):
+    shapes = {"a": (3, 3, 2, 16), "b": (3, 3, 16, 12), "c": (12, 10), "d": (134,)}
+    counts = allocate.ALLOCATIONS[name](shapes, keep)
+    assert sum(counts.values()) == keep
+    assert all(0 <= counts[p] <= np.prod(s) for p, s in shapes.items())
+
+
+def test_erk_densities_follow_the_formula_and_cap_at_one():
+    shapes = {"a": (3, 3, 64, 64), "b": (3, 3, 64, 128), "c": (4, 4)}
+    keep = 30_000
+    counts = allocate.erk(shapes, keep)
+    assert counts["c"] == 16  # would be denser than 1
+    ratio = (counts["a"] / sum(shapes["a"])) / (counts["b"] / sum(shapes["b"]))
+    assert ratio == pytest.approx(1, rel=1e-3)
+
+
+def test_explicit_rules():
+    shapes = allocate.shapes_of({"a": {"kernel": jnp.ones((10, 10))}, "b": {"kernel": jnp.ones(7)}})
+    assert allocate.explicit(shapes, {"a/.*": 0.9}) == {"a/kernel": 10, "b/kernel": 7}
+    with pytest.raises(ValueError, match="matches none"):
+        allocate.explicit(shapes, {"c/.*": 0.5})
+
+
+def test_masks_of_saved_parameters():
+    p = {"w": jnp.arange(-2.0, 3.0)}
+    np.testing.assert_array_equal(masks.of(p)["w"], [1, 1, 0, 1, 1])
+    assert trees.paths(p) == ["w"]
