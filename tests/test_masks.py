@@ -94,7 +94,9 @@ def test_filter_masks_broadcast_and_apply_blocks_nan():
     out = masks.apply(m, params)["conv"]["kernel"]
     np.testing.assert_array_equal(np.asarray(out).sum((0, 1, 2)), [18, 0, 18, 0])
     gradient = jax.grad(lambda p: masks.apply(m, p)["conv"]["kernel"].sum())(params)
-    np.testing.assert_array_equal(np.asarray(gradient["conv"]["kernel"]).sum((0, 1, 2)), [18, 0, 18, 0])
+    np.testing.assert_array_equal(
+        np.asarray(gradient["conv"]["kernel"]).sum((0, 1, 2)), [18, 0, 18, 0]
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -175,7 +177,9 @@ def test_units_of_groups():
     assert not np.asarray(out["conv"]["kernel"])[..., [1, 3]].any()
     np.testing.assert_array_equal(out["bn"]["scale"], [1, 0, 1, 0])
     np.testing.assert_array_equal(out["conv"]["bias"], np.ones(4))  # irrelevant before a norm
-    kept = masks.apply(masks.from_units({"conv": jnp.zeros(4, bool)}, [g], params, norm=False), params)
+    kept = masks.apply(
+        masks.from_units({"conv": jnp.zeros(4, bool)}, [g], params, norm=False), params
+    )
     np.testing.assert_array_equal(kept["bn"]["bias"], np.ones(4))
     with pytest.raises(ValueError, match="there are: conv"):
         masks.from_units({"cnv": jnp.ones(4, bool)}, [g], params)
@@ -190,7 +194,12 @@ def test_report_counts_and_names_collapsed_layers():
     }
     m = masks.ones(params)
     m["conv1"]["kernel"] = jnp.array([1, 0, 0, 1], bool).reshape(1, 1, 1, 4)
-    r = sparsity.report(m, params, prunable="conv.*", feeds={"conv1/kernel": [("bn1/scale", 0), ("conv2/kernel", -2)]})
+    r = sparsity.report(
+        m,
+        params,
+        prunable="conv.*",
+        feeds={"conv1/kernel": [("bn1/scale", 0), ("conv2/kernel", -2)]},
+    )
     assert r.prunable == pytest.approx(18 / (36 + 180))
     assert r.overall == pytest.approx(18 / (36 + 4 + 180 + 50))
     assert r.effective == pytest.approx((18 + 2 + 90) / 270)
