@@ -56,7 +56,11 @@ class Population:
         self.data: Data = jax.device_put(data, self._replicated)
         members, everywhere = PartitionSpec("member"), PartitionSpec()
 
-        def lift(fn: Callable[..., Tree], donate: bool = False) -> Callable[..., Tree]:
+        def lift(
+            fn: Callable[..., Tree],
+            donate: bool = False,
+            options: dict[str, Any] | None = None,
+        ) -> Callable[..., Tree]:
             """`fn(member_args, *shared)` of one member -> of the stack; compiled once."""
 
             def stacked(member: Tree, *shared: Any) -> Tree:
@@ -71,9 +75,13 @@ class Population:
                     )
                 return run(member, shared)
 
-            return jax.jit(stacked, donate_argnums=(0,) if donate else ())
+            return jax.jit(
+                stacked, donate_argnums=(0,) if donate else (), compiler_options=options
+            )
 
-        self._initial = lift(lambda m: step.initial_state(program, *m))
+        # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
+        once = {"xla_backend_optimization_level": 1} if cpu else None
+        self._initial = lift(lambda m: step.initial_state(program, *m), options=once)
         self.train = lift(lambda s, data, n: step.train_steps(program, s, data, n), donate=True)
         self.train_last = lift(lambda s, data: step.train_last_step(program, s, data), donate=True)
         self._evaluate = lift(lambda s, images, labels: step.evaluate(program, s, images, labels))
