@@ -185,7 +185,7 @@ make_environment() {
     rm -f "$VENV/prunejax-installed/${extra:-base}"
     touch "$VENV/prunejax-installed/cut-off"
     status=0
-    PIP_USER=0 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+    PIP_USER=0 "$VENV/bin/python" -m pip install -qq --disable-pip-version-check \
       --editable "$target" || status=$?
     rm -f "$VENV/prunejax-installed/cut-off"
     if [ "$status" -ne 0 ]; then

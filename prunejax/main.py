@@ -31,6 +31,9 @@ def define_flags(values: flags.FlagValues) -> Any:
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
     flags.DEFINE_integer("process_id", None, "This process, from 0.", flag_values=values)
     flags.DEFINE_integer("process_count", None, "How many processes.", flag_values=values)
+    flags.DEFINE_float(
+        "connect_seconds", 300.0, "How long processes wait for each other.", 0.0, flag_values=values
+    )
     flags.DEFINE_boolean("quiet", False, "Print no progress.", flag_values=values)
     return handle
 
@@ -82,7 +85,12 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     from prunejax import distributed
 
     try:
-        distributed.initialize(values.coordinator, values.process_id, values.process_count)
+        distributed.initialize(
+            values.coordinator,
+            values.process_id,
+            values.process_count,
+            timeout_seconds=values.connect_seconds,
+        )
     except ValueError as error:
         return _tell(error, BAD_REQUEST)
     except ConnectionError as error:
