@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,12 +11,14 @@ import numpy as np
 
 from prunejax import population as population_lib
 from prunejax.checkpoint import Checkpoints
+from prunejax.evaluation import Metrics
 from prunejax.plan import Member
 from prunejax.population import Population
 from prunejax.progress import Progress
 from prunejax.record import RunDirectory
-from prunejax.step import Metrics, TrainState
+from prunejax.step import TrainState
 from prunejax.summary import summarize
+from prunejax.targets import Targets
 
 CALL_SECONDS = 1.0  # aim for one call of training steps: how long a signal may have to wait
 
@@ -61,7 +62,7 @@ class Chunk:
         self._calls = 8  # steps of the next call; adapted to CALL_SECONDS, no effect on results
         self._warm: set[str] = set()
         self._saved_at = self.policy.clock()
-        self._targets = _Targets(self.directory.path / "targets", self.members)
+        self._targets = Targets(self.directory.path / "targets", self.members)
         self._measured: dict[str, dict[str, float]] = {}
 
     # -- the loop ---------------------------------------------------------------------------
@@ -290,47 +291,3 @@ class Chunk:
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
         final.save(real, {"runs": [m.run for m in self.members]})
         self.directory.append("runs", rows)
-
-
-class _Targets:
-    """What every event of every run targeted: `targets/RUN.npz`; twins replay it."""
-
-    def __init__(self, path: Path, members: Sequence[Member]) -> None:
-        self._path, self._members = path, members
-        self._events: dict[str, dict[str, np.ndarray]] = {m.run: {} for m in members}
-        for run in [m.run for m in members] + [m.twin for m in members if m.twin]:
-            file = path / f"{run}.npz"
-            if file.exists():
-                with np.load(file) as saved:
-                    self._events[run] = dict(saved)
-
-    def add(self, row: int, selected: dict[str, np.ndarray]) -> None:
-        """Remembers the targets of the members' events in `row` (epoch `row - 1`)."""
-        for i, m in enumerate(self._members):
-            if row in m.events:
-                for layer, chosen in selected.items():
-                    if chosen[i].any():
-                        self._events[m.run][f"{row - 1}/{layer}"] = chosen[i]
-
-    def replay(self, members: Sequence[Member], row: int, like: dict[str, Any]) -> Any:
-        """Per layer bool [members, ...]: the targets that twins have to take."""
-        return {
-            layer: np.stack(
-                [
-                    self._events.get(m.twin, {}).get(
-                        f"{row - 1}/{layer}", np.zeros(leaf.shape[1:], bool)
-                    )
-                    for m in members
-                ]
-            )
-            for layer, leaf in like.items()
-        }
-
-    def save(self) -> None:
-        """Writes the files of runs with events."""
-        self._path.mkdir(exist_ok=True)
-        for m in self._members:
-            if self._events[m.run]:
-                temporary = self._path / f".tmp-{m.run}.npz"
-                np.savez_compressed(temporary, **self._events[m.run])  # type: ignore[arg-type]
-                temporary.rename(self._path / f"{m.run}.npz")

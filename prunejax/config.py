@@ -108,7 +108,9 @@ def _check_type(name: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _merge(target: ConfigDict, overrides: Mapping[str, Any], known: dict[str, Any], where: str):
+def _merge(
+    target: ConfigDict, overrides: Mapping[str, Any], known: dict[str, Any], where: str
+) -> None:
     """Writes overrides (nested) into `target`, refusing fields that do not exist."""
     for name, value in _flat(overrides).items():
         if name not in known and not name.startswith("model."):
@@ -169,7 +171,7 @@ def _value(settings: ConfigDict, name: str) -> Any:
 
 
 def validate(settings: ConfigDict, label: str) -> None:
-    """Checks one arm's values; raises ConfigError naming the field, the value and what is allowed."""
+    """Checks one arm's values; raises ConfigError naming the field, the value and what may be."""
     where = f" (variant {label!r})"
     for name, allowed in CHOICES.items():
         value = _value(settings, name)

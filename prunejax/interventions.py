@@ -12,7 +12,7 @@ A unit is a filter (all of `kernel[..., j]`) or a single weight; arrays per unit
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,22 +28,23 @@ SCOPES = {"newest": False, "cumulative": True}
 FOREVER = 2**30  # steps; never counted down
 
 Array = jax.Array
+Value = Any  # an array of JAX or NumPy
 Params = dict
 
 
 class Table(NamedTuple):
     """One run's intervention: all entries are arrays, so runs can be stacked and swapped."""
 
-    kind: Array  # int32, one of KINDS
-    duration: Array  # int32 training steps, FOREVER for a window that never closes
-    cumulative: Array  # bool: an event re-opens the windows of all earlier targets of its layer
-    restore: Array  # int32, one of RESTORES
-    mask_norm: Array  # bool: the BatchNorm scale and bias of a target go as well
-    noise_scale: Array  # float32, multiple of the reference standard deviation
-    target: Array  # int32: 0 smallest, 1 random, 2 largest
-    score: Array  # int32: index into the program's scores
-    counts: Array  # int32 [epochs + 1, layers]: units to target; row e + 1 follows epoch e
-    replay: Array  # bool: targets come from another run (a twin) and not from the scores
+    kind: Value  # int32, one of KINDS
+    duration: Value  # int32 training steps, FOREVER for a window that never closes
+    cumulative: Value  # bool: an event re-opens the windows of all earlier targets of its layer
+    restore: Value  # int32, one of RESTORES
+    mask_norm: Value  # bool: the BatchNorm scale and bias of a target go as well
+    noise_scale: Value  # float32, multiple of the reference standard deviation
+    target: Value  # int32: 0 smallest, 1 random, 2 largest
+    score: Value  # int32: index into the program's scores
+    counts: Value  # int32 [epochs + 1, layers]: units to target; row e + 1 follows epoch e
+    replay: Value  # bool: targets come from another run (a twin) and not from the scores
 
 
 class Features(NamedTuple):
@@ -82,7 +83,7 @@ def initial(
       features: what the program's arms may do.
     """
     shapes = {g.name: trees.get(params, g.kernel).shape if weights else (g.units,) for g in groups}
-    saved = {}
+    saved: dict[str, Array] = {}
     if features.restore:
         for g in groups:
             saved |= {path: trees.get(params, path) for path in (g.kernel, *g.norm)}

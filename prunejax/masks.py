@@ -90,6 +90,8 @@ def prune(
     """
     if scope not in SCOPES:
         raise ValueError(f"scope {scope!r} is not one of: {', '.join(SCOPES)}")
+    leaves: list[Array]
+    structure: Any
     leaves, structure = jax.tree.flatten(scores)
     before = [jnp.array(True)] * len(leaves)
     if masks is not None:
@@ -166,7 +168,9 @@ def nm(scores: Array, n: int, m: int, *, axis: int = -2) -> Array:
     """
     size = scores.shape[axis]
     if m < 1 or size % m:
-        raise ValueError(f"N:M sparsity {n}:{m}: the axis of {size} entries is not divisible by {m}")
+        raise ValueError(
+            f"N:M sparsity {n}:{m}: the axis of {size} entries is not divisible by {m}"
+        )
     if not 0 <= n <= m:
         raise ValueError(f"N:M sparsity {n}:{m}: n must be in 0..{m}")
     moved = jnp.moveaxis(scores, axis, -1)

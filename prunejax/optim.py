@@ -8,6 +8,17 @@ import optax
 
 from prunejax import masks as masks_lib
 from prunejax import registry
+from prunejax.sparsify import SparsifyState, sparsify
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Optimizer",
+    "SparsifyState",
+    "build",
+    "learning_rates",
+    "sparsify",
+]
 
 Tree = Any
 
@@ -87,8 +98,10 @@ def build(
     """The optimizer `name` ("adam", "sgd").
 
     Args:
+      name: one of OPTIMIZERS.
       decays: tree of bools with the parameters' structure: where weight decay applies.
-      momentum: of sgd. nesterov: of sgd.
+      momentum: of sgd.
+      nesterov: whether sgd looks ahead.
       clip_norm: bound of the global gradient norm; 0 for none.
       decoupled: weight decay as in AdamW (scaled by the learning rate, outside the moments).
     """

@@ -4,7 +4,6 @@ which arrays (intervention table, learning rates) each of them starts.
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 
 from prunejax import config as config_lib
 from prunejax import data as data_lib
-from prunejax import interventions, models, optim, prune, schedules, trees
+from prunejax import event_plan, interventions, models, optim, prune, trees
 from prunejax import scores as scores_lib
 from prunejax.config import ConfigError, Variant
 from prunejax.data import Dataset
@@ -93,67 +92,6 @@ def _static_key(settings: ConfigDict) -> str:
     return json.dumps([plain, released], sort_keys=True)
 
 
-def layer_rules(settings: ConfigDict, groups: Sequence[Group]) -> dict[str, int]:
-    """Layer name -> index of the rule that chooses it (the first that matches).
-
-    Raises:
-      ConfigError: a rule matches nothing (the message lists the layers), or is no expression.
-    """
-    names = [g.name for g in groups]
-    chosen: dict[str, int] = {}
-    for index, rule in enumerate(settings.prune.layers):
-        try:
-            hits = [name for name in names if re.fullmatch(rule, name)]
-        except re.error as error:
-            raise ConfigError(
-                f"config.prune.layers: {rule!r} is no regular expression: {error}"
-            ) from None
-        if not hits:
-            raise ConfigError(
-                f"config.prune.layers: rule {rule!r} matches none of the model's layers: "
-                f"{', '.join(names)}"
-            )
-        for name in hits:
-            chosen.setdefault(name, index)
-    return chosen
-
-
-def _units(group: Group, settings: ConfigDict, params: Any) -> int:
-    if settings.prune.granularity == "weight":
-        return int(np.prod(trees.get(params, group.kernel).shape))
-    return group.units
-
-
-def event_counts(
-    settings: ConfigDict, label: str, groups: Sequence[Group], params: Any
-) -> dict[str, np.ndarray]:
-    """Layer name -> int32 [epochs + 1]: units to target; row e + 1 follows epoch e, row 0 is
-    before training.
-    """
-    p = settings.prune
-    if p.schedule == "none":
-        return {}
-    counts: dict[str, np.ndarray] = {}
-    layers = {g.name: g for g in groups}
-    for name, index in layer_rules(settings, groups).items():
-        try:
-            events = schedules.SCHEDULES[p.schedule](
-                units=_units(layers[name], settings, params),
-                fraction=float(p.fraction[index % len(p.fraction)]),
-                start=p.start[index % len(p.start)],
-                end=p.end[index % len(p.end)],
-                period=p.period,
-            )
-            counts[name] = schedules.counts(events, settings.epochs)
-        except ValueError as error:
-            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
-    if p.scope == "global":  # one ranking: the layers' counts add up in the first column
-        total = np.sum(list(counts.values()), axis=0)
-        first = next(iter(counts))
-        counts = {name: total if name == first else np.zeros_like(total) for name in counts}
-    return counts
-
-
 def _noise_units(settings: ConfigDict, counts: np.ndarray, units: int, steps: int) -> int:
     """Units of a layer that can carry Gaussian noise at once, at most."""
     per_event = counts[counts > 0]
@@ -161,7 +99,7 @@ def _noise_units(settings: ConfigDict, counts: np.ndarray, units: int, steps: in
         return 1
     duration = settings.intervention.duration
     gaps = np.diff(np.flatnonzero(counts)) * steps
-    alone = settings.intervention.scope == "newest" and 0 <= duration
+    alone = settings.intervention.scope == "newest" and duration >= 0
     if alone and (len(gaps) == 0 or duration <= gaps.min()):
         return int(per_event.max())
     return min(units, int(per_event.sum()))
@@ -202,7 +140,9 @@ def _batch(arms: Sequence[Variant], dataset: Dataset) -> Batch:
     shape = dataset.train_images.shape[1:]
     variables = jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
     params, all_groups = variables["params"], models.groups(module, variables)
-    counted = {a.label: event_counts(a.settings, a.label, all_groups, params) for a in arms}
+    counted = {
+        a.label: event_plan.event_counts(a.settings, a.label, all_groups, params) for a in arms
+    }
     used = {name for counts in counted.values() for name in counts}
     groups = tuple(g for g in all_groups if g.name in used)
     scores = tuple(sorted({a.settings.prune.score for a in arms if counted[a.label]}))
@@ -290,11 +230,9 @@ def _features(
     acting = [a for a in arms if stacked[a.label].sum()]
     finite = [a for a in acting if a.settings.intervention.duration >= 0]
     noisy = [a for a in acting if a.settings.intervention.kind == "gaussian"]
+    sizes = {g.name: event_plan.units(g, arms[0].settings, params) for g in groups}
     noise_units = tuple(
-        max(
-            _noise_units(a.settings, stacked[a.label][:, i], _units(g, a.settings, params), steps)
-            for a in noisy
-        )
+        max(_noise_units(a.settings, stacked[a.label][:, i], sizes[g.name], steps) for a in noisy)
         for i, g in enumerate(groups)
         if noisy
     )

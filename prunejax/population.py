@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prunejax import prune, step
+from prunejax import evaluation, prune, step
+from prunejax.evaluation import Metrics
 from prunejax.plan import Member
 from prunejax.prune import Event
-from prunejax.step import Data, Metrics, Program, TrainState
+from prunejax.step import Data, Program, TrainState
 
 Array = jax.Array
 Tree = Any
@@ -75,18 +76,18 @@ class Population:
                     )
                 return run(member, shared)
 
-            return jax.jit(
-                stacked, donate_argnums=(0,) if donate else (), compiler_options=options
-            )
+            return jax.jit(stacked, donate_argnums=(0,) if donate else (), compiler_options=options)
 
         # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
         once = {"xla_backend_optimization_level": 1} if cpu else None
         self._initial = lift(lambda m: step.initial_state(program, *m), options=once)
         self.train = lift(lambda s, data, n: step.train_steps(program, s, data, n), donate=True)
         self.train_last = lift(lambda s, data: step.train_last_step(program, s, data), donate=True)
-        self._evaluate = lift(lambda s, images, labels: step.evaluate(program, s, images, labels))
+        self._evaluate = lift(
+            lambda s, images, labels: evaluation.evaluate(program, s, images, labels)
+        )
         self._released = lift(
-            lambda s, images, labels, after: step.released_evaluate(
+            lambda s, images, labels, after: evaluation.released_evaluate(
                 program, s, images, labels, after
             ),
             donate=True,
@@ -96,7 +97,7 @@ class Population:
             donate=True,
         )
         self._summary = lift(
-            lambda s: (step.train_metrics(s), s.bad_step, s.step, prune.sparsity(program, s))
+            lambda s: (evaluation.train_metrics(s), s.bad_step, s.step, prune.sparsity(program, s))
         )
 
     @property
@@ -152,6 +153,9 @@ def chunk_size(population_layout: str, members: int, devices: int, fits: int) ->
     """Members that are trained together.
 
     Args:
+      population_layout: one of LAYOUTS.
+      members: how many there are.
+      devices: that the layout uses.
       fits: members whose states fit into memory at once.
     """
     if population_layout == "sequential":

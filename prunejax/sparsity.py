@@ -65,7 +65,7 @@ class Report:
 
 def count(masks: Tree, params: Tree) -> dict[str, tuple[int, int]]:
     """Path -> (live, total) entries, exact Python integers at any size."""
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
     result = {}
     for (path, leaf), mask in zip(
         trees.leaves_with_paths(params), structure.flatten_up_to(masks), strict=True
@@ -96,7 +96,7 @@ def report(
         effective sparsity. An axis that is k times as long (a flattened map) has the unit as its
         fastest index.
     """
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
     flat = dict(
         zip(trees.paths(params), map(np.asarray, structure.flatten_up_to(masks)), strict=True)
     )
@@ -133,7 +133,7 @@ def _effective(
     while changed:  # a kernel whose inputs all died is dead as well: repeat until nothing changes
         changed = False
         for kernel, readers in feeds.items():
-            alive = live[kernel].reshape(-1, shapes[kernel][-1]).any(axis=0)
+            alive: np.ndarray = np.any(live[kernel].reshape(-1, shapes[kernel][-1]), axis=0)
             for path, axis in readers:
                 view = np.moveaxis(live[path], axis, -1)
                 dead = np.tile(~alive, view.shape[-1] // len(alive))
@@ -147,7 +147,7 @@ def _effective(
 def overlap(a: Tree, b: Tree, params: Tree) -> float:
     """Jaccard index of two masks: live in both / live in either (1 if nothing is live)."""
     both = either = 0
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
     for leaf, x, y in zip(
         structure.flatten_up_to(params),
         structure.flatten_up_to(a),

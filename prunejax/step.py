@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
 
 from prunejax import data as data_lib
 from prunejax import interventions, losses, rng
@@ -23,14 +21,15 @@ from prunejax.interventions import Features, Table, Windows
 from prunejax.models.groups import Group
 
 Array = jax.Array
+Value = Any  # an array of JAX or NumPy
 Tree = Any
 
 
 class Hyper(NamedTuple):
     """Numbers of a run's optimizer."""
 
-    learning_rate: Array  # float32 [epochs]
-    weight_decay: Array  # float32 []
+    learning_rate: Value  # float32 [epochs]
+    weight_decay: Value  # float32 []
 
 
 class Totals(NamedTuple):
@@ -60,26 +59,19 @@ class TrainState(NamedTuple):
 class Data(NamedTuple):
     """Images and labels of the splits on the device (uint8 [n, h, w, c], int32 [n])."""
 
-    train_images: Array
-    train_labels: Array
-    test_images: Array
-    test_labels: Array
-    validation_images: Array
-    validation_labels: Array
-
-
-class Metrics(NamedTuple):
-    """Mean loss in nats and accuracy (fraction) over a split."""
-
-    loss: Array
-    accuracy: Array
+    train_images: Value
+    train_labels: Value
+    test_images: Value
+    test_labels: Value
+    validation_images: Value
+    validation_labels: Value
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """Everything static: one program serves all arms of a study that share it."""
 
-    module: nn.Module
+    module: models_lib.Model
     groups: tuple[Group, ...]  # the layers that may be targeted, in forward order
     optimizer: optim_lib.Optimizer
     features: Features
@@ -157,7 +149,8 @@ def variables(program: Program, state: TrainState, params: Tree | None = None) -
 def logits(program: Program, state: TrainState, images: Array, params: Tree | None = None) -> Array:
     """Evaluation-mode outputs [batch, classes] for uint8 images (running BatchNorm statistics)."""
     x = data_lib.normalize(images, program.mean, program.std)
-    return program.module.apply(variables(program, state, params), x, train=False)
+    outputs: Any = program.module.apply(variables(program, state, params), x, train=False)
+    return outputs
 
 
 def train_step(program: Program, state: TrainState, images: Array, labels: Array) -> TrainState:
@@ -272,81 +265,3 @@ def _step_on(program: Program, state: TrainState, data: Data, indices: Array) ->
 def start_epoch(state: TrainState) -> TrainState:
     """Clears the sums over the epoch."""
     return state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
-
-
-def train_metrics(state: TrainState) -> Metrics:
-    """Means over the epoch's training batches, taken as they were trained (train mode)."""
-    n = jnp.maximum(state.totals.examples, 1)
-    return Metrics(state.totals.loss / n, state.totals.correct / n)
-
-
-def evaluate(program: Program, state: TrainState, images: Array, labels: Array) -> Metrics:
-    """Mean loss and accuracy over a whole split, the last partial batch weighted exactly."""
-    indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
-
-    def body(sums: tuple[Array, Array], batch: tuple[Array, Array]) -> tuple[Any, None]:
-        index, weight = batch
-        outputs = logits(program, state, jnp.take(images, index, axis=0))
-        target = jnp.take(labels, index, axis=0)
-        loss = jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, target), 0.0))
-        correct = jnp.sum(losses.correct(outputs, target) & (weight > 0))
-        return (sums[0] + loss, sums[1] + correct.astype(jnp.int32)), None
-
-    zero = (jnp.float32(0), jnp.int32(0))
-    (loss, correct), _ = jax.lax.scan(body, zero, (jnp.asarray(indices), jnp.asarray(weights)))
-    n = np.float32(labels.shape[0])
-    return Metrics(loss / n, correct / n)
-
-
-def released_evaluate(
-    program: Program, state: TrainState, images: Array, labels: Array, after_event: Array
-) -> tuple[TrainState, Metrics]:
-    """Evaluation as the released code does it: every test batch counts as a pass of the windows.
-
-    Noise is added and windows are counted down *during* the evaluation, batch by batch of
-    `eval_batch_size`; only for studies with `intervention.as_released`. `after_event` (0 or 1)
-    tells the two evaluations of an epoch apart, so that their noise is independent.
-    """
-    indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
-    batches = len(indices)
-
-    def body(carry: tuple[Any, Array, Array], batch: tuple[Array, ...]) -> tuple[Any, None]:
-        state, loss, correct = carry
-        number, index, weight = batch
-        counter = -1 - (
-            (2 * state.step + after_event) * batches + number
-        )  # training draws are >= 0
-        params = interventions.act(
-            program.groups,
-            state.params,
-            state.windows,
-            state.table,
-            program.features,
-            seed=state.seed,
-            counter=counter,
-            opening=False,
-        )
-        state = state._replace(params=params)
-        outputs = logits(program, state, jnp.take(images, index, axis=0))
-        target = jnp.take(labels, index, axis=0)
-        loss += jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, target), 0.0))
-        correct += jnp.sum(losses.correct(outputs, target) & (weight > 0)).astype(jnp.int32)
-        params, stats, windows = interventions.advance(
-            program.groups,
-            state.params,
-            state.batch_stats,
-            state.windows,
-            state.table,
-            program.features,
-        )
-        return (
-            state._replace(params=params, batch_stats=stats, windows=windows),
-            loss,
-            correct,
-        ), None
-
-    carry = (state, jnp.float32(0), jnp.int32(0))
-    numbers = jnp.arange(batches)
-    carry, _ = jax.lax.scan(body, carry, (numbers, jnp.asarray(indices), jnp.asarray(weights)))
-    n = np.float32(labels.shape[0])
-    return carry[0], Metrics(carry[1] / n, carry[2] / n)

@@ -213,7 +213,8 @@ def _resolved(arms: Sequence[Variant], config: ConfigDict, defaults: ConfigDict)
 
 
 def _tables(settings: ConfigDict) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    epochs, runs = record.EPOCHS, record.RUNS
+    epochs: tuple[str, ...] = record.EPOCHS
+    runs: tuple[str, ...] = record.RUNS
     if settings.data.validation_examples:
         epochs += ("validation_loss", "validation_accuracy")
         runs += ("selected_epoch", "selected_test_accuracy")

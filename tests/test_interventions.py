@@ -244,10 +244,14 @@ def test_gaussian_std_statistics_and_scale():
     samples = []
     draw = jax.jit(
         lambda key: iv._add_noise(
-            run.params["conv_a"]["kernel"], active=chosen(a=(1,))["a"], targeted=chosen(a=(0, 1))["a"],
-            scale=jnp.float32(2.0), key=key, most=6,
+            run.params["conv_a"]["kernel"],
+            active=chosen(a=(1,))["a"],
+            targeted=chosen(a=(0, 1))["a"],
+            scale=jnp.float32(2.0),
+            key=key,
+            most=6,
         )
-    )  # fmt: skip
+    )
     for seed in range(200):
         params = draw(jax.random.key(seed))
         samples.append(np.asarray(params)[..., 1] - kernel(run.params)[..., 1])

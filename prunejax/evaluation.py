@@ -1,0 +1,98 @@
+"""Evaluation of whole splits in one compiled call, exact to the last partial batch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import data as data_lib
+from prunejax import interventions, losses
+from prunejax.step import Program, TrainState, logits
+
+Array = jax.Array
+
+
+class Metrics(NamedTuple):
+    """Mean loss in nats and accuracy (fraction) over a split."""
+
+    loss: Array
+    accuracy: Array
+
+
+def train_metrics(state: TrainState) -> Metrics:
+    """Means over the epoch's training batches, taken as they were trained (train mode)."""
+    n = jnp.maximum(state.totals.examples, 1)
+    return Metrics(state.totals.loss / n, state.totals.correct / n)
+
+
+def evaluate(program: Program, state: TrainState, images: Array, labels: Array) -> Metrics:
+    """Mean loss and accuracy over a whole split, the last partial batch weighted exactly."""
+    indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
+
+    def body(sums: tuple[Array, Array], batch: tuple[Array, Array]) -> tuple[Any, None]:
+        index, weight = batch
+        outputs = logits(program, state, jnp.take(images, index, axis=0))
+        target = jnp.take(labels, index, axis=0)
+        loss = jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, target), 0.0))
+        correct = jnp.sum(losses.correct(outputs, target) & (weight > 0))
+        return (sums[0] + loss, sums[1] + correct.astype(jnp.int32)), None
+
+    zero = (jnp.float32(0), jnp.int32(0))
+    (loss, correct), _ = jax.lax.scan(body, zero, (jnp.asarray(indices), jnp.asarray(weights)))
+    n = np.float32(labels.shape[0])
+    return Metrics(loss / n, correct / n)
+
+
+def released_evaluate(
+    program: Program, state: TrainState, images: Array, labels: Array, after_event: Array
+) -> tuple[TrainState, Metrics]:
+    """Evaluation as the released code does it: every test batch counts as a pass of the windows.
+
+    Noise is added and windows are counted down *during* the evaluation, batch by batch of
+    `eval_batch_size`; only for studies with `intervention.as_released`. `after_event` (0 or 1)
+    tells the two evaluations of an epoch apart, so that their noise is independent.
+    """
+    indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
+    batches = len(indices)
+
+    def body(carry: tuple[Any, Array, Array], batch: tuple[Array, ...]) -> tuple[Any, None]:
+        state, loss, correct = carry
+        number, index, weight = batch
+        counter = -1 - (
+            (2 * state.step + after_event) * batches + number
+        )  # training draws are >= 0
+        params = interventions.act(
+            program.groups,
+            state.params,
+            state.windows,
+            state.table,
+            program.features,
+            seed=state.seed,
+            counter=counter,
+            opening=False,
+        )
+        state = state._replace(params=params)
+        outputs = logits(program, state, jnp.take(images, index, axis=0))
+        target = jnp.take(labels, index, axis=0)
+        loss += jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, target), 0.0))
+        correct += jnp.sum(losses.correct(outputs, target) & (weight > 0)).astype(jnp.int32)
+        params, stats, windows = interventions.advance(
+            program.groups,
+            state.params,
+            state.batch_stats,
+            state.windows,
+            state.table,
+            program.features,
+        )
+        return (
+            state._replace(params=params, batch_stats=stats, windows=windows),
+            loss,
+            correct,
+        ), None
+
+    carry = (state, jnp.float32(0), jnp.int32(0))
+    numbers = jnp.arange(batches)
+    carry, _ = jax.lax.scan(body, carry, (numbers, jnp.asarray(indices), jnp.asarray(weights)))
+    n = np.float32(labels.shape[0])
+    return carry[0], Metrics(carry[1] / n, carry[2] / n)

@@ -1,0 +1,74 @@
+"""Which layers a variant prunes, and how many units at which epoch: from settings to counts."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax import schedules, trees
+from prunejax.config import ConfigError
+from prunejax.models.groups import Group
+
+
+def layer_rules(settings: ConfigDict, groups: Sequence[Group]) -> dict[str, int]:
+    """Layer name -> index of the rule that chooses it (the first that matches).
+
+    Raises:
+      ConfigError: a rule matches nothing (the message lists the layers), or is no expression.
+    """
+    names = [g.name for g in groups]
+    chosen: dict[str, int] = {}
+    for index, rule in enumerate(settings.prune.layers):
+        try:
+            hits = [name for name in names if re.fullmatch(rule, name)]
+        except re.error as error:
+            raise ConfigError(
+                f"config.prune.layers: {rule!r} is no regular expression: {error}"
+            ) from None
+        if not hits:
+            raise ConfigError(
+                f"config.prune.layers: rule {rule!r} matches none of the model's layers: "
+                f"{', '.join(names)}"
+            )
+        for name in hits:
+            chosen.setdefault(name, index)
+    return chosen
+
+
+def units(group: Group, settings: ConfigDict, params: Any) -> int:
+    """Units of a layer: its filters, or its weights where single weights are pruned."""
+    if settings.prune.granularity == "weight":
+        return int(np.prod(trees.get(params, group.kernel).shape))
+    return group.units
+
+
+def event_counts(
+    settings: ConfigDict, label: str, groups: Sequence[Group], params: Any
+) -> dict[str, np.ndarray]:
+    """Layer name -> int32 [epochs + 1]: units to target; row e + 1 follows epoch e, row 0 is
+    before training.
+    """
+    p = settings.prune
+    if p.schedule == "none":
+        return {}
+    counts: dict[str, np.ndarray] = {}
+    layers = {g.name: g for g in groups}
+    for name, index in layer_rules(settings, groups).items():
+        try:
+            events = schedules.SCHEDULES[p.schedule](
+                units=units(layers[name], settings, params),
+                fraction=float(p.fraction[index % len(p.fraction)]),
+                start=p.start[index % len(p.start)],
+                end=p.end[index % len(p.end)],
+                period=p.period,
+            )
+            counts[name] = schedules.counts(events, settings.epochs)
+        except ValueError as error:
+            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
+    if p.scope == "global":  # one ranking: the layers' counts add up in the first column
+        total = np.sum(list(counts.values()), axis=0)
+        first = next(iter(counts))
+        counts = {name: total if name == first else np.zeros_like(total) for name in counts}
+    return counts
