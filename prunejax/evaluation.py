@@ -8,7 +8,7 @@ import numpy as np
 
 from prunejax import data as data_lib
 from prunejax import interventions, losses
-from prunejax.step import Program, TrainState, logits
+from prunejax.step import Program, TrainState, logits, split_batch
 
 Array = jax.Array
 
@@ -31,7 +31,7 @@ def evaluate(program: Program, state: TrainState, images: Array, labels: Array) 
     indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
 
     def body(sums: tuple[Array, Array], batch: tuple[Array, Array]) -> tuple[Any, None]:
-        index, weight = batch
+        index, weight = split_batch(program, batch[0]), batch[1]
         outputs = logits(program, state, jnp.take(images, index, axis=0))
         target = jnp.take(labels, index, axis=0)
         loss = jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, target), 0.0))
@@ -58,7 +58,7 @@ def released_evaluate(
 
     def body(carry: tuple[Any, Array, Array], batch: tuple[Array, ...]) -> tuple[Any, None]:
         state, loss, correct = carry
-        number, index, weight = batch
+        number, index, weight = batch[0], split_batch(program, batch[1]), batch[2]
         counter = -1 - (
             (2 * state.step + after_event) * batches + number
         )  # training draws are >= 0

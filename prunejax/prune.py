@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from prunejax import interventions, losses, ranking, rng, trees
 from prunejax import scores as scores_lib
-from prunejax.step import Data, Program, TrainState, logits, masks
+from prunejax.step import Data, Program, TrainState, logits, masks, split_batch
 
 Array = jax.Array
 
@@ -31,7 +31,7 @@ def saliency_gradient(program: Program, state: TrainState, data: Data) -> dict[s
     of the weights alone and does not depend on the order of batches.
     """
     n = min(program.saliency_examples, program.train_examples)
-    images, labels = data.train_images[:n], data.train_labels[:n]
+    images, labels = split_batch(program, data.train_images[:n]), data.train_labels[:n]
 
     def loss(params: dict) -> Array:
         return jnp.mean(losses.cross_entropy(logits(program, state, images, params), labels))

@@ -88,6 +88,7 @@ class Program:
     weights: bool = False  # units are single weights
     global_scope: bool = False
     saliency_examples: int = 512
+    data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -189,6 +190,8 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         state.hyper.learning_rate[epoch],
         state.hyper.weight_decay,
     )
+    begins = state.step % program.steps_per_epoch == 0
+    totals = jax.tree.map(lambda t: jnp.where(begins, 0, t), state.totals)
     params, stats, windows = interventions.advance(
         groups, params, updated.get("batch_stats", {}), state.windows, table, features
     )
@@ -209,9 +212,9 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         activations=activations,
         windows=windows,
         totals=Totals(
-            state.totals.loss + loss * labels.shape[0],
-            state.totals.correct + jnp.sum(correct).astype(jnp.int32),
-            state.totals.examples + labels.shape[0],
+            totals.loss + loss * labels.shape[0],
+            totals.correct + jnp.sum(correct).astype(jnp.int32),
+            totals.examples + labels.shape[0],
         ),
         bad_step=jnp.where((state.bad_step < 0) & ~jnp.isfinite(loss), state.step, state.bad_step),
     )
@@ -253,15 +256,18 @@ def _order(program: Program, state: TrainState) -> Array:
 
 
 def _step_on(program: Program, state: TrainState, data: Data, indices: Array) -> TrainState:
+    indices = split_batch(program, indices)
     if program.augment:
         key = rng.at(state.seed, "augment", state.step)
         images = data_lib.augment(key, data.train_images, indices)
     else:
         images = jnp.take(data.train_images, indices, axis=0)
-    images = data_lib.normalize(images, program.mean, program.std)
+    images = split_batch(program, data_lib.normalize(images, program.mean, program.std))
     return train_step(program, state, images, jnp.take(data.train_labels, indices, axis=0))
 
 
-def start_epoch(state: TrainState) -> TrainState:
-    """Clears the sums over the epoch."""
-    return state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
+def split_batch(program: Program, batch: Array) -> Array:
+    """The same batch, its examples spread over the devices along `data` where they divide it."""
+    if program.data_parallel == 1 or batch.shape[0] % program.data_parallel:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec("data"))
