@@ -62,9 +62,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             if values[name].value is None:
                 raise ValueError(f"--{name} is missing; see the README for a first command")
         shard = _shard(values.shard)
+        config = _loaded(values, handle)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
         return _tell(error, BAD_REQUEST)
-    return _run(values, handle.value, shard)
+    return _run(values, config, shard)
+
+
+def _loaded(values: flags.FlagValues, handle: Any) -> Any:
+    """The config with its overrides; a file that cannot be had is a bad request."""
+    config = handle.value
+    try:
+        config.to_dict()
+    except OSError:  # ml_collections puts off telling that there is no such file
+        path = config_flags.get_config_filename(values["config"])
+        raise ValueError(f"--config={path}: no such file, or it cannot be read") from None
+    return config
 
 
 def _tell(error: BaseException, code: int) -> int:
@@ -73,8 +85,12 @@ def _tell(error: BaseException, code: int) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(str(text).split("\n")[0:25]).strip() or type(error).__name__
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "Traceback (most recent call last)" in text:  # of a config file: its last line says it all
+        text = text.strip().split("\n")[-1]
+    elif isinstance(error, AttributeError | KeyError):
+        text = f"unknown config field: {text}"
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
