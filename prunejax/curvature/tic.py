@@ -180,7 +180,6 @@ def tic(
         per_example_loss, params, batches, centered=centered, ddof=ddof, chunk=chunk, masks=masks
     )
     options = {"chunk": chunk, "masks": masks}
-    by_example: np.ndarray | None
     if eigenpairs is None:
         if key is None or probes < 2:
             raise ValueError(
@@ -191,19 +190,29 @@ def tic(
         forms = forms_by_example(
             per_example_loss, params, batches, source, distribution=distribution, **options
         )
-        probe_values, by_example = forms.mean(0), forms.mean(1)
-        total, method = float(forms.mean()), "hutchinson"
-        left = forms - by_example[:, None] - probe_values + total
-    else:
-        probe_values = np.asarray(getattr(eigenpairs, "values", eigenpairs), np.float64).ravel()
-        by_example, total, method = None, float(probe_values.sum()), "eigenvalues"
-        stack = getattr(eigenpairs, "vectors", None)
-        if stack is not None:
-            by_example = forms_by_example(
-                per_example_loss, params, batches, stack, distribution=None, **options
-            ).sum(1)
-        left = None
-    return _ratio(moment, total, method, probe_values, by_example, left, confidence)
+        return from_forms(moment, forms, confidence)
+    values = np.asarray(getattr(eigenpairs, "values", eigenpairs), np.float64).ravel()
+    by_example: np.ndarray | None = None
+    stack = getattr(eigenpairs, "vectors", None)
+    if stack is not None:
+        by_example = forms_by_example(
+            per_example_loss, params, batches, stack, distribution=None, **options
+        ).sum(1)
+    total = float(values.sum())
+    return _ratio(moment, total, "eigenvalues", values, by_example, None, confidence)
+
+
+def from_forms(moment: GradientMoment, forms: np.ndarray, confidence: float = 0.95) -> Tic:
+    """The proxy from parts that are there already.
+
+    Args:
+      moment: from `gradient_second_moment`.
+      forms: [N, probes] of the same examples, from `forms_by_example` with random vectors.
+      confidence: of the interval.
+    """
+    by_example, probe_values, total = forms.mean(1), forms.mean(0), float(forms.mean())
+    left = forms - by_example[:, None] - probe_values + total
+    return _ratio(moment, total, "hutchinson", probe_values, by_example, left, confidence)
 
 
 def _ratio(
