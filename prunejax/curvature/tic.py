@@ -152,6 +152,7 @@ def tic(
     chunk: int | None = None,
     confidence: float = 0.95,
     masks: base.Masks = None,
+    moment: GradientMoment | None = None,
 ) -> Tic:
     """Tr(C)/Tr(H) on the live subspace of a mask, or on all parameters.
 
@@ -170,15 +171,18 @@ def tic(
       chunk: examples at once; default 32 for gradients, 128 for quadratic forms.
       confidence: of the interval.
       masks: True = live.
+      moment: Tr(C) of the same examples and masks, where it is there already.
 
     Raises:
       ValueError: no key and no eigenpairs, fewer than 2 probes, a confidence outside (0, 1).
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    moment = gradient_second_moment(
-        per_example_loss, params, batches, centered=centered, ddof=ddof, chunk=chunk, masks=masks
-    )
+    if moment is None:
+        moment = gradient_second_moment(
+            per_example_loss, params, batches, centered=centered, ddof=ddof, chunk=chunk,
+            masks=masks,
+        )  # fmt: skip
     options = {"chunk": chunk, "masks": masks}
     if eigenpairs is None:
         if key is None or probes < 2:
