@@ -1,6 +1,7 @@
 """Flatness of any loss on any parameter pytree: products, traces, spectra, with error bars."""
 
 from prunejax.curvature.average_sharpness import AverageSharpness, average_sharpness
+from prunejax.curvature.density import Density, estimate_density, spectral_density
 from prunejax.curvature.directions import Directions, filter_normalize, random_directions
 from prunejax.curvature.epsilon import EpsilonFlatness, epsilon_flatness
 from prunejax.curvature.forecast import Forecast, forecast, removal
@@ -10,6 +11,7 @@ from prunejax.curvature.gradients import (
     gradient_noise_scale,
     gradient_second_moment,
 )
+from prunejax.curvature.lanczos import Eigenpairs, eigenpairs, top_eigenpairs
 from prunejax.curvature.operator import Operator, from_matvec
 from prunejax.curvature.perturb import (
     PAPER_GRID,
@@ -20,6 +22,7 @@ from prunejax.curvature.perturb import (
     slice_1d,
     slice_2d,
 )
+from prunejax.curvature.power import deflated_power_iteration, power_iteration
 from prunejax.curvature.products import (
     EmpiricalFisher,
     Fisher,
@@ -32,11 +35,22 @@ from prunejax.curvature.products import (
 )
 from prunejax.curvature.sharpness import Sharpness, keskar_sharpness, sharpness
 from prunejax.curvature.tic import Tic, tic
+from prunejax.curvature.trace import (
+    Diagonal,
+    Trace,
+    estimate_diagonal,
+    estimate_trace,
+    hessian_diagonal,
+    hessian_trace,
+)
 
 __all__ = [
     "PAPER_GRID",
     "AverageSharpness",
+    "Density",
+    "Diagonal",
     "Directions",
+    "Eigenpairs",
     "EmpiricalFisher",
     "EpsilonFlatness",
     "Fisher",
@@ -50,9 +64,15 @@ __all__ = [
     "Sharpness",
     "Surface",
     "Tic",
+    "Trace",
     "average_sharpness",
+    "deflated_power_iteration",
+    "eigenpairs",
     "eigenvector_perturbation",
     "epsilon_flatness",
+    "estimate_density",
+    "estimate_diagonal",
+    "estimate_trace",
     "filter_normalize",
     "fisher_product",
     "forecast",
@@ -60,14 +80,19 @@ __all__ = [
     "ggn_product",
     "gradient_noise_scale",
     "gradient_second_moment",
+    "hessian_diagonal",
+    "hessian_trace",
     "hvp",
     "keskar_sharpness",
     "line",
+    "power_iteration",
     "quadratic_form",
     "random_directions",
     "removal",
     "sharpness",
     "slice_1d",
     "slice_2d",
+    "spectral_density",
     "tic",
+    "top_eigenpairs",
 ]

@@ -15,7 +15,7 @@ rule; loops and conditionals count as one operation each.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def quadratic_forms(f: Callable[[Tree], jax.Array], params: Tree) -> Callable[[T
 def _walk(
     jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any], marks: Sequence[Any], visit: Any
 ) -> tuple[list[Any], list[Any]]:
-    """Runs `visit(eqn, values, marks) -> (values, marks)` over the equations, calls inlined.
+    """Runs `visit(operation, values, marks) -> (values, marks)` over the equations, calls inlined.
 
     A mark goes along with each value: whether it changes, or its tangent (None: it does not).
     """
@@ -84,44 +84,51 @@ def _walk(
             inner = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
             write(eqn.outvars, *_walk(inner.jaxpr, inner.consts, xs, us, visit))
         else:
-            write(eqn.outvars, *visit(eqn, xs, us))
+            # One equation as a program of its own, so that its rules can be used by jax.jvp.
+            used = list(dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal)))
+            alone = jaxpr.replace(constvars=[], invars=used, outvars=eqn.outvars, eqns=[eqn])
+            write(eqn.outvars, *visit(_Operation(eqn, ClosedJaxpr(alone, ())), xs, us))
     found = [read(atom) for atom in jaxpr.outvars]
     return [x for x, _ in found], [u for _, u in found]
 
 
-def _apply(eqn: JaxprEqn, xs: Sequence[Any]) -> list[Any]:
-    """The outputs of one equation, as a program of its own."""
-    named = {a: x for a, x in zip(eqn.invars, xs, strict=True) if not isinstance(a, Literal)}
-    single = Jaxpr((), list(named), eqn.outvars, [eqn], eqn.effects)
-    return list(jaxpr_as_fun(ClosedJaxpr(single, ()))(*named.values()))
+class _Operation(NamedTuple):
+    """One equation of the loss and the program that consists of it alone."""
 
+    eqn: JaxprEqn
+    program: ClosedJaxpr
 
-def _floating(eqn: JaxprEqn) -> list[int]:
-    """Which outputs can change."""
-    avals: list[Any] = [var.aval for var in eqn.outvars]
-    return [i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, jnp.floating)]
+    def apply(self, xs: Sequence[Any]) -> list[Any]:
+        """The outputs."""
+        named = {
+            a: x for a, x in zip(self.eqn.invars, xs, strict=True) if not isinstance(a, Literal)
+        }
+        return list(jaxpr_as_fun(self.program)(*(named[var] for var in self.program.jaxpr.invars)))
 
+    def floating(self) -> list[int]:
+        """Which outputs can change."""
+        avals: list[Any] = [var.aval for var in self.eqn.outvars]
+        return [i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, jnp.floating)]
 
-def _local(eqn: JaxprEqn, xs: Sequence[Any], changing: Sequence[int]) -> Callable[..., list[Any]]:
-    """The floating outputs as a function of the inputs that change."""
+    def local(self, xs: Sequence[Any], changing: Sequence[int]) -> Callable[..., list[Any]]:
+        """The floating outputs as a function of the inputs that change."""
 
-    def g(*moved: Any) -> list[Any]:
-        full = list(xs)
-        for i, x in zip(changing, moved, strict=True):
-            full[i] = x
-        out = _apply(eqn, full)
-        return [out[i] for i in _floating(eqn)]
+        def g(*moved: Any) -> list[Any]:
+            full = list(xs)
+            for i, x in zip(changing, moved, strict=True):
+                full[i] = x
+            out = self.apply(full)
+            return [out[i] for i in self.floating()]
 
-    return g
+        return g
 
-
-def _second(
-    eqn: JaxprEqn, xs: Sequence[Any], changing: Sequence[int], us: Sequence[Any]
-) -> tuple[list[Any], list[Any]]:
-    """First derivative g'[u] and second derivative g''[u, u] of one equation."""
-    at, along = tuple(xs[i] for i in changing), tuple(us)
-    g = _local(eqn, xs, changing)
-    return jax.jvp(lambda *moved: jax.jvp(g, moved, along)[1], at, along)
+    def second(
+        self, xs: Sequence[Any], changing: Sequence[int], us: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """First derivative g'[u] and second derivative g''[u, u]."""
+        at, along = tuple(xs[i] for i in changing), tuple(us)
+        g = self.local(xs, changing)
+        return jax.jvp(lambda *moved: jax.jvp(g, moved, along)[1], at, along)
 
 
 class _Plan:
@@ -134,29 +141,29 @@ class _Plan:
         self._known: dict[Any, bool] = {}
 
     def __call__(
-        self, eqn: JaxprEqn, xs: Sequence[Any], marks: Sequence[Any]
+        self, operation: _Operation, xs: Sequence[Any], marks: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         changing = [i for i, mark in enumerate(marks) if mark]
-        moving = _floating(eqn) if changing else []
+        moving = operation.floating() if changing else []
         self.changing.append(changing if moving else [])
         slots: list[int] = []
-        if moving and self._is_curved(eqn, changing):
+        if moving and self._is_curved(operation, changing):
             for i in moving:
                 slots.append(len(self.shifts))
-                aval: Any = eqn.outvars[i].aval
+                aval: Any = operation.eqn.outvars[i].aval
                 self.shifts.append((aval.shape, aval.dtype))
         self.curved.append(slots)
-        marks = [True if i in moving else None for i in range(len(eqn.outvars))]
-        return [None] * len(eqn.outvars), marks
+        marks = [True if i in moving else None for i in range(len(operation.eqn.outvars))]
+        return [None] * len(operation.eqn.outvars), marks
 
-    def _is_curved(self, eqn: JaxprEqn, changing: Sequence[int]) -> bool:
+    def _is_curved(self, operation: _Operation, changing: Sequence[int]) -> bool:
         """Whether the second derivative depends on anything, so is not identically 0."""
-        key = (id(eqn), tuple(changing))
+        key = (id(operation.eqn), tuple(changing))
         if key not in self._known:
-            inputs: list[Any] = [atom.aval for atom in eqn.invars]
+            inputs: list[Any] = [atom.aval for atom in operation.eqn.invars]
             structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
             along = [structs[i] for i in changing]
-            traced = jax.make_jaxpr(lambda xs, us: _second(eqn, xs, changing, us)[1])(
+            traced = jax.make_jaxpr(lambda xs, us: operation.second(xs, changing, us)[1])(
                 structs, along
             )
             self._known[key] = _depends(traced.jaxpr)
@@ -179,11 +186,11 @@ class _Primal:
         self.plan, self.shifts, self.outputs = plan, shifts, []  # type: ignore[var-annotated]
 
     def __call__(
-        self, eqn: JaxprEqn, xs: Sequence[Any], marks: Sequence[Any]
+        self, operation: _Operation, xs: Sequence[Any], marks: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        out = _apply(eqn, xs)
+        out = operation.apply(xs)
         slots = self.plan.curved[len(self.outputs)]
-        for i, slot in zip(_floating(eqn), slots, strict=False):
+        for i, slot in zip(operation.floating(), slots, strict=False):
             out[i] = out[i] + self.shifts[slot]
         self.outputs.append(out)
         return out, [None] * len(out)
@@ -198,20 +205,20 @@ class _Tangent:
         self.total: jax.Array = jnp.zeros(())
 
     def __call__(
-        self, eqn: JaxprEqn, xs: Sequence[Any], us: Sequence[Any]
+        self, operation: _Operation, xs: Sequence[Any], us: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         step, self.count = self.count, self.count + 1
         changing, slots = self.plan.changing[step], self.plan.curved[step]
-        marks: list[Any] = [None] * len(eqn.outvars)
+        marks: list[Any] = [None] * len(operation.eqn.outvars)
         if changing:
             along = [us[i] for i in changing]
             if slots:
-                first, second = _second(eqn, xs, changing, along)
+                first, second = operation.second(xs, changing, along)
                 for slot, value in zip(slots, second, strict=True):
                     self.total = self.total + base.dot(self.adjoints[slot], value)
             else:
                 at = tuple(xs[i] for i in changing)
-                first = jax.jvp(_local(eqn, xs, changing), at, tuple(along))[1]
-            for i, u in zip(_floating(eqn), first, strict=True):
+                first = jax.jvp(operation.local(xs, changing), at, tuple(along))[1]
+            for i, u in zip(operation.floating(), first, strict=True):
                 marks[i] = u
         return self.outputs[step], marks

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.curvature import adjoint, base, vectors
+from prunejax.curvature import adjoint, base, modes, vectors
 
 Tree = Any
 Product = Callable[[tuple[Any, ...], Tree, Tree, Tree], Tree]
@@ -38,23 +38,9 @@ def _scalar(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array
     return value
 
 
-def _form(f: Callable[[Tree], jax.Array], params: Tree, v: Tree) -> jax.Array:
-    """The number v' ∇²f v as a jvp of a jvp; through a gradient where `f` has a custom_vjp."""
-
-    def slope(p: Tree) -> jax.Array:
-        return jax.jvp(f, (p,), (v,))[1]
-
-    try:
-        return jax.jvp(slope, (params,), (v,))[1]
-    except (TypeError, NotImplementedError) as error:
-        if "custom_vjp" not in str(error) and "orward-mode" not in str(error):
-            raise
-        return base.dot(v, jax.jvp(jax.grad(f), (params,), (v,))[1])
-
-
 def hessian_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
     """H v, forward over reverse."""
-    return jax.jvp(jax.grad(_scalar(fns[0], batch)), (params,), (v,))[1]
+    return modes.product(_scalar(fns[0], batch), params, v)
 
 
 def hessian_forms(
@@ -66,15 +52,15 @@ def hessian_forms(
         try:
             return adjoint.quadratic_forms(f, params)
         except (TypeError, NotImplementedError, ValueError):
-            pass  # a part without reverse or forward mode: what the nested form says, holds
-    return partial(_form, f, params)
+            pass  # a part without reverse or forward mode: `modes` finds a way, or the error
+    return partial(modes.form, f, params)
 
 
 def ggn_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
     """G v; `fns` are the model and the loss of its outputs."""
     model = partial(_of_params, fns[0], batch)
     outputs, change = jax.jvp(model, (params,), (v,))
-    bent = jax.jvp(jax.grad(_scalar(fns[1], batch)), (outputs,), (change,))[1]
+    bent = modes.product(_scalar(fns[1], batch), outputs, change)
     return jax.vjp(model, params)[1](bent)[0]
 
 
@@ -84,7 +70,7 @@ def ggn_forms(
     """The function v -> v' G v: the output Hessian along the change of the outputs."""
     del count
     outputs, change = jax.linearize(partial(_of_params, fns[0], batch), params)
-    return lambda v: _form(_scalar(fns[1], batch), outputs, change(v))
+    return lambda v: modes.form(_scalar(fns[1], batch), outputs, change(v))
 
 
 def _of_params(fn: Callable[..., Any], batch: Tree, params: Tree) -> Any:

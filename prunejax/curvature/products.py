@@ -23,6 +23,7 @@ import jax
 
 from prunejax.curvature import base, kernels, vectors
 from prunejax.curvature.averaged import Averaged
+from prunejax.curvature.operator import Operator
 from prunejax.registry import lookup
 
 Tree = Any
@@ -155,6 +156,19 @@ class EmpiricalFisher(Averaged):
 def _needs_batches(kind: str, batches: base.Batches) -> None:
     if kind == "empirical" and batches is None:
         raise ValueError("the empirical Fisher matrix needs examples: give batches=")
+
+
+def as_operator(
+    loss: Any, params: Tree, batches: base.Batches, masks: base.Masks, weights: Any
+) -> Operator:
+    """The Hessian of a loss, or the operator that was given in its place."""
+    if not isinstance(loss, Operator):
+        return Hessian(loss, params, batches, masks=masks, weights=weights)
+    if any(x is not None for x in (params, batches, masks, weights)):
+        raise ValueError(
+            "an operator has its parameters, batches, masks and weights already; give it alone"
+        )
+    return loss
 
 
 def hvp(

@@ -1,0 +1,56 @@
+"""H v and v'Hv of a scalar function by the cheapest mode of differentiation that it has.
+
+H v is forward over reverse and v'Hv nested forward mode. Both need forward mode, which functions
+with a `jax.custom_vjp` lack in part: there the form goes through the product, and the product is
+reverse over reverse where even the rule itself has no forward mode.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from prunejax.curvature import base
+
+Tree = Any
+Scalar = Callable[[Tree], jax.Array]
+
+
+def product(f: Scalar, params: Tree, v: Tree) -> Tree:
+    """∇²f v."""
+
+    def forward_over_reverse(p: Tree, u: Tree) -> Tree:
+        return jax.jvp(jax.grad(f), (p,), (u,))[1]
+
+    # What is left of a custom_vjp after forward mode is an equation that can not be compiled.
+    if _has_custom_vjp(f, params) and "custom_lin" in _names(forward_over_reverse, params, v):
+        return jax.vjp(jax.grad(f), params)[1](v)[0]
+    return forward_over_reverse(params, v)
+
+
+def form(f: Scalar, params: Tree, v: Tree) -> jax.Array:
+    """The number v' ∇²f v."""
+    if _has_custom_vjp(f, params):
+        return base.dot(v, product(f, params, v))
+    return jax.jvp(lambda p: jax.jvp(f, (p,), (v,))[1], (params,), (v,))[1]
+
+
+def _has_custom_vjp(f: Scalar, params: Tree) -> bool:
+    return any(name.startswith("custom_vjp") for name in _names(f, params))
+
+
+def _names(f: Callable[..., Any], *arguments: Any) -> set[str]:
+    """The primitives a function uses, at any depth."""
+    return set(_primitives(jax.make_jaxpr(f)(*arguments).jaxpr))
+
+
+def _primitives(jaxpr: Jaxpr) -> Iterator[str]:
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, ClosedJaxpr):
+                    inner = inner.jaxpr
+                if isinstance(inner, Jaxpr):
+                    yield from _primitives(inner)

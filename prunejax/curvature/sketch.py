@@ -1,0 +1,149 @@
+"""Traces from a sketched subspace: Hutch++ and XTrace on parameter trees.
+
+Both find an orthonormal basis Q of the range of A Ω for k random vectors Ω. Only k x k matrices
+leave the device; they are worked on in float64.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax.curvature import base, vectors
+from prunejax.curvature.basis import Basis
+from prunejax.curvature.operator import Operator
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Sketched:
+    """What a sketching method found: the estimate is `exact_part + mean(samples)`."""
+
+    samples: np.ndarray
+    exact_part: float
+    probes: int
+    products: int
+    forms: int
+
+
+_dot = jax.jit(base.dot)
+_gram = jax.jit(vectors.gram)
+_stack_dot = jax.jit(vectors.stack_dot)
+
+
+@jax.jit
+def _outside(stack: Tree, w: Tree) -> Tree:
+    """(I - QQ') w, in two passes."""
+    for _ in range(2):
+        inside = vectors.combine(vectors.stack_dot(stack, w), stack)
+        w = jax.tree.map(lambda x, y: x - y, w, inside)
+    return w
+
+
+def _range(
+    operator: Operator, key: jax.Array, count: int, law: str
+) -> tuple[Basis, np.ndarray, int]:
+    """Q and R of A Ω = Q R for `count` random vectors; vectors that add nothing are left out."""
+    q = Basis(operator, count)
+    r = np.zeros((count, count))
+    scale = 0.0
+    for i in range(count):
+        h, left = q.append(operator.matvec(operator.draw(key, i, law)), scale)
+        if left > 0:
+            r[: len(h), i] = h
+            r[q.size - 1, i] = left
+            scale = max(scale, float(np.linalg.norm(r[:, i])))
+    return q, r, q.size
+
+
+def hutch_plus_plus(
+    operator: Operator, key: jax.Array, probes: int, law: str, chunk: int
+) -> Sketched:
+    """Tr(Q'AQ) + mean of g'(I - QQ')A(I - QQ')g (Meyer, Musco, Musco, Woodruff 2021).
+
+    A third of `probes` products for the sketch, a third forms for the first term, a third forms
+    for the second. Given the sketch, the first term is exact and the second an average of
+    independent unbiased samples: their standard error is that of the whole estimate.
+    """
+    if probes < 6:
+        raise ValueError(
+            f"hutch++ needs at least 6 probes, two for each of its parts; got {probes}"
+        )
+    k = min(probes // 3, operator.live_dim)
+    q, _, rank = _range(operator, vectors.named_key(key, "sketch"), k, law)
+    inside = np.asarray(operator.quadratic_forms(q.stack), np.float64)[:rank].sum()
+    count = probes // 3
+    if rank == operator.live_dim:  # nothing is outside
+        return Sketched(np.zeros(count), float(inside), k, k, rank)
+    own = vectors.named_key(key, "residual")
+    samples: list[np.ndarray] = []
+    for start in range(0, count, chunk):
+        draws = [
+            _outside(q.stack, operator.draw(own, i, law))
+            for i in range(start, min(start + chunk, count))
+        ]
+        samples.append(np.asarray(operator.quadratic_forms(stack_of(draws)), np.float64))
+    return Sketched(np.concatenate(samples), float(inside), k + count, k, k + count)
+
+
+def xtrace(operator: Operator, key: jax.Array, probes: int, law: str, chunk: int) -> Sketched:
+    """The exchangeable leave-one-out estimator (Epperly, Tropp, Webber 2024, section 2.1).
+
+    `probes` products: half on k random vectors, half on Q. Sample i is Tr(Q_i'AQ_i) plus one
+    residual sample of vector i, where Q_i leaves vector i out of the sketch and the vector's part
+    outside Q_i is rescaled to its expected length (their section 2.3; normals only). Samples are
+    exchangeable, not independent; their standard error is the paper's estimate.
+    """
+    del chunk
+    k = min(probes // 2, operator.live_dim)
+    if k < 2:
+        raise ValueError(f"xtrace needs at least 4 probes and 2 live coordinates, got {probes}")
+    own = vectors.named_key(key, "sketch")
+    q, r, rank = _range(operator, own, k, law)
+    if rank < k or k == operator.live_dim:  # Q is the whole range: Tr A = Tr Q'AQ
+        inside = [float(np.asarray(_dot(q[i], operator.matvec(q[i])))) for i in range(rank)]
+        return Sketched(np.zeros(k), float(np.sum(inside)), k, k + rank, 0)
+    z_stack = stack_of([operator.matvec(q[i]) for i in range(k)])
+    h = np.asarray(_gram(q.stack, z_stack), np.float64)
+    w, t, lengths = np.zeros((k, k)), np.zeros((k, k)), np.zeros(k)
+    for i in range(k):
+        omega = operator.draw(own, i, law)
+        w[:, i] = _stack_dot(q.stack, omega)
+        t[:, i] = _stack_dot(z_stack, omega)
+        lengths[i] = float(_dot(omega, omega))
+    rest = operator.live_dim - k + 1 if law == "gaussian" else None
+    return Sketched(_leave_one_out(r, h, w, t, lengths, rest), 0.0, k, 2 * k, 0)
+
+
+def stack_of(trees: list[Tree]) -> Tree:
+    """The stack of a list of vectors."""
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+
+
+def _leave_one_out(
+    r: np.ndarray,
+    h: np.ndarray,
+    w: np.ndarray,
+    t: np.ndarray,
+    lengths: np.ndarray,
+    rest: int | None,
+) -> np.ndarray:
+    """[k] estimates from R, H = Q'AQ, W = Q'Ω, T = (AQ)'Ω, |ω_i|² and the dimension outside Q_i.
+
+    Column s_i of the normalized inverse of R' is the direction that Q loses without vector i:
+    Q_i Q_i' = Q (I - s_i s_i') Q'.
+    """
+    s = np.linalg.inv(r).T
+    s /= np.linalg.norm(s, axis=0)
+    ws = np.sum(w * s, axis=0)
+    x = w - s * ws  # Q'ω_i within the span of Q_i
+    rescale = 1.0 if rest is None else rest / (lengths - np.sum(x * x, axis=0))
+    without = np.trace(h) - np.sum(s * (h @ s), axis=0)
+    outside = -np.sum(t * x, axis=0) + np.sum(x * (h @ x), axis=0) + np.sum(s * r, axis=0) * ws
+    return without + rescale * outside
+
+
+METHODS = {"hutch++": hutch_plus_plus, "xtrace": xtrace}
