@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Array = jax.Array
 
@@ -139,57 +138,41 @@ def tally(
       method: "compare" sums one comparison per digit, plain reductions; "scatter" adds one at
         each digit's place, slice by slice.
     """
+    shift = jnp.asarray(shift, keys.dtype)
 
-    arrays = {"keys": keys} if active is None else {"keys": keys, "active": active}
-    scalars = {} if cut is None else {"cut": cut.astype(keys.dtype)}
-    scalars["shift"] = jnp.asarray(shift, keys.dtype)
-
-    def places(keys: Array, shift: Array, cut: Any = None, active: Any = None) -> Array:
+    def places(keys: Array, active: Array | None = None) -> Array:
         digit = (keys >> shift).astype(jnp.uint32) & ((1 << width) - 1)
         if cut is not None:
-            agrees = keys >> (shift + width) == cut
+            agrees = keys >> (shift + width) == cut.astype(keys.dtype)
             active = agrees if active is None else agrees & active
         if active is None:
             return digit
         return jnp.where(active, digit, (1 << width) | (digit & (_IDLE - 1)))
 
+    arrays: tuple[Array, ...] = (keys,) if active is None else (keys, active)
     if method == "compare":
-        digit = places(**arrays, **scalars)
+        digit = places(*arrays)
         return jnp.stack([jnp.sum(digit == d, dtype=count) for d in range(1 << width)])
     axis, split = _slices(keys.shape)
+    if split:
+        arrays = tuple(a.reshape(split) for a in arrays)
 
-    def scatter(arrays: dict[str, Array], scalars: dict[str, Array]) -> Array:
-        def digits(i: Any) -> Array:
-            take = functools.partial(lax.dynamic_index_in_dim, index=i, axis=axis, keepdims=False)
-            return places(**(jax.tree.map(take, arrays) if split else arrays), **scalars)
+    def digits(i: Any) -> Array:
+        take = functools.partial(lax.dynamic_index_in_dim, index=i, axis=axis, keepdims=False)
+        return places(*(take(a) if split else a for a in arrays))
 
-        def add(i: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            # The digits travel one turn ahead: XLA then writes them as an array of their own,
-            # row by row, which is faster than fusing them into the scatter's list of indices.
-            histogram, digit = carry
-            histogram = histogram.at[digit].add(1, mode="promise_in_bounds")
-            return histogram, digits(jnp.minimum(i, split[axis] - 1)) if split else digit
+    def add(i: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        # The digits travel one turn ahead: XLA then writes them as an array of their own, row by
+        # row, which is faster than fusing them into the scatter's list of indices.
+        histogram, digit = carry
+        histogram = histogram.at[digit].add(1, mode="promise_in_bounds")
+        return histogram, digits(jnp.minimum(i, split[axis] - 1)) if split else digit
 
-        if split:
-            arrays = {name: a.reshape(split) for name, a in arrays.items()}
-        first = digits(0)
-        # `zeros_like`, not `zeros`: inside `shard_map` a constant has another type.
-        carry = jnp.zeros_like(first, count, shape=((1 << width) + _IDLE,)), first
-        carry = lax.fori_loop(1, split[axis] + 1, add, carry) if split else add(1, carry)
-        return carry[0][: 1 << width]
-
-    return _replicated(scatter, arrays, scalars)
-
-
-def _replicated(fn: Callable[..., Array], arrays: dict[str, Array], *rest: Any) -> Array:
-    """`fn(arrays, *rest)`, its result replicated; a mesh with explicit axes wants to be told so."""
-    mesh = jax.typeof(arrays["keys"]).sharding.mesh
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    names = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
-    if not names:
-        return fn(arrays, *rest)
-    result = NamedSharding(mesh, PartitionSpec())
-    return jax.sharding.auto_axes(fn, axes=names, out_sharding=result)(arrays, *rest)
+    first = digits(0)
+    # `zeros_like`, not `zeros`: inside `shard_map` a constant has another type.
+    carry = jnp.zeros_like(first, count, shape=((1 << width) + _IDLE,)), first
+    carry = lax.fori_loop(1, split[axis] + 1, add, carry) if split else add(1, carry)
+    return carry[0][: 1 << width]
 
 
 @functools.cache
