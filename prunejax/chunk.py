@@ -3,19 +3,21 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from prunejax import distributed
+from prunejax import mesh as mesh_lib
 from prunejax import population as population_lib
 from prunejax.checkpoint import Checkpoints
+from prunejax.directory import SharedDirectory
 from prunejax.evaluation import Metrics
 from prunejax.plan import Member
 from prunejax.population import Population
 from prunejax.progress import Progress
-from prunejax.record import RunDirectory
 from prunejax.step import TrainState
 from prunejax.summary import summarize
 from prunejax.targets import Targets
@@ -50,7 +52,7 @@ class Chunk:
     members: Sequence[Member]  # the real ones; the stack is padded up to `size`
     size: int
     population: Population
-    directory: RunDirectory
+    directory: SharedDirectory
     checkpoints: Checkpoints
     policy: Policy
     progress: Progress
@@ -70,22 +72,21 @@ class Chunk:
     def run(self) -> None:
         """Trains to the end and appends every row; raises Interrupted after saving on request."""
         program = self.population.program
-        states = self.population.initial(self._padded)
-        restored = self.checkpoints.restore(states)
+        restored = self.checkpoints.restore(self.population.abstract(self.size))
         start_sizes = self.directory.load_json("progress.json")["sizes"]
         epoch = 0
         for text in restored.damaged if restored else ():
             self.progress.message(f"damaged checkpoint skipped: {text}")
         if restored is not None and restored.states is not None:
-            states = self.population.place(restored.states)
+            states = restored.states
             self.directory.truncate(restored.facts["sizes"])
             epoch = int(restored.facts["epoch"])
             self._measured = restored.facts["measured"]
-            done = int(np.asarray(states.step)[0])
+            done = self._done(states)
             self.progress.advance(done * len(self.members), "continuing from a checkpoint")
         else:
             self.directory.truncate(start_sizes)
-            states = self._before_training(states)
+            states = self._before_training(self.population.initial(self._padded))
         while epoch < program.epochs:
             states = self._train_epoch(states, epoch)
             states, stopped = self._end_epoch(states, epoch)
@@ -94,6 +95,11 @@ class Chunk:
                 break
             self._maybe_save(states, epoch, epoch_done=True)
         self._finish(states)
+
+    @staticmethod
+    def _done(states: TrainState) -> int:
+        """Training steps done; the members of a chunk advance together."""
+        return int(mesh_lib.fetch(states.step)[0])
 
     def _before_training(self, states: TrainState) -> TrainState:
         if any(0 in m.events for m in self.members):
@@ -106,18 +112,15 @@ class Chunk:
         program = self.population.program
         per_epoch = program.steps_per_epoch
         full = per_epoch - (1 if program.last_batch < program.batch_size else 0)
-        done = int(np.asarray(states.step)[0]) - epoch * per_epoch
+        done = self._done(states) - epoch * per_epoch
         while done < full:
             count = min(self._calls, full - done)
             begin = time.perf_counter()
             states = self._timed(
-                "training", self.population.train, states, self.population.data, jnp.int32(count)
+                "training", self.population.train, states, self.population.data, np.int32(count)
             )
             seconds = time.perf_counter() - begin
-            if seconds < CALL_SECONDS / 4:
-                self._calls = min(2 * self._calls, 1 << 20)
-            elif seconds > 2 * CALL_SECONDS:
-                self._calls = max(1, int(count * CALL_SECONDS / seconds))
+            self._calls = distributed.on_main(partial(self._next_call, count, seconds))
             done += count
             self.progress.advance(count * len(self.members), self._text(epoch))
             if done < per_epoch:
@@ -129,14 +132,23 @@ class Chunk:
             self.progress.advance(len(self.members), self._text(epoch))
         return states
 
+    def _next_call(self, steps: int, seconds: float) -> int:
+        """Steps of the next call, from how long a call took."""
+        if seconds < CALL_SECONDS / 4:
+            return min(2 * self._calls, 1 << 20)
+        if seconds > 2 * CALL_SECONDS:
+            return max(1, int(steps * CALL_SECONDS / seconds))
+        return self._calls
+
     def _end_epoch(self, states: TrainState, epoch: int) -> tuple[TrainState, bool]:
         """Evaluation, measures, events, rows. Returns the states and whether all runs stopped."""
         train, bad, _, _ = self.population.summary(states)
         states, pre = self._test(states, after_event=False)
         released = self.population.program.features.released
-        for i, m in enumerate(self.members):
-            if epoch in self.measure_epochs and self.measure is not None and bad[i] < 0:
-                self.measure(population_lib.member(states, i), m, epoch)
+        for i in range(len(self.members)):
+            asked = epoch in self.measure_epochs and epoch + 1 < self.population.program.epochs
+            if asked and self.measure is not None and bad[i] < 0:  # the end is measured later
+                self._measures(states, i, epoch)
         post = pre
         if any(epoch + 1 in m.events for m in self.members):
             states, post, info = self._event(states, row=epoch + 1)
@@ -193,24 +205,33 @@ class Chunk:
 
     def _test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
         with self.progress.excluded():
-            states, metrics = self.population.evaluate_test(states, after_event)
-            return states, jax.device_get(metrics)
+            return self.population.evaluate_test(states, after_event)
 
     def _validation(self, states: TrainState) -> Metrics | None:
         data = self.population.data
         if not data.validation_labels.shape[0]:
             return None
         with self.progress.excluded():
-            metrics = self.population.evaluate(
-                states, data.validation_images, data.validation_labels
-            )
-            return jax.device_get(metrics)
+            return self.population.evaluate(states, data.validation_images, data.validation_labels)
+
+    def _measures(self, states: TrainState, index: int, epoch: int) -> dict[str, float]:
+        """The measures of a member after an epoch, once: a checkpoint remembers them."""
+        assert self.measure is not None
+        m = self.members[index]
+        key = f"{m.run}/{epoch}"
+        if key not in self._measured:
+            with self.progress.excluded("measuring"):
+                state = self.population.member(states, index)
+                columns = self.measure(state, m, epoch)
+            self._measured[key] = {name: float(value) for name, value in columns.items()}
+        return self._measured[key]
 
     def _event(self, states: TrainState, row: int) -> tuple[TrainState, Metrics, Any]:
         with self.progress.excluded():
-            replay = self._targets.replay(self._padded, row, states.windows.targeted)
+            replay = None
+            if self._targets.twins:
+                replay = self._targets.replay(self._padded, row, states.windows.targeted)
             states, info = self.population.event(states, row, replay)
-            info = jax.device_get(info)
             self._targets.add(row, info.selected)
         states, post = self._test(states, after_event=True)
         return states, post, info
@@ -227,30 +248,30 @@ class Chunk:
             for layer, group in enumerate(self.population.program.groups):
                 if not info.targeted[i, layer]:
                     continue
-                rows.append(
-                    {
-                        "run": m.run,
-                        "variant": m.variant,
-                        "seed": m.seed,
-                        "epoch": epoch,
-                        "step": steps[i],
-                        "layer": group.name,
-                        "targeted": info.targeted[i, layer],
-                        "live": info.live[i, layer],
-                        "pre_accuracy": pre.accuracy[i],
-                        "post_accuracy": post.accuracy[i],
-                        "pre_loss": pre.loss[i],
-                        "post_loss": post.loss[i],
-                        "instability": (before - after) / before if before else None,
-                    }
-                )
+                row = {
+                    "run": m.run,
+                    "variant": m.variant,
+                    "seed": m.seed,
+                    "epoch": epoch,
+                    "step": steps[i],
+                    "layer": group.name,
+                    "targeted": info.targeted[i, layer],
+                    "live": info.live[i, layer],
+                    "pre_accuracy": pre.accuracy[i],
+                    "post_accuracy": post.accuracy[i],
+                    "pre_loss": pre.loss[i],
+                    "post_loss": post.loss[i],
+                    "instability": (before - after) / before if before else None,
+                }
+                rows.append(row)
         self.directory.append("events", rows)
 
     def _maybe_save(self, states: TrainState, epoch: int, epoch_done: bool) -> None:
         """Saves when the policy says so; on request of a signal saves and raises Interrupted."""
         policy = self.policy
-        stop = policy.stop_requested()
-        due = policy.clock() - self._saved_at >= 60 * policy.every_minutes
+        stop = distributed.any_process(policy.stop_requested())
+        late = policy.clock() - self._saved_at >= 60 * policy.every_minutes
+        due = distributed.any_process(late)
         if epoch_done:
             due |= bool(policy.every_epochs) and epoch % policy.every_epochs == 0
             due |= policy.at_events and any(epoch in m.events for m in self.members)
@@ -279,15 +300,12 @@ class Chunk:
                 [r for r in events if r["run"] == m.run],
                 status,
             )
-            if self.measure is not None:
-                with self.progress.excluded("measuring"):
-                    state = population_lib.member(states, i)
-                    columns = self.measure(state, m, last) if bad[i] < 0 else {}
-                row |= columns
+            if self.measure is not None and bad[i] < 0:
+                row |= self._measures(states, i, last)
+                self._maybe_save(states, last + 1, epoch_done=False)
             missing = set(self.directory.tables["runs"]) - set(row)
             rows.append(row | dict.fromkeys(missing))
         self._targets.save()
-        real = jax.tree.map(lambda leaf: leaf[: len(self.members)], states)
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
-        final.save(real, {"runs": [m.run for m in self.members]})
+        final.save(states, {"runs": [m.run for m in self.members]})  # padding comes after them
         self.directory.append("runs", rows)

@@ -130,7 +130,7 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _: stop.append(signum))
     try:
-        study.use_devices(config)
+        study.use_devices(config, values.workdir)
         result = study.run(
             config,
             values.workdir,

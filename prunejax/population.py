@@ -2,20 +2,22 @@
 
 A `Population` turns a function of *one* run's state into the same function of many runs stacked
 along a leading axis: one after another ("sequential"), vectorized with `vmap`, or spread over
-devices ("sharded"; on each device one after another on CPU, vectorized on accelerators).
+devices ("sharded"; on each device one after another on CPU, vectorized on accelerators). In each
+layout, `data_parallel` devices may share one member (`prunejax.mesh`).
 """
 
-import time
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from prunejax import evaluation, prune, step
+from prunejax import mesh as mesh_lib
 from prunejax.evaluation import Metrics
+from prunejax.mesh import DATA, MEMBER
 from prunejax.plan import Member
 from prunejax.prune import Event
 from prunejax.step import Data, Program, TrainState
@@ -23,6 +25,19 @@ from prunejax.step import Data, Program, TrainState
 Array = jax.Array
 Tree = Any
 LAYOUTS = ("sequential", "vectorized", "sharded")
+
+
+class Memory(NamedTuple):
+    """Bytes on one device (on a CPU: of all its devices in this process together)."""
+
+    states: int
+    data: int
+    work: int  # what the largest program needs beside them
+
+    @property
+    def total(self) -> int:
+        """The estimated peak."""
+        return self.states + self.data + self.work
 
 
 def _mapped(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
@@ -38,100 +53,225 @@ class Population:
     """The compiled functions of one program for stacked members in one layout.
 
     Every function takes and returns states stacked along a leading member axis whose length is a
-    multiple of `multiple` (pad with copies: `pad`).
+    multiple of `multiple` (pad with copies: `pad`). With several processes all of them call it.
     """
 
     def __init__(
-        self, program: Program, data: Data, layout: str, devices: Sequence[jax.Device]
+        self,
+        program: Program,
+        data: Data,
+        layout: str,
+        devices: Sequence[jax.Device],
+        like: Member,
+        *,
+        shard_params: bool = False,
     ) -> None:
-        """Args: layout: one of LAYOUTS. devices: used by "sharded"; the others use the first."""
+        """Nothing is compiled yet.
+
+        Args:
+          program: what the members share; `program.data_parallel` devices share a member.
+          data: the splits; every device gets a copy.
+          layout: one of LAYOUTS.
+          devices: all of them are used by "sharded", the first `data_parallel` by the others.
+          like: any member, for the shapes.
+          shard_params: split large arrays of a state over the devices that share the member.
+
+        Raises:
+          ConfigError: the devices do not divide, or there are none to split over.
+        """
+        used = mesh_lib.used_by(layout, devices, program.data_parallel, shard_params)
         self.program, self.layout = program, layout
-        self.devices = list(devices) if layout == "sharded" else list(devices)[:1]
-        cpu = self.devices[0].platform == "cpu"
-        inner = (
-            _vectorized if layout == "vectorized" or (layout == "sharded" and not cpu) else _mapped
+        self.mesh = mesh_lib.make(used, program.data_parallel)
+        self._cpu = used[0].platform == "cpu"
+        self.vectorized = layout == "vectorized" or (layout == "sharded" and not self._cpu)
+        self._inner = _vectorized if self.vectorized else _mapped
+        self._members = mesh_lib.sharding(self.mesh, MEMBER)
+        self.data: Data = mesh_lib.put(data, mesh_lib.sharding(self.mesh))
+
+        start = lambda m: step.initial_state(program, *m)  # noqa: E731
+        self._one: TrainState = jax.eval_shape(start, _arguments(like))
+        whole, split = (mesh_lib.stacked(self.mesh, self._one, s) for s in (False, shard_params))
+        self._states: TrainState = whole._replace(
+            params=split.params, opt_state=split.opt_state, windows=split.windows
         )
-        mesh = Mesh(np.array(self.devices), ("member",))
-        self._sharding = NamedSharding(mesh, PartitionSpec("member"))
-        self._replicated = NamedSharding(mesh, PartitionSpec())
-        self.data: Data = jax.device_put(data, self._replicated)
-        members, everywhere = PartitionSpec("member"), PartitionSpec()
-
-        def lift(
-            fn: Callable[..., Tree],
-            donate: bool = False,
-            options: dict[str, Any] | None = None,
-        ) -> Callable[..., Tree]:
-            """`fn(member_args, *shared)` of one member -> of the stack; compiled once."""
-
-            def stacked(member: Tree, *shared: Any) -> Tree:
-                run = lambda m, s: inner(fn, m, s)  # noqa: E731
-                if len(self.devices) > 1:
-                    run = jax.shard_map(
-                        run,
-                        mesh=mesh,
-                        in_specs=(members, everywhere),
-                        out_specs=members,
-                        check_vma=False,
-                    )
-                return run(member, shared)
-
-            return jax.jit(stacked, donate_argnums=(0,) if donate else (), compiler_options=options)
+        states, both = self._states, (self._states, self._members)
 
         # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
-        once = {"xla_backend_optimization_level": 1} if cpu else None
-        self._initial = lift(lambda m: step.initial_state(program, *m), options=once)
-        self.train = lift(lambda s, data, n: step.train_steps(program, s, data, n), donate=True)
-        self.train_last = lift(lambda s, data: step.train_last_step(program, s, data), donate=True)
-        self._evaluate = lift(
-            lambda s, images, labels: evaluation.evaluate(program, s, images, labels)
+        once = {"xla_backend_optimization_level": 1} if self._cpu else None
+        self._initial = self._lift(start, states, options=once)
+        self.train = self._lift(
+            lambda s, data, n: step.train_steps(program, s, data, n), states, donate=True
         )
-        self._released = lift(
+        self.train_last = self._lift(
+            lambda s, data: step.train_last_step(program, s, data), states, donate=True
+        )
+        self._evaluate = self._lift(
+            lambda s, images, labels: evaluation.evaluate(program, s, images, labels), self._members
+        )
+        self._released = self._lift(
             lambda s, images, labels, after: evaluation.released_evaluate(
                 program, s, images, labels, after
             ),
+            both,
             donate=True,
         )
-        self._event = lift(
+        self._event = self._lift(
+            lambda s, data, event: prune.apply_event(
+                program, s, data, event, replay=s.windows.targeted
+            ),
+            both,
+            donate=True,
+        )
+        self._twin_event = self._lift(
             lambda m, data, event: prune.apply_event(program, m[0], data, event, m[1]),
+            both,
             donate=True,
         )
-        self._summary = lift(
-            lambda s: (evaluation.train_metrics(s), s.bad_step, s.step, prune.sparsity(program, s))
+        self._summary = self._lift(
+            lambda s: (evaluation.train_metrics(s), s.bad_step, s.step, prune.sparsity(program, s)),
+            self._members,
+        )
+        self._member = jax.jit(
+            lambda s, i: jax.tree.map(lambda leaf: leaf[i], s),
+            out_shardings=jax.tree.map(_without_members, self._states),
+        )
+
+    def _lift(
+        self,
+        fn: Callable[..., Tree],
+        out: Tree,
+        donate: bool = False,
+        options: dict[str, Any] | None = None,
+    ) -> Any:
+        """`fn(member_args, *shared)` of one member -> of the stack; compiled at its first call."""
+        members, everywhere = PartitionSpec(MEMBER), PartitionSpec()
+
+        def stacked(member: Tree, *shared: Any) -> Tree:
+            run = lambda m, s: self._inner(fn, m, s)  # noqa: E731
+            if self.mesh.size > 1:  # the compiler spreads over `data`, this over members
+                run = jax.shard_map(
+                    run,
+                    mesh=self.mesh,
+                    in_specs=(members, everywhere),
+                    out_specs=members,
+                    axis_names={MEMBER},
+                    check_vma=False,
+                )
+            return run(member, shared)
+
+        return jax.jit(
+            stacked,
+            donate_argnums=(0,) if donate else (),
+            out_shardings=out,
+            compiler_options=options,
         )
 
     @property
     def multiple(self) -> int:
         """The number of members must be a multiple of this."""
-        return len(self.devices)
-
-    def place(self, tree: Tree) -> Tree:
-        """Puts a stacked tree on the devices of this layout."""
-        return jax.device_put(tree, self._sharding)
+        return self.mesh.shape[MEMBER]
 
     def initial(self, members: Sequence[Member]) -> TrainState:
         """The stacked states of members before their first step."""
-        args = [(np.uint32(m.seed), m.table, m.hyper) for m in members]
-        return self._initial(self.place(stack(args)))
+        arguments = stack([_arguments(m) for m in members])
+        return self._initial(mesh_lib.put(arguments, self._members))
+
+    def abstract(self, size: int) -> TrainState:
+        """Shapes and shardings of the stacked states of `size` members."""
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(
+                (size, *leaf.shape), leaf.dtype, sharding=where
+            ),
+            self._one,
+            self._states,
+        )
+
+    def zeros(self, size: int) -> TrainState:
+        """States of zeros: as large and as slow as real ones, without the time to make them."""
+        shapes = self.abstract(size)
+        hosts = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        return mesh_lib.put(hosts, self._states)
+
+    def memory(self, size: int, with_evaluation: bool = True) -> Memory:
+        """Estimated peak while `size` members train, from shapes and the compiled programs.
+
+        Compiles training and evaluation for that size (they are compiled once all the same).
+        """
+        states, data = self.abstract(size), self.data
+        test = (data.test_images, data.test_labels)
+        programs = [self.train.lower(states, data, np.int32(1))]
+        if not with_evaluation:
+            pass
+        elif self.program.features.released:
+            programs.append(self._released.lower(states, *test, np.int32(0)))
+        else:
+            programs.append(self._evaluate.lower(states, *test))
+        used = [p.compile().memory_analysis() for p in programs]
+        work = max(
+            m.temp_size_in_bytes + max(0, m.output_size_in_bytes - m.alias_size_in_bytes)
+            for m in used
+            if m is not None
+        )
+        devices = len(self.mesh.local_devices) if self._cpu else 1
+        return Memory(
+            devices * self.state_bytes(size),
+            devices * sum(leaf.nbytes for leaf in data),
+            devices * work,
+        )
+
+    def state_bytes(self, size: int) -> int:
+        """Bytes of the states of `size` members on one device."""
+        leaves = jax.tree.leaves(self.abstract(size))
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in leaves
+        )
 
     def evaluate(self, states: TrainState, images: Array, labels: Array) -> Metrics:
         """Mean loss and accuracy of each member over a split [members]."""
-        return self._evaluate(states, images, labels)
+        return mesh_lib.fetch(self._evaluate(states, images, labels))
 
     def evaluate_test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
         """Test metrics; as released, the windows see every test batch."""
         images, labels = self.data.test_images, self.data.test_labels
-        if self.program.features.released:
-            return self._released(states, images, labels, jnp.int32(after_event))
-        return states, self._evaluate(states, images, labels)
+        if not self.program.features.released:
+            return states, self.evaluate(states, images, labels)
+        states, metrics = self._released(states, images, labels, np.int32(after_event))
+        return states, mesh_lib.fetch(metrics)
 
-    def event(self, states: TrainState, row: int, replay: Tree) -> tuple[TrainState, Event]:
-        """The event in `row` of each member's counts; see `prune.apply_event`."""
-        return self._event((states, self.place(replay)), self.data, jnp.int32(row))
+    def event(self, states: TrainState, row: int, replay: Tree = None) -> tuple[TrainState, Event]:
+        """The event in `row` of each member's counts; see `prune.apply_event`.
+
+        Args:
+          states: of all members.
+          row: of the counts.
+          replay: stacked targets for the twins among the members; None: there are none.
+        """
+        if replay is None:
+            states, event = self._event(states, self.data, np.int32(row))
+        else:
+            pair = (states, mesh_lib.put(replay, self._states.windows.targeted))
+            states, event = self._twin_event(pair, self.data, np.int32(row))
+        return states, mesh_lib.fetch(event)
 
     def summary(self, states: TrainState) -> tuple[Metrics, Array, Array, Array]:
         """Training metrics of the epoch, first bad step, steps done, sparsity [members] each."""
-        return jax.device_get(self._summary(states))
+        return mesh_lib.fetch(self._summary(states))
+
+    def member(self, states: TrainState, index: int) -> TrainState:
+        """One member's state: on one device, unless several share the member."""
+        state = self._member(states, index)
+        if self.mesh.shape[DATA] > 1:
+            return state
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
+
+
+def _without_members(where: NamedSharding) -> NamedSharding:
+    return NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+
+
+def _arguments(member: Member) -> tuple[Any, ...]:
+    return np.uint32(member.seed), member.table, member.hyper
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
@@ -139,48 +279,28 @@ def stack(trees: Sequence[Tree]) -> Tree:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def member(tree: Tree, index: int) -> Tree:
-    """One member's part of a stacked tree."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
 def pad(members: Sequence[Member], size: int) -> list[Member]:
-    """Members repeated up to `size`, so that the last chunk has the shape of the others."""
+    """Members repeated up to `size`, a multiple of the devices that members are spread over."""
     return [members[i % len(members)] for i in range(size)]
 
 
-def chunk_size(population_layout: str, members: int, devices: int, fits: int) -> int:
-    """Members that are trained together.
+def chunks(
+    members: Sequence[Member], layout: str, multiple: int, fits: int
+) -> list[tuple[list[Member], int]]:
+    """Members that are trained together, and the size of their stack with padding.
+
+    Chunks are as few as memory allows and as equal as possible.
 
     Args:
-      population_layout: one of LAYOUTS.
-      members: how many there are.
-      devices: that the layout uses.
-      fits: members whose states fit into memory at once.
+      members: to be trained.
+      layout: one of LAYOUTS.
+      multiple: the stack's size must be a multiple of this.
+      fits: members whose states fit into memory at once, a multiple of `multiple`.
     """
-    if population_layout == "sequential":
-        return 1
-    size = max(1, min(members, fits))
-    if population_layout == "sharded":
-        size = max(devices, size // devices * devices)
-        size = min(size, -(-members // devices) * devices)
-    return size
-
-
-def measure_layout(
-    program: Program,
-    data: Data,
-    layout: str,
-    devices: Sequence[jax.Device],
-    members: Sequence[Member],
-    steps: int,
-) -> tuple[float, float]:
-    """Seconds per member-step and seconds of compilation of a layout, from `steps` steps."""
-    population = Population(program, data, layout, devices)
-    states = population.initial(members)
-    begin = time.perf_counter()
-    states = jax.block_until_ready(population.train(states, population.data, jnp.int32(1)))
-    compiled = time.perf_counter()
-    jax.block_until_ready(population.train(states, population.data, jnp.int32(steps)))
-    seconds = time.perf_counter() - compiled
-    return seconds / (steps * len(members)), compiled - begin
+    if layout == "sequential":
+        return [([m], 1) for m in members]
+    count = -(-len(members) // fits)
+    size = -(-len(members) // count)
+    size = -(-size // multiple) * multiple
+    parts = [list(members[i : i + size]) for i in range(0, len(members), size)]
+    return [(part, size) for part in parts]

@@ -15,16 +15,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax import config as config_lib
-from prunejax import plan, population, record, report
+from prunejax import distributed, layout, plan, record, report
+from prunejax.arrangement import Arrangement
 from prunejax.checkpoint import Checkpoints
 from prunejax.chunk import Chunk, Policy
 from prunejax.config import ConfigError, Variant
-from prunejax.data import Dataset
+from prunejax.directory import SharedDirectory
 from prunejax.plan import Batch, Member
-from prunejax.population import Population
 from prunejax.progress import Progress
 from prunejax.record import RunDirectory
-from prunejax.step import Data
 
 PACKAGES = ("prunejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
@@ -66,36 +65,21 @@ def _git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def use_devices(config: ConfigDict) -> None:
+def use_devices(config: ConfigDict, workdir: str | os.PathLike[str] | None = None) -> None:
     """Makes one host device per core (or `population.devices`) where the CPU is the backend.
 
-    Has to come before JAX touches its backends; later it changes nothing.
+    As many as the study in `workdir` began with, if that is more: it can then continue on a
+    machine with fewer cores. Has to come before JAX touches its backends; later it changes nothing.
     """
     count = config.get("population", {}).get("devices", 0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    before = [0]
+    for file in Path(workdir).glob("**/layout.json") if workdir else ():
+        before += [entry["devices"] for entry in json.loads(file.read_text()).values()]
     try:
-        jax.config.update("jax_num_cpu_devices", count or cores or 1)
+        jax.config.update("jax_num_cpu_devices", max(count or cores or 1, *before))
     except RuntimeError:
         return
-
-
-def device_data(dataset: Dataset) -> Data:
-    """The arrays of a data set as the programs take them."""
-    return Data(
-        dataset.train_images,
-        dataset.train_labels.astype(np.int32),
-        dataset.test_images,
-        dataset.test_labels.astype(np.int32),
-        dataset.validation_images,
-        dataset.validation_labels.astype(np.int32),
-    )
-
-
-def waves(members: Sequence[Member]) -> list[list[Member]]:
-    """Members whose targets are their own, then the twins that replay them."""
-    first = [m for m in members if not m.twin]
-    second = [m for m in members if m.twin]
-    return [wave for wave in (first, second) if wave]
 
 
 def shard(members: Sequence[Member], index: int, count: int) -> list[Member]:
@@ -169,14 +153,15 @@ def run(
     except ValueError as error:  # of data sets, models, registries: all are bad requests here
         raise ConfigError(str(error)) from error
     settings = arms[0].settings
+    for arm in arms:
+        layout.check(arm.settings)
     path = Path(workdir)
     path = path / "shards" / f"{index}-of-{count}" if count > 1 else path
-    runs_table, epochs_table = _tables(settings)
-    with RunDirectory.open(
+    with SharedDirectory.open(
         path,
         config_lib.to_dict(_resolved(arms, config, defaults)),
         environment(),
-        {"epochs": epochs_table, "events": record.EVENTS, "runs": runs_table},
+        _tables(settings),
         ignore=("checkpoint", "population.memory_gib"),
     ) as directory:
         if directory.finished:
@@ -190,10 +175,16 @@ def run(
             },
         )
         _train(batches, settings, directory, shard_of, stop_requested, quiet)
-        directory.tensorboard()
-        page = report.build([path])
-        directory.finish(report=page.name)
+        page = directory.on_main(_report)
     return Result(path, page, False)
+
+
+def _report(directory: RunDirectory) -> Path:
+    """Everything that follows from the tables; the last file says that the study is finished."""
+    directory.tensorboard()
+    page = report.build([directory.path])
+    directory.finish(report=page.name)
+    return page
 
 
 def _resolved(arms: Sequence[Variant], config: ConfigDict, defaults: ConfigDict) -> dict[str, Any]:
@@ -212,19 +203,21 @@ def _resolved(arms: Sequence[Variant], config: ConfigDict, defaults: ConfigDict)
     return resolved
 
 
-def _tables(settings: ConfigDict) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _tables(settings: ConfigDict) -> dict[str, tuple[str, ...]]:
+    """The columns of each table."""
     epochs: tuple[str, ...] = record.EPOCHS
+    events: tuple[str, ...] = record.EVENTS
     runs: tuple[str, ...] = record.RUNS
     if settings.data.validation_examples:
         epochs += ("validation_loss", "validation_accuracy")
         runs += ("selected_epoch", "selected_test_accuracy")
-    return runs, epochs
+    return {"epochs": epochs, "events": events, "runs": runs}
 
 
 def _train(
     batches: Sequence[Batch],
     settings: ConfigDict,
-    directory: RunDirectory,
+    directory: SharedDirectory,
     shard_of: tuple[int, int],
     stop_requested: Callable[[], bool],
     quiet: bool,
@@ -232,96 +225,40 @@ def _train(
     """Trains every chunk that has no rows in runs.csv yet."""
     index, count = shard_of
     mine = [shard(b.members, index - 1, count) for b in batches]
-    total = sum(
-        len(members) * b.program.steps_per_epoch * b.program.epochs
-        for b, members in zip(batches, mine, strict=True)
-    )
+    steps = [b.program.steps_per_epoch * b.program.epochs for b in batches]
     finished = {row["run"] for row in directory.rows("runs")}
-    progress = Progress(total, quiet=quiet)
+    progress = Progress(
+        sum(len(members) * n for members, n in zip(mine, steps, strict=True)),
+        quiet=quiet or not distributed.is_main(),
+    )
     c = settings.checkpoint
     policy = Policy(c.every_epochs, c.every_minutes, c.at_events, c.keep, stop_requested)
+    people = Arrangement(batches, mine, settings, directory, progress)
     number = 0
-    for b, members in zip(batches, mine, strict=True):
-        if not members:
-            continue
-        data = device_data(b.dataset)
-        people, size = _layout(b, data, members, settings, directory, number, progress)
-        for wave in waves(members):
-            for start in range(0, len(wave), size):
-                part = wave[start : start + size]
-                chunk = Chunk(
-                    index=number,
-                    members=part,
-                    size=max(size if size <= len(wave) else len(part), 1),
-                    population=people,
-                    directory=directory,
-                    checkpoints=Checkpoints(
-                        directory.path / "checkpoints" / f"chunk-{number}", c.keep
-                    ),
-                    policy=policy,
-                    progress=progress,
-                )
+    for b, wave in people.order:
+        for part, size in people.chunks(b, wave):
+            if all(m.run in finished for m in part):
+                progress.advance(steps[b] * len(part), "finished before")
                 number += 1
-                if all(m.run in finished for m in part):
-                    steps = b.program.steps_per_epoch * b.program.epochs
-                    progress.advance(steps * len(part), "finished before")
-                    continue
-                if (directory.load_json("progress.json") or {}).get("chunk") != chunk.index:
-                    directory.save_json(
-                        "progress.json", {"chunk": chunk.index, "sizes": directory.sizes()}
-                    )
-                chunk.run()
-                chunk.checkpoints.clear()
+                continue
+            chunk = Chunk(
+                index=number,
+                members=part,
+                size=size,
+                population=people.population(b),
+                directory=directory,
+                checkpoints=Checkpoints(directory.path / "checkpoints" / f"chunk-{number}", c.keep),
+                policy=policy,
+                progress=progress,
+            )
+            number += 1
+            if (directory.load_json("progress.json") or {}).get("chunk") != chunk.index:
+                directory.save_json(
+                    "progress.json", {"chunk": chunk.index, "sizes": directory.sizes()}
+                )
+            chunk.run()
+            chunk.checkpoints.clear()
     progress.close("done")
-
-
-def _layout(
-    batch: Batch,
-    data: Data,
-    members: Sequence[Member],
-    settings: ConfigDict,
-    directory: RunDirectory,
-    number: int,
-    progress: Progress,
-) -> tuple[Population, int]:
-    """The layout of a program's members: as asked for, as decided before, or as measured."""
-    devices = jax.devices()[: settings.population.devices or None]
-    decided = directory.load_json("layout.json") or {}
-    name = decided.get(str(number), settings.population.layout)
-    if name == "auto":
-        with progress.excluded("choosing a layout"):
-            name, why = choose_layout(batch, data, members, devices)
-        progress.message(why)
-        directory.save_json("layout.json", decided | {str(number): name})
-    people = Population(batch.program, data, name, devices)
-    widest = max(len(w) for w in waves(members))
-    return people, population.chunk_size(name, widest, people.multiple, widest)
-
-
-def choose_layout(
-    batch: Batch, data: Data, members: Sequence[Member], devices: Sequence[jax.Device]
-) -> tuple[str, str]:
-    """Measures a few steps of each candidate layout; returns the fastest and the reason."""
-    cpu = devices[0].platform == "cpu"
-    if len(members) == 1:
-        return "sequential", "layout: sequential (a single run)"
-    candidates = ["sequential"] if cpu else ["sequential", "vectorized"]
-    if len(devices) > 1:
-        candidates.append("sharded")
-    if len(candidates) == 1:
-        return candidates[0], "layout: sequential (one CPU device)"
-    seconds = {}
-    for layout in candidates:
-        size = 1 if layout == "sequential" else len(members) // len(devices) * len(devices)
-        few = [members[i % len(members)] for i in range(max(size, len(devices)))]
-        if layout == "sequential":
-            few = few[:1]
-        seconds[layout], _ = population.measure_layout(
-            batch.program, data, layout, devices, few, steps=min(4, batch.program.steps_per_epoch)
-        )
-    best = min(seconds, key=lambda layout: seconds[layout])
-    text = ", ".join(f"{k} {1e3 * v:.3g} ms" for k, v in seconds.items())
-    return best, f"layout: {best} (per run and step: {text})"
 
 
 def load_config_json(path: Path) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """What every event of every run targeted, kept for analysis and replayed by twins."""
 
-from collections.abc import Sequence
+import errno
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prunejax import distributed, files
+from prunejax.files import RecordError
 from prunejax.plan import Member
 
 
@@ -13,15 +17,33 @@ class Targets:
     """What every event of every run targeted: `targets/RUN.npz`; twins replay it."""
 
     def __init__(self, path: Path, members: Sequence[Member]) -> None:
-        self._path, self._members = path, members
-        self._events: dict[str, dict[str, np.ndarray]] = {m.run: {} for m in members}
-        for run in [m.run for m in members] + [m.twin for m in members if m.twin]:
-            file = path / f"{run}.npz"
-            if file.exists():
-                with np.load(file) as saved:
-                    self._events[run] = dict(saved)
+        """Reads the files of these members and of those that they are twins of, if there are any.
 
-    def add(self, row: int, selected: dict[str, np.ndarray]) -> None:
+        Raises:
+          RecordError: a file is damaged.
+        """
+        self._path, self._members = path, members
+        self.twins = any(m.twin for m in members)
+        runs = [m.run for m in members] + [m.twin for m in members if m.twin]
+        self._events = distributed.on_main(lambda: {run: self._read(run) for run in runs})
+
+    def _file(self, run: str) -> Path:
+        return self._path / f"{files.plain_name(run)}.npz"
+
+    def _read(self, run: str) -> dict[str, np.ndarray]:
+        file = self._file(run)
+        if not file.exists():
+            return {}
+        try:
+            with np.load(file) as saved:
+                return dict(saved)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise RecordError(
+                errno.EIO,
+                f"cannot read {file} ({error}); restore it, or start over in a new workdir",
+            ) from error
+
+    def add(self, row: int, selected: Mapping[str, Any]) -> None:
         """Remembers the targets of the members' events in `row` (epoch `row - 1`)."""
         for i, m in enumerate(self._members):
             if row in m.events:
@@ -44,10 +66,18 @@ class Targets:
         }
 
     def save(self) -> None:
-        """Writes the files of runs with events."""
-        self._path.mkdir(exist_ok=True)
+        """Writes the files of runs with events.
+
+        Raises:
+          RecordError: a file cannot be written.
+        """
+        distributed.on_main(self._save)
+
+    def _save(self) -> None:
         for m in self._members:
-            if self._events[m.run]:
-                temporary = self._path / f".tmp-{m.run}.npz"
-                np.savez_compressed(temporary, **self._events[m.run])  # type: ignore[arg-type]
-                temporary.rename(self._path / f"{m.run}.npz")
+            events: dict[str, Any] = self._events[m.run]
+            if events:
+                files.replace(
+                    self._file(m.run),
+                    lambda file, events=events: np.savez_compressed(file, **events),  # type: ignore[misc]
+                )

@@ -15,8 +15,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
+from prunejax import arrangement, interventions, plan, step
 from prunejax import config as config_lib
-from prunejax import interventions, plan, step, study
 from tests import fake_tfds
 
 ROOT = Path(__file__).parents[1]
@@ -330,7 +330,7 @@ def test_every_kind_of_program_trains_a_step(data_dir):
 
 def _train_one_step(batch, execute):
     member, program = batch.members[-1], batch.program
-    data = study.device_data(batch.dataset)
+    data = arrangement.device_data(batch.dataset)
 
     def run(table, hyper):
         state = step.initial_state(program, jnp.uint32(member.seed), table, hyper)

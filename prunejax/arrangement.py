@@ -1,0 +1,94 @@
+"""The order in which a study's members are trained, and the layout of each batch of them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax import layout, population
+from prunejax.data import Dataset
+from prunejax.directory import SharedDirectory
+from prunejax.plan import Batch, Member
+from prunejax.population import Population
+from prunejax.progress import Progress
+from prunejax.step import Data
+
+
+def device_data(dataset: Dataset) -> Data:
+    """The arrays of a data set as the programs take them."""
+    return Data(
+        dataset.train_images,
+        dataset.train_labels.astype(np.int32),
+        dataset.test_images,
+        dataset.test_labels.astype(np.int32),
+        dataset.validation_images,
+        dataset.validation_labels.astype(np.int32),
+    )
+
+
+def waves(members: Sequence[Member]) -> list[list[Member]]:
+    """Members whose targets are their own, then the twins that replay them."""
+    first = [m for m in members if not m.twin]
+    second = [m for m in members if m.twin]
+    return [wave for wave in (first, second) if wave]
+
+
+class Arrangement:
+    """The layout and the compiled functions of each batch, decided and made when first needed."""
+
+    def __init__(
+        self,
+        batches: Sequence[Batch],
+        members: Sequence[Sequence[Member]],
+        settings: ConfigDict,
+        directory: SharedDirectory,
+        progress: Progress,
+    ) -> None:
+        """Args: members: of each batch, those to be trained here."""
+        self._batches, self._settings = batches, settings
+        self._directory, self._progress = directory, progress
+        parted = [waves(part) for part in members]
+        self._widest = [max(parts, key=len, default=[]) for parts in parted]
+        everyone = [(b, wave) for b, parts in enumerate(parted) for wave in parts]
+        # Twins come after all others: the run that one replays may be in another batch.
+        self.order = sorted(everyone, key=lambda entry: bool(entry[1][0].twin))
+        self._made: dict[int, Population] = {}
+        decided = directory.load_json("layout.json") or {}
+        begun = directory.on_main(lambda held: (held.path / "checkpoints").exists())
+        if not begun and not directory.rows("epochs") and not directory.rows("events"):
+            decided = {}  # nothing depends on it yet
+        self._decided = {int(b): layout.Decision(**entry) for b, entry in decided.items()}
+
+    def chunks(self, b: int, wave: Sequence[Member]) -> list[tuple[list[Member], int]]:
+        """Members of a wave that train together, and the size of their stack."""
+        program = self._batches[b].program
+        if b not in self._decided:
+            with self._progress.excluded("choosing a layout"):
+                found, self._made[b] = layout.decide(
+                    program,
+                    device_data(self._batches[b].dataset),
+                    self._widest[b],
+                    self._settings,
+                )
+            self._progress.message(found.why)
+            self._decided[b] = found
+            entries = {str(i): dataclasses.asdict(d) for i, d in self._decided.items()}
+            self._directory.save_json("layout.json", entries)
+        found = self._decided[b]
+        across = found.devices // program.data_parallel
+        return population.chunks(wave, found.layout, across, found.fits)
+
+    def population(self, b: int) -> Population:
+        """The compiled functions of a batch."""
+        for other in [i for i in self._made if i != b]:
+            del self._made[other]  # its data would stay in memory
+        if b not in self._made:
+            self._made[b] = layout.build(
+                self._batches[b].program,
+                device_data(self._batches[b].dataset),
+                self._widest[b][0],
+                self._settings,
+                self._decided[b],
+            )
+        return self._made[b]
