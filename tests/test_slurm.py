@@ -31,5 +31,5 @@ def test_launchers_on_a_real_cluster():
         "ok: array, stop signal, requeue, resume, report",
         "ok: failure",
         "ok: cancel",
-        "ok: several processes",
+        "ok: several nodes",
     ]

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# A SLURM of one node for tests: start_cluster, stop_cluster. Needs no root and touches nothing
-# outside its directory; made for the packages slurm-wlm and munge of Debian and Ubuntu.
+# A SLURM for tests: start_cluster, stop_cluster. Two nodes, both this machine, under the two names
+# that lead to it. Needs no root and touches nothing outside its directory; made for the packages
+# slurm-wlm and munge of Debian and Ubuntu.
 
 DAEMONS=()
 
@@ -13,19 +14,20 @@ why_no_cluster() {
       return
     fi
   done
+  if [ "$(hostname -s)" = localhost ]; then echo "this machine has no name but localhost"; fi
 }
 
 free_port() {
   python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# start_cluster DIR: returns when the node is idle; exports SLURM_CONF for all commands.
+# start_cluster DIR: returns when the nodes are idle; exports SLURM_CONF for all commands.
 start_cluster() {
-  local dir=$1 host user
+  local dir=$1 host user node
   PATH=$PATH:/usr/sbin
   host=$(hostname -s)
   user=$(id -un)
-  mkdir -p "$dir"/{munge,state,spool}
+  mkdir -p "$dir"/{munge,state,spool-"$host",spool-localhost}
   chmod 700 "$dir/munge"
   head -c 128 /dev/urandom >"$dir/munge/key"
   chmod 600 "$dir/munge/key"
@@ -38,7 +40,6 @@ start_cluster() {
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$(free_port)
-SlurmdPort=$(free_port)
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
@@ -54,24 +55,27 @@ ReturnToService=2
 MpiDefault=none
 KillWait=10
 StateSaveLocation=$dir/state
-SlurmdSpoolDir=$dir/spool
+SlurmdSpoolDir=$dir/spool-%n
 SlurmctldPidFile=$dir/slurmctld.pid
-SlurmdPidFile=$dir/slurmd.pid
+SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmctldLogFile=$dir/slurmctld.log
-SlurmdLogFile=$dir/slurmd.log
-NodeName=$host NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
+SlurmdLogFile=$dir/slurmd-%n.log
+NodeName=$host NodeHostname=$host NodeAddr=127.0.0.1 Port=$(free_port) CPUs=1 RealMemory=1000
+NodeName=localhost NodeHostname=$host NodeAddr=127.0.0.1 Port=$(free_port) CPUs=1 RealMemory=1000
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 EOF
   export SLURM_CONF=$dir/slurm.conf
   wait_until 20 test -S "$dir/munge/socket"
   slurmctld -D -f "$SLURM_CONF" >"$dir/slurmctld.out" 2>&1 &
   DAEMONS+=($!)
-  slurmd -D -f "$SLURM_CONF" -N "$host" >"$dir/slurmd.out" 2>&1 &
-  DAEMONS+=($!)
-  wait_until 60 node_is idle
+  for node in "$host" localhost; do
+    slurmd -D -f "$SLURM_CONF" -N "$node" >"$dir/slurmd-$node.out" 2>&1 &
+    DAEMONS+=($!)
+  done
+  wait_until 60 nodes_are_idle
 }
 
-node_is() { [ "$(sinfo --noheader --format=%T 2>/dev/null)" = "$1" ]; }
+nodes_are_idle() { [ "$(sinfo --noheader --format=%T:%D 2>/dev/null)" = idle:2 ]; }
 
 # wait_until SECONDS COMMAND: polls; fails with a line when the time is up.
 wait_until() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# launch/slurm on a real SLURM of one node: array, stop signal, requeue, resume, report, cancel,
-# failure, two processes that find each other, and a small study that is stopped and resumed.
+# launch/slurm on a real SLURM of two nodes on this machine: array, stop signal, requeue, resume, report, cancel,
+# failure, two processes on two nodes that find each other, and a small study that is stopped and resumed.
 # Exit code 77: no SLURM here, with the reason.
 #
 #   bash tests/slurm/run.sh [PYTHON [--without-study]]
@@ -97,15 +97,15 @@ lines "$work/c/2" 1 || fail "a cancelled job must not run again"
 is_state "${array}_1" CANCELLED || fail "the job is $(state "${array}_1"), not CANCELLED"
 echo "ok: cancel"
 
-# Two tasks find each other through SLURM's variables.
+# Two nodes find each other through SLURM's variables.
 export PYTHONPATH=$root
 export PRUNEJAX_COMMAND="$python $here/sum_over_processes.py"
-job=$(submit "$work/d" --nodes=1 --tasks-per-node=2 | id_in job)
+job=$(submit "$work/d" --nodes=2 | id_in job)
 wait_until 120 all_done
 expect "process 0 of 2: sum 3.0" "$work/d/logs/slurm-$job.log"
 expect "process 1 of 2: sum 3.0" "$work/d/logs/slurm-$job.log"
 is_state "$job" COMPLETED || fail "the job is $(state "$job")"
-echo "ok: several processes"
+echo "ok: several nodes"
 
 if [ "${2-}" = --without-study ]; then exit 0; fi
 
