@@ -99,8 +99,9 @@ def get_config(arg: str = "") -> ConfigDict:
                 "split": "test",  # train | test
                 "examples": 512,  # first examples of the split; 0: all
                 "batch_norm": "eval",  # eval (running statistics) | train (batch statistics)
-                "probes": 64,  # of the trace estimate
+                "probes": 64,  # random vectors of the trace estimate
                 "eigenpairs": 10,
+                "radius": 0.05,  # of the ball of `sharpness`, in units of the weights
                 "live_only": True,  # the live subspace of the mask
                 "forecast": False,  # predicted loss change of each event, into events.csv
             },

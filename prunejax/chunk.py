@@ -18,6 +18,7 @@ from prunejax.evaluation import Metrics
 from prunejax.plan import Member
 from prunejax.population import Population
 from prunejax.progress import Progress
+from prunejax.record import FORECAST
 from prunejax.step import TrainState
 from prunejax.summary import summarize
 from prunejax.targets import Targets
@@ -263,6 +264,8 @@ class Chunk:
                     "post_loss": post.loss[i],
                     "instability": (before - after) / before if before else None,
                 }
+                if self.population.program.forecast:  # of the event: the same in its layers
+                    row |= dict(zip(FORECAST, info.predicted[i], strict=True))
                 rows.append(row)
         self.directory.append("events", rows)
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from prunejax import interventions, optim, prune, registry, schedules
 from prunejax import scores as scores_lib
+from prunejax.measures import suite
 
 # Tables that the tests of values below refer to; data sets and models check their own names.
 CHOICES = {
@@ -60,8 +61,12 @@ RANGES: dict[str, tuple[float | None, float | None, str]] = {
     "measures.examples": (0, None, "examples (0: all)"),
     "measures.probes": (2, None, "probes"),
     "measures.eigenpairs": (1, None, "pairs"),
+    "measures.radius": (1e-12, None, "length in units of the weights"),
 }
-PER_VARIANT_ONLY = ("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint")
+PER_VARIANT_ONLY = (
+    *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
+    "measures",
+)
 
 
 class ConfigError(ValueError):
@@ -196,6 +201,7 @@ def validate(settings: ConfigDict, label: str) -> None:
         )
     _validate_prune(settings, where)
     _validate_intervention(settings, where)
+    _validate_measures(settings, where)
 
 
 def _validate_prune(settings: ConfigDict, where: str) -> None:
@@ -251,6 +257,37 @@ def _validate_intervention(settings: ConfigDict, where: str) -> None:
         )
     if settings.prune.granularity == "weight" and i.kind == "gaussian" and i.as_released:
         raise ConfigError(f"config.intervention.as_released{where}: the release has filters only")
+
+
+def _validate_measures(settings: ConfigDict, where: str) -> None:
+    m = settings.measures
+    for name in m.names:
+        if name not in suite.MEASURES:
+            raise ConfigError(
+                f"config.measures.names: unknown measure {name!r}; there are: "
+                f"{', '.join(suite.MEASURES)}." + registry.suggestion(str(name), suite.MEASURES)
+            )
+    if len(set(m.names)) < len(m.names):
+        raise ConfigError(f"config.measures.names = {tuple(m.names)!r} names a measure twice")
+    for epoch in m.epochs:
+        if isinstance(epoch, bool) or not isinstance(epoch, int):
+            raise ConfigError(f"config.measures.epochs = {tuple(m.epochs)!r}: whole epochs only")
+        if not 0 <= epoch < settings.epochs:
+            raise ConfigError(
+                f"config.measures.epochs = {tuple(m.epochs)!r}: {epoch} is not in "
+                f"0..{settings.epochs - 1} (config.epochs = {settings.epochs}, from 0)"
+            )
+    alone = [name for name in m.names if suite.MEASURES[name].running_only]
+    if m.batch_norm == "train" and alone:
+        raise ConfigError(
+            f"config.measures.batch_norm = 'train' goes not with {', '.join(alone)}: with the "
+            "statistics of a batch an example has no loss of its own; use 'eval' or leave them out"
+        )
+    if m.forecast and settings.intervention.as_released:
+        raise ConfigError(
+            f"config.measures.forecast = True goes not with config.intervention.as_released{where}:"
+            " the released evaluation itself changes the network between the two losses"
+        )
 
 
 def _check_twins(arms: list[Variant]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from prunejax import data as data_lib
 from prunejax import interventions, losses
-from prunejax.step import Program, TrainState, logits, split_batch
+from prunejax.step import Program, TrainState, logits, split_batch, variables
 
 Array = jax.Array
 
@@ -42,6 +42,52 @@ def evaluate(program: Program, state: TrainState, images: Array, labels: Array) 
     (loss, correct), _ = jax.lax.scan(body, zero, (jnp.asarray(indices), jnp.asarray(weights)))
     n = np.float32(labels.shape[0])
     return Metrics(loss / n, correct / n)
+
+
+def forecast(
+    program: Program, before: TrainState, after: TrainState, images: Array, labels: Array
+) -> Array:
+    """What slope and curvature foretell of the change of the mean loss from `before` to `after`.
+
+    With w what the network computes with (masked parameters, and the gates of residual channels as
+    numbers), d its change, g and H gradient and Hessian of the loss at `before`: nested forward
+    mode along w + t d, one quadratic form (LeCun et al. 1990, with the interactions of everything
+    that is removed at once).
+
+    Returns:
+      float32 [2], nats: g'd, and g'd + d'Hd/2.
+    """
+    indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
+
+    def continuous(state: TrainState) -> dict[str, Any]:
+        found = variables(program, state)
+        gates = jax.tree.map(lambda gate: gate.astype(jnp.float32), found["gates"])
+        return {"params": found["params"], "gates": gates}
+
+    start = continuous(before)
+    change = jax.tree.map(jnp.subtract, continuous(after), start)
+
+    def body(sums: Array, batch: tuple[Array, Array]) -> tuple[Array, None]:
+        index, weight = split_batch(program, batch[0]), batch[1]
+        x = data_lib.normalize(jnp.take(images, index, axis=0), program.mean, program.std)
+        target = jnp.take(labels, index, axis=0)
+
+        def loss(t: Array) -> Array:
+            moved = jax.tree.map(lambda w, d: w + (t * d).astype(w.dtype), start, change)
+            if before.batch_stats:
+                moved["batch_stats"] = before.batch_stats
+            outputs: Any = program.module.apply(moved, x, train=False)
+            return jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, target), 0.0))
+
+        def slope(t: Array) -> Array:
+            return jax.jvp(loss, (t,), (jnp.ones_like(t),))[1]
+
+        first, bend = jax.jvp(slope, (jnp.float32(0),), (jnp.float32(1),))
+        return sums + jnp.stack([first, first + bend / 2]), None
+
+    batches = (jnp.asarray(indices), jnp.asarray(weights))
+    sums, _ = jax.lax.scan(body, jnp.zeros(2), batches)
+    return sums / np.float32(labels.shape[0])
 
 
 def released_evaluate(

@@ -168,12 +168,16 @@ def gate(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     The gate is a variable (channels,) of collection "gates", all ones at first. Where the
     collection is not given to `apply`, there is no gate. It stands after the addition of a
     residual block, where masking the block's own parameters does not remove the shortcut.
+    A floating-point gate multiplies instead, so that a loss can be expanded around it.
     """
     if module.is_initializing():
         # Not `module.variable`: that would not allow the name of a submodule.
         module.put_variable("gates", name, jnp.ones(x.shape[-1], jnp.bool_))
     elif module.has_variable("gates", name):
-        x = jnp.where(module.get_variable("gates", name), x, jnp.zeros((), x.dtype))
+        factor = jnp.asarray(module.get_variable("gates", name))
+        if jnp.issubdtype(factor.dtype, jnp.floating):
+            return (x * factor).astype(x.dtype)
+        x = jnp.where(factor, x, jnp.zeros((), x.dtype))
     return x
 
 

@@ -185,6 +185,7 @@ def _batch(arms: Sequence[Variant], dataset: Dataset) -> Batch:
         weights=settings.prune.granularity == "weight",
         global_scope=settings.prune.scope == "global",
         saliency_examples=settings.prune.saliency_examples,
+        forecast=settings.measures.forecast,
         data_parallel=settings.population.data_parallel,
     )
     members = tuple(

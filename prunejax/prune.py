@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from prunejax import interventions, losses, ranking, rng, trees
+from prunejax import evaluation, interventions, losses, ranking, rng, trees
 from prunejax import scores as scores_lib
 from prunejax.step import Data, Program, TrainState, logits, masks, split_batch
 
@@ -22,6 +22,7 @@ class Event(NamedTuple):
     selected: dict[str, Array]  # per layer: bool per unit, the targets of this event
     targeted: Array  # int32 [layers]: how many
     live: Array  # int32 [layers]: units whose window is closed after the event
+    predicted: Array  # float32 [2], nats: see `evaluation.forecast`; NaN where not asked for
 
 
 def saliency_gradient(program: Program, state: TrainState, data: Data) -> dict[str, Array]:
@@ -128,10 +129,17 @@ def apply_event(
     )
     happens = jnp.any(jnp.stack([jnp.any(s) for s in selected.values()]))
     params = jax.tree.map(lambda new, old: jnp.where(happens, new, old), params, state.params)
-    state = state._replace(params=params, windows=windows)
+    before, state = state, state._replace(params=params, windows=windows)
+    predicted = jnp.full(2, jnp.nan)
+    if program.forecast:
+        predicted = jax.lax.cond(
+            happens,
+            lambda: evaluation.forecast(program, before, state, data.test_images, data.test_labels),
+            lambda: predicted,
+        )
     targeted = jnp.stack([jnp.sum(selected[g.name]) for g in program.groups])
     live = jnp.stack([jnp.sum(windows.remaining[g.name] == 0) for g in program.groups])
-    return state, Event(selected, targeted.astype(jnp.int32), live.astype(jnp.int32))
+    return state, Event(selected, targeted.astype(jnp.int32), live.astype(jnp.int32), predicted)
 
 
 def sparsity(program: Program, state: TrainState) -> Array:

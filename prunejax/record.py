@@ -20,7 +20,7 @@ from prunejax import files
 from prunejax.files import RecordError
 from prunejax.tensorboard_view import TensorBoardView
 
-__all__ = ["EPOCHS", "EVENTS", "RUNS", "RecordError", "RunDirectory", "WorkdirError"]
+__all__ = ["EPOCHS", "EVENTS", "FORECAST", "RUNS", "RecordError", "RunDirectory", "WorkdirError"]
 
 # Epochs count from 0 (the index of `prune.start`); an event before training has epoch -1.
 # Accuracies, stabilities, instabilities and sparsities are fractions, losses are in nats.
@@ -35,6 +35,8 @@ EVENTS = (
     *("epoch", "step", "layer", "targeted", "live"),
     *("pre_accuracy", "post_accuracy", "pre_loss", "post_loss", "instability"),
 )
+# Of an event, if asked for: the change of the test loss that gradient and curvature foretell.
+FORECAST = ("predicted_first", "predicted_second")
 RUNS = (
     *_RUN,
     *("status", "final_test_accuracy", "best_test_accuracy", "best_epoch", "mean_stability"),

@@ -89,6 +89,7 @@ class Program:
     weights: bool = False  # units are single weights
     global_scope: bool = False
     saliency_examples: int = 512
+    forecast: bool = False  # events predict their change of the test loss
     data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch
 
     @property

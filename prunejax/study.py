@@ -1,6 +1,7 @@
 """A study: config -> programs -> chunks of runs -> records and report."""
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -15,12 +16,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax import config as config_lib
-from prunejax import distributed, layout, plan, record, report
+from prunejax import distributed, layout, measuring, plan, record, report
 from prunejax.arrangement import Arrangement
 from prunejax.checkpoint import Checkpoints
 from prunejax.chunk import Chunk, Policy
 from prunejax.config import ConfigError, Variant
 from prunejax.directory import SharedDirectory
+from prunejax.measures import suite
 from prunejax.plan import Batch, Member
 from prunejax.progress import Progress
 from prunejax.record import RunDirectory
@@ -155,6 +157,7 @@ def run(
     settings = arms[0].settings
     for arm in arms:
         layout.check(arm.settings)
+    measuring.check(settings, batches)
     path = Path(workdir)
     path = path / "shards" / f"{index}-of-{count}" if count > 1 else path
     with SharedDirectory.open(
@@ -205,13 +208,18 @@ def _resolved(arms: Sequence[Variant], config: ConfigDict, defaults: ConfigDict)
 
 def _tables(settings: ConfigDict) -> dict[str, tuple[str, ...]]:
     """The columns of each table."""
-    epochs: tuple[str, ...] = record.EPOCHS
-    events: tuple[str, ...] = record.EVENTS
-    runs: tuple[str, ...] = record.RUNS
+    tables: dict[str, tuple[str, ...]] = {
+        "epochs": record.EPOCHS,
+        "events": record.EVENTS,
+        "runs": record.RUNS,
+    }
     if settings.data.validation_examples:
-        epochs += ("validation_loss", "validation_accuracy")
-        runs += ("selected_epoch", "selected_test_accuracy")
-    return {"epochs": epochs, "events": events, "runs": runs}
+        tables["epochs"] += ("validation_loss", "validation_accuracy")
+        tables["runs"] += ("selected_epoch", "selected_test_accuracy")
+    if settings.measures.forecast:
+        tables["events"] += record.FORECAST
+    tables["runs"] += suite.columns(settings.measures.names)
+    return tables
 
 
 def _train(
@@ -234,6 +242,9 @@ def _train(
     c = settings.checkpoint
     policy = Policy(c.every_epochs, c.every_minutes, c.at_events, c.keep, stop_requested)
     people = Arrangement(batches, mine, settings, directory, progress)
+    measure = functools.cache(
+        lambda b: measuring.hook(batches[b], settings, directory, progress.message)
+    )
     number = 0
     for b, wave in people.order:
         for part, size in people.chunks(b, wave):
@@ -250,6 +261,8 @@ def _train(
                 checkpoints=Checkpoints(directory.path / "checkpoints" / f"chunk-{number}", c.keep),
                 policy=policy,
                 progress=progress,
+                measure=measure(b),
+                measure_epochs=frozenset(settings.measures.epochs),
             )
             number += 1
             if (directory.load_json("progress.json") or {}).get("chunk") != chunk.index:

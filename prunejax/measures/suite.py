@@ -1,0 +1,305 @@
+"""What a study measures at the end of a run: `MEASURES`, by the names of `config.measures.names`.
+
+A measure is a function of a `Context` (a loss with parameters, masks and data; no model class, no
+config) that gives columns of `runs.csv` and arrays of `measures/RUN.npz`. Measures share what they
+have in common (per-example forms, eigenpairs) through the context, which computes each once.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import registry
+from prunejax.curvature import base, vectors
+from prunejax.curvature.average_sharpness import average_sharpness
+from prunejax.curvature.density import estimate_density
+from prunejax.curvature.epsilon import epsilon_flatness
+from prunejax.curvature.gradients import (
+    GradientMoment,
+    gradient_noise_scale,
+    gradient_second_moment,
+)
+from prunejax.curvature.lanczos import Eigenpairs, eigenpairs
+from prunejax.curvature.perturb import eigenvector_perturbation
+from prunejax.curvature.products import Hessian
+from prunejax.curvature.sharpness import keskar_sharpness, sharpness
+from prunejax.curvature.tic import Tic, forms_by_example, from_forms, tic
+from prunejax.curvature.trace import estimate_trace, mean_and_stderr
+from prunejax.measures import normality
+
+Tree = Any
+Columns = dict[str, float]
+Arrays = dict[str, np.ndarray]
+TOLERANCE = 1e-3  # of eigenpairs: residual over the largest |eigenvalue|; both are recorded
+DIRECTIONS = 10  # leading eigenvectors that epsilon-flatness goes along (the paper's number)
+
+
+@dataclasses.dataclass
+class Context:
+    """A trained network as measures see it.
+
+    Attributes:
+      loss: `(params, batch) -> scalar`, the mean over the batch in nats.
+      per_example: `(params, batch) -> [examples]`; None where examples see each other (BatchNorm
+        with batch statistics).
+      evaluate: `(params, batch) -> {"loss": mean, "accuracy": fraction}`.
+      params: parameters, masks applied.
+      masks: the live subspace, or None for all coordinates.
+      batches: the examples that curvature is taken over.
+      test: batches of the full test split.
+      key: PRNG key of probes and start vectors.
+      probes: random vectors of traces; samples of the average sharpness.
+      eigenpairs: how many, at most the live dimension.
+      radius: of the ball of `sharpness`, in units of the weights.
+      activations: `trained -> {layer: normalized activations}` of this network or of the
+        untrained one, for `normality`.
+    """
+
+    loss: Callable[[Tree, Tree], jax.Array]
+    per_example: Callable[[Tree, Tree], jax.Array] | None
+    evaluate: Callable[[Tree, Tree], Mapping[str, jax.Array]]
+    params: Tree
+    masks: Tree
+    batches: list[Tree]
+    test: list[Tree]
+    key: jax.Array
+    probes: int = 64
+    eigenpairs: int = 10
+    radius: float = 0.05
+    activations: Callable[[bool], Mapping[str, Any]] | None = None
+
+    @cached_property
+    def live_dim(self) -> int:
+        """Coordinates that are live."""
+        return base.live_dimension(base.expand_masks(self.masks, self.params), self.params)
+
+    @cached_property
+    def examples(self) -> int:
+        """Examples that curvature is taken over."""
+        return sum(map(base.batch_size, self.batches))
+
+    @cached_property
+    def hessian(self) -> Hessian:
+        """The Hessian of the mean loss on the live subspace."""
+        return Hessian(self.loss, self.params, self.batches, masks=self.masks)
+
+    @cached_property
+    def forms(self) -> np.ndarray:
+        """[examples, probes] quadratic forms v'H_i v with every example's own Hessian."""
+        assert self.per_example is not None
+        source = (vectors.named_key(self.key, "probe"), jnp.arange(self.probes))
+        return forms_by_example(
+            self.per_example, self.params, self.batches, source,
+            distribution="rademacher", masks=self.masks,
+        )  # fmt: skip
+
+    @cached_property
+    def trace_samples(self) -> np.ndarray:
+        """[probes] quadratic forms v'Hv."""
+        if self.per_example is not None:  # costs no more, and `tic` needs them
+            return self.forms.mean(0)
+        return estimate_trace(self.hessian, key=self.key, probes=self.probes).samples
+
+    @cached_property
+    def moment(self) -> GradientMoment:
+        """The uncentered second moment of per-example gradients."""
+        assert self.per_example is not None
+        return gradient_second_moment(self.per_example, self.params, self.batches, masks=self.masks)
+
+    @cached_property
+    def pairs(self) -> Eigenpairs:
+        """Eigenpairs of largest magnitude, in descending order of the signed eigenvalue."""
+        count = min(self.eigenpairs, self.live_dim)
+        found = eigenpairs(
+            self.hessian, count, key=self.key, which="magnitude", tolerance=TOLERANCE
+        )
+        order = np.argsort(-found.values, kind="stable")
+        return dataclasses.replace(
+            found,
+            values=found.values[order],
+            vectors=jax.tree.map(lambda x: x[order], found.vectors),
+            residuals=found.residuals[order],
+            converged=found.converged[order],
+        )
+
+
+class Measure(NamedTuple):
+    """One entry of `MEASURES`."""
+
+    run: Callable[[Context], tuple[Columns, Arrays]]
+    columns: tuple[str, ...]  # of runs.csv, known before training
+    running_only: bool = False  # not with the statistics of batches
+
+
+def _hessian_trace(context: Context) -> tuple[Columns, Arrays]:
+    """Tr(H) by Hutchinson; the standard error is over probes, the examples are given."""
+    samples = context.trace_samples
+    value, stderr = mean_and_stderr(samples)
+    columns = {"hessian_trace": value, "hessian_trace_stderr": stderr}
+    return columns, {"hessian_trace_samples": samples}
+
+
+def _second_moment(context: Context) -> tuple[Columns, Arrays]:
+    """Tr(C), uncentered as in the paper; the standard error is over examples."""
+    found = context.moment
+    columns = {
+        "gradient_second_moment": found.value,
+        "gradient_second_moment_stderr": found.stderr,
+    }
+    return columns, {"gradient_squared_norms": found.squared_norms}
+
+
+def _noise_scale(context: Context) -> tuple[Columns, Arrays]:
+    """Tr(C)/|g|^2 with C centered (McCandlish et al. 2018)."""
+    assert context.per_example is not None
+    found = gradient_noise_scale(
+        context.per_example, context.params, context.batches, masks=context.masks
+    )
+    return {"gradient_noise_scale": found.value, "gradient_noise_scale_stderr": found.stderr}, {}
+
+
+def _tic(context: Context) -> tuple[Columns, Arrays]:
+    """Tr(C)/Tr(H), Tr(H) by Hutchinson; the standard error knows of probes and examples."""
+    return _ratio("tic", from_forms(context.moment, context.forms))
+
+
+def _tic_leading(context: Context) -> tuple[Columns, Arrays]:
+    """Tr(C) over the sum of the leading eigenvalues, as the paper has it."""
+    assert context.per_example is not None
+    found = tic(
+        context.per_example, context.params, context.batches,
+        eigenpairs=context.pairs, masks=context.masks, moment=context.moment,
+    )  # fmt: skip
+    return _ratio("tic_leading", found)
+
+
+def _ratio(name: str, found: Tic) -> tuple[Columns, Arrays]:
+    columns = {name: found.value, f"{name}_stderr": found.stderr}
+    return columns, {f"{name}_interval": np.array(found.interval)}
+
+
+def _top_eigenvalues(context: Context) -> tuple[Columns, Arrays]:
+    """The leading eigenvalues by magnitude, their signed sum, and their largest residual."""
+    found = context.pairs
+    columns = {
+        "top_eigenvalue": float(found.values[0]),
+        "hessian_trace_top": float(found.values.sum()),
+        "eigen_residual": float(found.residuals.max()),
+    }
+    return columns, {"eigenvalues": found.values, "eigenvalue_residuals": found.residuals}
+
+
+def _epsilon_flatness(context: Context) -> tuple[Columns, Arrays]:
+    """Smallest step along a leading eigenvector that raises the test loss by 0.1 nats.
+
+    Empty where no step of the paper's grid (up to 0.40) does.
+    """
+    vectors = jax.tree.map(lambda x: x[:DIRECTIONS], context.pairs.vectors)
+    line = eigenvector_perturbation(
+        context.evaluate, context.params, vectors, context.test, masks=context.masks
+    )
+    found = epsilon_flatness(line)
+    return {"epsilon_flatness": found.value if found.reached else np.nan}, {
+        "epsilons": line.grid,
+        "loss_increase": line.increase("loss"),
+        "accuracy_increase": line.increase("accuracy"),
+    }
+
+
+def _sharpness(context: Context) -> tuple[Columns, Arrays]:
+    """Worst case in a ball, Keskar's percentage, and the mean under noise of the ball's size."""
+    of = (context.loss, context.params, context.batches)
+    options: dict[str, Any] = {"key": context.key, "masks": context.masks}
+    worst = sharpness(*of, radius=context.radius, **options)
+    keskar = keskar_sharpness(*of, **options)
+    sigma = context.radius / context.live_dim**0.5  # noise of expected squared length radius^2
+    mean = average_sharpness(*of, sigma=sigma, samples=context.probes, **options)
+    return {
+        "sharpness_worst": worst.value,
+        "sharpness_keskar": keskar.value,
+        "sharpness_average": mean.value,
+        "sharpness_average_stderr": mean.stderr,
+    }, {"sharpness_restarts": worst.restarts}
+
+
+def _spectral_density(context: Context) -> tuple[Columns, Arrays]:
+    """The whole spectrum as a density (stochastic Lanczos quadrature); arrays only."""
+    found = estimate_density(context.hessian, key=context.key)
+    names = ("grid", "density", "stderr", "nodes", "weights")
+    return {}, {f"spectral_{name}": getattr(found, name) for name in names}
+
+
+def _normality(context: Context) -> tuple[Columns, Arrays]:
+    """How far BatchNorm's normalized activations are from N(0, 1), trained and untrained."""
+    if context.activations is None:
+        raise ValueError("normality needs the activations of a network")
+    trained, untrained = (
+        normality.normality(context.activations(which)) for which in (True, False)
+    )
+    return trained.columns(), normality.arrays(trained, untrained)
+
+
+MEASURES: dict[str, Measure] = {
+    "hessian_trace": Measure(_hessian_trace, ("hessian_trace", "hessian_trace_stderr")),
+    "gradient_second_moment": Measure(
+        _second_moment, ("gradient_second_moment", "gradient_second_moment_stderr"), True
+    ),
+    "gradient_noise_scale": Measure(
+        _noise_scale, ("gradient_noise_scale", "gradient_noise_scale_stderr"), True
+    ),
+    "tic": Measure(_tic, ("tic", "tic_stderr"), True),
+    "tic_leading": Measure(_tic_leading, ("tic_leading", "tic_leading_stderr"), True),
+    "top_eigenvalues": Measure(
+        _top_eigenvalues, ("top_eigenvalue", "hessian_trace_top", "eigen_residual")
+    ),
+    "epsilon_flatness": Measure(_epsilon_flatness, ("epsilon_flatness",), True),
+    "sharpness": Measure(
+        _sharpness,
+        ("sharpness_worst", "sharpness_keskar", "sharpness_average", "sharpness_average_stderr"),
+    ),
+    "spectral_density": Measure(_spectral_density, ()),
+    "normality": Measure(
+        _normality,
+        (
+            *("normality_ks", "normality_ks_worst"),
+            *("normality_skewness", "normality_excess_kurtosis"),
+        ),
+    ),
+}
+
+
+def columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of `runs.csv` that the named measures fill, in that order."""
+    found = [c for name in names for c in registry.lookup(MEASURES, name, "measure").columns]
+    return tuple(dict.fromkeys(found))
+
+
+def measure(context: Context, names: Sequence[str]) -> tuple[Columns, Arrays, dict[str, str]]:
+    """Runs the named measures.
+
+    A measure that fails (a loss that is not finite, say) gives NaN in its columns and does not
+    keep the others from their results.
+
+    Returns:
+      Columns, arrays, and per measure that failed the reason.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    found: Columns = dict.fromkeys(columns(names), float("nan"))
+    arrays: Arrays = {}
+    failed = {}
+    for name in names:
+        try:
+            values, more = MEASURES[name].run(context)
+        except ValueError as error:
+            failed[name] = str(error)
+        else:
+            found |= {column: float(value) for column, value in values.items()}
+            arrays |= more
+    return found, arrays, failed
