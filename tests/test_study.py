@@ -227,7 +227,7 @@ def test_weight_granularity_and_global_scope(tmp_path):
         ({"prune": {"period": 0}}, "period"),
         ({"prune": {"start": (3,), "end": (1,)}}, "before"),
         ({"prune": {"layers": ("conv9", "dense3")}}, "dense1"),
-        ({"prune": {"score": "l3"}}, "Did you mean"),
+        ({"prune": {"score": "ebm"}}, "Did you mean 'ebn'"),
         ({"prune": {"target": "smalest"}}, "Did you mean 'smallest'"),
         ({"model": {"name": "mpl"}}, "Did you mean 'mlp'"),
         ({"data": {"name": "digit"}}, "Did you mean 'digits'"),
