@@ -129,3 +129,62 @@ def training_passes(passes, steps, test_batches, epochs=30):
     for _ in range(epochs):
         order += ["train"] * steps + ["test"] * 2 * test_batches
     return order[:passes].count("train")
+
+
+class Network:
+    """dense layer, BatchNorm, ReLU, linear classifier; trained as the release trains."""
+
+    def __init__(self, layer, classifier, rate, momentum=0.9, decay=0.0):
+        self.layer = layer  # w: [units, inputs]
+        self.c = {name: np.array(x, np.float64) for name, x in classifier.items()}
+        self.rate, self.momentum, self.decay = rate, momentum, decay
+        self.moments = {}
+
+    def outputs(self, x, train):
+        """Logits, and what the backward pass needs; running statistics move in training."""
+        w, scale, bias = self.layer.forward()
+        a = x @ w.T
+        bn = self.layer.bn
+        if train:
+            mean, var = a.mean(0), a.var(0)
+            bn["mean"] = 0.9 * bn["mean"] + 0.1 * mean
+            bn["var"] = 0.9 * bn["var"] + 0.1 * var  # biased, as everywhere here
+        else:
+            mean, var = bn["mean"], bn["var"]
+        z = (a - mean) / np.sqrt(var + 1e-5)
+        y = z * scale + bias
+        h = np.maximum(y, 0)
+        return h @ self.c["kernel"] + self.c["bias"], (x, w, scale, var, z, y, h)
+
+    @staticmethod
+    def loss(logits, labels):
+        """Per-example cross-entropy in nats, and the probabilities."""
+        shifted = logits - logits.max(1, keepdims=True)
+        log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        return -log_p[np.arange(len(labels)), labels], np.exp(log_p)
+
+    def train_step(self, x, labels):
+        """Forward, backward, SGD with momentum and L2; returns the mean loss."""
+        logits, (x, _, scale, var, z, y, h) = self.outputs(x, train=True)
+        losses, p = self.loss(logits, labels)
+        g = p.copy()
+        g[np.arange(len(labels)), labels] -= 1
+        g /= len(labels)
+        d_h = g @ self.c["kernel"].T
+        d_y = d_h * (y > 0)
+        d_z = d_y * scale
+        d_a = (d_z - d_z.mean(0) - z * (d_z * z).mean(0)) / np.sqrt(var + 1e-5)
+        kept = np.array([k or self.layer.kind in ("zeroing", "gaussian") for k in self.layer.kept])
+        both = kept | (self.layer.kind == "reference")
+        for name, holder, key, gradient in (
+            ("w", self.layer.__dict__, "w", (d_a.T @ x) * kept[:, None]),
+            ("scale", self.layer.bn, "scale", (d_y * z).sum(0) * both),
+            ("bias", self.layer.bn, "bias", d_y.sum(0) * both),
+            ("kernel", self.c, "kernel", h.T @ g),
+            ("c_bias", self.c, "bias", g.sum(0)),
+        ):
+            gradient = gradient + self.decay * holder[key]
+            v = self.momentum * self.moments.get(name, 0.0) + gradient
+            self.moments[name] = v
+            holder[key] = holder[key] - self.rate * v
+        return losses.mean()

@@ -9,9 +9,10 @@ mean stability and negatively with best test accuracy.
 
 Measured after epoch 314 and at the end, in evaluation mode, on the first 512 test images, over the
 live parameters: the 100 largest-magnitude eigenvalues of the Hessian, whose sum stands for Tr(H)
-in the paper; Tr(H) itself (Hutchinson); Tr(C), the mean squared norm of per-example gradients
-(the uncentered second moment, as released); and their ratio, the TIC proxy. figE.py has the same
-runs with the appendix's figures; nothing but the measures differs.
+in the paper (column `hessian_trace_top`); Tr(H) itself (Hutchinson); Tr(C), the mean squared norm
+of per-example gradients (the uncentered second moment, as released); and the TIC proxy, over the
+sum (`tic_leading`, the paper's) and over the trace (`tic`). figE.py has the same runs with the
+appendix's figures; nothing but the measures differs.
 
 Cost (estimate): training 60 runs x 1.5e16 floating-point operations = 9e17, as fig2_vgg11.py; the
 100 eigenpairs of a run about 300 Hessian products on 512 examples = 6e14, little beside it. About 9
@@ -24,7 +25,7 @@ run is measured after as many trained epochs as the others, the released one aft
 
 from configs.paper import common, fig2_vgg11
 
-MEASURES = ("top_eigenvalues", "hessian_trace", "gradient_second_moment", "tic")
+MEASURES = ("top_eigenvalues", "hessian_trace", "gradient_second_moment", "tic_leading", "tic")
 
 
 def get_config(arg: str = ""):

@@ -19,7 +19,7 @@ Deviations: as in fig6.py.
 
 from configs.paper import common, fig2_vgg11, fig6
 
-MEASURES = ("top_eigenvalues", "epsilon_flatness", "gradient_second_moment", "tic")
+MEASURES = ("top_eigenvalues", "epsilon_flatness", "gradient_second_moment", "tic_leading")
 
 
 def get_config(arg: str = ""):
