@@ -24,6 +24,14 @@ def get_config(arg: str = ""):
 
     config.population.layout = "sharded"  # not measured: the same bytes on every machine of a kind
 
+    config.measures.names = (
+        "hessian_trace",
+        "gradient_second_moment",
+        "tic",
+        "top_eigenvalues",
+    )
+    config.measures.forecast = True
+
     prune = {
         "schedule": "linear",
         "layers": ("dense2", "dense3"),

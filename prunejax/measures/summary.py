@@ -19,6 +19,7 @@ OUTCOMES = (
 _STUDY = (*OUTCOMES, "best_epoch", "selected_epoch", "mean_stability", "events", "sparsity")
 _LABELS = ("run", "variant", "seed", "status")
 COMPLETED = ("", "done", "completed", "finished", "ok")  # else: stopped, its numbers do not count
+_QUALITY = ("_stderr", "_residual")  # columns about an estimate, not estimates
 
 
 def number(value: object) -> float:
@@ -50,7 +51,7 @@ def numeric_columns(rows: Sequence[Row]) -> list[str]:
 
 def measure_columns(rows: Sequence[Row]) -> list[str]:
     """The numeric columns that came from `config.measures`, without their standard errors."""
-    return [c for c in numeric_columns(rows) if c not in _STUDY and not c.endswith("_stderr")]
+    return [c for c in numeric_columns(rows) if c not in _STUDY and not c.endswith(_QUALITY)]
 
 
 def by_variant(rows: Iterable[R]) -> dict[str, list[R]]:

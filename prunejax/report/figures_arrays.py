@@ -63,6 +63,8 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
     bars.set_xticks(range(1, 1 + max(min(10, s.shape[1]) for s in spectra.values())))
     bars.grid(axis="x", visible=False)
     lines.set(xlabel="rank by magnitude", ylabel="|eigenvalue|", yscale="log")
+    lines.yaxis.set_major_formatter("{x:g}")  # powers of ten would need math text, which is off
+    lines.yaxis.set_minor_formatter("{x:g}")
     legend_below(made, [look.handle(v, legend_label(study, v)) for v in spectra])
     return Drawing(
         made,
