@@ -51,6 +51,7 @@ class Progress:
         self._start = clock()
         self._excluded = 0.0
         self._shown: float | None = None
+        self._text = ""
         self._width = 0
 
     @contextmanager
@@ -109,9 +110,10 @@ class Progress:
     def _show(self, text: str, force: bool = False) -> None:
         now = self._clock()
         recent = self._shown is not None and now - self._shown < self._interval
-        if self._quiet or (recent and not force):
+        news = force and text != self._text  # the same thing many times in a row is said once
+        if self._quiet or (recent and not news):
             return
-        self._shown = now
+        self._shown, self._text = now, text
         line = self.line(text)
         if self._terminal:
             line = line[: shutil.get_terminal_size().columns - 1]
