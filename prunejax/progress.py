@@ -58,7 +58,7 @@ class Progress:
     def excluded(self, text: str = "") -> Iterator[None]:
         """Time spent inside does not count; `text` says what goes on, e.g. "compiling"."""
         if text:
-            self._show(text, force=True)
+            self._show(text, force=text != self._text)  # many times in a row is said once
         begun = self._clock()
         try:
             yield
@@ -110,8 +110,7 @@ class Progress:
     def _show(self, text: str, force: bool = False) -> None:
         now = self._clock()
         recent = self._shown is not None and now - self._shown < self._interval
-        news = force and text != self._text  # the same thing many times in a row is said once
-        if self._quiet or (recent and not news):
+        if self._quiet or (recent and not force):
             return
         self._shown, self._text = now, text
         line = self.line(text)
