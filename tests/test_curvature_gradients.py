@@ -209,7 +209,7 @@ def test_moments_equal_explicit_per_example_gradients(problem):
         live = np.ones(explicit.shape[1], bool) if masks is None else ravel_mask(masks, params)
         grads = np.where(live, explicit, 0)
         squares, mean = (grads**2).sum(1), grads.mean(0)
-        raw = gradient_second_moment(loss, params, batch, chunk=4, masks=masks)
+        raw = gradient_second_moment(loss, params, batch, chunk=4, masks=masks, mean=True)
         np.testing.assert_allclose(raw.squared_norms, squares, rtol=1e-11, err_msg=kind)
         np.testing.assert_allclose(raw.value, squares.mean(), rtol=1e-12)
         np.testing.assert_allclose(raw.stderr, squares.std(ddof=1) / np.sqrt(N), rtol=1e-10)
@@ -217,6 +217,9 @@ def test_moments_equal_explicit_per_example_gradients(problem):
         assert raw.live_dim == live.sum()
         if kind != "unit":
             continue
+        alone = gradient_second_moment(loss, params, batch, chunk=4, masks=masks)
+        np.testing.assert_allclose(alone.squared_norms, raw.squared_norms, rtol=1e-12)
+        assert alone.mean_gradient_squared_norm is None
         spread = ((grads - mean) ** 2).sum(1)
         centered = gradient_second_moment(loss, params, batch, centered=True, chunk=4, masks=masks)
         np.testing.assert_allclose(centered.value, spread.mean(), rtol=1e-11)
@@ -290,7 +293,7 @@ def test_bfloat16_parameters_are_summed_in_float32():
         return jnp.sum(batch @ params["w"] + params["b"], 1)
 
     batch = jnp.ones((512, 4), jnp.bfloat16)
-    moment = gradient_second_moment(loss, params, batch, chunk=100)
+    moment = gradient_second_moment(loss, params, batch, chunk=100, mean=True)
     assert moment.value == pytest.approx(15.0, rel=1e-6)
     assert moment.mean_gradient_squared_norm == pytest.approx(15.0, rel=1e-6)
 
