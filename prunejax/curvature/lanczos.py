@@ -33,7 +33,8 @@ class Eigenpairs:
       values: [k] eigenvalues in float64, in the order of `which`.
       vectors: stack of k orthonormal eigenvectors (trees like the parameters, 0 where dead).
       residuals: [k] measured |A v - value v|; every eigenvalue of A is this close to a true one.
-      converged: [k] whether the residual is at most `tolerance` times the largest |value|.
+      converged: [k] whether the residual is at most `tolerance * norm`.
+      norm: the largest absolute Ritz value met, an estimate of |A| from below.
       tolerance, which: what was asked for.
       products: matrix-vector products spent to find the pairs.
       checks: further products, one per pair, spent to measure the residuals.
@@ -45,6 +46,7 @@ class Eigenpairs:
     vectors: Tree
     residuals: np.ndarray
     converged: np.ndarray
+    norm: float
     tolerance: float
     which: str
     products: int
@@ -69,6 +71,7 @@ class Krylov:
       basis: the orthonormal vectors; the first `done` of them have been multiplied by A.
       matrix: [capacity, capacity] with column j = V'A v_j for j < done.
       products: how many products with A were made.
+      norm: the largest absolute Ritz value so far.
     """
 
     def __init__(self, operator: Operator, capacity: int, key: jax.Array) -> None:
@@ -76,6 +79,7 @@ class Krylov:
         self.basis = Basis(operator, capacity)
         self.matrix = np.zeros((capacity, capacity))
         self.done = self.products = self._drawn = 0
+        self.norm = 0.0
         self._key = key
 
     @property
@@ -112,6 +116,7 @@ class Krylov:
         values, columns = np.linalg.eigh((square + square.T) / 2)
         # A V_m = V_m T + (rows of V beyond m) B: what is left over is B times the coefficients.
         beyond = self.matrix[m : self.basis.size, :m] @ columns
+        self.norm = max(self.norm, float(np.max(np.abs(values))))
         return values, columns.T, np.linalg.norm(beyond, axis=0)
 
     def restart(self, keep: np.ndarray) -> None:
@@ -148,8 +153,8 @@ def eigenpairs(
       key: PRNG key of the start vector and of fresh directions.
       which: "top" (largest, descending), "bottom" (smallest, ascending) or "magnitude" (largest
         absolute value, descending).
-      tolerance: a pair has converged when |A v - value v| <= tolerance * max |value|. float32
-        products carry an error of about 1e-6 of that maximum.
+      tolerance: a pair has converged when |A v - value v| <= tolerance * |A|, with |A| estimated
+        by the largest absolute Ritz value. float32 products carry an error of about 1e-6 |A|.
       max_products: products after which the search ends, converged or not; default 20 k + 200.
       basis_size: vectors kept at once, at least k + 6; default 3 k + 40, or what `memory_bytes`
         allows. A full basis is restarted.
@@ -177,7 +182,8 @@ def eigenpairs(
         values=values[again],
         vectors=jax.tree.map(lambda x: x[again], stack),
         residuals=residuals[again],
-        converged=residuals[again] <= tolerance * np.max(np.abs(values)),
+        converged=residuals[again] <= tolerance * space.norm,
+        norm=space.norm,
         tolerance=tolerance,
         which=which,
         products=space.products,
@@ -216,7 +222,7 @@ def _search(space: Krylov, k: int, order: Any, tolerance: float, limit: int) -> 
             continue
         values, _, left = space.ritz()
         wanted = np.argsort(order(values), kind="stable")[:k]
-        if np.any(left[wanted] > tolerance * np.max(np.abs(values))):
+        if np.any(left[wanted] > tolerance * space.norm):
             continue
         if confirm_until is None:
             confirm_until = space.products + max(10, space.products // 5)

@@ -79,6 +79,7 @@ def power_iteration(
         vectors=stack,
         residuals=_residuals(operator, stack, values[order]),
         converged=converged[order],
+        norm=float(np.max(np.abs(values))),
         tolerance=tolerance,
         which="power",
         products=products,

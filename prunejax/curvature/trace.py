@@ -25,7 +25,7 @@ from prunejax.curvature.products import as_operator
 from prunejax.registry import lookup
 
 Tree = Any
-MIN_PROBES = 8  # fewer samples give no standard error to stop on
+MIN_PROBES = 16  # fewer samples give no standard error to stop on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def estimate_trace(
       distribution: "rademacher" or "gaussian"; default signs, normals for "xtrace" (its rescaling
         of the probes needs a rotation-invariant law).
       stderr_below: draw rounds, doubling the number of probes each time, until the standard error
-        is at most this or `max_probes` are used. "hutchinson" only; at least 8 probes.
+        is at most this or `max_probes` are used. "hutchinson" only; at least 16 probes.
       max_probes: the end of the doubling, default 64 times `probes`.
       chunk: probes per compiled call; default 64 one after another, 8 where vectorized.
       memory_bytes: bound on a call's temporary memory; the chunk is made as large as fits.
@@ -129,14 +129,15 @@ def estimate_trace(
         raise ValueError(f"probes must be at least 1, got {probes}")
     if method != "hutchinson" and stderr_below is not None:
         raise ValueError(f"stderr_below= needs method='hutchinson', got {method!r}")
-    chunk = _chunk(operator, law, probes, chunk, memory_bytes, vectorize)
+    first = probes if stderr_below is None else max(probes, MIN_PROBES)
+    chunk = _chunk(operator, law, first, chunk, memory_bytes, vectorize)
     if method == "hutchinson":
         own = vectors.named_key(key, "probe")
 
         def draw(start: int, stop: int) -> np.ndarray:
             return _forms(operator, own, start, stop, law, chunk, vectorize)
 
-        samples, converged = _rounds(draw, probes, stderr_below, max_probes)
+        samples, converged = _rounds(draw, first, stderr_below, max_probes)
         found = sketch.Sketched(samples, 0.0, len(samples), 0, len(samples))
     else:
         found, converged = sketch.METHODS[method](operator, key, probes, law, chunk), None
@@ -202,16 +203,15 @@ def _forms(
 
 def _rounds(
     draw: Callable[[int, int], np.ndarray],
-    probes: int,
+    first: int,
     stderr_below: float | None,
     max_probes: int | None,
 ) -> tuple[np.ndarray, bool | None]:
-    """One round of `probes`, or rounds that double the total until the error is small enough."""
+    """One round of `first` probes, or rounds that double them until the error is small enough."""
     if stderr_below is None:
-        return draw(0, probes), None
+        return draw(0, first), None
     if not stderr_below > 0:
         raise ValueError(f"stderr_below must be positive, got {stderr_below}")
-    first = max(probes, MIN_PROBES)
     last = 64 * first if max_probes is None else max_probes
     if last < first:
         raise ValueError(f"max_probes is {last}; the first round alone has {first} probes")

@@ -1,0 +1,282 @@
+"""Eigenpairs, spectral densities and the released power iteration against dense matrices."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import curvature
+from prunejax.curvature import vectors
+from prunejax.curvature.density import smoothed
+from prunejax.curvature.lanczos import ORDERS, Krylov
+from tests import curvature_cases as cases
+
+KEY = jax.random.key(0)
+SPREAD = np.concatenate([10.0 * 0.8 ** np.arange(12), -3.0 * 0.6 ** np.arange(6), np.zeros(42)])
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def prescribed(values: Any, masks: Any = None) -> tuple[np.ndarray, curvature.Operator]:
+    matrix, like, matvec = cases.with_spectrum(values)
+    return matrix, curvature.from_matvec(matvec, like, masks)
+
+
+def rows(stack: Any, count: int) -> np.ndarray:
+    return np.stack([cases.flat(vectors.index(stack, i)) for i in range(count)])
+
+
+def check_pairs(found: Any, matrix: np.ndarray, k: int, tolerance: float) -> np.ndarray:
+    """Values, vectors and residuals against the dense matrix; returns the vectors [k, n]."""
+    wanted = np.linalg.eigvalsh(matrix)
+    wanted = wanted[np.argsort(ORDERS[found.which](wanted), kind="stable")][:k]
+    if found.which == "magnitude":
+        wanted, values = np.abs(wanted), np.abs(found.values)  # signs of equal sizes may differ
+    else:
+        values = found.values
+    np.testing.assert_allclose(values, wanted, atol=tolerance)
+    assert np.all(np.diff(ORDERS[found.which](found.values)) >= 0)
+    v = rows(found.vectors, k)
+    np.testing.assert_allclose(v @ v.T, np.eye(k), atol=1e-10)
+    left = np.linalg.norm(v @ matrix - found.values[:, None] * v, axis=1)
+    np.testing.assert_allclose(found.residuals, left, rtol=1e-3, atol=1e-11)
+    assert found.converged.all()
+    return v
+
+
+@pytest.mark.parametrize("which", list(ORDERS))
+@pytest.mark.parametrize("basis_size", [None, 14])
+def test_extreme_pairs_of_a_prescribed_spectrum(which: str, basis_size: int | None):
+    matrix, operator = prescribed(SPREAD)
+    found = curvature.eigenpairs(
+        operator, 5, key=KEY, which=which, tolerance=1e-7, basis_size=basis_size
+    )
+    check_pairs(found, matrix, 5, 1e-7)
+    assert found.checks == 5
+    assert (found.restarts > 0) == (basis_size is not None)
+    assert found.products < (60 if basis_size is None else 150)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [5.0, 5.0, 5.0, 4.0, 4.0, -4.0, -4.0, 1.0] + [0.5] * 12 + [0.0] * 10,
+        [2.0] * 20,
+        [0.0] * 20,
+        [3.0, 3.0] + [0.0] * 18,
+    ],
+)
+def test_multiple_eigenvalues_are_counted_and_full_depth_is_exact(values: list[float]):
+    matrix, operator = prescribed(values)
+    for which in ORDERS:
+        few = curvature.eigenpairs(operator, 4, key=KEY, which=which, tolerance=1e-9)
+        check_pairs(few, matrix, 4, 1e-9)
+    everything = curvature.eigenpairs(operator, len(values), key=KEY)
+    check_pairs(everything, matrix, len(values), 1e-10)
+    assert everything.products == len(values)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_pairs_of_a_networks_hessian(masked: bool):
+    case = cases.mlp()
+    masks = cases.masks_for(case.params) if masked else None
+    alive = cases.live(case.params, masks) if masked else np.ones(cases.flat(case.params).size)
+    matrix = cases.restricted(cases.dense_hessian_of(case), alive)
+    inner = matrix[np.ix_(alive > 0, alive > 0)]
+    for which in ORDERS:
+        found = curvature.top_eigenpairs(
+            case.loss, case.params, 3, case.batches, key=KEY, masks=masks, which=which,
+            tolerance=1e-8,
+        )  # fmt: skip
+        assert (found.live_dim, found.examples) == (len(inner), 11)
+        values = np.linalg.eigvalsh(inner)
+        values = values[np.argsort(ORDERS[which](values))][:3]
+        np.testing.assert_allclose(found.values, values, atol=1e-7)
+        v = rows(found.vectors, 3)
+        assert np.all(v[:, alive == 0] == 0)
+        left = np.linalg.norm(v @ matrix - found.values[:, None] * v, axis=1)
+        np.testing.assert_allclose(found.residuals, left, rtol=1e-3, atol=1e-11)
+    full = curvature.top_eigenpairs(
+        case.loss, case.params, len(inner), case.data, key=KEY, masks=masks
+    )
+    np.testing.assert_allclose(full.values, np.linalg.eigvalsh(inner)[::-1], atol=1e-11)
+    assert full.live_dim == full.products == len(inner)
+
+
+def test_unconverged_pairs_say_so():
+    _, operator = prescribed(np.linspace(0.9, 1.0, 60))
+    found = curvature.eigenpairs(operator, 4, key=KEY, tolerance=1e-8, max_products=12)
+    assert found.products == 12
+    assert not found.converged.any()
+    assert np.all(found.residuals > 1e-8)
+
+
+def test_float32_pairs_of_a_convolutional_network():
+    with jax.enable_x64(False):
+        case = jax.tree.map(jnp.asarray, cases.conv_net()._replace(model=None, output_loss=None))
+        case = case._replace(model=cases.conv_net().model, output_loss=cases.cross_entropy)
+        found = curvature.top_eigenpairs(
+            case.loss, case.params, 6, case.batches, key=KEY, which="magnitude"
+        )
+    exact = cases.conv_net()
+    values = np.linalg.eigvalsh(cases.dense_hessian_of(exact))
+    values = values[np.argsort(-np.abs(values))][:6]
+    assert found.vectors["conv1"].dtype == jnp.float32
+    assert found.converged.all()
+    np.testing.assert_allclose(found.values, values, atol=1e-4 * np.abs(values).max())
+
+
+def test_matfree_builds_the_same_tridiagonal_matrix():
+    decomp = pytest.importorskip("matfree.decomp")
+    matrix, operator = prescribed(SPREAD)
+    space = Krylov(operator, 12, KEY)
+    space.basis.append(operator.draw(KEY, 0, "gaussian"))
+    while space.done < 12:
+        space.step()
+    start = jnp.asarray(cases.flat(space.basis[0]))
+    result = decomp.tridiag_sym(12, reortho="full")(lambda v: jnp.asarray(matrix) @ v, start)
+    dense = result.J_small
+    np.testing.assert_allclose(space.matrix[:12, :12], dense, atol=1e-8)
+
+
+def test_a_basis_that_does_not_fit_is_refused_with_its_size():
+    _, operator = prescribed(SPREAD)
+    eigenpairs = functools.partial(curvature.eigenpairs, operator, key=KEY)
+    bytes_of_one = 60 * 8
+    small = eigenpairs(3, memory_bytes=10 * bytes_of_one, tolerance=1e-6)
+    assert small.restarts > 0
+    assert small.converged.all()
+    with pytest.raises(ValueError, match=f"takes {9 * bytes_of_one} bytes or more"):
+        eigenpairs(3, memory_bytes=5 * bytes_of_one)
+    with pytest.raises(ValueError, match="basis_size is 5; 3 pairs need at least 9"):
+        eigenpairs(3, basis_size=5)
+    with pytest.raises(ValueError, match=r"k must be 1\.\.60"):
+        eigenpairs(61)
+    with pytest.raises(ValueError, match="max_products is 2"):
+        eigenpairs(3, max_products=2)
+    with pytest.raises(ValueError, match=r"part of the spectrum 'botom'.*Did you mean 'bottom'"):
+        eigenpairs(3, which="botom")
+
+
+def test_density_at_full_depth_has_the_moments_of_the_start_vectors():
+    matrix, operator = prescribed(SPREAD)
+    found = curvature.estimate_density(operator, key=KEY, steps=100, starts=3)
+    assert found.steps == 60
+    own = vectors.named_key(KEY, "probe")
+    for i in range(3):
+        v = cases.flat(operator.draw(own, i, "rademacher"))
+        for power in range(5):
+            moment = np.sum(found.weights[i] * found.nodes[i] ** power)
+            wanted = v @ np.linalg.matrix_power(matrix, power) @ v / 60
+            assert moment == pytest.approx(wanted, rel=1e-8, abs=1e-9)
+
+
+def test_density_approaches_the_smoothed_spectrum_within_its_band():
+    values = np.concatenate([np.random.default_rng(0).normal(size=150), [6.0, 8.0]])
+    _, operator = prescribed(values)
+    found = curvature.estimate_density(operator, key=KEY, steps=40, starts=12, sigma=0.3)
+    assert np.trapezoid(found.density, found.grid) == pytest.approx(1.0, abs=1e-6)
+    exact = smoothed(values[None], np.full((1, 152), 1 / 152), found.grid, 0.3)[0]
+    inside = exact > 1e-3
+    z = (found.density - exact)[inside] / found.stderr[inside]
+    assert np.mean(np.abs(z) < 2.2) > 0.8
+    assert abs(found.trace - values.sum()) < 4 * found.trace_stderr
+    second, error = found.expectation(np.square)
+    assert abs(second - np.mean(values**2)) < 4 * error
+    assert (found.sigma, found.starts, found.steps, found.products) == (0.3, 12, 40, 480)
+
+
+def test_density_of_the_live_subspace_has_no_weight_at_dead_zeros():
+    case = cases.mlp()
+    masks = cases.masks_for(case.params)
+    alive = cases.live(case.params, masks)
+    inner = cases.dense_hessian_of(case)[np.ix_(alive, alive)]
+    found = curvature.spectral_density(
+        case.loss, case.params, case.data, key=KEY, masks=masks, starts=30, steps=alive.sum()
+    )
+    assert found.live_dim == alive.sum()
+    for power in (1, 2):
+        moment, error = found.expectation(lambda x, power=power: x**power)
+        wanted = np.trace(np.linalg.matrix_power(inner, power)) / alive.sum()
+        assert abs(moment - wanted) < 4 * error + 1e-12
+
+
+@pytest.mark.parametrize("values", [[0.0] * 12, [2.0] * 12])
+def test_density_of_one_point(values: list[float]):
+    _, operator = prescribed(values)
+    found = curvature.estimate_density(operator, key=KEY, starts=1)
+    assert found.products == 1
+    assert found.grid[np.argmax(found.density)] == pytest.approx(values[0], abs=found.sigma / 2)
+    assert np.isnan(found.stderr).all()
+
+
+def released_power_iteration(
+    matrix: np.ndarray, k: int, start: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The released procedure on a dense matrix, written from its description (spec 5.1.1)."""
+    work, x, values, found, products = matrix.copy(), start, [], [], 0
+    for _ in range(k):
+        before = 0.0
+        for _ in range(20):
+            y = work @ x
+            estimate = x @ y
+            x, products = y / np.linalg.norm(y), products + 1
+            if abs((estimate - before) / estimate) < 1e-4:
+                break
+            before = estimate
+        work = work - estimate * np.outer(x, x)
+        values.append(estimate)
+        found.append(x)
+    order = np.argsort(values)[::-1]
+    return np.array(values)[order], np.array(found)[order], products
+
+
+def test_deflated_power_iteration_is_the_released_one():
+    matrix, operator = prescribed(SPREAD)
+    start = cases.flat(operator.draw(vectors.named_key(KEY, "power"), 0, "uniform"))
+    assert start.min() >= 0
+    assert start.max() < 1
+    values, directions, products = released_power_iteration(matrix, 8, start)
+    found = curvature.power_iteration(operator, 8, key=KEY)
+    assert found.products == products <= 160
+    np.testing.assert_allclose(found.values, values, rtol=1e-6)
+    assert np.all(np.diff(found.values) <= 0)
+    v = rows(found.vectors, 8)
+    np.testing.assert_allclose(np.abs(np.sum(v * directions, axis=1)), 1.0, atol=1e-6)
+    left = np.linalg.norm(v @ matrix - found.values[:, None] * v, axis=1)
+    np.testing.assert_allclose(found.residuals, left, rtol=1e-6, atol=1e-9)
+
+
+def test_lanczos_needs_fewer_products_for_smaller_errors():
+    case = cases.mlp()
+    wanted = np.linalg.eigvalsh(cases.dense_hessian_of(case))
+    wanted = wanted[np.argsort(-np.abs(wanted))][:10]
+    operator = curvature.Hessian(case.loss, case.params, case.data)
+    power = curvature.deflated_power_iteration(operator, k=10, key=KEY)
+    lanczos = curvature.top_eigenpairs(operator, k=10, key=KEY, which="magnitude")
+    assert lanczos.products + lanczos.checks < power.products
+    error = [np.abs(np.sort(f.values) - np.sort(wanted)).max() for f in (lanczos, power)]
+    assert error[0] < 0.01 * error[1]
+    assert lanczos.residuals.max() < 0.1 * power.residuals.max()
+
+
+def test_power_iteration_on_the_live_subspace():
+    case = cases.mlp()
+    masks = cases.masks_for(case.params)
+    alive = cases.live(case.params, masks)
+    found = curvature.deflated_power_iteration(
+        case.loss, case.params, 2, case.batches, key=KEY, masks=masks, steps=200, tolerance=1e-12
+    )
+    inner = np.linalg.eigvalsh(cases.dense_hessian_of(case)[np.ix_(alive, alive)])
+    wanted = inner[np.argsort(-np.abs(inner))][:2]
+    np.testing.assert_allclose(found.values, np.sort(wanted)[::-1], rtol=1e-5)
+    assert np.all(rows(found.vectors, 2)[:, ~alive] == 0)
+    with pytest.raises(ValueError, match="steps must be"):
+        curvature.deflated_power_iteration(case.loss, case.params, 2, case.data, key=KEY, steps=0)
