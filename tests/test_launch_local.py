@@ -207,12 +207,13 @@ def test_signals_reach_every_process_once(clone, number):
 def test_the_test_command(clone):
     result = clone.run("launch/test.sh", "-k", "a b")
     assert result.returncode == 0, result.stderr
-    tools = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -k a b"]
+    tests = "-m pytest -n 2 --dist loadfile"
+    tools = ["-m ruff check .", "-m ruff format --check .", "-m mypy", f"{tests} -k a b"]
     assert clone.logged() == ["venv", f"pip {clone.root}[test]", *tools]
     result = clone.run(".ci/run", FAIL_TOOL="mypy")
     assert result.returncode == 1
     assert result.stderr == "failed: mypy\n"
-    assert clone.logged() == [*tools[:3], "-m pytest"]
+    assert clone.logged() == [*tools[:3], tests]
 
 
 SCRIPTS = sorted(
