@@ -273,7 +273,7 @@ class Chunk:
         """Saves when the policy says so; on request of a signal saves and raises Interrupted."""
         policy = self.policy
         stop = distributed.any_process(policy.stop_requested())
-        late = policy.clock() - self._saved_at >= 60 * policy.every_minutes
+        late = 0 < 60 * policy.every_minutes <= policy.clock() - self._saved_at
         due = distributed.any_process(late)
         if epoch_done:
             due |= bool(policy.every_epochs) and epoch % policy.every_epochs == 0

@@ -1,0 +1,168 @@
+"""A study that ends at a chosen moment: in this process by an exception, in a child by SIGKILL."""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import default
+from prunejax import checkpoint, layout, main, record, report, study
+from prunejax.population import Population
+from tests.studies import PRUNE, tiny
+
+TABLES = ("epochs", "events", "runs")
+
+
+def config():
+    """Two runs, then their two twins; windows of noise and zeros stay open across epochs."""
+    open_for = {"duration": 15, "mask_norm": False}
+    c = tiny(
+        S={"prune": PRUNE},
+        R={"prune": PRUNE | {"target": "random"}},
+        noise={"prune": PRUNE, "intervention": open_for | {"kind": "gaussian", "twin": "S"}},
+        zero={
+            "prune": PRUNE | {"target": "random"},
+            "intervention": open_for | {"kind": "zero", "twin": "R", "restore": "weights"},
+        },
+    )
+    c.seeds, c.batch_size = 1, 8  # 13 steps in an epoch: the first call takes 8 of them
+    c.population.layout = "vectorized"
+    c.checkpoint.every_minutes = 1e-9
+    return c
+
+
+def run(path):
+    return study.run(config(), path, default.get_config(), quiet=True)
+
+
+def content(path):
+    """The tables' bytes and the targets of every run."""
+    files = {t: (path / f"{t}.csv").read_bytes() for t in TABLES}
+    for file in sorted((path / "targets").glob("*.npz")):
+        with np.load(file) as saved:
+            files[file.name] = {name: saved[name].tolist() for name in saved.files}
+    return files
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the product catches it."""
+
+
+class Moments:
+    """Counts the moments at which a study can end, and ends it at one of them."""
+
+    def __init__(self, patch):
+        self.count, self.at, self.end = 0, -1, Killed
+        self.names = []
+        for owner, name in (
+            (os, "write"),
+            (os, "fsync"),
+            (os, "replace"),
+            (os, "truncate"),
+            (Path, "rename"),
+            (shutil, "rmtree"),
+            (Population, "initial"),
+            (Population, "evaluate"),
+            (Population, "event"),
+            (PickledCheckpointer, "save"),
+            (PickledCheckpointer, "restore"),
+            (report, "build"),
+        ):
+            patch.setattr(owner, name, self._counted(name, getattr(owner, name)))
+
+    def _counted(self, name, function):
+        def counted(*args, **options):
+            self.count += 1
+            self.names.append(name)
+            if self.count == self.at:
+                if name == "write":  # half a row is on disk
+                    function(args[0], args[1][: len(args[1]) // 2])
+                raise self.end() if self.end is Killed else self.end(28, "No space left on device")
+            return function(*args, **options)
+
+        return counted
+
+
+class PickledCheckpointer:
+    """In place of orbax where hundreds of checkpoints are written."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def save(self, path, tree):
+        path.mkdir(parents=True)
+        leaves = jax.device_get(jax.tree.leaves(tree))
+        with (path / "leaves.npz").open("wb") as file:
+            np.savez(file, *leaves)
+
+    def wait_until_finished(self):
+        pass
+
+    def restore(self, path, abstract):
+        with np.load(path / "leaves.npz") as saved:
+            leaves = [saved[name] for name in saved.files]
+        structure = jax.tree.structure(abstract)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        return jax.device_put(jax.tree.unflatten(structure, leaves), shardings)
+
+
+def make_quick(patch):
+    """No report, no TensorBoard, and one compilation for all studies of `config`."""
+    made = {}
+
+    def population(program, data, name, *args, **options):
+        if name not in made:
+            made[name] = Population(program, data, name, *args, **options)
+        return made[name]
+
+    patch.setattr(layout, "Population", population)
+    patch.setattr(report, "build", lambda paths: Path(paths[0]) / "report.html")
+    patch.setattr(record.RunDirectory, "tensorboard", lambda self: None)
+
+
+def child(path, cache, moment, nth, code):
+    """Runs the study in a process of its own, which kills itself before the nth call of `moment`.
+
+    Args:
+      path: run directory.
+      cache: directory of compiled programs.
+      moment: "Class.method" of one of the modules below, or "" to run to the end.
+      nth: 1 for the first call.
+      code: file that gets the exit code of the command line.
+    """
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if moment != "report.build":
+        report.build = lambda paths: Path(paths[0]) / "report.html"
+    left = [nth]
+
+    def deadly(function):
+        def before(*args, **options):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **options)
+
+        return before
+
+    if moment:
+        owner, name = moment.split(".")
+        holder = {
+            "report": report,
+            "Population": Population,
+            "Checkpoints": checkpoint.Checkpoints,
+            "RunDirectory": record.RunDirectory,
+        }[owner]
+        setattr(holder, name, deadly(getattr(holder, name)))
+    configuration = f"--config={Path(__file__).with_name('fault_config.py')}"
+    exit_code = main.main(["prunejax", configuration, f"--workdir={path}", "--quiet"])
+    Path(code).write_text(str(exit_code))
+    sys.exit(exit_code)

@@ -1,0 +1,133 @@
+"""Nothing is lost: a study that ends at any moment continues to the same bytes."""
+
+import multiprocessing
+import os
+import random
+import shutil
+
+import jax
+import pytest
+
+from prunejax import checkpoint, files, record
+from tests import faults
+
+
+@pytest.fixture(scope="module")
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        faults.make_quick(patch)
+        patch.setattr(checkpoint.ocp, "StandardCheckpointer", faults.PickledCheckpointer)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def reference(quick, tmp_path_factory):
+    path = tmp_path_factory.mktemp("faults") / "reference"
+    faults.run(path)
+    return path
+
+
+@pytest.fixture
+def moments(quick):
+    with pytest.MonkeyPatch.context() as patch:
+        yield faults.Moments(patch)
+
+
+def test_the_study_has_open_windows_twins_and_all_kinds_of_moments(reference, names):
+    assert set(names) >= {"write", "fsync", "replace", "rename", "rmtree", "save"}
+    assert set(names) >= {"initial", "evaluate", "event", "build"}
+    assert len(names) > 300
+    assert len([name for name in faults.content(reference) if name.endswith(".npz")]) == 4
+
+
+@pytest.fixture(scope="module")
+def names(quick, reference, tmp_path_factory):
+    """The moments of a whole study, in order."""
+    with pytest.MonkeyPatch.context() as patch:
+        counted = faults.Moments(patch)
+        faults.run(tmp_path_factory.mktemp("counted") / "run")
+    return counted.names
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_an_end_at_any_moment_leads_to_the_same_bytes(reference, moments, names, tmp_path, part):
+    """Kills at moments drawn from all of them, again while it continues, then to the end."""
+    total, draw = len(names), random.Random(part)
+    path = tmp_path / "run"
+    for at in [draw.randrange(1, total + 1) for _ in range(5)]:
+        moments.count, moments.at = 0, at
+        try:
+            faults.run(path)
+        except faults.Killed:
+            continue
+        assert (path / "status.json").exists()
+    moments.at = -1
+    faults.run(path)
+    assert faults.content(path) == faults.content(reference)
+
+
+@pytest.mark.parametrize("what", ["write", "replace", "save", "fsync"])
+def test_a_full_disk_is_one_error_and_loses_nothing(reference, moments, names, tmp_path, what):
+    late = [i for i, name in enumerate(names, 1) if name == what]
+    path = tmp_path / "run"
+    moments.end = OSError
+    moments.count, moments.at = 0, late[len(late) // 2]
+    with pytest.raises(record.RecordError, match=r"(No space left on device).*intact"):
+        faults.run(path)
+    moments.at = -1
+    faults.run(path)
+    assert faults.content(path) == faults.content(reference)
+
+
+def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
+    reference, moments, tmp_path, monkeypatch
+):
+    path, told = tmp_path / "run", []
+    moments.at = 250
+    with pytest.raises(faults.Killed):
+        faults.run(path)
+    moments.at = -1
+    newest = max(
+        (p for p in path.glob("checkpoints/chunk-*/*") if p.name.isdigit()),
+        key=lambda p: int(p.name),
+    )
+    file = newest / "states" / "leaves.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+    monkeypatch.setattr("prunejax.progress.Progress.message", lambda self, text: told.append(text))
+    faults.run(path)
+    assert any(f"damaged checkpoint skipped: {newest}" in text for text in told)
+    assert faults.content(path) == faults.content(reference)
+
+
+def test_a_second_process_is_refused(reference, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(reference, path)
+    with (
+        files.acquire(path / ".lock"),
+        pytest.raises(record.WorkdirError, match=f"in use by process {os.getpid()}"),
+    ):
+        faults.run(path)
+
+
+MOMENTS = [
+    ("Checkpoints._complete", 2),
+    ("RunDirectory.append", 3),
+    ("report.build", 1),
+]
+
+
+@pytest.mark.slow
+def test_real_kills_one_after_another(reference, tmp_path):
+    """SIGKILL in processes of their own, with orbax: in an event, a save, a window, the report."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults"])
+    path, code = tmp_path / "run", tmp_path / "code"
+    cache = jax.config.jax_compilation_cache_dir
+    for moment, nth in [*MOMENTS, ("", 1)]:
+        arguments = (path, cache, moment, nth, code)
+        process = context.Process(target=faults.child, args=arguments)
+        process.start()
+        process.join(timeout=300)
+        assert process.exitcode == (-9 if moment else 0), moment
+    assert code.read_text() == "0"
+    assert faults.content(path) == faults.content(reference)
