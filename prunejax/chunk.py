@@ -310,5 +310,6 @@ class Chunk:
             rows.append(row | dict.fromkeys(missing))
         self._targets.save()
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
-        final.save(states, {"runs": [m.run for m in self.members]})  # padding comes after them
+        # Padding comes after the members.
+        final.save(states, {"runs": [m.run for m in self.members], "size": self.size})
         self.directory.append("runs", rows)

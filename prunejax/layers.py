@@ -176,7 +176,8 @@ def gate(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     elif module.has_variable("gates", name):
         factor = jnp.asarray(module.get_variable("gates", name))
         if jnp.issubdtype(factor.dtype, jnp.floating):
-            return (x * factor).astype(x.dtype)
+            shut = jnp.zeros((), x.dtype)  # infinity times zero must not leak either
+            return jnp.where(factor == 0, shut, (x * factor).astype(x.dtype))
         x = jnp.where(factor, x, jnp.zeros((), x.dtype))
     return x
 

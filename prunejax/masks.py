@@ -11,14 +11,17 @@ single weights, scores of shape (1, 1, 1, out) prune filters.
 """
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from prunejax import ranking, schedules, trees
+from prunejax import radix, ranking, schedules, trees
 from prunejax.models.groups import Group
+from prunejax.sparsity import count as count  # the report belongs to the algebra
+from prunejax.sparsity import overlap as overlap
+from prunejax.sparsity import report as report
 
 Array = jax.Array
 Tree = Any
@@ -31,13 +34,52 @@ def ones(tree: Tree) -> Tree:
 
 
 def apply(masks: Tree, tree: Tree) -> Tree:
-    """`where(mask, x, 0)` leaf by leaf: NaN or infinity in a dead entry cannot leak."""
-    return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros((), x.dtype)), masks, tree)
+    """`where(mask, x, 0)` leaf by leaf: NaN or infinity in a dead entry cannot leak.
+
+    Random keys (in the state of NNX modules) pass as they are.
+
+    Raises:
+      ValueError: a leaf is no array, or a mask does not broadcast against its leaf.
+    """
+
+    def where(path: str, x: Any, mask: Array) -> Any:
+        try:
+            kind = jnp.result_type(x)
+        except TypeError:
+            raise ValueError(
+                f"leaf {path!r} is no array but {type(x).__name__}; take the arrays only, e.g. "
+                "equinox.filter(model, equinox.is_array) or nnx.state(model)"
+            ) from None
+        if jnp.issubdtype(kind, jax.dtypes.extended):
+            return x
+        _fits(path, mask, jnp.shape(x), "its leaf")
+        return jnp.where(mask, x, jnp.zeros((), kind))
+
+    return trees.map_with_path(where, tree, masks)
 
 
-def of(params: Tree) -> Tree:
-    """The masks that saved, already masked parameters imply: live where they are not 0."""
-    return jax.tree.map(lambda p: p != 0, params)
+def _fits(path: str, mask: Array, shape: tuple[int, ...], what: str) -> None:
+    try:
+        fits = jnp.broadcast_shapes(jnp.shape(mask), shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"leaf {path!r}: a mask of shape {jnp.shape(mask)} does not broadcast against {what} "
+            f"of shape {shape}"
+        )
+
+
+def of(params: Tree, rules: str | Iterable[str] | None = None) -> Tree:
+    """The masks that saved, already masked parameters imply: live where they are not 0.
+
+    Args:
+      params: parameters whose zeros are their mask.
+      rules: path rules (`trees.match`) of the leaves to look at; None: all. Name the prunable
+        ones where other leaves may be 0 without being pruned, like fresh biases.
+    """
+    chosen = jax.tree.map(lambda _: True, params) if rules is None else trees.select(params, rules)
+    return jax.tree.map(lambda c, p: p != 0 if c else jnp.array(True), chosen, params)
 
 
 def intersect(a: Tree, b: Tree) -> Tree:
@@ -93,33 +135,33 @@ def prune(
     leaves: list[Array]
     structure: Any
     leaves, structure = jax.tree.flatten(scores)
-    before = [jnp.array(True)] * len(leaves)
-    if masks is not None:
-        before = structure.flatten_up_to(masks)
     names = trees.paths(scores)
     units = [i for i, leaf in enumerate(leaves) if jnp.ndim(leaf)]
-    live = {i: _eligible(before[i], leaves[i], names[i]) for i in units}
-    result = [jnp.array(True) if i not in live else live[i] for i in range(len(leaves))]
+    before = [True] * len(leaves) if masks is None else structure.flatten_up_to(masks)
+    result: list[Array] = [jnp.asarray(m) for m in before]
+    live: dict[int, Array | None] = dict.fromkeys(units)
+    if masks is not None:
+        live = {i: _eligible(result[i], leaves[i], names[i]) for i in units}
     if scope == "global":
-        _check_count(keep, [live[i] for i in units], "the tree")
-        chosen = ranking.top([leaves[i] for i in units], keep, eligible=[live[i] for i in units])
+        _check_count(keep, [leaves[i] for i in units], list(live.values()), "the tree")
+        eligible = None if masks is None else list(live.values())
+        chosen = ranking.top([leaves[i] for i in units], keep, eligible=eligible)
         for i, mask in zip(units, chosen, strict=True):
             result[i] = mask
         return structure.unflatten(result)
-    for i, count in _layer_counts(keep, names, units, structure).items():
-        _check_count(count, [live[i]], f"leaf {names[i]!r}")
-        result[i] = ranking.top(leaves[i], count, eligible=live[i])
+    counts = _layer_counts(keep, names, units, structure)
+    for i in units:
+        if i not in counts:
+            result[i] = jnp.broadcast_to(result[i], jnp.shape(leaves[i]))
+            continue
+        _check_count(counts[i], [leaves[i]], [live[i]], f"leaf {names[i]!r}")
+        result[i] = ranking.top(leaves[i], counts[i], eligible=live[i])
     return structure.unflatten(result)
 
 
 def _eligible(mask: Array, score: Array, name: str) -> Array:
-    try:
-        return jnp.broadcast_to(mask, jnp.shape(score))
-    except ValueError:
-        raise ValueError(
-            f"leaf {name!r}: a mask of shape {jnp.shape(mask)} does not fit scores of shape "
-            f"{jnp.shape(score)}; masks and scores need the same granularity"
-        ) from None
+    _fits(name, mask, jnp.shape(score), "scores (masks and scores need the same granularity)")
+    return jnp.broadcast_to(mask, jnp.shape(score))
 
 
 def _layer_counts(keep: Any, names: list[str], units: list[int], structure: Any) -> dict[int, Any]:
@@ -139,45 +181,65 @@ def _layer_counts(keep: Any, names: list[str], units: list[int], structure: Any)
     return {i: counts[i] for i in units}
 
 
-def _check_count(keep: Any, live: Sequence[Array], where: str) -> None:
+def _check_count(
+    keep: Any, scores: Sequence[Array], live: Sequence[Array | None], where: str
+) -> None:
     """Refuses counts that are no counts; what is traced cannot be looked at and is clamped."""
-    dtype = getattr(keep, "dtype", None)
-    if not (isinstance(keep, numbers.Integral) or (dtype is not None and dtype.kind in "iu")):
+    kind = getattr(keep, "dtype", None)
+    whole = kind.kind in "iu" if kind is not None else isinstance(keep, numbers.Integral)
+    if not whole or isinstance(keep, bool):
         raise ValueError(
             f"keep = {keep!r} for {where} is no integer: it is a count of units; for a fraction "
             "use masks.keep_count(scores, sparsity)"
         )
-    if isinstance(keep, jax.core.Tracer) or any(isinstance(m, jax.core.Tracer) for m in live):
+    if isinstance(keep, jax.core.Tracer):
         return
-    total = sum(int(jnp.sum(m)) for m in live)
+    pairs = zip(scores, live, strict=True)
+    seen = [x.size if m is None or isinstance(m, jax.core.Tracer) else m for x, m in pairs]
+    total = sum(n if isinstance(n, int) else int(jnp.count_nonzero(n)) for n in seen)
     if not 0 <= int(keep) <= total:
         raise ValueError(f"keep = {int(keep)} for {where}: there are {total} live units")
 
 
-def nm(scores: Array, n: int, m: int, *, axis: int = -2) -> Array:
-    """N:M sparsity: of every `m` consecutive entries along `axis` the `n` largest are live.
+def nm(scores: Tree, n: int, m: int, *, axis: int = -2, masks: Tree | None = None) -> Tree:
+    """N:M sparsity: of every `m` consecutive units along `axis` the `n` largest are live.
 
     Args:
-      scores: of the weight's shape. Ties: the earlier entry is kept.
+      scores: as in `prune`, an array or a tree of them; scalar leaves are never pruned. Ties: the
+        earlier entry is kept; NaN goes first.
       n: kept of every m; 0 <= n <= m.
       m: size of a block; must divide the axis.
       axis: the input axis of Dense (in, out) and convolution (h, w, in, out) kernels by default.
+      masks: the masks so far; pruned units stay pruned, so blocks may keep fewer than n.
 
     Raises:
-      ValueError: the axis is not divisible by m, or n is not in 0..m.
+      ValueError: an axis is not divisible by m, or n is not in 0..m.
     """
-    size = scores.shape[axis]
-    if m < 1 or size % m:
-        raise ValueError(
-            f"N:M sparsity {n}:{m}: the axis of {size} entries is not divisible by {m}"
-        )
-    if not 0 <= n <= m:
+    if not 0 <= n <= m or m < 1:
         raise ValueError(f"N:M sparsity {n}:{m}: n must be in 0..{m}")
-    moved = jnp.moveaxis(scores, axis, -1)
-    blocks = moved.reshape(*moved.shape[:-1], size // m, m)
-    order = jnp.argsort(-blocks, axis=-1, stable=True)
-    live = jnp.argsort(order, axis=-1) < n
-    return jnp.moveaxis(live.reshape(moved.shape), -1, axis)
+
+    def blocks(path: str, score: Array, mask: Array) -> Array:
+        if not jnp.ndim(score):
+            return jnp.asarray(mask)
+        size = score.shape[axis] if -score.ndim <= axis < score.ndim else 0
+        if not size or size % m:
+            raise ValueError(
+                f"N:M sparsity {n}:{m}: leaf {path!r} of shape {score.shape} has no axis {axis} "
+                f"whose size is divisible by {m}"
+            )
+        keys = jnp.moveaxis(radix.sortable(jnp.asarray(score)), axis, -1)
+        keys = keys.reshape(*keys.shape[:-1], size // m, m)
+        live = jnp.moveaxis(_eligible(mask, score, path), axis, -1).reshape(keys.shape)
+        rank = jnp.zeros(keys.shape, jnp.int32)  # how many of the block come before the entry
+        place = jnp.arange(m)
+        for j in range(m):
+            other = keys[..., j : j + 1]
+            first = (other > keys) | ((other == keys) & (j < place))
+            rank += first & live[..., j : j + 1]
+        chosen = live & (rank < n)
+        return jnp.moveaxis(chosen.reshape(*keys.shape[:-2], size), -1, axis)
+
+    return trees.map_with_path(blocks, scores, ones(scores) if masks is None else masks)
 
 
 def from_units(
@@ -186,10 +248,12 @@ def from_units(
     """Masks of whole units: a filter with the BatchNorm scale and bias (or own bias) it feeds.
 
     Args:
-      units: layer name -> bool [units], True = live; layers it does not name stay whole.
+      units: layer name -> bool [units], True = live; layers it does not name stay whole. A mask of
+        the kernel's shape prunes single weights; norm and bias then stay.
       groups: the model's layers (`prunejax.models.groups`).
       params: for the structure and the kernels' ranks.
-      norm: whether scale and bias are masked as well (False: a dead filter still emits them).
+      norm: whether BatchNorm's scale and bias are masked as well (False: a dead filter still emits
+        its bias).
     """
     values: dict[str, Array] = {}
     unknown = set(units) - {g.name for g in groups}
@@ -201,10 +265,16 @@ def from_units(
         if g.name not in units:
             continue
         live = jnp.asarray(units[g.name], bool)
+        shape = trees.get(params, g.kernel).shape
+        if live.shape == shape:
+            values[g.kernel] = live
+            continue
         if live.shape != (g.units,):
-            raise ValueError(f"layer {g.name!r} has {g.units} units, its mask {live.shape}")
-        rank = trees.get(params, g.kernel).ndim
-        values[g.kernel] = live.reshape((1,) * (rank - 1) + live.shape)
-        if norm:
+            raise ValueError(
+                f"layer {g.name!r}: a mask of shape {live.shape}; it has {g.units} units and a "
+                f"kernel of shape {shape}"
+            )
+        values[g.kernel] = live.reshape((1,) * (len(shape) - 1) + live.shape)
+        if norm or not g.norm:
             values |= dict.fromkeys(g.norm or g.bias, live)
     return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 
 Array = jax.Array
 
@@ -153,7 +154,7 @@ def tally(
     if method == "compare":
         digit = places(*arrays)
         return jnp.stack([jnp.sum(digit == d, dtype=count) for d in range(1 << width)])
-    axis, split = _slices(keys.shape)
+    axis, split = _slices(keys.shape) if _local(keys) else (0, ())
     if split:
         arrays = tuple(a.reshape(split) for a in arrays)
 
@@ -173,6 +174,17 @@ def tally(
     carry = jnp.zeros_like(first, count, shape=((1 << width) + _IDLE,)), first
     carry = lax.fori_loop(1, split[axis] + 1, add, carry) if split else add(1, carry)
     return carry[0][: 1 << width]
+
+
+def _local(x: Array) -> bool:
+    """Whether one device surely holds all of `x`.
+
+    Where several might share it, a loop over slices would add up the histograms of the devices
+    after every slice and not once.
+    """
+    kinds = jax.typeof(x).sharding.mesh.axis_types
+    manual = bool(kinds) and all(kind == AxisType.Manual for kind in kinds)  # in `shard_map`
+    return manual or jax.device_count() == 1
 
 
 @functools.cache

@@ -66,7 +66,9 @@ def ebn_signed(scale: Array, bias: Array) -> Array:
 def _expected_relu(s: Array, bias: Array) -> Array:
     flat = s == 0
     z = bias / jnp.where(flat, 1, s)
-    return jnp.where(flat, jnp.maximum(bias, 0), bias * norm.cdf(z) + s * norm.pdf(z))
+    value = bias * norm.cdf(z) + s * norm.pdf(z)  # of the sign of s, up to cancellation
+    value = jnp.where(s < 0, jnp.minimum(value, 0), jnp.maximum(value, 0))
+    return jnp.where(flat, jnp.maximum(bias, 0), value)
 
 
 def saliency(w: Array, gradient: Array) -> Array:

@@ -1,10 +1,12 @@
 """What masks amount to: exact counts, sparsities and a report by leaf (on the host)."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from prunejax import trees
@@ -70,11 +72,15 @@ def count(masks: Tree, params: Tree) -> dict[str, tuple[int, int]]:
     for (path, leaf), mask in zip(
         trees.leaves_with_paths(params), structure.flatten_up_to(masks), strict=True
     ):
-        m = np.asarray(mask)
-        total = int(np.prod(leaf.shape, dtype=np.int64))
-        repeats = total // m.size if m.size else 0
-        result[path] = (int(np.count_nonzero(m)) * repeats, total)
+        total, size = math.prod(leaf.shape), math.prod(np.shape(mask))
+        result[path] = (_live(mask) * (total // size) if size else 0, total)
     return result
+
+
+def _live(mask: Any) -> int:
+    if isinstance(mask, jax.Array) and not mask.is_fully_addressable:  # spread over processes
+        return int(jnp.count_nonzero(mask))
+    return int(np.count_nonzero(np.asarray(mask)))
 
 
 def report(

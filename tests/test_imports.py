@@ -58,6 +58,7 @@ LEVELS = {
     "targets": 4,
     "tensorboard_view": 4,
     "main": 5,
+    "measure": 5,
     "report": 5,
     "study": 5,
 }

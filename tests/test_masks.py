@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from prunejax import allocate, masks, sparsity, trees
+from prunejax import masks, sparsity, trees
 from prunejax.models.groups import Group
 
 
@@ -138,7 +138,7 @@ def test_more_than_2_to_the_24_units_count_exactly():
         (lambda s: masks.prune(s, 5, scope="tree"), "global, layer"),
         (lambda s: masks.prune(s, {"a/kernl": 3}, scope="layer"), "a/kernl"),
         (lambda s: masks.prune(s, {"a/kernel": 99}, scope="layer"), "'a/kernel': there are 35"),
-        (lambda s: masks.nm(jnp.ones((6, 2)), 2, 4), "not divisible"),
+        (lambda s: masks.nm(jnp.ones((6, 2)), 2, 4), "divisible by 4"),
         (lambda s: masks.nm(jnp.ones((8, 2)), 5, 4), "0..4"),
     ],
 )
@@ -151,6 +151,55 @@ def test_masks_of_another_granularity_are_refused():
     s = {"w": jnp.ones((1, 4))}
     with pytest.raises(ValueError, match="granularity"):
         masks.prune(s, 2, masks={"w": jnp.ones((3, 4), bool)})
+    assert int(masks.prune({"w": jnp.ones((3, 4))}, 7, masks=masks.ones(s))["w"].sum()) == 7
+    filters = {"w": jnp.array([[True, False, True, True]])}  # coarser than the scores: fine
+    m = masks.prune({"w": jnp.ones((3, 4))}, 5, masks=filters)["w"]
+    np.testing.assert_array_equal(m, [[1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def test_leaves_without_scores_keep_the_masks_they_have():
+    before = {"a": jnp.array([True, False, True]), "b": jnp.array([True, True])}
+    s = {"a": jnp.float32(0), "b": jnp.array([2.0, 1.0])}
+    after = masks.prune(s, 1, masks=before)
+    np.testing.assert_array_equal(after["a"], before["a"])
+    np.testing.assert_array_equal(after["b"], [True, False])
+    layers = masks.prune({"a": jnp.arange(3.0), "b": s["b"]}, {"b": 1}, scope="layer", masks=before)
+    np.testing.assert_array_equal(layers["a"], before["a"])
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [(True, "True for the tree is no integer"), (jnp.array(5), "there are 4"), (-1, "there are 4")],
+)
+def test_counts_that_can_be_known_are_checked_under_jit_too(keep, message):
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda s: masks.prune(s, keep))({"w": jnp.ones((2, 2))})
+
+
+def test_traced_counts_are_clamped():
+    s, live = {"w": jnp.arange(6.0)}, {"w": jnp.arange(6) < 4}
+    prune = jax.jit(lambda keep: masks.prune(s, keep, masks=live))
+    assert [int(prune(jnp.int32(k))["w"].sum()) for k in (-2, 3, 5, 100)] == [0, 3, 4, 4]
+
+
+def test_states_with_random_keys_and_modules_with_functions():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(3, 4, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    state = nnx.state(Net(nnx.Rngs(0)))
+    out = masks.apply(masks.ones(state), state)
+    assert jax.tree.structure(out) == jax.tree.structure(state)
+    assert trees.paths(out) == trees.paths(state)
+    mlp = eqx.nn.MLP(3, 2, 8, 2, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="'activation' is no array but"):
+        masks.apply(masks.ones(mlp), mlp)
+
+
+def test_masks_must_broadcast_against_their_leaf():
+    with pytest.raises(ValueError, match=r"'w': a mask of shape \(3, 1\)"):
+        masks.apply({"w": jnp.ones((3, 1), bool)}, {"w": jnp.ones(4)})
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -163,6 +212,20 @@ def test_n_of_m_against_brute_force(axis):
     for row, block in zip(expected, blocks, strict=True):
         row[np.argsort(-block, kind="stable")[:2]] = True
     np.testing.assert_array_equal(m.reshape(-1, 4), expected)
+
+
+def test_n_of_m_on_trees_with_earlier_masks_and_nan():
+    s = {"w": jnp.array([[3.0, jnp.nan, 1, 2], [0, 0, 0, 0]]).T, "b": jnp.float32(0)}
+    m = masks.nm(s, 1, 2, axis=0)
+    np.testing.assert_array_equal(m["w"].T, [[1, 0, 0, 1], [1, 0, 1, 0]])
+    assert bool(m["b"])
+    before = {"w": jnp.array([[0, 1, 1, 0], [0, 0, 0, 1]], bool).T, "b": jnp.array(True)}
+    after = masks.nm(s, 1, 2, axis=0, masks=before)["w"]
+    np.testing.assert_array_equal(after.T, [[0, 1, 1, 0], [0, 0, 0, 1]])
+    many = jax.vmap(lambda x: masks.nm(x, 2, 4, axis=0))(jnp.stack([s["w"], -s["w"]]))
+    np.testing.assert_array_equal(many[0], masks.nm(s["w"], 2, 4, axis=0))
+    with pytest.raises(ValueError, match="'w' of shape"):
+        masks.nm(s, 1, 3, axis=0)
 
 
 def test_units_of_groups():
@@ -181,6 +244,15 @@ def test_units_of_groups():
         masks.from_units({"conv": jnp.zeros(4, bool)}, [g], params, norm=False), params
     )
     np.testing.assert_array_equal(kept["bn"]["bias"], np.ones(4))
+    single = jnp.arange(72).reshape(3, 3, 2, 4) % 5 > 0
+    m = masks.from_units({"conv": single}, [g], params)
+    np.testing.assert_array_equal(m["conv"]["kernel"], single)
+    assert m["bn"]["scale"].shape == ()
+    with pytest.raises(ValueError, match="has 4 units"):
+        masks.from_units({"conv": jnp.ones(5, bool)}, [g], params)
+    plain = g._replace(norm=())  # without a norm the layer's own bias belongs to the unit
+    out = masks.apply(masks.from_units({"conv": jnp.arange(4) > 0}, [plain], params), params)
+    np.testing.assert_array_equal(out["conv"]["bias"], [0, 1, 1, 1])
     with pytest.raises(ValueError, match="there are: conv"):
         masks.from_units({"cnv": jnp.ones(4, bool)}, [g], params)
 
@@ -208,7 +280,12 @@ def test_report_counts_and_names_collapsed_layers():
     r = sparsity.report(m, params, prunable="conv.*")
     assert r.collapsed == ("conv2/kernel",)
     assert "COLLAPSED" in str(r)
+    assert masks.report(m, params, prunable="conv.*") == r
+    other = masks.ones(params) | {"head": {"kernel": jnp.arange(50).reshape(5, 10) < 20}}
     assert sparsity.overlap(m, m, params) == 1.0
+    live = {"m": 18 + 4 + 0 + 50, "other": 36 + 4 + 180 + 20, "both": 18 + 4 + 0 + 20}
+    expected = live["both"] / (live["m"] + live["other"] - live["both"])
+    assert masks.overlap(m, other, params) == pytest.approx(expected)
 
 
 def test_keep_count_is_exact_decimal():
@@ -216,32 +293,12 @@ def test_keep_count_is_exact_decimal():
     assert masks.keep_count({"w": jnp.ones(10)}, 0.7) == 3
 
 
-@pytest.mark.parametrize("name", list(allocate.ALLOCATIONS))
-@pytest.mark.parametrize("keep", [0, 1, 100, 1234, 2270])
-def test_allocations_add_up_and_stay_within_layers(name, keep):
-    shapes = {"a": (3, 3, 2, 16), "b": (3, 3, 16, 12), "c": (12, 10), "d": (134,)}
-    counts = allocate.ALLOCATIONS[name](shapes, keep)
-    assert sum(counts.values()) == keep
-    assert all(0 <= counts[p] <= np.prod(s) for p, s in shapes.items())
-
-
-def test_erk_densities_follow_the_formula_and_cap_at_one():
-    shapes = {"a": (3, 3, 64, 64), "b": (3, 3, 64, 128), "c": (4, 4)}
-    keep = 30_000
-    counts = allocate.erk(shapes, keep)
-    assert counts["c"] == 16  # would be denser than 1
-    ratio = (counts["a"] / sum(shapes["a"])) / (counts["b"] / sum(shapes["b"]))
-    assert ratio == pytest.approx(1, rel=1e-3)
-
-
-def test_explicit_rules():
-    shapes = allocate.shapes_of({"a": {"kernel": jnp.ones((10, 10))}, "b": {"kernel": jnp.ones(7)}})
-    assert allocate.explicit(shapes, {"a/.*": 0.9}) == {"a/kernel": 10, "b/kernel": 7}
-    with pytest.raises(ValueError, match="matches none"):
-        allocate.explicit(shapes, {"c/.*": 0.5})
-
-
 def test_masks_of_saved_parameters():
     p = {"w": jnp.arange(-2.0, 3.0)}
     np.testing.assert_array_equal(masks.of(p)["w"], [1, 1, 0, 1, 1])
-    assert trees.paths(p) == ["w"]
+    p = {"a": {"kernel": jnp.array([0.0, 1]), "bias": jnp.zeros(2)}}
+    m = masks.of(p, ".*/kernel")["a"]
+    np.testing.assert_array_equal(m["kernel"], [0, 1])
+    assert m["bias"].shape == ()
+    with pytest.raises(ValueError, match="a/kernel"):
+        masks.of(p, "kernel")

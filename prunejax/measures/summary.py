@@ -17,6 +17,7 @@ OUTCOMES = (
     "generalization_gap",
 )
 _STUDY = (*OUTCOMES, "best_epoch", "selected_epoch", "mean_stability", "events", "sparsity")
+CONTEXT = ("split", "batch_norm", "examples", "live_dim")  # what measures were taken on
 _LABELS = ("run", "variant", "seed", "status")
 COMPLETED = ("", "done", "completed", "finished", "ok")  # else: stopped, its numbers do not count
 _QUALITY = ("_stderr", "_residual")  # columns about an estimate, not estimates

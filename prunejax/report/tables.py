@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunejax.files import plain_name
-from prunejax.measures.summary import is_completed
+from prunejax.measures.summary import CONTEXT, is_completed
 from prunejax.record import differences
 from prunejax.report.results import Row, Study, attributes_of
 
@@ -95,6 +95,8 @@ def load(directories: Sequence[str | Path]) -> Study:
         path: {name: read_csv(path / f"{name}.csv") for name in ("epochs", "events", "runs")}
         for path in paths
     }
+    for path in paths:
+        _remeasured(path, tables[path]["runs"])
     attributes = {
         path: attributes_of(configs[str(path)], read_json(path / "study.json"), tables[path])
         for path in paths
@@ -135,6 +137,14 @@ def load(directories: Sequence[str | Path]) -> Study:
         missing_shards=missing,
         **{name: _same_columns(rows) for name, rows in merged.items()},
     )
+
+
+def _remeasured(path: Path, runs: Sequence[Row]) -> None:
+    """Puts the columns of `measures.csv` (`python -m prunejax.measure`) into the rows of runs."""
+    rows = {row["run"]: row for row in read_csv(path / "measures.csv")}
+    for run in runs:
+        later = rows.get(run["run"], {})
+        run.update({k: v for k, v in later.items() if v and k not in CONTEXT})
 
 
 def _unfinished(parts: Mapping[Path, Mapping[str, list[Row]]]) -> list[str]:

@@ -1,0 +1,293 @@
+"""Measures a finished study again: `python -m prunejax.measure --workdir=DIR [--run=REGEX]`.
+
+Reads the final states of the runs (`checkpoints/final-*`) and the config, computes the measures of
+`config.measures.names` or those given, and writes `measures/RUN.npz` and `measures.csv`, which the
+report takes before the columns of `runs.csv`; then builds the report anew. The other `measures.*`
+settings are flags, too.
+
+Exit codes: 0 done, 2 bad request, 1 failure.
+"""
+
+import csv
+import errno
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from prunejax import config as config_lib
+from prunejax import files, measuring, plan, registry, report, step
+from prunejax.checkpoint import Checkpoints
+from prunejax.config import ConfigError
+from prunejax.files import RecordError
+from prunejax.measures.suite import MEASURES
+from prunejax.measures.summary import CONTEXT, is_completed
+from prunejax.plan import Batch, Member
+from prunejax.report import tables
+from prunejax.step import TrainState
+
+__all__ = ["MEASURES", "main", "measure"]
+BAD_REQUEST, FAILURE = 2, 1
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = "measures.csv"
+FIELDS = (
+    *("names", "split", "examples", "batch_norm"),
+    *("probes", "eigenpairs", "radius", "live_only"),
+)
+
+
+def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], ConfigDict]:
+    """Programs and settings of a finished study, with changes to `config.measures`.
+
+    Raises:
+      ConfigError: not finished, no measure is named, or settings that cannot be.
+    """
+    from configs import default
+
+    status = tables.read_json(path / "status.json")
+    if not status.get("finished"):
+        raise ConfigError(
+            f"{path} is not finished; give the command that started it again, then measure"
+        )
+    saved = tables.read_json(path / "config.json")
+    saved["measures"] |= changes
+    labels = saved.pop("variants")
+    config = ConfigDict(saved)
+    config.variants = default.arms(labels)
+    arms = config_lib.variants(config, default.get_config())
+    settings = arms[0].settings
+    if not settings.measures.names:
+        raise ConfigError(
+            f"the study in {path} names no measures in config.measures.names; name some with "
+            f"--names=A,B; there are: {', '.join(MEASURES)}"
+        )
+    batches = plan.build(arms)
+    measuring.check(settings, batches)
+    return batches, settings
+
+
+def final_states(
+    path: Path, batches: Sequence[Batch]
+) -> list[tuple[Batch, Member, Callable[[], TrainState]]]:
+    """Program, member and what reads its final state, for every run that trained to the end.
+
+    Raises:
+      ConfigError: no final states.
+    """
+    members = {m.run: (b, m) for b in batches for m in b.members}
+    completed = {row["run"] for row in tables.read_csv(path / "runs.csv") if is_completed(row)}
+    folders = sorted((path / "checkpoints").glob("final-*"), key=lambda p: int(p.name[6:]))
+    found: list[Any] = []
+    for folder in folders:
+        checkpoints = Checkpoints(folder, keep=1)
+        for number in checkpoints.numbers()[-1:]:
+            facts = tables.read_json(folder / str(number) / "facts.json")
+            stack = _Stack(checkpoints, facts["size"], members[facts["runs"][0]])
+            found += [
+                (*members[run], partial(stack, index))
+                for index, run in enumerate(facts["runs"])
+                if run in completed
+            ]
+    if not found:
+        raise ConfigError(f"{path} has no final states (checkpoints/final-*) to measure")
+    return found
+
+
+class _Stack:
+    """The stacked final states of a chunk on the host, read when first needed."""
+
+    def __init__(self, checkpoints: Checkpoints, size: int, of: tuple[Batch, Member]) -> None:
+        self._checkpoints, self._size, self._of = checkpoints, size, of
+
+    def __call__(self, index: int) -> TrainState:
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[index], self._states)
+
+    @cached_property
+    def _states(self) -> TrainState:
+        batch, member = self._of
+        one = jax.eval_shape(
+            lambda: step.initial_state(
+                batch.program, jnp.uint32(member.seed), member.table, member.hyper
+            )
+        )
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((self._size, *leaf.shape), leaf.dtype, sharding=host),
+            one,
+        )
+        found = self._checkpoints.restore(like)
+        if found is None or found.states is None:
+            raise RecordError(
+                errno.EIO,
+                f"no whole final states in {self._checkpoints.directory}: "
+                + "; ".join(found.damaged if found else ["nothing is there"]),
+            )
+        return found.states
+
+
+class Results:
+    """`measures/RUN.npz` and `measures.csv` of a run directory."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what was measured before."""
+        self.path = path
+        file = path / TABLE
+        with file.open(newline="") if file.exists() else io.StringIO() as text:
+            self._rows = {row["run"]: dict(row) for row in csv.DictReader(text)}
+
+    def add(self, member: Member, values: Mapping[str, float], arrays: dict[str, Any]) -> bool:
+        """Writes a run's numbers beside those it has, in their place if those are of other data.
+
+        Returns:
+          Whether there were numbers of other data.
+        """
+        file = self.path / "measures" / f"{files.plain_name(member.run)}.npz"
+        old: dict[str, Any] = {}
+        if file.exists():
+            with np.load(file) as saved:
+                old = dict(saved)
+        other = any(k in old and not np.array_equal(old[k], arrays[k]) for k in CONTEXT)
+        merged = arrays if other else old | arrays
+        files.replace(file, lambda f: np.savez_compressed(f, **merged))
+        row = {} if other else self._rows.get(member.run, {})
+        labels = {"run": member.run, "variant": member.variant, "seed": member.seed}
+        context = {k: arrays[k] for k in CONTEXT}
+        self._rows[member.run] = row | {
+            k: files.cell(v) for k, v in (labels | context | dict(values)).items()
+        }
+        self._write()
+        return other
+
+    def _write(self) -> None:
+        names = list(dict.fromkeys(k for row in self._rows.values() for k in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows.values())
+        files.replace(self.path / TABLE, lambda f: f.write(text.getvalue().encode()))
+
+
+def measure(
+    workdir: str | Path,
+    run: str = ".*",
+    changes: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = print,
+) -> int:
+    """Measures runs of a finished study and builds its report anew.
+
+    Args:
+      workdir: a run directory, or one with shards.
+      run: regular expression for whole run names, e.g. "L.*-0".
+      changes: fields of `config.measures` and their values.
+      tell: is told each result.
+
+    Returns:
+      How many measures failed.
+
+    Raises:
+      ConfigError, ReportError: the request cannot be carried out; nothing was written.
+      RecordError: something cannot be read or written.
+    """
+    try:
+        wanted = re.compile(run)
+    except re.error as error:
+        raise ConfigError(f"--run={run!r} is no regular expression: {error}") from None
+    jobs = []
+    for path in tables.find([workdir]):
+        batches, settings = read_study(path, changes or {})
+        jobs += [(path, settings, *entry) for entry in final_states(path, batches)]
+    chosen = [job for job in jobs if wanted.fullmatch(job[3].run)]
+    if not chosen:
+        names = [job[3].run for job in jobs]
+        raise ConfigError(
+            f"--run={run!r} matches no run of {workdir}; there are: {', '.join(names)}."
+            + registry.suggestion(run, names)
+        )
+    failures = 0
+    measurers: dict[int, measuring.Measurer] = {}
+    for path, settings, batch, member, state in chosen:
+        with locked(path):
+            measurer = measurers.setdefault(id(batch), measuring.Measurer(batch, settings))
+            values, arrays, failed = measurer.measure(state())
+            replaced = Results(path).add(member, values, arrays)
+        tell(f"{member.run}: {_text(values)}")
+        if replaced:
+            tell(f"{member.run}: earlier measures were of other examples and are replaced")
+        for name, reason in failed.items():
+            tell(f"{member.run}: no {name}: {reason}")
+        failures += len(failed)
+    report.build([workdir])
+    return failures
+
+
+def _text(values: Mapping[str, float]) -> str:
+    """`hessian_trace 31.2 ± 1.4, tic 1.22 ± 0.2`."""
+    parts = []
+    for name, value in values.items():
+        if not name.endswith("_stderr"):
+            error = values.get(f"{name}_stderr")
+            parts.append(f"{name} {value:.5g}" + ("" if error is None else f" ± {error:.2g}"))
+    return ", ".join(parts)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the run directory; ConfigError if a study does."""
+    try:
+        lock = files.acquire(path / ".lock")
+    except files.LockedError as holder:
+        raise ConfigError(f"{path} is in use by {holder}; wait for it") from None
+    with lock:
+        yield
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_string("workdir", None, "Run directory of a finished study.", flag_values=values)
+    flags.DEFINE_string("run", ".*", "Which runs (regular expression).", flag_values=values)
+    flags.DEFINE_list("names", None, "Measures, e.g. hessian_trace,tic.", flag_values=values)
+    flags.DEFINE_string("split", None, "train | test.", flag_values=values)
+    flags.DEFINE_integer("examples", None, "First examples of the split.", flag_values=values)
+    flags.DEFINE_string("batch_norm", None, "eval | train.", flag_values=values)
+    flags.DEFINE_integer("probes", None, "Random vectors of traces.", flag_values=values)
+    flags.DEFINE_integer("eigenpairs", None, "How many.", flag_values=values)
+    flags.DEFINE_float("radius", None, "Of the ball of sharpness.", flag_values=values)
+    flags.DEFINE_boolean("live_only", None, "The live subspace only.", flag_values=values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    values = flags.FlagValues()
+    define_flags(values)
+    for path in (str(ROOT), str(Path.cwd())):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    try:
+        rest = values(list(sys.argv if argv is None else argv))[1:]
+        if rest or values.workdir is None:
+            what = f"unexpected argument {rest[0]!r}" if rest else "--workdir is missing"
+            raise ValueError(f"{what}; e.g. --workdir=runs/digits --run='none-.*' --names=tic")
+        given: dict[str, Any] = {k: values[k].value for k in FIELDS if values[k].value is not None}
+        if "names" in given:
+            given["names"] = tuple(values.names)
+        return FAILURE if measure(values.workdir, values.run, given) else 0
+    except RecordError as error:
+        print(f"prunejax: {error}", file=sys.stderr)
+        return FAILURE
+    except (flags.Error, ValueError) as error:
+        print(f"prunejax: {error}", file=sys.stderr)
+        return BAD_REQUEST
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,480 @@
+"""Measures of a study: every one against a closed form, the study's numbers against dense oracles."""
+
+import csv
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from configs import default
+from prunejax import chunk, data, evaluation, measure, measuring, models, plan, step, study
+from prunejax import config as config_lib
+from prunejax.checkpoint import Checkpoints
+from prunejax.config import ConfigError
+from prunejax.curvature.forecast import forecast
+from prunejax.measures import suite
+from prunejax.measures.summary import number
+from prunejax.report import tables
+from tests.studies import PRUNE, tiny
+
+NAMES = (
+    *("hessian_trace", "gradient_second_moment", "tic", "tic_leading"),
+    *("top_eigenvalues", "epsilon_flatness"),
+)
+
+
+# -- every measure on a quadratic ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quadratic():
+    """Loss w'Aw/2 + x_i'w with w and A known: 40 examples, 6 coordinates, 5 of them live."""
+    rng = np.random.default_rng(0)
+    q = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    a = (q * [9.0, 5.0, 2.0, 1.0, 0.5, -3.0]) @ q.T
+    x = rng.normal(size=(40, 6))
+    x -= x.mean(0)
+    live = np.array([True, True, False, True, True, True])
+    w = np.where(live, rng.normal(size=6), 0.0)
+    matrix = jnp.asarray(a, jnp.float32)
+
+    def per_example(params, batch):
+        return params["w"] @ matrix @ params["w"] / 2 + batch @ params["w"]
+
+    def evaluate(params, batch):
+        loss = jnp.mean(per_example(params, batch))
+        return {"loss": loss, "accuracy": 1 - loss}
+
+    batches = [jnp.asarray(x[:30], jnp.float32), jnp.asarray(x[30:], jnp.float32)]
+    context = suite.Context(
+        loss=lambda params, batch: jnp.mean(per_example(params, batch)),
+        per_example=per_example,
+        evaluate=evaluate,
+        params={"w": jnp.asarray(w, jnp.float32)},
+        masks={"w": jnp.asarray(live)},
+        batches=batches,
+        test=batches,
+        key=jax.random.key(1),
+        probes=200,
+        eigenpairs=10,
+        radius=0.1,
+        activations=lambda trained: {"bn": rng.normal(size=2000) * (1 if trained else 2)},
+    )
+    found = suite.measure(context, tuple(suite.MEASURES))
+    return context, found, a * np.outer(live, live), (a @ w + x)[:, live], w
+
+
+def test_every_measure_fills_its_columns_and_no_others(quadratic):
+    context, (columns, arrays, failed), *_ = quadratic
+    assert failed == {}
+    assert tuple(columns) == suite.columns(tuple(suite.MEASURES))
+    assert all(np.isfinite(v) for v in columns.values())
+    for name, entry in suite.MEASURES.items():
+        alone, _ = entry.run(context)
+        assert tuple(alone) == entry.columns, name
+        assert all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f")
+
+
+def test_traces_moments_and_ratios_of_the_quadratic(quadratic):
+    context, (columns, arrays, _), hessian, gradients, _ = quadratic
+    assert (context.live_dim, context.examples) == (5, 40)
+    error = columns["hessian_trace_stderr"]
+    assert abs(columns["hessian_trace"] - np.trace(hessian)) < 4 * error
+    assert error == pytest.approx(arrays["hessian_trace_samples"].std(ddof=1) / 200**0.5)
+    moment = (gradients**2).sum(1)
+    assert columns["gradient_second_moment"] == pytest.approx(moment.mean(), rel=1e-5)
+    assert columns["gradient_second_moment_stderr"] == pytest.approx(
+        moment.std(ddof=1) / 40**0.5, rel=1e-4
+    )
+    ratio = columns["gradient_second_moment"] / columns["hessian_trace"]
+    assert columns["tic"] == pytest.approx(ratio, rel=1e-5)
+    assert columns["tic_leading"] == pytest.approx(moment.mean() / np.trace(hessian), rel=1e-4)
+    assert columns["tic_stderr"] > 0
+    mean = gradients.mean(0)
+    noise = ((gradients - mean) ** 2).sum(1).mean() / (mean @ mean)
+    assert columns["gradient_noise_scale"] == pytest.approx(noise, rel=1e-4)
+
+
+def test_spectrum_and_steps_along_it_on_the_quadratic(quadratic):
+    _, (columns, arrays, _), hessian, gradients, _ = quadratic
+    live = np.flatnonzero(np.abs(hessian).sum(0))
+    values, vectors = np.linalg.eigh(hessian[np.ix_(live, live)])
+    np.testing.assert_allclose(arrays["eigenvalues"], values[::-1], atol=1e-4)
+    assert columns["top_eigenvalue"] == pytest.approx(values[-1], rel=1e-5)
+    assert columns["hessian_trace_top"] == pytest.approx(values.sum(), rel=1e-4)
+    assert columns["eigen_residual"] == arrays["eigenvalue_residuals"].max() < 1e-2
+    slopes = np.abs(vectors.T @ gradients.mean(0))[::-1]
+    grid = arrays["epsilons"]
+    rises = slopes[:, None] * np.abs(grid) + values[::-1, None] * grid**2 / 2
+    reached = np.abs(grid)[(rises >= 0.1).any(0)]
+    assert columns["epsilon_flatness"] == pytest.approx(reached.min())
+    assert arrays["loss_increase"].shape == (5, 81)
+
+
+def test_sharpness_of_the_quadratic(quadratic):
+    _, (columns, _, _), hessian, gradients, _ = quadratic
+    slope = np.linalg.norm(gradients.mean(0))
+    top = np.abs(np.linalg.eigvalsh(hessian)).max()
+    # Nothing in the ball rises further than slope and largest curvature allow.
+    assert 0.9 * 0.1 * slope < columns["sharpness_worst"] <= 0.1 * slope + 0.01 * top / 2 + 1e-5
+    exact = 0.1**2 / 5 * np.trace(hessian) / 2
+    assert abs(columns["sharpness_average"] - exact) < 4 * columns["sharpness_average_stderr"]
+
+
+def test_a_measure_that_fails_leaves_the_others_alone(quadratic):
+    context, (columns, _, _), *_ = quadratic
+    broken = suite.dataclasses.replace(context, activations=None)
+    found, _, failed = suite.measure(broken, ("normality", "gradient_second_moment"))
+    assert list(failed) == ["normality"]
+    assert np.isnan(found["normality_ks"])
+    assert found["gradient_second_moment"] == columns["gradient_second_moment"]
+    with pytest.raises(ValueError, match="Did you mean 'tic'"):
+        suite.columns(("tick",))
+
+
+# -- a study with measures -------------------------------------------------------------------
+
+
+def config():
+    """Two runs of two epochs: 8 units a layer, 768 parameters."""
+    found = tiny(none={}, S={"prune": PRUNE | {"end": (1, 1)}})
+    found.seeds, found.epochs, found.model.width = 1, 2, 0.0625
+    found.data.train_examples, found.data.test_examples = 60, 40
+    found.eval_batch_size = 30
+    m = found.measures
+    m.names, m.examples, m.probes, m.eigenpairs = NAMES, 35, 16, 4
+    m.epochs, m.forecast = (0, 1), True
+    return found
+
+
+def go(config, path, **options):
+    return study.run(config, path, default.get_config(), quiet=True, **options)
+
+
+def rows(path, table):
+    with (path / f"{table}.csv").open() as file:
+        return {r["run"]: r for r in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("measured") / "run"
+    go(config(), path)
+    return path
+
+
+def planned(settings=None):
+    arms = config_lib.variants(settings or config(), default.get_config())
+    return plan.build(arms)[0], arms[0].settings
+
+
+def final_state(path, run):
+    entries = measure.final_states(path, [planned()[0]])
+    return next(state() for _, member, state in entries if member.run == run)
+
+
+@functools.cache
+def oracle(path, run):
+    """Dense Hessian and per-example gradients in float64 [d, d], [n, d], and the live vector."""
+    state = final_state(path, run)
+    batch = planned()[0]
+    program, dataset = batch.program, batch.dataset
+    with jax.enable_x64(True):
+        x = np.asarray(dataset.test_images[:35], np.float64) / 255
+        x = ((x - np.array(program.mean)) / np.array(program.std)).reshape(35, -1)
+        labels = np.asarray(dataset.test_labels[:35])
+        wide = functools.partial(jax.tree.map, lambda leaf: jnp.asarray(leaf, jnp.float64))
+        params, stats = wide(state.params), wide(state.batch_stats)
+        masks = step.masks(program, state)
+        vector, unravel = ravel_pytree(jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, params))
+
+        def losses(vector):
+            p, h = unravel(vector), jnp.asarray(x)
+            for i in (1, 2, 3):
+                h = h @ p[f"dense{i}"]["kernel"]
+                mean, var = stats[f"bn{i}"]["mean"], stats[f"bn{i}"]["var"]
+                h = (h - mean) / jnp.sqrt(var + 1e-5)
+                h = jnp.maximum(h * p[f"bn{i}"]["scale"] + p[f"bn{i}"]["bias"], 0)
+            z = h @ p["classifier"]["kernel"] + p["classifier"]["bias"]
+            return jax.nn.logsumexp(z, axis=1) - z[np.arange(35), labels]
+
+        full = jax.tree.map(lambda m, p: jnp.broadcast_to(m, p.shape), masks, params)
+        live = np.asarray(ravel_pytree(full)[0], bool)
+        hessian = jax.jit(jax.hessian(lambda v: losses(v).mean()))(vector)
+        gradients = jax.jit(jax.jacobian(losses))(vector)
+        return np.asarray(hessian) * np.outer(live, live), np.asarray(gradients) * live, live
+
+
+@pytest.mark.parametrize("run", ["none-0", "S-0"])
+def test_columns_of_runs_agree_with_dense_oracles(finished, run):
+    hessian, gradients, live = oracle(finished, run)
+    assert (live.sum() < live.size) == (run == "S-0")
+    row = {k: number(v) for k, v in rows(finished, "runs")[run].items()}
+    moment = (gradients**2).sum(1)
+    assert row["gradient_second_moment"] == pytest.approx(moment.mean(), rel=1e-4)
+    error = row["hessian_trace_stderr"]
+    assert 0 < abs(row["hessian_trace"] - np.trace(hessian)) < 4 * error
+    values = np.linalg.eigvalsh(hessian)
+    leading = sorted(values, key=abs)[-4:]
+    assert row["top_eigenvalue"] == pytest.approx(max(leading), rel=1e-3)
+    assert row["hessian_trace_top"] == pytest.approx(sum(leading), rel=1e-3)
+    assert row["tic"] == pytest.approx(moment.mean() / row["hessian_trace"], rel=1e-4)
+    assert row["tic_leading"] == pytest.approx(moment.mean() / sum(leading), rel=2e-3)
+    with np.load(finished / "measures" / f"{run}.npz") as saved:
+        np.testing.assert_allclose(saved["eigenvalues"], sorted(leading)[::-1], rtol=2e-3)
+        assert saved["loss_increase"].shape == (4, 81)
+        assert (int(saved["examples"]), int(saved["live_dim"])) == (35, live.sum())
+        assert (str(saved["split"]), str(saved["batch_norm"])) == ("test", "eval")
+        assert float(saved["tic"]) == row["tic"]
+
+
+def test_measured_between_epochs_too_and_drawn(finished):
+    names = {p.stem for p in (finished / "measures").glob("*.npz")}
+    assert names == {"none-0", "S-0", "none-0-epoch0", "S-0-epoch0"}
+    with np.load(finished / "measures" / "S-0-epoch0.npz") as early:
+        assert int(early["step"]) == 2  # after the epoch, before its event
+        assert int(early["live_dim"]) == oracle(finished, "none-0")[2].size
+    figures = {p.stem for p in (finished / "figures").glob("*.svg")}
+    assert {"flatness", "tic", "eigenvalues", "perturbation", "forecast"} <= figures
+
+
+def test_interrupted_while_measuring_continues_to_the_same_bytes(finished, tmp_path):
+    path = tmp_path / "run"
+    measured = []
+
+    def stop():
+        measured[:] = [p.stem for p in path.glob("measures/*-0.npz")]
+        return bool(measured)
+
+    with pytest.raises(chunk.Interrupted):
+        go(config(), path, stop_requested=stop)
+    assert measured == ["none-0"]
+    (path / "measures" / "none-0.npz").unlink()  # its numbers are in the checkpoint
+    go(config(), path)
+    assert not (path / "measures" / "none-0.npz").exists()
+    for table in ("runs", "events", "epochs"):
+        name = f"{table}.csv"
+        assert (path / name).read_bytes() == (finished / name).read_bytes()
+
+
+# -- forecasts -------------------------------------------------------------------------------
+
+
+def test_forecast_columns_are_of_the_event(finished):
+    with (finished / "events.csv").open() as file:
+        events = list(csv.DictReader(file))
+    assert events
+    for epoch in {e["epoch"] for e in events}:
+        layers = [e for e in events if e["epoch"] == epoch]
+        assert len({(e["predicted_first"], e["predicted_second"]) for e in layers}) == 1
+        assert all(np.isfinite(float(e["predicted_second"])) for e in layers)
+
+
+def moved(state, scale):
+    """The state after `scale` times a random step of its parameters."""
+    rng = np.random.default_rng(3)
+    params = jax.tree.map(lambda p: p + scale * rng.normal(size=p.shape), state.params)
+    return state._replace(params=params)
+
+
+def test_forecast_is_the_expansion_of_the_test_loss(finished):
+    batch = planned()[0]
+    images, labels = batch.dataset.test_images, np.asarray(batch.dataset.test_labels, np.int32)
+    with jax.enable_x64(True):
+        wide = lambda t: jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), t)  # noqa: E731
+        state = final_state(finished, "none-0")
+        state = state._replace(params=wide(state.params), batch_stats=wide(state.batch_stats))
+        loss = lambda s: float(evaluation.evaluate(batch.program, s, images, labels).loss)  # noqa: E731
+        errors = []
+        for scale in (2e-3, 1e-3):
+            after = moved(state, scale)
+            found = evaluation.forecast(batch.program, state, after, images, labels)
+            change = loss(after) - loss(state)
+            errors.append(np.abs(np.asarray(found, np.float64) - change))
+        assert errors[1][1] < 0.2 * errors[1][0]
+        assert 3 < errors[0][0] / errors[1][0] < 5  # the first order's error is quadratic
+        by_library = forecast(
+            lambda p: (
+                evaluation.evaluate(batch.program, state._replace(params=p), images, labels).loss
+            ),
+            state.params,
+            jax.tree.map(jnp.subtract, after.params, state.params),
+        )
+        expected = [by_library.first_order, by_library.second_order]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_gates_as_numbers_are_gates():
+    """So that the removal of a residual channel, which also cuts its shortcut, can be expanded."""
+    module = models.create("resnet20", width=0.125)
+    variables = models.init(module, jax.random.key(0), (8, 8, 3))
+    name = next(iter(variables["gates"]))
+    cut = jax.tree.map(lambda gate: gate, variables["gates"])
+    cut[name] = cut[name].at[0].set(False)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    as_bools = module.apply(variables | {"gates": cut}, x)
+    floats = jax.tree.map(lambda gate: gate.astype(jnp.float32), cut)
+    np.testing.assert_array_equal(module.apply(variables | {"gates": floats}, x), as_bools)
+    assert not np.allclose(module.apply(variables, x), as_bools)
+
+
+# -- BatchNorm and the live subspace -----------------------------------------------------------
+
+
+def measurer(**changes):
+    settings = config()
+    settings.measures.update(changes)
+    batch, settings = planned(settings)
+    return measuring.Measurer(batch, settings)
+
+
+def test_batch_norm_uses_running_statistics_unless_asked(finished):
+    state = final_state(finished, "S-0")
+    batch = planned()[0]
+    context = measurer().context(state)
+    images, labels = batch.dataset.test_images[:30], batch.dataset.test_labels[:30]
+    expected = evaluation.evaluate(batch.program, state, images, labels).loss
+    assert float(context.loss(context.params, context.batches[0])) == pytest.approx(float(expected))
+    one = jax.tree.map(lambda leaf: leaf[:1], context.batches[0])  # examples do not see each other
+    first = context.per_example(context.params, context.batches[0])[0]
+    assert float(context.per_example(context.params, one)[0]) == pytest.approx(float(first))
+
+    train = measurer(batch_norm="train", names=("hessian_trace",)).context(state)
+    assert train.per_example is None
+    assert [len(labels) for _, labels in train.batches] == [35]
+    by_batch = float(train.loss(train.params, train.batches[0]))
+    assert abs(by_batch - float(context.loss(context.params, train.batches[0]))) > 1e-3
+    shifted = state._replace(batch_stats=jax.tree.map(lambda s: s + 1, state.batch_stats))
+    again = measurer(batch_norm="train", names=("hessian_trace",)).context(shifted)
+    assert float(again.loss(again.params, again.batches[0])) == by_batch
+
+
+def test_live_only_is_a_choice(finished):
+    state = final_state(finished, "S-0")
+    assert measurer().context(state).live_dim == oracle(finished, "S-0")[2].sum()
+    assert measurer(live_only=False).context(state).live_dim == oracle(finished, "S-0")[2].size
+
+
+# -- requests ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": ("hesian_trace",)}, "Did you mean 'hessian_trace'"),
+        ({"names": ("tic", "tic")}, "twice"),
+        ({"epochs": (2,)}, "0..1"),
+        ({"eigenpairs": 10**6}, "parameters"),
+        ({"batch_norm": "train"}, "no loss of its own"),
+        ({"batch_norm": "none"}, "eval, train"),
+        ({"probes": 1}, "at least 2"),
+        ({"radius": 0.0}, "at least"),
+    ],
+)
+def test_bad_requests_fail_before_anything_is_written(tmp_path, changes, message):
+    settings = config()
+    settings.measures.update(changes)
+    with pytest.raises(ConfigError, match=message):
+        go(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_measures_are_of_the_whole_study(tmp_path):
+    settings = config()
+    settings.variants.S.measures = {"examples": 10}
+    with pytest.raises(ConfigError, match="of the whole study"):
+        go(settings, tmp_path / "run")
+
+
+def test_normality_needs_batch_norm(tmp_path):
+    settings = tiny(none={})
+    settings.model.name, settings.measures.names = "lenet300", ("normality",)
+    with pytest.raises(ConfigError, match="BatchNorm"):
+        go(settings, tmp_path / "run")
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return measure.main(["measure", *arguments])
+
+
+def test_command_measures_what_the_study_measured(finished, capsys):
+    before = (finished / "runs.csv").read_bytes()
+    with np.load(finished / "measures" / "S-0.npz") as saved:
+        old = dict(saved)
+    assert command(f"--workdir={finished}", "--run=S.*", "--names=gradient_second_moment,tic") == 0
+    assert "S-0: gradient_second_moment" in capsys.readouterr().out
+    found, there = rows(finished, "measures"), rows(finished, "runs")
+    assert list(found) == ["S-0"]
+    for name in ("gradient_second_moment", "gradient_second_moment_stderr", "tic", "tic_stderr"):
+        assert found["S-0"][name] == there["S-0"][name]
+    assert (finished / "runs.csv").read_bytes() == before
+    with np.load(finished / "measures" / "S-0.npz") as saved:
+        assert set(saved.files) == set(old)
+        np.testing.assert_array_equal(saved["eigenvalues"], old["eigenvalues"])
+
+
+def test_command_on_other_examples_reaches_the_report(finished, capsys):
+    assert command(f"--workdir={finished}", "--names=gradient_second_moment", "--split=train") == 0
+    assert "replaced" in capsys.readouterr().out
+    found, there = rows(finished, "measures"), rows(finished, "runs")
+    name = "gradient_second_moment"
+    assert found["none-0"]["split"] == "train"
+    assert found["none-0"][name] != there["none-0"][name]
+    reported = {row["run"]: row for row in tables.load([finished]).runs}
+    assert reported["none-0"][name] == found["none-0"][name]
+    assert reported["none-0"]["tic"] == there["none-0"]["tic"]
+    summary = json.loads((finished / "summary.json").read_text())
+    mean = summary["variants"]["none"]["columns"][name]["mean"]
+    assert mean == pytest.approx(float(found["none-0"][name]))
+
+
+def test_command_refuses_what_cannot_be(finished, tmp_path, capsys):
+    def told(*arguments):
+        assert command(*arguments) == 2
+        return capsys.readouterr().err
+
+    assert "none-0, S-0" in told(f"--workdir={finished}", "--run=L.*")
+    assert "regular expression" in told(f"--workdir={finished}", "--run=(")
+    assert "Did you mean 'tic'" in told(f"--workdir={finished}", "--names=tick")
+    assert "no directory" in told(f"--workdir={tmp_path / 'nowhere'}")
+    assert "--workdir is missing" in told()
+    assert "eval, train" in told(f"--workdir={finished}", "--batch_norm=off")
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text((finished / "config.json").read_text())
+    assert "not finished" in told(f"--workdir={unfinished}")
+
+
+def test_command_tells_damaged_states(finished, tmp_path, capsys):
+    copy = tmp_path / "run"
+    study_files = ("config.json", "status.json", "runs.csv")
+    copy.mkdir()
+    for name in study_files:
+        (copy / name).write_bytes((finished / name).read_bytes())
+    assert command(f"--workdir={copy}") == 2
+    assert "no final states" in capsys.readouterr().err
+    folder = copy / "checkpoints" / "final-0"
+    import shutil
+
+    shutil.copytree(finished / "checkpoints" / "final-0", folder)
+    victim = next(p for p in (folder / "1" / "states").rglob("*") if p.is_file())
+    victim.write_bytes(b"damaged")
+    assert command(f"--workdir={copy}") == 1
+    assert "damaged" in capsys.readouterr().err or Checkpoints(folder, 1).numbers() == []
+
+
+def test_normalized_images_are_the_programs(finished):
+    """The oracle's normalization is that of the package."""
+    batch = planned()[0]
+    found = data.normalize(batch.dataset.test_images[:2], batch.program.mean, batch.program.std)
+    x = np.asarray(batch.dataset.test_images[:2], np.float64) / 255
+    x = (x - np.array(batch.program.mean)) / np.array(batch.program.std)
+    np.testing.assert_allclose(found, x, atol=1e-6)
+    assert (finished / "report.html").exists()
