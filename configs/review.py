@@ -65,7 +65,7 @@ def get_config(arg: str = ""):
         for label, changes in _arms(small).items():
             corner = f"{optimizer}-{decay}-{dropout}-{augmented}-{label}"
             config.variants[corner] = recipe | changes
-    config.report.baseline = next(iter(config.variants))
+    config.report.baseline = "adam-wd0-do0-plain-none"
     config.report.figures = ("corners", "table")
     return config
 

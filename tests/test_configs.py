@@ -118,6 +118,9 @@ def test_plans_and_every_arm_has_events_or_none(name, data_dir):
         batches = plan.build(arms)
         members = [m for b in batches for m in b.members]
         assert len(members) == sum(arm.settings.seeds for arm in arms)
+        unpruned = {arm.label for arm in arms if arm.settings.prune.schedule == "none"}
+        if unpruned:
+            assert arms[0].settings.report.baseline in unpruned
         for arm in arms:
             events = next(m for m in members if m.variant == arm.label).events
             assert bool(len(events)) == (arm.settings.prune.schedule != "none"), arm.label

@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
     config.variants = {"none": {}} | resnet18_arms("small" in given)
     config.report.figures = ("dynamics", "scatter", "gap", "table")
     if "small" in given:
-        common.make_small(config, given, epochs=40, milestones=(18, 37), width=0.125)
+        common.make_small(config, given, epochs=40, milestones=(30, 37), width=0.125)
     return config
 
 

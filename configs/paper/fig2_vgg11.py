@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
     config.report.figures = ("dynamics", "scatter", "gap", "table")
     config.report.correlate = ("S_1", "S_13", "L_13")
     if "small" in given:
-        common.make_small(config, given, epochs=40, milestones=(18, 37), width=0.125)
+        common.make_small(config, given, epochs=40, milestones=(30, 37), width=0.125)
     return config
 
 

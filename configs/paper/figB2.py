@@ -33,16 +33,16 @@ def get_config(arg: str = ""):
     small = "small" in given
     config = common.adam("Figure B2: E[BN]", "vgg11_bn")
     networks = {"vgg11": _vgg11(small), "resnet18": _resnet18(small)}
+    chosen = [name for name in NETWORKS if name in given] or NETWORKS
     config.variants = {
         f"{network}-{label}": {"model": {"name": _model(network)}} | changes
-        for network, arms in networks.items()
-        if network in given or not any(name in given for name in NETWORKS)
-        for label, changes in arms.items()
+        for network in chosen
+        for label, changes in networks[network].items()
     }
     config.report.figures = ("dynamics", "scatter", "group_scatter", "table")
-    config.report.baseline = next(iter(config.variants))
+    config.report.baseline = f"{chosen[0]}-none"
     if small:
-        common.make_small(config, given, epochs=40, milestones=(18, 37), width=SMALL_WIDTH)
+        common.make_small(config, given, epochs=40, milestones=(30, 37), width=SMALL_WIDTH)
     return config
 
 

@@ -61,5 +61,5 @@ def get_config(arg: str = ""):
     }
     config.report.figures = ("noise", "dynamics", "table")
     if small:
-        common.make_small(config, given, epochs=40, milestones=(18, 37), width=0.125)
+        common.make_small(config, given, epochs=40, milestones=(30, 37), width=0.125)
     return config

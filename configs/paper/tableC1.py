@@ -27,5 +27,5 @@ def get_config(arg: str = ""):
     config.report.baseline = "S_1"
     config.report.tests = ("L_14:S_14", "L_14:S_1")
     if "small" in given:
-        common.make_small(config, given, epochs=40, milestones=(18, 37), width=0.125)
+        common.make_small(config, given, epochs=40, milestones=(30, 37), width=0.125)
     return config
