@@ -23,7 +23,7 @@ from prunejax.models.convnets import ConvNet
 from prunejax.models.groups import Group, groups
 from prunejax.models.mlp import MLP
 from prunejax.models.resnet import ResNet
-from prunejax.models.vgg import VGG, VGG11, VGG16
+from prunejax.models.vgg import VGG, VGG4, VGG11, VGG16
 
 __all__ = ["MODELS", "Group", "Model", "create", "groups", "init", "options"]
 
@@ -49,6 +49,7 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
             "valid": False,
         },
     ),
+    "vgg4_bn": (VGG, {"features": VGG4}),  # 169,242 on Fashion-MNIST
     "vgg11_bn": (VGG, {"features": VGG11}),  # 9,231,114 on CIFAR-10
     "vgg16_bn": (VGG, {"features": VGG16}),  # 14,728,266
     "resnet18": (  # 11,173,962

@@ -8,6 +8,7 @@ from prunejax import layers
 from prunejax.models.base import Model
 
 VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+VGG4 = (8, "M", 16, "M", 128, "M", 128)  # narrow where maps are large: cheap on a CPU
 VGG16 = (64, 64, "M", 128, 128, "M", *(256,) * 3, "M", *(512,) * 3, "M", *(512,) * 3, "M")
 
 
