@@ -36,31 +36,29 @@ def write(directory):
 
 
 def study(directory, **variants):
-    """2 epochs, 2 seeds, an MLP; arms without pruning and with two scores."""
+    """2 epochs, 2 seeds, an MLP on 14x14 images; two arms with two scores."""
     config = default.get_config()
     config.seeds, config.epochs, config.batch_size, config.eval_batch_size = 2, 2, BATCH, 8
     config.data.name, config.data.data_dir = "imagenet2012", str(directory)
-    config.data.image_size, config.data.augment = 16, True
+    config.data.image_size, config.data.augment = 14, True
     config.model.width = 0.125
     config.population.layout = "sequential"
     prune = {"schedule": "linear", "layers": ("dense2", "dense3"), "end": (1,)}
     config.variants = default.arms(
         variants
         or {
-            "none": {},
             "S": {"prune": prune | {"score": "saliency"}},
             "L": {"prune": prune | {"score": "ebn", "target": "largest"}},
         }
     )
     config.prune.saliency_examples = 24
     config.measures.forecast = True
-    config.measures.names, config.measures.examples = ("hessian_trace",), 10
-    config.measures.probes = 4
+    config.report.figures = ("table",)
     return config
 
 
 def main(directory, workdir, changes, devices, *address):
-    """A run with `changes` on so many devices of this process; with PORT ID COUNT one of several."""
+    """A run with `changes` on so many devices; with PORT ID COUNT as one of several processes."""
     import jax
 
     from prunejax import distributed
