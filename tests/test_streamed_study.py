@@ -12,13 +12,13 @@ import pytest
 from absl import flags
 
 from configs import default, imagenet
-from prunejax import chunk, main, plan, study
+from prunejax import chunk, data, main, plan, study
 from prunejax import config as config_lib
 from prunejax.config import ConfigError
-from prunejax.data import StreamedSet, prepared, streaming
+from prunejax.data import StreamedSet, dataset
 from prunejax.streamed_population import StreamedPopulation, _part
-from tests import fake_tfds, streamed_case
-from tests.streamed_case import BATCH, TESTS
+from tests import streamed_case
+from tests.streamed_case import BATCH, EXAMPLES, TESTS
 from tests.test_rendezvous import free_port
 
 TABLES = ("epochs", "events", "runs")
@@ -27,6 +27,11 @@ EVENT = ("pre_loss", "post_loss", "predicted_first", "predicted_second")
 
 def go(config, path, **options):
     return study.run(config, path, default.get_config(), quiet=True, **options)
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    monkeypatch.setattr(study.report, "build", streamed_case.no_report)
 
 
 def rows(path, table):
@@ -38,8 +43,11 @@ def content(path):
     return {t: (path / f"{t}.csv").read_bytes() for t in TABLES}
 
 
-def assert_close(path, other, table, columns, seeds=("0", "1"), rel=2e-4):
-    """The same rows of these seeds, in any order, and nearly the same numbers."""
+RUNS = ("S-0", "S-1", "L-0", "L-1")
+
+
+def assert_close(path, other, table, columns, runs=RUNS, rel=2e-4):
+    """The same rows of these runs, in any order, and nearly the same numbers."""
     exact = [
         k
         for k in ("run", "epoch", "step", "layer", "targeted", "live")
@@ -49,7 +57,7 @@ def assert_close(path, other, table, columns, seeds=("0", "1"), rel=2e-4):
         sorted(
             ([r[k] for k in exact], [float(r[k]) for k in columns])
             for r in rows(p, table)
-            if r["seed"] in seeds
+            if r["run"] in runs
         )
         for p in (path, other)
     )
@@ -107,6 +115,7 @@ def test_records_are_complete(finished):
     assert (finished / "checkpoints" / "final-0").exists()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_interrupted_within_an_epoch_continues_to_the_same_bytes(
     sets, finished, tmp_path, monkeypatch
 ):
@@ -128,6 +137,7 @@ def test_interrupted_within_an_epoch_continues_to_the_same_bytes(
     assert_same_targets(path, finished)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_stacked_members_agree_with_single_ones(sets, finished, tmp_path):
     config = streamed_case.study(sets)
     config.population.layout = "vectorized"
@@ -138,39 +148,37 @@ def test_stacked_members_agree_with_single_ones(sets, finished, tmp_path):
     assert_same_targets(tmp_path / "run", finished)
 
 
-def test_a_streamed_set_trains_as_the_same_set_in_memory(tmp_path, monkeypatch):
-    """16x16 images whose central 14x14 pixels are streamed, and a set of just those pixels."""
-    monkeypatch.setitem(prepared.MOMENTS, "central", streaming.IMAGENET_MOMENTS)
-    splits = {
-        split: fake_tfds.random_split(count, (16, 16, 3), 3, seed)
-        for seed, (split, count) in enumerate((("train", 96), ("validation", TESTS)))
-    }
-    central = {name: (images[:, 1:15, 1:15], labels) for name, (images, labels) in splits.items()}
-    fake_tfds.write(tmp_path, "imagenet2012", splits=splits, shape=(16, 16, 3), num_classes=3)
-    fake_tfds.write(tmp_path, "central", splits=central, shape=(14, 14, 3), num_classes=3)
-    plans = []
-    for name in ("imagenet2012", "tfds:central"):
-        run = tmp_path / "runs" / name
-        config = streamed_case.study(tmp_path)
-        config.seeds, config.data.augment = 1, False
-        config.data.name = name
-        plans += batches_of(config)
-        go(config, run)
-    streamed, held = (batch.dataset for batch in plans)
-    assert isinstance(streamed, StreamedSet)
-    assert not isinstance(held, StreamedSet)
-    for split in ("train", "test"):  # what measures and scores read
-        for a, b in zip(streamed.first(split, 20), held.first(split, 20), strict=True):
-            np.testing.assert_array_equal(a, b)
-    one, other = tmp_path / "runs" / "imagenet2012", tmp_path / "runs" / "tfds:central"
+@pytest.mark.usefixtures("no_report")
+def test_the_same_views_in_memory_train_the_same(sets, finished, tmp_path, monkeypatch):
+    config = streamed_case.study(sets)
+    (streamed,) = (batch.dataset for batch in batches_of(config))
+    splits = [streamed.first(split, 1000) for split in ("train", "test")]
+    assert [len(labels) for _, labels in splits] == [EXAMPLES, TESTS]
+    held = dataset.make("held", *splits, 3, streamed.mean, streamed.std)
+    monkeypatch.setitem(data.DATASETS, "held", lambda _: held)
+    config.data.name, config.seeds = "held", 1
+    (batch,) = batches_of(config)
+    assert not isinstance(batch.dataset, StreamedSet)
+    go(config, tmp_path / "run")
     columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "sparsity")
-    assert_close(one, other, "epochs", columns)
-    assert_close(one, other, "events", EVENT)
-    assert_same_targets(one, other)
+    assert_close(tmp_path / "run", finished, "epochs", columns, ("S-0", "L-0"))
+    assert_close(tmp_path / "run", finished, "events", EVENT, ("S-0", "L-0"))
+    assert_same_targets(tmp_path / "run", finished)
+
+
+def test_full_batches_only(sets):
+    config = streamed_case.study(sets)
+    config.batch_size = 10
+    (batch,) = batches_of(config)
+    assert batch.program.train_examples == 90  # 6 are left out
+    assert (batch.program.steps_per_epoch, batch.program.last_batch) == (9, 10)
+    assert batch.dataset.training(0, 10, augment=True).steps_per_epoch == 9
 
 
 def test_batches_are_a_pure_function_of_seed_and_step(sets):
-    (batch,) = batches_of(streamed_case.study(sets))
+    config = streamed_case.study(sets)
+    config.data.augment = True
+    (batch,) = batches_of(config)
     people = StreamedPopulation(
         batch.program, batch.dataset, "vectorized", jax.devices()[:1], batch.members[0]
     )
@@ -198,7 +206,7 @@ def test_parts_of_a_batch_cover_what_the_devices_hold():
 def test_data_parallel_agrees_with_one_device(sets, finished, tmp_path, devices, processes):
     """Two devices, each with half of every batch: of one process, and of two."""
     path, port = tmp_path / "run", free_port()
-    changes = {"population.data_parallel": 2, "seeds": 1}
+    changes = {"population.data_parallel": 2, "measures.forecast": processes == 1}
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.streamed_case", str(sets), str(path)]
@@ -214,8 +222,8 @@ def test_data_parallel_agrees_with_one_device(sets, finished, tmp_path, devices,
     for process in started:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
-    assert_close(path, finished, "epochs", ("train_loss", "test_loss"), seeds=("0",))
-    assert_close(path, finished, "events", EVENT, seeds=("0",))
+    assert_close(path, finished, "epochs", ("train_loss", "test_loss"), ("S-0",))
+    assert_close(path, finished, "events", EVENT if processes == 1 else EVENT[:2], ("S-0",))
     assert_same_targets(path, finished)
 
 
@@ -229,7 +237,7 @@ def test_data_parallel_agrees_with_one_device(sets, finished, tmp_path, devices,
         ({"data.label_noise": 0.1}, r"config\.data\.label_noise = 0\.1"),
         ({"data.validation_examples": 5}, "validation_examples = 5"),
         ({"measures.examples": 0, "measures.names": ("tic",)}, r"measures\.examples = 0 \(all\)"),
-        ({"batch_size": 100}, "batch_size = 100 is more than the 99"),
+        ({"batch_size": 100}, "batch_size = 100 is more than the 96"),
         ({"data.image_size": 0}, "image_size = 0 .* must be at least 1 pixels"),
         ({"data.image_size": 40, "model.name": "vit_s16"}, "40x40 pixels .* multiple of 16"),
         ({"data.name": "tfds:nothing"}, "'nothing' is not prepared"),
