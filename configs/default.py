@@ -34,7 +34,11 @@ def get_config(arg: str = "") -> ConfigDict:
                 "test_examples": 0,  # size of the test subset; 0: all
                 "validation_examples": 0,  # held out of the training examples
                 "label_noise": 0.0,  # fraction of training labels replaced by another class
-                "augment": False,  # random crop (padding 4) and horizontal flip
+                "augment": False,  # random crop (padding 4; streamed: of any size) and mirroring
+                # Read images while training; always so for imagenet2012 and sets of images of many
+                # sizes. The rest of an epoch that fills no batch is left out.
+                "stream": False,
+                "image_size": 224,  # streamed sets: side of the square images, in pixels
                 "seed": 0,  # of the subset and the label noise: the same for all runs of a study
             },
             "model": {
@@ -97,7 +101,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "names": (),  # see prunejax.measure.MEASURES
                 "epochs": (),  # epochs after which to measure; the end is always measured
                 "split": "test",  # train | test
-                "examples": 512,  # first examples of the split; 0: all
+                "examples": 512,  # first examples of the split; 0: all (not of streamed sets)
                 "batch_norm": "eval",  # eval (running statistics) | train (batch statistics)
                 "probes": 64,  # random vectors of the trace estimate
                 "eigenpairs": 10,

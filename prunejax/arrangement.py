@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax import layout, population
-from prunejax.data import Dataset
+from prunejax.data import Dataset, StreamedSet
 from prunejax.directory import SharedDirectory
 from prunejax.plan import Batch, Member
 from prunejax.population import Population
@@ -15,8 +15,10 @@ from prunejax.progress import Progress
 from prunejax.step import Data
 
 
-def device_data(dataset: Dataset) -> Data:
-    """The arrays of a data set as the programs take them."""
+def device_data(dataset: Dataset | StreamedSet) -> Data | StreamedSet:
+    """The arrays of a data set as the programs take them; a streamed set stands for itself."""
+    if isinstance(dataset, StreamedSet):
+        return dataset
     return Data(
         dataset.train_images,
         dataset.train_labels.astype(np.int32),

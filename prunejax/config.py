@@ -40,6 +40,7 @@ RANGES: dict[str, tuple[float | None, float | None, str]] = {
     "data.test_examples": (0, None, "examples (0: all)"),
     "data.validation_examples": (0, None, "examples"),
     "data.label_noise": (0, 1, "fraction"),
+    "data.image_size": (1, None, "pixels"),
     "data.seed": (0, 2**32 - 1, "seed"),
     "model.dropout": (0, 0.999, "fraction"),
     "optimizer.learning_rate": (0, None, "rate"),

@@ -1,5 +1,6 @@
 """Evaluation of whole splits in one compiled call, exact to the last partial batch."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,17 +32,25 @@ def evaluate(program: Program, state: TrainState, images: Array, labels: Array) 
     indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
 
     def body(sums: tuple[Array, Array], batch: tuple[Array, Array]) -> tuple[Any, None]:
-        index, weight = split_batch(program, batch[0]), batch[1]
-        outputs = logits(program, state, jnp.take(images, index, axis=0))
-        target = jnp.take(labels, index, axis=0)
-        loss = jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, target), 0.0))
-        correct = jnp.sum(losses.correct(outputs, target) & (weight > 0))
-        return (sums[0] + loss, sums[1] + correct.astype(jnp.int32)), None
+        index = split_batch(program, batch[0])
+        some = jnp.take(images, index, axis=0), jnp.take(labels, index, axis=0), batch[1]
+        loss, correct = batch_sums(program, state, *some)
+        return (sums[0] + loss, sums[1] + correct), None
 
     zero = (jnp.float32(0), jnp.int32(0))
     (loss, correct), _ = jax.lax.scan(body, zero, (jnp.asarray(indices), jnp.asarray(weights)))
     n = np.float32(labels.shape[0])
     return Metrics(loss / n, correct / n)
+
+
+def batch_sums(
+    program: Program, state: TrainState, images: Array, labels: Array, weight: Array
+) -> tuple[Array, Array]:
+    """Sum of the losses and number of correct answers over the examples of weight above 0."""
+    outputs = logits(program, state, images)
+    loss = jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, labels), 0.0))
+    correct = jnp.sum(losses.correct(outputs, labels) & (weight > 0))
+    return loss, correct.astype(jnp.int32)
 
 
 def forecast(
@@ -58,6 +67,22 @@ def forecast(
       float32 [2], nats: g'd, and g'd + d'Hd/2.
     """
     indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
+    along = expansion(program, before, after)
+
+    def body(sums: Array, batch: tuple[Array, Array]) -> tuple[Array, None]:
+        index = split_batch(program, batch[0])
+        some = jnp.take(images, index, axis=0), jnp.take(labels, index, axis=0), batch[1]
+        return sums + along(*some), None
+
+    batches = (jnp.asarray(indices), jnp.asarray(weights))
+    sums, _ = jax.lax.scan(body, jnp.zeros(2), batches)
+    return sums / np.float32(labels.shape[0])
+
+
+def expansion(
+    program: Program, before: TrainState, after: TrainState
+) -> Callable[[Array, Array, Array], Array]:
+    """(images, labels, weight) of a batch -> the sums over its examples that `forecast` needs."""
 
     def continuous(state: TrainState) -> dict[str, Any]:
         found = variables(program, state)
@@ -67,27 +92,23 @@ def forecast(
     start = continuous(before)
     change = jax.tree.map(jnp.subtract, continuous(after), start)
 
-    def body(sums: Array, batch: tuple[Array, Array]) -> tuple[Array, None]:
-        index, weight = split_batch(program, batch[0]), batch[1]
-        x = data_lib.normalize(jnp.take(images, index, axis=0), program.mean, program.std)
-        target = jnp.take(labels, index, axis=0)
+    def along(images: Array, labels: Array, weight: Array) -> Array:
+        x = data_lib.normalize(images, program.mean, program.std)
 
         def loss(t: Array) -> Array:
             moved = jax.tree.map(lambda w, d: w + (t * d).astype(w.dtype), start, change)
             if before.batch_stats:
                 moved["batch_stats"] = before.batch_stats
             outputs: Any = program.module.apply(moved, x, train=False)
-            return jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, target), 0.0))
+            return jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, labels), 0.0))
 
         def slope(t: Array) -> Array:
             return jax.jvp(loss, (t,), (jnp.ones_like(t),))[1]
 
         first, bend = jax.jvp(slope, (jnp.float32(0),), (jnp.float32(1),))
-        return sums + jnp.stack([first, first + bend / 2]), None
+        return jnp.stack([first, first + bend / 2])
 
-    batches = (jnp.asarray(indices), jnp.asarray(weights))
-    sums, _ = jax.lax.scan(body, jnp.zeros(2), batches)
-    return sums / np.float32(labels.shape[0])
+    return along
 
 
 def released_evaluate(

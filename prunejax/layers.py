@@ -120,9 +120,12 @@ def _window_slices(
 
 
 def max_pool(
-    x: jax.Array, window: tuple[int, int] = (2, 2), strides: tuple[int, int] | None = None
+    x: jax.Array,
+    window: tuple[int, int] = (2, 2),
+    strides: tuple[int, int] | None = None,
+    padding: int = 0,
 ) -> jax.Array:
-    """Maximum over windows without padding, as the maximum of strided slices.
+    """Maximum over windows, as the maximum of strided slices.
 
     The backward pass of `nn.max_pool` (select-and-scatter) takes nine times as long on CPU. Equal
     maxima share the gradient here, where `nn.max_pool` gives it to the first; after a ReLU the
@@ -132,13 +135,21 @@ def max_pool(
       x: [batch, height, width, channels].
       window: height and width of the window.
       strides: steps between windows; None is the window itself.
+      padding: entries on each side that never are the maximum; less than the window.
 
     Returns:
-      [batch, (height - window) // stride + 1, ..., channels]; a rest at the border is left out.
+      [batch, (height + 2 padding - window) // stride + 1, ..., channels]; a rest at the border is
+      left out.
 
     Raises:
       ValueError: the window does not fit into the map.
     """
+    if padding:
+        if not 0 < padding < min(window):
+            raise ValueError(f"pooling padding {padding} must be less than the window {window}")
+        lowest = jnp.asarray(jnp.finfo(x.dtype).min, x.dtype)
+        none, side = (0, 0, 0), (padding, padding, 0)
+        x = lax.pad(x, lowest, (none, side, side, none))
     # A balanced tree: with two operands each maximum splits a tie evenly.
     slices = _window_slices(x, window, strides)
     while len(slices) > 1:

@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 
 from prunejax import distributed, mesh, population
 from prunejax.config import ConfigError
+from prunejax.data import StreamedSet
 from prunejax.plan import Member
 from prunejax.population import Population
 from prunejax.step import Data, Program
+from prunejax.streamed_population import StreamedPopulation
 
 GIB = 2**30
 HEADROOM = 0.9  # of the memory that is free is planned for
@@ -158,26 +160,38 @@ def check(settings: ConfigDict) -> None:
 
 
 def build(
-    program: Program, data: Data, like: Member, settings: ConfigDict, decided: Decision
+    program: Program,
+    data: Data | StreamedSet,
+    like: Member,
+    settings: ConfigDict,
+    decided: Decision,
 ) -> Population:
     """The compiled functions of an earlier decision.
 
     Raises:
       ConfigError: the devices of that decision are not there.
     """
-    return Population(
-        program,
-        data,
-        decided.layout,
-        available(settings, decided),
-        like,
-        shard_params=settings.population.shard_params,
-    )
+    return _population(program, data, decided.layout, available(settings, decided), like, settings)
+
+
+def _population(
+    program: Program,
+    data: Data | StreamedSet,
+    name: str,
+    devices: Sequence[jax.Device],
+    like: Member,
+    settings: ConfigDict,
+) -> Population:
+    """The compiled functions in the layout `name`, of data in memory or streamed."""
+    split = settings.population.shard_params
+    if isinstance(data, StreamedSet):
+        return StreamedPopulation(program, data, name, devices, like, shard_params=split)
+    return Population(program, data, name, devices, like, shard_params=split)
 
 
 def decide(
     program: Program,
-    data: Data,
+    data: Data | StreamedSet,
     members: Sequence[Member],
     settings: ConfigDict,
 ) -> tuple[Decision, Population]:
@@ -193,14 +207,7 @@ def decide(
     limit = distributed.on_main(lambda: memory_limit(settings, devices[0]))
     found: dict[str, tuple[Population, int]] = {}
     for name in names:
-        people = Population(
-            program,
-            data,
-            name,
-            devices,
-            members[0],
-            shard_params=settings.population.shard_params,
-        )
+        people = _population(program, data, name, devices, members[0], settings)
         try:
             count, _ = fitting(people, len(members), limit, evaluation=False)
             found[name] = people, count

@@ -64,15 +64,12 @@ class Measurer:
         """
         self.program, self.settings = batch.program, settings.measures
         chosen, dataset, program = settings.measures, batch.dataset, batch.program
-        images, labels = {
-            "train": (dataset.train_images, dataset.train_labels),
-            "test": (dataset.test_images, dataset.test_labels),
-        }[chosen.split]
-        count = chosen.examples or len(labels)
+        images, labels = dataset.first(chosen.split, chosen.examples)
         running = chosen.batch_norm == "eval"
-        size = program.eval_batch_size if running else count
-        self._batches = _cut(images[:count], labels[:count], size)
-        self._test = _cut(dataset.test_images, dataset.test_labels, program.eval_batch_size)
+        self._batches = _cut(images, labels, program.eval_batch_size if running else len(labels))
+        # Of a streamed set there are only so many in memory.
+        tests = chosen.examples if isinstance(dataset, data_lib.StreamedSet) else 0
+        self._test = _cut(*dataset.first("test", tests), program.eval_batch_size)
         self._prepare = jax.jit(lambda *state: _effective(program, *state))
         # Made once, so that kernels compiled for them serve all runs.
         outputs = _outputs(program, running)

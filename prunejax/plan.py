@@ -17,7 +17,7 @@ from prunejax import data as data_lib
 from prunejax import event_plan, interventions, models, optim, prune, trees
 from prunejax import scores as scores_lib
 from prunejax.config import ConfigError, Variant
-from prunejax.data import Dataset
+from prunejax.data import Dataset, StreamedSet
 from prunejax.interventions import FOREVER, Features, Table
 from prunejax.models.groups import Group
 from prunejax.step import Hyper, Program
@@ -62,13 +62,16 @@ class Batch:
     """The members that share one compiled program and one data set."""
 
     program: Program
-    dataset: Dataset
+    dataset: Dataset | StreamedSet
     members: tuple[Member, ...]
 
 
-def load_dataset(settings: ConfigDict) -> Dataset:
+def load_dataset(settings: ConfigDict) -> Dataset | StreamedSet:
     """The data set of one arm's settings (ValueError where it does not exist or is too small)."""
     d = settings.data
+    if d.stream or data_lib.must_stream(d.name, d.data_dir or None):
+        _check_streamed(settings)
+        return data_lib.open_streamed(d.name, data_dir=d.data_dir or None, image_size=d.image_size)
     return data_lib.load(
         d.name,
         data_dir=d.data_dir or None,
@@ -78,6 +81,27 @@ def load_dataset(settings: ConfigDict) -> Dataset:
         label_noise=d.label_noise,
         seed=d.seed,
     )
+
+
+def _check_streamed(settings: ConfigDict) -> None:
+    """Refuses what needs the whole set in memory."""
+    d, m = settings.data, settings.measures
+    for field in ("train_examples", "test_examples", "validation_examples", "label_noise"):
+        if d[field]:
+            raise ConfigError(
+                f"config.data.{field} = {d[field]!r}: {d.name!r} is streamed, and such a set "
+                "is used whole and as it is; leave it at 0, or prepare a smaller set"
+            )
+    if settings.intervention.as_released:
+        raise ConfigError(
+            f"config.intervention.as_released = True: {d.name!r} is streamed, and the released "
+            "evaluation needs a set in memory; leave it at False"
+        )
+    if m.names and not m.examples:
+        raise ConfigError(
+            f"config.measures.examples = 0 (all): {d.name!r} is streamed, and the examples of "
+            "measures are held in memory; give their number"
+        )
 
 
 def _static_key(settings: ConfigDict) -> str:
@@ -111,7 +135,7 @@ def build(arms: Sequence[Variant]) -> list[Batch]:
     Raises:
       ConfigError (or another ValueError): data, model, layer or schedule that cannot be had.
     """
-    datasets: dict[str, Dataset] = {}
+    datasets: dict[str, Dataset | StreamedSet] = {}
     keyed: dict[str, list[Variant]] = {}
     for arm in arms:
         keyed.setdefault(_static_key(arm.settings), []).append(arm)
@@ -125,19 +149,19 @@ def build(arms: Sequence[Variant]) -> list[Batch]:
     return batches
 
 
-def _batch(arms: Sequence[Variant], dataset: Dataset) -> Batch:
+def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
     settings = arms[0].settings
-    examples = dataset.train_images.shape[0]
-    if settings.batch_size > examples:
+    if settings.batch_size > dataset.train_examples:
         raise ConfigError(
-            f"config.batch_size = {settings.batch_size} is more than the {examples} training "
-            "examples; lower it"
+            f"config.batch_size = {settings.batch_size} is more than the {dataset.train_examples} "
+            "training examples; lower it"
         )
+    examples = dataset.per_epoch(settings.batch_size)
     steps = -(-examples // settings.batch_size)
     options = settings.model.to_dict()
     options["dtype"] = jnp.dtype(options["dtype"])
     module = models.create(options.pop("name"), num_classes=dataset.num_classes, **options)
-    shape = dataset.train_images.shape[1:]
+    shape = dataset.image_shape
     variables = jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
     params, all_groups = variables["params"], models.groups(module, variables)
     counted = {
@@ -177,7 +201,7 @@ def _batch(arms: Sequence[Variant], dataset: Dataset) -> Batch:
         image_shape=shape,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
-        eval_batch_size=min(settings.eval_batch_size, dataset.test_images.shape[0]),
+        eval_batch_size=min(settings.eval_batch_size, dataset.test_examples),
         mean=dataset.mean,
         std=dataset.std,
         augment=settings.data.augment,

@@ -144,6 +144,14 @@ class Population:
         options: dict[str, Any] | None = None,
     ) -> Any:
         """`fn(member_args, *shared)` of one member -> of the stack; compiled at its first call."""
+        return jax.jit(
+            self._stacked(fn),
+            donate_argnums=(0,) if donate else (),
+            out_shardings=out,
+            compiler_options=options,
+        )
+
+    def _stacked(self, fn: Callable[..., Tree]) -> Callable[..., Tree]:
         members, everywhere = PartitionSpec(MEMBER), PartitionSpec()
 
         def stacked(member: Tree, *shared: Any) -> Tree:
@@ -159,12 +167,7 @@ class Population:
                 )
             return run(member, shared)
 
-        return jax.jit(
-            stacked,
-            donate_argnums=(0,) if donate else (),
-            out_shardings=out,
-            compiler_options=options,
-        )
+        return stacked
 
     @property
     def multiple(self) -> int:
@@ -197,15 +200,7 @@ class Population:
 
         Compiles training and evaluation for that size (they are compiled once all the same).
         """
-        states, data = self.abstract(size), self.data
-        test = (data.test_images, data.test_labels)
-        programs = [self.train.lower(states, data, np.int32(1))]
-        if not with_evaluation:
-            pass
-        elif self.program.features.released:
-            programs.append(self._released.lower(states, *test, np.int32(0)))
-        else:
-            programs.append(self._evaluate.lower(states, *test))
+        programs = self._lowered(self.abstract(size), with_evaluation)
         used = [p.compile().memory_analysis() for p in programs]
         work = max(
             m.temp_size_in_bytes + max(0, m.output_size_in_bytes - m.alias_size_in_bytes)
@@ -215,9 +210,22 @@ class Population:
         devices = len(self.mesh.local_devices) if self._cpu else 1
         return Memory(
             devices * self.state_bytes(size),
-            devices * sum(leaf.nbytes for leaf in data),
+            devices * sum(leaf.nbytes for leaf in self.data),
             devices * work,
         )
+
+    def _lowered(self, states: TrainState, with_evaluation: bool) -> list[Any]:
+        """The programs whose memory counts, for states of these shapes."""
+        data = self.data
+        test = (data.test_images, data.test_labels)
+        programs = [self.train.lower(states, data, np.int32(1))]
+        if not with_evaluation:
+            pass
+        elif self.program.features.released:
+            programs.append(self._released.lower(states, *test, np.int32(0)))
+        else:
+            programs.append(self._evaluate.lower(states, *test))
+        return programs
 
     def state_bytes(self, size: int) -> int:
         """Bytes of the states of `size` members on one device."""

@@ -77,7 +77,7 @@ class Program:
     optimizer: optim_lib.Optimizer
     features: Features
     scores: tuple[str, ...]  # the scores that arms use; Table.score indexes it
-    train_examples: int
+    train_examples: int  # that an epoch trains on
     image_shape: tuple[int, int, int]
     epochs: int
     batch_size: int
@@ -264,8 +264,13 @@ def _step_on(program: Program, state: TrainState, data: Data, indices: Array) ->
         images = data_lib.augment(key, data.train_images, indices)
     else:
         images = jnp.take(data.train_images, indices, axis=0)
+    return train_batch(program, state, images, jnp.take(data.train_labels, indices, axis=0))
+
+
+def train_batch(program: Program, state: TrainState, images: Array, labels: Array) -> TrainState:
+    """One training step on a batch that is there already (uint8 images, int32 labels)."""
     images = split_batch(program, data_lib.normalize(images, program.mean, program.std))
-    return train_step(program, state, images, jnp.take(data.train_labels, indices, axis=0))
+    return train_step(program, state, images, labels)
 
 
 def split_batch(program: Program, batch: Array) -> Array:

@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from prunejax import arrangement, interventions, plan, step
+from prunejax import arrangement, interventions, models, plan, step
 from prunejax import config as config_lib
 from tests import fake_tfds
 
@@ -56,6 +56,9 @@ def data_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("tfds")
     for name in ("cifar10", "cifar100", "fashion_mnist"):
         fake_tfds.write(path, name, train=160, test=40)
+    splits = {"train": 160, "validation": 40}
+    made = {s: fake_tfds.random_split(n, (8, 8, 3), 10, 0) for s, n in splits.items()}
+    fake_tfds.write(path, "imagenet2012", version="5.1.0", splits=made, num_classes=10)
     return path
 
 
@@ -65,6 +68,8 @@ def arms_of(config, data_dir):
     if config.data.name != "digits":
         config.data.train_examples = config.data.test_examples = 0
         config.data.validation_examples = 0
+    if config.data.name == "imagenet2012":
+        config.batch_size = 16
     return config_lib.variants(config, default.get_config())
 
 
@@ -346,6 +351,48 @@ def _train_one_step(batch, execute):
     quick = {"xla_backend_optimization_level": 0}
     state = jax.jit(run, compiler_options=quick)(member.table, member.hyper)
     assert int(state.step) == 1
+    assert int(state.bad_step) == -1
+    assert np.isfinite(float(state.totals.loss))
+
+
+@pytest.mark.parametrize("arg", ["", "vit"])
+def test_imagenet_events(arg, data_dir):
+    batches = planned(load("imagenet", arg), data_dir)
+    found = events(batches, "L")
+    if arg:
+        assert list(found) == [f"block{b}_dense1" for b in (9, 10, 11, 12)]
+    else:
+        assert list(found) == [f"stage4_block{b}_conv{c}" for b in (1, 2, 3) for c in (1, 2, 3)]
+    for layer, few in events(batches, "S").items():
+        assert list(found[layer]) == [5, 30, 55]
+        assert list(few) == list(range(5, 56, 2))
+        assert kept(batches, "S", layer) == kept(batches, "L", layer) == sum(few.values())
+
+
+@pytest.mark.parametrize(
+    ("arg", "name", "changes"),
+    [("", "resnet50", {"stages": (64, 128), "blocks": (1, 1)}), ("vit", "vit_s16", {"depth": 2})],
+)
+def test_imagenet_trains_a_step_on_streamed_images(arg, name, changes, data_dir, monkeypatch):
+    """With few, thin layers, on small images, which cost less to compile."""
+    kind, fixed = models.MODELS[name]
+    monkeypatch.setitem(models.MODELS, name, (kind, fixed | changes))
+    config = load("imagenet", arg)
+    config.data.image_size, config.model.width = 32, 1 / 16
+    for variant in ("S", "L"):
+        config.variants[variant].prune.layers = (".*",)
+    (batch,) = planned(config, data_dir)
+    stream = batch.dataset.training(0, batch.program.batch_size, augment=True)
+    member, read = batch.members[-1], stream[0]
+
+    def run(table, hyper):
+        state = step.initial_state(batch.program, jnp.uint32(0), table, hyper)
+        return step.train_batch(batch.program, state, read["image"], read["label"])
+
+    state = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(
+        member.table, member.hyper
+    )
+    assert int(state.totals.examples) == 16
     assert int(state.bad_step) == -1
     assert np.isfinite(float(state.totals.loss))
 

@@ -54,6 +54,7 @@ LEVELS = {
     "population": 4,
     "progress": 4,
     "record": 4,
+    "streamed_population": 4,
     "summary": 4,
     "targets": 4,
     "tensorboard_view": 4,

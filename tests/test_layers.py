@@ -36,6 +36,24 @@ def test_pooling_equals_flax(size, window, strides):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7)])
+def test_padded_overlapping_pooling_equals_flax(size):
+    x = image((2, *size, 3)) - 5  # below zero: padding with zeros would be seen
+
+    def plain(x):
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    def pool(x):
+        return layers.max_pool(x, (3, 3), (2, 2), padding=1)
+
+    np.testing.assert_array_equal(pool(x), plain(x))
+    cotangent = image(pool(x).shape, 1)
+    (got,), (want,) = jax.vjp(pool, x)[1](cotangent), jax.vjp(plain, x)[1](cotangent)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="padding 3 must be less than the window"):
+        layers.max_pool(x, (3, 3), padding=3)
+
+
 def test_equal_maxima_share_the_gradient():
     gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient, jnp.full((1, 2, 2, 1), 0.25))

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from prunejax import models, rng, trees
 from prunejax.models.convnets import ConvNet
 from prunejax.models.mlp import MLP
-from prunejax.models.resnet import ResNet
+from prunejax.models.resnet import Bottleneck, ResNet
 from prunejax.models.vgg import VGG
+from prunejax.models.vit import ViT
 
 INPUTS = {
     "mlp": (8, 8, 1),
@@ -24,7 +26,32 @@ INPUTS = {
     "resnet18": (32, 32, 3),
     "resnet20": (32, 32, 3),
     "resnet56": (32, 32, 3),
+    "resnet50": (224, 224, 3),
+    "vit_s16": (224, 224, 3),
 }
+
+
+def bottleneck_parameters(classes):
+    """ResNet-50, summed block by block: a convolution has k k in out, BatchNorm twice its units."""
+    total, width = 7 * 7 * 3 * 64 + 2 * 64, 64
+    for channels, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        wide = 4 * channels
+        for block in range(blocks):
+            total += width * channels + 9 * channels**2 + channels * wide
+            total += 2 * (channels + channels + wide)
+            total += (width * wide + 2 * wide) * (block == 0)
+            width = wide
+    return total + width * classes + classes
+
+
+def vit_parameters(classes, side=224, units=384, hidden=1536, depth=12, patch=16):
+    tokens = 1 + (side // patch) ** 2
+    block = 2 * 2 * units + units * 3 * units + 3 * units + units**2 + units
+    block += units * hidden + hidden + hidden * units + units
+    embedding = patch**2 * 3 * units + units + units + tokens * units
+    return embedding + depth * block + 2 * units + units * classes + classes
+
+
 # name -> parameters with 10 and with 100 classes. ResNets and VGG: the paper's; others by hand:
 # mlp 64*128 + 2*128*128 + 3*2*128 + 128*10 + 10, lenet300 784*300 + 300 + 300*100 + 100 + 1010, ...
 PARAMETERS = {
@@ -38,6 +65,8 @@ PARAMETERS = {
     "resnet18": (11_173_962, 11_173_962 + 90 * 513),
     "resnet20": (269_722, 269_722 + 90 * 65),
     "resnet56": (853_018, 853_018 + 90 * 65),
+    "resnet50": (bottleneck_parameters(10), bottleneck_parameters(100)),
+    "vit_s16": (vit_parameters(10), vit_parameters(100)),
 }
 GROUPS = {
     "mlp": 3,
@@ -50,6 +79,8 @@ GROUPS = {
     "resnet18": 16,
     "resnet20": 18,
     "resnet56": 54,
+    "resnet50": 48,
+    "vit_s16": 12,
 }
 NARROW = {"vgg11_bn": 1 / 16, "vgg16_bn": 1 / 16, "resnet18": 1 / 16, "conv4": 1 / 8}
 
@@ -65,6 +96,8 @@ SMALL = {
     "vgg": VGG(features=(4, "M", 6, "M", 8)),
     "resnet option A": ResNet(stages=(4, 6, 9), blocks=(2, 1, 1), projection=False, kaiming=True),
     "resnet option B": ResNet(stages=(4, 6), blocks=(1, 2)),
+    "bottleneck": Bottleneck(stages=(3, 4), blocks=(1, 2)),
+    "vit": ViT(depth=2, heads=2, head_units=3, mlp_units=8, patch=4),
 }
 
 
@@ -97,6 +130,18 @@ def test_parameter_counts(name):
         assert set(tree) <= {"params", "batch_stats", "gates"}
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "by_hand"),
+    [
+        ("resnet50", 25_557_032, bottleneck_parameters),  # torchvision's number
+        ("vit_s16", 22_050_664, vit_parameters),  # timm's
+    ],
+)
+def test_parameter_counts_on_imagenet(name, count, by_hand):
+    tree = shapes(models.create(name, num_classes=1000), (224, 224, 3))
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree["params"])) == count == by_hand(1000)
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 def test_groups_cover_what_is_prunable_and_resolve(name):
     module = models.create(name)
@@ -112,13 +157,15 @@ def test_groups_cover_what_is_prunable_and_resolve(name):
         for path in group.stats:
             assert trees.get(stats, path).shape == (group.units,)
         assert group.norm or group.bias  # else the unit could not be made exactly zero
-        assert (group.gate is not None) == group.name.endswith("_conv2")
+        last = "_conv3" if name == "resnet50" else "_conv2"  # of a block
+        assert (group.gate is not None) == group.name.endswith(last)
         if group.gate:
             assert tree["gates"][group.gate].shape == (group.units,)
             assert tree["gates"][group.gate].dtype == bool
     kernels = {path for path in trees.paths(params) if path.endswith("kernel")}
     left = kernels - {group.kernel for group in groups}
-    assert all("stem" in p or "shortcut" in p or p == "classifier/kernel" for p in left), left
+    others = ("stem", "shortcut", "classifier/", "patches/", "_attention_", "_dense2")
+    assert all(any(part in path for part in others) for path in left), left
     assert set(tree.get("gates", {})) == {group.gate for group in groups if group.gate}
 
 
@@ -143,6 +190,10 @@ def test_group_order_is_that_of_the_forward_pass():
 @pytest.mark.parametrize("name", models.MODELS)
 @pytest.mark.parametrize("size", [8, 28])
 def test_other_image_sizes(name, size):
+    if name == "vit_s16":
+        with pytest.raises(ValueError, match=rf"images of {size}x{size} pixels .* multiple of 16"):
+            shapes(models.create(name), (size, size, 3))
+        size *= 4
     for channels in (1, 3):
         module = models.create(name, num_classes=7, width=0.25)
         tree = shapes(module, (size, size, channels))
@@ -274,7 +325,7 @@ def norm_train(x, params, stats):
     return (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
 
 
-def resnet_by_hand(variables, x, blocks, projection, norm):
+def resnet_by_hand(variables, x, blocks, projection, norm, bottleneck):
     p = jax.tree.map(lambda a: np.asarray(a, "float64"), variables["params"])
     s = jax.tree.map(lambda a: np.asarray(a, "float64"), variables["batch_stats"])
 
@@ -282,15 +333,27 @@ def resnet_by_hand(variables, x, blocks, projection, norm):
         y = conv_loops(x, p[name.format("conv")]["kernel"], stride)
         return norm(y, p[name.format("bn")], s[name.format("bn")])
 
-    x = np.maximum(conv_norm(np.asarray(x, "float64"), "stem_{}"), 0)
+    x = np.asarray(x, "float64")
+    x = np.maximum(conv_norm(x, "stem_{}", 2 if bottleneck else 1), 0)
+    if bottleneck:
+        rows = range(0, x.shape[1], 2)
+        z = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = np.stack(
+            [np.stack([z[:, r : r + 3, c : c + 3].max((1, 2)) for c in rows], 1) for r in rows], 1
+        )
     for stage, count in enumerate(blocks, 1):
         for block in range(1, count + 1):
             name = f"stage{stage}_block{block}"
             stride = 2 if stage > 1 and block == 1 else 1
-            y = np.maximum(conv_norm(x, name + "_{}1", stride), 0)
-            y = conv_norm(y, name + "_{}2")
-            if stride == 2 and projection:
-                x = conv_norm(x, name + "_shortcut_{}", 2)
+            if bottleneck:
+                y = np.maximum(conv_norm(x, name + "_{}1"), 0)
+                y = np.maximum(conv_norm(y, name + "_{}2", stride), 0)
+                y = conv_norm(y, name + "_{}3")
+            else:
+                y = np.maximum(conv_norm(x, name + "_{}1", stride), 0)
+                y = conv_norm(y, name + "_{}2")
+            if projection and x.shape != y.shape:
+                x = conv_norm(x, name + "_shortcut_{}", stride)
             elif stride == 2:
                 extra = y.shape[-1] - x.shape[-1]
                 x = x[:, ::2, ::2]
@@ -300,15 +363,45 @@ def resnet_by_hand(variables, x, blocks, projection, norm):
     return features @ p["classifier"]["kernel"] + p["classifier"]["bias"]
 
 
-@pytest.mark.parametrize("name", ["resnet option A", "resnet option B"])
+@pytest.mark.parametrize("name", ["resnet option A", "resnet option B", "bottleneck"])
 @pytest.mark.parametrize("train", [False, True])
 def test_resnet_equals_a_numpy_computation(name, train):
-    module, variables, x = narrow(name, 8)
+    module, variables, x = narrow(name, 16 if name == "bottleneck" else 8)
     norm = norm_train if train else norm_eval
-    want = resnet_by_hand(variables, x, module.blocks, module.projection, norm)
+    kind = isinstance(module, Bottleneck)
+    want = resnet_by_hand(variables, x, module.blocks, module.projection, norm, kind)
     got = jax.jit(lambda v, x: module.apply(v, x, train, mutable=["batch_stats"])[0])(variables, x)
     scale = np.abs(want).max()
     np.testing.assert_allclose(np.asarray(got) / scale, want / scale, atol=2e-4)
+
+
+def test_vit_equals_a_numpy_computation():
+    module, variables, x = narrow("vit")
+    p = jax.tree.map(lambda a: np.asarray(a, "float64"), variables["params"])
+
+    def dense(x, name):
+        return x @ p[name]["kernel"] + p[name]["bias"]
+
+    def norm(x, name):
+        z = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return z * p[name]["scale"] + p[name]["bias"]
+
+    kernel, n = p["patches"]["kernel"].reshape(-1, 6), len(x)
+    patches = np.asarray(x, "float64").reshape(n, 2, 4, 2, 4, 3).transpose(0, 1, 3, 2, 4, 5)
+    y = patches.reshape(n, 4, -1) @ kernel + p["patches"]["bias"]
+    y = np.concatenate([np.tile(p["tokens"]["class"], (n, 1, 1)), y], 1) + p["tokens"]["positions"]
+    for block in ("block1", "block2"):
+        q, k, v = np.split(dense(norm(y, f"{block}_norm1"), f"{block}_attention_in"), 3, axis=-1)
+        heads = []
+        for head in (slice(0, 3), slice(3, 6)):
+            weights = np.exp(q[..., head] @ k[..., head].swapaxes(1, 2) / np.sqrt(3))
+            heads.append(weights / weights.sum(-1, keepdims=True) @ v[..., head])
+        y = y + dense(np.concatenate(heads, -1), f"{block}_attention_out")
+        z = dense(norm(y, f"{block}_norm2"), f"{block}_dense1")
+        y = y + dense(z * stats.norm.cdf(z), f"{block}_dense2")
+    want = dense(norm(y, "norm")[:, 0], "classifier")
+    got = jax.jit(module.apply)(variables, x)
+    np.testing.assert_allclose(np.asarray(got), want, atol=2e-4 * np.abs(want).max())
 
 
 def test_vgg_equals_a_numpy_computation():

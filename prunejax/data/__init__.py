@@ -1,6 +1,7 @@
 """Data sets as arrays, and batches of them as pure functions of (seed, step).
 
-`load` gives the arrays; the functions of `prunejax.data.batches` are order, batches,
+`load` gives the arrays, and `open_streamed` what stands for them where a set is too large for
+memory; the functions of `prunejax.data.batches` are order, batches,
 augmentation and normalization. A new data set is one function that returns a `Dataset`, and
 its entry in `DATASETS`.
 """
@@ -21,17 +22,21 @@ from prunejax.data.batches import (
 from prunejax.data.dataset import Dataset, check_label_noise, take
 from prunejax.data.digits import load_digits
 from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
+from prunejax.data.streamed import StreamedSet, must_stream, open_streamed
 
 __all__ = [
     "DATASETS",
     "DataNotFoundError",
     "Dataset",
+    "StreamedSet",
     "augment",
     "batch_indices",
     "epoch_permutation",
     "evaluation_batches",
     "load",
+    "must_stream",
     "normalize",
+    "open_streamed",
     "steps_per_epoch",
 ]
 

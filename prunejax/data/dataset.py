@@ -48,6 +48,26 @@ class Dataset:
         height, width, channels = self.train_images.shape[1:]
         return height, width, channels
 
+    @property
+    def train_examples(self) -> int:
+        """Number of training examples."""
+        return len(self.train_labels)
+
+    @property
+    def test_examples(self) -> int:
+        """Number of test examples."""
+        return len(self.test_labels)
+
+    def per_epoch(self, batch_size: int) -> int:
+        """Examples that an epoch trains on: all; the last batch may be a smaller one."""
+        del batch_size
+        return self.train_examples
+
+    def first(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` images and labels of "train" or "test"; 0: all."""
+        images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+        return images[: count or None], labels[: count or None]
+
 
 def make(
     name: str,

@@ -22,8 +22,9 @@ from prunejax.models.base import Model
 from prunejax.models.convnets import ConvNet
 from prunejax.models.groups import Group, groups
 from prunejax.models.mlp import MLP
-from prunejax.models.resnet import ResNet
+from prunejax.models.resnet import Bottleneck, ResNet
 from prunejax.models.vgg import VGG, VGG4, VGG11, VGG16
+from prunejax.models.vit import ViT
 
 __all__ = ["MODELS", "Group", "Model", "create", "groups", "init", "options"]
 
@@ -63,6 +64,21 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     ),
     "resnet20": (ResNet, {"blocks": (3, 3, 3), **_CIFAR_RESNET}),  # 269,722
     "resnet56": (ResNet, {"blocks": (9, 9, 9), **_CIFAR_RESNET}),  # 853,018
+    # 25,557,032 parameters with 1000 classes
+    "resnet50": (
+        Bottleneck,
+        {
+            "stages": (64, 128, 256, 512),
+            "blocks": (3, 4, 6, 3),
+            "projection": True,
+            "kaiming": False,
+        },
+    ),
+    # 22,050,664 parameters on 224x224 images and 1000 classes
+    "vit_s16": (
+        ViT,
+        {"depth": 12, "heads": 6, "head_units": 64, "mlp_units": 1536, "patch": 16},
+    ),
 }
 
 

@@ -32,8 +32,9 @@ def norm_name(layer: str) -> str:
 def groups(module: nn.Module, variables: Mapping[str, Any]) -> tuple[Group, ...]:
     """The prunable groups of a model of this package, in forward order.
 
-    For VGG all convolutions, for ResNets both convolutions of each block (never the stem, the
-    shortcuts, or the linear layer), for the others all hidden layers.
+    For VGG all convolutions, for ResNets the convolutions of each block (never the stem, the
+    shortcuts, or the linear layer), for ViT the first layer of each MLP, for the others all hidden
+    layers.
 
     Args:
       module: a model made by `prunejax.models.create`.

@@ -1,4 +1,6 @@
-"""ResNets for small images (He et al. 2016): ResNet-18 and the CIFAR ResNets 20 and 56."""
+"""ResNets (He et al. 2016): ResNet-18, 20 and 56 for small images, ResNet-50 for large ones."""
+
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,6 +32,7 @@ class ResNet(Model):
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     projection: bool = True
     kaiming: bool = False
+    convolutions: ClassVar[tuple[int, ...]] = (1, 2)  # of a block
 
     def prunable(self) -> tuple[str, ...]:
         """stage1_block1_conv1, stage1_block1_conv2, stage1_block2_conv1, ..."""
@@ -37,21 +40,29 @@ class ResNet(Model):
             f"stage{s}_block{b}_conv{c}"
             for s, count in enumerate(self.blocks, 1)
             for b in range(1, count + 1)
-            for c in (1, 2)
+            for c in self.convolutions
         )
+
+    def _initializers(self) -> tuple[layers.Initializer, layers.Initializer]:
+        """Of the convolutions and of the classifier."""
+        init = layers.kaiming_normal_in if self.kaiming else layers.torch_default
+        return init, init
+
+    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+        """What comes before the first stage."""
+        return nn.relu(self._conv_bn(x, self.scaled(self.stages[0]), train, "stem_{}"))
 
     def _conv_bn(
         self, x: jax.Array, features: int, train: bool, name: str, kernel: int = 3, stride: int = 1
     ) -> jax.Array:
         """Convolution without bias, then BatchNorm; `name` has a {} for "conv" or "bn"."""
-        init = layers.kaiming_normal_in if self.kaiming else layers.torch_default
         x = self.conv(
             x,
             features,
             kernel,
             stride=stride,
             use_bias=False,
-            kernel_init=init,
+            kernel_init=self._initializers()[0],
             name=name.format("conv"),
         )
         return layers.batch_norm(train, self.dtype, name.format("bn"))(x)
@@ -87,10 +98,44 @@ class ResNet(Model):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Logits [batch, classes] of images [batch, height, width, channels]."""
         x = jnp.asarray(x, self.dtype)
-        x = nn.relu(self._conv_bn(x, self.scaled(self.stages[0]), train, "stem_{}"))
+        x = self._stem(x, train)
         for s, (channels, count) in enumerate(zip(self.stages, self.blocks, strict=True), 1):
             for b in range(1, count + 1):
                 stride = 2 if s > 1 and b == 1 else 1
                 x = self._block(x, self.scaled(channels), stride, train, f"stage{s}_block{b}")
-        init = layers.kaiming_normal_in if self.kaiming else layers.torch_default
-        return self.logits(self.drop(layers.global_avg_pool(x), train), init)
+        return self.logits(self.drop(layers.global_avg_pool(x), train), self._initializers()[1])
+
+
+class Bottleneck(ResNet):
+    """ResNet of bottleneck blocks for large images: ResNet-50, version 1.5, as in torchvision.
+
+    The stem is a 7x7 convolution of stride 2 and 3x3 max pooling of stride 2. A block narrows with
+    a 1x1 convolution, has its stride in the 3x3 convolution, and widens with a 1x1 convolution to
+    four times its stage's channels; shortcuts are projections. Prunable are the three convolutions
+    of each block; the gate after the addition belongs to conv3. Convolutions are Kaiming-normal
+    over fan-out, the classifier has PyTorch's default. `kaiming` has no effect.
+    """
+
+    convolutions: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    expansion: ClassVar[int] = 4
+
+    def _initializers(self) -> tuple[layers.Initializer, layers.Initializer]:
+        return layers.kaiming_normal_out, layers.torch_default
+
+    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+        x = self._conv_bn(x, self.scaled(self.stages[0]), train, "stem_{}", 7, 2)
+        return layers.max_pool(nn.relu(x), (3, 3), (2, 2), padding=1)
+
+    def _block(
+        self, x: jax.Array, features: int, stride: int, train: bool, block: str
+    ) -> jax.Array:
+        wide = self.expansion * features
+        y = self._conv_bn(x, features, train, f"{block}_{{}}1", 1)
+        layers.record_activation(self, f"{block}_conv1", y)
+        y = self._conv_bn(nn.relu(y), features, train, f"{block}_{{}}2", stride=stride)
+        layers.record_activation(self, f"{block}_conv2", y)
+        y = self._conv_bn(nn.relu(y), wide, train, f"{block}_{{}}3", 1)
+        y = y + self._shortcut(x, wide, stride, train, block)
+        y = layers.gate(self, f"{block}_conv3", y)
+        layers.record_activation(self, f"{block}_conv3", y)
+        return nn.relu(y)

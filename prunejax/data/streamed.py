@@ -1,0 +1,123 @@
+"""A data set that is read while it is used: what a study has to know of it, and its streams."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunejax.data import prepared, streaming
+from prunejax.data.streaming import Stream
+
+Directory = str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class StreamedSet:
+    """Stands where `Dataset` stands for sets in memory; made by `open_streamed`.
+
+    Attributes:
+      name: the name it was opened by.
+      data_dir: directory of prepared sets; None: see `streaming.open_stream`.
+      image_shape: (height, width, channels) of the images in a batch.
+      train_examples, test_examples: of the splits; "test" is the evaluation split.
+      num_classes: number of classes.
+      mean, std: per channel, of pixel / 255, for `batches.normalize`.
+    """
+
+    name: str
+    data_dir: Directory
+    image_shape: tuple[int, int, int]
+    train_examples: int
+    test_examples: int
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def per_epoch(self, batch_size: int) -> int:
+        """Examples that an epoch trains on: full batches, the rest of its order is left out."""
+        return self.train_examples - self.train_examples % batch_size
+
+    def training(
+        self, seed: int, batch_size: int, *, augment: bool, part: tuple[int, int] = (0, 1)
+    ) -> Stream:
+        """The endless batches of one run.
+
+        Args:
+          seed: of the run.
+          batch_size: examples of the global batch.
+          augment: random parts of the images instead of central ones.
+          part: (i, n): of each batch only the i-th of n equal parts.
+        """
+        return self._open(True, batch_size, part, seed=seed, augment=augment)
+
+    def evaluation(self, batch_size: int, *, part: tuple[int, int] = (0, 1)) -> Stream:
+        """One pass over the evaluation split in order."""
+        return self._open(False, batch_size, part)
+
+    def first(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` images (central parts) and labels of "train" or "test", in memory."""
+        stream = self._open(split == "train", 1, (0, 1))
+        count = min(count, stream.examples)
+        batch = dataclasses.replace(stream, training=False, batch_size=count)[0]
+        return batch["image"], batch["label"]
+
+    def _open(
+        self,
+        training: bool,
+        batch_size: int,
+        part: tuple[int, int],
+        *,
+        seed: int = 0,
+        augment: bool = False,
+    ) -> Stream:
+        return streaming.open_stream(
+            self.name,
+            training=training,
+            batch_size=batch_size,
+            image_size=self.image_shape[0],
+            seed=seed,
+            data_dir=self.data_dir,
+            process_index=part[0],
+            process_count=part[1],
+            augment=augment,
+        )
+
+
+def open_streamed(name: str, *, data_dir: Directory = None, image_size: int = 224) -> StreamedSet:
+    """Finds a prepared set to be streamed.
+
+    Args:
+      name: a key of `streaming.STREAMS`, or "tfds:NAME" or "tfds:NAME/CONFIG".
+      data_dir: directory of prepared sets; else TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      image_size: side of the square images in a batch, in pixels.
+
+    Raises:
+      DataNotFoundError: not prepared.
+      ValueError: grain is missing, unknown name, no image classification set.
+    """
+    streaming.require_grain()
+    train, test = (
+        streaming.open_stream(
+            name, training=training, batch_size=1, image_size=image_size, data_dir=data_dir
+        )
+        for training in (True, False)
+    )
+    return StreamedSet(
+        name,
+        data_dir,
+        train.image_shape,
+        train.examples,
+        test.examples,
+        train.num_classes,
+        train.mean,
+        train.std,
+    )
+
+
+def must_stream(name: str, data_dir: Directory = None) -> bool:
+    """Whether a set cannot be held in memory: ImageNet, and TFDS sets of images of many sizes."""
+    if name.startswith(streaming.TFDS_PREFIX):
+        shape = prepared.find(name.removeprefix(streaming.TFDS_PREFIX), data_dir).shape
+        return len(shape) != 3 or min(shape) < 1
+    return name in streaming.STREAMS and name not in prepared.MOMENTS

@@ -1,0 +1,278 @@
+"""Streamed studies: against sets in memory, resume, layouts, devices, bad requests."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from configs import default, imagenet
+from prunejax import chunk, data, main, plan, study
+from prunejax import config as config_lib
+from prunejax.config import ConfigError
+from prunejax.data import StreamedSet, dataset
+from prunejax.streamed_population import StreamedPopulation, _part
+from tests import streamed_case
+from tests.streamed_case import BATCH, EXAMPLES, TESTS
+from tests.test_rendezvous import free_port
+
+TABLES = ("epochs", "events", "runs")
+EVENT = ("pre_loss", "post_loss", "predicted_first", "predicted_second")
+
+
+def go(config, path, **options):
+    return study.run(config, path, default.get_config(), quiet=True, **options)
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    monkeypatch.setattr(study.report, "build", streamed_case.no_report)
+
+
+def rows(path, table):
+    with (path / f"{table}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def content(path):
+    return {t: (path / f"{t}.csv").read_bytes() for t in TABLES}
+
+
+RUNS = ("S-0", "S-1", "L-0", "L-1")
+
+
+def assert_close(path, other, table, columns, runs=RUNS, rel=2e-4):
+    """The same rows of these runs, in any order, and nearly the same numbers."""
+    exact = [
+        k
+        for k in ("run", "epoch", "step", "layer", "targeted", "live")
+        if k in rows(path, table)[0]
+    ]
+    found, wanted = (
+        sorted(
+            ([r[k] for k in exact], [float(r[k]) for k in columns])
+            for r in rows(p, table)
+            if r["run"] in runs
+        )
+        for p in (path, other)
+    )
+    assert [labels for labels, _ in found] == [labels for labels, _ in wanted]
+    for (labels, ours), (_, theirs) in zip(found, wanted, strict=True):
+        assert ours == pytest.approx(theirs, rel=rel, abs=1e-5), (labels, columns)
+
+
+def assert_same_targets(path, other):
+    files = sorted((path / "targets").glob("*.npz"))
+    assert files
+    for file in files:
+        a, b = np.load(file), np.load(other / "targets" / file.name)
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def batches_of(config):
+    return plan.build(config_lib.variants(config, default.get_config()))
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("streamed")
+    streamed_case.write(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def finished(sets, tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "run"
+    config = streamed_case.study(sets)
+    config.measures.names, config.measures.examples = ("hessian_trace",), 10
+    config.measures.probes = 2
+    go(config, path)
+    return path
+
+
+# -- a study -------------------------------------------------------------------------------------
+
+
+def test_records_are_complete(finished):
+    epochs, events, runs = (rows(finished, table) for table in TABLES)
+    assert len(epochs) == 2 * 2 * 2
+    assert [(e["epoch"], e["step"]) for e in epochs[:2]] == [("0", "12"), ("1", "24")]
+    for e in epochs:  # each of the examples once, whatever fills up the last batch
+        assert float(e["test_accuracy"]) * TESTS == pytest.approx(
+            round(float(e["test_accuracy"]) * TESTS), abs=1e-4
+        )
+    assert len(events) == 2 * 2 * 2 * 2
+    assert all(np.isfinite(float(e["predicted_second"])) for e in events)
+    assert [r["status"] for r in runs] == ["done"] * 4
+    assert all(np.isfinite(float(r["hessian_trace"])) for r in runs)
+    assert (finished / "report.html").exists()
+    assert (finished / "checkpoints" / "final-0").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_interrupted_within_an_epoch_continues_to_the_same_bytes(
+    sets, finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(chunk, "CALL_SECONDS", 0.0)  # 8 steps, then one a call: 12 an epoch
+    left, path = [9], tmp_path / "run"  # step 17
+
+    def stop():
+        left[0] -= 1
+        return left[0] < 0
+
+    with pytest.raises(chunk.Interrupted):
+        go(streamed_case.study(sets), path, stop_requested=stop)
+    (saved,) = (path / "checkpoints").glob("chunk-*")
+    (facts,) = saved.glob("*/facts.json")
+    assert json.loads(facts.read_text())["epoch"] == 1 == len(rows(path, "epochs"))
+    go(streamed_case.study(sets), path)
+    for table in ("epochs", "events"):
+        assert content(path)[table] == content(finished)[table]
+    assert_same_targets(path, finished)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_stacked_members_agree_with_single_ones(sets, finished, tmp_path):
+    config = streamed_case.study(sets)
+    config.population.layout = "vectorized"
+    go(config, tmp_path / "run")
+    columns = ("train_loss", "test_loss", "test_accuracy")
+    assert_close(tmp_path / "run", finished, "epochs", columns)
+    assert_close(tmp_path / "run", finished, "events", EVENT)
+    assert_same_targets(tmp_path / "run", finished)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_same_views_in_memory_train_the_same(sets, finished, tmp_path, monkeypatch):
+    config = streamed_case.study(sets)
+    (streamed,) = (batch.dataset for batch in batches_of(config))
+    splits = [streamed.first(split, 1000) for split in ("train", "test")]
+    assert [len(labels) for _, labels in splits] == [EXAMPLES, TESTS]
+    held = dataset.make("held", *splits, 3, streamed.mean, streamed.std)
+    monkeypatch.setitem(data.DATASETS, "held", lambda _: held)
+    config.data.name, config.seeds = "held", 1
+    (batch,) = batches_of(config)
+    assert not isinstance(batch.dataset, StreamedSet)
+    go(config, tmp_path / "run")
+    columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "sparsity")
+    assert_close(tmp_path / "run", finished, "epochs", columns, ("S-0", "L-0"))
+    assert_close(tmp_path / "run", finished, "events", EVENT, ("S-0", "L-0"))
+    assert_same_targets(tmp_path / "run", finished)
+
+
+def test_full_batches_only(sets):
+    config = streamed_case.study(sets)
+    config.batch_size = 10
+    (batch,) = batches_of(config)
+    assert batch.program.train_examples == 90  # 6 are left out
+    assert (batch.program.steps_per_epoch, batch.program.last_batch) == (9, 10)
+    assert batch.dataset.training(0, 10, augment=True).steps_per_epoch == 9
+
+
+def test_batches_are_a_pure_function_of_seed_and_step(sets):
+    config = streamed_case.study(sets)
+    config.data.augment = True
+    (batch,) = batches_of(config)
+    people = StreamedPopulation(
+        batch.program, batch.dataset, "vectorized", jax.devices()[:1], batch.members[0]
+    )
+    streams = {
+        seed: batch.dataset.training(seed, BATCH, augment=True) for seed in (0, 1, 2**32 - 1)
+    }
+    for seeds, step in (((0, 1, 0), 3), ((0, 1, 0), 4), ((0, 1, 0), 14), ((1, 2**32 - 1), 3)):
+        images, labels = people._batch(seeds, step)
+        for i, seed in enumerate(seeds):
+            np.testing.assert_array_equal(images[i], streams[seed][step]["image"])
+            np.testing.assert_array_equal(labels[i], streams[seed][step]["label"])
+
+
+def test_parts_of_a_batch_cover_what_the_devices_hold():
+    assert _part([(0, 8)], 8) == (0, 1)
+    assert _part([(4, 6), (6, 8)], 8) == (1, 2)
+    assert _part([(2, 4)], 8) == (1, 4)
+    assert _part([(2, 8)], 8) == (0, 1)  # no equal part has just these rows
+
+
+# -- devices and processes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("devices", "processes"), [(2, 1), (1, 2)])
+def test_data_parallel_agrees_with_one_device(sets, finished, tmp_path, devices, processes):
+    """Two devices, each with half of every batch: of one process, and of two."""
+    path, port = tmp_path / "run", free_port()
+    changes = {"population.data_parallel": 2, "measures.forecast": processes == 1}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.streamed_case", str(sets), str(path)]
+            + [json.dumps(changes), str(devices)]
+            + ([str(port), str(i), str(processes)] if processes > 1 else []),
+            env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    for process in started:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    assert_close(path, finished, "epochs", ("train_loss", "test_loss"), ("S-0",))
+    assert_close(path, finished, "events", EVENT if processes == 1 else EVENT[:2], ("S-0",))
+    assert_same_targets(path, finished)
+
+
+# -- bad requests --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data.train_examples": 50}, r"config\.data\.train_examples = 50: 'imagenet2012' is str"),
+        ({"data.label_noise": 0.1}, r"config\.data\.label_noise = 0\.1"),
+        ({"data.validation_examples": 5}, "validation_examples = 5"),
+        ({"measures.examples": 0, "measures.names": ("tic",)}, r"measures\.examples = 0 \(all\)"),
+        ({"batch_size": 100}, "batch_size = 100 is more than the 96"),
+        ({"data.image_size": 0}, "image_size = 0 .* must be at least 1 pixels"),
+        ({"data.image_size": 40, "model.name": "vit_s16"}, "40x40 pixels .* multiple of 16"),
+        ({"data.name": "tfds:nothing"}, "'nothing' is not prepared"),
+        ({"data.name": "digits", "data.stream": True}, "unknown streamed data set 'digits'"),
+    ],
+)
+def test_bad_requests_fail_before_anything_is_written(sets, tmp_path, change, message):
+    config = streamed_case.study(sets, none={})
+    config.measures.forecast = False
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ConfigError, match=message):
+        go(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ebn_is_refused_without_batch_norm(sets, tmp_path):
+    config = streamed_case.study(sets)
+    config.model.name, config.data.image_size = "vit_s16", 16
+    for arm in ("S", "L"):
+        config.variants[arm].prune.layers = ("block.*",)
+    with pytest.raises(ConfigError, match=r"'ebn' .* needs a BatchNorm .*'block1_dense1' has none"):
+        go(config, tmp_path / "run")
+
+
+def test_the_command_says_what_is_missing_in_a_line(tmp_path, monkeypatch, capsys):
+    config = imagenet.get_config()
+    config.data.data_dir = str(tmp_path)
+    values = flags.FlagValues()
+    main.define_flags(values)
+    values(["main", f"--workdir={tmp_path / 'run'}"])
+    assert main._study(values, config, (1, 1)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'imagenet2012' is not prepared" in line
+    monkeypatch.setitem(sys.modules, "grain", None)
+    assert main._study(values, config, (1, 1)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "prunejax: streaming needs grain: pip install 'prunejax[stream]'"
+    assert not (tmp_path / "run").exists()
