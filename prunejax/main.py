@@ -51,7 +51,7 @@ def _shard(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     argv = list(sys.argv if argv is None else argv)
-    if {"--help", "-h", "-help", "--helpfull"} & set(argv):
+    if {"--help", "-h"} & set(argv):
         return _help()
     values = flags.FlagValues()
     handle = define_flags(values, argv)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from prunejax import config as config_lib
-from prunejax import main, report, study
+from prunejax import main, measure, report, study
 from prunejax.config import ConfigError
 from prunejax.report import gallery
 from tests.studies import PRUNE, tiny
@@ -100,6 +100,8 @@ def test_help_says_what_there_is(capsys):
     text = capsys.readouterr().out
     for part in ("--config", "--workdir", "--shard", "configs/default.py"):
         assert part in text
+    assert measure.main(["measure", "-h"]) == 0
+    assert "--names" in capsys.readouterr().out
 
 
 def refusal(config):
