@@ -6,9 +6,12 @@ into `masks.prune(scores, counts, scope="layer")`. A global ranking needs no all
 """
 
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
+
+import numpy as np
 
 from prunejax import schedules, trees
 
@@ -17,7 +20,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 def shapes_of(scores: Any) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the leaves that are not scalars."""
-    return {path: tuple(x.shape) for path, x in trees.leaves_with_paths(scores) if x.shape}
+    return {path: np.shape(x) for path, x in trees.leaves_with_paths(scores) if np.shape(x)}
 
 
 def explicit(shapes: Shapes, sparsities: Mapping[str, float]) -> dict[str, int]:
@@ -52,6 +55,8 @@ def _round(exact: Mapping[str, Fraction], keep: int, limits: Mapping[str, int]) 
 
 def _sizes(shapes: Shapes, keep: int) -> dict[str, int]:
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    if not isinstance(keep, numbers.Integral):
+        raise ValueError(f"keep = {keep!r} is no integer: it is a count of units")
     if not 0 <= keep <= sum(sizes.values()):
         raise ValueError(f"keep = {keep}: there are {sum(sizes.values())} units")
     return sizes

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from prunejax import interventions, optim, prune, registry, schedules
+from prunejax import checks, interventions, optim, prune, registry, schedules
 from prunejax import scores as scores_lib
+from prunejax.checks import ConfigError
 from prunejax.measures import suite
 
 # Tables that the tests of values below refer to; data sets and models check their own names.
@@ -31,36 +33,36 @@ CHOICES = {
 }
 # Lowest and highest value allowed (None: no bound), and what the number is.
 RANGES: dict[str, tuple[float | None, float | None, str]] = {
-    "seeds": (1, None, "runs per variant"),
+    "seeds": (1, 100_000, "runs per variant"),
     "first_seed": (0, 2**32 - 1, "seed"),
-    "epochs": (1, None, "epochs"),
+    "epochs": (1, 1_000_000, "passes over the training examples"),
     "batch_size": (1, None, "examples"),
     "eval_batch_size": (1, None, "examples"),
-    "data.train_examples": (0, None, "examples (0: all)"),
-    "data.test_examples": (0, None, "examples (0: all)"),
+    "data.train_examples": (0, None, "examples; 0: all"),
+    "data.test_examples": (0, None, "examples; 0: all"),
     "data.validation_examples": (0, None, "examples"),
     "data.label_noise": (0, 1, "fraction"),
     "data.image_size": (1, None, "pixels"),
     "data.seed": (0, 2**32 - 1, "seed"),
     "model.dropout": (0, 0.999, "fraction"),
     "optimizer.learning_rate": (0, None, "rate"),
-    "optimizer.decay": (0, None, "factor"),
+    "optimizer.decay": (0, 1000, "factor"),
     "optimizer.momentum": (0, 0.9999, "fraction"),
     "optimizer.weight_decay": (0, None, "coefficient"),
-    "optimizer.clip_norm": (0, None, "norm (0: none)"),
+    "optimizer.clip_norm": (0, None, "norm; 0: none"),
     "optimizer.label_smoothing": (0, 0.999, "fraction"),
     "prune.period": (1, None, "epochs"),
     "prune.saliency_examples": (1, None, "examples"),
-    "intervention.duration": (-1, interventions.FOREVER - 2, "training steps (-1: forever)"),
+    "intervention.duration": (-1, interventions.FOREVER - 2, "training steps; -1: forever"),
     "intervention.noise_scale": (0, None, "multiple of a standard deviation"),
-    "population.devices": (0, None, "devices (0: all)"),
+    "population.devices": (0, 65_536, "devices; 0: all"),
     "population.data_parallel": (1, None, "devices"),
-    "population.memory_gib": (0, None, "GiB (0: measured)"),
+    "population.memory_gib": (0, None, "GiB; 0: measured"),
     "checkpoint.every_epochs": (0, None, "epochs"),
     "checkpoint.every_minutes": (0, None, "minutes"),
     "checkpoint.keep": (1, None, "checkpoints"),
-    "measures.examples": (0, None, "examples (0: all)"),
-    "measures.probes": (2, None, "probes"),
+    "measures.examples": (0, None, "examples; 0: all"),
+    "measures.probes": (2, 1_000_000, "probes"),
     "measures.eigenpairs": (1, None, "pairs"),
     "measures.radius": (1e-12, None, "length in units of the weights"),
 }
@@ -68,10 +70,6 @@ PER_VARIANT_ONLY = (
     *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
     "measures",
 )
-
-
-class ConfigError(ValueError):
-    """A request that cannot be carried out; the message names the field and what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +99,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _check_type(name: str, value: Any, default: Any) -> Any:
     """The value in the default's type, or a ConfigError."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) <= checks.LARGEST else math.inf
+    if isinstance(default, tuple) and value in ("", ("",)):  # --config.measures.names=
+        return ()
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return tuple(value)
     if isinstance(default, tuple) and isinstance(value, int | float | str):
@@ -119,6 +119,12 @@ def _merge(
 ) -> None:
     """Writes overrides (nested) into `target`, refusing fields that do not exist."""
     for name, value in _flat(overrides).items():
+        inside = [k for k in known if k.startswith(f"{name}.")]
+        if inside:
+            raise ConfigError(
+                f"{where}: {name} = {value!r} is a group of fields; give a dict of some of: "
+                + ", ".join(k.removeprefix(f"{name}.") for k in inside)
+            )
         if name not in known and not name.startswith("model."):
             raise ConfigError(
                 f"{where}: unknown field {name!r}." + registry.suggestion(name, known)
@@ -156,16 +162,19 @@ def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
         node[leaf] = value
     _merge(base, nested, known, "config")
     arms = []
+    if not isinstance(labels, Mapping | ConfigDict):
+        raise ConfigError(f"config.variants = {labels!r}: give a dict from label to overrides")
     for label, changes in (labels or {"none": {}}).items():
+        checks.label(label)
         settings = ConfigDict(base.copy_and_resolve_references())
-        plain = changes.to_dict() if isinstance(changes, ConfigDict) else dict(changes)
+        plain = checks.changes(label, changes)
         for name in _flat(plain):
             if name.split(".")[0] in PER_VARIANT_ONLY:
                 raise ConfigError(f"variant {label!r} sets {name!r}, which is of the whole study")
         _merge(settings, plain, known, f"variant {label!r}")
         validate(settings, label)
         arms.append(Variant(label, settings))
-    _check_twins(arms)
+    checks.twins({arm.label: to_dict(arm.settings) for arm in arms})
     return arms
 
 
@@ -179,6 +188,7 @@ def _value(settings: ConfigDict, name: str) -> Any:
 def validate(settings: ConfigDict, label: str) -> None:
     """Checks one arm's values; raises ConfigError naming the field, the value and what may be."""
     where = f" (variant {label!r})"
+    checks.fields(_flat(settings), where)
     for name, allowed in CHOICES.items():
         value = _value(settings, name)
         if value not in allowed:
@@ -188,13 +198,25 @@ def validate(settings: ConfigDict, label: str) -> None:
             )
     for name, (low, high, unit) in RANGES.items():
         value = _value(settings, name)
-        if not (value >= low if low is not None else True) or (high is not None and value > high):
-            span = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-            raise ConfigError(f"config.{name} = {value!r}{where} must be {span} {unit}")
+        whole = name.split(".")[0] in PER_VARIANT_ONLY
+        checks.in_range(name, value, low, high, unit, "" if whole else where)
     if settings.model.width <= 0:
         raise ConfigError(f"config.model.width = {settings.model.width!r}{where} must be above 0")
     if settings.data.label_noise >= 1:
         raise ConfigError(f"config.data.label_noise = 1.0{where} must be below 1")
+    last = settings.first_seed + settings.seeds - 1
+    if last >= 2**32:
+        raise ConfigError(
+            f"config.first_seed = {settings.first_seed} with config.seeds = {settings.seeds}: the "
+            f"last seed would be {last}; {2**32 - 1} at most"
+        )
+    o = settings.optimizer
+    checks.rising("optimizer.milestones", o.milestones, where)
+    if o.nesterov and (o.name != "sgd" or not o.momentum):
+        raise ConfigError(
+            f"config.optimizer.nesterov = True{where} goes with config.optimizer.name = 'sgd' and "
+            "a momentum above 0"
+        )
     if settings.intervention.duration == 0 and not settings.intervention.as_released:
         raise ConfigError(
             f"config.intervention.duration = 0{where}: 1 or more steps, or -1: forever (0 only "
@@ -217,10 +239,6 @@ def _validate_prune(settings: ConfigDict, where: str) -> None:
                 f"{len(p.layers)} layer rules; give one entry, or one per rule"
             )
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ConfigError(f"config.prune.{name} = {tuple(values)!r}{where}: numbers only")
-            if name != "fraction" and not isinstance(value, int):
-                raise ConfigError(f"config.prune.{name} = {value!r}{where} must be a whole epoch")
             if name == "fraction" and not 0 <= value <= 1:
                 raise ConfigError(f"config.prune.fraction = {value!r}{where} must be in [0, 1]")
             if name != "fraction" and value < 0:
@@ -234,13 +252,11 @@ def _validate_prune(settings: ConfigDict, where: str) -> None:
                 f"config.prune.end = {end}{where} is before config.prune.start = {start} "
                 f"(layer rule {p.layers[index]!r})"
             )
-        last = start if p.schedule == "one_shot" else end
         if start >= settings.epochs:
             raise ConfigError(
                 f"config.prune.start = {start}{where} is not before config.epochs = "
                 f"{settings.epochs} (epochs count from 0): the layer would never be pruned"
             )
-        del last
 
 
 def _validate_intervention(settings: ConfigDict, where: str) -> None:
@@ -266,13 +282,13 @@ def _validate_measures(settings: ConfigDict, where: str) -> None:
         if name not in suite.MEASURES:
             raise ConfigError(
                 f"config.measures.names: unknown measure {name!r}; there are: "
-                f"{', '.join(suite.MEASURES)}." + registry.suggestion(str(name), suite.MEASURES)
+                f"{', '.join(suite.MEASURES)}."
+                + registry.suggestion(name, suite.MEASURES)
+                + (" Several are written ('a', 'b')." if "," in name else "")
             )
     if len(set(m.names)) < len(m.names):
         raise ConfigError(f"config.measures.names = {tuple(m.names)!r} names a measure twice")
     for epoch in m.epochs:
-        if isinstance(epoch, bool) or not isinstance(epoch, int):
-            raise ConfigError(f"config.measures.epochs = {tuple(m.epochs)!r}: whole epochs only")
         if not 0 <= epoch < settings.epochs:
             raise ConfigError(
                 f"config.measures.epochs = {tuple(m.epochs)!r}: {epoch} is not in "
@@ -289,34 +305,3 @@ def _validate_measures(settings: ConfigDict, where: str) -> None:
             f"config.measures.forecast = True goes not with config.intervention.as_released{where}:"
             " the released evaluation itself changes the network between the two losses"
         )
-
-
-def _check_twins(arms: list[Variant]) -> None:
-    labels = {arm.label: arm for arm in arms}
-    for arm in arms:
-        twin = arm.settings.intervention.twin
-        if not twin:
-            continue
-        if twin not in labels:
-            raise ConfigError(
-                f"config.intervention.twin = {twin!r} (variant {arm.label!r}) is no variant; "
-                f"there are: {', '.join(labels)}." + registry.suggestion(twin, labels)
-            )
-        if labels[twin].settings.intervention.twin:
-            raise ConfigError(
-                f"variant {arm.label!r} is a twin of {twin!r}, which is itself a twin; "
-                f"name {labels[twin].settings.intervention.twin!r} instead"
-            )
-        theirs, ours = to_dict(labels[twin].settings), to_dict(arm.settings)
-        for part in ("data", "model", "batch_size", "epochs"):
-            if theirs[part] != ours[part]:
-                raise ConfigError(
-                    f"variant {arm.label!r} is a twin of {twin!r} but differs in {part!r}; "
-                    "twins share data, model, batch size and epochs"
-                )
-        for part in ("schedule", "layers", "fraction", "start", "end", "period", "granularity"):
-            if theirs["prune"][part] != ours["prune"][part]:
-                raise ConfigError(
-                    f"variant {arm.label!r} is a twin of {twin!r} but differs in prune.{part}; "
-                    "twins share all events"
-                )

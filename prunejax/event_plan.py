@@ -67,6 +67,11 @@ def event_counts(
             counts[name] = schedules.counts(events, settings.epochs)
         except ValueError as error:
             raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
+        except OverflowError:
+            raise ConfigError(
+                f"config.model.width = {settings.model.width}: layer {name!r} would have "
+                f"{units(layers[name], settings, params)} units, more than 32 bits count"
+            ) from None
     if p.scope == "global":  # one ranking: the layers' counts add up in the first column
         total = np.sum(list(counts.values()), axis=0)
         first = next(iter(counts))

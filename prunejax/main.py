@@ -4,6 +4,7 @@ Exit codes: 0 done (or finished before), 2 bad request, 1 failure, 75 interrupte
 the same command continues.
 """
 
+import re
 import signal
 import sys
 import traceback
@@ -12,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 BAD_REQUEST, FAILURE, REQUEUE = 2, 1, 75
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def define_flags(values: flags.FlagValues) -> Any:
-    """The command's flags; returns the handle of the config flag."""
+def define_flags(values: flags.FlagValues, argv: list[str]) -> Any:
+    """The command's flags; returns the handle of the config flag, which reads overrides in argv."""
     handle = config_flags.DEFINE_config_file(
         "config",
         None,
         "File with get_config(arg), e.g. configs/digits.py[:arg].",
         flag_values=values,
+        sys_argv=argv,
     )
     flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
     flags.DEFINE_string("shard", "1/1", "i/n: train the i-th of n parts.", flag_values=values)
@@ -49,8 +51,10 @@ def _shard(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     argv = list(sys.argv if argv is None else argv)
+    if {"--help", "-h"} & set(argv):
+        return _help()
     values = flags.FlagValues()
-    handle = define_flags(values)
+    handle = define_flags(values, argv)
     for path in (str(ROOT), str(Path.cwd())):
         if path not in sys.path:
             sys.path.insert(0, path)
@@ -59,38 +63,91 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; all arguments are --flags")
         for name in ("config", "workdir"):
-            if values[name].value is None:
+            if not values[name].present or (name == "workdir" and not values.workdir):
                 raise ValueError(f"--{name} is missing; see the README for a first command")
         shard = _shard(values.shard)
         config = _loaded(values, handle)
-    except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
-        return _tell(error, BAD_REQUEST)
+    except Exception as error:  # a config file may raise anything
+        return _tell(_readable(error, argv), BAD_REQUEST)
     return _run(values, config, shard)
 
 
-def _loaded(values: flags.FlagValues, handle: Any) -> Any:
-    """The config with its overrides; a file that cannot be had is a bad request."""
-    config = handle.value
+def _help() -> int:
+    values = flags.FlagValues()
+    define_flags(values, [])
+    print(
+        f"{__doc__}\nconfigs/default.py documents every field; --config.FIELD=VALUE overrides one."
+    )
+    print(values.get_help())
+    return 0
+
+
+def _loaded(values: flags.FlagValues, handle: Any) -> ConfigDict:
+    """The config with its overrides; a file that gives none is a bad request."""
+    config, path = handle.value, config_flags.get_config_filename(values["config"])
+    if config is None:
+        raise ValueError(f"--config={path}: get_config() returns None; is its return missing?")
     try:
-        config.to_dict()
-    except OSError:  # ml_collections puts off telling that there is no such file
-        path = config_flags.get_config_filename(values["config"])
+        if not isinstance(config, ConfigDict):
+            config.to_dict()  # ml_collections puts off telling that there is no such file
+            raise AttributeError
+    except OSError:
         raise ValueError(f"--config={path}: no such file, or it cannot be read") from None
+    except AttributeError:
+        raise ValueError(
+            f"--config={path}: get_config() must return an ml_collections.ConfigDict, not "
+            f"{type(config).__name__}; start from configs.default.get_config()"
+        ) from None
     return config
 
 
-def _tell(error: BaseException, code: int) -> int:
-    print(f"prunejax: {_one_line(error)}", file=sys.stderr)
+def _tell(error: object, code: int) -> int:
+    print(f"prunejax: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 
-def _one_line(error: BaseException) -> str:
+def _readable(error: Exception, argv: Sequence[str]) -> str:
+    """What went wrong with command line or config file, in a line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if "Traceback (most recent call last)" in text:  # of a config file: its last line says it all
+    kind = type(error).__name__
+    if "Traceback (most recent call last)" in text:  # ml_collections' words for a config file
         text = text.strip().split("\n")[-1]
-    elif isinstance(error, AttributeError | KeyError):
-        text = f"unknown config field: {text}"
-    return " ".join(text.split()) or type(error).__name__
+        return text.removeprefix("ValueError: ")
+    if isinstance(error, flags.Error | ValueError):
+        for theirs, ours in _PLAIN:
+            text = re.sub(theirs, ours, text)
+        return text or kind
+    if "has no attribute 'get_config'" in text:
+        return "--config: the file defines no get_config(); see configs/default.py"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    if "ml_collections" in place.filename and isinstance(error, AttributeError | KeyError):
+        return _unknown_field(text, argv)
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {kind}: {error.msg}"
+    return f"{place.filename}, line {place.lineno}: {kind}: {text}"
+
+
+# What parsers of flags say, and what is meant.
+_PLAIN = (
+    (r"invalid literal for int\(\) with base 10: .*", "not a whole number"),
+    (r"could not convert string to float: .*", "not a number"),
+    (r"\('Non-boolean argument to boolean flag', .*", "neither true nor false"),
+    (r" as a ConfigDict: .*", "; name a field inside, like --config.prune.period=2"),
+)
+
+
+def _unknown_field(text: str, argv: Sequence[str]) -> str:
+    """An override, or a config file, that names a field which is not there."""
+    found = re.search(r"Did you mean \"(.+?)\" instead of \"(.+?)\"", text)
+    name = found[2] if found else text.strip("'\" ")
+    names = [word.split("=")[0].lstrip("-") for word in argv if "config." in word]
+    of = [n for n in names if name in n.split(".")]
+    text = f"unknown config field {of[0] if of else name!r}."
+    if found:
+        text += f" Did you mean {found[1]!r}?"
+    elif of and of[0].startswith("config.variants."):
+        text += " A variant's field can be overridden where its config file names it"
+    return text
 
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:

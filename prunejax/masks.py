@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from prunejax import radix, ranking, schedules, trees
 from prunejax.models.groups import Group
 from prunejax.sparsity import count as count  # the report belongs to the algebra
+from prunejax.sparsity import fits as _fits
 from prunejax.sparsity import overlap as overlap
 from prunejax.sparsity import report as report
 
@@ -42,7 +43,7 @@ def apply(masks: Tree, tree: Tree) -> Tree:
       ValueError: a leaf is no array, or a mask does not broadcast against its leaf.
     """
 
-    def where(path: str, x: Any, mask: Array) -> Any:
+    def where(path: str, x: Any, mask: Any) -> Any:
         try:
             kind = jnp.result_type(x)
         except TypeError:
@@ -55,19 +56,8 @@ def apply(masks: Tree, tree: Tree) -> Tree:
         _fits(path, mask, jnp.shape(x), "its leaf")
         return jnp.where(mask, x, jnp.zeros((), kind))
 
-    return trees.map_with_path(where, tree, masks)
-
-
-def _fits(path: str, mask: Array, shape: tuple[int, ...], what: str) -> None:
-    try:
-        fits = jnp.broadcast_shapes(jnp.shape(mask), shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"leaf {path!r}: a mask of shape {jnp.shape(mask)} does not broadcast against {what} "
-            f"of shape {shape}"
-        )
+    found = zip(trees.leaves_with_paths(tree), trees.aligned(tree, masks, "the masks"), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(tree), [where(p, x, m) for (p, x), m in found])
 
 
 def of(params: Tree, rules: str | Iterable[str] | None = None) -> Tree:
@@ -79,17 +69,24 @@ def of(params: Tree, rules: str | Iterable[str] | None = None) -> Tree:
         ones where other leaves may be 0 without being pruned, like fresh biases.
     """
     chosen = jax.tree.map(lambda _: True, params) if rules is None else trees.select(params, rules)
-    return jax.tree.map(lambda c, p: p != 0 if c else jnp.array(True), chosen, params)
+
+    def live(chosen: bool, p: Any) -> Array:
+        number = not jnp.issubdtype(jnp.result_type(p), jax.dtypes.extended)  # no random key
+        return p != 0 if chosen and number else jnp.array(True)
+
+    return jax.tree.map(live, chosen, params)
 
 
 def intersect(a: Tree, b: Tree) -> Tree:
     """Live where both are."""
-    return jax.tree.map(jnp.logical_and, a, b)
+    pairs = zip(jax.tree.leaves(a), trees.aligned(a, b, "the second masks"), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(a), [jnp.logical_and(x, y) for x, y in pairs])
 
 
 def is_subset(a: Tree, b: Tree) -> Array:
     """Whether everything that is live in `a` is live in `b` (a boolean scalar)."""
-    inside = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.all(~x | y), a, b))
+    pairs = zip(jax.tree.leaves(a), trees.aligned(a, b, "the second masks"), strict=True)
+    inside = [jnp.all(jnp.logical_not(x) | jnp.asarray(y, bool)) for x, y in pairs]
     return jnp.all(jnp.stack(inside)) if inside else jnp.array(True)
 
 
@@ -137,7 +134,7 @@ def prune(
     leaves, structure = jax.tree.flatten(scores)
     names = trees.paths(scores)
     units = [i for i, leaf in enumerate(leaves) if jnp.ndim(leaf)]
-    before = [True] * len(leaves) if masks is None else structure.flatten_up_to(masks)
+    before = [True] * len(leaves) if masks is None else trees.aligned(scores, masks, "masks")
     result: list[Array] = [jnp.asarray(m) for m in before]
     live: dict[int, Array | None] = dict.fromkeys(units)
     if masks is not None:
@@ -187,6 +184,7 @@ def _check_count(
     """Refuses counts that are no counts; what is traced cannot be looked at and is clamped."""
     kind = getattr(keep, "dtype", None)
     whole = kind.kind in "iu" if kind is not None else isinstance(keep, numbers.Integral)
+    whole &= not jnp.shape(keep) if kind is not None else True
     if not whole or isinstance(keep, bool):
         raise ValueError(
             f"keep = {keep!r} for {where} is no integer: it is a count of units; for a fraction "
@@ -198,7 +196,8 @@ def _check_count(
     seen = [x.size if m is None or isinstance(m, jax.core.Tracer) else m for x, m in pairs]
     total = sum(n if isinstance(n, int) else int(jnp.count_nonzero(n)) for n in seen)
     if not 0 <= int(keep) <= total:
-        raise ValueError(f"keep = {int(keep)} for {where}: there are {total} live units")
+        hint = "" if scores else " (scores that are scalars are never pruned)"
+        raise ValueError(f"keep = {int(keep)} for {where}: there are {total} live units{hint}")
 
 
 def nm(scores: Tree, n: int, m: int, *, axis: int = -2, masks: Tree | None = None) -> Tree:
@@ -215,8 +214,9 @@ def nm(scores: Tree, n: int, m: int, *, axis: int = -2, masks: Tree | None = Non
     Raises:
       ValueError: an axis is not divisible by m, or n is not in 0..m.
     """
-    if not 0 <= n <= m or m < 1:
-        raise ValueError(f"N:M sparsity {n}:{m}: n must be in 0..{m}")
+    whole = isinstance(n, numbers.Integral) and isinstance(m, numbers.Integral)
+    if not whole or m < 1 or not 0 <= n <= m:
+        raise ValueError(f"N:M sparsity {n}:{m}: m is an integer of at least 1, n one in 0..m")
 
     def blocks(path: str, score: Array, mask: Array) -> Array:
         if not jnp.ndim(score):
@@ -225,7 +225,8 @@ def nm(scores: Tree, n: int, m: int, *, axis: int = -2, masks: Tree | None = Non
         if not size or size % m:
             raise ValueError(
                 f"N:M sparsity {n}:{m}: leaf {path!r} of shape {score.shape} has no axis {axis} "
-                f"whose size is divisible by {m}"
+                f"whose size is divisible by {m}; name another axis, or give a scalar as the score "
+                "of a leaf that is not to be pruned"
             )
         keys = jnp.moveaxis(radix.sortable(jnp.asarray(score)), axis, -1)
         keys = keys.reshape(*keys.shape[:-1], size // m, m)

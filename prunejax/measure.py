@@ -269,11 +269,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     values = flags.FlagValues()
     define_flags(values)
+    argv = list(sys.argv if argv is None else argv)
+    if {"--help", "-h"} & set(argv):
+        print(f"{__doc__}\n{values.get_help()}")
+        return 0
     for path in (str(ROOT), str(Path.cwd())):
         if path not in sys.path:
             sys.path.insert(0, path)
     try:
-        rest = values(list(sys.argv if argv is None else argv))[1:]
+        rest = values(argv)[1:]
         if rest or values.workdir is None:
             what = f"unexpected argument {rest[0]!r}" if rest else "--workdir is missing"
             raise ValueError(f"{what}; e.g. --workdir=runs/digits --run='none-.*' --names=tic")

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from prunejax import checks, event_plan, interventions, models, optim, prune, trees
 from prunejax import config as config_lib
 from prunejax import data as data_lib
-from prunejax import event_plan, interventions, models, optim, prune, trees
 from prunejax import scores as scores_lib
 from prunejax.config import ConfigError, Variant
 from prunejax.data import Dataset, StreamedSet
@@ -183,7 +183,10 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
         for a in arms
     }
     o = settings.optimizer
-    decays = trees.select(params, o.weight_decay_rule)
+    try:
+        decays = trees.select(params, o.weight_decay_rule)
+    except ValueError as error:
+        raise ConfigError(f"config.optimizer.weight_decay_rule: {error}") from None
     program = Program(
         module=module,
         groups=groups,
@@ -212,13 +215,15 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
         forecast=settings.measures.forecast,
         data_parallel=settings.population.data_parallel,
     )
+    tables = {a.label: _table(a.settings, stacked[a.label], scores) for a in arms}
+    hypers = {a.label: _hyper(a.settings) for a in arms}
     members = tuple(
         Member(
             run=f"{arm.label}-{seed}",
             variant=arm.label,
             seed=seed,
-            table=_table(arm.settings, stacked[arm.label], scores),
-            hyper=_hyper(arm.settings),
+            table=tables[arm.label],
+            hyper=hypers[arm.label],
             twin=f"{arm.settings.intervention.twin}-{seed}"
             if arm.settings.intervention.twin
             else "",
@@ -290,7 +295,19 @@ def _table(settings: ConfigDict, counts: np.ndarray, scores: tuple[str, ...]) ->
 
 def _hyper(settings: ConfigDict) -> Hyper:
     o = settings.optimizer
-    rates = optim.learning_rates(
-        o.schedule, o.learning_rate, settings.epochs, milestones=tuple(o.milestones), decay=o.decay
-    )
+    try:
+        rates = optim.learning_rates(
+            o.schedule,
+            o.learning_rate,
+            settings.epochs,
+            milestones=tuple(o.milestones),
+            decay=o.decay,
+        )
+        highest = max(rates)
+    except OverflowError:
+        highest = float("inf")
+    if highest > checks.LARGEST:
+        raise ConfigError(
+            f"config.optimizer.decay = {o.decay} takes the learning rate beyond single precision"
+        )
     return Hyper(np.asarray(rates, np.float32), np.float32(o.weight_decay))

@@ -26,13 +26,27 @@ _RUN = 256  # contiguous numbers in a slice, at least
 _IDLE = 64  # bins for the numbers out of the race; a single one would serialize its stores
 
 
+def widened(x: Array) -> Array:
+    """The same numbers in a format that has infinities and whole bytes.
+
+    8-bit floating formats differ in their special values, and bfloat16 holds them all; integers
+    of fewer than 8 bits become 8-bit ones.
+    """
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(jnp.bfloat16) if x.dtype.itemsize == 1 else x
+    if jnp.issubdtype(x.dtype, jnp.integer) and jnp.iinfo(x.dtype).bits < 8:
+        return x.astype(jnp.int8)
+    return x
+
+
 def sortable(x: Array) -> Array:
-    """Unsigned integers of the width and order of the numbers `x`, equal where they are equal.
+    """Unsigned integers in the order of the numbers `x` (`widened`), equal where they are equal.
 
     For floating point: the bits of a positive number with the sign bit set, the complement of
     the bits of a negative one; both zeros become one integer, and every NaN becomes 0, below
     `-inf`. Subnormal numbers keep their order even where arithmetic flushes them to zero.
     """
+    x = widened(x)
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint8)
     if jnp.issubdtype(x.dtype, jnp.unsignedinteger):

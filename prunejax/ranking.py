@@ -194,11 +194,7 @@ def _scores(leaves: Sequence[Any]) -> list[Array]:
             f"scores of dtypes {sorted({str(x.dtype) for x in arrays})} do not compare exactly; "
             "use floating dtypes only, or integers and booleans only"
         )
-    # 8-bit floating formats differ in their special values; bfloat16 holds them all.
-    return [
-        x.astype(jnp.bfloat16) if f and x.dtype.itemsize == 1 else x
-        for x, f in zip(arrays, floating, strict=True)
-    ]
+    return [radix.widened(x) for x in arrays]
 
 
 def _count(k: Any) -> Array | int:

@@ -13,6 +13,7 @@ Counts are exact integers: fractions are read as the decimal numbers that were w
 et al. 2020). An event may have the count 0: nothing happens then.
 """
 
+import numbers
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import ceil
@@ -25,12 +26,17 @@ BEFORE_TRAINING = -1  # the epoch of an event before the first training step
 
 def _exact(fraction: float) -> Fraction:
     """The decimal number as written: 0.9 -> 9/10, not the nearest binary fraction."""
+    if not isinstance(fraction, numbers.Real) and getattr(fraction, "shape", None) != ():
+        raise ValueError(f"fraction {fraction!r} is no number in [0, 1]")
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction {fraction!r} is not in [0, 1]: it is the part that is removed")
     return Fraction(str(fraction))
 
 
 def _check(units: int, start: int, end: int, period: int) -> None:
+    for name, value in (("units", units), ("start", start), ("end", end), ("period", period)):
+        if not isinstance(value, numbers.Integral):
+            raise ValueError(f"{name} {value!r} is no integer")
     if units < 1:
         raise ValueError(f"units {units!r} must be at least 1")
     if period < 1:
@@ -141,7 +147,7 @@ def counts(events: Events, epochs: int) -> np.ndarray:
     """Events as an int32 array [epochs + 1]: row 0 before training, row e + 1 after epoch e.
 
     Raises:
-      ValueError: an event with a count falls after the last epoch.
+      ValueError: an event with a count falls after the last epoch, or before epoch -1.
     """
     table = np.zeros(epochs + 1, np.int32)
     for epoch, count in events:
@@ -151,6 +157,10 @@ def counts(events: Events, epochs: int) -> np.ndarray:
             raise ValueError(
                 f"an event that removes {count} units falls after epoch {epoch}, but training "
                 f"ends after epoch {epochs - 1}; end the schedule earlier or train longer"
+            )
+        if epoch < BEFORE_TRAINING:
+            raise ValueError(
+                f"an event at epoch {epoch}: epochs count from 0, -1 is before training"
             )
         table[epoch + 1] += count
     return table

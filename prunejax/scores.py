@@ -27,19 +27,23 @@ def random(key: Array, like: Array) -> Array:
     return jax.random.uniform(key, like.shape)
 
 
+def _wide(x: Array) -> Array:
+    """At least single precision: sums and products of 16-bit numbers round and overflow."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _sum_per_filter(x: Array) -> Array:
     return jnp.sum(x, axis=tuple(range(x.ndim - 1)))
 
 
 def filter_l1(w: Array) -> Array:
     """Sum of |w| over each filter `w[..., j]`: [units] (Li et al. 2017)."""
-    return _sum_per_filter(jnp.abs(w.astype(jnp.promote_types(w.dtype, jnp.float32))))
+    return _sum_per_filter(jnp.abs(_wide(w)))
 
 
 def filter_l2(w: Array) -> Array:
     """Euclidean norm of each filter `w[..., j]`: [units]."""
-    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
-    return jnp.sqrt(_sum_per_filter(jnp.square(w)))
+    return jnp.sqrt(_sum_per_filter(jnp.square(_wide(w))))
 
 
 def ebn(scale: Array, bias: Array) -> Array:
@@ -52,7 +56,7 @@ def ebn(scale: Array, bias: Array) -> Array:
       scale: BatchNorm's gamma [units].
       bias: BatchNorm's beta [units].
     """
-    return _expected_relu(jnp.abs(scale), bias)
+    return _expected_relu(jnp.abs(_wide(scale)), _wide(bias))
 
 
 def ebn_signed(scale: Array, bias: Array) -> Array:
@@ -60,7 +64,7 @@ def ebn_signed(scale: Array, bias: Array) -> Array:
 
     Equal to `ebn` for scale > 0; `-E[ReLU(-x)]` (never positive) for scale < 0.
     """
-    return _expected_relu(scale, bias)
+    return _expected_relu(_wide(scale), _wide(bias))
 
 
 def _expected_relu(s: Array, bias: Array) -> Array:
@@ -73,7 +77,13 @@ def _expected_relu(s: Array, bias: Array) -> Array:
 
 def saliency(w: Array, gradient: Array) -> Array:
     """|w * g|, same shape: first-order change of the loss if the weight goes."""
-    return jnp.abs(w * gradient)
+    return jnp.abs(_product(w, gradient))
+
+
+def _product(w: Array, gradient: Array) -> Array:
+    if w.shape != gradient.shape:
+        raise ValueError(f"weights of shape {w.shape} and a gradient of shape {gradient.shape}")
+    return _wide(w) * gradient
 
 
 def filter_saliency(w: Array, gradient: Array) -> Array:
@@ -82,7 +92,7 @@ def filter_saliency(w: Array, gradient: Array) -> Array:
     First-order change of the loss if the whole filter goes (Molchanov et al. 2017), so single
     weights may cancel.
     """
-    return jnp.abs(_sum_per_filter(w * gradient))
+    return jnp.abs(_sum_per_filter(_product(w, gradient)))
 
 
 def update_activation_mean(old: Array, batch_sum: Array, step: Array) -> Array:

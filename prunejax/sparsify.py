@@ -1,5 +1,6 @@
 """Pruning inside anybody's optax loop: a transformation that carries the masks in its state."""
 
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,11 +50,17 @@ def sparsify(
       scope: "global" or "layer" (then each leaf loses `count` units).
 
     Raises:
-      ValueError: no event, a negative step or count, or a rule that matches nothing.
+      ValueError: no event, a step or count that is negative or no integer, an unknown scope, or a
+        rule that matches nothing.
     """
-    events = sorted((int(step), int(count)) for step, count in events if count)
-    if not events or events[0][0] < 0 or any(count < 0 for _, count in events):
-        raise ValueError(f"events {events!r}: (step >= 0, count > 0) pairs, at least one")
+    events = sorted((step, count) for step, count in events if count)
+    whole = all(isinstance(x, numbers.Integral) for event in events for x in event)
+    if not events or not whole or any(step < 0 or count < 0 for step, count in events):
+        raise ValueError(
+            f"events {events!r}: (step >= 0, count > 0) pairs of integers, at least one"
+        )
+    if scope not in masks_lib.SCOPES:
+        raise ValueError(f"scope {scope!r} is not one of: {', '.join(masks_lib.SCOPES)}")
     steps = jnp.array([step for step, _ in events], jnp.int32)
     counts = jnp.array([count for _, count in events], jnp.int32)
 

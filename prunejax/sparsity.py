@@ -65,14 +65,36 @@ class Report:
         return "\n".join(lines)
 
 
+def fits(path: str, mask: Any, shape: tuple[int, ...], what: str) -> None:
+    """Refuses a mask that is no array, or does not broadcast against `shape` (of `what`).
+
+    Raises:
+      ValueError: with the leaf's path and both shapes.
+    """
+    if not hasattr(mask, "shape") and not isinstance(mask, bool):
+        raise ValueError(
+            f"leaf {path!r}: its mask is {mask!r}; give a boolean array, the scalar True for a "
+            "leaf that is never pruned"
+        )
+    try:
+        fitting = np.broadcast_shapes(np.shape(mask), shape) == shape
+    except ValueError:
+        fitting = False
+    if not fitting:
+        raise ValueError(
+            f"leaf {path!r}: a mask of shape {np.shape(mask)} does not broadcast against {what} "
+            f"of shape {shape}"
+        )
+
+
 def count(masks: Tree, params: Tree) -> dict[str, tuple[int, int]]:
     """Path -> (live, total) entries, exact Python integers at any size."""
-    structure: Any = jax.tree.structure(params)
     result = {}
     for (path, leaf), mask in zip(
-        trees.leaves_with_paths(params), structure.flatten_up_to(masks), strict=True
+        trees.leaves_with_paths(params), trees.aligned(params, masks, "the masks"), strict=True
     ):
-        total, size = math.prod(leaf.shape), math.prod(np.shape(mask))
+        fits(path, mask, np.shape(leaf), "its leaf")
+        total, size = math.prod(np.shape(leaf)), math.prod(np.shape(mask))
         result[path] = (_live(mask) * (total // size) if size else 0, total)
     return result
 
@@ -102,16 +124,13 @@ def report(
         effective sparsity. An axis that is k times as long (a flattened map) has the unit as its
         fastest index.
     """
-    structure: Any = jax.tree.structure(params)
-    flat = dict(
-        zip(trees.paths(params), map(np.asarray, structure.flatten_up_to(masks)), strict=True)
-    )
+    counts = count(masks, params)
+    flat = dict(zip(counts, map(np.asarray, trees.aligned(params, masks, "")), strict=True))
     chosen = (
         set(trees.match(params, prunable))
         if prunable is not None
         else {path for path, mask in flat.items() if mask.ndim}
     )
-    counts = count(masks, params)
     leaves = tuple(Leaf(p, live, total, p in chosen) for p, (live, total) in counts.items())
     picked = [x for x in leaves if x.prunable]
     return Report(
@@ -133,7 +152,10 @@ def _effective(
     params: Tree,
     feeds: Mapping[str, Sequence[tuple[str, int]]],
 ) -> float:
-    shapes = {path: leaf.shape for path, leaf in trees.leaves_with_paths(params)}
+    shapes = {path: np.shape(leaf) for path, leaf in trees.leaves_with_paths(params)}
+    for path in {*feeds, *(reader for readers in feeds.values() for reader, _ in readers)}:
+        if path not in shapes:
+            raise ValueError(f"feeds: no leaf {path!r}; there are: {', '.join(shapes)}")
     live = {path: np.broadcast_to(mask, shapes[path]).copy() for path, mask in flat.items()}
     changed = True
     while changed:  # a kernel whose inputs all died is dead as well: repeat until nothing changes
@@ -142,6 +164,11 @@ def _effective(
             alive: np.ndarray = np.any(live[kernel].reshape(-1, shapes[kernel][-1]), axis=0)
             for path, axis in readers:
                 view = np.moveaxis(live[path], axis, -1)
+                if view.shape[-1] % len(alive):
+                    raise ValueError(
+                        f"feeds: axis {axis} of {path!r} {shapes[path]} is no multiple of the "
+                        f"{len(alive)} units of {kernel!r}"
+                    )
                 dead = np.tile(~alive, view.shape[-1] // len(alive))
                 if view[..., dead].any():
                     view[..., dead] = False
@@ -153,14 +180,15 @@ def _effective(
 def overlap(a: Tree, b: Tree, params: Tree) -> float:
     """Jaccard index of two masks: live in both / live in either (1 if nothing is live)."""
     both = either = 0
-    structure: Any = jax.tree.structure(params)
-    for leaf, x, y in zip(
-        structure.flatten_up_to(params),
-        structure.flatten_up_to(a),
-        structure.flatten_up_to(b),
+    for (path, leaf), x, y in zip(
+        trees.leaves_with_paths(params),
+        trees.aligned(params, a, "the first masks"),
+        trees.aligned(params, b, "the second masks"),
         strict=True,
     ):
-        x, y = np.broadcast_to(x, leaf.shape), np.broadcast_to(y, leaf.shape)
+        for mask in (x, y):
+            fits(path, mask, np.shape(leaf), "its leaf")
+        x, y = np.broadcast_to(x, np.shape(leaf)), np.broadcast_to(y, np.shape(leaf))
         both += int(np.count_nonzero(x & y))
         either += int(np.count_nonzero(x | y))
     return both / either if either else 1.0

@@ -76,8 +76,11 @@ def use_devices(config: ConfigDict, workdir: str | os.PathLike[str] | None = Non
     count = config.get("population", {}).get("devices", 0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     before = [0]
-    for file in Path(workdir).glob("**/layout.json") if workdir else ():
-        before += [entry["devices"] for entry in json.loads(file.read_text()).values()]
+    try:
+        for file in Path(workdir).glob("**/layout.json") if workdir else ():
+            before += [entry["devices"] for entry in json.loads(file.read_text()).values()]
+    except OSError:  # told when the directory is opened
+        pass
     try:
         jax.config.update("jax_num_cpu_devices", max(count or cores or 1, *before))
     except RuntimeError:
@@ -148,9 +151,12 @@ def run(
     """
     index, count = shard_of
     if not 1 <= index <= count:
-        raise ConfigError(f"--shard={index}/{count}: the first number must be in 1..{count}")
+        raise ConfigError(f"--shard={index}/{count}: write i/n with i from 1 to n")
+    if "://" in str(workdir):
+        raise ConfigError(f"workdir {workdir} is no local path; mount the bucket and name that")
     try:
         arms = config_lib.variants(config, defaults)
+        report.check(arms[0].settings.report, [arm.label for arm in arms])
         batches = plan.build(arms)
     except ValueError as error:  # of data sets, models, registries: all are bad requests here
         raise ConfigError(str(error)) from error

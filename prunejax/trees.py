@@ -37,6 +37,22 @@ def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(lambda p, *xs: fn(path_string(p), *xs), tree, *rest)
 
 
+def aligned(tree: Tree, other: Tree, what: str) -> list[Any]:
+    """What `other` has at the leaves of `tree`, in leaf order.
+
+    Raises:
+      ValueError: `other` (called `what`) lacks the structure of the tree.
+    """
+    structure: Any = jax.tree.structure(tree)
+    try:
+        return structure.flatten_up_to(other)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} must have the structure of the tree with leaves {', '.join(paths(tree))}: "
+            + " ".join(str(error).split())
+        ) from None
+
+
 def get(tree: Tree, path: str) -> Any:
     """The leaf at `path`; KeyError with the known paths if there is none."""
     for candidate, leaf in leaves_with_paths(tree):

@@ -68,3 +68,13 @@ def test_counts_go_into_masks():
     counts = allocate.uniform(allocate.shapes_of(scores), 9)
     m = masks.prune(scores, counts, scope="layer")
     assert {"w": int(m["w"].sum()), "v": int(m["v"].sum())} == counts == {"w": 6, "v": 3}
+
+
+@pytest.mark.parametrize("name", allocate.ALLOCATIONS)
+def test_a_count_is_an_integer(name):
+    with pytest.raises(ValueError, match=r"2\.5 is no integer"):
+        allocate.ALLOCATIONS[name]({"a": (4,)}, 2.5)
+
+
+def test_python_numbers_have_no_shape():
+    assert allocate.shapes_of({"a": 3.0, "b": jnp.ones((2, 3)), "c": None}) == {"b": (2, 3)}

@@ -41,6 +41,7 @@ LEVELS = {
     "sparsify": 3,
     "step": 3,
     "checkpoint": 4,
+    "checks": 4,
     "arrangement": 4,
     "chunk": 4,
     "config": 4,

@@ -99,6 +99,25 @@ def test_filter_masks_broadcast_and_apply_blocks_nan():
     )
 
 
+NARROW = [jnp.float8_e4m3fn, jnp.int4, jnp.uint8]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_narrow_numbers_are_ranked_as_what_they_are(dtype):
+    values = jnp.arange(24) % 8 - (0 if dtype == jnp.uint8 else 4)
+    s = values.astype(dtype)
+    np.testing.assert_array_equal(masks.prune(s, 7), masks.prune(values, 7))
+    np.testing.assert_array_equal(
+        masks.nm(s, 2, 4, axis=0), masks.nm(values.astype(jnp.float32), 2, 4, axis=0)
+    )
+
+
+def test_nan_of_8_bits_goes_first():
+    s = jnp.array([1.0, jnp.nan, -2.0, -3.0]).astype(jnp.float8_e4m3fn)
+    np.testing.assert_array_equal(masks.nm(s, 3, 4, axis=0), [1, 0, 1, 1])
+    np.testing.assert_array_equal(masks.prune(s, 3), [1, 0, 1, 1])
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_dtypes_keep_exact_counts(dtype):
     s = {"w": jax.random.normal(jax.random.key(0), (300, 7)).astype(dtype)}
@@ -139,7 +158,19 @@ def test_more_than_2_to_the_24_units_count_exactly():
         (lambda s: masks.prune(s, {"a/kernl": 3}, scope="layer"), "a/kernl"),
         (lambda s: masks.prune(s, {"a/kernel": 99}, scope="layer"), "'a/kernel': there are 35"),
         (lambda s: masks.nm(jnp.ones((6, 2)), 2, 4), "divisible by 4"),
-        (lambda s: masks.nm(jnp.ones((8, 2)), 5, 4), "0..4"),
+        (lambda s: masks.nm(jnp.ones((8, 2)), 5, 4), "5:4: m is an integer .* n one in 0..m"),
+        (lambda s: masks.nm(jnp.ones((8, 2)), 0, 0), "m is an integer of at least 1"),
+        (lambda s: masks.nm(jnp.ones((8, 2)), 2.0, 4), "m is an integer"),
+        (lambda s: masks.prune(s, jnp.array([1, 2])), "is no integer"),
+        (lambda s: masks.prune({"w": 1.0}, 1), "scalars are never pruned"),
+        (lambda s: masks.prune({"w": jnp.ones(2)}, 1, masks={"v": True}), "masks must have the"),
+        (lambda s: masks.apply({"v": True}, {"w": jnp.ones(2)}), r"with leaves w: Dict key"),
+        (lambda s: masks.apply({"w": None}, {"w": jnp.ones(2)}), "'w': its mask is None"),
+        (lambda s: masks.intersect({"v": True}, {"w": True}), "second masks must have"),
+        (lambda s: masks.count({"w": jnp.ones(5, bool)}, {"w": jnp.ones(3)}), r"shape \(5,\)"),
+        (lambda s: masks.report(s, s, feeds={"z": []}), "no leaf 'z'; there are: a/bias"),
+        (lambda s: masks.report(s, s, feeds={"a/kernel": [("b/0", 0)]}), "multiple of the 5 units"),
+        (lambda s: masks.keep_count(s, "0.5"), "'0.5' is no number"),
     ],
 )
 def test_errors_name_value_and_limits(call, message):
@@ -195,6 +226,19 @@ def test_states_with_random_keys_and_modules_with_functions():
     mlp = eqx.nn.MLP(3, 2, 8, 2, key=jax.random.key(0))
     with pytest.raises(ValueError, match="'activation' is no array but"):
         masks.apply(masks.ones(mlp), mlp)
+
+
+def test_leaves_that_are_empty_none_keys_or_python_numbers():
+    tree = {"none": None, "empty": jnp.zeros((0, 3)), "w": jnp.arange(4.0), "number": 2.0}
+    m = masks.prune(tree, 2)
+    assert m["none"] is None
+    np.testing.assert_array_equal(m["w"], [0, 0, 1, 1])
+    assert masks.count(m, tree) == {"empty": (0, 0), "number": (1, 1), "w": (2, 4)}
+    assert masks.report(m, tree).prunable == 0.5
+    with_key = {"w": jnp.array([0.0, 1]), "key": jax.random.key(0)}
+    np.testing.assert_array_equal(masks.of(with_key)["w"], [0, 1])
+    assert bool(masks.of(with_key)["key"])
+    assert bool(masks.is_subset({"w": jnp.array([0.0, 1])}, {"w": True}))
 
 
 def test_masks_must_broadcast_against_their_leaf():

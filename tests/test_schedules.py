@@ -133,3 +133,17 @@ def test_bad_requests(args, message):
         events(*args)
     with pytest.raises(ValueError, match="geometric"):
         events(10, 1.0, 0, 5, 1, name="geometric")
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_counts_and_epochs_are_integers(name):
+    good = {"units": 10, "fraction": 0.5, "start": 0, "end": 4, "period": 2}
+    with pytest.raises(ValueError, match=r"units 2\.5 is no integer"):
+        schedules.SCHEDULES[name](**good | {"units": 2.5})
+    with pytest.raises(ValueError, match="'x' is no number"):
+        schedules.SCHEDULES[name](**good | {"fraction": "x"})
+
+
+def test_an_event_long_before_training_is_refused():
+    with pytest.raises(ValueError, match="epoch -5"):
+        schedules.counts([(-5, 1)], 3)

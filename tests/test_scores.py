@@ -106,3 +106,17 @@ def test_random_masks_do_not_follow_the_weights():
     )
     streams = {str(jax.random.key_data(rng.stream(0, name))) for name in rng.STREAMS}
     assert len(streams) == len(rng.STREAMS)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_sums_and_products_of_16_bits_are_single_precision(dtype):
+    many, big = jnp.ones((100_000, 2), dtype), jnp.full((4, 2), 300, dtype)
+    np.testing.assert_array_equal(scores.filter_saliency(many, many), [100_000, 100_000])
+    assert bool(jnp.isfinite(scores.saliency(big, big)).all())
+    one, zero = jnp.ones(2, dtype), jnp.zeros(2, dtype)
+    np.testing.assert_allclose(scores.ebn(one, zero), 0.3989423, rtol=1e-6)
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) and a gradient of shape \(2,\)"):
+        scores.saliency(jnp.ones((3, 2)), jnp.ones(2))

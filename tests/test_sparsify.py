@@ -69,3 +69,11 @@ def test_bad_requests():
     tx = sparsify(optax.sgd(0.1), [(0, 1)])
     with pytest.raises(ValueError, match="needs the parameters"):
         tx.update(params(), tx.init(params()))
+
+
+def test_what_could_fail_late_is_refused_at_once():
+    for events in ([], [(-1, 2)], [(0.5, 1)], [(0, 1.5)]):
+        with pytest.raises(ValueError, match="pairs of integers, at least one"):
+            sparsify(optax.sgd(0.1), events)
+    with pytest.raises(ValueError, match="'tree' is not one of: global, layer"):
+        sparsify(optax.sgd(0.1), [(0, 1)], scope="tree")

@@ -1,0 +1,195 @@
+"""Bad requests of the command line: one line, exit code 2, nothing written, nothing compiled."""
+
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+from prunejax import config as config_lib
+from prunejax import main, measure, report, study
+from prunejax.config import ConfigError
+from prunejax.report import gallery
+from tests.studies import PRUNE, tiny
+
+# ml_collections loads config files in an old way.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs the command in this process; training must not be reached."""
+    monkeypatch.setattr(study, "_train", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(study, "use_devices", lambda *_: None)
+    monkeypatch.setattr("prunejax.distributed.leave", lambda code: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # an earlier test's file
+
+    def run(*arguments, workdir=tmp_path / "run"):
+        code = main.main(["prunejax", *arguments, f"--workdir={workdir}"])
+        assert not (tmp_path / "run").exists()
+        text = capsys.readouterr().err
+        assert text.startswith("prunejax: ")
+        assert text.count("\n") == 1
+        return code, text
+
+    return run
+
+
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epoch=3", "unknown config field 'config.epoch'. Did you mean 'epochs'?"),
+        ("foo.bar=3", "unknown config field 'config.foo.bar'"),
+        ("variants.S_smal.prune.period=3", "Did you mean 'S_small'?"),
+        ("variants.none.prune.period=3", "can be overridden where its config file names it"),
+        ("variants.S_small.prune.target=foo", "not one of: smallest, random, largest"),
+        ("epochs=3.5", "--config.epochs=3.5: not a whole number"),
+        ("optimizer.learning_rate=fast", "not a number"),
+        ("optimizer.nesterov=maybe", "neither true nor false"),
+        ("optimizer.learning_rate=nan", "must be a finite number"),
+        ("optimizer.learning_rate=1e300", "must be a finite number"),
+        ("epochs=1000000000000", "between 1 and 1000000"),
+        ("seeds=100000000", "between 1 and 100000"),
+        ("prune=3", "name a field inside"),
+        ("measures.names=tic,hessian_trace", r"Several are written ('a', 'b')"),
+        ("report.baseline=S_smal", "Did you mean 'S_small'?"),
+        ("optimizer.weight_decay_rule=foo", "config.optimizer.weight_decay_rule: path rule 'foo'"),
+    ],
+)
+def test_overrides(command, override, message):
+    code, text = command(DIGITS, f"--config.{override}")
+    assert code == main.BAD_REQUEST
+    assert message in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(arg=''):\n    return (\n", "file.py, line 2: SyntaxError"),
+        ("import nosuchmodule\n", "line 1: ModuleNotFoundError: No module named 'nosuchmodule'"),
+        ("def get_config(arg=''):\n    return 1 / 0\n", "line 2: ZeroDivisionError"),
+        ("x = 1\n", "defines no get_config()"),
+        ("def get_config(arg=''):\n    return {}\n", "not dict; start from configs.default"),
+        ("def get_config(arg=''):\n    raise ValueError('only :small')\n", "prunejax: only :small"),
+    ],
+)
+def test_config_files(command, tmp_path, content, message):
+    file = tmp_path / "file.py"
+    file.write_text(content)
+    code, text = command(f"--config={file}")
+    assert code == main.BAD_REQUEST
+    assert message in text
+
+
+def test_what_is_no_file_or_no_directory(command, tmp_path):
+    assert "no such file" in command("--config=configs")[1]
+    assert "no such file" in command("--config=configs/nothing.py")[1]
+    assert "--workdir is missing" in command(DIGITS, workdir="")[1]
+    assert "no local path" in command(DIGITS, workdir="gs://bucket/run")[1]
+    assert "File name too long" in command(DIGITS, workdir=tmp_path / ("x" * 300))[1]
+    assert "--shard=-1/-1: write i/n" in command(DIGITS, "--shard=-1/-1")[1]
+
+
+def test_help_says_what_there_is(capsys):
+    assert main.main(["prunejax", "--help"]) == 0
+    text = capsys.readouterr().out
+    for part in ("--config", "--workdir", "--shard", "configs/default.py"):
+        assert part in text
+    assert measure.main(["measure", "-h"]) == 0
+    assert "--names" in capsys.readouterr().out
+
+
+def refusal(config):
+    with pytest.raises(ConfigError) as caught:
+        config_lib.variants(config, default.get_config())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("label", ["", " a", "a b", "a/b", "..x", "a,b", "<b>", "-a", "x" * 81])
+def test_labels_that_cannot_name_files(label):
+    config = tiny()
+    config.variants = ConfigDict({label: {}}, allow_dotted_keys=True)
+    assert "the label" in refusal(config)
+
+
+def test_labels_in_other_alphabets_are_fine():
+    labels = ["größe", "平均", "S_13", "a-1", "1"]
+    arms = config_lib.variants(tiny(**{label: {} for label in labels}), default.get_config())
+    assert [arm.label for arm in arms] == labels
+
+
+@pytest.mark.parametrize("overrides", [None, "hello", 3])
+def test_variants_that_are_no_dicts(overrides):
+    assert "give a dict of overrides" in refusal(tiny(a=overrides))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "mlp"}, "model = 'mlp' is a group of fields; give a dict of some of: "),
+        ({"prune": {"layers": (1, 2)}}, "regular expressions only, not 1"),
+        ({"prune": {"start": (0.5,)}}, "whole epochs only, not 0.5"),
+        ({"prune": {"fraction": (True,)}}, "numbers only, not True"),
+        ({"prune": {"fraction": (float("nan"),)}}, "finite number"),
+        ({"optimizer": {"milestones": ("a",)}}, "whole epochs only, not 'a'"),
+        ({"optimizer": {"milestones": (3, 1)}}, "rising order"),
+        ({"optimizer": {"milestones": (-1,)}}, "rising order"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "finite number"),
+        ({"optimizer": {"learning_rate": 10**400}}, "finite number"),
+        ({"optimizer": {"nesterov": True}}, "'sgd'"),
+        ({"intervention": {"twin": "S"}}, "a twin of itself"),
+        ({"seeds": 3}, "which is of the whole study"),
+    ],
+)
+def test_settings_of_variants(change, message):
+    prune = PRUNE | change.get("prune", {})
+    assert message in refusal(
+        tiny(S=change | {"prune": prune} if "model" not in change else change)
+    )
+
+
+def test_twins_of_twins():
+    arms = {a: {"prune": PRUNE, "intervention": {"twin": b}} for a, b in ("RL", "LR")}
+    assert "itself a twin of 'R'; name a variant without a twin" in refusal(tiny(**arms))
+
+
+def test_seeds_stay_below_32_bits():
+    config = tiny()
+    config.first_seed = 2**32 - 1
+    assert "the last seed would be 4294967296" in refusal(config)
+
+
+def test_learning_rates_stay_finite(tmp_path):
+    config = tiny()
+    config.epochs, config.optimizer.decay = 120, 1000.0
+    config.optimizer.milestones = tuple(range(110))
+    with pytest.raises(ConfigError, match="beyond single precision"):
+        study.run(config, tmp_path / "run", default.get_config())
+
+
+def test_an_empty_override_of_a_tuple_is_empty():
+    config = tiny()
+    config.measures.names = ("",)
+    assert config_lib.variants(config, default.get_config())[0].settings.measures.names == ()
+
+
+def test_report_options_are_checked_before_training():
+    assert set(report.FIGURES) == {*gallery.FIGURES, "table"}
+    good = tiny().report
+    report.check(good, ["a", "b"])
+    for name, value, message in (
+        ("figures", ("dynamcs",), "Did you mean 'dynamics'"),
+        ("baseline", "c", "'c' is no variant; there are: a, b"),
+        ("correlate", ("c",), "'c' is no variant"),
+        ("tests", ("a:c",), "'c' is no variant"),
+        ("tests", ("ab",), "no pair like 'a:b'"),
+    ):
+        bad = tiny().report
+        bad[name] = value
+        with pytest.raises(ConfigError if name != "figures" else ValueError, match=message):
+            report.check(bad, ["a", "b"])
