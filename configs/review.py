@@ -25,6 +25,7 @@ every corner trains and how the page looks; digits are too easy to show an effec
 
 import itertools
 
+from configs import default
 from configs.paper import common
 
 OPTIMIZERS = {"adam": 1e-3, "sgd": 0.1}  # with their learning rates
@@ -49,7 +50,7 @@ def get_config(arg: str = ""):
     if small:
         common.make_small(config, given, epochs=20, milestones=(9, 18), width=1.0)
         config.model.name = "mlp"
-    config.variants = {}
+    config.variants = default.arms({})
     for optimizer, decay, dropout, augmented in itertools.product(
         OPTIMIZERS, WEIGHT_DECAYS, DROPOUTS, AUGMENTATIONS
     ):

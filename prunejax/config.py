@@ -313,7 +313,8 @@ def _check_twins(arms: list[Variant]) -> None:
                     f"variant {arm.label!r} is a twin of {twin!r} but differs in {part!r}; "
                     "twins share data, model, batch size and epochs"
                 )
-        for part in ("schedule", "layers", "fraction", "start", "end", "period", "granularity"):
+        events = ("schedule", "layers", "fraction", "start", "end", "period")
+        for part in (*events, "granularity", "scope"):
             if theirs["prune"][part] != ours["prune"][part]:
                 raise ConfigError(
                     f"variant {arm.label!r} is a twin of {twin!r} but differs in prune.{part}; "

@@ -17,6 +17,7 @@ Deviations: the small form's layers are 64 wide, so that 4 channels are left whe
 than there are classes. Do not read its accuracies.
 """
 
+from configs import default
 from configs.paper import common
 
 
@@ -24,7 +25,7 @@ def get_config(arg: str = ""):
     """Returns the study. `arg`: see `configs/paper/common.py`."""
     given = common.arguments(arg, "configs/paper/fig2_resnet18.py")
     config = common.adam("Figure 2: ResNet18", "resnet18")
-    config.variants = {"none": {}} | resnet18_arms("small" in given)
+    config.variants = default.arms({"none": {}} | resnet18_arms("small" in given))
     config.report.figures = ("dynamics", "scatter", "gap", "table")
     if "small" in given:
         common.make_small(config, given, epochs=40, milestones=(30, 37), width=0.125)

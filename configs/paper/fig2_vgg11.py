@@ -20,6 +20,7 @@ table) R_13 and scratch are drawn too; line and coefficients of the scatter leav
 paper's do (`report.correlate`).
 """
 
+from configs import default
 from configs.paper import common
 
 
@@ -27,7 +28,7 @@ def get_config(arg: str = ""):
     """Returns the study. `arg`: see `configs/paper/common.py`."""
     given = common.arguments(arg, "configs/paper/fig2_vgg11.py")
     config = common.adam("Figure 2: VGG11", "vgg11_bn")
-    config.variants = vgg11_arms("small" in given)
+    config.variants = default.arms(vgg11_arms("small" in given))
     config.report.figures = ("dynamics", "scatter", "gap", "table")
     config.report.correlate = ("S_1", "S_13", "L_13")
     if "small" in given:

@@ -18,6 +18,7 @@ The small form has the periods of 4, 40, 100 and 300 epochs (1, 5, 12 and 37 of 
 7, 3 and 1 events) and scores by E[BN] (see fig2_vgg11.py).
 """
 
+from configs import default
 from configs.paper import common
 
 PERIODS = (4, 20, 40, 60, 100, 200, 300)
@@ -31,16 +32,19 @@ def get_config(arg: str = ""):
     config = common.adam("Figure 3: iterative rate", "vgg11_bn")
     config.seeds = 5
     events = common.VGG11_SMALL if small else common.VGG11
-    config.variants = {"none": {}} | {
-        f"{letter}_{period}": common.arm(
-            events,
-            target,
-            common.SMALL_PERIODS[period] if small else period,
-            "ebn" if small else "l2",
-        )
-        for letter, target in TARGETS.items()
-        for period in ((4, 40, 100, 300) if small else PERIODS)
-    }
+    config.variants = default.arms(
+        {"none": {}}
+        | {
+            f"{letter}_{period}": common.arm(
+                events,
+                target,
+                common.SMALL_PERIODS[period] if small else period,
+                "ebn" if small else "l2",
+            )
+            for letter, target in TARGETS.items()
+            for period in ((4, 40, 100, 300) if small else PERIODS)
+        }
+    )
     config.report.figures = ("rate", "scatter", "table")
     if small:
         common.make_small(config, given, epochs=40, milestones=(30, 37), width=0.125)

@@ -19,6 +19,7 @@ compile: `small,resnet56`).
 Deviations: none known.
 """
 
+from configs import default
 from configs.paper import common
 
 MODELS = ("resnet18", "resnet20", "resnet56")
@@ -43,17 +44,19 @@ def get_config(arg: str = ""):
     small = "small" in given
     chosen = [name for name in MODELS if name in given] or (MODELS[:2] if small else MODELS)
     config = common.sgd("Figure 4: ResNets with SGD", chosen[0])
-    config.variants = {
-        f"{name}-{label}": common.arm(
-            SMALL_EVENTS if small else EVENTS,
-            "smallest",
-            period,
-            "l1",
-            model={"name": name, "width": SMALL_WIDTHS[name] if small else 1.0},
-        )
-        for name in chosen
-        for label, period in (SMALL_PERIODS if small else PERIODS).items()
-    }
+    config.variants = default.arms(
+        {
+            f"{name}-{label}": common.arm(
+                SMALL_EVENTS if small else EVENTS,
+                "smallest",
+                period,
+                "l1",
+                model={"name": name, "width": SMALL_WIDTHS[name] if small else 1.0},
+            )
+            for name in chosen
+            for label, period in (SMALL_PERIODS if small else PERIODS).items()
+        }
+    )
     config.report.figures = ("scatter", "group_scatter", "gap", "table")
     if small:
         common.make_small(config, given, epochs=33, milestones=(17, 25), width=0.125)

@@ -28,6 +28,7 @@ targeted weights by zero, for noise too, and its plots leave that epoch out; her
 in the last epoch. The unpruned baseline, which its plot takes from figure 2's runs, is an arm.
 """
 
+from configs import default
 from configs.paper import common
 
 # Training steps of the windows (what the arms are called), and the same as the released code
@@ -56,19 +57,22 @@ def get_config(arg: str = ""):
         common.SMALL_PERIODS[40] if small else 40,
         "ebn" if small else "l2",
     ).to_dict()
-    config.variants = {"none": {}, "L_13": base} | {
-        f"{label}_{steps}": base
+    config.variants = default.arms(
+        {"none": {}, "L_13": base}
         | {
-            "intervention": {
-                "kind": kind,
-                "duration": passes if released else steps,
-                "scope": "newest",
-                "twin": "L_13" if "twins" in given else "",
+            f"{label}_{steps}": base
+            | {
+                "intervention": {
+                    "kind": kind,
+                    "duration": passes if released else steps,
+                    "scope": "newest",
+                    "twin": "L_13" if "twins" in given else "",
+                }
             }
+            for label, kind in (("zero", "zero"), ("gauss", "gaussian"))
+            for steps, passes in zip(STEPS[size], PASSES[size], strict=True)
         }
-        for label, kind in (("zero", "zero"), ("gauss", "gaussian"))
-        for steps, passes in zip(STEPS[size], PASSES[size], strict=True)
-    }
+    )
     config.report.figures = ("noise", "dynamics", "table")
     if small:
         common.make_small(config, given, epochs=40, milestones=(30, 37), width=0.125)

@@ -19,6 +19,7 @@ weights; here the filter is masked with them. The network's function and trainin
 parameter counts are not. Unpruned baselines, taken from figure 2's runs there, are arms here.
 """
 
+from configs import default
 from configs.paper import common, fig2_resnet18
 
 NETWORKS = ("vgg11", "resnet18")
@@ -34,11 +35,13 @@ def get_config(arg: str = ""):
     config = common.adam("Figure B2: E[BN]", "vgg11_bn")
     networks = {"vgg11": _vgg11(small), "resnet18": _resnet18(small)}
     chosen = [name for name in NETWORKS if name in given] or NETWORKS
-    config.variants = {
-        f"{network}-{label}": {"model": {"name": _model(network)}} | changes
-        for network in chosen
-        for label, changes in networks[network].items()
-    }
+    config.variants = default.arms(
+        {
+            f"{network}-{label}": {"model": {"name": _model(network)}} | changes
+            for network in chosen
+            for label, changes in networks[network].items()
+        }
+    )
     config.report.figures = ("dynamics", "scatter", "group_scatter", "table")
     config.report.baseline = f"{chosen[0]}-none"
     if small:

@@ -21,6 +21,7 @@ Deviations: as in fig5.py. The L_13 reference leaves BatchNorm alone, as the rel
 (it is the run of figure 5).
 """
 
+from configs import default
 from configs.paper import common
 
 # As in fig5.py. A restoring window ends after as many passes as its name in the release says.
@@ -45,20 +46,23 @@ def get_config(arg: str = ""):
         common.SMALL_PERIODS[40] if small else 40,
         "ebn" if small else "l2",
     ).to_dict()
-    config.variants = {"none": {}, "L_13": base | {"intervention": {"mask_norm": False}}} | {
-        f"restore_{steps}": base
+    config.variants = default.arms(
+        {"none": {}, "L_13": base | {"intervention": {"mask_norm": False}}}
         | {
-            "intervention": {
-                "kind": "zero",
-                "duration": passes if released else steps,
-                "scope": "cumulative",
-                "restore": "weights+norm",
-                "mask_norm": True,
-                "twin": "L_13" if "twins" in given else "",
+            f"restore_{steps}": base
+            | {
+                "intervention": {
+                    "kind": "zero",
+                    "duration": passes if released else steps,
+                    "scope": "cumulative",
+                    "restore": "weights+norm",
+                    "mask_norm": True,
+                    "twin": "L_13" if "twins" in given else "",
+                }
             }
+            for steps, passes in zip(STEPS[size], PASSES[size], strict=True)
         }
-        for steps, passes in zip(STEPS[size], PASSES[size], strict=True)
-    }
+    )
     config.report.figures = ("noise", "dynamics", "table")
     if small:
         common.make_small(config, given, epochs=40, milestones=(30, 37), width=0.125)

@@ -13,6 +13,7 @@ Deviations: the released table calls the larger rate 13 %; 95 % in 7 events is 1
 2 calls 14 %, as here. There is no unpruned arm, as released.
 """
 
+from configs import default
 from configs.paper import common, fig2_resnet18
 
 
@@ -20,8 +21,8 @@ def get_config(arg: str = ""):
     """Returns the study. `arg`: see `configs/paper/common.py`."""
     given = common.arguments(arg, "configs/paper/tableC1.py")
     config = common.adam("Table C1: ResNet18, a heavier cut", "resnet18")
-    config.variants = fig2_resnet18.resnet18_arms(
-        "small" in given, fraction=(0.25, 0.8, 0.25, 0.95)
+    config.variants = default.arms(
+        fig2_resnet18.resnet18_arms("small" in given, fraction=(0.25, 0.8, 0.25, 0.95))
     )
     config.report.figures = ("table", "dynamics", "scatter")
     config.report.baseline = "S_1"

@@ -19,6 +19,7 @@ Deviations: CIFAR-100 has to be prepared by tensorflow-datasets like the other s
 trains 3,999 epochs, as released (see `common.scratch`).
 """
 
+from configs import default
 from configs.paper import common
 
 LAST = {
@@ -42,12 +43,14 @@ def get_config(arg: str = ""):
     config.optimizer.learning_rate = 1e-4
     config.optimizer.milestones = (2000,)
     events, period = (LAST_SMALL, 7) if small else (LAST, 750)
-    config.variants = {
-        "none": {},
-        "scratch": common.scratch(events, "largest", "l2", epochs=40 if small else 3999),
-        "S_15": common.arm(events, "smallest", period, "l1"),
-        "L_15": common.arm(events, "largest", period, "l1"),
-    }
+    config.variants = default.arms(
+        {
+            "none": {},
+            "scratch": common.scratch(events, "largest", "l2", epochs=40 if small else 3999),
+            "S_15": common.arm(events, "smallest", period, "l1"),
+            "L_15": common.arm(events, "largest", period, "l1"),
+        }
+    )
     config.report.figures = ("table", "dynamics", "scatter")
     config.report.tests = ("L_15:S_15", "L_15:scratch")
     if small:

@@ -18,6 +18,7 @@ from prunejax.report.results import Row, Study
 from prunejax.report.style import (
     BASELINE,
     COLORS,
+    FEW,
     MINUS,
     Look,
     figure,
@@ -70,7 +71,11 @@ def _rate_curves(
         color = _TARGET_COLORS[target]
         y, low, high = (100 * np.array([getattr(m, n) for m in means]) for n in _BAND)
         axes.plot(x, y, color=color, marker=_TARGET_MARKERS[target], markersize=4.5)
-        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        if min(len(cells[target, rate]) for rate in rates) >= FEW:
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            continue
+        for rate in rates:
+            _points(axes, cells[target, rate], color, ".", column, 100 * rate)
 
 
 _BAND = ("mean", "low", "high")
@@ -98,7 +103,7 @@ def rate(study: Study, look: Look) -> Drawing | None:
     mean = statistics.mean([value(row, "best_test_accuracy") for row in baseline])
     if isfinite(mean.mean):
         left.axhline(100 * mean.mean, color=BASELINE, linestyle="--", linewidth=1)
-        if isfinite(mean.low):
+        if mean.n >= FEW:
             left.axhspan(100 * mean.low, 100 * mean.high, color=BASELINE, alpha=0.08, linewidth=0)
     left.set_ylabel(_ACCURACY)
     _rate_curves(middle, cells, "mean_stability")
@@ -122,7 +127,8 @@ def rate(study: Study, look: Look) -> Drawing | None:
     return Drawing(
         made,
         "Accuracy, stability and their correlation against the iterative rate",
-        "Means over seeds with 95% confidence intervals. The total removed is the same at every "
+        "Means over seeds with 95% confidence intervals (of fewer than four runs a dot per run "
+        "instead). The total removed is the same at every "
         "rate: a larger rate means fewer, larger events. Right: correlation of accuracy and "
         "stability over the runs of all targets at one rate, with its 95% interval.",
     )
@@ -187,10 +193,16 @@ def rate_scatter(study: Study, look: Look) -> Drawing | None:
 
 
 def _points(
-    axes: Axes, rows: Sequence[Row], color: str, marker: str, column: str = "best_test_accuracy"
+    axes: Axes,
+    rows: Sequence[Row],
+    color: str,
+    marker: str,
+    column: str = "best_test_accuracy",
+    x: float | None = None,
 ) -> None:
+    """A point per run over its mean stability, or all of them over `x`."""
     axes.plot(
-        [100 * value(row, "mean_stability") for row in rows],
+        [100 * value(row, "mean_stability") if x is None else x for row in rows],
         [100 * value(row, column) for row in rows],
         linestyle="none",
         color=color,
