@@ -225,6 +225,8 @@ def corners(study: Study, look: Look) -> Drawing | None:
     if len(groups) < 2:
         return None
     rows = {name: [r for r in study.good if r["variant"] in arms] for name, arms in groups.items()}
+    if not any(study.baselines.get(v) in arms for arms in groups.values() for v in arms):
+        return None  # nothing to gain over: the scatter of each group says the rest
     made = figure(11, 1.6 + 0.36 * len(groups))
     left, right = made.subplots(1, 2, sharey=True)
     for place, (name, arms) in enumerate(groups.items()):
@@ -239,14 +241,15 @@ def corners(study: Study, look: Look) -> Drawing | None:
             gain = study.gain(variant, "best_test_accuracy")
             target = study.attribute(variant, "target")
             offset = (j - (len(others) - 1) / 2) * 0.5 / max(len(others), 1)
-            a, b, c = 100 * gain.difference, 100 * gain.low, 100 * gain.high
+            low, high = (gain.low, gain.high) if gain.n >= FEW else (np.nan, np.nan)
+            a, b, c = 100 * gain.difference, 100 * low, 100 * high
             color, marker = _TARGET_COLORS.get(target, BASELINE), _TARGET_MARKERS.get(target, "D")
             _whisker(right, place + offset, a, b, c, color, marker)
     left.set_yticks(range(len(groups)), list(groups))
     left.set_ylim(len(groups) - 0.5, -0.5)
     left.set_xlim(-1.05, 1.05)
-    left.set_xlabel("Pearson r of accuracy and stability, runs with events")
-    right.set_xlabel(f"best accuracy {MINUS} that of the unpruned arm (points)")
+    left.set_xlabel("Pearson r of accuracy and stability\n(runs with events)")
+    right.set_xlabel(f"best accuracy {MINUS} that of\nthe unpruned arm (points)")
     for axes in (left, right):
         axes.axvline(0, color="#888888", linewidth=1)
         axes.grid(axis="y", visible=False)
@@ -257,7 +260,8 @@ def corners(study: Study, look: Look) -> Drawing | None:
         "Where the tradeoff holds",
         "One line per group of arms. Left: correlation over the runs with events; below zero the "
         "tradeoff holds, and an interval (95%) that contains zero carries no claim. Right: what "
-        "each arm gains over the unpruned arm of its group, paired by seed.",
+        "each arm gains over the unpruned arm of its group, paired by seed, with its interval from "
+        "four seeds on.",
     )
 
 
