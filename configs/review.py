@@ -19,12 +19,15 @@ Labels: `adam-wd1e-4-do10-aug-S` is Adam, weight decay 1e-4, dropout 10 %, augme
 Claim: none; an open question that the paper leaves. Dropout is in none of its released runs.
 Cost (estimate): 108 arms x 5 seeds x 1.5e16 floating-point operations = 8e18; about 75 hours on
 one H200-class GPU at an assumed 30 TFLOP/s.
-Run here: the small form only, a BatchNorm MLP on the embedded digits, two seeds: it shows that
-every corner trains and how the page looks; digits are too easy to show an effect on accuracy.
+Run here: the small form only (178 CPU seconds with compilation), a BatchNorm MLP on the embedded
+digits, two seeds, n = 4 a corner: it shows that every corner trains and how the page looks. L does
+not recover in its 20 epochs: the interval of the correlation lies above zero in 11 of 36 corners
+(less stable runs were less accurate) and below zero in none.
 """
 
 import itertools
 
+from configs import default
 from configs.paper import common
 
 OPTIMIZERS = {"adam": 1e-3, "sgd": 0.1}  # with their learning rates
@@ -49,7 +52,7 @@ def get_config(arg: str = ""):
     if small:
         common.make_small(config, given, epochs=20, milestones=(9, 18), width=1.0)
         config.model.name = "mlp"
-    config.variants = {}
+    config.variants = default.arms({})
     for optimizer, decay, dropout, augmented in itertools.product(
         OPTIMIZERS, WEIGHT_DECAYS, DROPOUTS, AUGMENTATIONS
     ):

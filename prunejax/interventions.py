@@ -50,7 +50,7 @@ class Table(NamedTuple):
 class Features(NamedTuple):
     """What the arms of a compiled program may do (static): the step holds no code beyond it."""
 
-    finite: bool = False  # windows that close
+    finite: bool = False  # windows that close, or whose first step differs (endless noise)
     zero: bool = False
     gaussian: bool = False
     restore: bool = False
@@ -155,6 +155,18 @@ def _add_noise(
     return kernel.at[..., columns].add(noise.astype(kernel.dtype), mode="drop")
 
 
+def _first(table: Table, features: Features) -> Array:
+    """What `remaining` is when a window has just opened: before its first step.
+
+    As released: one pass more than asked for; a restore happens at the start of that pass. Endless
+    noise starts one higher and stays at FOREVER, so that its first step can be told apart.
+    """
+    endless = table.duration >= FOREVER
+    extra = features.released & (table.restore == RESTORE_NO) & ~endless
+    extra |= endless & (table.kind == GAUSSIAN)
+    return jnp.where(table.kind == NONE, 0, table.duration + extra)
+
+
 def act(
     groups: Sequence[Group],
     params: Params,
@@ -170,7 +182,8 @@ def act(
 
     Called at an event (`opening=True`, so that the evaluation after it sees the effect) and
     at the start of every training step. The event's application *is* that of the first step of
-    the window: N steps mean N draws of noise, not N + 1.
+    the window: N steps mean N draws of noise, not N + 1. An event leaves windows that were open
+    before it to the next step.
 
     Args:
       seed: the run's seed. counter: step of the noise stream (event and step differ by `opening`).
@@ -181,7 +194,8 @@ def act(
     for index, g in enumerate(groups):
         kernel = trees.get(params, g.kernel)
         left = windows.remaining[g.name]
-        active = left > 0
+        fresh = left == _first(table, features)
+        active = (left > 0) & (fresh | (not opening))
         held = active & (table.kind == ZERO)
         gone = held | (active & (table.kind == PRUNE)) if opening else held
         if features.zero or opening:
@@ -194,9 +208,8 @@ def act(
                     values[path] = jnp.where(erased & table.mask_norm, 0, leaf)
         if features.gaussian and not (features.released and opening):
             noisy = active & (table.kind == GAUSSIAN)
-            if not features.released:
-                fresh = (left == table.duration) & (table.duration < FOREVER)
-                noisy &= fresh if opening else ~fresh
+            if not (features.released or opening):
+                noisy &= ~fresh
             key = rng.at(seed, "noise", counter, 2 * index + int(opening))
             add = functools.partial(
                 _add_noise,
@@ -226,9 +239,7 @@ def open_windows(
     a unit whose window is open already keeps the values saved when it opened.
     """
     targeted, remaining, saved = {}, {}, dict(windows.saved)
-    # As released: one pass more than asked for; a restore happens at the start of that pass.
-    extra = features.released & (table.restore == RESTORE_NO) & (table.duration < FOREVER)
-    steps = jnp.where(table.kind == NONE, 0, table.duration + extra)
+    steps = _first(table, features)
     for g in groups:
         newest, left = selected[g.name], windows.remaining[g.name]
         targeted[g.name] = windows.targeted[g.name] | newest
@@ -262,7 +273,7 @@ def advance(
     if not features.finite:
         return params, batch_stats, windows
     remaining = {
-        name: jnp.where((left > 0) & (left < FOREVER), left - 1, left)
+        name: jnp.where((left > 0) & (left != FOREVER), left - 1, left)
         for name, left in windows.remaining.items()
     }
     if features.restore:

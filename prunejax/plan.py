@@ -117,7 +117,10 @@ def _static_key(settings: ConfigDict) -> str:
 
 
 def _noise_units(settings: ConfigDict, counts: np.ndarray, units: int, steps: int) -> int:
-    """Units of a layer that can carry Gaussian noise at once, at most."""
+    """Units of a layer that can carry Gaussian noise at once, at most.
+
+    `counts` are those of the layer, or of all layers together where they are ranked together.
+    """
     per_event = counts[counts > 0]
     if not len(per_event):
         return 1
@@ -125,7 +128,7 @@ def _noise_units(settings: ConfigDict, counts: np.ndarray, units: int, steps: in
     gaps = np.diff(np.flatnonzero(counts)) * steps
     alone = settings.intervention.scope == "newest" and duration >= 0
     if alone and (len(gaps) == 0 or duration <= gaps.min()):
-        return int(per_event.max())
+        return min(units, int(per_event.max()))
     return min(units, int(per_event.sum()))
 
 
@@ -262,13 +265,18 @@ def _features(
     finite = [a for a in acting if a.settings.intervention.duration >= 0]
     noisy = [a for a in acting if a.settings.intervention.kind == "gaussian"]
     sizes = {g.name: event_plan.units(g, arms[0].settings, params) for g in groups}
+
+    def counts(arm: Variant, layer: int) -> np.ndarray:
+        table = stacked[arm.label]
+        return table.sum(axis=1) if arm.settings.prune.scope == "global" else table[:, layer]
+
     noise_units = tuple(
-        max(_noise_units(a.settings, stacked[a.label][:, i], sizes[g.name], steps) for a in noisy)
+        max(_noise_units(a.settings, counts(a, i), sizes[g.name], steps) for a in noisy)
         for i, g in enumerate(groups)
         if noisy
     )
     return Features(
-        finite=bool(finite),
+        finite=bool(finite or noisy),
         zero=any(a.settings.intervention.kind == "zero" for a in acting),
         gaussian=bool(noisy),
         restore=any(a.settings.intervention.restore != "no" for a in finite),

@@ -106,8 +106,11 @@ def _attributes(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, 
         rate = None
         if used:
             last = max(used, key=lambda layer: counts[:, layer].sum())
-            units = program.groups[last].units
-            rate = float(counts[:, last].sum() / units / np.count_nonzero(counts[:, last]))
+            number = np.count_nonzero(counts[:, last])
+            if program.weights or program.global_scope:  # counts are no filters of one layer
+                rate = float(max(p.fraction) / number)
+            else:
+                rate = float(counts[:, last].sum() / program.groups[last].units / number)
         found[arm.label] = {
             "target": p.target[0].upper() if used else None,
             "score": p.score if used else None,

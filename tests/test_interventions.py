@@ -237,6 +237,34 @@ def test_gaussian_draws_once_per_step_of_the_window_with_the_reference_std():
     assert not np.allclose(draws[2], draws[3])
 
 
+def test_endless_noise_is_drawn_at_the_event_and_at_every_later_step():
+    run = Run(table("gaussian", FOREVER, mask_norm=False), features())
+    before = kernel(run.params)
+    run.event(chosen(a=(2,)))
+    changed = [(kernel(run.params) != before)[..., 2].any()]
+    for _ in range(4):
+        before = kernel(run.params)
+        run.step()
+        changed.append((kernel(run.acted[-1]) != before)[..., 2].any())
+    assert changed == [True, False, True, True, True]  # the event's draw is the first step's
+    assert int(run.windows.remaining["a"][2]) == FOREVER
+
+
+@pytest.mark.parametrize("kind", ["zero", "gaussian"])
+def test_an_event_leaves_windows_that_are_open_to_the_next_step(kind):
+    run = Run(table(kind, 5, mask_norm=False), features())
+    run.event(chosen(a=(1,)))
+    run.step()
+    before = kernel(run.params)
+    assert before[..., 1].all()  # regrown by a step
+    run.event(chosen(a=(3,), b=(0,)))
+    after = kernel(run.params)
+    np.testing.assert_array_equal(after[..., 1], before[..., 1])
+    assert (after[..., 3] != before[..., 3]).all()
+    run.step()
+    assert (kernel(run.acted[-1])[..., 1] != before[..., 1]).all()
+
+
 def test_gaussian_std_statistics_and_scale():
     run = Run(table("gaussian", 1, mask_norm=False, scale=2.0), features())
     sigma = float(iv.reference_std(run.params["conv_a"]["kernel"], chosen(a=(0, 1))["a"]))

@@ -54,12 +54,21 @@ def test_padded_overlapping_pooling_equals_flax(size):
         layers.max_pool(x, (3, 3), padding=3)
 
 
-def test_equal_maxima_share_the_gradient():
-    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
-    np.testing.assert_array_equal(gradient, jnp.full((1, 2, 2, 1), 0.25))
-    x = jnp.asarray([1.0, 3.0, 3.0, 0.0]).reshape(1, 2, 2, 1)
-    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(x)
-    np.testing.assert_array_equal(gradient.ravel(), [0, 0.5, 0.5, 0])
+@pytest.mark.parametrize("window", [(2, 2), (3, 3), (2, 3)])
+def test_the_first_of_equal_maxima_gets_the_gradient(window):
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 6, 6, 2)), "float32")
+    for images in (x, jnp.ones_like(x)):
+        ours, theirs = (
+            jax.grad(lambda x, pool=pool: (pool(x, window, window) ** 2).sum())(images)
+            for pool in (layers.max_pool, nn.max_pool)
+        )
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_not_a_number_goes_through_the_maximum(place):
+    x = jnp.arange(4.0).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+    assert np.isnan(layers.max_pool(x)).all()
 
 
 def test_pooling_rejects_a_window_that_does_not_fit():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from prunejax import chunk, step, study
+from prunejax import chunk, plan, step, study
+from prunejax import config as config_lib
 from prunejax.config import ConfigError
 from tests.studies import PRUNE, tiny
 
@@ -110,7 +111,8 @@ def test_interrupted_at_any_call_continues_to_the_same_bytes(finished, tmp_path,
     assert content(path) == content(finished)
 
 
-def test_one_trace_per_program_whatever_happens(tmp_path, monkeypatch):
+@pytest.mark.parametrize("as_released", [False, True])
+def test_one_trace_per_program_whatever_happens(tmp_path, monkeypatch, as_released):
     """Events, windows and arms cause no recompilation: one trace for full batches, one for last."""
     traces = []
     original = step.train_step
@@ -128,13 +130,31 @@ def test_one_trace_per_program_whatever_happens(tmp_path, monkeypatch):
             "prune": PRUNE,
             "intervention": {"kind": "gaussian", "duration": 2, "mask_norm": False},
         },
+        "endless": {
+            "prune": PRUNE,
+            "intervention": {"kind": "gaussian", "scope": "cumulative", "mask_norm": False},
+        },
+        "restore": {
+            "prune": PRUNE | {"schedule": "cubic"},
+            "intervention": {
+                "kind": "zero", "duration": 5, "scope": "cumulative", "restore": "weights+norm"
+            },
+        },
+        "dense": {
+            "prune": PRUNE | {"schedule": "one_shot"},
+            "intervention": {"kind": "prune", "duration": 4, "restore": "weights"},
+        },
+        "twin": {
+            "prune": PRUNE | {"target": "random", "period": 2},
+            "intervention": {"kind": "zero", "duration": 1, "twin": "R", "mask_norm": False},
+        },
         "cosine": {"optimizer": {"schedule": "cosine", "weight_decay": 1e-4}},
-    }
+    }  # fmt: skip
     config = tiny(**arms)
-    config.seeds = 1
+    config.seeds, config.intervention.as_released = 1, as_released
     go(config, tmp_path / "run")
     assert len(traces) == 2
-    assert len(rows(tmp_path / "run", "runs")) == 7
+    assert len(rows(tmp_path / "run", "runs")) == 11
 
 
 def test_twins_replay_targets_even_of_random_draws(tmp_path):
@@ -220,6 +240,29 @@ def test_weight_granularity_and_global_scope(tmp_path):
     assert sum(int(e["targeted"]) for e in events) == 64 + 128
 
 
+def test_noise_under_one_ranking_has_room_for_all_units_of_an_event_in_one_layer():
+    noise = {"kind": "gaussian", "duration": 3, "mask_norm": False}
+    arm = {"prune": PRUNE | {"scope": "global"}, "intervention": noise}
+    (batch,) = plan.build(config_lib.variants(tiny(a=arm), default.get_config()))
+    assert batch.program.features.noise_units == (5, 5)  # dense2 loses 4, dense3 8, in 3 events
+    arm["intervention"] = noise | {"scope": "cumulative"}
+    (batch,) = plan.build(config_lib.variants(tiny(a=arm), default.get_config()))
+    assert batch.program.features.noise_units == (12, 12)
+
+
+def test_iterative_rates_are_fractions_of_what_is_ranked():
+    rates = {
+        "layer": {},
+        "weight": {"granularity": "weight", "score": "magnitude"},
+        "global": {"scope": "global"},
+    }
+    found = {}
+    for label, changes in rates.items():
+        arms = config_lib.variants(tiny(a={"prune": PRUNE | changes}), default.get_config())
+        found[label] = study._attributes(arms, plan.build(arms))["a"]["iterative_rate"]
+    assert found == pytest.approx({"layer": 0.5 / 3, "weight": 0.5 / 3, "global": 0.5 / 4})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -254,9 +297,6 @@ def test_shards_partition_the_members_and_keep_twins_together():
         b={"prune": PRUNE, "intervention": {"kind": "none", "twin": "a"}},
         c={},
     )
-    from prunejax import config as config_lib
-    from prunejax import plan
-
     members = plan.build(config_lib.variants(config, default.get_config()))[0].members
     parts = [study.shard(members, i, 3) for i in range(3)]
     assert sorted(m.run for p in parts for m in p) == sorted(m.run for m in members)

@@ -9,8 +9,9 @@ Every study takes arguments after the colon of `--config`, separated by commas:
   seeds, epochs divided by about eight, on scikit-learn's digits (no download). It keeps the
   mechanics: the number of large events of each layer, exact counts, windows in the same
   proportion to an epoch, the order of stabilities. It does not keep the claim about accuracy: too
-  few filters are left for ten classes, and too few steps lie between events (the learning rate
-  falls later than in the paper for that reason).
+  few steps lie between events (the learning rate falls later than in the paper for that reason),
+  and the last layer loses 80 % instead of 90 or 95 %, so that more filters than classes are left.
+  The thirteen small forms together took about 1,400 CPU seconds, compilation included.
 * `small,cifar10` (or `fashion_mnist`): the small form on 4,096 images of that set, which has to be
   prepared; minutes become tens of minutes.
 """
@@ -49,8 +50,16 @@ RESNET18: dict[str, Any] = {
     "end": (150, 150, 170, 275),
 }
 # The same in 40 epochs: large events (period 40, here 5) fall as often as in 325 epochs.
-VGG11_SMALL = VGG11 | {"start": (0, 1, 2, 3), "end": (18, 18, 18, 34)}
-RESNET18_SMALL = RESNET18 | {"start": (0, 1, 2, 3), "end": (18, 18, 22, 34)}
+VGG11_SMALL = VGG11 | {
+    "fraction": (0.3, 0.3, 0.3, 0.8),
+    "start": (0, 1, 2, 3),
+    "end": (18, 18, 18, 34),
+}
+RESNET18_SMALL = RESNET18 | {
+    "fraction": (0.25, 0.4, 0.25, 0.8),
+    "start": (0, 1, 2, 3),
+    "end": (18, 18, 22, 34),
+}
 SMALL_PERIODS = {4: 1, 20: 2, 40: 5, 60: 7, 100: 12, 200: 25, 300: 37}
 
 

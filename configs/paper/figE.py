@@ -13,7 +13,7 @@ eigenvectors of unit norm over the whole parameter vector, -0.40 to 0.40 in step
 
 Cost (estimate): training as fig6.py, 9e17 floating-point operations; E3 and E4 add 810 passes over
 the test set a run, 2.5e15. About 11 hours on one H200-class GPU at an assumed 30 TFLOP/s.
-Run here: the small form only (10 eigenpairs, 256 examples).
+Run here: the small form only (10 eigenpairs, 256 examples; 182 CPU seconds with compilation).
 Deviations: as in fig6.py.
 """
 

@@ -15,7 +15,16 @@ from matplotlib.figure import Figure
 from prunejax.measures import statistics
 from prunejax.measures.summary import number, value
 from prunejax.report.results import Row, Study
-from prunejax.report.style import MINUS, Look, figure, legend_below, pad, percent, with_interval
+from prunejax.report.style import (
+    FEW,
+    MINUS,
+    Look,
+    figure,
+    legend_below,
+    pad,
+    percent,
+    with_interval,
+)
 
 
 @dataclass
@@ -60,7 +69,7 @@ def stability(study: Study, look: Look) -> Drawing | None:
         if not isfinite(mean.mean):
             continue
         above = place - 0.16  # the interval, clear of the points
-        if isfinite(mean.low):
+        if len(rows) >= FEW:
             axes.plot([mean.low, mean.high], [above, above], color="black", linewidth=1.8)
         axes.plot(mean.mean, above, marker="|", color="black", markersize=9, markeredgewidth=1.8)
         axes.annotate(
@@ -80,7 +89,8 @@ def stability(study: Study, look: Look) -> Drawing | None:
         made,
         "Stability",
         "One point per run, the mean over its pruning events. Black: mean over seeds (written at "
-        "the right) and its 95% confidence interval. Runs without events count as 100%.",
+        "the right) and, from four runs on, its 95% confidence interval. Runs without events count "
+        "as 100%.",
     )
 
 

@@ -189,6 +189,9 @@ def normality(study: Study, look: Look) -> Drawing | None:
         axes.set_title(layer)
     for axes in grid[:, 0]:
         axes.set_ylabel("density")
+    for axes in grid.flatten()[: len(layers)][-wide:]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("normalized activation")
     handles = [
         line_handle("trained", COLORS[1]),
         line_handle("untrained", COLORS[0], line="--"),

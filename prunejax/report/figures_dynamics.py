@@ -11,7 +11,7 @@ from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, number
 from prunejax.report.figures import Drawing, legend_label
 from prunejax.report.results import Study
-from prunejax.report.style import Look, figure, legend_below
+from prunejax.report.style import FEW, Look, figure, legend_below
 
 _MANY = 9  # more arms than this do not go into one panel
 
@@ -39,7 +39,7 @@ def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def draw_curves(axes: Axes, study: Study, look: Look, variants: Sequence[str]) -> list[np.ndarray]:
-    """Mean accuracy over epochs of each arm with its 95% band; returns the means."""
+    """Mean accuracy over epochs of each arm, with its 95% band or its runs; returns the means."""
     means = []
     for variant in variants:
         epochs, curves = accuracy_curves(study, variant)
@@ -48,7 +48,10 @@ def draw_curves(axes: Axes, study: Study, look: Look, variants: Sequence[str]) -
         mean, low, high = (np.clip(part, 0, 1) for part in statistics.bands(curves))
         color = look.color(variant)
         axes.plot(epochs, 100 * mean, color=color, linestyle=look.line(variant), linewidth=1.3)
-        axes.fill_between(epochs, 100 * low, 100 * high, color=color, alpha=0.15, linewidth=0)
+        if len(curves) < FEW:
+            axes.plot(epochs, 100 * curves.T, color=color, alpha=0.35, linewidth=0.6)
+        else:
+            axes.fill_between(epochs, 100 * low, 100 * high, color=color, alpha=0.15, linewidth=0)
         means.append(mean[epochs >= 0.4 * epochs.max()])
     axes.set_xlabel("epoch (from 0)")
     axes.set_ylabel("test accuracy (%)")
@@ -93,7 +96,8 @@ def panels(study: Study, look: Look, arms: Mapping[str, Sequence[str]]) -> Figur
 
 
 _CAPTION = (
-    "Mean over seeds; bands are 95% confidence intervals of the mean. Vertical drops are pruning "
+    "Mean over seeds; bands are 95% confidence intervals of the mean (of fewer than four runs the "
+    "runs themselves are drawn, as thin lines). Vertical drops are pruning "
     "events: test accuracy right before and right after, without training in between. In "
     "brackets: mean stability of the arm. "
 )

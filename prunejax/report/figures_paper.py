@@ -18,6 +18,7 @@ from prunejax.report.results import Row, Study
 from prunejax.report.style import (
     BASELINE,
     COLORS,
+    FEW,
     MINUS,
     Look,
     figure,
@@ -70,7 +71,11 @@ def _rate_curves(
         color = _TARGET_COLORS[target]
         y, low, high = (100 * np.array([getattr(m, n) for m in means]) for n in _BAND)
         axes.plot(x, y, color=color, marker=_TARGET_MARKERS[target], markersize=4.5)
-        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        if min(len(cells[target, rate]) for rate in rates) >= FEW:
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            continue
+        for rate in rates:
+            _points(axes, cells[target, rate], color, ".", column, 100 * rate)
 
 
 _BAND = ("mean", "low", "high")
@@ -98,7 +103,7 @@ def rate(study: Study, look: Look) -> Drawing | None:
     mean = statistics.mean([value(row, "best_test_accuracy") for row in baseline])
     if isfinite(mean.mean):
         left.axhline(100 * mean.mean, color=BASELINE, linestyle="--", linewidth=1)
-        if isfinite(mean.low):
+        if mean.n >= FEW:
             left.axhspan(100 * mean.low, 100 * mean.high, color=BASELINE, alpha=0.08, linewidth=0)
     left.set_ylabel(_ACCURACY)
     _rate_curves(middle, cells, "mean_stability")
@@ -122,7 +127,8 @@ def rate(study: Study, look: Look) -> Drawing | None:
     return Drawing(
         made,
         "Accuracy, stability and their correlation against the iterative rate",
-        "Means over seeds with 95% confidence intervals. The total removed is the same at every "
+        "Means over seeds with 95% confidence intervals (of fewer than four runs a dot per run "
+        "instead). The total removed is the same at every "
         "rate: a larger rate means fewer, larger events. Right: correlation of accuracy and "
         "stability over the runs of all targets at one rate, with its 95% interval.",
     )
@@ -187,10 +193,16 @@ def rate_scatter(study: Study, look: Look) -> Drawing | None:
 
 
 def _points(
-    axes: Axes, rows: Sequence[Row], color: str, marker: str, column: str = "best_test_accuracy"
+    axes: Axes,
+    rows: Sequence[Row],
+    color: str,
+    marker: str,
+    column: str = "best_test_accuracy",
+    x: float | None = None,
 ) -> None:
+    """A point per run over its mean stability, or all of them over `x`."""
     axes.plot(
-        [100 * value(row, "mean_stability") for row in rows],
+        [100 * value(row, "mean_stability") if x is None else x for row in rows],
         [100 * value(row, column) for row in rows],
         linestyle="none",
         color=color,
@@ -213,6 +225,8 @@ def corners(study: Study, look: Look) -> Drawing | None:
     if len(groups) < 2:
         return None
     rows = {name: [r for r in study.good if r["variant"] in arms] for name, arms in groups.items()}
+    if not any(study.baselines.get(v) in arms for arms in groups.values() for v in arms):
+        return None  # nothing to gain over: the scatter of each group says the rest
     made = figure(11, 1.6 + 0.36 * len(groups))
     left, right = made.subplots(1, 2, sharey=True)
     for place, (name, arms) in enumerate(groups.items()):
@@ -227,14 +241,15 @@ def corners(study: Study, look: Look) -> Drawing | None:
             gain = study.gain(variant, "best_test_accuracy")
             target = study.attribute(variant, "target")
             offset = (j - (len(others) - 1) / 2) * 0.5 / max(len(others), 1)
-            a, b, c = 100 * gain.difference, 100 * gain.low, 100 * gain.high
+            low, high = (gain.low, gain.high) if gain.n >= FEW else (np.nan, np.nan)
+            a, b, c = 100 * gain.difference, 100 * low, 100 * high
             color, marker = _TARGET_COLORS.get(target, BASELINE), _TARGET_MARKERS.get(target, "D")
             _whisker(right, place + offset, a, b, c, color, marker)
     left.set_yticks(range(len(groups)), list(groups))
     left.set_ylim(len(groups) - 0.5, -0.5)
     left.set_xlim(-1.05, 1.05)
-    left.set_xlabel("Pearson r of accuracy and stability, runs with events")
-    right.set_xlabel(f"best accuracy {MINUS} that of the unpruned arm (points)")
+    left.set_xlabel("Pearson r of accuracy and stability\n(runs with events)")
+    right.set_xlabel(f"best accuracy {MINUS} that of\nthe unpruned arm (points)")
     for axes in (left, right):
         axes.axvline(0, color="#888888", linewidth=1)
         axes.grid(axis="y", visible=False)
@@ -245,7 +260,8 @@ def corners(study: Study, look: Look) -> Drawing | None:
         "Where the tradeoff holds",
         "One line per group of arms. Left: correlation over the runs with events; below zero the "
         "tradeoff holds, and an interval (95%) that contains zero carries no claim. Right: what "
-        "each arm gains over the unpruned arm of its group, paired by seed.",
+        "each arm gains over the unpruned arm of its group, paired by seed, with its interval from "
+        "four seeds on.",
     )
 
 

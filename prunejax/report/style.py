@@ -20,6 +20,7 @@ from prunejax.measures.statistics import Correlation
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C3E")
 BASELINE = "#000000"
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+FEW = 4  # of fewer runs the runs are drawn: their t interval would be wider than the panel
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 SETTINGS = {
