@@ -168,7 +168,7 @@ def tally(
     if method == "compare":
         digit = places(*arrays)
         return jnp.stack([jnp.sum(digit == d, dtype=count) for d in range(1 << width)])
-    axis, split = _slices(keys.shape) if _local(keys) else (0, ())
+    axis, split = _slices(keys.shape) if on_one_device(keys) else (0, ())
     if split:
         arrays = tuple(a.reshape(split) for a in arrays)
 
@@ -190,7 +190,7 @@ def tally(
     return carry[0][: 1 << width]
 
 
-def _local(x: Array) -> bool:
+def on_one_device(x: Array) -> bool:
     """Whether one device surely holds all of `x`.
 
     Where several might share it, a loop over slices would add up the histograms of the devices

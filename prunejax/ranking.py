@@ -20,7 +20,7 @@ from prunejax import radix, registry, trees
 Array = jax.Array
 Tree = Any
 
-_FEW = 4096  # up to this many numbers in vectors (scores of filters) a sort compiles faster
+_FEW = 4096  # up to this many numbers a sort compiles and runs faster than counting
 
 
 def top(
@@ -37,7 +37,8 @@ def top(
       k: how many, one integer, traced or not; clamped to 0 .. number of eligible entries.
       eligible: tree of boolean arrays of the same shapes: the entries that may be chosen.
         None: all.
-      method: how to count, one of `radix.METHODS`; None takes what suits the default backend.
+      method: how to count, one of `radix.METHODS`; None takes what suits the size of the tree and
+        the default backend.
 
     Returns:
       A tree of boolean arrays, exactly `min(k, eligible entries)` of them True.
@@ -48,7 +49,7 @@ def top(
     """
     leaves, structure = jax.tree.flatten(scores)
     arrays, allowed = _scores(leaves), _eligible(leaves, eligible)
-    return jax.tree.unflatten(structure, _top(arrays, _count(k), allowed, _method(method)))
+    return jax.tree.unflatten(structure, _top(arrays, _count(k), allowed, method))
 
 
 def top_each(
@@ -61,15 +62,16 @@ def top_each(
         raise ValueError(f"ks has leaves {trees.paths(ks)}, the scores {trees.paths(scores)}")
     allowed = _eligible(leaves, eligible)
     chosen = [
-        _top(_scores([x]), _count(k), [a], _method(method))[0]
+        _top(_scores([x]), _count(k), [a], method)[0]
         for x, k, a in zip(leaves, counts, allowed, strict=True)
     ]
     return jax.tree.unflatten(structure, chosen)
 
 
 def _top(
-    scores: list[Array], k: Array | int, eligible: list[Array | None], method: str
+    scores: list[Array], k: Array | int, eligible: list[Array | None], method: str | None
 ) -> list[Array]:
+    counting = _method(method)
     full = [i for i, x in enumerate(scores) if x.size]
     total = sum(x.size for x in scores)
     if total >= 2**31 and jax.dtypes.canonicalize_dtype(jnp.int64) != jnp.int64:
@@ -80,10 +82,12 @@ def _top(
     if not isinstance(k, jax.Array):
         k = min(max(k, 0), total)  # a Python integer may not fit the dtype of counts
     k = jnp.clip(k, 0, total).astype(jnp.int64 if total >= 2**31 else jnp.int32)
-    few = total <= _FEW and all(max(x.shape, default=1) == x.size for x in scores)
+    # A sort would gather shards: of vectors (scores of filters) that is no matter.
+    small = all(max(x.shape, default=1) == x.size or radix.on_one_device(x) for x in scores)
+    few = method is None and total <= _FEW and small
     chosen = [jnp.zeros(x.shape, bool) for x in scores]
     if full:
-        select = _sorted if few else functools.partial(_counted, method=method)
+        select = _sorted if few else functools.partial(_counted, method=counting)
         found = _placed(select, [scores[i] for i in full], k, [eligible[i] for i in full])
         for i, mask in zip(full, found, strict=True):
             chosen[i] = mask

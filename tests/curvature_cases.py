@@ -118,7 +118,7 @@ def live(params: Any, masks: Any) -> np.ndarray:
 
 
 def flat(tree: Any) -> np.ndarray:
-    return np.asarray(ravel_pytree(tree)[0], np.float64)
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
 
 
 def dense_hessian(f: Callable[[Any], jax.Array], params: Any) -> np.ndarray:

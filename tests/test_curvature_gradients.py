@@ -1,6 +1,9 @@
 """Per-example gradient moments against explicit float64 per-example gradients."""
 
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import equinox as eqx
 import flax.linen as nn
@@ -406,3 +409,11 @@ def test_short_pieces_are_filled_up_to_one_shape():
     pieces = gradients.chunks([jnp.arange(5), jnp.arange(3)], 4)
     assert [real for _, real in pieces] == [4, 1, 3]
     assert {piece.shape for piece, _ in pieces} == {(4,)}
+
+
+def test_numpy_batches_and_sharded_parameters_give_the_same_numbers():
+    """All measures of this half on four devices, automatic and explicit mesh axes."""
+    command = [sys.executable, "-W", "error", "-m", "tests.curvature_sharded_measures"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("done\n"), done.stderr

@@ -50,7 +50,7 @@ def dense(losses, params, batch):
     def vector(x):
         return losses(unravel(x), batch)
 
-    return np.asarray(jax.jacobian(vector)(flat)), np.asarray(jax.hessian(vector)(flat))
+    return tuple(np.asarray(jax.jit(d(vector))(flat)) for d in (jax.jacobian, jax.hessian))
 
 
 def stack_of(columns, params):

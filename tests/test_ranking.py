@@ -79,41 +79,45 @@ def test_is_the_brute_force_ranking(dtype, method):
 
 def test_everything_is_eligible_by_default():
     leaves = draw("special", jnp.float32)
-    np.testing.assert_array_equal(flat(ranking.top(leaves, 99)), brute(leaves, 99))
+    for method in (None, "scatter"):  # one sort, counting
+        got = ranking.top(leaves, 99, method=method)
+        np.testing.assert_array_equal(flat(got), brute(leaves, 99))
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint32, jnp.float8_e4m3fn])
 def test_further_dtypes(dtype):
     leaves = draw("ties", dtype)
-    np.testing.assert_array_equal(flat(ranking.top(leaves, 100)), brute(leaves, 100))
+    got = ranking.top(leaves, 100, method="scatter")
+    np.testing.assert_array_equal(flat(got), brute(leaves, 100))
 
 
 def test_double_precision():
     with jax.enable_x64(True):
         leaves = [jnp.asarray(1 + np.arange(300) * 2.0**-50), jnp.full((4, 5), 1 + 2.0**-44)]
         assert leaves[0].dtype == jnp.float64
-        got = ranking.top([leaves[0].reshape(20, 15), leaves[1]], 250)
+        got = ranking.top([leaves[0].reshape(20, 15), leaves[1]], 250, method="scatter")
         np.testing.assert_array_equal(flat(got), brute(leaves, 250))
 
 
 def test_mixed_precision_leaves_compare_exactly():
     leaves = [jnp.linspace(-1, 1, 60, dtype=jnp.float32).reshape(6, 10)]
     leaves += [leaves[0].astype(jnp.bfloat16), leaves[0].astype(jnp.float16)]
-    np.testing.assert_array_equal(flat(ranking.top(leaves, 77)), brute(leaves, 77))
+    got = ranking.top(leaves, 77, method="scatter")
+    np.testing.assert_array_equal(flat(got), brute(leaves, 77))
 
 
 def test_one_sort_for_few_scores_and_counting_agree():
     r = np.random.default_rng(0)
-    vectors = [jnp.asarray(r.integers(0, 9, (1, 1, 1, n)), jnp.float32) for n in (5, 64, 128)]
-    eligible = [jnp.asarray(r.random(x.shape) < 0.7) for x in vectors]
-    for k in (0, 3, 100, 197):
-        expected = brute(vectors, k, eligible)
-        np.testing.assert_array_equal(flat(ranking.top(vectors, k, eligible=eligible)), expected)
-        counted = ranking._counted(vectors, jnp.int32(k), eligible, method="scatter")
-        np.testing.assert_array_equal(flat(counted), expected)
+    leaves = [jnp.asarray(r.integers(0, 9, s), jnp.float32) for s in [(1, 1, 1, 64), (9, 8), (20,)]]
+    eligible = [jnp.asarray(r.random(x.shape) < 0.7) for x in leaves]
+    for method in (None, "scatter"):
+        top = jax.jit(functools.partial(ranking.top, method=method))
+        for k in (0, 3, 100, 156):
+            got = top(leaves, jnp.int32(k), eligible=eligible)
+            np.testing.assert_array_equal(flat(got), brute(leaves, k, eligible))
 
 
-@pytest.mark.parametrize("method", radix.METHODS)
+@pytest.mark.parametrize("method", [None, *radix.METHODS])
 def test_vmap_with_a_count_per_member(method):
     members = [draw("ties", jnp.float32, seed) for seed in range(5)]
     stacked = [jnp.stack(leaves) for leaves in zip(*members, strict=True)]

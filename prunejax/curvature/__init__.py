@@ -1,4 +1,28 @@
-"""Flatness of any loss on any parameter pytree: products, traces, spectra, with error bars."""
+"""Flatness of any loss on any parameter pytree: products, traces, spectra, with error bars.
+
+A loss is `loss(params, batch)`, the mean over the batch; per-example functions take
+`per_example_loss(params, batch) -> [examples]`. Nearly all accept `masks=` (live subspace only).
+
+| function | what | cost |
+| --- | --- | --- |
+| `hvp`, `ggn_product`, `fisher_product` | one product with H, Gauss-Newton, Fisher | 2 gradients |
+| `quadratic_form` | v'Hv, forward only | about 1 gradient |
+| `hessian_trace`, `hessian_diagonal` | Tr(H); diag(H) | a form; a product, per probe |
+| `top_eigenpairs` | leading eigenpairs with residuals (Lanczos) | a few products a pair |
+| `deflated_power_iteration` | the same as the paper's code does it | up to 20 products a pair |
+| `spectral_density` | all of the spectrum, with an error band | steps * starts products |
+| `gradient_second_moment` | Tr(C), uncentered or centered | one pass of per-example gradients |
+| `gradient_noise_scale` | Tr(C)/|g|^2 | the same and one forward pass |
+| `tic` | Tr(C)/Tr(H) with an interval | both of the above |
+| `sharpness`, `keskar_sharpness` | largest rise of the loss in a ball | steps * restarts gradients |
+| `average_sharpness` | mean rise under Gaussian noise | 2 evaluations a sample |
+| `eigenvector_perturbation`, `line`, `slice_1d`, `slice_2d` | loss on a grid | an evaluation a point |
+| `epsilon_flatness` | distance at which the loss has risen by 0.1 | none, reads a line |
+| `forecast` | change of the loss that an event should cause | one form |
+
+`Hessian`, `GaussNewton`, `Fisher`, `EmpiricalFisher` and `from_matvec` make operators; the
+`estimate_*` functions and `eigenpairs` take any of them.
+"""
 
 from prunejax.curvature.average_sharpness import AverageSharpness, average_sharpness
 from prunejax.curvature.density import Density, estimate_density, spectral_density

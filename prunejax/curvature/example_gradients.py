@@ -14,6 +14,7 @@ Every other gradient (biases, normalization, shared weights, embeddings, loops) 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from prunejax.curvature import base, factoring
+from prunejax.curvature import base, factoring, vectors
 
 Tree = Any
 _HIGH = lax.Precision.HIGHEST
@@ -102,6 +103,17 @@ def norms_and_sum(
     Returns:
       [n] and a tree like params, both in the accumulation dtype.
     """
+    run = partial(_norms_and_sum, per_example_loss)
+    return vectors.on_automatic_axes(run, params)(params, batch, weight, masks)
+
+
+def _norms_and_sum(
+    per_example_loss: Callable[[Tree, Tree], jax.Array],
+    params: Tree,
+    batch: Tree,
+    weight: jax.Array,
+    masks: Tree | None,
+) -> tuple[jax.Array, Tree]:
     leaves, structure = jax.tree.flatten(params)
 
     def one(leaves: list[jax.Array], example: Tree) -> jax.Array:

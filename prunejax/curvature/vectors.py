@@ -61,12 +61,20 @@ def index(stack: Tree, i: Any) -> Tree:
     return jax.tree.map(lambda x: x[i], stack)
 
 
+def _contract(x: jax.Array, y: jax.Array, dims: Any) -> jax.Array:
+    """A contraction over every axis that may be sharded; its result is whole on each device."""
+    sharding = jax.typeof(x).sharding
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    out = NamedSharding(sharding.mesh, PartitionSpec()) if explicit else None
+    return lax.dot_general(x, y, dims, precision=HIGHEST, out_sharding=out)
+
+
 def gram(a: Tree, b: Tree) -> jax.Array:
     """The matrix A'B [m, n] of all inner products of two stacks."""
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
         axes = tuple(range(1, x.ndim))
-        return lax.dot_general(x, y, ((axes, axes), ((), ())), precision=HIGHEST)
+        return _contract(x, y, ((axes, axes), ((), ())))
 
     return sum(jax.tree.leaves(jax.tree.map(leaf, a, b)), start=jnp.zeros(()))
 
@@ -75,8 +83,7 @@ def stack_dot(stack: Tree, v: Tree) -> jax.Array:
     """V'v [m]: the inner products of a stack's vectors with v."""
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
-        dims = ((tuple(range(1, x.ndim)), tuple(range(y.ndim))), ((), ()))
-        return lax.dot_general(x, y, dims, precision=HIGHEST)
+        return _contract(x, y, ((tuple(range(1, x.ndim)), tuple(range(y.ndim))), ((), ())))
 
     return sum(jax.tree.leaves(jax.tree.map(leaf, stack, v)), start=jnp.zeros(()))
 
@@ -120,6 +127,26 @@ def place(tree: Tree, placed: tuple[Any, ...], stacked: bool = False) -> Tree:
 
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, [one(x, s) for x, s in zip(leaves, placed, strict=True)])
+
+
+def on_automatic_axes(fn: Any, params: Tree) -> Any:
+    """`fn(params, ...) -> (whole array, tree like params)`, the compiler choosing layouts inside.
+
+    On a mesh with explicit axes every contraction over a sharded axis would have to say how its
+    result is sharded, those of the caller's loss included; automatic axes need not.
+    """
+    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, params)
+    meshes = [s.mesh for s in jax.tree.leaves(shardings)]
+    mesh = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
+    if mesh is None:
+        return fn
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    out = jax.tree.map(lambda s: NamedSharding(mesh, s.spec), shardings)
+    return jax.sharding.auto_axes(
+        fn,
+        axes=tuple(name for name, kind in kinds if kind == AxisType.Explicit),
+        out_sharding=(NamedSharding(mesh, PartitionSpec()), out),
+    )
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:

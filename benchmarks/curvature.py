@@ -1,0 +1,351 @@
+"""Curvature products, traces and eigenpairs against matfree, PyHessian, curvlinops and the paper.
+
+    python benchmarks/curvature.py --torch-python=/path/to/venv/bin/python
+    python benchmarks/curvature.py --parts=eigen
+    python benchmarks/curvature.py --models=resnet20 --examples=256 --probes=4 --rounds=1
+
+Parts:
+
+    costs  one gradient, Hessian-vector product and quadratic form of one batch: seconds and
+           floating-point operations (of XLA's cost analysis, so independent of the load)
+    trace  v'Hv of given random signs over all examples, cross-entropy, eval-mode BatchNorm:
+               ours        `Hessian.quadratic_forms` (forward only, one reverse pass shared)
+               ours, drawn `estimate_trace`, which also draws its own probes
+               matfree     its Monte-Carlo trace on forward-over-reverse products, compiled, of the
+                           same networks; as many probes at once as turns out fastest
+               pyhessian   PyTorch, reverse over reverse
+               curvlinops  PyTorch, vmap of forward over reverse, --columns probes at once
+           Same weights, statistics, examples, batches and probes. Every contender's forms must
+           agree with ours to 1e-4 of their mean size before a clock is read.
+    eigen  the 100 eigenpairs of largest magnitude of a small trained network, Lanczos against the
+           released deflated power iteration, both in float32, against the dense matrix in float64
+
+The contenders run in turns; the fastest round of each counts. Compilation is reported apart.
+`--peer-probes` times the others on fewer probes (per-probe seconds are compared).
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import common
+import jax
+import numpy as np
+from curvature_eigen import eigen
+
+from prunejax import curvature, losses, models, rng, trees
+
+HERE = Path(__file__).parent
+PEERS = ("matfree", "pyhessian", "curvlinops")
+
+
+def network(name: str, examples: int) -> tuple[Any, Any, Any, Any]:
+    """Loss `(params, (x, y))`, parameters, BatchNorm statistics of the data, the data.
+
+    Statistics that do not fit the data would let activations grow from layer to layer; sums of
+    that size in float32 differ by more than 1e-4 for reasons of rounding alone.
+    """
+    module = models.create(name, num_classes=10)
+    variables = dict(models.init(module, rng.at(0, "init"), (32, 32, 3)))
+    params = variables.pop("params")
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=(examples, 32, 32, 3)).astype(np.float32)
+
+    @jax.jit
+    def settle(statistics: Any) -> Any:
+        inputs = {"params": params, "batch_stats": statistics}
+        return module.apply(inputs, x[:64], train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    for _ in range(50):
+        variables["batch_stats"] = settle(variables["batch_stats"])
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        logits = module.apply({"params": params, **variables}, batch[0], train=False)
+        return losses.cross_entropy(logits, batch[1]).mean()
+
+    return loss, params, variables["batch_stats"], (x, generator.integers(0, 10, examples))
+
+
+def signs(params: Any, count: int) -> Any:
+    """A stack of `count` sign vectors; probe i is a function of i alone."""
+
+    def one(i: int) -> Any:
+        generator = np.random.default_rng([7, i])
+        return jax.tree.map(
+            lambda p: (2.0 * generator.integers(0, 2, p.shape) - 1).astype(np.float32), params
+        )
+
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(one(i) for i in range(count)))
+
+
+def save(path: str, *stacks: Any) -> None:
+    """Leaves by path as an npz file."""
+    np.savez(path, **{p: np.asarray(x) for t in stacks for p, x in trees.leaves_with_paths(t)})
+
+
+class Torch:
+    """The PyTorch process; costs no processor time between runs."""
+
+    def __init__(self, python: str, name: str, path: str, threads: int) -> None:
+        worker = [python, str(HERE / "curvature_torch.py"), name, path, str(threads)]
+        self.process = subprocess.Popen(
+            worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.about = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("the PyTorch process ended; its messages are above")
+        return json.loads(line)
+
+    def run(self, **command: Any) -> dict[str, Any]:
+        """One round of a contender."""
+        assert self.process.stdin
+        print(json.dumps(command), file=self.process.stdin, flush=True)
+        return self._read()
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def timed(run: Callable[[], Any]) -> dict[str, Any]:
+    """Forms, wall and CPU seconds of one call, and the peak memory of the process so far."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    forms = np.asarray(jax.block_until_ready(run()))
+    return {
+        "forms": forms,
+        "wall": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def fastest(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, common.Seconds]:
+    """Every contender's smallest wall and CPU seconds over rounds in turns."""
+    taken = dict.fromkeys(runs, common.Seconds(np.inf, np.inf))
+    for _ in range(rounds):
+        for label, run in runs.items():
+            new, old = run(), taken[label]
+            taken[label] = common.Seconds(min(old.wall, new["wall"]), min(old.cpu, new["cpu"]))
+    return taken
+
+
+def costs(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds and operations per vector: one gradient, product and form of one batch."""
+    loss, params, _, batch = network(name, options.batch)
+    v, many = jax.tree.map(lambda s: s[0], signs(params, 1)), signs(params, 16)
+
+    def shared(p: Any, s: Any, b: Any, vectorize: bool = False) -> jax.Array:
+        return curvature.Hessian(loss, p, b).quadratic_forms(s, vectorize=vectorize)
+
+    functions: dict[str, tuple[Callable[..., Any], tuple[Any, ...], int]] = {
+        "gradient": (jax.grad(loss), (params, batch), 1),
+        "product": (lambda p, u, b: curvature.hvp(loss, p, u, b), (params, v, batch), 1),
+        "form": (lambda p, u, b: curvature.quadratic_form(loss, p, u, b), (params, v, batch), 1),
+        "16 forms": (shared, (params, many, batch), 16),
+    }
+    programs, gflop, memory = {}, {}, {}
+    for label, (f, arguments, count) in functions.items():
+        compiled = jax.jit(f).lower(*arguments).compile()
+        memory[label] = compiled.memory_analysis().temp_size_in_bytes / 2**20
+        gflop[label] = compiled.cost_analysis()["flops"] / count / 1e9
+        programs[label] = lambda c=compiled, a=arguments: timed(lambda: jax.tree.leaves(c(*a))[0])
+    # The cost analysis counts the body of a loop once: take the vectorized program's operations.
+    at_once = jax.jit(partial(shared, vectorize=True)).lower(params, many, batch).compile()
+    gflop["16 forms"] = at_once.cost_analysis()["flops"] / 16 / 1e9
+    taken = fastest(programs, options.rounds + 1)
+    return [
+        {
+            "part": "costs",
+            "model": name,
+            "per vector": label,
+            "batch": options.batch,
+            "wall s": seconds.wall / functions[label][2],
+            "cpu s": seconds.cpu / functions[label][2],
+            "x gradient": seconds.wall / functions[label][2] / taken["gradient"].wall,
+            "gflop": gflop[label],
+            "gflop x product": gflop[label] / gflop["product"],
+            "temporary mb": memory[label],
+        }
+        for label, seconds in taken.items()
+    ]
+
+
+def matfree_forms(loss: Any, params: Any, batches: list[Any], probes: Any, chunk: int) -> Any:
+    """Means of v'Hv over each chunk of probes by matfree's estimator, weighted over batches."""
+    from matfree import stochtrace
+
+    def of_batch(params: Any, batch: Any, stack: Any) -> jax.Array:
+        estimate = stochtrace.estimator_monte_carlo(
+            stochtrace.monte_carlo_trace(), sampler=lambda _: stack
+        )
+
+        def product(v: Any) -> Any:
+            return jax.jvp(jax.grad(lambda p: loss(p, batch)), (params,), (v,))[1]
+
+        return estimate(product, jax.random.key(0))
+
+    compiled = jax.jit(of_batch)
+    count = jax.tree.leaves(probes)[0].shape[0]
+    pieces = [jax.tree.map(lambda s, i=i: s[i : i + chunk], probes) for i in range(0, count, chunk)]
+    total = sum(len(b[1]) for b in batches)
+
+    def run() -> np.ndarray:
+        parts = [[compiled(params, b, s) * (len(b[1]) / total) for b in batches] for s in pieces]
+        return np.array([float(sum(p)) for p in parts])
+
+    return run
+
+
+def trace(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds per probe of every contender, after all have given the same forms."""
+    loss, params, statistics, (x, y) = network(name, options.examples)
+    step = options.batch
+    batches = [(x[i : i + step], y[i : i + step]) for i in range(0, len(x), step)]
+    few = min(options.peer_probes or options.probes, options.probes)
+    probes, peer_probes = signs(params, options.probes), signs(params, few)
+    operator = curvature.Hessian(loss, params, batches)
+    chunk = min(options.chunk, options.probes)
+    pieces = [
+        jax.tree.map(lambda s, i=i: s[i : i + chunk], probes)
+        for i in range(0, options.probes, chunk)
+    ]
+
+    def ours() -> np.ndarray:
+        return np.concatenate([np.asarray(operator.quadratic_forms(p)) for p in pieces])
+
+    def drawn() -> np.ndarray:
+        key = jax.random.key(0)
+        return curvature.estimate_trace(operator, key=key, probes=options.probes).samples
+
+    runs: dict[str, Callable[[], dict[str, Any]]] = {
+        "ours": lambda: timed(ours),
+        "ours, drawn": lambda: timed(drawn),
+    }
+    at_once: dict[str, int] = {"ours": chunk, "curvlinops": options.columns, "pyhessian": 1}
+    worker = None
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "probes.npz")
+        save(path, peer_probes)
+        if options.torch_python:
+            variables = os.path.join(folder, "variables.npz")
+            arrays = dict(trees.leaves_with_paths(params) + trees.leaves_with_paths(statistics))
+            np.savez(variables, x=x, y=y, **arrays)
+            worker = Torch(options.torch_python, name, variables, options.threads)
+            print("torch", worker.about, flush=True)
+            command = {"probes": path, "batch": step, "columns": options.columns}
+            for label in ("gradient", "pyhessian", "curvlinops"):
+                runs[label] = lambda label=label: worker.run(method=label, **command)
+        if "matfree" not in options.skip:
+            first_batch, choices = batches[:1], {}
+            for size in sorted({1, min(4, few)}):
+                small = jax.tree.map(lambda s, size=size: s[:size], peer_probes)
+                run = matfree_forms(loss, params, first_batch, small, size)
+                run()
+                choices[size] = timed(run)["wall"] / size
+            at_once["matfree"] = min(choices, key=choices.__getitem__)
+            run = matfree_forms(loss, params, batches, peer_probes, at_once["matfree"])
+            runs["matfree"] = lambda: timed(run)
+        runs = {label: run for label, run in runs.items() if label not in options.skip}
+        first = {label: run() for label, run in runs.items()}
+        errors = agreement(first, at_once.get("matfree", 1), few)
+        for label, error in errors.items():
+            if not error < 1e-4:
+                raise SystemExit(f"{name}: forms of {label!r} differ from ours by {error:.1e}")
+        taken = fastest(runs, options.rounds)
+        if worker:
+            worker.close()
+    counts = {label: few if label in PEERS else options.probes for label in taken}
+    counts["gradient"] = 1
+    ours_wall, ours_cpu = (x / options.probes for x in taken["ours"])
+    return [
+        {
+            "part": "trace",
+            "model": name,
+            "contender": label,
+            "examples": options.examples,
+            "batch": step,
+            "probes": counts[label],
+            "at once": at_once.get(label),
+            "wall s": seconds.wall / counts[label],
+            "cpu s": seconds.cpu / counts[label],
+            "x wall": seconds.wall / counts[label] / ours_wall,
+            "x cpu": seconds.cpu / counts[label] / ours_cpu,
+            "first s": first[label]["wall"],
+            "peak mb": first[label]["peak_bytes"] / 2**20,
+            "temporary mb": operator.form_bytes(chunk) / 2**20 if label == "ours" else None,
+            "differs": errors.get(label),
+        }
+        for label, seconds in taken.items()
+    ]
+
+
+def agreement(first: dict[str, dict[str, Any]], at_once: int, few: int) -> dict[str, float]:
+    """Largest difference of a contender's forms from ours, over our mean absolute form."""
+    reference = np.asarray(first["ours"]["forms"], np.float64)
+    size = np.mean(np.abs(reference))
+    errors = {}
+    for label in PEERS:
+        if label in first:
+            theirs = np.asarray(first[label]["forms"], np.float64)
+            group = at_once if label == "matfree" else 1
+            wanted = [reference[i : min(i + group, few)].mean() for i in range(0, few, group)]
+            errors[label] = float(np.max(np.abs(theirs - wanted)) / size)
+    return errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", default="costs,trace,eigen")
+    parser.add_argument("--models", default="resnet20,vgg11_bn")
+    parser.add_argument("--examples", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--probes", type=int, default=64)
+    parser.add_argument("--peer-probes", type=int, default=0, help="0: as many as ours")
+    parser.add_argument("--chunk", type=int, default=16, help="probes of ours per compiled call")
+    parser.add_argument("--columns", type=int, default=8, help="probes of curvlinops at once")
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
+    parser.add_argument("--skip", type=lambda s: s.split(":"), default=[], help="with colons")
+    parser.add_argument(
+        "--torch-python", default=sys.executable, metavar="PYTHON", help="empty for no PyTorch"
+    )
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
+    options = parser.parse_args()
+    jax.config.update("jax_default_matmul_precision", "highest")  # no TF32 on our side either
+    rows: list[dict[str, Any]] = []
+    more: dict[str, Any] = {"options": vars(options)}
+    for part in options.parts.split(","):
+        if part == "eigen":
+            found, more["eigen"] = eigen(options.pairs)
+            rows += found
+            print({k: v for k, v in more["eigen"].items() if k != "residuals"})
+            print(common.table(found), flush=True)
+            continue
+        for name in options.models.split(","):
+            found = {"costs": costs, "trace": trace}[part](name, options)
+            rows += found
+            print(common.table(found), flush=True)
+    if options.save:
+        print(f"written to {common.save('curvature', rows, **more)}")
+
+
+if __name__ == "__main__":
+    main()
