@@ -5,14 +5,26 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+# The studies in `configs/` belong to a clone and are not installed with the package.
+sys.path.insert(0, str(HERE.parent))
+
+from configs import default  # noqa: E402
+from prunejax import config as config_lib  # noqa: E402
+from prunejax import data as data_lib  # noqa: E402
+from prunejax import plan, step  # noqa: E402
+from prunejax.data.dataset import make  # noqa: E402
 
 
 class Seconds(NamedTuple):
@@ -31,6 +43,68 @@ def timed(fn: Callable[[], Any], repeats: int) -> Seconds:
         took = Seconds(time.perf_counter() - wall, time.process_time() - cpu)
         best = Seconds(min(best.wall, took.wall), min(best.cpu, took.cpu))
     return best
+
+
+def synthetic(shape: tuple[int, ...], examples: int, test: int = 64) -> str:
+    """Registers random images of this shape as a data set and returns its name."""
+    r = np.random.default_rng(0)
+    images = r.integers(0, 256, (examples + test, *shape), dtype=np.uint8)
+    labels = (np.arange(examples + test) % 10).astype(np.int32)
+    split = (images[:examples], labels[:examples]), (images[examples:], labels[examples:])
+    name = f"synthetic {shape} {examples} {test}"
+    dataset = make(name, *split, 10)
+    data_lib.DATASETS[name] = lambda data_dir: dataset
+    return name
+
+
+def study(overrides: Mapping[str, Any], variants: Mapping[str, Any] | None = None) -> plan.Batch:
+    """The program and members of a study: the default one with overrides by dotted name."""
+    config = default.get_config()
+    config.update_from_flattened_dict(overrides)
+    config.variants = dict(variants or {})
+    (built,) = plan.build(config_lib.variants(config, default.get_config()))
+    return built
+
+
+def splits(dataset: data_lib.Dataset) -> step.Data:
+    """The splits as a program takes them."""
+    return step.Data(
+        *(dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels),
+        *(dataset.validation_images, dataset.validation_labels),
+    )
+
+
+class Worker:
+    """A script in another interpreter that answers lines of JSON; idle between commands."""
+
+    def __init__(self, python: str, script: str, *arguments: str) -> None:
+        self.script = script
+        self.process = subprocess.Popen(
+            [python, str(HERE / script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.about = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.script} ended with code {self.process.wait()}")
+        return json.loads(line)
+
+    def __call__(self, **command: Any) -> dict[str, Any]:
+        """Sends a command and returns the answer."""
+        assert self.process.stdin is not None
+        print(json.dumps(command), file=self.process.stdin, flush=True)
+        return self._read()
+
+    def close(self) -> None:
+        """Lets the interpreter end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

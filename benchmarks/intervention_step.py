@@ -16,15 +16,11 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
+import common
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from configs import default
-from prunejax import config as config_lib
-from prunejax import data as data_lib
-from prunejax import plan, prune, step
-from prunejax.data.dataset import make
+from prunejax import prune, step
 from prunejax.interventions import Table
 
 LAYERS = {
@@ -65,26 +61,7 @@ class Arm:
         return min(seconds[clock] for seconds in self.seconds)
 
 
-def synthetic(shape: tuple[int, ...], examples: int) -> None:
-    """Registers random images of this shape as the data set of the benchmark."""
-    r = np.random.default_rng(0)
-    images = r.integers(0, 256, (examples, *shape), dtype=np.uint8)
-    labels = (np.arange(examples) % 10).astype(np.int32)
-    dataset = make("synthetic", (images, labels), (images[:64], labels[:64]), 10)
-    data_lib.DATASETS["synthetic"] = lambda data_dir: dataset
-
-
-def build(model: str, batch: int, variants: dict) -> plan.Batch:
-    """The program and members of a study with these variants."""
-    config = default.get_config()
-    config.epochs, config.batch_size = 100, batch
-    config.data.name, config.model.name = "synthetic", model
-    config.variants = variants
-    (built,) = plan.build(config_lib.variants(config, default.get_config()))
-    return built
-
-
-def arms(model: str, batch: int) -> list[Arm]:
+def arms(model: str, batch: int, data_name: str) -> list[Arm]:
     """The arms of one network, events done, train calls compiled."""
     pruning = {"prune": PRUNE | {"layers": LAYERS[model]}}
     mixed = {name: pruning | {"intervention": i} for name, i in ARMS.items()}
@@ -94,8 +71,9 @@ def arms(model: str, batch: int) -> list[Arm]:
         ("pruned alone", {"pruned": mixed["pruned"]}),
         ("", mixed),
     ):
-        built = build(model, batch, variants)
-        program, data = built.program, _data(built.dataset)
+        fixed = {"epochs": 100, "batch_size": batch, "data.name": data_name, "model.name": model}
+        built = common.study(fixed, variants)
+        program, data = built.program, jax.device_put(common.splits(built.dataset))
         begin = time.perf_counter()
         train = None
         for member in built.members:
@@ -105,12 +83,6 @@ def arms(model: str, batch: int) -> list[Arm]:
                 seconds = time.perf_counter() - begin
             found.append(Arm(title or member.variant, train, state, data, seconds))
     return found
-
-
-def _data(dataset: data_lib.Dataset) -> step.Data:
-    none = (dataset.validation_images, dataset.validation_labels)
-    split = (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
-    return jax.device_put(step.Data(*split, *none))
 
 
 def _after_event(program: step.Program, data: step.Data, table: Table, hyper: step.Hyper):
@@ -141,8 +113,7 @@ def _compiled(program: step.Program, state: step.TrainState, data: step.Data):
 def measure(model: str, batch: int, rounds: int, steps: int) -> list[dict]:
     """Rows of the table for one network."""
     shape = (8, 8, 1) if model == "mlp" else (32, 32, 3)
-    synthetic(shape, 8 * batch)
-    compared = arms(model, batch)
+    compared = arms(model, batch, common.synthetic(shape, 8 * batch))
     for arm in compared:
         arm.run(1)
         arm.seconds.clear()
@@ -169,6 +140,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=128, help="examples per step")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each arm")
     parser.add_argument("--steps", type=int, default=0, help="steps per turn (0: by network)")
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results/DATE-intervention-step.json"
+    )
     options = parser.parse_args(argv)
     rows = []
     for model in options.models.split(","):
@@ -176,11 +150,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--models: {model!r} is not one of: {', '.join(LAYERS)}")
         steps = options.steps or (100 if model == "mlp" else 4)
         rows += measure(model, options.batch, options.rounds, steps)
-    widths = {key: max(len(key), 16 if key == "arm" else 9) for key in rows[0]}
-    print("  ".join(f"{key:>{widths[key]}}" for key in rows[0]))
-    for row in rows:
-        cells = [f"{v:.3f}" if isinstance(v, float) else v for v in row.values()]
-        print("  ".join(f"{c:>{w}}" for c, w in zip(cells, widths.values(), strict=True)))
+    print(common.table(rows))
+    if options.save:
+        print(f"saved: {common.save('intervention-step', rows, options=vars(options))}")
 
 
 if __name__ == "__main__":

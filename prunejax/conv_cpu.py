@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from prunejax import conv_winograd
+
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -103,6 +105,29 @@ def _is_small(geometry: Geometry) -> bool:
     )
 
 
+# From so many channels on both sides and 2x2 tiles of the output on, Winograd's 16 products pay for
+# their transformations. Measured at batch 128 on one core: the output is 1.2 to 2 times as fast and
+# the kernel's cotangent 1.4 to 2.8 times; below, there is no gain.
+WINOGRAD_CHANNELS = {"output": 128, "kernel": 64}
+WINOGRAD_TILES = 128
+
+
+def _is_winograd(kind: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> bool:
+    """True where `prunejax.conv_winograd` is faster: kernels of 3x3 without strides, wide enough.
+
+    In half precision the transformed operands would be rounded once more; those stay direct.
+    """
+    height, width = geometry.output_size()
+    return (
+        geometry.kernel_size == (3, 3)
+        and geometry.strides == geometry.lhs_dilation == geometry.rhs_dilation == (1, 1)
+        and a.dtype in (jnp.float32, jnp.float64)
+        and min(a.shape[3], b.shape[3]) >= WINOGRAD_CHANNELS[kind]
+        and min(height, width) > 2
+        and a.shape[0] * height * width >= 4 * WINOGRAD_TILES
+    )
+
+
 def patches(x: jax.Array, geometry: Geometry) -> jax.Array:
     """Shift-im2col: the inputs of each output position, (batch, oh, ow, kh * kw * channels).
 
@@ -146,6 +171,8 @@ def _matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 
 def forward(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     """The convolution of `x` [batch, h, w, in] with `w` [kh, kw, in, out]."""
+    if _is_winograd("output", x, w, geometry):
+        return conv_winograd.forward(x, w, geometry.padding, geometry.output_size())
     if not _is_small(geometry):
         return lax_conv(x, w, geometry)
     columns = patches(x, geometry)
@@ -160,6 +187,8 @@ def input_gradient(g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
 
 def kernel_gradient(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """Cotangent of the kernel from the input and the cotangent `g` of the output."""
+    if _is_winograd("kernel", x, g, geometry):
+        return conv_winograd.kernel_gradient(x, g, geometry.padding)
     if _is_small(geometry):
         columns = patches(x, geometry)
         out = _matmul(columns.reshape(-1, columns.shape[-1]), g.reshape(-1, g.shape[-1]), (0, 0))

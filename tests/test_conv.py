@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from prunejax import conv_cpu
+from prunejax import conv_cpu, conv_winograd
 from prunejax.conv import _lower_cpu, _lower_plain, conv
 from prunejax.conv_cpu import DIMENSIONS, Geometry
 
@@ -110,6 +110,80 @@ def test_the_three_products_equal_those_of_lax(case):
 
     got, want = jax.jit(both)(x, w)
     close(got, want, 2e-5)
+
+
+PLAIN = [
+    case
+    for case, (_, _, kernel, strides, _, lhs, rhs) in CASES.items()
+    if kernel == (3, 3) and strides == lhs == rhs == (1, 1)
+]
+
+
+@pytest.fixture
+def winograd_everywhere(monkeypatch):
+    """Winograd's products wherever they are possible; counts what was computed with them."""
+    calls = []
+    for name in ("forward", "kernel_gradient"):
+        plain = getattr(conv_winograd, name)
+
+        def counted(*args, name=name, plain=plain):
+            calls.append(name)
+            return plain(*args)
+
+        monkeypatch.setattr(conv_winograd, name, counted)
+    monkeypatch.setattr(conv_cpu, "WINOGRAD_CHANNELS", {"output": 1, "kernel": 1})
+    monkeypatch.setattr(conv_cpu, "WINOGRAD_TILES", 0)
+    jax.clear_caches()
+    yield calls
+    jax.clear_caches()
+
+
+def test_winograd_in_every_mode_of_differentiation(winograd_everywhere):
+    x, w, options = arrays("same")
+    ours, plain = pair(options)
+
+    def every(f):
+        return jax.jit(lambda x, w: {name: fn() for name, fn in products(f, x, w)})
+
+    got, want = every(ours)(x, w), every(plain)(x, w)
+    assert set(winograd_everywhere) == {"forward", "kernel_gradient"}
+    for name in want:
+        close(got[name], want[name], 2e-5)
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_winograd_is_the_convolution(case):
+    """In float64, where only a wrong formula differs: odd sizes, uneven and negative padding."""
+    with jax.enable_x64(True):
+        x, w, _ = arrays(case, "float64")
+        h, width, kernel, _, padding, lhs, rhs = CASES[case]
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads((h, width), kernel, (1, 1), padding)
+        geometry = Geometry((1, 1), tuple(padding), lhs, rhs, (h, width), kernel)
+        y, pullback = jax.vjp(lambda w: conv_cpu.lax_conv(x, w, geometry), w)
+        close(conv_winograd.forward(x, w, padding, geometry.output_size()), y, 1e-13)
+        close(conv_winograd.kernel_gradient(x, y, padding), pullback(y)[0], 1e-13)
+
+
+def test_wide_convolutions_are_winograd_and_round_little_more():
+    """Rounding against float64, over the root mean square: a few float32 ulps."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 8, 8, 128))
+    w = rng.normal(size=(3, 3, 128, 128))
+    text = jax.jit(conv).lower(*(jnp.asarray(a, jnp.float32) for a in (x, w))).as_text()
+    assert "convolution" not in text
+    assert text.count("dot_general") == 16
+
+    def results(convolution, dtype):
+        a, b = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
+        y, pullback = jax.vjp(convolution, a, b)
+        return [np.asarray(r, np.float64) for r in (y, *pullback(y))]
+
+    got = results(conv, "float32")
+    with jax.enable_x64(True):
+        want = results(partial(conv, method="lax"), "float64")
+    for one, two in zip(got, want, strict=True):
+        assert np.sqrt(np.mean((one - two) ** 2) / np.mean(two**2)) < 1e-6
 
 
 @pytest.mark.parametrize("case", ["same", "map 2x2", "kernel 5, stride 2"])

@@ -21,6 +21,7 @@ LEVELS = {
     "trees": 0,
     "conv": 1,
     "conv_cpu": 1,
+    "conv_winograd": 1,
     "data": 1,
     "layers": 1,
     "losses": 1,

@@ -1,0 +1,257 @@
+"""Training steps of the studies' networks against PyTorch: same weights, same batches.
+
+    python benchmarks/training.py --torch-python=/path/to/venv/bin/python
+    python benchmarks/training.py --models=vgg11_bn --members=1,4,16 --dtype=bfloat16,float32
+
+A step is forward, backward and an SGD update with momentum and weight decay, as a study runs it:
+`Population.train`, which gathers and normalizes its batch on the device. PyTorch gets finished
+batches on the device and runs eager and compiled, NCHW and channels_last; the fastest of the four
+counts. `released` is a PyTorch loop with a loader that handles one example at a time.
+
+Before a clock is read, the first step's loss, parameters and BatchNorm statistics must agree
+(float32). Contenders take turns; the fastest round of each counts. With several members every
+layout trains all of them; images are counted over members. `of peak` is the operations of the
+network's direct convolutions (three forward passes) per second over the measured rate of a large
+matrix product in the same framework and dtype; a fast convolution algorithm can exceed it.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import data as data_lib
+from prunejax import models, rng, trees
+from prunejax.plan import Batch, Member
+from prunejax.population import Population
+
+# name -> (model, width, image shape)
+NETWORKS = {
+    "vgg11_bn": ("vgg11_bn", 1.0, (32, 32, 3)),
+    "resnet20": ("resnet20", 1.0, (32, 32, 3)),
+    "resnet18": ("resnet18", 1.0, (32, 32, 3)),
+    "mlp": ("mlp", 1.0, (8, 8, 1)),
+    "conv4 8x8": ("conv4", 0.5, (8, 8, 1)),
+    "conv4 28x28": ("conv4", 0.5, (28, 28, 1)),
+    "lenet5": ("lenet5", 1.0, (28, 28, 1)),
+}
+WAYS = ("eager nchw", "eager nhwc", "compiled nchw", "compiled nhwc")
+BATCHES = 8  # in the made data set
+SGD = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+
+
+def built(name: str, batch: int, dtype: str, members: int) -> Batch:
+    """The program and members of one network."""
+    model, width, shape = NETWORKS[name]
+    return common.study(
+        {
+            "seeds": members,
+            "epochs": 1000,
+            "batch_size": batch,
+            "data.name": common.synthetic(shape, BATCHES * batch),
+            "model.name": model,
+            "model.width": width,
+            "model.dtype": dtype,
+            "optimizer.name": "sgd",
+            **{f"optimizer.{key}": value for key, value in SGD.items()},
+        }
+    )
+
+
+def leaves(state: Any) -> dict[str, np.ndarray]:
+    """Parameters and BatchNorm statistics of one state by path."""
+    trees_ = (state.params, state.batch_stats)
+    return {p: np.asarray(x) for t in trees_ for p, x in trees.leaves_with_paths(t)}
+
+
+def operations(name: str, batch: int) -> float:
+    """Operations of a training step: three times those of the forward pass, convolved directly."""
+    model, width, shape = NETWORKS[name]
+    module = models.create(model, num_classes=10, width=width, conv_method="lax")
+    x = jnp.zeros((batch, *shape))
+    variables = models.init(module, rng.at(0, "init"), shape)
+    return 3 * jax.jit(module.apply).lower(variables, x).cost_analysis()["flops"]
+
+
+def peak(dtype: str, size: int) -> float:
+    """Operations per second of the fastest of ten matrix products."""
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready(multiply(a, a))
+    return 2 * size**3 / common.timed(lambda: multiply(a, a), 10).wall
+
+
+def write(path: str, name: str, study: Batch, start: dict[str, np.ndarray], batch: int) -> None:
+    """What the PyTorch side needs; batches in the order of the first member's first epoch."""
+    data, program = study.dataset, study.program
+    order = np.asarray(data_lib.epoch_permutation(study.members[0].seed, 0, BATCHES * batch))
+    images = data_lib.normalize(jnp.asarray(data.train_images[order]), data.mean, data.std)
+    sgd = np.array([SGD["learning_rate"], SGD["momentum"], SGD["weight_decay"]])
+    np.savez(
+        path,
+        x=np.asarray(images).reshape(BATCHES, batch, *program.image_shape),
+        y=data.train_labels[order].reshape(BATCHES, batch),
+        images=data.train_images[order],
+        mean=np.float32(data.mean),
+        std=np.float32(data.std),
+        width=NETWORKS[name][1],
+        sgd=sgd,
+        **start,
+    )
+
+
+class Ours:
+    """One layout of a population that goes on training."""
+
+    def __init__(self, study: Batch, layout: str) -> None:
+        data = jax.tree.map(jnp.asarray, common.splits(study.dataset))
+        devices = jax.devices()
+        self.members: Sequence[Member] = study.members
+        self.population = Population(study.program, data, layout, devices, study.members[0])
+        self.states = self.population.initial(study.members)
+        self.compile_seconds = 0.0
+
+    def train(self, steps: int) -> None:
+        """Waits for the end."""
+        population = self.population
+        self.states = jax.block_until_ready(
+            population.train(self.states, population.data, np.int32(steps))
+        )
+
+    def round(self, steps: int) -> tuple[float, float]:
+        """Wall and CPU seconds of a step of all members."""
+        start = time.perf_counter(), time.process_time()
+        self.train(steps)
+        return (time.perf_counter() - start[0]) / steps, (time.process_time() - start[1]) / steps
+
+
+def check(start: dict, ours: dict, theirs: dict, losses: tuple[float, float], way: str) -> None:
+    """Raises SystemExit unless one step did the same on both sides."""
+    if not abs(losses[0] - losses[1]) < 1e-4 * abs(losses[0]):
+        raise SystemExit(f"{way}: first loss {losses[1]!r}, ours {losses[0]!r}")
+    for path, value in ours.items():
+        moved = np.linalg.norm(value - start[path])
+        apart = np.linalg.norm(value - theirs[path])
+        # A bias before BatchNorm has no gradient: only rounding moves it.
+        if not apart < 1e-2 * moved + 1e-6 * np.sqrt(value.size):
+            raise SystemExit(f"{way}: {path} moved by {moved:.2e} and is {apart:.2e} from ours")
+
+
+def measure(name: str, members: int, dtype: str, options: argparse.Namespace) -> list[dict]:
+    """Rows of one network: our layouts and PyTorch's ways."""
+    batch, steps = options.batch, options.steps
+    study = built(name, batch, dtype, members)
+    layouts = ["sequential"] if members == 1 else ["vectorized", "sharded"]
+    layouts = [k for k in layouts if k != "sharded" or members % jax.device_count() == 0]
+    contenders, worker = {k: Ours(study, k) for k in layouts}, None
+    seconds: dict[str, tuple[float, float]] = {}
+    first = contenders[layouts[0]]
+    start = leaves(first.population.member(first.states, 0))
+    for ours in contenders.values():
+        begin = time.perf_counter()
+        ours.train(1)
+        ours.compile_seconds = time.perf_counter() - begin
+        if steps > 1:
+            ours.train(steps - 1)
+    ways: Sequence[str] = ()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.torch_python and members == 1:
+            file, answer_file = (os.path.join(folder, f) for f in ("in.npz", "out.npz"))
+            write(file, name, study, start, batch)
+            worker = common.Worker(
+                options.torch_python,
+                "training_torch.py",
+                *(NETWORKS[name][0], file, dtype, str(options.threads)),
+            )
+            ways = (*WAYS, "released") if options.released else WAYS
+            # A second population repeats the first step: training goes on in donated states.
+            again = Ours(study, layouts[0])
+            again.train(1)
+            state = again.population.member(again.states, 0)
+            loss = float(state.totals.loss) / batch
+            for way in ways:
+                answer = worker(way=way, steps=1, state=answer_file)
+                if way != "released" and dtype == "float32":
+                    pair = (loss, answer["losses"][0])
+                    check(start, leaves(state), dict(np.load(answer_file)), pair, way)
+                worker(way=way, steps=1)
+        for _ in range(options.rounds):
+            for label, ours in contenders.items():
+                took = ours.round(steps)
+                seconds[label] = tuple(map(min, seconds.get(label, took), took))  # type: ignore[assignment]
+            for way in ways:
+                assert worker is not None
+                answer = worker(way=way, steps=steps)
+                took = answer["wall"], answer["cpu"]
+                seconds[way] = tuple(map(min, seconds.get(way, took), took))  # type: ignore[assignment]
+        rates = {"ours": peak(dtype, options.peak_size)} if options.peak else {}
+        if worker:
+            if options.peak:
+                rates["torch"] = worker(way="peak", size=options.peak_size)["peak"]
+            worker.close()
+    flops = operations(name, batch) if rates else 0.0
+    best = {c: min((seconds[w][c] for w in ways if w != "released"), default=None) for c in (0, 1)}
+    rows = []
+    for label, (wall, cpu) in seconds.items():
+        count = 1 if label in ways else members
+        row = {
+            "network": name,
+            "dtype": dtype,
+            "members": count,
+            "contender": label if label in ways else f"ours, {label}",
+            "ms a step": 1e3 * wall,
+            "CPU ms": 1e3 * cpu,
+            "images/s": count * batch / wall,
+            "torch / this, wall": best[0] / wall if best[0] else None,
+            "torch / this, CPU": best[1] / cpu if best[1] else None,
+            "compile, s": contenders[label].compile_seconds if label in contenders else None,
+        }
+        if rates:
+            rate = rates.get("torch" if label in ways else "ours")
+            row["of peak"] = count * flops / wall / rate if rate else None
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="vgg11_bn,resnet20,mlp,conv4 8x8,conv4 28x28")
+    parser.add_argument("--members", default="1", help="comma-separated")
+    parser.add_argument("--dtype", default="float32", help="float32,bfloat16")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2, help="per turn: 1, 2, 4 or 8")
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its default")
+    parser.add_argument("--peak", action="store_true", help="also the fraction of the matmul peak")
+    parser.add_argument("--peak-size", type=int, default=2048, help="rows of that product")
+    parser.add_argument("--released", action="store_true", help="also the released code's loop")
+    parser.add_argument("--torch-python", default="", help="an interpreter that has torch")
+    parser.add_argument("--save", action="store_true", help="write results/DATE-training.json")
+    options = parser.parse_args()
+    if options.steps not in (1, 2, 4, 8):
+        parser.error(f"--steps: {options.steps} is not one of: 1, 2, 4, 8")
+    members = [int(m) for m in options.members.split(",")]
+    if jax.config.jax_platforms in (None, "cpu") and max(members) > 1:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    rows: list[dict[str, Any]] = []
+    for name in options.models.split(","):
+        if name not in NETWORKS:
+            parser.error(f"--models: {name!r} is not one of: {', '.join(NETWORKS)}")
+        for dtype in options.dtype.split(","):
+            for count in members:
+                found = measure(name, count, dtype, options)
+                print(common.table(found), flush=True)
+                rows += found
+    if options.save:
+        print(f"saved: {common.save('training', rows, options=vars(options))}")
+
+
+if __name__ == "__main__":
+    main()
