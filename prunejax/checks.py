@@ -159,7 +159,8 @@ def twins(arms: Mapping[str, Mapping[str, Any]]) -> None:
                     f"variant {own!r} is a twin of {twin!r} but differs in {part!r}; "
                     "twins share data, model, batch size and epochs"
                 )
-        for part in ("schedule", "layers", "fraction", "start", "end", "period", "granularity"):
+        events = ("schedule", "layers", "fraction", "start", "end", "period")
+        for part in (*events, "granularity", "scope"):
             if theirs["prune"][part] != ours["prune"][part]:
                 raise ConfigError(
                     f"variant {own!r} is a twin of {twin!r} but differs in prune.{part}; "

@@ -305,38 +305,3 @@ def _validate_measures(settings: ConfigDict, where: str) -> None:
             f"config.measures.forecast = True goes not with config.intervention.as_released{where}:"
             " the released evaluation itself changes the network between the two losses"
         )
-<<<<<<< HEAD
-=======
-
-
-def _check_twins(arms: list[Variant]) -> None:
-    labels = {arm.label: arm for arm in arms}
-    for arm in arms:
-        twin = arm.settings.intervention.twin
-        if not twin:
-            continue
-        if twin not in labels:
-            raise ConfigError(
-                f"config.intervention.twin = {twin!r} (variant {arm.label!r}) is no variant; "
-                f"there are: {', '.join(labels)}." + registry.suggestion(twin, labels)
-            )
-        if labels[twin].settings.intervention.twin:
-            raise ConfigError(
-                f"variant {arm.label!r} is a twin of {twin!r}, which is itself a twin; "
-                f"name {labels[twin].settings.intervention.twin!r} instead"
-            )
-        theirs, ours = to_dict(labels[twin].settings), to_dict(arm.settings)
-        for part in ("data", "model", "batch_size", "epochs"):
-            if theirs[part] != ours[part]:
-                raise ConfigError(
-                    f"variant {arm.label!r} is a twin of {twin!r} but differs in {part!r}; "
-                    "twins share data, model, batch size and epochs"
-                )
-        events = ("schedule", "layers", "fraction", "start", "end", "period")
-        for part in (*events, "granularity", "scope"):
-            if theirs["prune"][part] != ours["prune"][part]:
-                raise ConfigError(
-                    f"variant {arm.label!r} is a twin of {twin!r} but differs in prune.{part}; "
-                    "twins share all events"
-                )
->>>>>>> paper
