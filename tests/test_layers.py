@@ -13,6 +13,17 @@ def image(shape, seed=0, dtype="float32"):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
+def with_gradient(pool, x):
+    """The pooled map and the gradient of a random cotangent, compiled at once."""
+
+    @jax.jit
+    def both(x):
+        y, pull = jax.vjp(pool, x)
+        return y, pull(image(y.shape, 1))[0]
+
+    return both(x)
+
+
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (2, 3), (9, 8)])
 @pytest.mark.parametrize(
     ("window", "strides"), [((2, 2), None), ((3, 3), (2, 2)), ((2, 3), (1, 2)), ((2, 2), (3, 3))]
@@ -29,10 +40,9 @@ def test_pooling_equals_flax(size, window, strides):
         def pool(x, ours=ours):
             return ours(x, window, strides)
 
-        np.testing.assert_allclose(pool(x), plain(x), rtol=1e-6)
+        (y, got), (expected, want) = with_gradient(pool, x), with_gradient(plain, x)
+        np.testing.assert_allclose(y, expected, rtol=1e-6)
         # no ties among random numbers: the gradients agree too
-        cotangent = image(pool(x).shape, 1)
-        (got,), (want,) = jax.vjp(pool, x)[1](cotangent), jax.vjp(plain, x)[1](cotangent)
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -46,9 +56,8 @@ def test_padded_overlapping_pooling_equals_flax(size):
     def pool(x):
         return layers.max_pool(x, (3, 3), (2, 2), padding=1)
 
-    np.testing.assert_array_equal(pool(x), plain(x))
-    cotangent = image(pool(x).shape, 1)
-    (got,), (want,) = jax.vjp(pool, x)[1](cotangent), jax.vjp(plain, x)[1](cotangent)
+    (y, got), (expected, want) = with_gradient(pool, x), with_gradient(plain, x)
+    np.testing.assert_array_equal(y, expected)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="padding 3 must be less than the window"):
         layers.max_pool(x, (3, 3), padding=3)
@@ -59,7 +68,7 @@ def test_the_first_of_equal_maxima_gets_the_gradient(window):
     x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 6, 6, 2)), "float32")
     for images in (x, jnp.ones_like(x)):
         ours, theirs = (
-            jax.grad(lambda x, pool=pool: (pool(x, window, window) ** 2).sum())(images)
+            jax.jit(jax.grad(lambda x, pool=pool: (pool(x, window, window) ** 2).sum()))(images)
             for pool in (layers.max_pool, nn.max_pool)
         )
         np.testing.assert_array_equal(ours, theirs)
@@ -80,7 +89,8 @@ def test_pooling_rejects_a_window_that_does_not_fit():
 
 def test_half_precision_means_are_summed_in_float32():
     x = jnp.full((1, 16, 64, 1), 1.01, jnp.bfloat16)  # a bfloat16 sum would stop growing at 512
-    for mean in (layers.global_avg_pool(x), layers.avg_pool(x[:, :, :16], (8, 16))[:, :1]):
+    pool = jax.jit(layers.avg_pool, static_argnums=1)
+    for mean in (layers.global_avg_pool(x), pool(x[:, :, :16], (8, 16))[:, :1]):
         assert mean.dtype == jnp.bfloat16
         assert float(mean.ravel()[0]) == float(x[0, 0, 0, 0])
 
