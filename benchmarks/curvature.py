@@ -61,12 +61,12 @@ def network(name: str, examples: int) -> tuple[Any, Any, Any, Any]:
     x = generator.normal(size=(examples, 32, 32, 3)).astype(np.float32)
 
     @jax.jit
-    def settle(statistics: Any) -> Any:
+    def settle(params: Any, statistics: Any, x: Any) -> Any:
         inputs = {"params": params, "batch_stats": statistics}
-        return module.apply(inputs, x[:64], train=True, mutable=["batch_stats"])[1]["batch_stats"]
+        return module.apply(inputs, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
     for _ in range(50):
-        variables["batch_stats"] = settle(variables["batch_stats"])
+        variables["batch_stats"] = settle(params, variables["batch_stats"], x[:64])
 
     def loss(params: Any, batch: Any) -> jax.Array:
         logits = module.apply({"params": params, **variables}, batch[0], train=False)

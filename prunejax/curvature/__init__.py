@@ -14,9 +14,9 @@ A loss is `loss(params, batch)`, the mean over the batch; per-example functions 
 | `gradient_second_moment` | Tr(C), uncentered or centered | one pass of per-example gradients |
 | `gradient_noise_scale` | Tr(C)/|g|^2 | the same and one forward pass |
 | `tic` | Tr(C)/Tr(H) with an interval | both of the above |
-| `sharpness`, `keskar_sharpness` | largest rise of the loss in a ball | steps * restarts gradients |
+| `sharpness`, `keskar_sharpness` | largest rise in a ball | steps * restarts gradients |
 | `average_sharpness` | mean rise under Gaussian noise | 2 evaluations a sample |
-| `eigenvector_perturbation`, `line`, `slice_1d`, `slice_2d` | loss on a grid | an evaluation a point |
+| `eigenvector_perturbation`, `line`, `slice_1d`, `slice_2d` | loss on a grid | one each point |
 | `epsilon_flatness` | distance at which the loss has risen by 0.1 | none, reads a line |
 | `forecast` | change of the loss that an event should cause | one form |
 
