@@ -1,0 +1,143 @@
+"""Members trained in different layouts and compared; run as a program: on simulated CPU devices."""
+
+import dataclasses
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import default
+from prunejax import arrangement, config, mesh, plan, population, step
+from prunejax.checkpoint import Checkpoints
+from tests.studies import PRUNE, tiny
+
+# Losses of a member in two layouts agree this well with SGD; its targets and masks are the same.
+# Adam divides a gradient by its size: where the true one is zero it makes steps of the learning
+# rate out of rounding. Training losses hardly see them; test losses differed by up to 5e-4 within
+# 4 epochs, through the running statistics.
+TOLERANCE = 1e-4
+
+
+def batch(data_parallel=1):
+    """Members that differ in seed, intervention table and learning rate; one global ranking."""
+    prune = PRUNE | {"layers": ("dense1", "dense2"), "score": "l2", "scope": "global"}
+    window = {"duration": 3, "mask_norm": False}
+    c = tiny(
+        none={},
+        S={"prune": prune, "optimizer": {"learning_rate": 0.1}},
+        zero={"prune": prune, "intervention": window | {"kind": "zero", "restore": "weights"}},
+        noise={
+            "prune": prune | {"target": "random"},
+            "intervention": window | {"kind": "gaussian"},
+        },
+    )
+    c.seeds, c.epochs = 1, 4
+    c.prune.scope = "global"
+    c.optimizer.name, c.optimizer.learning_rate = "sgd", 0.05
+    (found,) = plan.build(config.variants(c, default.get_config()))
+    members = [dataclasses.replace(m, seed=i) for i, m in enumerate(found.members)]
+    program = dataclasses.replace(found.program, data_parallel=data_parallel)
+    return program, arrangement.device_data(found.dataset), members
+
+
+def make(name, devices, data_parallel=1, shard_params=False):
+    """A population of `batch`'s program, and the members."""
+    program, data, members = batch(data_parallel)
+    people = population.Population(
+        program, data, name, devices, members[0], shard_params=shard_params
+    )
+    return people, members
+
+
+def trace(people, members, saved=None):
+    """What each member does: per epoch its losses, targets and live parameters.
+
+    Args:
+      saved: a directory: the states go through a checkpoint there in the middle.
+    """
+    size = 1 if people.layout == "sequential" else len(members)
+    stacks = [members[i : i + size] for i in range(0, len(members), size)]
+    found = []
+    for stack in stacks:
+        states, epochs = people.initial(stack), []
+        for epoch in range(people.program.epochs):
+            states = people.train(states, people.data, np.int32(3))
+            states = people.train_last(states, people.data)
+            if epoch == 1 and saved is not None:
+                checkpoints = Checkpoints(saved, keep=1)
+                checkpoints.save(states, {})
+                states = checkpoints.restore(people.abstract(len(stack))).states
+                same = jax.tree.map(
+                    lambda a, w: a.sharding.is_equivalent_to(w, a.ndim), states, people._states
+                )
+                assert all(jax.tree.leaves(same))
+            train = people.summary(states)[0]
+            states, event = people.event(states, epoch + 1)
+            live = jax.vmap(lambda s: step.masks(people.program, s))(mesh.fetch(states))
+            _, bad, _, sparsity = people.summary(states)
+            states, test = people.evaluate_test(states, after_event=True)
+            assert (bad < 0).all()
+            epochs.append(((event.selected, event.live, live, sparsity), (train.loss, test.loss)))
+        whole = jax.tree.map(lambda *x: np.stack(x, axis=1), *epochs)
+        found += [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(len(stack))]
+    return found
+
+
+def compare(found, wanted):
+    """Targets, live units and masks are the same, losses nearly."""
+    assert len(found) == len(wanted)
+    for (exact, losses), (exactly, near) in zip(found, wanted, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, exact, exactly)
+        np.testing.assert_allclose(losses, near, rtol=TOLERANCE)
+
+
+def gathered(compiled):
+    """Entries of every array that a compiled program gathers from several devices."""
+    sizes = [0]
+    for shape in re.findall(
+        r"= \(?\w+\[([\d,]*)\][^=]*? all-gather(?:-start)?\(", compiled.as_text()
+    ):
+        sizes.append(int(np.prod([int(n) for n in shape.split(",") if n] or [1])))
+    return sizes
+
+
+def check_that_gathers_are_seen(devices):
+    """A program that must gather 1024 entries is found to do so."""
+    split = mesh.make(devices, 2)
+    x = jax.ShapeDtypeStruct(
+        (split.shape["member"], 64, 16), np.float32, sharding=mesh.sharding(split, "member", "data")
+    )
+    twice = jax.jit(lambda x: 2 * x, out_shardings=mesh.sharding(split, "member"))
+    assert max(gathered(twice.lower(x).compile())) == 1024
+
+
+def check(count):
+    """Every mesh of `count` devices gives what one device gives."""
+    devices = jax.devices()
+    check_that_gathers_are_seen(devices)
+    people, members = make("sequential", devices[:1])
+    single = trace(people, members)
+    cases = {
+        2: [("sharded", 1, False), ("sequential", 2, True)],
+        4: [("sharded", 2, True), ("vectorized", 4, False)],
+    }
+    for name, share, split in cases[count]:
+        people, members = make(name, devices, share, split)
+        with tempfile.TemporaryDirectory() as directory:
+            compare(trace(people, members, Path(directory) / "checkpoints"), single)
+        print(name, share, split, "agrees", flush=True)
+        if split:
+            size = people.multiple
+            event = people._event.lower(people.abstract(size), people.data, np.int32(1)).compile()
+            largest = max(leaf.size for leaf in jax.tree.leaves(people._one.params))
+            print("largest gather", max(gathered(event)), "of", largest, flush=True)
+            assert max(gathered(event)) < largest
+    print("done")
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+    check(int(sys.argv[1]))

@@ -1,0 +1,99 @@
+"""Layouts on one device: the same members, the same science; chunks and memory; `auto`."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from prunejax import config, layout, plan, population
+from prunejax.config import ConfigError
+from prunejax.plan import Member
+from tests import layouts
+from tests.studies import PRUNE, tiny
+
+
+@pytest.fixture(scope="module")
+def vectorized():
+    return layouts.make("vectorized", jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def sequential():
+    return layouts.make("sequential", jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def alone(sequential):
+    return layouts.trace(*sequential)
+
+
+def test_the_members_differ(alone):
+    assert not alone[0][0][1][-1].any() or alone[0][0][3][-1] == 0
+    losses = np.array([losses for _, losses in alone])
+    assert len(np.unique(losses[:, 0, 0])) == len(alone)
+
+
+def test_vectorized_members_do_what_they_do_alone(alone, vectorized):
+    layouts.compare(layouts.trace(*vectorized), alone)
+
+
+def test_the_estimate_of_memory_is_that_of_the_compiled_program(vectorized):
+    people, _ = vectorized
+    memory = people.memory(4)
+    compiled = people.train.lower(people.abstract(4), people.data, np.int32(1)).compile()
+    used = compiled.memory_analysis()
+    arguments = memory.states + sum(
+        leaf.nbytes for leaf in (people.data.train_images, people.data.train_labels)
+    )
+    # What a program does not read (the test split) is no argument of it.
+    assert used.argument_size_in_bytes == pytest.approx(arguments, rel=0.02)
+    assert memory.work >= used.temp_size_in_bytes
+    assert memory.total == memory.states + memory.data + memory.work
+
+
+def test_members_are_chunked_to_fit(vectorized):
+    people, _ = vectorized
+    limit = people.memory(2).total
+    count, memory = layout.fitting(people, 4, limit)
+    assert count == 2
+    assert memory.total <= limit
+    with pytest.raises(ConfigError, match="'vectorized' cannot hold even 1 member: estimated peak"):
+        layout.fitting(people, 4, 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("members", "multiple", "fits", "sizes"),
+    [(5, 1, 8, [5]), (5, 1, 3, [3, 2]), (9, 2, 4, [4, 4, 1]), (3, 4, 4, [3])],
+)
+def test_chunks_are_few_and_equal(members, multiple, fits, sizes):
+    everyone = [Member(str(i), "v", i, None, None) for i in range(members)]
+    parts = population.chunks(everyone, "sharded", multiple, fits)
+    assert [len(part) for part, _ in parts] == sizes
+    assert [m for part, _ in parts for m in part] == everyone
+    for part, size in parts:
+        assert size % multiple == 0
+        assert size <= fits
+        padded = population.pad(part, size)
+        assert len(padded) == size
+        assert padded[: len(part)] == part
+
+
+def test_other_architectures_and_batch_sizes_are_other_groups():
+    c = tiny(a={}, b={"prune": PRUNE}, wide={"model": {"width": 0.25}}, small={"batch_size": 16})
+    batches = plan.build(config.variants(c, default.get_config()))
+    groups = [sorted({m.variant for m in b.members}) for b in batches]
+    assert groups == [["a", "b"], ["wide"], ["small"]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen", "why"),
+    [
+        ({"sharded": 1.0, "sequential": 2.0}, "sharded", "sharded 1e+03 ms"),
+        ({"sharded": 1.1, "sequential": 1.0}, "sharded", "too close to call"),
+        ({"sharded": 2.0, "sequential": 1.0}, "sequential", "measured per run and step"),
+    ],
+)
+def test_auto_prefers_the_first_unless_it_is_clearly_slower(seconds, chosen, why):
+    best, reason = layout.fastest(seconds)
+    assert best == chosen
+    assert why in reason
