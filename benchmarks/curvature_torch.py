@@ -3,8 +3,9 @@
 Needs torch and numpy, and PyHessian and curvlinops-for-pytorch for the contenders of those names.
 Reads variables and examples from an npz file, then answers lines of JSON on standard input,
 {"method": ..., "probes": path, "batch": ..., "columns": ...}, with one line of JSON each: the forms
-of the probes in the file, wall and CPU seconds, and the peak memory of the process so far. Between
-commands it waits and uses no processor time.
+of the probes in the file, wall and CPU seconds, and the peak memory of the process so far. With
+"double": true the forms are of the first `batch` examples in float64. Between commands it waits and
+uses no processor time.
 
     gradient    one gradient of the mean loss (no probes), for scale
     pyhessian   `dataloader_hv_product`, reverse over reverse, forward and backward for each probe
@@ -26,11 +27,11 @@ from torch_worker import MODELS, load
 warnings.filterwarnings("ignore")  # PyHessian keeps graphs on purpose; torch warns each time
 
 
-def to_torch(path: str, value: np.ndarray) -> torch.Tensor:
+def to_torch(path: str, value: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     """A leaf of ours in PyTorch's layout."""
     if path.endswith("kernel"):
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    return torch.from_numpy(np.ascontiguousarray(value, np.float32))
+    return torch.from_numpy(np.ascontiguousarray(value, np.float32)).to(dtype)
 
 
 def name_of(path: str) -> str:
@@ -42,13 +43,15 @@ def name_of(path: str) -> str:
 class Contender:
     """One network with its data, and the ways to get quadratic forms."""
 
-    def __init__(self, name: str, arrays: Any) -> None:
+    def __init__(self, name: str, arrays: Any, dtype: torch.dtype, examples: int) -> None:
         self.model = MODELS[name]()
         with torch.no_grad():
             load(self.model, arrays)
-        self.model.eval()
-        self.x = torch.from_numpy(arrays["x"]).permute(0, 3, 1, 2).contiguous()
-        self.y = torch.from_numpy(arrays["y"]).long()
+        self.model.eval().to(dtype)
+        self.dtype = dtype
+        images = torch.from_numpy(arrays["x"][:examples])
+        self.x = images.permute(0, 3, 1, 2).contiguous().to(dtype)
+        self.y = torch.from_numpy(arrays["y"][:examples]).long()
 
     def _data(self, batch: int) -> list[Any]:
         return list(zip(self.x.split(batch), self.y.split(batch), strict=True))
@@ -66,7 +69,9 @@ class Contender:
         order = [paths[name] for name, _ in self.model.named_parameters()]
         stacks = {path: probes[path] for path in order}
         count = len(stacks[order[0]])
-        return [[to_torch(path, stacks[path][i]) for path in order] for i in range(count)]
+        return [
+            [to_torch(path, stacks[path][i], self.dtype) for path in order] for i in range(count)
+        ]
 
     def pyhessian(self, vectors: Any, batch: int, columns: int) -> list[float]:
         """One product per probe and batch."""
@@ -100,10 +105,14 @@ class Contender:
 def main() -> None:
     name, path, threads = sys.argv[1:4]
     torch.set_num_threads(int(threads))
-    contender = Contender(name, np.load(path))
+    arrays = np.load(path)
+    single = Contender(name, arrays, torch.float32, len(arrays["y"]))
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
+        contender = single
+        if command.get("double"):
+            contender = Contender(name, arrays, torch.float64, command["batch"])
         vectors = contender.vectors(np.load(command["probes"]))
         wall, cpu = time.perf_counter(), time.process_time()
         forms = getattr(contender, command["method"])(

@@ -372,7 +372,7 @@ def test_live_only_is_a_choice(finished):
         ({"eigenpairs": 10**6}, "parameters"),
         ({"batch_norm": "train"}, "no loss of its own"),
         ({"batch_norm": "none"}, "eval, train"),
-        ({"probes": 1}, "at least 2"),
+        ({"probes": 1}, "probes = 1 must be between 2 and"),
         ({"radius": 0.0}, "at least"),
     ],
 )

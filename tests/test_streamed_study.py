@@ -238,7 +238,7 @@ def test_data_parallel_agrees_with_one_device(sets, finished, tmp_path, devices,
         ({"data.validation_examples": 5}, "validation_examples = 5"),
         ({"measures.examples": 0, "measures.names": ("tic",)}, r"measures\.examples = 0 \(all\)"),
         ({"batch_size": 100}, "batch_size = 100 is more than the 96"),
-        ({"data.image_size": 0}, "image_size = 0 .* must be at least 1 pixels"),
+        ({"data.image_size": 0}, r"image_size = 0 .* must be at least 1 \(pixels\)"),
         ({"data.image_size": 40, "model.name": "vit_s16"}, "40x40 pixels .* multiple of 16"),
         ({"data.name": "tfds:nothing"}, "'nothing' is not prepared"),
         ({"data.name": "digits", "data.stream": True}, "unknown streamed data set 'digits'"),
@@ -266,8 +266,9 @@ def test_the_command_says_what_is_missing_in_a_line(tmp_path, monkeypatch, capsy
     config = imagenet.get_config()
     config.data.data_dir = str(tmp_path)
     values = flags.FlagValues()
-    main.define_flags(values)
-    values(["main", f"--workdir={tmp_path / 'run'}"])
+    command = ["main", f"--workdir={tmp_path / 'run'}"]
+    main.define_flags(values, command)
+    values(command)
     assert main._study(values, config, (1, 1)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "'imagenet2012' is not prepared" in line

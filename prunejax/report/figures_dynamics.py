@@ -124,7 +124,7 @@ def dynamics(study: Study, look: Look) -> Drawing | None:
     draw_curves(whole, study, look, variants)
     whole.set_title("whole training")
     zoom(near, draw_curves(near, study, look, variants))
-    near.set_title("the same, enlarged near the end accuracy")
+    near.set_title("the same, enlarged near the final accuracy")
     legend_below(made, [look.handle(v, legend_label(study, v)) for v in variants])
     return Drawing(made, title, _CAPTION + "The right panel cuts off deep drops.")
 
