@@ -1,9 +1,4 @@
-"""Shared set-up: compilation, which takes most of the time of small programs, is kept cheap."""
-
-import os
-
-# Also for the programs that tests start: machine code that is not optimized is made in less time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+"""Shared set-up: compiled programs are kept for the session, so that tests share compilations."""
 
 import jax
 import pytest
