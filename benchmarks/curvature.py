@@ -27,16 +27,13 @@ The contenders run in turns; the fastest round of each counts. Compilation is re
 """
 
 import argparse
-import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import common
@@ -47,7 +44,6 @@ from curvature_eigen import eigen
 
 from prunejax import curvature, losses, models, rng, trees
 
-HERE = Path(__file__).parent
 PEERS = ("matfree", "pyhessian", "curvlinops")
 
 
@@ -110,36 +106,6 @@ def signs(params: Any, count: int) -> Any:
 def save(path: str, *stacks: Any) -> None:
     """Leaves by path as an npz file."""
     np.savez(path, **{p: np.asarray(x) for t in stacks for p, x in trees.leaves_with_paths(t)})
-
-
-class Torch:
-    """The PyTorch process; costs no processor time between runs."""
-
-    def __init__(self, python: str, name: str, path: str, threads: int) -> None:
-        worker = [python, str(HERE / "curvature_torch.py"), name, path, str(threads)]
-        self.process = subprocess.Popen(
-            worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.about = self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("the PyTorch process ended; its messages are above")
-        return json.loads(line)
-
-    def run(self, **command: Any) -> dict[str, Any]:
-        """One round of a contender."""
-        assert self.process.stdin
-        print(json.dumps(command), file=self.process.stdin, flush=True)
-        return self._read()
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def timed(run: Callable[[], Any]) -> dict[str, Any]:
@@ -265,11 +231,13 @@ def trace(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             variables = os.path.join(folder, "variables.npz")
             arrays = dict(trees.leaves_with_paths(params) + trees.leaves_with_paths(statistics))
             np.savez(variables, x=x, y=y, **arrays)
-            worker = Torch(options.torch_python, name, variables, options.threads)
+            worker = common.Worker(
+                options.torch_python, "curvature_torch.py", name, variables, str(options.threads)
+            )
             print("torch", worker.about, flush=True)
             command = {"probes": path, "batch": step, "columns": options.columns}
             for label in ("gradient", "pyhessian", "curvlinops"):
-                runs[label] = lambda label=label: worker.run(method=label, **command)
+                runs[label] = lambda label=label: worker(method=label, **command)
             check_exactly(worker, name, params, statistics, (x[:32], y[:32]), options.skip)
         if "matfree" not in options.skip:
             first_batch, choices = batches[:1], {}
@@ -315,7 +283,7 @@ def trace(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def check_exactly(
-    worker: Torch, name: str, params: Any, statistics: Any, batch: Any, skip: list[str]
+    worker: common.Worker, name: str, params: Any, statistics: Any, batch: Any, skip: list[str]
 ) -> None:
     """Ends the program unless PyTorch's forms in float64 are ours."""
     probes = signs(params, 2)
@@ -326,9 +294,7 @@ def check_exactly(
         for label in ("pyhessian", "curvlinops"):
             if label in skip:
                 continue
-            found = worker.run(
-                method=label, probes=path, batch=len(batch[1]), columns=2, double=True
-            )
+            found = worker(method=label, probes=path, batch=len(batch[1]), columns=2, double=True)
             error = np.max(np.abs(found["forms"] - wanted)) / np.mean(np.abs(wanted))
             print(f"{name}: {label} in float64 differs from ours by {error:.1e}", flush=True)
             if not error < 1e-4:
