@@ -169,12 +169,25 @@ def _matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     return out.astype(a.dtype)
 
 
+def _on_all_cores(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
+    """`lax_conv`, by a routine that uses all cores.
+
+    XLA has two. Wide convolutions go to the one that runs on a single core, unless the map grows:
+    so one more row is computed and dropped (measured: 1.5 to 2 times as fast on two cores).
+    """
+    narrow = min(x.shape[3], w.shape[3]) <= 16
+    if narrow or x.dtype != jnp.float32 or geometry.output_size() != x.shape[1:3]:
+        return lax_conv(x, w, geometry)
+    (top, bottom), columns = geometry.padding
+    return lax_conv(x, w, geometry._replace(padding=((top, bottom + 1), columns)))[:, :-1]
+
+
 def forward(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     """The convolution of `x` [batch, h, w, in] with `w` [kh, kw, in, out]."""
     if _is_winograd("output", x, w, geometry):
         return conv_winograd.forward(x, w, geometry.padding, geometry.output_size())
     if not _is_small(geometry):
-        return lax_conv(x, w, geometry)
+        return _on_all_cores(x, w, geometry)
     columns = patches(x, geometry)
     out = _matmul(columns.reshape(-1, columns.shape[-1]), w.reshape(-1, w.shape[-1]), (1, 0))
     return out.reshape(*columns.shape[:3], w.shape[-1])
