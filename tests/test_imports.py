@@ -27,6 +27,7 @@ LEVELS = {
     "losses": 1,
     "masks": 1,
     "models": 1,
+    "noise": 1,
     "radix": 1,
     "ranking": 1,
     "schedules": 1,
