@@ -14,6 +14,7 @@ PACKAGE = ROOT / "prunejax"
 # A module imports from its own level or lower ones, never in a circle. Packages (models, data, ...)
 # have one level; inside them the order is free.
 LEVELS = {
+    "axes": 0,
     "rendezvous": 0,
     "files": 0,
     "registry": 0,
