@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 from configs import default  # noqa: E402
 from prunejax import config as config_lib  # noqa: E402
 from prunejax import data as data_lib  # noqa: E402
-from prunejax import plan, step  # noqa: E402
+from prunejax import models, plan, rng, step  # noqa: E402
 from prunejax.data.dataset import make  # noqa: E402
 
 
@@ -64,6 +64,27 @@ def study(overrides: Mapping[str, Any], variants: Mapping[str, Any] | None = Non
     config.variants = dict(variants or {})
     (built,) = plan.build(config_lib.variants(config, default.get_config()))
     return built
+
+
+def network(name: str, examples: int) -> tuple[Any, Any, Any, tuple[np.ndarray, np.ndarray]]:
+    """A model for 32x32 images, parameters, BatchNorm statistics of the data, the data (x, y).
+
+    Statistics that do not fit the data would let activations grow from layer to layer.
+    """
+    module = models.create(name, num_classes=10)
+    variables = models.init(module, rng.at(0, "init"), (32, 32, 3))
+    params, statistics = variables["params"], variables["batch_stats"]
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=(examples, 32, 32, 3)).astype(np.float32)
+
+    @jax.jit
+    def settle(params: Any, statistics: Any, x: Any) -> Any:
+        inputs = {"params": params, "batch_stats": statistics}
+        return module.apply(inputs, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    for _ in range(50):
+        statistics = settle(params, statistics, x[:64])
+    return module, params, statistics, (x, generator.integers(0, 10, examples))
 
 
 def splits(dataset: data_lib.Dataset) -> step.Data:

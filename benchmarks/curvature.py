@@ -16,13 +16,14 @@ Parts:
                pyhessian   PyTorch, reverse over reverse
                curvlinops  PyTorch, vmap of forward over reverse, --columns probes at once
            Same weights, statistics, examples, batches and probes. Before a clock is read, two
-           forms of 32 examples in float64 must agree with ours to 1e-4 of their mean size
-           (matfree's, of the same program, in float32 over everything). What the forms that are
-           timed lose in float32 stands in the table: `differs` from ours.
+           forms of 32 examples in float64 must agree with ours to 1e-4 of their mean size.
+           matfree's, of the same program, must do so in float32 in the first timed round. What
+           the forms that are timed lose in float32 stands in the table: `differs` from ours.
     eigen  the 100 eigenpairs of largest magnitude of a small trained network, Lanczos against the
            released deflated power iteration, both in float32, against the dense matrix in float64
 
-The contenders run in turns; the fastest round of each counts. Compilation is reported apart.
+The contenders run in turns; the fastest round of each counts. Each is compiled before on the first
+batch and one chunk of probes, `first s`; so `--rounds=1` passes over the data once.
 `--peer-probes` times the others on fewer probes (per-probe seconds are compared).
 """
 
@@ -42,7 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 from curvature_eigen import eigen
 
-from prunejax import curvature, losses, models, rng, trees
+from prunejax import curvature, losses, models, trees
 
 PEERS = ("matfree", "pyhessian", "curvlinops")
 
@@ -57,28 +58,6 @@ def loss_of(name: str, statistics: Any, dtype: str = "float32") -> Any:
         return losses.cross_entropy(logits, batch[1]).mean()
 
     return loss
-
-
-def network(name: str, examples: int) -> tuple[Any, Any, Any, Any]:
-    """Loss `(params, (x, y))`, parameters, BatchNorm statistics of the data, the data.
-
-    Statistics that do not fit the data would let activations grow from layer to layer.
-    """
-    module = models.create(name, num_classes=10)
-    variables = models.init(module, rng.at(0, "init"), (32, 32, 3))
-    params, statistics = variables["params"], variables["batch_stats"]
-    generator = np.random.default_rng(1)
-    x = generator.normal(size=(examples, 32, 32, 3)).astype(np.float32)
-
-    @jax.jit
-    def settle(params: Any, statistics: Any, x: Any) -> Any:
-        inputs = {"params": params, "batch_stats": statistics}
-        return module.apply(inputs, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
-
-    for _ in range(50):
-        statistics = settle(params, statistics, x[:64])
-    loss = loss_of(name, statistics)
-    return loss, params, statistics, (x, generator.integers(0, 10, examples))
 
 
 def exact_forms(name: str, params: Any, statistics: Any, batch: Any, probes: Any) -> np.ndarray:
@@ -120,19 +99,30 @@ def timed(run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def fastest(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, common.Seconds]:
-    """Every contender's smallest wall and CPU seconds over rounds in turns."""
+def fastest(
+    runs: dict[str, Callable[[], Any]],
+    rounds: int,
+    check: Callable[[dict[str, Any]], None] = lambda answers: None,
+) -> dict[str, common.Seconds]:
+    """Every contender's smallest wall and CPU seconds over rounds in turns.
+
+    `check` gets the answers of the first round.
+    """
     taken = dict.fromkeys(runs, common.Seconds(np.inf, np.inf))
-    for _ in range(rounds):
-        for label, run in runs.items():
-            new, old = run(), taken[label]
+    for i in range(rounds):
+        answers = {label: run() for label, run in runs.items()}
+        for label, new in answers.items():
+            old = taken[label]
             taken[label] = common.Seconds(min(old.wall, new["wall"]), min(old.cpu, new["cpu"]))
+        if i == 0:
+            check(answers)
     return taken
 
 
 def costs(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds and operations per vector: one gradient, product and form of one batch."""
-    loss, params, _, batch = network(name, options.batch)
+    _, params, statistics, batch = common.network(name, options.batch)
+    loss = loss_of(name, statistics)
     v, many = jax.tree.map(lambda s: s[0], signs(params, 1)), signs(params, 16)
 
     def shared(p: Any, s: Any, b: Any, vectorize: bool = False) -> jax.Array:
@@ -171,8 +161,8 @@ def costs(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def matfree_forms(loss: Any, params: Any, batches: list[Any], probes: Any, chunk: int) -> Any:
-    """Means of v'Hv over each chunk of probes by matfree's estimator, weighted over batches."""
+def matfree_forms(loss: Any, params: Any, chunk: int) -> Callable[[list[Any], Any], np.ndarray]:
+    """`(batches, probes) ->` means of v'Hv over each chunk of probes by matfree's estimator."""
     from matfree import stochtrace
 
     def of_batch(params: Any, batch: Any, stack: Any) -> jax.Array:
@@ -186,47 +176,53 @@ def matfree_forms(loss: Any, params: Any, batches: list[Any], probes: Any, chunk
         return estimate(product, jax.random.key(0))
 
     compiled = jax.jit(of_batch)
-    count = jax.tree.leaves(probes)[0].shape[0]
-    pieces = [jax.tree.map(lambda s, i=i: s[i : i + chunk], probes) for i in range(0, count, chunk)]
-    total = sum(len(b[1]) for b in batches)
 
-    def run() -> np.ndarray:
+    def run(batches: list[Any], probes: Any) -> np.ndarray:
+        total = sum(len(b[1]) for b in batches)
+        pieces = chunks(probes, chunk)
         parts = [[compiled(params, b, s) * (len(b[1]) / total) for b in batches] for s in pieces]
         return np.array([float(sum(p)) for p in parts])
 
     return run
 
 
+def chunks(stack: Any, size: int) -> list[Any]:
+    """A stack cut into stacks of `size`, the last one what is left."""
+    count = jax.tree.leaves(stack)[0].shape[0]
+    return [jax.tree.map(lambda s, i=i: s[i : i + size], stack) for i in range(0, count, size)]
+
+
 def trace(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds per probe of every contender, after all have given the same forms."""
-    loss, params, statistics, (x, y) = network(name, options.examples)
-    step = options.batch
+    _, params, statistics, (x, y) = common.network(name, options.examples)
+    loss, step = loss_of(name, statistics), options.batch
     batches = [(x[i : i + step], y[i : i + step]) for i in range(0, len(x), step)]
     few = min(options.peer_probes or options.probes, options.probes)
     probes, peer_probes = signs(params, options.probes), signs(params, few)
-    operator = curvature.Hessian(loss, params, batches)
+    whole = curvature.Hessian(loss, params, batches)
+    begun = curvature.Hessian(loss, params, batches[:1])
     chunk = min(options.chunk, options.probes)
-    pieces = [
-        jax.tree.map(lambda s, i=i: s[i : i + chunk], probes)
-        for i in range(0, options.probes, chunk)
-    ]
+    pieces = chunks(probes, chunk)
 
-    def ours() -> np.ndarray:
+    def ours(operator: Any, pieces: list[Any]) -> np.ndarray:
         return np.concatenate([np.asarray(operator.quadratic_forms(p)) for p in pieces])
 
-    def drawn() -> np.ndarray:
+    def drawn(operator: Any) -> np.ndarray:
         key = jax.random.key(0)
         return curvature.estimate_trace(operator, key=key, probes=options.probes).samples
 
+    # Of each contender a run over everything, and one to compile it: one batch, one chunk.
     runs: dict[str, Callable[[], dict[str, Any]]] = {
-        "ours": lambda: timed(ours),
-        "ours, drawn": lambda: timed(drawn),
+        "ours": lambda: timed(lambda: ours(whole, pieces)),
+        "ours, drawn": lambda: timed(lambda: drawn(whole)),
+    }
+    starts: dict[str, Callable[[], dict[str, Any]]] = {
+        "ours": lambda: timed(lambda: ours(begun, pieces[:1])),
+        "ours, drawn": lambda: timed(lambda: drawn(begun)),
     }
     at_once: dict[str, int] = {"ours": chunk, "curvlinops": options.columns, "pyhessian": 1}
     worker = None
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "probes.npz")
-        save(path, peer_probes)
         if options.torch_python:
             variables = os.path.join(folder, "variables.npz")
             arrays = dict(trees.leaves_with_paths(params) + trees.leaves_with_paths(statistics))
@@ -235,26 +231,39 @@ def trace(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 options.torch_python, "curvature_torch.py", name, variables, str(options.threads)
             )
             print("torch", worker.about, flush=True)
-            command = {"probes": path, "batch": step, "columns": options.columns}
+            command = {"batch": step, "columns": options.columns}
+            paths = [os.path.join(folder, f) for f in ("probes.npz", "first.npz")]
+            save(paths[0], peer_probes)
+            save(paths[1], chunks(peer_probes, options.columns)[0])
             for label in ("gradient", "pyhessian", "curvlinops"):
-                runs[label] = lambda label=label: worker(method=label, **command)
+                given = {"method": label, **command}
+                runs[label] = partial(worker, probes=paths[0], **given)
+                starts[label] = partial(worker, probes=paths[1], examples=step, **given)
             check_exactly(worker, name, params, statistics, (x[:32], y[:32]), options.skip)
         if "matfree" not in options.skip:
-            first_batch, choices = batches[:1], {}
-            for size in sorted({1, min(4, few)}):
-                small = jax.tree.map(lambda s, size=size: s[:size], peer_probes)
-                run = matfree_forms(loss, params, first_batch, small, size)
-                run()
-                choices[size] = timed(run)["wall"] / size
-            at_once["matfree"] = min(choices, key=choices.__getitem__)
-            run = matfree_forms(loss, params, batches, peer_probes, at_once["matfree"])
-            runs["matfree"] = lambda: timed(run)
+            found = {size: matfree_forms(loss, params, size) for size in sorted({1, min(4, few)})}
+            begin = {
+                size: (lambda size=size: timed(
+                    lambda: found[size](batches[:1], chunks(peer_probes, size)[0])
+                ))
+                for size in found
+            }  # fmt: skip
+            first_matfree = {size: run() for size, run in begin.items()}
+            best = min(found, key=lambda size: begin[size]()["wall"] / size)
+            at_once["matfree"] = best
+            starts["matfree"] = lambda: first_matfree[best]
+            runs["matfree"] = lambda: timed(lambda: found[best](batches, peer_probes))
         runs = {label: run for label, run in runs.items() if label not in options.skip}
-        first = {label: run() for label, run in runs.items()}
-        errors = agreement(first, at_once.get("matfree", 1), few)
-        if not errors.get("matfree", 0.0) < 1e-4:
-            raise SystemExit(f"{name}: matfree's means differ by {errors['matfree']:.1e}")
-        taken = fastest(runs, options.rounds)
+        first = {label: starts[label]()["wall"] for label in runs}
+        errors, peaks = {}, {}
+
+        def check(answers: dict[str, dict[str, Any]]) -> None:
+            errors.update(agreement(answers, at_once.get("matfree", 1), few))
+            peaks.update({label: answer["peak_bytes"] for label, answer in answers.items()})
+            if not errors.get("matfree", 0.0) < 1e-4:
+                raise SystemExit(f"{name}: matfree's means differ by {errors['matfree']:.1e}")
+
+        taken = fastest(runs, options.rounds, check)
         if worker:
             worker.close()
     counts = {label: few if label in PEERS else options.probes for label in taken}
@@ -273,9 +282,9 @@ def trace(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             "cpu s": seconds.cpu / counts[label],
             "x wall": seconds.wall / counts[label] / ours_wall,
             "x cpu": seconds.cpu / counts[label] / ours_cpu,
-            "first s": first[label]["wall"],
-            "peak mb": first[label]["peak_bytes"] / 2**20,
-            "temporary mb": operator.form_bytes(chunk) / 2**20 if label == "ours" else None,
+            "first s": first[label],
+            "peak mb": peaks[label] / 2**20,
+            "temporary mb": whole.form_bytes(chunk) / 2**20 if label == "ours" else None,
             "differs": errors.get(label),
         }
         for label, seconds in taken.items()
@@ -294,21 +303,24 @@ def check_exactly(
         for label in ("pyhessian", "curvlinops"):
             if label in skip:
                 continue
-            found = worker(method=label, probes=path, batch=len(batch[1]), columns=2, double=True)
+            size = len(batch[1])
+            found = worker(
+                method=label, probes=path, batch=size, columns=2, examples=size, double=True
+            )
             error = np.max(np.abs(found["forms"] - wanted)) / np.mean(np.abs(wanted))
             print(f"{name}: {label} in float64 differs from ours by {error:.1e}", flush=True)
             if not error < 1e-4:
                 raise SystemExit(f"{name}: the forms of {label!r} are not ours")
 
 
-def agreement(first: dict[str, dict[str, Any]], at_once: int, few: int) -> dict[str, float]:
+def agreement(answers: dict[str, dict[str, Any]], at_once: int, few: int) -> dict[str, float]:
     """Largest difference of a contender's forms from ours, over our mean absolute form."""
-    reference = np.asarray(first["ours"]["forms"], np.float64)
+    reference = np.asarray(answers["ours"]["forms"], np.float64)
     size = np.mean(np.abs(reference))
     errors = {}
     for label in PEERS:
-        if label in first:
-            theirs = np.asarray(first[label]["forms"], np.float64)
+        if label in answers:
+            theirs = np.asarray(answers[label]["forms"], np.float64)
             group = at_once if label == "matfree" else 1
             wanted = [reference[i : min(i + group, few)].mean() for i in range(0, few, group)]
             errors[label] = float(np.max(np.abs(theirs - wanted)) / size)
@@ -351,7 +363,10 @@ def main() -> None:
             rows += found
             print(common.table(found), flush=True)
     if options.save:
-        print(f"written to {common.save('curvature', rows, **more)}")
+        # Parts and models that are run apart are kept apart.
+        apart = [] if options.models == parser.get_default("models") else options.models.split(",")
+        name = "-".join(["curvature", *options.parts.split(","), *apart])
+        print(f"written to {common.save(name, rows, **more)}")
 
 
 if __name__ == "__main__":

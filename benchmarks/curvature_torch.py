@@ -4,8 +4,8 @@ Needs torch and numpy, and PyHessian and curvlinops-for-pytorch for the contende
 Reads variables and examples from an npz file, then answers lines of JSON on standard input,
 {"method": ..., "probes": path, "batch": ..., "columns": ...}, with one line of JSON each: the forms
 of the probes in the file, wall and CPU seconds, and the peak memory of the process so far. With
-"double": true the forms are of the first `batch` examples in float64. Between commands it waits and
-uses no processor time.
+"examples": n they are of the first n examples, with "double": true in float64. Between commands it
+waits and uses no processor time.
 
     gradient    one gradient of the mean loss (no probes), for scale
     pyhessian   `dataloader_hv_product`, reverse over reverse, forward and backward for each probe
@@ -106,13 +106,14 @@ def main() -> None:
     name, path, threads = sys.argv[1:4]
     torch.set_num_threads(int(threads))
     arrays = np.load(path)
-    single = Contender(name, arrays, torch.float32, len(arrays["y"]))
+    whole = Contender(name, arrays, torch.float32, len(arrays["y"]))
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
-        contender = single
-        if command.get("double"):
-            contender = Contender(name, arrays, torch.float64, command["batch"])
+        contender = whole
+        if "examples" in command:
+            dtype = torch.float64 if command.get("double") else torch.float32
+            contender = Contender(name, arrays, dtype, command["examples"])
         vectors = contender.vectors(np.load(command["probes"]))
         wall, cpu = time.perf_counter(), time.process_time()
         forms = getattr(contender, command["method"])(

@@ -1,8 +1,8 @@
 """The PyTorch side of `gradient_moment.py`: one backward pass per example.
 
 This is how the paper's code does it. Needs torch and numpy. Reads variables and examples from an
-npz file, then answers each line "run" on standard input with the squared gradient norms, wall and
-CPU seconds as one line of JSON.
+npz file, then answers each line of JSON on standard input, {"examples": n, "double": false}, with
+the squared gradient norms of the first n examples, wall and CPU seconds as one line of JSON.
 """
 
 import json
@@ -23,13 +23,16 @@ def main() -> None:
     with torch.no_grad():
         load(model, arrays)
     model.eval()
-    x = torch.from_numpy(arrays["x"]).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(arrays["x"]).permute(0, 3, 1, 2).contiguous()
     y = torch.from_numpy(arrays["y"]).long()
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
-    for _ in sys.stdin:
-        norms = []
+    for line in sys.stdin:
+        command, norms = json.loads(line), []
+        dtype = torch.float64 if command.get("double") else torch.float32
+        model.to(dtype)
+        x = images.to(dtype)
         wall, cpu = time.perf_counter(), time.process_time()
-        for i in range(len(x)):
+        for i in range(command["examples"]):
             model.zero_grad()
             F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
             norms.append(sum((p.grad**2).sum() for p in model.parameters()).item())

@@ -32,8 +32,8 @@ PRUNE = {"schedule": "one_shot", "fraction": (0.5,), "start": (0,), "end": (0,),
 LONG = 10**6  # steps; the windows stay open for the whole measurement
 ARMS = {
     "pruned": {"kind": "prune"},
-    "zero window": {"kind": "zero", "duration": LONG, "mask_norm": False},
-    "gaussian window": {"kind": "gaussian", "duration": LONG, "mask_norm": False},
+    "zero_window": {"kind": "zero", "duration": LONG, "mask_norm": False},
+    "gaussian_window": {"kind": "gaussian", "duration": LONG, "mask_norm": False},
 }
 
 
@@ -81,7 +81,9 @@ def arms(model: str, batch: int, data_name: str) -> list[Arm]:
             if train is None:  # one program for all of them
                 train = _compiled(program, state, data)
                 seconds = time.perf_counter() - begin
-            found.append(Arm(title or member.variant, train, state, data, seconds))
+            found.append(
+                Arm(title or member.variant.replace("_", " "), train, state, data, seconds)
+            )
     return found
 
 

@@ -18,7 +18,6 @@ seconds of all threads on a CPU (other programs disturb them less) and wall seco
 """
 
 import argparse
-import json
 import subprocess
 import tempfile
 from pathlib import Path
@@ -27,11 +26,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import save, table, timed
+from common import Worker, save, table, timed
 
 from prunejax import masks
 
-HERE = Path(__file__).parent
 VALUES = {
     "normal": lambda x, r: x,
     "30% zeros": lambda x, r: np.where(r.random(x.shape) < 0.3, 0, x).astype(np.float32),
@@ -87,41 +85,6 @@ def ours(leaves: dict[str, jax.Array], keep: jax.Array) -> dict[str, jax.Array]:
     return masks.prune(jax.tree.map(jnp.abs, leaves), keep)
 
 
-class Torch:
-    """The PyTorch side in its own interpreter, see `masks_torch.py`."""
-
-    def __init__(self, python: str, leaves: dict[str, np.ndarray], folder: str) -> None:
-        file = Path(folder) / "leaves.npz"
-        np.savez(file, **leaves)  # type: ignore[arg-type]
-        self.process = subprocess.Popen(
-            [python, HERE / "masks_torch.py", file],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.version = self._read()["version"]
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"masks_torch.py ended with code {self.process.wait()}")
-        return json.loads(line)
-
-    def __call__(self, how: str, keep: int, repeats: int) -> dict[str, Any]:
-        """Sends one line and returns the answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{how} {keep} {repeats}\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        """Lets the interpreter end."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def flat(found: Any) -> np.ndarray:
     return np.concatenate([np.asarray(m).ravel() for m in jax.tree.leaves(found)])
 
@@ -129,7 +92,11 @@ def flat(found: Any) -> np.ndarray:
 def compare(values: str, sparsities: list[float], options: Any, folder: str) -> list[dict]:
     host = tree(values)
     device = jax.tree.map(jnp.asarray, host)
-    torch = Torch(options.torch_python, host, folder) if options.torch_python else None
+    torch = None
+    if options.torch_python:
+        file = Path(folder) / "leaves.npz"
+        np.savez(file, **host)  # type: ignore[arg-type]
+        torch = Worker(options.torch_python, "masks_torch.py", str(file))
     clock = "cpu" if jax.default_backend() == "cpu" else "wall"
     rows = []
     for sparsity in sparsities:
@@ -153,7 +120,7 @@ def compare(values: str, sparsities: list[float], options: Any, folder: str) -> 
                 seconds[name] = min(seconds[name], getattr(timed(run, 1), clock))
             for name in ways:
                 assert torch is not None
-                answer = torch(name, keep, 1)
+                answer = torch(how=name, keep=keep)
                 seconds[name] = min(seconds[name], answer[clock])
                 if name == "torch":
                     assert answer["kept"] == keep, "torch keeps another number"

@@ -1,9 +1,9 @@
 """The PyTorch side of `masks.py`: needs torch and numpy, nothing of prunejax.
 
-Reads the leaves from an npz file, then obeys lines "HOW KEEP REPEATS" on standard input (HOW is
-"torch" or "kthvalue") and answers each with one line of JSON: fastest wall and CPU seconds, how
-many weights were kept, the sum of their positions, and whether weights tie at the cut. Between
-commands it waits and uses no processor time.
+Reads the leaves from an npz file, then obeys lines of JSON on standard input, {"how": "torch" or
+"kthvalue", "keep": count}, and answers each with one: wall and CPU seconds, how many weights were
+kept, the sum of their positions, and whether weights tie at the cut. Between commands it waits and
+uses no processor time.
 """
 
 import json
@@ -31,22 +31,19 @@ def main() -> None:
     total = sum(leaf.numel() for leaf in leaves)
     print(json.dumps({"version": torch.__version__}), flush=True)
     for line in sys.stdin:
-        how, keep, repeats = line.split()
-        keep, wall, cpu = int(keep), float("inf"), float("inf")
-        for _ in range(int(repeats)):
-            parameters = modules(leaves)
-            start = time.perf_counter(), time.process_time()
-            if how == "torch":
-                prune.global_unstructured(
-                    parameters, pruning_method=prune.L1Unstructured, amount=total - keep
-                )
-                found = [module.weight_mask for module, _ in parameters]
-            else:
-                flat = torch.cat([leaf.flatten() for leaf in leaves]).abs()
-                cut = torch.kthvalue(flat, total - keep).values
-                found = [leaf.abs() > cut for leaf in leaves]
-            wall = min(wall, time.perf_counter() - start[0])
-            cpu = min(cpu, time.process_time() - start[1])
+        command = json.loads(line)
+        keep, parameters = command["keep"], modules(leaves)
+        start = time.perf_counter(), time.process_time()
+        if command["how"] == "torch":
+            prune.global_unstructured(
+                parameters, pruning_method=prune.L1Unstructured, amount=total - keep
+            )
+            found = [module.weight_mask for module, _ in parameters]
+        else:
+            flat = torch.cat([leaf.flatten() for leaf in leaves]).abs()
+            cut = torch.kthvalue(flat, total - keep).values
+            found = [leaf.abs() > cut for leaf in leaves]
+        wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
         live = torch.cat([mask.flatten() for mask in found]).bool()
         size = torch.cat([leaf.flatten() for leaf in leaves]).abs()
         answer = {

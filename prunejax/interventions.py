@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from prunejax import rng, trees
+from prunejax import noise, rng, trees
 from prunejax.models.groups import Group
 
 NONE, PRUNE, ZERO, GAUSSIAN = range(4)
@@ -55,7 +55,6 @@ class Features(NamedTuple):
     gaussian: bool = False
     restore: bool = False
     released: bool = False  # windows count evaluation passes too, as the released code does
-    noise_units: tuple[int, ...] = ()  # per layer: units with Gaussian noise at once, at most
 
 
 class Windows(NamedTuple):
@@ -143,16 +142,26 @@ def reference_std(kernel: Array, targeted: Array) -> Array:
     return jnp.where(jnp.all(targeted), 0.0, std)
 
 
-def _add_noise(
-    kernel: Array, *, active: Array, targeted: Array, scale: Array, key: Array, most: int
-) -> Array:
-    """Adds N(0, (scale * reference std)^2) to the active units; draws only what it needs."""
-    sigma = scale * reference_std(kernel, targeted)
-    if active.ndim == kernel.ndim and kernel.ndim > 1:
-        return kernel + jnp.where(active, sigma * jax.random.normal(key, kernel.shape), 0.0)
-    columns = jnp.nonzero(active, size=most, fill_value=active.size)[0]
-    noise = sigma * jax.random.normal(key, (*kernel.shape[:-1], most))
-    return kernel.at[..., columns].add(noise.astype(kernel.dtype), mode="drop")
+def _with_noise(
+    kernels: Mapping[str, Array],
+    active: Mapping[str, Array],
+    targeted: Mapping[str, Array],
+    scale: Array,
+    keys: Mapping[str, Array],
+) -> dict[str, Array]:
+    """Adds N(0, (scale * reference std)^2) to the active units, by layer name."""
+
+    def add(kernels: Mapping[str, Array]) -> dict[str, Array]:
+        found = {}
+        for name, kernel in kernels.items():
+            sigma = scale * reference_std(kernel, targeted[name])
+            change = sigma * noise.normal(keys[name], kernel.shape)
+            found[name] = kernel + jnp.where(active[name], change, 0).astype(kernel.dtype)
+        return found
+
+    # One branch for all layers: each costs copies of what passes through it.
+    some = functools.reduce(jnp.logical_or, (jnp.any(units) for units in active.values()))
+    return jax.lax.cond(some, add, dict, dict(kernels))
 
 
 def _first(table: Table, features: Features) -> Array:
@@ -191,6 +200,7 @@ def act(
     if not (features.zero or features.gaussian or opening):
         return params
     values: dict[str, Array] = {}
+    kernels, noisy_units, keys = {}, {}, {}
     for index, g in enumerate(groups):
         kernel = trees.get(params, g.kernel)
         left = windows.remaining[g.name]
@@ -210,17 +220,12 @@ def act(
             noisy = active & (table.kind == GAUSSIAN)
             if not (features.released or opening):
                 noisy &= ~fresh
-            key = rng.at(seed, "noise", counter, 2 * index + int(opening))
-            add = functools.partial(
-                _add_noise,
-                active=noisy,
-                targeted=windows.targeted[g.name],
-                scale=table.noise_scale,
-                key=key,
-                most=features.noise_units[index],
-            )
-            kernel = jax.lax.cond(jnp.any(noisy), add, lambda k: k, kernel)
-        values[g.kernel] = kernel
+            noisy_units[g.name] = noisy
+            keys[g.name] = rng.at(seed, "noise", counter, 2 * index + int(opening))
+        kernels[g.name] = kernel
+    if noisy_units:
+        kernels = _with_noise(kernels, noisy_units, windows.targeted, table.noise_scale, keys)
+    values |= {g.kernel: kernels[g.name] for g in groups}
     return trees.replace(params, values)
 
 

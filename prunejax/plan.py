@@ -5,7 +5,6 @@ which arrays (intervention table, learning rates) each of them starts.
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,22 +115,6 @@ def _static_key(settings: ConfigDict) -> str:
     return json.dumps([plain, released], sort_keys=True)
 
 
-def _noise_units(settings: ConfigDict, counts: np.ndarray, units: int, steps: int) -> int:
-    """Units of a layer that can carry Gaussian noise at once, at most.
-
-    `counts` are those of the layer, or of all layers together where they are ranked together.
-    """
-    per_event = counts[counts > 0]
-    if not len(per_event):
-        return 1
-    duration = settings.intervention.duration
-    gaps = np.diff(np.flatnonzero(counts)) * steps
-    alone = settings.intervention.scope == "newest" and duration >= 0
-    if alone and (len(gaps) == 0 or duration <= gaps.min()):
-        return min(units, int(per_event.max()))
-    return min(units, int(per_event.sum()))
-
-
 def build(arms: Sequence[Variant]) -> list[Batch]:
     """Programs and members of a study, grouped by what has to be compiled together.
 
@@ -160,7 +143,6 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
             "training examples; lower it"
         )
     examples = dataset.per_epoch(settings.batch_size)
-    steps = -(-examples // settings.batch_size)
     options = settings.model.to_dict()
     options["dtype"] = jnp.dtype(options["dtype"])
     module = models.create(options.pop("name"), num_classes=dataset.num_classes, **options)
@@ -201,7 +183,7 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
             clip_norm=o.clip_norm,
             decoupled=o.weight_decay_kind == "decoupled",
         ),
-        features=_features(arms, stacked, groups, params, steps),
+        features=_features(arms, stacked),
         scores=scores,
         train_examples=examples,
         image_shape=shape,
@@ -254,34 +236,16 @@ def _check_score(arm: Variant, groups: Sequence[Group]) -> None:
         )
 
 
-def _features(
-    arms: Sequence[Variant],
-    stacked: dict[str, np.ndarray],
-    groups: Sequence[Group],
-    params: Any,
-    steps: int,
-) -> Features:
+def _features(arms: Sequence[Variant], stacked: dict[str, np.ndarray]) -> Features:
     acting = [a for a in arms if stacked[a.label].sum()]
     finite = [a for a in acting if a.settings.intervention.duration >= 0]
     noisy = [a for a in acting if a.settings.intervention.kind == "gaussian"]
-    sizes = {g.name: event_plan.units(g, arms[0].settings, params) for g in groups}
-
-    def counts(arm: Variant, layer: int) -> np.ndarray:
-        table = stacked[arm.label]
-        return table.sum(axis=1) if arm.settings.prune.scope == "global" else table[:, layer]
-
-    noise_units = tuple(
-        max(_noise_units(a.settings, counts(a, i), sizes[g.name], steps) for a in noisy)
-        for i, g in enumerate(groups)
-        if noisy
-    )
     return Features(
         finite=bool(finite or noisy),
         zero=any(a.settings.intervention.kind == "zero" for a in acting),
         gaussian=bool(noisy),
         restore=any(a.settings.intervention.restore != "no" for a in finite),
         released=arms[0].settings.intervention.as_released,
-        noise_units=noise_units,
     )
 
 

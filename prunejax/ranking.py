@@ -7,15 +7,14 @@ positions: the earlier leaf first (JAX leaf order), then the smaller flat (row-m
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
 
-from prunejax import radix, registry, trees
+from prunejax import axes, radix, registry, trees
 
 Array = jax.Array
 Tree = Any
@@ -88,29 +87,11 @@ def _top(
     chosen = [jnp.zeros(x.shape, bool) for x in scores]
     if full:
         select = _sorted if few else functools.partial(_counted, method=counting)
-        found = _placed(select, [scores[i] for i in full], k, [eligible[i] for i in full])
+        some = [scores[i] for i in full]  # on a mesh with explicit axes masks lie as scores do
+        found = axes.automatic(select, some)(some, k, [eligible[i] for i in full])
         for i, mask in zip(full, found, strict=True):
             chosen[i] = mask
     return chosen
-
-
-def _placed(
-    select: Callable[..., list[Array]],
-    scores: list[Array],
-    k: Array,
-    eligible: list[Array | None],
-) -> list[Array]:
-    """`select(...)`; on a mesh with explicit axes, its masks are sharded like the scores."""
-    shardings = [jax.typeof(x).sharding for x in scores]
-    meshes = [s.mesh for s in shardings if AxisType.Explicit in s.mesh.axis_types]
-    if not meshes:
-        return select(scores, k, eligible)
-    kinds = zip(meshes[0].axis_names, meshes[0].axis_types, strict=True)
-    return jax.sharding.auto_axes(
-        select,
-        axes=tuple(name for name, kind in kinds if kind == AxisType.Explicit),
-        out_sharding=[NamedSharding(meshes[0], s.spec) for s in shardings],
-    )(scores, k, eligible)
 
 
 @jax.jit

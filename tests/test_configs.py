@@ -308,7 +308,7 @@ def _kind(program):
     """What makes programs differ in what has to be traced."""
     return (
         str(program.module.clone(width=1.0, num_classes=10)),
-        program.features._replace(noise_units=()),
+        program.features,
         program.needs_activations,
         program.augment,
         program.optimizer.transform.update.__qualname__,

@@ -403,12 +403,34 @@ def test_wrong_inputs_say_what_is_allowed():
         gradient_second_moment(loss, params, (x, jnp.ones(3)))
     with pytest.raises(ValueError, match="no examples"):
         gradient_second_moment(loss, params, x[:0])
+    with pytest.raises(ValueError, match="'n' has dtype int"):
+        gradient_second_moment(lambda p, b: b @ p["w"], {"w": params, "n": jnp.ones((), int)}, x)
 
 
 def test_short_pieces_are_filled_up_to_one_shape():
     pieces = gradients.chunks([jnp.arange(5), jnp.arange(3)], 4)
     assert [real for _, real in pieces] == [4, 1, 3]
     assert {piece.shape for piece, _ in pieces} == {(4,)}
+
+
+def test_plain_numpy_batches_and_streams_of_batches():
+    params, x = jnp.arange(3.0), np.arange(12.0).reshape(4, 3)
+    whole = gradient_second_moment(_linear, params, x, chunk=2)
+    assert whole.value == pytest.approx((x**2).sum(1).mean())
+    for stream in (iter([x[:2], x[2:]]), lambda: (x[i : i + 2] for i in (0, 2))):
+        assert gradient_second_moment(_linear, params, stream, chunk=2).value == whole.value
+
+
+def test_a_loss_with_reverse_mode_alone_has_centered_moments():
+    @jax.custom_vjp
+    def square(z):
+        return z**2
+
+    square.defvjp(lambda z: (z**2, z), lambda z, t: (2 * z * t,))
+    params, x = normal("p", 3), normal("x", 5, 3)
+    plain = gradient_second_moment(lambda p, b: (b @ p) ** 2, params, x, centered=True)
+    own = gradient_second_moment(lambda p, b: square(b @ p), params, x, centered=True)
+    assert (own.value, own.stderr) == pytest.approx((plain.value, plain.stderr), rel=1e-12)
 
 
 def test_numpy_batches_and_sharded_parameters_give_the_same_numbers():

@@ -95,6 +95,16 @@ def test_the_split_is_weighted_by_size(split):
     assert parts.examples == 10
 
 
+def test_plain_numpy_batches_and_iterators():
+    x = np.arange(6.0).reshape(3, 2)
+    evaluate = lambda p, b: jnp.mean(b @ p)  # noqa: E731
+    whole = slice_1d(evaluate, jnp.ones(2), jnp.ones(2), [0.5], x)
+    parts = slice_1d(evaluate, jnp.ones(2), jnp.ones(2), [0.5], iter([x[:1], x[1:]]))
+    assert whole.values["loss"] == pytest.approx(7.5)
+    assert parts.values["loss"] == pytest.approx(7.5)
+    assert (whole.examples, parts.examples) == (3, 3)
+
+
 def test_equal_batches_share_one_scan():
     groups = stacked_groups(jnp.arange(10), 4)
     assert [g.shape for g in groups] == [(2, 4), (1, 2)]
@@ -293,6 +303,8 @@ def test_wrong_inputs_say_what_is_allowed():
         line(evaluate, params, params, [0.0], data)
     with pytest.raises(ValueError, match=r"scalars.*\(10,\)"):
         line(lambda p, b: b[1], params, directions, [0.0], data)
+    with pytest.raises(ValueError, match="dtype int"):
+        line(lambda p: jnp.sum(p), jnp.arange(3), jnp.ones((1, 3)), [0.0])
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         line(evaluate, params, directions, [0.0], data, batch_size=0)
     with pytest.raises(ValueError, match="cut already"):

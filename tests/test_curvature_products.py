@@ -369,6 +369,9 @@ ZOO = {
     "custom_jvp": lambda p, x: jnp.sum(_cube(p) * x),
     "stop_gradient": lambda p, x: jnp.sum(jax.lax.stop_gradient(p) * p**2),
     "integers": lambda p, x: jnp.sum(p**2) * jnp.sum(jnp.arange(6) > jnp.sum(p > 0)),
+    "complex numbers": lambda p, x: (
+        jnp.sum(jnp.abs(jnp.fft.rfft(p * x)) ** 4) + jnp.real(jnp.sum(jnp.exp(1j * p) * x) ** 3)
+    ),
     "linear": lambda p, x: jnp.dot(p, x),
     "ignored": lambda p, x: jnp.sum(x) * 2.0,
 }
@@ -410,6 +413,17 @@ def test_custom_vjp_functions_have_products_and_forms(square: Any):
     np.testing.assert_allclose(
         operator.quadratic_forms(many), jnp.einsum("ki,ij,kj->k", many, dense, many), rtol=1e-10
     )
+    # Outputs with a custom_vjp: their Jacobian along a vector, for one and for many vectors.
+    outputs = lambda p: jnp.stack([square(p), square(jnp.cos(p)) * p[0]])  # noqa: E731
+    jacobian = jax.jacrev(outputs)(p)
+    ggn = curvature.GaussNewton(outputs, lambda z: jnp.sum(z**2), p)
+    np.testing.assert_allclose(ggn.matvec(many[0]), 2 * jacobian.T @ jacobian @ many[0], rtol=1e-10)
+    np.testing.assert_allclose(
+        ggn.quadratic_forms(many), 2 * jnp.sum((many @ jacobian.T) ** 2, 1), rtol=1e-10
+    )
+    slope = jax.grad(lambda p: square(jnp.sin(p)) * p[0])(p) @ many[0]
+    found = curvature.forecast(lambda p: square(jnp.sin(p)) * p[0], p, many[0])
+    np.testing.assert_allclose(found.first_order, slope, rtol=1e-10)
 
 
 def test_bad_arguments_are_refused_with_the_way_out():
@@ -432,6 +446,8 @@ def test_bad_arguments_are_refused_with_the_way_out():
         hvp(v, [])
     with pytest.raises(ValueError, match="empty"):
         hvp(v, lambda: iter([]))
+    with pytest.raises(ValueError, match="no examples; leave it out"):
+        hvp(v, [case.data, jax.tree.map(lambda x: x[:0], case.data)])
     with pytest.raises(ValueError, match="needs examples"):
         curvature.Fisher(case.model, case.output_loss, case.params, kind="empirical")
     with pytest.raises(ValueError, match=r"kind of Fisher matrix 'empiricl'.*Did you mean"):

@@ -217,6 +217,9 @@ def test_a_loss_that_blows_up_is_infinitely_sharp():
 
     found = sharpness(loss, pack(np.zeros(5)), radius=10.0, norm="linf", key=KEY)
     assert found.value == np.inf
+    assert np.isnan(
+        sharpness(lambda p: loss(p) * np.nan, pack(np.zeros(5)), radius=1.0, key=KEY).value
+    )
 
 
 def test_float32_and_bfloat16_parameters():
@@ -237,6 +240,8 @@ def test_wrong_inputs_say_what_is_allowed():
         sharpness(loss, params, radius=1.0, norm="l1", key=KEY)
     with pytest.raises(ValueError, match=r"unknown scaling 'magnitud'.*Did you mean 'magnitude'"):
         sharpness(loss, params, radius=1.0, scaling="magnitud", key=KEY)
+    with pytest.raises(ValueError, match="one scalar, the mean over the batch"):
+        sharpness(lambda p: (loss(p), {}), params, radius=1.0, key=KEY)
     with pytest.raises(ValueError, match="samples must be positive"):
         average_sharpness(loss, params, sigma=1.0, samples=0, key=KEY)
     with pytest.raises(ValueError, match="sigma must be positive"):

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "prunejax"
 # A module imports from its own level or lower ones, never in a circle. Packages (models, data, ...)
 # have one level; inside them the order is free.
 LEVELS = {
+    "axes": 0,
     "rendezvous": 0,
     "files": 0,
     "registry": 0,
@@ -27,6 +28,7 @@ LEVELS = {
     "losses": 1,
     "masks": 1,
     "models": 1,
+    "noise": 1,
     "radix": 1,
     "ranking": 1,
     "schedules": 1,

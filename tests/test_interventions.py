@@ -48,7 +48,7 @@ def table(kind, duration=FOREVER, cumulative=False, restore="no", mask_norm=True
 
 
 def features(**kw):
-    base = {"finite": True, "zero": True, "gaussian": True, "restore": True, "noise_units": (6, 4)}
+    base = {"finite": True, "zero": True, "gaussian": True, "restore": True}
     return Features(**(base | kw))
 
 
@@ -266,25 +266,21 @@ def test_an_event_leaves_windows_that_are_open_to_the_next_step(kind):
 
 
 def test_gaussian_std_statistics_and_scale():
-    run = Run(table("gaussian", 1, mask_norm=False, scale=2.0), features())
-    sigma = float(iv.reference_std(run.params["conv_a"]["kernel"], chosen(a=(0, 1))["a"]))
-    assert sigma == pytest.approx(kernel(run.params)[..., 2].std(ddof=1), rel=1e-5)
-    samples = []
-    draw = jax.jit(
-        lambda key: iv._add_noise(
-            run.params["conv_a"]["kernel"],
-            active=chosen(a=(1,))["a"],
-            targeted=chosen(a=(0, 1))["a"],
-            scale=jnp.float32(2.0),
-            key=key,
-            most=6,
-        )
-    )
-    for seed in range(200):
-        params = draw(jax.random.key(seed))
-        samples.append(np.asarray(params)[..., 1] - kernel(run.params)[..., 1])
-    assert np.std(samples) == pytest.approx(2 * sigma, rel=0.05)
-    assert abs(np.mean(samples)) < 3 * 2 * sigma / np.sqrt(np.size(samples))
+    params, _ = tree()
+    targeted = chosen(a=(0, 1))["a"]
+    start = params["conv_a"]["kernel"]
+    sigma = float(iv.reference_std(start, targeted))
+    assert sigma == pytest.approx(kernel(params)[..., 2].std(ddof=1), rel=1e-5)
+
+    def draw(key):
+        active, scale = chosen(a=(1,)), jnp.float32(2.0)
+        return iv._with_noise({"a": start}, active, {"a": targeted}, scale, {"a": key})["a"]
+
+    moved = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 200))
+    samples = np.asarray(moved - start)
+    assert not samples[..., [0, 2, 3, 4, 5]].any()
+    assert np.std(samples[..., 1]) == pytest.approx(2 * sigma, rel=0.05)
+    assert abs(np.mean(samples[..., 1])) < 3 * 2 * sigma / np.sqrt(200 * 18)
 
 
 def test_nothing_untargeted_means_no_noise_scale():
@@ -346,7 +342,7 @@ def test_as_released_counts_every_pass_and_one_more(restore):
 
 def test_weight_units_zero_and_noise_single_weights():
     params, stats = tree()
-    f = features(noise_units=(108, 20))
+    f = features()
     w = iv.initial(GROUPS, params, stats, weights=True, features=f)
     selected = {n: jnp.zeros(t.shape, bool) for n, t in w.targeted.items()}
     selected["a"] = selected["a"].at[0, 1, 1, 2].set(True)

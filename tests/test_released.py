@@ -170,7 +170,6 @@ class Beside:
             gaussian=kind == "gaussian",
             restore=restore,
             released=as_released,
-            noise_units=(6,),
         )
         self.table = iv.Table(
             kind=jnp.int32(iv.KINDS[kind]),

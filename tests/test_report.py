@@ -274,7 +274,7 @@ def test_corners_compare_with_the_unpruned_arm_of_their_own(tmp_path):
     assert (tmp_path / "figures" / "corners.svg").exists()
 
 
-def test_normality_figure(tmp_path):
+def test_normality_and_spectrum_figures(tmp_path):
     write(tmp_path)
     edges = np.linspace(-4, 4, 41)
     density = np.ones((2, 40)) / 8
@@ -285,9 +285,13 @@ def test_normality_figure(tmp_path):
         normality_layers=np.array(["bn1", "bn2"]),
         normality_trained=density,
         normality_untrained=density,
+        spectral_grid=edges,
+        spectral_density=np.exp(-(edges**2)),
+        spectral_stderr=0.1 * np.exp(-(edges**2)),
     )
     report.build([tmp_path])
     assert (tmp_path / "figures" / "normality.svg").exists()
+    assert (tmp_path / "figures" / "spectrum.svg").exists()
 
 
 def test_unknown_figures_and_bad_pairs_are_refused(tmp_path):

@@ -240,16 +240,6 @@ def test_weight_granularity_and_global_scope(tmp_path):
     assert sum(int(e["targeted"]) for e in events) == 64 + 128
 
 
-def test_noise_under_one_ranking_has_room_for_all_units_of_an_event_in_one_layer():
-    noise = {"kind": "gaussian", "duration": 3, "mask_norm": False}
-    arm = {"prune": PRUNE | {"scope": "global"}, "intervention": noise}
-    (batch,) = plan.build(config_lib.variants(tiny(a=arm), default.get_config()))
-    assert batch.program.features.noise_units == (5, 5)  # dense2 loses 4, dense3 8, in 3 events
-    arm["intervention"] = noise | {"scope": "cumulative"}
-    (batch,) = plan.build(config_lib.variants(tiny(a=arm), default.get_config()))
-    assert batch.program.features.noise_units == (12, 12)
-
-
 def test_iterative_rates_are_fractions_of_what_is_ranked():
     rates = {
         "layer": {},

@@ -105,20 +105,20 @@ class _Operation(NamedTuple):
         }
         return list(jaxpr_as_fun(self.program)(*(named[var] for var in self.program.jaxpr.invars)))
 
-    def floating(self) -> list[int]:
-        """Which outputs can change."""
+    def inexact(self) -> list[int]:
+        """Which outputs can change: real and complex ones."""
         avals: list[Any] = [var.aval for var in self.eqn.outvars]
-        return [i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, jnp.floating)]
+        return [i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, jnp.inexact)]
 
     def local(self, xs: Sequence[Any], changing: Sequence[int]) -> Callable[..., list[Any]]:
-        """The floating outputs as a function of the inputs that change."""
+        """The outputs that can change as a function of the inputs that do."""
 
         def g(*moved: Any) -> list[Any]:
             full = list(xs)
             for i, x in zip(changing, moved, strict=True):
                 full[i] = x
             out = self.apply(full)
-            return [out[i] for i in self.floating()]
+            return [out[i] for i in self.inexact()]
 
         return g
 
@@ -144,7 +144,7 @@ class _Plan:
         self, operation: _Operation, xs: Sequence[Any], marks: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         changing = [i for i, mark in enumerate(marks) if mark]
-        moving = operation.floating() if changing else []
+        moving = operation.inexact() if changing else []
         self.changing.append(changing if moving else [])
         slots: list[int] = []
         if moving and self._is_curved(operation, changing):
@@ -190,7 +190,7 @@ class _Primal:
     ) -> tuple[list[Any], list[Any]]:
         out = operation.apply(xs)
         slots = self.plan.curved[len(self.outputs)]
-        for i, slot in zip(operation.floating(), slots, strict=False):
+        for i, slot in zip(operation.inexact(), slots, strict=False):
             out[i] = out[i] + self.shifts[slot]
         self.outputs.append(out)
         return out, [None] * len(out)
@@ -215,10 +215,11 @@ class _Tangent:
             if slots:
                 first, second = operation.second(xs, changing, along)
                 for slot, value in zip(slots, second, strict=True):
-                    self.total = self.total + base.dot(self.adjoints[slot], value)
+                    # Of complex numbers the cotangent is such that Re(λ u) is the change.
+                    self.total = self.total + jnp.real(base.dot(self.adjoints[slot], value))
             else:
                 at = tuple(xs[i] for i in changing)
                 first = jax.jvp(operation.local(xs, changing), at, tuple(along))[1]
-            for i, u in zip(operation.floating(), first, strict=True):
+            for i, u in zip(operation.inexact(), first, strict=True):
                 marks[i] = u
         return self.outputs[step], marks

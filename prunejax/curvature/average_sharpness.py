@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, vectors
+from prunejax.curvature import base, kernels, vectors
 from prunejax.curvature.scaled import check_positive, moved, scaled_loss
 
 Tree = Any
@@ -54,7 +54,7 @@ def _sampled(
     def at(i: jax.Array) -> jax.Array:
         u = base.scale(sigma, vectors.sample(key, i, scales, "gaussian", dtype))
         points = [moved(params, scales, v) for v in (u, base.scale(-1.0, u))]
-        return base.upcast(jnp.stack([base.call(loss, p, batch) for p in points]))
+        return base.upcast(jnp.stack([kernels.scalar(loss, batch)(p) for p in points]))
 
     return jax.lax.map(at, index)
 

@@ -1,6 +1,6 @@
 """Curvature matrices that are means over a stream of batches."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -28,9 +28,7 @@ class Stream:
         self._source: Callable[[], Iterable[Tree]]
         self.examples: int | None = None
         self.single: tuple[Tree] | None = None  # the one batch there is
-        if isinstance(batches, Iterator):
-            batches = list(batches)
-        if callable(batches) and jax.tree_util.all_leaves([batches]):
+        if base.is_factory(batches):
             self._source = batches
         else:
             found = base.batch_list(batches)

@@ -3,14 +3,15 @@
 Conventions
 - A loss is `loss(params)` or `loss(params, batch)` and returns the mean over the batch.
 - `batches` is one batch (array, tuple, dict or any other pytree, examples along the leading axis
-  of every leaf) or a *list* of batches, which may differ in size: means are weighted by size.
+  of every leaf) or a *list* of batches, which may differ in size: means are weighted by size. An
+  iterator of batches, or a function that returns an iterable of them, stands for its list.
 - `masks` is None, one bool, or a tree of bools like the parameters whose leaves broadcast against
   them (True = live). Estimators then see the live subspace only (P g, P H P).
 - Sums run in float32, or in float64 where the parameters are float64; leaves keep their shape and
   sharding, nothing is flattened into one vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from prunejax.curvature.captured import Captured
 from prunejax.trees import map_with_path
 
 Tree = Any
-Batches = Any  # None, one batch, or a list of batches
+Batches = Any  # None, one batch, a list, an iterator, or a function that returns an iterable
 Masks = Any  # None, a bool, or a tree of bools
 
 
@@ -50,6 +51,10 @@ def batch_list(batches: Batches) -> list[Tree]:
     Raises:
       ValueError: an empty list.
     """
+    if is_factory(batches):
+        batches = list(batches())
+    elif isinstance(batches, Iterator):
+        batches = list(batches)
     if isinstance(batches, list):
         if not batches:
             raise ValueError("batches is an empty list; give at least one batch")
@@ -57,11 +62,16 @@ def batch_list(batches: Batches) -> list[Tree]:
     return [batches]
 
 
+def is_factory(batches: Batches) -> bool:
+    """Whether `batches` is a function that returns batches (and not a pytree that is callable)."""
+    return callable(batches) and jax.tree_util.all_leaves([batches])
+
+
 def batch_size(batch: Tree) -> int:
     """Examples in a batch: the length of the leading axis; 1 where there is no batch.
 
     Raises:
-      ValueError: no leaves, a scalar leaf, or leaves that disagree.
+      ValueError: no leaves, a scalar leaf, leaves that disagree, or no examples.
     """
     if batch is None:
         return 1
@@ -72,7 +82,10 @@ def batch_size(batch: Tree) -> int:
             f"the leaves of a batch must share a leading example axis, got shapes {shapes}; "
             "several batches are given as a list"
         )
-    return int(sizes.pop()[0])
+    size = int(sizes.pop()[0])
+    if not size:
+        raise ValueError("a batch has no examples; leave it out")
+    return size
 
 
 def rows(batch: Tree, start: int, stop: int) -> Tree:
@@ -126,7 +139,7 @@ def live_dimension(masks: Tree | None, params: Tree) -> int:
         (int(np.count_nonzero(np.asarray(mask))), int(np.size(mask)))
         for mask in jax.tree.leaves(masks)
     ]
-    return sum(size // of * live for size, (live, of) in zip(sizes, counts, strict=True))
+    return sum(size // max(of, 1) * live for size, (live, of) in zip(sizes, counts, strict=True))
 
 
 def accumulator(dtype: Any) -> Any:

@@ -100,9 +100,8 @@ def estimate_density(
         raise ValueError(f"steps and starts must be at least 1, got {steps} and {starts}")
     if sigma is not None and not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
-    m = min(steps, operator.live_dim)
-    if m == 0:
-        raise ValueError("the masks leave no live coordinate; there is no spectrum")
+    dim = operator.nonempty_dim()
+    m = min(steps, dim)
     nodes, weights, products = np.zeros((starts, m)), np.zeros((starts, m)), 0
     own = vectors.named_key(key, "probe")
     for i in range(starts):
@@ -121,7 +120,6 @@ def estimate_density(
     if isinstance(grid, int):
         grid = np.linspace(low - 5 * sigma, high + 5 * sigma, grid)
     value, stderr = smoothed(nodes, weights, np.asarray(grid, np.float64), sigma)
-    dim = operator.live_dim
     mean, mean_stderr = mean_and_stderr(np.sum(weights * nodes, axis=1))
     return Density(
         grid=np.asarray(grid, np.float64),

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from prunejax.curvature import base, factoring, vectors
+from prunejax import axes
+from prunejax.curvature import base, factoring
 
 Tree = Any
 _HIGH = lax.Precision.HIGHEST
@@ -104,7 +105,8 @@ def norms_and_sum(
       [n] and a tree like params, both in the accumulation dtype.
     """
     run = partial(_norms_and_sum, per_example_loss)
-    return vectors.on_automatic_axes(run, params)(params, batch, weight, masks)
+    on_any_mesh = axes.automatic(run, params, lambda shardings, whole: (whole, shardings))
+    return on_any_mesh(params, batch, weight, masks)
 
 
 def _norms_and_sum(

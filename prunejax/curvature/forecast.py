@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature import base, kernels, modes, vectors
 
 Tree = Any
 
@@ -66,7 +66,7 @@ def removal(params: Tree, targeted: base.Masks) -> Tree:
 def _expand(loss: Any, params: Tree, d: Tree, batch: Tree, weight: Any) -> jax.Array:
     """[3]: weight times (L, g'd, d'Hd)."""
     tangent = base.cast_like(d, params)
-    value, slope = jax.jvp(lambda p: base.call(loss, p, batch), (params,), (tangent,))
+    value, slope = modes.pushforward(kernels.scalar(loss, batch), params, tangent)
     bend = kernels.hessian_forms((loss,), params, batch, 1)(tangent)
     return weight * base.upcast(jnp.stack([value, slope, bend.astype(value.dtype)]))
 
@@ -120,6 +120,6 @@ def forecast(
         measured=moved - value if measure else None,
         loss=value,
         squared_norm=float(base.squared_norm(d)),
-        examples=0 if batches is None else sum(sizes),
+        examples=0 if found[0] is None else sum(sizes),
         live_dim=base.live_dimension(live, params),
     )

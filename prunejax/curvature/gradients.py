@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base
+from prunejax.curvature import base, modes, vectors
 from prunejax.curvature.example_gradients import norms_and_sum
 
 Tree = Any
@@ -100,9 +100,9 @@ def _norms(loss: Any, params: Tree, batch: Tree, weight: jax.Array, masks: Any) 
 
 @jax.jit
 def _slopes(loss: Any, params: Tree, batch: Tree, direction: Tree) -> jax.Array:
-    """[n]: the derivative of each example's loss along a direction, by forward mode."""
+    """[n]: the derivative of each example's loss along a direction."""
     tangent = base.cast_like(direction, params)
-    return jax.jvp(lambda p: loss(p, batch), (params,), (tangent,))[1]
+    return modes.pushforward(lambda p: loss(p, batch), params, tangent)[1]
 
 
 def chunks(batches: base.Batches, size: int | None) -> list[tuple[Tree, int]]:
@@ -115,11 +115,9 @@ def chunks(batches: base.Batches, size: int | None) -> list[tuple[Tree, int]]:
       ValueError: the size is not positive, or a batch has no examples.
     """
     found = base.batch_list(batches)
-    if found == [None]:
+    if found[0] is None:
         raise ValueError("per-example gradients need examples; batches is None")
     sizes = [base.batch_size(batch) for batch in found]
-    if min(sizes) < 1:
-        raise ValueError("a batch has no examples")
     size = min(DEFAULT_CHUNK if size is None else size, max(sizes))
     if size < 1:
         raise ValueError(f"chunk must be at least 1, got {size}")
@@ -159,7 +157,7 @@ def _moment(
     if ddof not in (0, 1) or (ddof and not centered):
         raise ValueError(f"ddof is 0, or 1 with centered=True; got {ddof}, centered={centered}")
     loss, pieces = base.as_argument(per_example_loss), chunks(batches, chunk)
-    params = jax.tree.map(jnp.asarray, params)
+    params = vectors.check_params(params)
     live = base.expand_masks(masks, params)
     total = jax.tree.map(jnp.zeros_like, base.upcast(params)) if mean else None
     dtype = base.accumulator(jnp.result_type(*jax.tree.leaves(params)))
@@ -276,7 +274,8 @@ def gradient_noise_scale(
     assert square is not None
     denominator = square - (moment.value / n if unbiased else 0.0)
     if not denominator > 0:
-        return NoiseScale(float("inf"), float("nan"), moment, denominator, unbiased)
+        value = float("nan") if np.isnan(denominator) else float("inf")
+        return NoiseScale(value, float("nan"), moment, denominator, unbiased)
     ratio = moment.value / denominator
     # First-order change of numerator and denominator with the weight of each example.
     numerator = moment.contributions * n / (n - ddof) - moment.value

@@ -23,7 +23,7 @@ Forms = Callable[[tuple[Any, ...], Tree, Tree, int], Callable[[Tree], jax.Array]
 _ADJOINT_FROM = 4
 
 
-def _scalar(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array]:
+def scalar(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array]:
     """The loss as a function of params alone; ValueError unless it is a scalar."""
 
     def value(params: Tree) -> jax.Array:
@@ -40,14 +40,14 @@ def _scalar(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array
 
 def hessian_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
     """H v, forward over reverse."""
-    return modes.product(_scalar(fns[0], batch), params, v)
+    return modes.product(scalar(fns[0], batch), params, v)
 
 
 def hessian_forms(
     fns: tuple[Any, ...], params: Tree, batch: Tree, count: int
 ) -> Callable[[Tree], jax.Array]:
     """The function v -> v' H v, forward only; for many vectors the adjoints are shared."""
-    f = _scalar(fns[0], batch)
+    f = scalar(fns[0], batch)
     if count >= _ADJOINT_FROM:
         try:
             return adjoint.quadratic_forms(f, params)
@@ -59,8 +59,8 @@ def hessian_forms(
 def ggn_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
     """G v; `fns` are the model and the loss of its outputs."""
     model = partial(_of_params, fns[0], batch)
-    outputs, change = jax.jvp(model, (params,), (v,))
-    bent = modes.product(_scalar(fns[1], batch), outputs, change)
+    outputs, change = modes.pushforward(model, params, v)
+    bent = modes.product(scalar(fns[1], batch), outputs, change)
     return jax.vjp(model, params)[1](bent)[0]
 
 
@@ -69,8 +69,8 @@ def ggn_forms(
 ) -> Callable[[Tree], jax.Array]:
     """The function v -> v' G v: the output Hessian along the change of the outputs."""
     del count
-    outputs, change = jax.linearize(partial(_of_params, fns[0], batch), params)
-    return lambda v: modes.form(_scalar(fns[1], batch), outputs, change(v))
+    outputs, change = modes.linearized(partial(_of_params, fns[0], batch), params)
+    return lambda v: modes.form(scalar(fns[1], batch), outputs, change(v))
 
 
 def _of_params(fn: Callable[..., Any], batch: Tree, params: Tree) -> Any:
@@ -80,7 +80,7 @@ def _of_params(fn: Callable[..., Any], batch: Tree, params: Tree) -> Any:
 def empirical_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
     """E[∇ℓ_i ∇ℓ_i'] v; `fns` are a loss, or a model and the loss of its outputs."""
     losses = example_losses(_composed(fns), batch)
-    slopes = jax.jvp(losses, (params,), (v,))[1]
+    slopes = modes.pushforward(losses, params, v)[1]
     return jax.vjp(losses, params)[1](slopes / slopes.size)[0]
 
 
@@ -89,7 +89,7 @@ def empirical_forms(
 ) -> Callable[[Tree], jax.Array]:
     """The function v -> E[(∇ℓ_i' v)²]."""
     del count
-    slopes = jax.linearize(example_losses(_composed(fns), batch), params)[1]
+    slopes = modes.linearized(example_losses(_composed(fns), batch), params)[1]
     return lambda v: jnp.mean(jnp.square(base.upcast(slopes(v))))
 
 
@@ -98,7 +98,7 @@ def example_losses(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], ja
 
     def losses(params: Tree) -> jax.Array:
         return jax.vmap(
-            lambda example: _scalar(loss, jax.tree.map(lambda x: x[None], example))(params)
+            lambda example: scalar(loss, jax.tree.map(lambda x: x[None], example))(params)
         )(jax.tree.map(jnp.asarray, batch))
 
     return losses
@@ -188,7 +188,7 @@ def sampled_forms(
 @jax.jit
 def linearized_gradient(fns: Any, params: Tree, batch: Tree) -> Any:
     """The linear map v -> ∇²L v with its residuals, as a pytree."""
-    return jax.linearize(jax.grad(_scalar(fns[0], batch)), params)[1]
+    return jax.linearize(jax.grad(scalar(fns[0], batch)), params)[1]
 
 
 @partial(jax.jit, static_argnames=("placed",))

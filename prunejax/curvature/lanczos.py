@@ -164,7 +164,7 @@ def eigenpairs(
       ValueError: k, basis_size or memory_bytes are impossible; the message says what is possible.
     """
     order = lookup(ORDERS, which, "part of the spectrum")
-    dim = operator.live_dim
+    dim = operator.nonempty_dim()
     if not 1 <= k <= dim:
         raise ValueError(f"k must be 1..{dim}, the number of live coordinates; got {k}")
     capacity = _capacity(operator, k, basis_size, memory_bytes)

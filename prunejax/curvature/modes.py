@@ -1,20 +1,23 @@
 """H v and v'Hv of a scalar function by the cheapest mode of differentiation that it has.
 
 H v is forward over reverse and v'Hv nested forward mode. Both need forward mode, which functions
-with a `jax.custom_vjp` lack in part: there the form goes through the product, and the product is
-reverse over reverse where even the rule itself has no forward mode.
+with a `jax.custom_vjp` lack in part: there the form goes through the product, the product is
+reverse over reverse where even the rule itself has no forward mode, and first derivatives along a
+vector are the transpose of reverse mode.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from prunejax.curvature import base
 
 Tree = Any
 Scalar = Callable[[Tree], jax.Array]
+Function = Callable[[Tree], Any]
 
 
 def product(f: Scalar, params: Tree, v: Tree) -> Tree:
@@ -29,6 +32,23 @@ def product(f: Scalar, params: Tree, v: Tree) -> Tree:
     return forward_over_reverse(params, v)
 
 
+def pushforward(f: Function, params: Tree, v: Tree) -> tuple[Any, Any]:
+    """`(f(params), f'[v])`: forward mode, or the transpose of reverse mode where there is none."""
+    if not _has_custom_vjp(f, params):
+        return jax.jvp(f, (params,), (v,))
+    out, change = linearized(f, params)
+    return out, change(v)
+
+
+def linearized(f: Function, params: Tree) -> tuple[Any, Function]:
+    """`(f(params), v -> f'[v])`, for several v."""
+    if not _has_custom_vjp(f, params):
+        return jax.linearize(f, params)
+    out, pull = jax.vjp(f, params)
+    transposed = jax.vjp(lambda t: pull(t)[0], jax.tree.map(jnp.zeros_like, out))[1]
+    return out, lambda v: transposed(v)[0]
+
+
 def form(f: Scalar, params: Tree, v: Tree) -> jax.Array:
     """The number v' ∇²f v."""
     if _has_custom_vjp(f, params):
@@ -36,7 +56,7 @@ def form(f: Scalar, params: Tree, v: Tree) -> jax.Array:
     return jax.jvp(lambda p: jax.jvp(f, (p,), (v,))[1], (params,), (v,))[1]
 
 
-def _has_custom_vjp(f: Scalar, params: Tree) -> bool:
+def _has_custom_vjp(f: Function, params: Tree) -> bool:
     return any(name.startswith("custom_vjp") for name in _names(f, params))
 
 

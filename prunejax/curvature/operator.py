@@ -43,6 +43,12 @@ class Operator:
         """The number of live coordinates: the dimension of the space A acts on."""
         return base.live_dimension(self.masks, self.like)
 
+    def nonempty_dim(self) -> int:
+        """`live_dim`; ValueError where no coordinate is live."""
+        if not self.live_dim:
+            raise ValueError("the masks leave no live coordinate: the matrix is empty")
+        return self.live_dim
+
     @property
     def dtype(self) -> Any:
         """The dtype sums run in: float32, or float64 if a parameter has it."""

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base
+from prunejax.curvature import base, vectors
 from prunejax.curvature.directions import Directions, stack_of, unit
 
 Tree = Any
@@ -81,10 +81,10 @@ def stacked_groups(batches: base.Batches, batch_size: int | None) -> list[Tree]:
       ValueError: batch_size is not positive, or is given with a list of batches.
     """
     found = base.batch_list(batches)
-    if found == [None]:
+    if found[0] is None:
         return [None]
     if batch_size is not None:
-        if isinstance(batches, list):
+        if found[0] is not batches:
             raise ValueError("batch_size cuts one batch; a list of batches is cut already")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -148,7 +148,6 @@ def _measure(
     batch_size: int | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float], int]:
     """Values at the points, values at the parameters themselves, and the examples used."""
-    params = jax.tree.map(jnp.asarray, params)
     groups = stacked_groups(batches, batch_size)
     index = np.concatenate([np.zeros((1, index.shape[1]), index.dtype), index])
     steps = np.concatenate([np.zeros((1, steps.shape[1])), steps])
@@ -158,7 +157,8 @@ def _measure(
         jnp.asarray(steps, dtype), groups,
     )  # fmt: skip
     values = {name: np.asarray(value, np.float64) for name, value in out.items()}
-    examples = 0 if batches is None else sum(map(base.batch_size, base.batch_list(batches)))
+    sizes = [jax.tree.leaves(group)[0].shape[:2] for group in groups if group is not None]
+    examples = sum(count * size for count, size in sizes)
     here = {name: float(value[0]) for name, value in values.items()}
     return {name: value[1:] for name, value in values.items()}, here, examples
 
@@ -198,7 +198,7 @@ def line(
         scalars.
     """
     epsilon = _as_grid(grid, "grid")
-    params = jax.tree.map(jnp.asarray, params)
+    params = vectors.check_params(params)
     live = base.expand_masks(masks, params)
     stack, count = stack_of(directions, params, live)
     index = np.repeat(np.arange(count), len(epsilon))[:, None]
@@ -231,7 +231,7 @@ def eigenvector_perturbation(
       batch_size: as in `line`.
       masks: as in `line`.
     """
-    params = jax.tree.map(jnp.asarray, params)
+    params = vectors.check_params(params)
     live = base.expand_masks(masks, params)
     stack, _ = stack_of(eigenvectors, params, live)
     return line(evaluate, params, unit(stack), grid, batches, batch_size=batch_size, masks=masks)
@@ -268,7 +268,7 @@ def slice_2d(
     Args: as in `line`; x and y are the two grids.
     """
     first, second = _as_grid(x, "x"), _as_grid(y, "y")
-    params = jax.tree.map(jnp.asarray, params)
+    params = vectors.check_params(params)
     live = base.expand_masks(masks, params)
     stack, count = stack_of(directions, params, live)
     if count != 2:

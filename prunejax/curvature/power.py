@@ -58,7 +58,7 @@ def power_iteration(
       `Eigenpairs` with `which="power"`; `converged` says whether the stopping rule was met within
       `steps` (the released code does not say), `residuals` are measured afterwards (`checks`).
     """
-    dim = operator.live_dim
+    dim = operator.nonempty_dim()
     if not 1 <= k <= dim:
         raise ValueError(f"k must be 1..{dim}, the number of live coordinates; got {k}")
     if steps < 1:

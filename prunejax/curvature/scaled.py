@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, vectors
+from prunejax.curvature import base, kernels, vectors
 from prunejax.registry import lookup
 
 Tree = Any
@@ -35,14 +35,14 @@ def _value_and_slope(
     loss: Any, params: Tree, scales: Tree, u: Tree, batch: Tree, weight: Any
 ) -> tuple[jax.Array, Tree]:
     """Weighted loss at w + s ∘ u and its gradient with respect to u."""
-    value, grad = jax.value_and_grad(lambda p: base.call(loss, p, batch))(moved(params, scales, u))
+    value, grad = jax.value_and_grad(kernels.scalar(loss, batch))(moved(params, scales, u))
     slope = jax.tree.map(jnp.multiply, scales, base.upcast(grad))
     return weight * base.upcast(value), base.scale(weight, slope)
 
 
 @jax.jit
 def _value(loss: Any, params: Tree, scales: Tree, u: Tree, batch: Tree, weight: Any) -> jax.Array:
-    return weight * base.upcast(base.call(loss, moved(params, scales, u), batch))
+    return weight * base.upcast(kernels.scalar(loss, batch)(moved(params, scales, u)))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def scaled_loss(
         params=params,
         scales=base.project(live, jax.tree.map(scale_of, base.upcast(params))),
         weighted=list(zip(found, weights, strict=True)),
-        examples=0 if batches is None else sum(sizes),
+        examples=0 if found[0] is None else sum(sizes),
         live_dim=base.live_dimension(live, params),
     )
 

@@ -142,7 +142,7 @@ def sharpness(
             if t < steps:
                 u = _ascend(u, slope, 2 * radius * (1 - t / steps), radius, norm)
         found.append(top - here)
-    increase = max(0.0, best - here)
+    increase = max(best - here, 0.0)  # in this order NaN stays NaN
     perturbation = jax.tree.map(jnp.multiply, problem.scales, best_u if increase > 0 else zero)
     return Sharpness(
         value=increase, increase=increase, loss=here, restarts=np.array(found), radius=radius,

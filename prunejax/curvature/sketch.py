@@ -60,7 +60,12 @@ def _range(
 
 
 def hutch_plus_plus(
-    operator: Operator, key: jax.Array, probes: int, law: str, chunk: int
+    operator: Operator,
+    key: jax.Array,
+    probes: int,
+    law: str,
+    chunk: int,
+    vectorize: bool | None = None,
 ) -> Sketched:
     """Tr(Q'AQ) + mean of g'(I - QQ')A(I - QQ')g (Meyer, Musco, Musco, Woodruff 2021).
 
@@ -74,7 +79,12 @@ def hutch_plus_plus(
         )
     k = min(probes // 3, operator.live_dim)
     q, _, rank = _range(operator, vectors.named_key(key, "sketch"), k, law)
-    inside = np.asarray(operator.quadratic_forms(q.stack), np.float64)[:rank].sum()
+
+    def forms(stack: Tree) -> np.ndarray:
+        return np.asarray(operator.quadratic_forms(stack, vectorize=vectorize), np.float64)
+
+    pieces = [jax.tree.map(lambda x, i=i: x[i : i + chunk], q.stack) for i in range(0, k, chunk)]
+    inside = np.concatenate([forms(piece) for piece in pieces])[:rank].sum()
     count = probes // 3
     if rank == operator.live_dim:  # nothing is outside
         return Sketched(np.zeros(count), float(inside), k, k, rank)
@@ -85,11 +95,18 @@ def hutch_plus_plus(
             _outside(q.stack, operator.draw(own, i, law))
             for i in range(start, min(start + chunk, count))
         ]
-        samples.append(np.asarray(operator.quadratic_forms(stack_of(draws)), np.float64))
+        samples.append(forms(stack_of(draws)))
     return Sketched(np.concatenate(samples), float(inside), k + count, k, k + count)
 
 
-def xtrace(operator: Operator, key: jax.Array, probes: int, law: str, chunk: int) -> Sketched:
+def xtrace(
+    operator: Operator,
+    key: jax.Array,
+    probes: int,
+    law: str,
+    chunk: int,
+    vectorize: bool | None = None,
+) -> Sketched:
     """The exchangeable leave-one-out estimator (Epperly, Tropp, Webber 2024, section 2.1).
 
     `probes` products: half on k random vectors, half on Q. Sample i is Tr(Q_i'AQ_i) plus one
@@ -97,7 +114,7 @@ def xtrace(operator: Operator, key: jax.Array, probes: int, law: str, chunk: int
     outside Q_i is rescaled to its expected length (their section 2.3; normals only). Samples are
     exchangeable, not independent; their standard error is the paper's estimate.
     """
-    del chunk
+    del chunk, vectorize  # products only
     k = min(probes // 2, operator.live_dim)
     if k < 2:
         raise ValueError(f"xtrace needs at least 4 probes and 2 live coordinates, got {probes}")

@@ -178,6 +178,7 @@ def tic(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    batches = base.batch_list(batches)  # passed over twice
     if moment is None:
         moment = gradient_second_moment(
             per_example_loss, params, batches, centered=centered, ddof=ddof, chunk=chunk,
@@ -230,7 +231,7 @@ def _ratio(
 ) -> Tic:
     """The ratio and its uncertainty; `left` is the interaction of examples and probes [N, K]."""
     n, k = moment.examples, len(probe_values)
-    value = moment.value / total if total else float("inf")
+    value = moment.value / total if total else float("inf" if moment.value else "nan")
     top = moment.contributions * n / (n - moment.ddof)
     bottom = np.zeros(n) if by_example is None else by_example
     cov = np.cov(top, bottom) / n if n > 1 else np.full((2, 2), np.nan)
@@ -240,8 +241,9 @@ def _ratio(
         # Both terms hold the interaction; it counts once.
         shared = float((left**2).sum() / ((n - 1) * (k - 1)) / (n * k)) if n > 1 else 0.0
         probes = max(probes - shared, 0.0)
-    examples = cov[0, 0] - 2 * value * cov[0, 1] + value**2 * cov[1, 1]
-    parts = np.maximum([examples, value**2 * probes], 0.0)
+    with np.errstate(invalid="ignore"):  # an infinite ratio has no error
+        examples = cov[0, 0] - 2 * value * cov[0, 1] + value**2 * cov[1, 1]
+        parts = np.maximum([examples, value**2 * probes], 0.0)
     freedom = np.array([n - 1, k - 1])
     used = parts > 0
     dof = parts.sum() ** 2 / (parts[used] ** 2 / freedom[used]).sum() if used.any() else np.inf

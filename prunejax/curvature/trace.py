@@ -111,7 +111,8 @@ def estimate_trace(
         is at most this or `max_probes` are used. "hutchinson" only; at least 16 probes.
       max_probes: the end of the doubling, default 64 times `probes`.
       chunk: probes per compiled call; default 64 one after another, 8 where vectorized.
-      memory_bytes: bound on a call's temporary memory; the chunk is made as large as fits.
+      memory_bytes: bound on a call's temporary memory; the chunk is made as large as fits. The
+        vectors of a sketch ("hutch++" a third, "xtrace" all of `probes`) come on top.
       vectorize: evaluate a chunk's probes at once (vmap) or one after another; default by backend
         (one after another on CPU, where memory then does not depend on the chunk).
 
@@ -122,9 +123,7 @@ def estimate_trace(
     lookup(dict.fromkeys(("hutchinson", *sketch.METHODS)), method, "trace method")
     law = distribution or ("gaussian" if method == "xtrace" else "rademacher")
     lookup(dict.fromkeys(("rademacher", "gaussian")), law, "distribution of probes")
-    dim = operator.live_dim
-    if dim == 0:
-        raise ValueError("the masks leave no live coordinate; there is no trace to estimate")
+    dim = operator.nonempty_dim()
     if probes < 1:
         raise ValueError(f"probes must be at least 1, got {probes}")
     if method != "hutchinson" and stderr_below is not None:
@@ -140,7 +139,10 @@ def estimate_trace(
         samples, converged = _rounds(draw, first, stderr_below, max_probes)
         found = sketch.Sketched(samples, 0.0, len(samples), 0, len(samples))
     else:
-        found, converged = sketch.METHODS[method](operator, key, probes, law, chunk), None
+        found, converged = (
+            sketch.METHODS[method](operator, key, probes, law, chunk, vectorize),
+            None,
+        )
     mean, stderr = mean_and_stderr(found.samples)
     return Trace(
         value=found.exact_part + mean,

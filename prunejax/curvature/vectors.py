@@ -129,26 +129,6 @@ def place(tree: Tree, placed: tuple[Any, ...], stacked: bool = False) -> Tree:
     return jax.tree.unflatten(structure, [one(x, s) for x, s in zip(leaves, placed, strict=True)])
 
 
-def on_automatic_axes(fn: Any, params: Tree) -> Any:
-    """`fn(params, ...) -> (whole array, tree like params)`, the compiler choosing layouts inside.
-
-    On a mesh with explicit axes every contraction over a sharded axis would have to say how its
-    result is sharded, those of the caller's loss included; automatic axes need not.
-    """
-    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, params)
-    meshes = [s.mesh for s in jax.tree.leaves(shardings)]
-    mesh = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
-    if mesh is None:
-        return fn
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    out = jax.tree.map(lambda s: NamedSharding(mesh, s.spec), shardings)
-    return jax.sharding.auto_axes(
-        fn,
-        axes=tuple(name for name, kind in kinds if kind == AxisType.Explicit),
-        out_sharding=(NamedSharding(mesh, PartitionSpec()), out),
-    )
-
-
 def named_key(key: jax.Array, name: str) -> jax.Array:
     """A key for one purpose: `key` folded with the CRC-32 of the purpose's name."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -13,8 +13,8 @@ from prunejax import checks, registry
 # every page has. Stated here, because the gallery imports matplotlib.
 FIGURES = (
     *("dynamics", "stability", "scatter", "gap", "rate", "rate_scatter", "noise", "corners"),
-    *("group_scatter", "flatness", "tic", "epsilon", "eigenvalues", "perturbation", "measures"),
-    *("forecast", "normality", "table"),
+    *("group_scatter", "flatness", "tic", "epsilon", "eigenvalues", "spectrum", "perturbation"),
+    *("measures", "forecast", "normality", "table"),
 )
 
 

@@ -1,8 +1,9 @@
-"""Figures from arrays and events: eigenvalues (E1, E2), loss curves (E4), forecasts, B1.
+"""Figures from arrays and events: eigenvalues (E1, E2), spectra, loss curves (E4), forecasts, B1.
 
 Arrays come from `measures/RUN.npz`:
 
 * `eigenvalues` [k]: E1, E2.
+* `spectral_grid`, `spectral_density`, `spectral_stderr` [g]: the whole spectrum.
 * `epsilons` [m], `loss_increase` [directions, m]: loss increase in nats along eigenvectors: E4.
 * `normality_edges` [bins + 1], `normality_layers` [layers] (names), `normality_trained` and
   `normality_untrained` [layers, bins]: densities of normalized activations: B1.
@@ -59,10 +60,10 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
             color=look.color(variant),
             linestyle=look.line(variant),
         )
-    bars.set(xlabel="rank", ylabel="eigenvalue of the Hessian")
+    bars.set(xlabel="rank", ylabel="eigenvalue of the Hessian (nats)")
     bars.set_xticks(range(1, 1 + max(min(10, s.shape[1]) for s in spectra.values())))
     bars.grid(axis="x", visible=False)
-    lines.set(xlabel="rank by magnitude", ylabel="|eigenvalue|", yscale="log")
+    lines.set(xlabel="rank by magnitude", ylabel="|eigenvalue| (nats)", yscale="log")
     lines.yaxis.set_major_formatter("{x:g}")  # powers of ten would need math text, which is off
     lines.yaxis.set_minor_formatter("{x:g}")
     legend_below(made, [look.handle(v, legend_label(study, v)) for v in spectra])
@@ -71,6 +72,32 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
         "Leading eigenvalues of the Hessian",
         "Means over seeds. Left: the most positive eigenvalues with 95% confidence intervals. "
         "Right: all that were computed, by magnitude.",
+    )
+
+
+def spectrum(study: Study, look: Look) -> Drawing | None:
+    """The density of all eigenvalues (stochastic Lanczos quadrature)."""
+    found = arrays(study, "spectral_grid", "spectral_density", "spectral_stderr")
+    if not found:
+        return None
+    made = figure(11, 4.4)
+    axes, top = made.subplots(), 0.0
+    for variant, items in found.items():
+        item = items[0]
+        grid, mean, error = (item[f"spectral_{n}"] for n in ("grid", "density", "stderr"))
+        color = look.color(variant)
+        axes.plot(grid, mean, color=color, linestyle=look.line(variant))
+        axes.fill_between(grid, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+        top = max(top, float(mean.max()))
+    axes.set(xlabel="eigenvalue of the Hessian (nats)", ylabel="density (fraction per nat)")
+    axes.set(yscale="log", ylim=(1e-7 * top, 2 * top))
+    axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would need math text, which is off
+    legend_below(made, [look.handle(v, legend_label(study, v)) for v in found])
+    return Drawing(
+        made,
+        "Spectrum of the Hessian",
+        "Density of the eigenvalues of the first run of each arm, smoothed; the band is one "
+        "standard error over start vectors.",
     )
 
 

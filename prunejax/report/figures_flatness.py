@@ -25,11 +25,21 @@ _FIGURES = {
     "epsilon": r"epsilon.*",
 }
 WORDS = {
-    "hessian_trace": "Tr(H), curvature",
-    "gradient_second_moment": "Tr(C), gradient second moment",
+    "hessian_trace": "Tr(H), curvature (nats)",
+    "hessian_trace_top": "sum of leading eigenvalues (nats)",
+    "gradient_second_moment": "Tr(C), gradients (nats²)",
+    "gradient_noise_scale": "noise scale (examples)",
     "tic": "TIC proxy Tr(C) / Tr(H)",
+    "tic_leading": "Tr(C) / sum of leading eigenvalues",
     "epsilon_flatness": "ε-flatness (larger is flatter)",
-    "top_eigenvalue": "largest eigenvalue of the Hessian",
+    "top_eigenvalue": "largest eigenvalue (nats)",
+    "sharpness_worst": "largest rise in the ball (nats)",
+    "sharpness_keskar": "Keskar's sharpness (%)",
+    "sharpness_average": "mean rise under noise (nats)",
+    "normality_ks": "KS distance to N(0, 1), mean",
+    "normality_ks_worst": "KS distance to N(0, 1), largest",
+    "normality_skewness": "skewness of activations",
+    "normality_excess_kurtosis": "excess kurtosis of activations",
 }
 
 
@@ -79,7 +89,7 @@ def _measures(study: Study, look: Look, name: str, title: str, caption: str) -> 
     columns = columns_of(study, name)
     if not columns or len(study.good) < 2:
         return None
-    wide = min(3, len(columns))
+    wide = 2 if len(columns) == 4 else min(3, len(columns))
     blocks = -(-len(columns) // wide)
     made = figure(5.5 * wide if wide < 3 else 11, 0.6 + 6.6 * blocks)
     grid = made.subplots(2 * blocks, wide, squeeze=False)

@@ -27,6 +27,7 @@ FIGURES: dict[str, Draw] = {
     "tic": figures_flatness.tic,
     "epsilon": figures_flatness.epsilon,
     "eigenvalues": figures_arrays.eigenvalues,
+    "spectrum": figures_arrays.spectrum,
     "perturbation": figures_arrays.perturbation,
     "measures": figures_flatness.measures,
     "forecast": figures_arrays.forecast,
