@@ -4,8 +4,13 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +40,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
-        """Args: directory: made by `save`. keep: how many of the newest are kept."""
+        """Args: directory: made by `save`, with the one above. keep: how many of the newest."""
         self.directory, self.keep = Path(directory).absolute(), keep
 
     def numbers(self) -> list[int]:
@@ -58,7 +63,7 @@ class Checkpoints:
         number = distributed.on_main(self._begin)
         temporary = self.directory / f"tmp-{number}"
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _silent(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / "states", states)
                 checkpointer.wait_until_finished()
         except Exception as error:  # orbax raises many kinds, not all of them OSError
@@ -73,7 +78,8 @@ class Checkpoints:
 
     def _begin(self) -> int:
         with files.writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in (self.directory.parent, self.directory):
+                path.mkdir(exist_ok=True)  # no parents: a removed run directory stays removed
             for leftover in self.directory.glob("tmp-*"):
                 shutil.rmtree(leftover)
         return (self.numbers() or [0])[-1] + 1
@@ -107,7 +113,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         path = self.directory / str(number)
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _silent(), ocp.StandardCheckpointer() as checkpointer:
                 states = checkpointer.restore(path / "states", abstract)
         except Exception as error:
             raise RecordError(
@@ -167,6 +173,30 @@ def _damage(directory: Path) -> str | None:
     return None
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps orbax from printing stack traces of the errors that it raises as well.
+
+    After a failure it stays silent: other arrays are still being written, fail in their threads,
+    and call back into a loop that has ended.
+    """
+    logger, show = logging.getLogger("absl"), sys.unraisablehook
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            show(found)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = show
+    logger.setLevel(before)
+
+
 def _reason(error: BaseException) -> str:
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # what orbax's writer ends its text with
+    if code:
+        return os.strerror(int(code[1]))
     text = str(error).strip().split("\n")[0][:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -181,6 +181,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
 def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     from configs import default
     from prunejax import chunk, study
+    from prunejax.data.streaming import UnreadableError
     from prunejax.record import RecordError, WorkdirError
 
     stop: list[int] = []
@@ -201,10 +202,15 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int
         return REQUEUE
     except (study.ConfigError, WorkdirError) as error:
         return _tell(error, BAD_REQUEST)
+    except UnreadableError as error:
+        return _tell(f"{error}. The records are intact: the same command continues", FAILURE)
     except RecordError as error:
-        return _tell(error, FAILURE)
+        return _tell(error.strerror, FAILURE)
     state = "was finished before" if result.already_finished else "finished"
-    print(f"{state}: {result.workdir}; report: {result.report}")
+    if result.report is None:
+        print(f"{state}: shard {values.shard} has no runs: the others have them all")
+    else:
+        print(f"{state}: {result.workdir}; report: {result.report}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """`python -m prunejax.report DIR [DIR ...]`: rebuilds the report of one study."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for shard in json.loads(page.with_name("summary.json").read_text())["missing_shards"]:
+        print(f"missing: shard {shard}; its runs are not in any number", file=sys.stderr)
     print(page)
     return 0
 
