@@ -44,12 +44,10 @@ class Checkpoints:
         self.directory, self.keep = Path(directory).absolute(), keep
 
     def numbers(self) -> list[int]:
-        """The numbers of complete checkpoints, ascending."""
+        """The numbers of complete (and perhaps damaged) checkpoints, ascending."""
         if not self.directory.is_dir():
             return []
-        return sorted(
-            int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir()
-        )
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
 
     def save(self, states: Tree, facts: dict[str, Any]) -> None:
         """Writes states and facts under the next number, then drops the oldest ones.
@@ -159,6 +157,8 @@ def _damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint, None if it is as it was written."""
     try:
         written = json.loads((directory / MANIFEST).read_text())
+        if "facts.json" not in written:
+            return f"{MANIFEST} is not whole"
         for name, (size, digest) in written.items():
             path = directory / name
             if not path.is_file():

@@ -4,6 +4,7 @@ Exit codes: 0 done (or finished before), 2 bad request, 1 failure, 75 interrupte
 the same command continues.
 """
 
+import os
 import re
 import signal
 import sys
@@ -50,6 +51,10 @@ def _shard(text: str) -> tuple[int, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
+    # Until the study takes over these signals there is nothing to save. An exception would be
+    # swallowed, or abort the process, where it meets a compiled module that is being imported.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(REQUEUE))
     argv = list(sys.argv if argv is None else argv)
     if {"--help", "-h"} & set(argv):
         return _help()
@@ -151,9 +156,6 @@ def _unknown_field(text: str, argv: Sequence[str]) -> str:
 
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
-    # Until the study takes over these signals there is nothing to save.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(REQUEUE))
     # JAX is imported late: mistakes on the command line are told at once.
     from prunejax import distributed
 
