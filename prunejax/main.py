@@ -160,7 +160,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     from prunejax import distributed
 
     try:
-        distributed.initialize(
+        processes = distributed.initialize(
             values.coordinator,
             values.process_id,
             values.process_count,
@@ -171,7 +171,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     except ConnectionError as error:
         return _tell(error, FAILURE)
     try:
-        code = _study(values, config, shard)
+        code = _study(values, config, shard, processes)
     except Exception:
         traceback.print_exc()
         code = FAILURE
@@ -180,7 +180,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     return code
 
 
-def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
+def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], processes: int) -> int:
     from configs import default
     from prunejax import chunk, study
     from prunejax.data.streaming import UnreadableError
@@ -190,7 +190,7 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _: stop.append(signum))
     try:
-        study.use_devices(config, values.workdir)
+        study.use_devices(config, values.workdir, processes)
         result = study.run(
             config,
             values.workdir,

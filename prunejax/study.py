@@ -68,18 +68,22 @@ def _git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def use_devices(config: ConfigDict, workdir: str | os.PathLike[str] | None = None) -> None:
+def use_devices(
+    config: ConfigDict, workdir: str | os.PathLike[str] | None = None, processes: int = 1
+) -> None:
     """Makes one host device per core (or `population.devices`) where the CPU is the backend.
 
     As many as the study in `workdir` began with, if that is more: it can then continue on a
-    machine with fewer cores. Has to come before JAX touches its backends; later it changes nothing.
+    machine with fewer cores. Both numbers are of all `processes` together. Has to come before JAX
+    touches its backends; later it changes nothing.
     """
-    count = config.get("population", {}).get("devices", 0)
+    count = -(-config.get("population", {}).get("devices", 0) // processes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     before = [0]
     try:
         for file in Path(workdir).glob("**/layout.json") if workdir else ():
-            before += [entry["devices"] for entry in json.loads(file.read_text()).values()]
+            decided = json.loads(file.read_text()).values()
+            before += [-(-entry["devices"] // processes) for entry in decided]
     except OSError:  # told when the directory is opened
         pass
     try:
@@ -88,9 +92,7 @@ def use_devices(config: ConfigDict, workdir: str | os.PathLike[str] | None = Non
         return
 
 
-def shard(
-    members: Sequence[Sequence[Member]], index: int, count: int
-) -> list[list[Member]]:
+def shard(members: Sequence[Sequence[Member]], index: int, count: int) -> list[list[Member]]:
     """Of the members of each batch those of shard `index` (from 0) of `count`.
 
     Twins go with the run they replay, whichever batch that is in; with more shards than there

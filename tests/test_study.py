@@ -311,3 +311,16 @@ def test_a_shard_without_runs_is_finished_at_once(tmp_path):
         result = go(tiny(), tmp_path, shard_of=(9, 9))
         assert (result.report, result.already_finished) == (None, already)
     assert rows(tmp_path / "shards" / "9-of-9", "epochs") == []
+
+
+def test_host_devices_are_those_of_all_processes_together(tmp_path, monkeypatch):
+    set_to = []
+    monkeypatch.setattr(study.jax.config, "update", lambda _, count: set_to.append(count))
+    monkeypatch.setattr(study.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    config = tiny()
+    study.use_devices(config, tmp_path, 2)
+    (tmp_path / "layout.json").write_text('{"0": {"devices": 6}}')
+    study.use_devices(config, tmp_path, 2)
+    config.population.devices = 8
+    study.use_devices(config, tmp_path, 2)
+    assert set_to == [2, 3, 4]
