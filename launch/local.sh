@@ -69,7 +69,10 @@ for ((i = 0; i < PROCESSES; i++)); do
     pids+=($!)
   fi
 done
-if [ "$DRY_RUN" = yes ]; then exit 0; fi
+if [ "$DRY_RUN" = yes ]; then
+  say "PORT: a free port of this machine, found at the start"
+  exit 0
+fi
 
 # The first process that fails decides the exit code and ends the others.
 code=0

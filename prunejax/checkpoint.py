@@ -4,8 +4,13 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +40,14 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
-        """Args: directory: made by `save`. keep: how many of the newest are kept."""
+        """Args: directory: made by `save`, with the one above. keep: how many of the newest."""
         self.directory, self.keep = Path(directory).absolute(), keep
 
     def numbers(self) -> list[int]:
-        """The numbers of complete checkpoints, ascending."""
+        """The numbers of complete (and perhaps damaged) checkpoints, ascending."""
         if not self.directory.is_dir():
             return []
-        return sorted(
-            int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir()
-        )
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
 
     def save(self, states: Tree, facts: dict[str, Any]) -> None:
         """Writes states and facts under the next number, then drops the oldest ones.
@@ -58,7 +61,7 @@ class Checkpoints:
         number = distributed.on_main(self._begin)
         temporary = self.directory / f"tmp-{number}"
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _silent(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / "states", states)
                 checkpointer.wait_until_finished()
         except Exception as error:  # orbax raises many kinds, not all of them OSError
@@ -73,7 +76,8 @@ class Checkpoints:
 
     def _begin(self) -> int:
         with files.writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in (self.directory.parent, self.directory):
+                path.mkdir(exist_ok=True)  # no parents: a removed run directory stays removed
             for leftover in self.directory.glob("tmp-*"):
                 shutil.rmtree(leftover)
         return (self.numbers() or [0])[-1] + 1
@@ -107,7 +111,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         path = self.directory / str(number)
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _silent(), ocp.StandardCheckpointer() as checkpointer:
                 states = checkpointer.restore(path / "states", abstract)
         except Exception as error:
             raise RecordError(
@@ -153,6 +157,8 @@ def _damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint, None if it is as it was written."""
     try:
         written = json.loads((directory / MANIFEST).read_text())
+        if "facts.json" not in written:
+            return f"{MANIFEST} is not whole"
         for name, (size, digest) in written.items():
             path = directory / name
             if not path.is_file():
@@ -167,6 +173,30 @@ def _damage(directory: Path) -> str | None:
     return None
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps orbax from printing stack traces of the errors that it raises as well.
+
+    After a failure it stays silent: other arrays are still being written, fail in their threads,
+    and call back into a loop that has ended.
+    """
+    logger, show = logging.getLogger("absl"), sys.unraisablehook
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            show(found)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = show
+    logger.setLevel(before)
+
+
 def _reason(error: BaseException) -> str:
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # what orbax's writer ends its text with
+    if code:
+        return os.strerror(int(code[1]))
     text = str(error).strip().split("\n")[0][:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

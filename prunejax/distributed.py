@@ -116,7 +116,7 @@ def initialize(
     process_count: int | None = None,
     *,
     timeout_seconds: float = TIMEOUT_SECONDS,
-) -> None:
+) -> int:
     """Joins the processes named by the flags or by the environment; one process: does nothing.
 
     Call it before anything asks JAX for a device. On CPU the processes exchange data with gloo.
@@ -129,18 +129,21 @@ def initialize(
       process_count: number of processes.
       timeout_seconds: how long the processes wait for each other.
 
+    Returns:
+      The number of processes; 1 where JAX found it by itself.
+
     Raises:
       ValueError: flags that are incomplete or do not fit together, or processes that disagree.
       ConnectionError: the coordinator or other processes are missing at the time limit.
     """
     place = from_flags(coordinator, process_id, process_count) or from_environment(os.environ)
     if place is None or place.process_count == 1:
-        return
+        return 1
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)
     if place.coordinator is None:
         jax.distributed.initialize(initialization_timeout=int(timeout_seconds))
-        return
+        return 1
     # JAX ends the whole process with a stack trace when a peer is missing, so they meet here first.
     deadline = time.monotonic() + timeout_seconds
     host, port = rendezvous.split(place.coordinator)
@@ -154,6 +157,7 @@ def initialize(
         initialization_timeout=max(30, int(deadline - time.monotonic())),
         coordinator_bind_address=f"{host}:{port}" if rendezvous.is_loopback(host) else None,
     )
+    return place.process_count
 
 
 def is_main() -> bool:

@@ -64,14 +64,14 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file beside `path` and moves it there, so that `path` is never half written.
 
     Args:
-      path: the file; its directory is made.
+      path: the file; its directory is made, unless the one above is not there, either.
       write: puts the content into the open binary file it is given.
 
     Raises:
       RecordError: the file cannot be written.
     """
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # no parents: a removed run directory stays removed
         handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:

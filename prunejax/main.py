@@ -4,6 +4,7 @@ Exit codes: 0 done (or finished before), 2 bad request, 1 failure, 75 interrupte
 the same command continues.
 """
 
+import os
 import re
 import signal
 import sys
@@ -50,6 +51,10 @@ def _shard(text: str) -> tuple[int, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
+    # Until the study takes over these signals there is nothing to save. An exception would be
+    # swallowed, or abort the process, where it meets a compiled module that is being imported.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(REQUEUE))
     argv = list(sys.argv if argv is None else argv)
     if {"--help", "-h"} & set(argv):
         return _help()
@@ -151,14 +156,11 @@ def _unknown_field(text: str, argv: Sequence[str]) -> str:
 
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
-    # Until the study takes over these signals there is nothing to save.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(REQUEUE))
     # JAX is imported late: mistakes on the command line are told at once.
     from prunejax import distributed
 
     try:
-        distributed.initialize(
+        processes = distributed.initialize(
             values.coordinator,
             values.process_id,
             values.process_count,
@@ -169,7 +171,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     except ConnectionError as error:
         return _tell(error, FAILURE)
     try:
-        code = _study(values, config, shard)
+        code = _study(values, config, shard, processes)
     except Exception:
         traceback.print_exc()
         code = FAILURE
@@ -178,16 +180,17 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     return code
 
 
-def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
+def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], processes: int) -> int:
     from configs import default
     from prunejax import chunk, study
+    from prunejax.data.streaming import UnreadableError
     from prunejax.record import RecordError, WorkdirError
 
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _: stop.append(signum))
     try:
-        study.use_devices(config, values.workdir)
+        study.use_devices(config, values.workdir, processes)
         result = study.run(
             config,
             values.workdir,
@@ -201,10 +204,15 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int
         return REQUEUE
     except (study.ConfigError, WorkdirError) as error:
         return _tell(error, BAD_REQUEST)
+    except UnreadableError as error:
+        return _tell(f"{error}. The records are intact: the same command continues", FAILURE)
     except RecordError as error:
-        return _tell(error, FAILURE)
+        return _tell(error.strerror, FAILURE)
     state = "was finished before" if result.already_finished else "finished"
-    print(f"{state}: {result.workdir}; report: {result.report}")
+    if result.report is None:
+        print(f"{state}: shard {values.shard} has no runs: the others have them all")
+    else:
+        print(f"{state}: {result.workdir}; report: {result.report}")
     return 0
 
 

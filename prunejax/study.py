@@ -1,6 +1,7 @@
 """A study: config -> programs -> chunks of runs -> records and report."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -25,7 +26,7 @@ from prunejax.directory import SharedDirectory
 from prunejax.measures import suite
 from prunejax.plan import Batch, Member
 from prunejax.progress import Progress
-from prunejax.record import RunDirectory
+from prunejax.record import RecordError, RunDirectory
 
 PACKAGES = ("prunejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
@@ -35,7 +36,7 @@ class Result:
     """Where a study's records are."""
 
     workdir: Path
-    report: Path
+    report: Path | None  # None: of a shard without runs
     already_finished: bool
 
 
@@ -67,18 +68,22 @@ def _git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def use_devices(config: ConfigDict, workdir: str | os.PathLike[str] | None = None) -> None:
+def use_devices(
+    config: ConfigDict, workdir: str | os.PathLike[str] | None = None, processes: int = 1
+) -> None:
     """Makes one host device per core (or `population.devices`) where the CPU is the backend.
 
     As many as the study in `workdir` began with, if that is more: it can then continue on a
-    machine with fewer cores. Has to come before JAX touches its backends; later it changes nothing.
+    machine with fewer cores. Both numbers are of all `processes` together. Has to come before JAX
+    touches its backends; later it changes nothing.
     """
-    count = config.get("population", {}).get("devices", 0)
+    count = -(-config.get("population", {}).get("devices", 0) // processes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     before = [0]
     try:
         for file in Path(workdir).glob("**/layout.json") if workdir else ():
-            before += [entry["devices"] for entry in json.loads(file.read_text()).values()]
+            decided = json.loads(file.read_text()).values()
+            before += [-(-entry["devices"] // processes) for entry in decided]
     except OSError:  # told when the directory is opened
         pass
     try:
@@ -87,11 +92,15 @@ def use_devices(config: ConfigDict, workdir: str | os.PathLike[str] | None = Non
         return
 
 
-def shard(members: Sequence[Member], index: int, count: int) -> list[Member]:
-    """The members of shard `index` (from 0) of `count`; twins go with the run they replay."""
-    keys = sorted({m.twin or m.run for m in members})
+def shard(members: Sequence[Sequence[Member]], index: int, count: int) -> list[list[Member]]:
+    """Of the members of each batch those of shard `index` (from 0) of `count`.
+
+    Twins go with the run they replay, whichever batch that is in; with more shards than there
+    are such groups some are empty.
+    """
+    keys = sorted({m.twin or m.run for batch in members for m in batch})
     mine = set(keys[index::count])
-    return [m for m in members if (m.twin or m.run) in mine]
+    return [[m for m in batch if (m.twin or m.run) in mine] for batch in members]
 
 
 def _attributes(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]:
@@ -151,6 +160,8 @@ def run(
     Raises:
       ValueError (ConfigError, WorkdirError, ...): the request cannot be carried out; nothing was
         written over.
+      RecordError: a record cannot be written, or the run directory went away.
+      UnreadableError: an example of a streamed set cannot be used.
     """
     index, count = shard_of
     if not 1 <= index <= count:
@@ -169,6 +180,7 @@ def run(
     measuring.check(settings, batches)
     path = Path(workdir)
     path = path / "shards" / f"{index}-of-{count}" if count > 1 else path
+    mine = shard([b.members for b in batches], index - 1, count)
     with SharedDirectory.open(
         path,
         config_lib.to_dict(_resolved(arms, config, defaults)),
@@ -177,7 +189,7 @@ def run(
         ignore=("checkpoint", "population.memory_gib"),
     ) as directory:
         if directory.finished:
-            return Result(path, path / "report.html", True)
+            return Result(path, path / "report.html" if any(mine) else None, True)
         directory.save_json(
             "study.json",
             {
@@ -186,13 +198,28 @@ def run(
                 "runs": [m.run for b in batches for m in b.members],
             },
         )
-        _train(batches, settings, directory, shard_of, stop_requested, quiet)
-        page = directory.on_main(_report)
+        try:
+            _train(batches, mine, settings, directory, stop_requested, quiet)
+            page = directory.on_main(functools.partial(_report, empty=not any(mine)))
+        except Exception as error:  # of many kinds, from several layers below
+            if getattr(error, "errno", 0) != errno.ENOENT and (path / "config.json").exists():
+                raise
+            raise RecordError(
+                errno.ENOENT,
+                f"run directory {path}, or a file in it, was removed or moved while its study ran. "
+                "Put it back to continue, or give the same command again to start over",
+            ) from error
     return Result(path, page, False)
 
 
-def _report(directory: RunDirectory) -> Path:
-    """Everything that follows from the tables; the last file says that the study is finished."""
+def _report(directory: RunDirectory, empty: bool) -> Path | None:
+    """Everything that follows from the tables; the last file says that the study is finished.
+
+    Args: empty: there are no runs to report on.
+    """
+    if empty:
+        directory.finish()
+        return None
     directory.tensorboard()
     page = report.build([directory.path])
     directory.finish(report=page.name)
@@ -233,15 +260,13 @@ def _tables(settings: ConfigDict) -> dict[str, tuple[str, ...]]:
 
 def _train(
     batches: Sequence[Batch],
+    mine: Sequence[Sequence[Member]],
     settings: ConfigDict,
     directory: SharedDirectory,
-    shard_of: tuple[int, int],
     stop_requested: Callable[[], bool],
     quiet: bool,
 ) -> None:
-    """Trains every chunk that has no rows in runs.csv yet."""
-    index, count = shard_of
-    mine = [shard(b.members, index - 1, count) for b in batches]
+    """Trains every chunk of the members `mine` of each batch that has no rows in runs.csv yet."""
     steps = [b.program.steps_per_epoch * b.program.epochs for b in batches]
     finished = {row["run"] for row in directory.rows("runs")}
     progress = Progress(
@@ -281,8 +306,3 @@ def _train(
             chunk.run()
             chunk.checkpoints.clear()
     progress.close("done")
-
-
-def load_config_json(path: Path) -> dict[str, Any]:
-    """`config.json` of a run directory."""
-    return json.loads((path / "config.json").read_text())

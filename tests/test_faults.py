@@ -8,7 +8,7 @@ import shutil
 import jax
 import pytest
 
-from prunejax import checkpoint, files, record
+from prunejax import checkpoint, chunk, files, record
 from tests import faults
 
 
@@ -97,6 +97,23 @@ def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
     faults.run(path)
     assert any(f"damaged checkpoint skipped: {newest}" in text for text in told)
     assert faults.content(path) == faults.content(reference)
+
+
+@pytest.mark.usefixtures("reference")
+@pytest.mark.parametrize("before", ["_before_training", "_maybe_save", "_end_epoch", "_finish"])
+def test_a_removed_directory_is_one_error_and_stays_removed(quick, tmp_path, before):
+    path = tmp_path / "run"
+    original = getattr(chunk.Chunk, before)
+
+    def removes(self, *args, **options):
+        shutil.rmtree(path, ignore_errors=True)
+        return original(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunk.Chunk, before, removes)
+        with pytest.raises(record.RecordError, match=f"{path}, or a file in it, was removed"):
+            faults.run(path)
+    assert not path.exists()
 
 
 def test_a_second_process_is_refused(reference, tmp_path):

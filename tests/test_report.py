@@ -171,12 +171,12 @@ def test_shards_merge_to_the_whole_and_a_missing_one_is_named(tmp_path):
     assert [name[-6:] for name in summary["missing_shards"]] == ["2-of-3"]
 
 
-def test_missing_shards_counted_from_one_or_zero(tmp_path):
+def test_missing_shards_count_from_one(tmp_path):
     def missing(*names):
         return [p.rsplit("/")[-1] for p in tables.missing_shards([tmp_path / n for n in names])]
 
-    assert missing("1-of-2", "2-of-2") == missing("0-of-2", "1-of-2") == []
-    assert missing("0-of-3", "1-of-3") == ["2-of-3"]
+    assert missing("1-of-2", "2-of-2") == []
+    assert missing("1-of-3", "2-of-3") == ["3-of-3"]
     assert missing("3-of-3") == ["1-of-3", "2-of-3"]
     assert missing("run") == []
 

@@ -288,8 +288,29 @@ def test_shards_partition_the_members_and_keep_twins_together():
         c={},
     )
     members = plan.build(config_lib.variants(config, default.get_config()))[0].members
-    parts = [study.shard(members, i, 3) for i in range(3)]
+    batches = [members[:2], members[2:]]  # a twin need not share the program of what it replays
+    parts = [[m for b in study.shard(batches, i, 3) for m in b] for i in range(3)]
     assert sorted(m.run for p in parts for m in p) == sorted(m.run for m in members)
     for part in parts:
         names = {m.run for m in part}
         assert all(m.twin in names for m in part if m.twin)
+
+
+def test_a_shard_without_runs_is_finished_at_once(tmp_path):
+    for already in (False, True):
+        result = go(tiny(), tmp_path, shard_of=(9, 9))
+        assert (result.report, result.already_finished) == (None, already)
+    assert rows(tmp_path / "shards" / "9-of-9", "epochs") == []
+
+
+def test_host_devices_are_those_of_all_processes_together(tmp_path, monkeypatch):
+    set_to = []
+    monkeypatch.setattr(study.jax.config, "update", lambda _, count: set_to.append(count))
+    monkeypatch.setattr(study.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    config = tiny()
+    study.use_devices(config, tmp_path, 2)
+    (tmp_path / "layout.json").write_text('{"0": {"devices": 6}}')
+    study.use_devices(config, tmp_path, 2)
+    config.population.devices = 8
+    study.use_devices(config, tmp_path, 2)
+    assert set_to == [2, 3, 4]

@@ -49,6 +49,7 @@ run mkdir -p "$logs"
 
 # submit COMMAND: prints the job's id.
 exec 3>&1
+[ "$DRY_RUN" = no ] || say "JOB: the id that sbatch prints"
 submit() {
   if [ "$DRY_RUN" = yes ]; then
     quoted "$@" >&3

@@ -23,6 +23,10 @@ from prunejax.data import batches, prepared, transforms
 Batch = dict[str, np.ndarray]
 
 
+class UnreadableError(ValueError):
+    """An example of a prepared set cannot be used; the text names it."""
+
+
 class Streamed(NamedTuple):
     """What a set's name stands for: its evaluation split and its normalization."""
 
@@ -57,9 +61,11 @@ class Stream:
       image: uint8 [batch, image_size, image_size, channels], for `batches.normalize`.
       label: int32 [batch].
       weight: float32 [batch], in evaluation only; 0 marks the padding of the last batch.
+    It raises UnreadableError where an example cannot be used.
     """
 
     prepared: prepared.Prepared
+    split: str
     records: Any
     training: bool
     batch_size: int
@@ -120,25 +126,38 @@ class Stream:
         images = np.zeros((len(rows), *self.image_shape), np.uint8)
         labels = np.zeros(len(rows), np.int32)
         epoch = step // self.steps_per_epoch
-        records = self.records.__getitems__(rows[live].tolist()) if len(live) else []
+        records = self._records(rows[live].tolist()) if len(live) else []
         for place, record in zip(live, records, strict=True):
             row = int(rows[place])
+            which = f"example {row} of split {self.split!r} in {self.prepared.path}"
             labels[place] = record[self.prepared.label]
             if not 0 <= labels[place] < self.num_classes:
-                raise ValueError(
-                    f"example {row} in {self.prepared.path} has label {labels[place]}, not "
-                    f"0..{self.num_classes - 1}; a split without labels cannot be used"
+                raise UnreadableError(
+                    f"{which} has label {labels[place]}, not 0..{self.num_classes - 1}; a split "
+                    "without labels cannot be used"
                 )
             try:
                 images[place] = self._view(record[self.prepared.image], epoch, row)
-            except OSError as error:  # what pillow raises
-                raise ValueError(
-                    f"cannot decode example {row} in {self.prepared.path}: {error}"
+            except Exception as error:  # whatever pillow raises on a damaged file
+                reason = str(error).partition(" <")[0]  # without the name of an object in memory
+                raise UnreadableError(
+                    f"cannot decode {which} ({type(error).__name__}: {reason}); prepare the set "
+                    "again"
                 ) from error
         batch: Batch = {"image": images, "label": labels}
         if not self.training:
             batch["weight"] = (rows >= 0).astype(np.float32)
         return batch
+
+    def _records(self, rows: list[int]) -> Any:
+        try:
+            return self.records.__getitems__(rows)
+        except Exception as error:  # whatever the reader raises on a damaged file
+            raise UnreadableError(
+                f"cannot read {len(rows)} examples, the first is {rows[0]}, of split "
+                f"{self.split!r} in {self.prepared.path} ({type(error).__name__}: {error}); "
+                "prepare the set again"
+            ) from error
 
     def _view(self, encoded: bytes, epoch: int, row: int) -> np.ndarray:
         size, channels = self.image_size, self.image_shape[-1]
@@ -260,6 +279,7 @@ def open_stream(
     key = jax.random.bits(rng.at(seed, "augment"), (2,))
     return Stream(
         prepared=found,
+        split=split,
         records=prepared.source(found, split),
         training=training,
         batch_size=batch_size,

@@ -1,9 +1,11 @@
 """`python -m prunejax.report DIR [DIR ...]`: rebuilds the report of one study."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
+from prunejax.files import RecordError
 from prunejax.report import build
 
 
@@ -20,8 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         page = build(options.directories, options.output)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = error.strerror if isinstance(error, RecordError) else error
+        print(f"error: {text}", file=sys.stderr)
         return 2
+    for shard in json.loads(page.with_name("summary.json").read_text())["missing_shards"]:
+        print(f"missing: shard {shard}; its runs are not in any number", file=sys.stderr)
     print(page)
     return 0
 

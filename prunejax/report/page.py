@@ -41,6 +41,8 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
     """Builds figures, summary and page; see `prunejax.report.build`."""
     study = load(directories)
     target = Path(output) if output is not None else Path(directories[0])
+    with files.writing(target):
+        target.mkdir(parents=True, exist_ok=True)
     summary = summarize(
         study.runs,
         baseline=study.baseline,

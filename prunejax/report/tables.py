@@ -62,10 +62,7 @@ def _shard_order(path: Path) -> tuple[int, str]:
 
 
 def missing_shards(directories: Sequence[Path]) -> list[str]:
-    """The shards "i-of-n" that the names of the directories promise and that are not there.
-
-    Shards count from 0, or from 1 where one of them is named n-of-n.
-    """
+    """The shards "i-of-n", i from 1, that the directories' names promise and that are not there."""
     groups: dict[tuple[Path, int], set[int]] = {}
     for path in directories:
         name = re.fullmatch(r"(\d+)-of-(\d+)", path.name)
@@ -74,7 +71,7 @@ def missing_shards(directories: Sequence[Path]) -> list[str]:
     return [
         f"{parent / str(index)}-of-{count}"
         for (parent, count), there in groups.items()
-        for index in range(count in there, count + (count in there))
+        for index in range(1, count + 1)
         if index not in there
     ]
 
