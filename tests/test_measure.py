@@ -15,7 +15,6 @@ from prunejax import chunk, data, evaluation, measure, measuring, models, plan, 
 from prunejax import config as config_lib
 from prunejax.checkpoint import Checkpoints
 from prunejax.config import ConfigError
-from prunejax.curvature.forecast import forecast
 from prunejax.measures import suite
 from prunejax.measures.summary import number
 from prunejax.report import tables
@@ -289,3 +288,175 @@ def test_forecast_is_the_expansion_of_the_test_loss(finished):
         )
     first = gradients.mean(0) @ d
     np.testing.assert_allclose(found, [first, first + d @ hessian @ d / 2], rtol=1e-6)
+
+
+def test_gates_as_numbers_are_gates():
+    """So that the removal of a residual channel, which also cuts its shortcut, can be expanded."""
+    module = models.create("resnet20", width=0.125)
+    variables = models.init(module, jax.random.key(0), (8, 8, 3))
+    name = next(iter(variables["gates"]))
+    cut = jax.tree.map(lambda gate: gate, variables["gates"])
+    cut[name] = cut[name].at[0].set(False)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    as_bools = module.apply(variables | {"gates": cut}, x)
+    floats = jax.tree.map(lambda gate: gate.astype(jnp.float32), cut)
+    np.testing.assert_array_equal(module.apply(variables | {"gates": floats}, x), as_bools)
+    assert not np.allclose(module.apply(variables, x), as_bools)
+
+
+# -- BatchNorm and the live subspace -----------------------------------------------------------
+
+
+def measurer(**changes):
+    settings = config()
+    settings.measures.update(changes)
+    batch, settings = planned(settings)
+    return measuring.Measurer(batch, settings)
+
+
+def test_batch_norm_uses_running_statistics_unless_asked(finished):
+    state = final_state(finished, "S-0")
+    batch = planned()[0]
+    context = measurer().context(state)
+    images, labels = batch.dataset.test_images[:30], batch.dataset.test_labels[:30]
+    expected = evaluation.evaluate(batch.program, state, images, labels).loss
+    assert float(context.loss(context.params, context.batches[0])) == pytest.approx(float(expected))
+    one = jax.tree.map(lambda leaf: leaf[:1], context.batches[0])  # examples do not see each other
+    first = context.per_example(context.params, context.batches[0])[0]
+    assert float(context.per_example(context.params, one)[0]) == pytest.approx(float(first))
+
+    train = measurer(batch_norm="train", names=("hessian_trace",)).context(state)
+    assert train.per_example is None
+    assert [len(labels) for _, labels in train.batches] == [35]
+    by_batch = float(train.loss(train.params, train.batches[0]))
+    assert abs(by_batch - float(context.loss(context.params, train.batches[0]))) > 1e-3
+    shifted = state._replace(batch_stats=jax.tree.map(lambda s: s + 1, state.batch_stats))
+    again = measurer(batch_norm="train", names=("hessian_trace",)).context(shifted)
+    assert float(again.loss(again.params, again.batches[0])) == by_batch
+
+
+def test_live_only_is_a_choice(finished):
+    state = final_state(finished, "S-0")
+    assert measurer().context(state).live_dim == oracle(finished, "S-0")[2].sum()
+    assert measurer(live_only=False).context(state).live_dim == oracle(finished, "S-0")[2].size
+
+
+# -- requests ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": ("hesian_trace",)}, "Did you mean 'hessian_trace'"),
+        ({"names": ("tic", "tic")}, "twice"),
+        ({"epochs": (2,)}, "0..1"),
+        ({"eigenpairs": 10**6}, "parameters"),
+        ({"batch_norm": "train"}, "no loss of its own"),
+        ({"batch_norm": "none"}, "eval, train"),
+        ({"probes": 1}, "probes = 1 must be between 2 and"),
+        ({"radius": 0.0}, "at least"),
+    ],
+)
+def test_bad_requests_fail_before_anything_is_written(tmp_path, changes, message):
+    settings = config()
+    settings.measures.update(changes)
+    with pytest.raises(ConfigError, match=message):
+        go(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_measures_are_of_the_whole_study(tmp_path):
+    settings = config()
+    settings.variants.S.measures = {"examples": 10}
+    with pytest.raises(ConfigError, match="of the whole study"):
+        go(settings, tmp_path / "run")
+
+
+def test_normality_needs_batch_norm(tmp_path):
+    settings = tiny(none={})
+    settings.model.name, settings.measures.names = "lenet300", ("normality",)
+    with pytest.raises(ConfigError, match="BatchNorm"):
+        go(settings, tmp_path / "run")
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return measure.main(["measure", *arguments])
+
+
+def test_command_measures_what_the_study_measured(finished, capsys):
+    before = (finished / "runs.csv").read_bytes()
+    with np.load(finished / "measures" / "S-0.npz") as saved:
+        old = dict(saved)
+    assert command(f"--workdir={finished}", "--run=S.*", "--names=gradient_second_moment,tic") == 0
+    assert "S-0: gradient_second_moment" in capsys.readouterr().out
+    found, there = rows(finished, "measures"), rows(finished, "runs")
+    assert list(found) == ["S-0"]
+    for name in ("gradient_second_moment", "gradient_second_moment_stderr", "tic", "tic_stderr"):
+        assert found["S-0"][name] == there["S-0"][name]
+    assert (finished / "runs.csv").read_bytes() == before
+    with np.load(finished / "measures" / "S-0.npz") as saved:
+        assert set(saved.files) == set(old)
+        np.testing.assert_array_equal(saved["eigenvalues"], old["eigenvalues"])
+
+
+def test_command_on_other_examples_reaches_the_report(finished, capsys):
+    assert command(f"--workdir={finished}", "--names=gradient_second_moment", "--split=train") == 0
+    assert "replaced" in capsys.readouterr().out
+    found, there = rows(finished, "measures"), rows(finished, "runs")
+    name = "gradient_second_moment"
+    assert found["none-0"]["split"] == "train"
+    assert found["none-0"][name] != there["none-0"][name]
+    reported = {row["run"]: row for row in tables.load([finished]).runs}
+    assert reported["none-0"][name] == found["none-0"][name]
+    assert reported["none-0"]["tic"] == there["none-0"]["tic"]
+    summary = json.loads((finished / "summary.json").read_text())
+    mean = summary["variants"]["none"]["columns"][name]["mean"]
+    assert mean == pytest.approx(float(found["none-0"][name]))
+
+
+def test_command_refuses_what_cannot_be(finished, tmp_path, capsys):
+    def told(*arguments):
+        assert command(*arguments) == 2
+        return capsys.readouterr().err
+
+    assert "none-0, S-0" in told(f"--workdir={finished}", "--run=L.*")
+    assert "regular expression" in told(f"--workdir={finished}", "--run=(")
+    assert "Did you mean 'tic'" in told(f"--workdir={finished}", "--names=tick")
+    assert "no directory" in told(f"--workdir={tmp_path / 'nowhere'}")
+    assert "--workdir is missing" in told()
+    assert "eval, train" in told(f"--workdir={finished}", "--batch_norm=off")
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text((finished / "config.json").read_text())
+    assert "not finished" in told(f"--workdir={unfinished}")
+
+
+def test_command_tells_damaged_states(finished, tmp_path, capsys):
+    copy = tmp_path / "run"
+    study_files = ("config.json", "status.json", "runs.csv")
+    copy.mkdir()
+    for name in study_files:
+        (copy / name).write_bytes((finished / name).read_bytes())
+    assert command(f"--workdir={copy}") == 2
+    assert "no final states" in capsys.readouterr().err
+    folder = copy / "checkpoints" / "final-0"
+    import shutil
+
+    shutil.copytree(finished / "checkpoints" / "final-0", folder)
+    victim = next(p for p in (folder / "1" / "states").rglob("*") if p.is_file())
+    victim.write_bytes(b"damaged")
+    assert command(f"--workdir={copy}") == 1
+    assert "damaged" in capsys.readouterr().err or Checkpoints(folder, 1).numbers() == []
+
+
+def test_normalized_images_are_the_programs(finished):
+    """The oracle's normalization is that of the package."""
+    batch = planned()[0]
+    found = data.normalize(batch.dataset.test_images[:2], batch.program.mean, batch.program.std)
+    x = np.asarray(batch.dataset.test_images[:2], np.float64) / 255
+    x = (x - np.array(batch.program.mean)) / np.array(batch.program.std)
+    np.testing.assert_allclose(found, x, atol=1e-6)
+    assert (finished / "report.html").exists()
