@@ -2,11 +2,13 @@
 
     python benchmarks/training.py --torch-python=/path/to/venv/bin/python
     python benchmarks/training.py --models=vgg11_bn --members=1,4,16 --dtype=bfloat16,float32
+    python benchmarks/training.py --models="mlp,conv4 8x8,conv4 28x28" --members=1,16 --released
 
 A step is forward, backward and an SGD update with momentum and weight decay, as a study runs it:
 `Population.train`, which gathers and normalizes its batch on the device. PyTorch gets finished
 batches on the device and runs eager and compiled, NCHW and channels_last; the fastest of the four
-counts. `released` is a PyTorch loop with a loader that handles one example at a time.
+counts. `released` is a PyTorch loop with a loader that handles one example at a time; the last
+table gives the throughput of whole studies over it.
 
 Before a clock is read, the first step's loss, parameters and BatchNorm statistics must agree
 (float32). Contenders take turns; the fastest round of each counts. With several members every
@@ -220,6 +222,21 @@ def measure(name: str, members: int, dtype: str, options: argparse.Namespace) ->
     return rows
 
 
+def throughput(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Images per second of every contender over those of the released code's loop, which trains one
+    run after the other, so that its rate is that of a study of any size.
+    """
+    loops = {(r["network"], r["dtype"]): r for r in rows if r["contender"] == "released"}
+    found = []
+    for row in rows:
+        loop = loops.get((row["network"], row["dtype"]))
+        rate = row["images/s"] / loop["images/s"] if loop else None
+        row["x released"] = rate
+        names = ("network", "dtype", "members", "contender", "images/s", "x released")
+        found.append({k: row[k] for k in names})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="vgg11_bn,resnet20,mlp,conv4 8x8,conv4 28x28")
@@ -249,6 +266,8 @@ def main() -> None:
                 found = measure(name, count, dtype, options)
                 print(common.table(found), flush=True)
                 rows += found
+    if options.released:
+        print(common.table(throughput(rows)))
     if options.save:
         print(f"saved: {common.save('training', rows, options=vars(options))}")
 
