@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--peak-size", type=int, default=2048, help="rows of that product")
     parser.add_argument("--released", action="store_true", help="also the released code's loop")
     parser.add_argument("--torch-python", default="", help="an interpreter that has torch")
-    parser.add_argument("--save", action="store_true", help="write results/DATE-training.json")
+    parser.add_argument("--save", default="", metavar="NAME", help="write results/DATE-NAME.json")
     options = parser.parse_args()
     if options.steps not in (1, 2, 4, 8):
         parser.error(f"--steps: {options.steps} is not one of: 1, 2, 4, 8")
@@ -269,7 +269,7 @@ def main() -> None:
     if options.released:
         print(common.table(throughput(rows)))
     if options.save:
-        print(f"saved: {common.save('training', rows, options=vars(options))}")
+        print(f"saved: {common.save(options.save, rows, options=vars(options))}")
 
 
 if __name__ == "__main__":

@@ -269,11 +269,11 @@ def test_the_command_says_what_is_missing_in_a_line(tmp_path, monkeypatch, capsy
     command = ["main", f"--workdir={tmp_path / 'run'}"]
     main.define_flags(values, command)
     values(command)
-    assert main._study(values, config, (1, 1)) == 2
+    assert main._study(values, config, (1, 1), 1) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "'imagenet2012' is not prepared" in line
     monkeypatch.setitem(sys.modules, "grain", None)
-    assert main._study(values, config, (1, 1)) == 2
+    assert main._study(values, config, (1, 1), 1) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "prunejax: streaming needs grain: pip install 'prunejax[stream]'"
     assert not (tmp_path / "run").exists()
