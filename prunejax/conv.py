@@ -137,6 +137,7 @@ def conv(
         input_size=(x.shape[1], x.shape[2]),
         kernel_size=(w.shape[0], w.shape[1]),
         precision=tuple(precision) if isinstance(precision, (list, tuple)) else precision,
+        shared=bool(jax.sharding.get_abstract_mesh().manual_axes),
     )
     if 0 in geometry.output_size():
         return lax_conv(x, w, geometry)

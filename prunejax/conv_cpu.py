@@ -27,6 +27,7 @@ class Geometry(NamedTuple):
     input_size: tuple[int, int]  # height and width of the input
     kernel_size: tuple[int, int]  # height and width of the kernel
     precision: lax.Precision | tuple[lax.Precision, lax.Precision] | None = None
+    shared: bool = False  # inside `shard_map`: each device has its part of the host's cores
 
     def output_size(self) -> tuple[int, int]:
         """Height and width of the output."""
@@ -173,12 +174,16 @@ def _on_all_cores(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     """`lax_conv`, by a routine that uses all cores.
 
     XLA has two. Wide convolutions go to the one that runs on a single core, unless the map grows:
-    so one more row is computed and dropped (measured: 1.5 to 2 times as fast on two cores). Where
-    the host's cores are split into devices, each has one, and the row would be lost.
+    so one more row is computed and dropped (measured: 1.5 to 2 times as fast on two cores). In
+    `shard_map` the host's cores are split into devices, and the row would be lost.
     """
     narrow = min(x.shape[3], w.shape[3]) <= 16
-    single = narrow or jax.local_device_count() > 1
-    if single or x.dtype != jnp.float32 or geometry.output_size() != x.shape[1:3]:
+    if (
+        geometry.shared
+        or narrow
+        or x.dtype != jnp.float32
+        or geometry.output_size() != x.shape[1:3]
+    ):
         return lax_conv(x, w, geometry)
     (top, bottom), columns = geometry.padding
     return lax_conv(x, w, geometry._replace(padding=((top, bottom + 1), columns)))[:, :-1]
