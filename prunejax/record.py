@@ -7,6 +7,7 @@ back to the sizes its checkpoint remembers (`RunDirectory.truncate`).
 """
 
 import csv
+import errno
 import io
 import json
 import os
@@ -67,7 +68,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str 
 class RunDirectory:
     """A study's directory, held exclusively by this process until `close`."""
 
-    def __init__(self, path: Path, tables: Mapping[str, Sequence[str]], lock: IO[str]) -> None:
+    def __init__(self, path: Path, tables: Mapping[str, Sequence[str]], lock: IO[str] | None) -> None:
         """Use `RunDirectory.open`."""
         self.path = path
         self.tables = {name: tuple(columns) for name, columns in tables.items()}
@@ -110,6 +111,9 @@ class RunDirectory:
                 f"workdir {path} is in use by {holder}; wait for it or name another workdir"
             ) from None
         except OSError as error:
+            finished = cls(path, tables, None)
+            if error.errno == errno.EROFS and finished.finished:
+                return finished  # it can be told where nothing can be written
             raise WorkdirError(f"cannot use workdir {path}: {error.strerror or error}") from error
         directory = cls(path, tables, lock)
         try:
@@ -121,8 +125,9 @@ class RunDirectory:
 
     def _prepare(self, config: Mapping[str, Any], environment: dict[str, Any]) -> None:
         """Writes what a new directory needs; mends the tables of an interrupted one."""
-        for leftover in [*self.path.glob(".tmp-*"), *self.path.glob("measures/.tmp-*")]:
-            leftover.unlink()
+        for folder in (self.path, self.path / "measures", self.path / "targets"):
+            for leftover in folder.glob(".tmp-*"):
+                leftover.unlink()
         for name, columns in self.tables.items():
             file, header = self._file(name), (",".join(columns) + "\n").encode()
             content = file.read_bytes() if file.exists() else b""
@@ -221,6 +226,22 @@ class RunDirectory:
         return json.loads(file.read_text()) if file.exists() else None
 
     @property
+    def begun(self) -> bool:
+        """True once something was trained: a row or a checkpoint is there."""
+        return (self.path / "checkpoints").exists() or any(self.rows(t) for t in self.tables)
+
+    def discard(self) -> None:
+        """Takes back what `open` and a study that was refused made, unless something was trained.
+
+        The directory is then as free for another config as before.
+        """
+        if self.begun:
+            return
+        made = ["config", "study", "layout", "progress", "environment"]
+        for name in [*(f"{m}.json" for m in made), *(f"{t}.csv" for t in self.tables)]:
+            (self.path / name).unlink(missing_ok=True)
+
+    @property
     def finished(self) -> bool:
         """True once `finish` was called, by this process or an earlier one."""
         return bool((self.load_json("status.json") or {}).get("finished"))
@@ -241,7 +262,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Lets go of the directory; closing twice is harmless."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> "RunDirectory":
         return self
