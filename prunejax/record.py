@@ -20,6 +20,7 @@ import numpy as np
 from prunejax import files
 from prunejax.files import RecordError
 from prunejax.tensorboard_view import TensorBoardView
+from prunejax.workdir import WorkdirError, check
 
 __all__ = ["EPOCHS", "EVENTS", "FORECAST", "RUNS", "RecordError", "RunDirectory", "WorkdirError"]
 
@@ -43,32 +44,14 @@ RUNS = (
     *("status", "final_test_accuracy", "best_test_accuracy", "best_epoch", "mean_stability"),
     *("events", "generalization_gap", "sparsity"),
 )
-# What may stand in a directory that is not yet a run directory: traces of a start that was
-# interrupted before `config.json` was written, shards, and what launch scripts put there.
-_HARMLESS = {".lock", "environment.json", "logs", "shards"}
-
-
-class WorkdirError(ValueError):
-    """The directory cannot be used for this study; the text says why and what to do."""
-
-
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The fields in which two nested configs differ, as "field: theirs -> ours"."""
-    found = []
-    for key in sorted(set(theirs) | set(ours)):
-        name = prefix + str(key)
-        a, b = theirs.get(key, "(absent)"), ours.get(key, "(absent)")
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, name + ".")
-        elif a != b or isinstance(a, bool) != isinstance(b, bool):
-            found.append(f"{name}: {a!r} -> {b!r}")
-    return found
 
 
 class RunDirectory:
     """A study's directory, held exclusively by this process until `close`."""
 
-    def __init__(self, path: Path, tables: Mapping[str, Sequence[str]], lock: IO[str] | None) -> None:
+    def __init__(
+        self, path: Path, tables: Mapping[str, Sequence[str]], lock: IO[str] | None
+    ) -> None:
         """Use `RunDirectory.open`."""
         self.path = path
         self.tables = {name: tuple(columns) for name, columns in tables.items()}
@@ -103,7 +86,7 @@ class RunDirectory:
         path = Path(path)
         config = json.loads(json.dumps(config))
         try:
-            _check(path, config, tables, ignore)
+            check(path, config, tables, ignore)
             path.mkdir(parents=True, exist_ok=True)
             lock = files.acquire(path / ".lock")
         except files.LockedError as holder:
@@ -270,47 +253,3 @@ class RunDirectory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _check(
-    path: Path,
-    config: Mapping[str, Any],
-    tables: Mapping[str, Sequence[str]],
-    ignore: Sequence[str],
-) -> None:
-    """Refuses a path that must not be written to; writes nothing itself."""
-    if path.exists() and not path.is_dir():
-        raise WorkdirError(f"workdir {path} is a file; name a directory")
-    if not path.is_dir():
-        return
-    if not (path / "config.json").exists():
-        known = _HARMLESS | {f"{name}.csv" for name in tables if _has_no_rows(path, name)}
-        names = sorted(entry.name for entry in path.iterdir())
-        foreign = [name for name in names if name not in known and not name.startswith(".tmp-")]
-        if foreign:
-            raise WorkdirError(
-                f"workdir {path} is not empty and no run directory (it holds {foreign[0]!r}"
-                f"{', ...' if len(foreign) > 1 else ''}); name an empty or new directory"
-            )
-        return
-    try:
-        theirs = json.loads((path / "config.json").read_text())
-    except ValueError as error:
-        raise WorkdirError(f"{path / 'config.json'} is no JSON: {error}") from error
-    differing = [
-        line
-        for line in differences(theirs, config)
-        if not line.startswith(tuple(f"{name}{end}" for name in ignore for end in ":."))
-    ]
-    if differing:
-        more = [f"... and {len(differing) - 20} more"] if len(differing) > 20 else []
-        raise WorkdirError(
-            f"workdir {path} holds another config (field: there -> here): "
-            + "; ".join(differing[:20] + more)
-            + ". Name another workdir, or give the config it was made with"
-        )
-
-
-def _has_no_rows(path: Path, table: str) -> bool:
-    file = path / f"{table}.csv"
-    return file.is_file() and file.read_bytes().count(b"\n") <= 1
