@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from prunejax import layout, population
+from prunejax import layout
 from prunejax.data import Dataset, StreamedSet
 from prunejax.directory import SharedDirectory
 from prunejax.plan import Batch, Member
@@ -36,6 +36,28 @@ def waves(members: Sequence[Member]) -> list[list[Member]]:
     return [wave for wave in (first, second) if wave]
 
 
+def chunks(
+    members: Sequence[Member], layout: str, multiple: int, fits: int
+) -> list[tuple[list[Member], int]]:
+    """Members that are trained together, and the size of their stack with padding.
+
+    Chunks are as few as memory allows and as equal as possible.
+
+    Args:
+      members: to be trained.
+      layout: one of LAYOUTS.
+      multiple: the stack's size must be a multiple of this.
+      fits: members whose states fit into memory at once, a multiple of `multiple`.
+    """
+    if layout == "sequential":
+        return [([m], 1) for m in members]
+    count = -(-len(members) // fits)
+    size = -(-len(members) // count)
+    size = -(-size // multiple) * multiple
+    parts = [list(members[i : i + size]) for i in range(0, len(members), size)]
+    return [(part, size) for part in parts]
+
+
 class Arrangement:
     """The layout and the compiled functions of each batch, decided and made when first needed."""
 
@@ -57,8 +79,7 @@ class Arrangement:
         self.order = sorted(everyone, key=lambda entry: bool(entry[1][0].twin))
         self._made: dict[int, Population] = {}
         decided = directory.load_json("layout.json") or {}
-        begun = directory.on_main(lambda held: (held.path / "checkpoints").exists())
-        if not begun and not directory.rows("epochs") and not directory.rows("events"):
+        if not directory.on_main(lambda held: held.begun):
             decided = {}  # nothing depends on it yet
         self._decided = {int(b): layout.Decision(**entry) for b, entry in decided.items()}
 
@@ -79,7 +100,7 @@ class Arrangement:
             self._directory.save_json("layout.json", entries)
         found = self._decided[b]
         across = found.devices // program.data_parallel
-        return population.chunks(wave, found.layout, across, found.fits)
+        return chunks(wave, found.layout, across, found.fits)
 
     def population(self, b: int) -> Population:
         """The compiled functions of a batch."""

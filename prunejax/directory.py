@@ -79,6 +79,11 @@ class SharedDirectory:
         """As `RunDirectory.load_json`."""
         return self.on_main(lambda held: held.load_json(name))
 
+    def discard(self) -> None:
+        """As `RunDirectory.discard`, without waiting: maybe not all processes were refused."""
+        if self._held is not None:
+            self._held.discard()
+
     def close(self) -> None:
         """Lets go of the directory."""
         if self._held is not None:

@@ -209,6 +209,16 @@ def _broadcast(content: bytes) -> bytes:
     return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
 
 
+def lost_peer(error: Exception) -> bool:
+    """Whether `error` is what a computation of several processes raises when one has gone.
+
+    Only where the collectives notice first (gloo on CPU, NCCL on GPU). If JAX's coordination
+    service does, it aborts the process (code 134) and Python has no say in it.
+    """
+    words = r"Gloo|NCCL|UNAVAILABLE|coordination service|heartbeat|Connection (reset|closed)"
+    return jax.distributed.is_initialized() and bool(re.search(words, str(error)))
+
+
 def leave(exit_code: int) -> None:
     """Ends a failed process of several at once; alone, it returns.
 

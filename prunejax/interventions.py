@@ -299,18 +299,3 @@ def advance(
         params = trees.replace(params, params_back)
         batch_stats = trees.replace(batch_stats, stats_back)
     return params, batch_stats, windows._replace(remaining=remaining)
-
-
-def released_window_steps(passes: int, steps_per_epoch: int, test_batches: int) -> int:
-    """Training steps in a window of `passes` forward passes counted as the released code does.
-
-    The window opens with the evaluation after the event; every later epoch adds its training
-    batches and two passes over the test set (before and after pruning).
-    E.g. 1500 passes, 391 steps and 79 test batches: 1105 steps.
-    """
-    left, steps = passes - test_batches, 0
-    while left > 0:
-        now = min(left, steps_per_epoch)
-        steps += now
-        left -= now + 2 * test_batches
-    return steps

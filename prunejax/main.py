@@ -172,9 +172,16 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
         return _tell(error, FAILURE)
     try:
         code = _study(values, config, shard, processes)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
         code = FAILURE
+        if distributed.lost_peer(error):
+            _tell(
+                "another process of this program ended, see its output; the same command "
+                f"continues from the last checkpoint ({str(error).strip().splitlines()[-1]})",
+                FAILURE,
+            )
+        else:
+            traceback.print_exc()
     if code in (BAD_REQUEST, FAILURE):
         distributed.leave(code)
     return code

@@ -290,25 +290,3 @@ def stack(trees: Sequence[Tree]) -> Tree:
 def pad(members: Sequence[Member], size: int) -> list[Member]:
     """Members repeated up to `size`, a multiple of the devices that members are spread over."""
     return [members[i % len(members)] for i in range(size)]
-
-
-def chunks(
-    members: Sequence[Member], layout: str, multiple: int, fits: int
-) -> list[tuple[list[Member], int]]:
-    """Members that are trained together, and the size of their stack with padding.
-
-    Chunks are as few as memory allows and as equal as possible.
-
-    Args:
-      members: to be trained.
-      layout: one of LAYOUTS.
-      multiple: the stack's size must be a multiple of this.
-      fits: members whose states fit into memory at once, a multiple of `multiple`.
-    """
-    if layout == "sequential":
-        return [([m], 1) for m in members]
-    count = -(-len(members) // fits)
-    size = -(-len(members) // count)
-    size = -(-size // multiple) * multiple
-    parts = [list(members[i : i + size]) for i in range(0, len(members), size)]
-    return [(part, size) for part in parts]

@@ -7,6 +7,7 @@ back to the sizes its checkpoint remembers (`RunDirectory.truncate`).
 """
 
 import csv
+import errno
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import numpy as np
 from prunejax import files
 from prunejax.files import RecordError
 from prunejax.tensorboard_view import TensorBoardView
+from prunejax.workdir import WorkdirError, check
 
 __all__ = ["EPOCHS", "EVENTS", "FORECAST", "RUNS", "RecordError", "RunDirectory", "WorkdirError"]
 
@@ -42,32 +44,14 @@ RUNS = (
     *("status", "final_test_accuracy", "best_test_accuracy", "best_epoch", "mean_stability"),
     *("events", "generalization_gap", "sparsity"),
 )
-# What may stand in a directory that is not yet a run directory: traces of a start that was
-# interrupted before `config.json` was written, shards, and what launch scripts put there.
-_HARMLESS = {".lock", "environment.json", "logs", "shards"}
-
-
-class WorkdirError(ValueError):
-    """The directory cannot be used for this study; the text says why and what to do."""
-
-
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The fields in which two nested configs differ, as "field: theirs -> ours"."""
-    found = []
-    for key in sorted(set(theirs) | set(ours)):
-        name = prefix + str(key)
-        a, b = theirs.get(key, "(absent)"), ours.get(key, "(absent)")
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, name + ".")
-        elif a != b or isinstance(a, bool) != isinstance(b, bool):
-            found.append(f"{name}: {a!r} -> {b!r}")
-    return found
 
 
 class RunDirectory:
     """A study's directory, held exclusively by this process until `close`."""
 
-    def __init__(self, path: Path, tables: Mapping[str, Sequence[str]], lock: IO[str]) -> None:
+    def __init__(
+        self, path: Path, tables: Mapping[str, Sequence[str]], lock: IO[str] | None
+    ) -> None:
         """Use `RunDirectory.open`."""
         self.path = path
         self.tables = {name: tuple(columns) for name, columns in tables.items()}
@@ -102,7 +86,7 @@ class RunDirectory:
         path = Path(path)
         config = json.loads(json.dumps(config))
         try:
-            _check(path, config, tables, ignore)
+            check(path, config, tables, ignore)
             path.mkdir(parents=True, exist_ok=True)
             lock = files.acquire(path / ".lock")
         except files.LockedError as holder:
@@ -110,6 +94,9 @@ class RunDirectory:
                 f"workdir {path} is in use by {holder}; wait for it or name another workdir"
             ) from None
         except OSError as error:
+            finished = cls(path, tables, None)
+            if error.errno == errno.EROFS and finished.finished:
+                return finished  # it can be told where nothing can be written
             raise WorkdirError(f"cannot use workdir {path}: {error.strerror or error}") from error
         directory = cls(path, tables, lock)
         try:
@@ -121,8 +108,9 @@ class RunDirectory:
 
     def _prepare(self, config: Mapping[str, Any], environment: dict[str, Any]) -> None:
         """Writes what a new directory needs; mends the tables of an interrupted one."""
-        for leftover in [*self.path.glob(".tmp-*"), *self.path.glob("measures/.tmp-*")]:
-            leftover.unlink()
+        for folder in (self.path, self.path / "measures", self.path / "targets"):
+            for leftover in folder.glob(".tmp-*"):
+                leftover.unlink()
         for name, columns in self.tables.items():
             file, header = self._file(name), (",".join(columns) + "\n").encode()
             content = file.read_bytes() if file.exists() else b""
@@ -221,6 +209,22 @@ class RunDirectory:
         return json.loads(file.read_text()) if file.exists() else None
 
     @property
+    def begun(self) -> bool:
+        """True once something was trained: a row or a checkpoint is there."""
+        return (self.path / "checkpoints").exists() or any(self.rows(t) for t in self.tables)
+
+    def discard(self) -> None:
+        """Takes back what `open` and a study that was refused made, unless something was trained.
+
+        The directory is then as free for another config as before.
+        """
+        if self.begun:
+            return
+        made = ["config", "study", "layout", "progress", "environment"]
+        for name in [*(f"{m}.json" for m in made), *(f"{t}.csv" for t in self.tables)]:
+            (self.path / name).unlink(missing_ok=True)
+
+    @property
     def finished(self) -> bool:
         """True once `finish` was called, by this process or an earlier one."""
         return bool((self.load_json("status.json") or {}).get("finished"))
@@ -241,54 +245,11 @@ class RunDirectory:
 
     def close(self) -> None:
         """Lets go of the directory; closing twice is harmless."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> "RunDirectory":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _check(
-    path: Path,
-    config: Mapping[str, Any],
-    tables: Mapping[str, Sequence[str]],
-    ignore: Sequence[str],
-) -> None:
-    """Refuses a path that must not be written to; writes nothing itself."""
-    if path.exists() and not path.is_dir():
-        raise WorkdirError(f"workdir {path} is a file; name a directory")
-    if not path.is_dir():
-        return
-    if not (path / "config.json").exists():
-        known = _HARMLESS | {f"{name}.csv" for name in tables if _has_no_rows(path, name)}
-        names = sorted(entry.name for entry in path.iterdir())
-        foreign = [name for name in names if name not in known and not name.startswith(".tmp-")]
-        if foreign:
-            raise WorkdirError(
-                f"workdir {path} is not empty and no run directory (it holds {foreign[0]!r}"
-                f"{', ...' if len(foreign) > 1 else ''}); name an empty or new directory"
-            )
-        return
-    try:
-        theirs = json.loads((path / "config.json").read_text())
-    except ValueError as error:
-        raise WorkdirError(f"{path / 'config.json'} is no JSON: {error}") from error
-    differing = [
-        line
-        for line in differences(theirs, config)
-        if not line.startswith(tuple(f"{name}{end}" for name in ignore for end in ":."))
-    ]
-    if differing:
-        more = [f"... and {len(differing) - 20} more"] if len(differing) > 20 else []
-        raise WorkdirError(
-            f"workdir {path} holds another config (field: there -> here): "
-            + "; ".join(differing[:20] + more)
-            + ". Name another workdir, or give the config it was made with"
-        )
-
-
-def _has_no_rows(path: Path, table: str) -> bool:
-    file = path / f"{table}.csv"
-    return file.is_file() and file.read_bytes().count(b"\n") <= 1

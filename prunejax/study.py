@@ -5,10 +5,7 @@ import errno
 import functools
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +20,11 @@ from prunejax.checkpoint import Checkpoints
 from prunejax.chunk import Chunk, Policy
 from prunejax.config import ConfigError, Variant
 from prunejax.directory import SharedDirectory
+from prunejax.environment import environment
 from prunejax.measures import suite
 from prunejax.plan import Batch, Member
 from prunejax.progress import Progress
 from prunejax.record import RecordError, RunDirectory
-
-PACKAGES = ("prunejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,34 +34,6 @@ class Result:
     workdir: Path
     report: Path | None  # None: of a shard without runs
     already_finished: bool
-
-
-def environment() -> dict[str, Any]:
-    """Versions, devices and the git commit: what a number may depend on."""
-    devices = jax.devices()
-    return {
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "devices": [f"{d.platform}: {d.device_kind}" for d in devices],
-        "processes": jax.process_count(),
-        "cpu_count": os.cpu_count(),
-        "platform": platform.platform(),
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
 
 
 def use_devices(
@@ -201,6 +169,9 @@ def run(
         try:
             _train(batches, mine, settings, directory, stop_requested, quiet)
             page = directory.on_main(functools.partial(_report, empty=not any(mine)))
+        except ConfigError:  # the devices cannot hold the members
+            directory.discard()
+            raise
         except Exception as error:  # of many kinds, from several layers below
             if getattr(error, "errno", 0) != errno.ENOENT and (path / "config.json").exists():
                 raise

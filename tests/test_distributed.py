@@ -62,6 +62,14 @@ def test_a_failed_process_does_not_wait_for_its_peers():
         processes[0].communicate()
 
 
+def test_a_lost_peer_is_told_from_other_failures(monkeypatch):
+    gone = ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer")
+    assert not distributed.lost_peer(gone)  # a process on its own has no peers
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert distributed.lost_peer(gone)
+    assert not distributed.lost_peer(ValueError("shapes do not match"))
+
+
 def test_unreachable_coordinator_is_an_error_not_an_abort():
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(ConnectionError, match=f"{address} not reachable within 0.3 s"):

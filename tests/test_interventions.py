@@ -11,6 +11,7 @@ from prunejax import interventions as iv
 from prunejax import masks as masks_lib
 from prunejax.interventions import FOREVER, Features, Table
 from prunejax.models.groups import Group
+from tests import released
 
 GROUPS = (
     Group(
@@ -316,7 +317,7 @@ def test_kind_none_targets_but_does_nothing():
     ],
 )  # fmt: skip
 def test_released_accounting(passes, steps, batches, expected):
-    assert iv.released_window_steps(passes, steps, batches) == expected
+    assert released.window_steps(passes, steps, batches) == expected
 
 
 @pytest.mark.parametrize("restore", ["no", "weights+norm"])
@@ -335,7 +336,7 @@ def test_as_released_counts_every_pass_and_one_more(restore):
             run.step()
         for _ in range(2 * test_batches):
             run.step()
-    assert trained == iv.released_window_steps(passes, epoch_steps, test_batches)
+    assert trained == released.window_steps(passes, epoch_steps, test_batches)
     zero = [not kernel(p)[..., 1].any() for p in run.acted]
     assert sum(zero) == passes + (restore == "no")  # the pass that restores sees the old weights
 

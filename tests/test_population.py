@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from prunejax import config, layout, plan, population
+from prunejax import arrangement, config, layout, plan, population
 from prunejax.config import ConfigError
 from prunejax.plan import Member
 from tests import layouts
@@ -67,7 +67,7 @@ def test_members_are_chunked_to_fit(vectorized):
 )
 def test_chunks_are_few_and_equal(members, multiple, fits, sizes):
     everyone = [Member(str(i), "v", i, None, None) for i in range(members)]
-    parts = population.chunks(everyone, "sharded", multiple, fits)
+    parts = arrangement.chunks(everyone, "sharded", multiple, fits)
     assert [len(part) for part, _ in parts] == sizes
     assert [m for part, _ in parts for m in part] == everyone
     for part, size in parts:

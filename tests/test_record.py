@@ -1,4 +1,5 @@
 import csv
+import errno
 import io
 import json
 import math
@@ -258,6 +259,30 @@ def test_arrays_and_status(tmp_path):
         assert directory.finished
         assert directory.load_json("status.json")["seconds"] == 3.5
         assert directory.load_json("nothing.json") is None
+
+
+def test_a_finished_study_is_told_where_nothing_can_be_written(tmp_path, monkeypatch):
+    make(tmp_path).close()
+
+    def read_only(path):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files, "acquire", read_only)
+    with pytest.raises(WorkdirError, match="Read-only file system"):
+        make(tmp_path)
+    (tmp_path / "status.json").write_text('{"finished": true}')
+    with make(tmp_path) as directory:
+        assert directory.finished
+
+
+def test_leftovers_of_a_kill_go(tmp_path):
+    with make(tmp_path) as directory:
+        directory.save_arrays("a", x=np.zeros(1))
+    (tmp_path / "targets").mkdir()
+    for name in ("", "measures", "targets"):
+        (tmp_path / name / ".tmp-x").touch()
+    make(tmp_path).close()
+    assert not list(tmp_path.rglob(".tmp-*"))
 
 
 def scalars(path):

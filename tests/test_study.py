@@ -281,6 +281,26 @@ def test_bad_requests_fail_before_anything_is_written(tmp_path, change, message)
     assert not (tmp_path / "run").exists()
 
 
+def test_what_does_not_fit_leaves_the_directory_free(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ConfigError("cannot hold")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study.Arrangement, "chunks", refuse)
+        with pytest.raises(ConfigError, match="cannot hold"):
+            go(tiny(), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+    stopped = tiny()
+    stopped.batch_size = 50
+    with pytest.raises(chunk.Interrupted):
+        go(stopped, tmp_path, stop_requested=lambda: True)
+    before = content(tmp_path)
+    monkeypatch.setattr(study.Arrangement, "chunks", refuse)
+    with pytest.raises(ConfigError, match="cannot hold"):  # here something was trained
+        go(stopped, tmp_path)
+    assert content(tmp_path) == before
+
+
 def test_shards_partition_the_members_and_keep_twins_together():
     config = tiny(
         a={"prune": PRUNE},

@@ -10,8 +10,8 @@ from typing import Any
 
 from prunejax.files import plain_name
 from prunejax.measures.summary import CONTEXT, is_completed
-from prunejax.record import differences
 from prunejax.report.results import Row, Study, attributes_of
+from prunejax.workdir import differences
 
 # Fields of a config that may differ between directories without making them different studies.
 _SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")
