@@ -52,8 +52,8 @@ def batch_list(batches: Batches) -> list[Tree]:
       ValueError: an empty list.
     """
     if is_factory(batches):
-        batches = list(batches())
-    elif isinstance(batches, Iterator):
+        batches = iter(batches())
+    if isinstance(batches, Iterator):
         batches = list(batches)
     if isinstance(batches, list):
         if not batches:
