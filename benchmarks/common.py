@@ -66,23 +66,25 @@ def study(overrides: Mapping[str, Any], variants: Mapping[str, Any] | None = Non
     return built
 
 
-def network(name: str, examples: int) -> tuple[Any, Any, Any, tuple[np.ndarray, np.ndarray]]:
-    """A model for 32x32 images, parameters, BatchNorm statistics of the data, the data (x, y).
+def network(
+    name: str, examples: int, shape: tuple[int, int, int] = (32, 32, 3)
+) -> tuple[Any, Any, Any, tuple[np.ndarray, np.ndarray]]:
+    """A model, parameters, BatchNorm statistics of the data (or {}), the data (x, y).
 
     Statistics that do not fit the data would let activations grow from layer to layer.
     """
     module = models.create(name, num_classes=10)
-    variables = models.init(module, rng.at(0, "init"), (32, 32, 3))
-    params, statistics = variables["params"], variables["batch_stats"]
+    variables = models.init(module, rng.at(0, "init"), shape)
+    params, statistics = variables["params"], variables.get("batch_stats", {})
     generator = np.random.default_rng(1)
-    x = generator.normal(size=(examples, 32, 32, 3)).astype(np.float32)
+    x = generator.normal(size=(examples, *shape)).astype(np.float32)
 
     @jax.jit
     def settle(params: Any, statistics: Any, x: Any) -> Any:
         inputs = {"params": params, "batch_stats": statistics}
         return module.apply(inputs, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
-    for _ in range(50):
+    for _ in range(50 if statistics else 0):
         statistics = settle(params, statistics, x[:64])
     return module, params, statistics, (x, generator.integers(0, 10, examples))
 

@@ -19,7 +19,7 @@ def main() -> None:
     name, path, threads = sys.argv[1:4]
     torch.set_num_threads(int(threads))
     arrays = np.load(path)
-    model = MODELS[name]()
+    model = MODELS[name](arrays["x"].shape[1:])
     with torch.no_grad():
         load(model, arrays)
     model.eval()
