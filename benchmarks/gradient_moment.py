@@ -110,7 +110,9 @@ def timed(run: Callable[[], np.ndarray | None]) -> dict[str, Any]:
 
 def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds of every contender on all examples."""
-    _, params, statistics, batch = common.network(name, options.examples, SHAPES.get(name, (32, 32, 3)))
+    _, params, statistics, batch = common.network(
+        name, options.examples, SHAPES.get(name, (32, 32, 3))
+    )
     chunk = options.chunk
     found = contenders(name, params, statistics, chunk)
     runs = {k: (lambda n, f=f: timed(lambda: f(base.rows(batch, 0, n)))) for k, f in found.items()}
