@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, measure_columns, number, value
+from prunejax.report import markup
 from prunejax.report.figures import Drawing, legend_label
 from prunejax.report.results import Study
 from prunejax.report.style import (
@@ -23,23 +24,6 @@ _FIGURES = {
     "flatness": r"(hessian_)?trace.*|.*second_moment.*|.*covariance.*|.*noise_scale.*",
     "tic": r"tic.*|.*_tic",
     "epsilon": r"epsilon.*",
-}
-WORDS = {
-    "hessian_trace": "Tr(H), curvature (nats)",
-    "hessian_trace_top": "sum of leading eigenvalues (nats)",
-    "gradient_second_moment": "Tr(C), gradients (nats²)",
-    "gradient_noise_scale": "noise scale (examples)",
-    "tic": "TIC proxy Tr(C) / Tr(H)",
-    "tic_leading": "Tr(C) / sum of leading eigenvalues",
-    "epsilon_flatness": "ε-flatness (larger is flatter)",
-    "top_eigenvalue": "largest eigenvalue (nats)",
-    "sharpness_worst": "largest rise in the ball (nats)",
-    "sharpness_keskar": "Keskar's sharpness (%)",
-    "sharpness_average": "mean rise under noise (nats)",
-    "normality_ks": "KS distance to N(0, 1), mean",
-    "normality_ks_worst": "KS distance to N(0, 1), largest",
-    "normality_skewness": "skewness of activations",
-    "normality_excess_kurtosis": "excess kurtosis of activations",
 }
 
 
@@ -100,7 +84,7 @@ def _measures(study: Study, look: Look, name: str, title: str, caption: str) -> 
         axes.set_visible(False)
     for index, column in enumerate(columns):
         top, bottom = grid[2 * (index // wide) : 2 * (index // wide) + 2, index % wide]
-        words = WORDS.get(column, column.replace("_", " "))
+        words = markup.name(column)
         _panel(top, study, look, ("mean_stability", 100), (column, 1))
         top.set(visible=True, xlabel="mean stability (%)", ylabel=words)
         _panel(bottom, study, look, (column, 1), ("best_test_accuracy", 100))

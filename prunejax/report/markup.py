@@ -12,6 +12,21 @@ NAMES = {
     "selected_test_accuracy": "accuracy at the epoch chosen on validation data",
     "generalization_gap": "generalization gap",
     "mean_stability": "mean stability",
+    "hessian_trace": "Tr(H), curvature (nats)",
+    "hessian_trace_top": "sum of leading eigenvalues (nats)",
+    "gradient_second_moment": "Tr(C), gradients (nats²)",
+    "gradient_noise_scale": "noise scale (examples)",
+    "tic": "TIC proxy Tr(C) / Tr(H)",
+    "tic_leading": "Tr(C) / sum of leading eigenvalues",
+    "epsilon_flatness": "ε-flatness (larger is flatter)",
+    "top_eigenvalue": "largest eigenvalue (nats)",
+    "sharpness_worst": "largest rise in the ball (nats)",
+    "sharpness_keskar": "Keskar's sharpness (%)",
+    "sharpness_average": "mean rise under noise (nats)",
+    "normality_ks": "KS distance to N(0, 1), mean",
+    "normality_ks_worst": "KS distance to N(0, 1), largest",
+    "normality_skewness": "skewness of activations",
+    "normality_excess_kurtosis": "excess kurtosis of activations",
 }
 
 

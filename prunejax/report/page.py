@@ -26,7 +26,8 @@ p { max-width: 62rem; } .lead { color: #444; margin-top: 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e2e2e2;
          vertical-align: top; white-space: nowrap; }
-th { border-bottom: 2px solid #999; font-weight: 600; vertical-align: bottom; }
+th { border-bottom: 2px solid #999; font-weight: 600; vertical-align: bottom;
+     white-space: normal; }
 th:first-child, td:first-child, .text td, .text th { text-align: left; }
 .text td { white-space: normal; overflow-wrap: anywhere; }
 small { color: #555; display: block; } img { width: 100%; height: auto; }
