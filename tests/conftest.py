@@ -1,12 +1,32 @@
-"""Shared set-up: compiled programs are kept for the session, so that tests share compilations."""
+"""Shared set-up: quick compilation, and one cache of compiled programs for the whole session."""
+
+import os
 
 import jax
 import pytest
 
+# Most of the time goes into compilation. Programs that tests start inherit the environment.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no worker is left with one when others are done."""
+    early = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in early)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Many tests compile the same small programs; the cache is empty at the start of a session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    """Many tests compile the same small programs; the cache is empty at the start of a session.
+
+    It is shared with the other workers of pytest-xdist and with the programs that tests start.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    for name, value in {
+        "jax_compilation_cache_dir": str(shared / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)

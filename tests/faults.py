@@ -127,19 +127,15 @@ def make_quick(patch):
     patch.setattr(record.RunDirectory, "tensorboard", lambda self: None)
 
 
-def child(path, cache, moment, nth, code):
+def child(path, moment, nth, code):
     """Runs the study in a process of its own, which kills itself before the nth call of `moment`.
 
     Args:
       path: run directory.
-      cache: directory of compiled programs.
       moment: "Class.method" of one of the modules below, or "" to run to the end.
       nth: 1 for the first call.
       code: file that gets the exit code of the command line.
     """
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if moment != "report.build":
         report.build = lambda paths: Path(paths[0]) / "report.html"
     left = [nth]

@@ -315,6 +315,7 @@ def _kind(program):
     )
 
 
+@pytest.mark.slow
 def test_every_kind_of_program_trains_a_step(data_dir):
     """Traces a step of each kind of program in the studies; runs two of them."""
     done, executed = set(), {"VGG", "MLP"}

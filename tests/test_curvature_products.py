@@ -2,9 +2,6 @@
 
 import functools
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -168,14 +165,6 @@ def test_many_bfloat16_batches_are_summed_in_float32():
     batches = [jnp.full((1, 1), 2.0, jnp.bfloat16)] * 300
     found = curvature.hvp(lambda p, x: jnp.sum(x * p**2) / 2, params, params, batches)
     np.testing.assert_allclose(found, [2.0], rtol=1e-6)
-
-
-def test_sharded_parameters_keep_their_layout():
-    command = [sys.executable, "-W", "error", "-m", "tests.curvature_sharded"]
-    ran = subprocess.run(
-        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=600
-    )
-    assert ran.stdout.endswith("done\n"), ran.stderr
 
 
 def test_nnx_state():

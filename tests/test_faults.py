@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 
-import jax
 import pytest
 
 from prunejax import checkpoint, chunk, files, record
@@ -139,10 +138,8 @@ def test_real_kills_one_after_another(reference, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.faults"])
     path, code = tmp_path / "run", tmp_path / "code"
-    cache = jax.config.jax_compilation_cache_dir
     for moment, nth in [*MOMENTS, ("", 1)]:
-        arguments = (path, cache, moment, nth, code)
-        process = context.Process(target=faults.child, args=arguments)
+        process = context.Process(target=faults.child, args=(path, moment, nth, code))
         process.start()
         process.join(timeout=300)
         assert process.exitcode == (-9 if moment else 0), moment

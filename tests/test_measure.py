@@ -208,6 +208,7 @@ def oracle(path, run):
         return np.asarray(hessian) * np.outer(live, live), np.asarray(gradients) * live, live
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["none-0", "S-0"])
 def test_columns_of_runs_agree_with_dense_oracles(finished, run):
     hessian, gradients, live = oracle(finished, run)
@@ -241,7 +242,8 @@ def test_measured_between_epochs_too_and_drawn(finished):
     assert {"flatness", "tic", "eigenvalues", "perturbation", "forecast"} <= figures
 
 
-def test_interrupted_while_measuring_continues_to_the_same_bytes(finished, tmp_path):
+def test_interrupted_while_measuring_continues_to_the_same_bytes(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(study.report, "build", lambda paths: paths[0] / "report.html")
     path = tmp_path / "run"
     measured = []
 

@@ -33,6 +33,7 @@ def test_the_members_differ(alone):
     assert len(np.unique(losses[:, 0, 0])) == len(alone)
 
 
+@pytest.mark.slow
 def test_vectorized_members_do_what_they_do_alone(alone, vectorized):
     layouts.compare(layouts.trace(*vectorized), alone)
 

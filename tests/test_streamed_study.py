@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 
@@ -202,6 +201,7 @@ def test_parts_of_a_batch_cover_what_the_devices_hold():
 # -- devices and processes -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "processes"), [(2, 1), (1, 2)])
 def test_data_parallel_agrees_with_one_device(sets, finished, tmp_path, devices, processes):
     """Two devices, each with half of every batch: of one process, and of two."""
@@ -212,7 +212,6 @@ def test_data_parallel_agrees_with_one_device(sets, finished, tmp_path, devices,
             [sys.executable, "-m", "tests.streamed_case", str(sets), str(path)]
             + [json.dumps(changes), str(devices)]
             + ([str(port), str(i), str(processes)] if processes > 1 else []),
-            env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -28,6 +28,12 @@ def content(path):
     return {t: (path / f"{t}.csv").read_bytes() for t in TABLES}
 
 
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Only the study of `finished`, which is older than this fixture, takes the time for one."""
+    monkeypatch.setattr(study.report, "build", lambda paths: paths[0] / "report.html")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("study") / "run"
@@ -111,6 +117,7 @@ def test_interrupted_at_any_call_continues_to_the_same_bytes(finished, tmp_path,
     assert content(path) == content(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_released", [False, True])
 def test_one_trace_per_program_whatever_happens(tmp_path, monkeypatch, as_released):
     """Events, windows and arms cause no recompilation: one trace for full batches, one for last."""
