@@ -216,10 +216,10 @@ def on_main(fn: Callable[[], T]) -> T:
 def _broadcast(content: bytes) -> bytes:
     """The bytes of process 0."""
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    buffer = np.zeros(length, np.uint8)
-    if content:
-        buffer[:] = np.frombuffer(content, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
+    # Every size is compiled once: of sizes that are powers of two there are few.
+    buffer = np.zeros(1 << length.bit_length(), np.uint8)
+    buffer[: len(content)] = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()[:length]
 
 
 def lost_peer(error: Exception) -> bool:

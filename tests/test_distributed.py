@@ -22,6 +22,8 @@ local = jnp.full((1,), index + 1.0)
 whole = multihost_utils.host_local_array_to_global_array(local, mesh, P("data"))
 total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(whole)
 flags = [distributed.any_process(False), distributed.any_process(index == 1)]
+for n in (0, 7, 64):
+    assert distributed.on_main(lambda: [index] * n) == [0] * n
 distributed.sync("end")
 print("sum", float(total), "flags", *flags, flush=True)
 if index < failing:
