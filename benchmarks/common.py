@@ -97,6 +97,20 @@ def splits(dataset: data_lib.Dataset) -> step.Data:
     )
 
 
+def with_torch(python: str) -> str:
+    """This interpreter if it has PyTorch; else, after a line that says so, none ("")."""
+    if not python:
+        return ""
+    try:
+        tried = subprocess.run([python, "-c", "import torch"], capture_output=True)
+        if tried.returncode == 0:
+            return python
+    except OSError:
+        pass
+    print(f"--torch-python={python} has no torch: left out", flush=True)
+    return ""
+
+
 class Worker:
     """A script in another interpreter that answers lines of JSON; idle between commands."""
 

@@ -18,7 +18,6 @@ seconds of all threads on a CPU (other programs disturb them less) and wall seco
 """
 
 import argparse
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import Worker, save, table, timed
+from common import Worker, save, table, timed, with_torch
 
 from prunejax import masks
 
@@ -147,11 +146,7 @@ def main() -> None:
         "--save", action="store_true", help="write benchmarks/results/DATE-masks.json"
     )
     options = parser.parse_args()
-    if options.torch_python:
-        probe = subprocess.run([options.torch_python, "-c", "import torch"], capture_output=True)
-        if probe.returncode:
-            print(f"{options.torch_python} has no torch: left out")
-            options.torch_python = ""
+    options.torch_python = with_torch(options.torch_python)
     sparsities = [float(x) for x in options.sparsities.split(",")]
     device = jax.tree.map(jnp.asarray, tree("normal"))
     compile_seconds = timed(lambda: ours.lower(device, jnp.int32(1)).compile() and 0, 1)

@@ -254,6 +254,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.steps not in (1, 2, 4, 8):
         parser.error(f"--steps: {options.steps} is not one of: 1, 2, 4, 8")
+    options.torch_python = common.with_torch(options.torch_python)
     members = [int(m) for m in options.members.split(",")]
     if jax.config.jax_platforms in (None, "cpu") and max(members) > 1:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))

@@ -221,7 +221,8 @@ class Chunk:
         m = self.members[index]
         key = f"{m.run}/{epoch}"
         if key not in self._measured:
-            with self.progress.excluded("measuring"):
+            which = f"{index + 1} of {len(self.members)}"
+            with self.progress.excluded(f"measuring {m.run} ({which})"):
                 state = self.population.member(states, index)
                 columns = self.measure(state, m, epoch)
             self._measured[key] = {name: float(value) for name, value in columns.items()}

@@ -20,6 +20,7 @@ from prunejax import rendezvous
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 300.0  # how long processes wait for each other at the start
+LAST_SECONDS = 2.0  # how long a process 0 that failed stays, so that others can end by themselves
 
 
 class Place(NamedTuple):
@@ -142,12 +143,14 @@ def initialize(
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)
     if place.coordinator is None:
+        _mute_libraries()
         jax.distributed.initialize(initialization_timeout=int(timeout_seconds))
         return 1
     # JAX ends the whole process with a stack trace when a peer is missing, so they meet here first.
     deadline = time.monotonic() + timeout_seconds
     host, port = rendezvous.split(place.coordinator)
     rendezvous.meet(host, port, place.process_id, place.process_count, timeout_seconds)
+    _mute_libraries()
     jax.distributed.initialize(
         place.coordinator,
         place.process_count,
@@ -158,6 +161,16 @@ def initialize(
         coordinator_bind_address=f"{host}:{port}" if rendezvous.is_loopback(host) else None,
     )
     return place.process_count
+
+
+def _mute_libraries() -> None:
+    """Keeps to Python what is printed: gloo tells standard output of every connection it makes."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    sys.stdout = os.fdopen(ours, "w", buffering=1, encoding=sys.stdout.encoding)
 
 
 def is_main() -> bool:
@@ -203,10 +216,10 @@ def on_main(fn: Callable[[], T]) -> T:
 def _broadcast(content: bytes) -> bytes:
     """The bytes of process 0."""
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    buffer = np.zeros(length, np.uint8)
-    if content:
-        buffer[:] = np.frombuffer(content, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
+    # Every size is compiled once: of sizes that are powers of two there are few.
+    buffer = np.zeros(1 << length.bit_length(), np.uint8)
+    buffer[: len(content)] = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()[:length]
 
 
 def lost_peer(error: Exception) -> bool:
@@ -223,11 +236,13 @@ def leave(exit_code: int) -> None:
     """Ends a failed process of several at once; alone, it returns.
 
     A normal exit would wait minutes for peers that will never come to the same point; when this
-    process is gone they fail, too, and the launcher ends them.
+    process is gone they fail, too, and the launcher ends them. Process 0 goes a little later than
+    others that fail as it does: without it JAX aborts them before they can say why.
     """
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(LAST_SECONDS if is_main() else 0.0)
         os._exit(exit_code)
 
 

@@ -56,9 +56,9 @@ class Progress:
 
     @contextmanager
     def excluded(self, text: str = "") -> Iterator[None]:
-        """Time spent inside does not count; `text` says what goes on, e.g. "compiling"."""
-        if text:
-            self._show(text, force=text != self._text)  # many times in a row is said once
+        """Time spent inside does not count; `text` says what goes on, e.g. "measuring RUN"."""
+        if text:  # said at once when it begins, then like steps
+            self._show(text, force=text.split()[:1] != self._text.split()[:1])
         begun = self._clock()
         try:
             yield
@@ -78,7 +78,8 @@ class Progress:
         rate = self.rate()
         if rate > 0:
             parts.append(f"{rate:.3g} steps/s" if rate < 100 else f"{rate:.0f} steps/s")
-            parts.append(f"ETA {duration((self._total - self._done) / rate)}")
+            if self._done < self._total:  # what follows training is not counted
+                parts.append(f"ETA {duration((self._total - self._done) / rate)}")
         return "  ".join([*parts, text] if text else parts)
 
     def advance(self, steps: int, text: str = "") -> None:

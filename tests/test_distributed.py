@@ -8,7 +8,7 @@ from prunejax import distributed
 from tests.test_rendezvous import free_port
 
 PROGRAM = """
-import sys
+import sys, time
 import jax, jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
@@ -22,14 +22,17 @@ local = jnp.full((1,), index + 1.0)
 whole = multihost_utils.host_local_array_to_global_array(local, mesh, P("data"))
 total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(whole)
 flags = [distributed.any_process(False), distributed.any_process(index == 1)]
+for n in (0, 7, 64):
+    assert distributed.on_main(lambda: [index] * n) == [0] * n
 distributed.sync("end")
 print("sum", float(total), "flags", *flags, flush=True)
-if index == failing:
+if index < failing:
+    time.sleep(index)  # the others are a little later than process 0
     distributed.leave(7)
 """
 
 
-def run(count, failing=-1):
+def run(count, failing=0):
     port = free_port()
     processes = [
         subprocess.Popen(
@@ -48,18 +51,21 @@ def test_two_processes_reduce_agree_and_end():
     for process in processes:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
-        assert "sum 3.0 flags False True" in output
+        assert output == "sum 3.0 flags False True\n"  # and nothing of gloo's
 
 
-def test_a_failed_process_does_not_wait_for_its_peers():
-    processes = run(2, failing=1)
+def test_failed_processes_end_with_their_code_and_do_not_wait_for_peers():
+    processes = run(3, failing=2)
     try:
-        # JAX's own shutdown would wait for process 0, which runs on, for minutes.
-        output, _ = processes[1].communicate(timeout=60)
-        assert processes[1].returncode == 7, output
+        # JAX's own shutdown would wait for process 2, which runs on, for minutes, and abort
+        # process 1 because process 0 has gone.
+        for process in processes[:2]:
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode == 7, output
+            assert output.count("\n") == 1
     finally:
-        processes[0].kill()
-        processes[0].communicate()
+        processes[2].kill()
+        processes[2].communicate()
 
 
 def test_a_lost_peer_is_told_from_other_failures(monkeypatch):

@@ -95,7 +95,9 @@ def test_requests_that_make_no_sense(clone, launcher, arguments, message):
 
 
 def test_slurm_array(clone):
-    result = clone.run(*SLURM, "--dry-run", "--sbatch=--time=8:00:00", "--config.a=b c")
+    options = ["--account=a b", "-pbig", "--gpus-per-node=1"]
+    asked = (f"--sbatch={option}" for option in options)
+    result = clone.run(*SLURM, "--dry-run", *asked, "--config.a=b c")
     *_, logs, array, report = commands(result.stdout)
     root, slurm = str(clone.root), f"{clone.root}/launch/slurm"
     environment = ["env", f"PRUNEJAX_ROOT={root}", f"PRUNEJAX_VENV={root}/.venv"]
@@ -104,16 +106,28 @@ def test_slurm_array(clone):
     assert array == [
         *environment,
         "PRUNEJAX_SHARDS=4",
-        *["sbatch", "--parsable", "--time=8:00:00", "--array=0-3"],
+        *["sbatch", "--parsable", *options, "--array=0-3"],
         "--output=/runs/digits/logs/slurm-%A_%a.log",
         *[f"{slurm}/study_array.sbatch", config, "--workdir=/runs/digits", "--config.a=b c"],
     ]
     assert report == [
         *environment,
-        *["sbatch", "--parsable", "--dependency=afterok:JOB", "--kill-on-invalid-dep=yes"],
+        *["sbatch", "--parsable", *options[:2]],  # where and for whom, but no accelerator
+        *["--dependency=afterok:JOB", "--kill-on-invalid-dep=yes"],
         "--output=/runs/digits/logs/slurm-report-%j.log",
         *[f"{slurm}/report.sbatch", "/runs/digits"],
     ]
+
+
+def test_slurm_report_that_is_not_taken(clone):
+    clone.program(
+        "sbatch", '#!/bin/sh\ncase "$*" in *report.sbatch*) exit 1 ;; *) echo 7 ;; esac\n'
+    )
+    result = clone.run(*SLURM, "--workdir=runs", PRUNEJAX_COMMAND="x")
+    assert result.returncode == 1
+    first, last = result.stderr.splitlines()
+    assert first.startswith("array 7: 4 shards")
+    assert f"python' -m prunejax.report {clone.here}/runs" in last
 
 
 def test_slurm_nodes(clone):

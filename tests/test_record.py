@@ -359,6 +359,18 @@ def test_progress_leaves_compilation_out_of_the_rate():
     )
 
 
+def test_progress_of_measures_after_training_tells_no_time_left():
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(100, stream=stream, clock=clock)
+    clock.now += 1
+    progress.advance(100, "training")
+    for run in range(9):  # said at once, then every five seconds
+        with progress.excluded(f"measuring {run}"):
+            clock.now += 2
+    lines = stream.getvalue().splitlines()
+    assert lines[1:] == [f"100%  100/100 steps  100 steps/s  measuring {r}" for r in (0, 3, 6)]
+
+
 def test_progress_prints_seldom_to_a_file_and_rewrites_on_a_terminal():
     clock, stream = Clock(), io.StringIO()
     progress = Progress(100, stream=stream, clock=clock)

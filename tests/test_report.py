@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,14 +172,17 @@ def test_shards_merge_to_the_whole_and_a_missing_one_is_named(tmp_path):
     assert [name[-6:] for name in summary["missing_shards"]] == ["2-of-3"]
 
 
-def test_missing_shards_count_from_one(tmp_path):
-    def missing(*names):
-        return [p.rsplit("/")[-1] for p in tables.missing_shards([tmp_path / n for n in names])]
+def test_missing_shards_count_from_one_wherever_they_lie():
+    def missing(*names, studies=None):
+        return tables.missing_shards([Path(n) for n in names], studies or [0] * len(names))
 
     assert missing("1-of-2", "2-of-2") == []
     assert missing("1-of-3", "2-of-3") == ["3-of-3"]
-    assert missing("3-of-3") == ["1-of-3", "2-of-3"]
+    assert missing("a/3-of-3") == ["a/1-of-3", "a/2-of-3"]
     assert missing("run") == []
+    assert missing("a/1-of-2", "b/2-of-2") == []
+    assert missing("a/1-of-3", "b/2-of-3") == ["3-of-3"]
+    assert missing("a/1-of-2", "b/2-of-2", studies=["one", "two"]) == ["a/2-of-2", "b/1-of-2"]
 
 
 def test_a_run_that_appears_twice_is_refused(tmp_path):

@@ -73,7 +73,21 @@ job=$(submit "${common[@]}" "PRUNEJAX_SHARDS=$SHARDS" sbatch "${options[@]}" \
   "--array=${ARRAY:-0-$((SHARDS - 1))}" "--output=$logs/slurm-%A_%a.log" \
   "$here/study_array.sbatch" "${flags[@]}")
 job=${job%%;*}
-report=$(submit "${common[@]}" sbatch --parsable "--dependency=afterok:$job" \
-  "--kill-on-invalid-dep=yes" "--output=$logs/slurm-report-%j.log" \
-  "$here/report.sbatch" "$WORKDIR")
-say "array $job: $SHARDS shards; then report job ${report%%;*}; logs in $logs"
+# The report needs no accelerator, but the same account and queue.
+here_too=()
+for option in ${SBATCH[@]+"${SBATCH[@]}"}; do
+  case $option in
+    -[ApqM]* | --account=* | --partition=* | --qos=* | --clusters=* | --reservation=* | --time=*)
+      here_too+=("$option")
+      ;;
+  esac
+done
+say "array $job: $SHARDS shards; logs in $logs"
+report=$(submit "${common[@]}" sbatch --parsable ${here_too[@]+"${here_too[@]}"} \
+  "--dependency=afterok:$job" "--kill-on-invalid-dep=yes" \
+  "--output=$logs/slurm-report-%j.log" "$here/report.sbatch" "$WORKDIR") || {
+  say "the report was not submitted: when the shards are done, run $(quoted \
+    "$VENV/bin/python" -m prunejax.report "$WORKDIR")"
+  exit 1
+}
+say "then report job ${report%%;*}"

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +61,25 @@ def _shard_order(path: Path) -> tuple[int, str]:
     return (int(index[0]) if index else -1, path.parent.name)
 
 
-def missing_shards(directories: Sequence[Path]) -> list[str]:
-    """The shards "i-of-n", i from 1, that the directories' names promise and that are not there."""
-    groups: dict[tuple[Path, int], set[int]] = {}
-    for path in directories:
+def missing_shards(directories: Sequence[Path], studies: Sequence[Hashable]) -> list[str]:
+    """The shards "i-of-n", i from 1, that the directories' names promise and that are not there.
+
+    Args:
+      directories: shards, and others.
+      studies: of each directory, equal for the shards of one study, which may lie anywhere.
+    """
+    groups: dict[tuple[Hashable, int], dict[int, Path]] = {}
+    for path, study in zip(directories, studies, strict=True):
         name = re.fullmatch(r"(\d+)-of-(\d+)", path.name)
         if name:
-            groups.setdefault((path.parent, int(name[2])), set()).add(int(name[1]))
-    return [
-        f"{parent / str(index)}-of-{count}"
-        for (parent, count), there in groups.items()
-        for index in range(1, count + 1)
-        if index not in there
-    ]
+            groups.setdefault((study, int(name[2])), {})[int(name[1])] = path.parent
+    missing = []
+    for (_, count), there in groups.items():
+        parents = set(there.values())
+        where = parents.pop() if len(parents) == 1 else Path()
+        names = (f"{index}-of-{count}" for index in range(1, count + 1) if index not in there)
+        missing += [str(where / name) for name in names]
+    return missing
 
 
 def load(directories: Sequence[str | Path]) -> Study:
@@ -94,9 +100,9 @@ def load(directories: Sequence[str | Path]) -> Study:
     }
     for path in paths:
         _remeasured(path, tables[path]["runs"])
+    stated = {path: read_json(path / "study.json") for path in paths}
     attributes = {
-        path: attributes_of(configs[str(path)], read_json(path / "study.json"), tables[path])
-        for path in paths
+        path: attributes_of(configs[str(path)], stated[path], tables[path]) for path in paths
     }
     kinds = _distinct([configs[str(path)] for path in paths])
     notes = []
@@ -113,7 +119,8 @@ def load(directories: Sequence[str | Path]) -> Study:
     arrays = {}
     for path in paths:
         arrays.update(_arrays(path, tables[path]["runs"]))
-    missing = missing_shards(paths)
+    whole = [str(stated[path].get("runs", path.parent)) for path in paths]
+    missing = missing_shards(paths, list(zip(kinds, whole, strict=True)))
     notes += [
         f"Shard {shard} is missing: its runs are not in any number here." for shard in missing
     ]
