@@ -50,7 +50,7 @@ class Table(NamedTuple):
 class Features(NamedTuple):
     """What the arms of a compiled program may do (static): the step holds no code beyond it."""
 
-    finite: bool = False  # windows that close, or whose first step differs (endless noise)
+    finite: bool = False  # windows that close, or whose first step differs (endless, no mask)
     zero: bool = False
     gaussian: bool = False
     restore: bool = False
@@ -85,7 +85,7 @@ def initial(
     saved: dict[str, Array] = {}
     if features.restore:
         for g in groups:
-            saved |= {path: trees.get(params, path) for path in (g.kernel, *g.norm)}
+            saved |= {path: trees.get(params, path) for path in (g.kernel, *g.affine)}
             saved |= {path: trees.get(batch_stats, path) for path in g.stats}
     return Windows(
         {name: jnp.zeros(shape, bool) for name, shape in shapes.items()},
@@ -109,7 +109,7 @@ def mask_tree(groups: Sequence[Group], params: Params, windows: Windows, table: 
         live = ~gone[g.name]
         if live.ndim < kernel.ndim:
             values[g.kernel] = live.reshape((1,) * (kernel.ndim - 1) + live.shape)
-            values |= {path: live | ~table.mask_norm for path in (g.norm or g.bias)}
+            values |= {path: live | ~table.mask_norm for path in g.affine}
         else:
             values[g.kernel] = live
     return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)
@@ -168,11 +168,12 @@ def _first(table: Table, features: Features) -> Array:
     """What `remaining` is when a window has just opened: before its first step.
 
     As released: one pass more than asked for; a restore happens at the start of that pass. Endless
-    noise starts one higher and stays at FOREVER, so that its first step can be told apart.
+    noise and zeroing start one higher and stay at FOREVER, so that their first step can be told
+    apart.
     """
     endless = table.duration >= FOREVER
     extra = features.released & (table.restore == RESTORE_NO) & ~endless
-    extra |= endless & (table.kind == GAUSSIAN)
+    extra |= endless & (table.kind != PRUNE)
     return jnp.where(table.kind == NONE, 0, table.duration + extra)
 
 
@@ -213,7 +214,7 @@ def act(
             # Under a mask that will be lifted, scale and bias are hidden but keep their values.
             erased = jnp.where(table.kind == PRUNE, gone & (table.duration >= FOREVER), gone)
             if erased.ndim == 1:
-                for path in g.norm or g.bias:
+                for path in g.affine:
                     leaf = trees.get(params, path)
                     values[path] = jnp.where(erased & table.mask_norm, 0, leaf)
         if features.gaussian and not (features.released and opening):
@@ -254,7 +255,7 @@ def open_windows(
             left = jnp.where(happens & (table.kind != PRUNE), 0, left)
         if features.restore:
             fresh = opening & (left == 0)
-            tree = {path: trees.get(params, path) for path in (g.kernel, *g.norm)}
+            tree = {path: trees.get(params, path) for path in (g.kernel, *g.affine)}
             tree |= {path: trees.get(batch_stats, path) for path in g.stats}
             for path, leaf in tree.items():
                 if fresh.ndim == 1 or path == g.kernel:
@@ -290,7 +291,7 @@ def advance(
             leaf = trees.get(params, g.kernel)
             params_back[g.kernel] = jnp.where(weights, windows.saved[g.kernel], leaf)
             if norm.ndim == 1:
-                for path in g.norm:
+                for path in g.affine:
                     leaf = trees.get(params, path)
                     params_back[path] = jnp.where(norm, windows.saved[path], leaf)
                 for path in g.stats:
