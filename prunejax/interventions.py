@@ -147,12 +147,15 @@ def _with_noise(
     active: Mapping[str, Array],
     targeted: Mapping[str, Array],
     scale: Array,
-    keys: Mapping[str, Array],
+    seed: Array,
+    stream: str,
+    counter: Array,
 ) -> dict[str, Array]:
     """Adds N(0, (scale * reference std)^2) to the active units, by layer name."""
 
     def add(kernels: Mapping[str, Array]) -> dict[str, Array]:
         found = {}
+        keys = noise.keys(rng.at(seed, stream, counter), tuple(kernels))
         for name, kernel in kernels.items():
             sigma = scale * reference_std(kernel, targeted[name])
             change = sigma * noise.normal(keys[name], kernel.shape)
@@ -196,13 +199,13 @@ def act(
     before it to the next step.
 
     Args:
-      seed: the run's seed. counter: step of the noise stream (event and step differ by `opening`).
+      seed: the run's seed. counter: row of the event, or number of the step.
     """
     if not (features.zero or features.gaussian or opening):
         return params
     values: dict[str, Array] = {}
-    kernels, noisy_units, keys = {}, {}, {}
-    for index, g in enumerate(groups):
+    kernels, noisy_units = {}, {}
+    for g in groups:
         kernel = trees.get(params, g.kernel)
         left = windows.remaining[g.name]
         fresh = left == _first(table, features)
@@ -222,10 +225,12 @@ def act(
             if not (features.released or opening):
                 noisy &= ~fresh
             noisy_units[g.name] = noisy
-            keys[g.name] = rng.at(seed, "noise", counter, 2 * index + int(opening))
         kernels[g.name] = kernel
     if noisy_units:
-        kernels = _with_noise(kernels, noisy_units, windows.targeted, table.noise_scale, keys)
+        stream = "noise at events" if opening else "noise"
+        kernels = _with_noise(
+            kernels, noisy_units, windows.targeted, table.noise_scale, seed, stream, counter
+        )
     values |= {g.kernel: kernels[g.name] for g in groups}
     return trees.replace(params, values)
 

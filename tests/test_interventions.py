@@ -280,11 +280,11 @@ def test_gaussian_std_statistics_and_scale():
     sigma = float(iv.reference_std(start, targeted))
     assert sigma == pytest.approx(kernel(params)[..., 2].std(ddof=1), rel=1e-5)
 
-    def draw(key):
-        active, scale = chosen(a=(1,)), jnp.float32(2.0)
-        return iv._with_noise({"a": start}, active, {"a": targeted}, scale, {"a": key})["a"]
+    def draw(step):
+        active, scale = {"a": chosen(a=(1,))["a"]}, jnp.float32(2.0)
+        return iv._with_noise({"a": start}, active, {"a": targeted}, scale, 0, "noise", step)["a"]
 
-    moved = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 200))
+    moved = jax.jit(jax.vmap(draw))(jnp.arange(200))
     samples = np.asarray(moved - start)
     assert not samples[..., [0, 2, 3, 4, 5]].any()
     assert np.std(samples[..., 1]) == pytest.approx(2 * sigma, rel=0.05)
