@@ -79,7 +79,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "duration": -1,  # training steps a window stays open; -1: forever
                 "scope": "newest",  # newest | cumulative: which targets an event's window holds
                 "restore": "no",  # no | weights | weights+norm: put back when a window closes
-                "mask_norm": True,  # whether BatchNorm scale and bias of a target go as well
+                "mask_norm": True,  # a target's BatchNorm (or, without one, own bias) goes as well
                 "noise_scale": 1.0,  # gaussian: multiple of the first untargeted filter's std
                 "as_released": False,  # count and apply in evaluation passes too, one pass more
                 "twin": "",  # label of the variant whose targets are replayed

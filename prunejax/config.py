@@ -266,13 +266,20 @@ def _validate_intervention(settings: ConfigDict, where: str) -> None:
             f"config.intervention.restore = {i.restore!r}{where} needs a window that ends: "
             "give config.intervention.duration in training steps"
         )
-    if i.kind == "zero" and i.mask_norm and i.restore != "weights+norm" and i.duration >= 0:
+    single = settings.prune.granularity == "weight"
+    if single and i.restore == "weights+norm":
+        raise ConfigError(
+            f"config.intervention.restore = 'weights+norm'{where} with prune.granularity = "
+            "'weight': a single weight has no BatchNorm of its own; use restore='weights'"
+        )
+    finite = i.kind == "zero" and i.duration >= 0
+    if finite and i.mask_norm and i.restore != "weights+norm" and not single:
         raise ConfigError(
             f"config.intervention.mask_norm = True{where} with kind 'zero' sets BatchNorm scale "
             "and bias to 0 for good, and the unit can never come back; use restore='weights+norm' "
             "or mask_norm=False"
         )
-    if settings.prune.granularity == "weight" and i.kind == "gaussian" and i.as_released:
+    if single and i.kind == "gaussian" and i.as_released:
         raise ConfigError(f"config.intervention.as_released{where}: the release has filters only")
 
 

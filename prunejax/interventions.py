@@ -50,7 +50,7 @@ class Table(NamedTuple):
 class Features(NamedTuple):
     """What the arms of a compiled program may do (static): the step holds no code beyond it."""
 
-    finite: bool = False  # windows that close, or whose first step differs (endless noise)
+    finite: bool = False  # windows that close, or whose first step differs (endless, no mask)
     zero: bool = False
     gaussian: bool = False
     restore: bool = False
@@ -85,7 +85,7 @@ def initial(
     saved: dict[str, Array] = {}
     if features.restore:
         for g in groups:
-            saved |= {path: trees.get(params, path) for path in (g.kernel, *g.norm)}
+            saved |= {path: trees.get(params, path) for path in (g.kernel, *g.affine)}
             saved |= {path: trees.get(batch_stats, path) for path in g.stats}
     return Windows(
         {name: jnp.zeros(shape, bool) for name, shape in shapes.items()},
@@ -109,7 +109,7 @@ def mask_tree(groups: Sequence[Group], params: Params, windows: Windows, table: 
         live = ~gone[g.name]
         if live.ndim < kernel.ndim:
             values[g.kernel] = live.reshape((1,) * (kernel.ndim - 1) + live.shape)
-            values |= {path: live | ~table.mask_norm for path in (g.norm or g.bias)}
+            values |= {path: live | ~table.mask_norm for path in g.affine}
         else:
             values[g.kernel] = live
     return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)
@@ -147,12 +147,15 @@ def _with_noise(
     active: Mapping[str, Array],
     targeted: Mapping[str, Array],
     scale: Array,
-    keys: Mapping[str, Array],
+    seed: Array,
+    stream: str,
+    counter: Array,
 ) -> dict[str, Array]:
     """Adds N(0, (scale * reference std)^2) to the active units, by layer name."""
 
     def add(kernels: Mapping[str, Array]) -> dict[str, Array]:
         found = {}
+        keys = noise.keys(rng.at(seed, stream, counter), tuple(kernels))
         for name, kernel in kernels.items():
             sigma = scale * reference_std(kernel, targeted[name])
             change = sigma * noise.normal(keys[name], kernel.shape)
@@ -168,11 +171,12 @@ def _first(table: Table, features: Features) -> Array:
     """What `remaining` is when a window has just opened: before its first step.
 
     As released: one pass more than asked for; a restore happens at the start of that pass. Endless
-    noise starts one higher and stays at FOREVER, so that its first step can be told apart.
+    noise and zeroing start one higher and stay at FOREVER, so that their first step can be told
+    apart.
     """
     endless = table.duration >= FOREVER
     extra = features.released & (table.restore == RESTORE_NO) & ~endless
-    extra |= endless & (table.kind == GAUSSIAN)
+    extra |= endless & (table.kind != PRUNE)
     return jnp.where(table.kind == NONE, 0, table.duration + extra)
 
 
@@ -195,13 +199,13 @@ def act(
     before it to the next step.
 
     Args:
-      seed: the run's seed. counter: step of the noise stream (event and step differ by `opening`).
+      seed: the run's seed. counter: row of the event, or number of the step.
     """
     if not (features.zero or features.gaussian or opening):
         return params
     values: dict[str, Array] = {}
-    kernels, noisy_units, keys = {}, {}, {}
-    for index, g in enumerate(groups):
+    kernels, noisy_units = {}, {}
+    for g in groups:
         kernel = trees.get(params, g.kernel)
         left = windows.remaining[g.name]
         fresh = left == _first(table, features)
@@ -213,7 +217,7 @@ def act(
             # Under a mask that will be lifted, scale and bias are hidden but keep their values.
             erased = jnp.where(table.kind == PRUNE, gone & (table.duration >= FOREVER), gone)
             if erased.ndim == 1:
-                for path in g.norm or g.bias:
+                for path in g.affine:
                     leaf = trees.get(params, path)
                     values[path] = jnp.where(erased & table.mask_norm, 0, leaf)
         if features.gaussian and not (features.released and opening):
@@ -221,10 +225,12 @@ def act(
             if not (features.released or opening):
                 noisy &= ~fresh
             noisy_units[g.name] = noisy
-            keys[g.name] = rng.at(seed, "noise", counter, 2 * index + int(opening))
         kernels[g.name] = kernel
     if noisy_units:
-        kernels = _with_noise(kernels, noisy_units, windows.targeted, table.noise_scale, keys)
+        stream = "noise at events" if opening else "noise"
+        kernels = _with_noise(
+            kernels, noisy_units, windows.targeted, table.noise_scale, seed, stream, counter
+        )
     values |= {g.kernel: kernels[g.name] for g in groups}
     return trees.replace(params, values)
 
@@ -254,7 +260,7 @@ def open_windows(
             left = jnp.where(happens & (table.kind != PRUNE), 0, left)
         if features.restore:
             fresh = opening & (left == 0)
-            tree = {path: trees.get(params, path) for path in (g.kernel, *g.norm)}
+            tree = {path: trees.get(params, path) for path in (g.kernel, *g.affine)}
             tree |= {path: trees.get(batch_stats, path) for path in g.stats}
             for path, leaf in tree.items():
                 if fresh.ndim == 1 or path == g.kernel:
@@ -290,7 +296,7 @@ def advance(
             leaf = trees.get(params, g.kernel)
             params_back[g.kernel] = jnp.where(weights, windows.saved[g.kernel], leaf)
             if norm.ndim == 1:
-                for path in g.norm:
+                for path in g.affine:
                     leaf = trees.get(params, path)
                     params_back[path] = jnp.where(norm, windows.saved[path], leaf)
                 for path in g.stats:

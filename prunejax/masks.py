@@ -277,5 +277,5 @@ def from_units(
             )
         values[g.kernel] = live.reshape((1,) * (len(shape) - 1) + live.shape)
         if norm or not g.norm:
-            values |= dict.fromkeys(g.norm or g.bias, live)
+            values |= dict.fromkeys(g.affine, live)
     return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)

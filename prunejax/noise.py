@@ -3,12 +3,14 @@ transform of it that fuses with it into one loop over the array.
 
 `jax.random.normal` draws from Threefry, whose twenty rounds a CPU runs as a loop over the whole
 array, and inverts the normal distribution element by element, several times as slow. Here
-a Threefry key of (seed, counter, layer) keys a multiply-xorshift hash of the element's index, so
-that noise is a pure function of seed, counter, layer and index, whatever the layout. The hash is
-not for secrets; tests/test_noise.py tests what comes out.
+one Threefry key of (seed, counter) and the layer's name key a multiply-xorshift hash of the
+element's index, so that noise is a pure function of seed, counter, layer and index, whatever the
+layout. The hash is not for secrets; tests/test_noise.py tests what comes out.
 """
 
 import math
+import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,21 @@ _LOGARITHM = (1.00000325, -0.500019651, 0.333032983, -0.248813396, 0.206046733, 
               0.118274778)  # fmt: skip
 
 
+def keys(key: Array, names: Sequence[str]) -> dict[str, Array]:
+    """A key for `normal` per name: Threefry once for all of them, then a hash of the names.
+
+    Args:
+      key: typed key of this draw, e.g. `rng.at(seed, "noise", step)`.
+      names: of layers.
+
+    Returns:
+      uint32 [4] per name.
+    """
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    salts = [[zlib.crc32(f"{name}/{word}".encode()) for word in range(4)] for name in names]
+    return dict(zip(names, _hash(jnp.array(salts, jnp.uint32), first, second), strict=True))
+
+
 def normal(key: Array, shape: tuple[int, ...]) -> Array:
     """Draws from N(0, 1), float32 of this shape; largest magnitude 6.6.
 
@@ -31,16 +48,15 @@ def normal(key: Array, shape: tuple[int, ...]) -> Array:
     differ by a quarter turn.
 
     Args:
-      key: typed key of this draw, e.g. `rng.at(seed, "noise", counter, layer)`.
+      key: uint32 [4] of `keys`.
       shape: at least one axis; at most 2^32 elements.
     """
     half = (-(-shape[0] // 2), *shape[1:])
-    keys = jax.random.bits(key, (4,), jnp.uint32)
     index = jax.lax.iota(jnp.uint32, math.prod(half)).reshape(half)
     # The square root ends what is computed once for both elements of a pair: XLA does not repeat
     # it. The phase is cheaper to repeat than to store.
-    radius = _radius(_hash(index, keys[0], keys[1]))
-    phase = _hash(index, keys[2], keys[3])
+    radius = _radius(_hash(index, key[0], key[1]))
+    phase = _hash(index, key[2], key[3])
     quarter = jax.lax.broadcasted_iota(jnp.uint32, (2, *half), 0) << _U(30)
     pairs = radius[None] * _cosine(phase[None] + quarter)
     return pairs.reshape(2 * half[0], *half[1:])[: shape[0]]

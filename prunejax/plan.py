@@ -239,11 +239,11 @@ def _check_score(arm: Variant, groups: Sequence[Group]) -> None:
 def _features(arms: Sequence[Variant], stacked: dict[str, np.ndarray]) -> Features:
     acting = [a for a in arms if stacked[a.label].sum()]
     finite = [a for a in acting if a.settings.intervention.duration >= 0]
-    noisy = [a for a in acting if a.settings.intervention.kind == "gaussian"]
+    kinds = {a.settings.intervention.kind for a in acting}
     return Features(
-        finite=bool(finite or noisy),
-        zero=any(a.settings.intervention.kind == "zero" for a in acting),
-        gaussian=bool(noisy),
+        finite=bool(finite or kinds & {"zero", "gaussian"}),
+        zero="zero" in kinds,
+        gaussian="gaussian" in kinds,
         restore=any(a.settings.intervention.restore != "no" for a in finite),
         released=arms[0].settings.intervention.as_released,
     )

@@ -50,14 +50,14 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
     needs = frozenset[str]().union(*(scores_lib.SCORES[s].needs for s in program.scores))
     gradients = saliency_gradient(program, state, data) if "gradient" in needs else {}
     result = {}
-    for index, g in enumerate(program.groups):
+    for g in program.groups:
         inputs = scores_lib.ScoreInputs(
             kernel=trees.get(state.params, g.kernel),
             scale=trees.get(state.params, g.norm[0]) if g.norm else None,
             bias=trees.get(state.params, g.norm[1]) if g.norm else None,
             activation=state.activations.get(g.name),
             gradient=gradients.get(g.kernel),
-            key=rng.at(state.seed, "score", event, index),
+            key=rng.at(state.seed, "score", event, g.name),
         )
         values = [scores_lib.SCORES[name].fn(inputs) for name in program.scores]
         result[g.name] = jnp.take(jnp.stack(values), state.table.score, axis=0)
@@ -73,9 +73,9 @@ def select(program: Program, state: TrainState, data: Data, event: Array) -> dic
     table, counts = state.table, state.table.counts[event]
     scores = unit_scores(program, state, data, event)
     priority = {}
-    for index, g in enumerate(program.groups):
+    for g in program.groups:
         score = scores[g.name]
-        draws = jax.random.uniform(rng.at(state.seed, "mask", event, index), score.shape)
+        draws = jax.random.uniform(rng.at(state.seed, "mask", event, g.name), score.shape)
         smallest_first = jnp.where(table.target == SMALLEST, -score, score)
         priority[g.name] = jnp.where(table.target == RANDOM, draws, smallest_first)
     eligible = {name: ~done for name, done in state.windows.targeted.items()}

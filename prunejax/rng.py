@@ -10,7 +10,10 @@ import zlib
 
 import jax
 
-STREAMS = ("init", "order", "augment", "mask", "noise", "probe", "dropout", "labels", "subset")
+STREAMS = (
+    *("init", "order", "augment", "dropout", "labels", "subset"),
+    *("mask", "score", "noise", "noise at events", "probe"),
+)
 
 
 def stream(seed: int | jax.Array, name: str) -> jax.Array:
@@ -23,9 +26,14 @@ def stream(seed: int | jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
-def at(seed: int | jax.Array, name: str, *counters: int | jax.Array) -> jax.Array:
-    """The key of stream `name` at the given counters, e.g. `at(seed, "noise", step, layer)`."""
+def at(seed: int | jax.Array, name: str, *counters: int | str | jax.Array) -> jax.Array:
+    """The key of stream `name` at the given counters and names: `at(seed, "mask", event, layer)`.
+
+    A layer goes by its name: by its number among the layers that a program may target, what a
+    run draws would depend on the other arms of its study.
+    """
     key = stream(seed, name)
     for counter in counters:
-        key = jax.random.fold_in(key, counter)
+        number = zlib.crc32(counter.encode()) if isinstance(counter, str) else counter
+        key = jax.random.fold_in(key, number)
     return key

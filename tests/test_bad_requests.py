@@ -143,6 +143,15 @@ def test_variants_that_are_no_dicts(overrides):
         ({"optimizer": {"learning_rate": 10**400}}, "finite number"),
         ({"optimizer": {"nesterov": True}}, "'sgd'"),
         ({"intervention": {"twin": "S"}}, "a twin of itself"),
+        ({"intervention": {"duration": 0}}, "duration = 0 (variant 'S'): 1 or more steps"),
+        ({"intervention": {"noise_scale": -1.0}}, "must be at least 0 (multiple of a"),
+        (
+            {
+                "prune": {"granularity": "weight", "score": "magnitude"},
+                "intervention": {"duration": 3, "restore": "weights+norm"},
+            },
+            "a single weight has no BatchNorm of its own; use restore='weights'",
+        ),
         ({"seeds": 3}, "which is of the whole study"),
     ],
 )
@@ -151,6 +160,15 @@ def test_settings_of_variants(change, message):
     assert message in refusal(
         tiny(S=change | {"prune": prune} if "model" not in change else change)
     )
+
+
+def test_single_weights_are_zeroed_without_a_word_about_batch_norm():
+    prune = PRUNE | {"granularity": "weight", "score": "magnitude"}
+    zero = {"kind": "zero", "duration": 3}
+    (arm,) = config_lib.variants(
+        tiny(a={"prune": prune, "intervention": zero}), default.get_config()
+    )
+    assert arm.settings.intervention.mask_norm  # the default; it concerns filters
 
 
 def test_twins_of_twins():

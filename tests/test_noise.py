@@ -14,9 +14,17 @@ SHAPE = (1025, 1024)  # an odd number of rows: the last pair is cut
 
 def test_a_million_draws_are_normal_and_independent():
     def draws(seed, counter, layer):
-        return noise.normal(rng.at(seed, "noise", counter, layer), SHAPE)
+        keys = noise.keys(rng.at(seed, "noise", counter), ("conv1", "conv2"))
+        return noise.normal(keys[layer], SHAPE)
 
-    both = jax.jit(lambda: (draws(3, 7, 0), draws(3, 8, 0), draws(3, 7, 2), draws(4, 7, 0)))
+    both = jax.jit(
+        lambda: (
+            draws(3, 7, "conv1"),
+            draws(3, 8, "conv1"),
+            draws(3, 7, "conv2"),
+            draws(4, 7, "conv1"),
+        )
+    )
     first, *others = (np.asarray(z, np.float64) for z in both())
     n = first.size
     sorted_draws = np.sort(first, axis=None)
@@ -47,7 +55,7 @@ def test_a_million_draws_are_normal_and_independent():
 
 def test_draws_depend_on_the_key_and_the_place_alone():
     """Under `vmap`, in a loop and by itself: the same bits, in any shape; other keys differ."""
-    keys = jax.vmap(lambda c: rng.at(1, "noise", c))(np.arange(3))
+    keys = jax.vmap(lambda c: noise.keys(rng.at(1, "noise", c), ("a",))["a"])(np.arange(3))
     for shape in ((7,), (1, 5), (3, 3, 2, 6)):
         alone = jax.jit(noise.normal, static_argnums=1)
         one = np.stack([alone(k, shape) for k in keys])

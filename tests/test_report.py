@@ -13,7 +13,7 @@ from prunejax import report
 from prunejax.measures import statistics
 from prunejax.record import EPOCHS, EVENTS, RUNS, RunDirectory
 from prunejax.report import __main__ as cli
-from prunejax.report import gallery, results, tables
+from prunejax.report import gallery, results, style, tables
 from prunejax.report.figures_arrays import _forecast_points
 from prunejax.report.figures_dynamics import accuracy_curves
 from prunejax.report.tables import ReportError
@@ -400,3 +400,19 @@ def test_iterative_rate_is_of_the_most_pruned_layer():
     rows += [event("a", "y", 20, 80), event("a", "y", 20, 60), event("b", "y", 1, 0)]
     assert results.iterative_rate(rows) == pytest.approx(0.2)
     assert results.iterative_rate([]) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "labels"),
+    [
+        ((2e-5, 100), ["0.0001", "0.001", "0.01", "0.1", "1", "10", "100"]),
+        ((1, 60), ["1", "2", "5", "10", "20", "50"]),
+        ((3, 8), ["3", "4", "5", "6", "7", "8"]),
+    ],
+)
+def test_labels_of_logarithmic_axes_stand_apart(limits, labels):
+    axis = style.figure(5, 4).subplots().yaxis
+    axis.axes.set(yscale="log", ylim=limits)
+    style.plain_numbers(axis)
+    ticks = [(t.get_loc(), t.label1.get_text()) for t in axis._update_ticks()]
+    assert [text for _, text in sorted(ticks) if text] == labels

@@ -3,11 +3,12 @@
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from configs import default
-from prunejax import chunk, plan, step, study
+from prunejax import chunk, plan, prune, step, study
 from prunejax import config as config_lib
 from prunejax.config import ConfigError
 from tests.studies import PRUNE, tiny
@@ -189,6 +190,24 @@ def test_twins_replay_targets_even_of_random_draws(tmp_path):
     assert float(rows(tmp_path / "run", "runs")[0]["sparsity"]) > 0
     noise = [r for r in rows(tmp_path / "run", "runs") if r["variant"] == "noise"]
     assert all(float(r["sparsity"]) == 0 for r in noise)
+
+
+def test_random_targets_do_not_depend_on_the_other_arms():
+    arm = {"prune": PRUNE | {"target": "random"}}
+
+    def targets(**others):
+        (batch,) = plan.build(config_lib.variants(tiny(R=arm, **others), default.get_config()))
+        m, program = batch.members[0], batch.program
+        shapes = jax.eval_shape(lambda: step.initial_state(program, np.uint32(0), m.table, m.hyper))
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        state = state._replace(table=m.table)  # random targets do not look at the weights
+        return jax.jit(lambda state: prune.select(program, state, None, np.int32(2)))(state)
+
+    alone, beside = targets(), targets(S={"prune": PRUNE | {"layers": ("dense1", "dense3")}})
+    assert not beside.pop("dense1").any()
+    assert {name: int(chosen.sum()) for name, chosen in alone.items()} == {"dense2": 1, "dense3": 2}
+    for name, chosen in alone.items():
+        np.testing.assert_array_equal(chosen, beside[name])
 
 
 def test_layouts_agree_on_targets_and_nearly_on_losses(finished, tmp_path):

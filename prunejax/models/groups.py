@@ -23,6 +23,11 @@ class Group(NamedTuple):
     units: int  # number of filters or neurons
     bias: tuple[str, ...] = ()  # leaf path in params of the layer's own bias, or ()
 
+    @property
+    def affine(self) -> tuple[str, ...]:
+        """What goes with a unit's kernel: scale and bias of its BatchNorm, or its own bias."""
+        return self.norm or self.bias
+
 
 def norm_name(layer: str) -> str:
     """Name of the BatchNorm that a layer feeds: "stage1_block1_conv2" -> "stage1_block1_bn2"."""

@@ -39,6 +39,9 @@ class Drawing:
 Draw = Callable[[Study, Look], Drawing | None]
 
 
+STABILITY = "in brackets: mean stability"  # title of legends of `legend_label`s
+
+
 def legend_label(study: Study, variant: str) -> str:
     """The arm with its mean stability, as in the paper's legends."""
     stability = study.mean_stability(variant)
@@ -161,7 +164,9 @@ def against_stability(
         axes.set_xlabel("mean stability (%)")
         axes.set_ylabel(label)
         pad(axes)
-    legend_below(made, [look.handle(v, legend_label(study, v), points=True) for v in variants])
+    legend_below(
+        made, [look.handle(v, legend_label(study, v), points=True) for v in variants], STABILITY
+    )
     return made
 
 

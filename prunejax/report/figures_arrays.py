@@ -16,9 +16,17 @@ import numpy as np
 
 from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, number
-from prunejax.report.figures import Drawing, legend_label
+from prunejax.report.figures import STABILITY, Drawing, legend_label
 from prunejax.report.results import Study
-from prunejax.report.style import COLORS, Look, figure, legend_below, line_handle, with_interval
+from prunejax.report.style import (
+    COLORS,
+    Look,
+    figure,
+    legend_below,
+    line_handle,
+    plain_numbers,
+    with_interval,
+)
 
 
 def arrays(study: Study, *names: str) -> dict[str, list[dict[str, np.ndarray]]]:
@@ -64,9 +72,8 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
     bars.set_xticks(range(1, 1 + max(min(10, s.shape[1]) for s in spectra.values())))
     bars.grid(axis="x", visible=False)
     lines.set(xlabel="rank by magnitude", ylabel="|eigenvalue| (nats)", yscale="log")
-    lines.yaxis.set_major_formatter("{x:g}")  # powers of ten would need math text, which is off
-    lines.yaxis.set_minor_formatter("{x:g}")
-    legend_below(made, [look.handle(v, legend_label(study, v)) for v in spectra])
+    plain_numbers(lines.yaxis)
+    legend_below(made, [look.handle(v, legend_label(study, v)) for v in spectra], STABILITY)
     return Drawing(
         made,
         "Leading eigenvalues of the Hessian",
@@ -91,8 +98,8 @@ def spectrum(study: Study, look: Look) -> Drawing | None:
         top = max(top, float(mean.max()))
     axes.set(xlabel="eigenvalue of the Hessian (nats)", ylabel="density (fraction per nat)")
     axes.set(yscale="log", ylim=(1e-7 * top, 2 * top))
-    axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would need math text, which is off
-    legend_below(made, [look.handle(v, legend_label(study, v)) for v in found])
+    plain_numbers(axes.yaxis)
+    legend_below(made, [look.handle(v, legend_label(study, v)) for v in found], STABILITY)
     return Drawing(
         made,
         "Spectrum of the Hessian",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, number
-from prunejax.report.figures import Drawing, legend_label
+from prunejax.report.figures import STABILITY, Drawing, legend_label
 from prunejax.report.results import Study
 from prunejax.report.style import FEW, Look, figure, legend_below
 
@@ -77,7 +77,7 @@ def panels(study: Study, look: Look, arms: Mapping[str, Sequence[str]]) -> Figur
     most = max(len(variants) for variants in arms.values())
     longest = max(len(legend_label(study, v)) for variants in arms.values() for v in variants)
     columns = max(1, min(3, int(110 / wide) // (longest + 8)))
-    height = 3.6 + 0.22 * -(-most // columns)
+    height = 3.8 + 0.22 * -(-most // columns)
     made = figure(11 if wide > 1 else 7.5, height * lines)
     grid = made.subplots(lines, wide, squeeze=False).flatten()
     for axes in grid[len(arms) :]:
@@ -91,6 +91,8 @@ def panels(study: Study, look: Look, arms: Mapping[str, Sequence[str]]) -> Figur
             bbox_to_anchor=(-0.02, -0.16),
             ncols=columns,
             fontsize=9,
+            title=STABILITY,
+            alignment="left",
         )
     return made
 
@@ -98,8 +100,7 @@ def panels(study: Study, look: Look, arms: Mapping[str, Sequence[str]]) -> Figur
 _CAPTION = (
     "Mean over seeds; bands are 95% confidence intervals of the mean (of fewer than four runs the "
     "runs themselves are drawn, as thin lines). Vertical drops are pruning "
-    "events: test accuracy right before and right after, without training in between. In "
-    "brackets: mean stability of the arm. "
+    "events: test accuracy right before and right after, without training in between. "
 )
 
 
@@ -125,7 +126,7 @@ def dynamics(study: Study, look: Look) -> Drawing | None:
     whole.set_title("whole training")
     zoom(near, draw_curves(near, study, look, variants))
     near.set_title("the same, enlarged near the final accuracy")
-    legend_below(made, [look.handle(v, legend_label(study, v)) for v in variants])
+    legend_below(made, [look.handle(v, legend_label(study, v)) for v in variants], STABILITY)
     return Drawing(made, title, _CAPTION + "The right panel cuts off deep drops.")
 
 

@@ -8,8 +8,12 @@ from matplotlib.axes import Axes
 
 from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, measure_columns, number, value
+<<<<<<< HEAD
 from prunejax.report import markup
 from prunejax.report.figures import Drawing, legend_label
+=======
+from prunejax.report.figures import STABILITY, Drawing, legend_label
+>>>>>>> judgeb
 from prunejax.report.results import Study
 from prunejax.report.style import (
     Look,
@@ -91,7 +95,7 @@ def _measures(study: Study, look: Look, name: str, title: str, caption: str) -> 
         bottom.set(visible=True, xlabel=words, ylabel="best test accuracy (%)")
     variants = [v for v in study.variants if v in by_variant(study.good)]
     handles = [look.handle(v, legend_label(study, v), points=True) for v in variants]
-    legend_below(made, handles)
+    legend_below(made, handles, STABILITY)
     return Drawing(made, title, caption)
 
 

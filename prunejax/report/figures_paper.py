@@ -10,8 +10,10 @@ from matplotlib.lines import Line2D
 from prunejax.measures import statistics
 from prunejax.measures.summary import number, value
 from prunejax.report.figures import (
+    STABILITY,
     Drawing,
     coefficients,
+    legend_label,
     regression,
 )
 from prunejax.report.results import Row, Study
@@ -25,7 +27,6 @@ from prunejax.report.style import (
     legend_below,
     line_handle,
     pad,
-    percent,
 )
 
 TARGETS = {"S": "smallest scores", "R": "random", "L": "largest scores"}
@@ -294,11 +295,11 @@ def group_scatter(study: Study, look: Look) -> Drawing | None:
     grid[0, 0].set_ylabel("best test accuracy (%)")
     grid[1, 0].set_ylabel("generalization gap (points)")
     handles = [
-        look.handle(v, f"{v} ({percent(study.mean_stability(v))})", points=True)
+        look.handle(v, legend_label(study, v), points=True)
         for arms in groups.values()
         for v in arms
     ]
-    legend_below(made, handles)
+    legend_below(made, handles, STABILITY)
     return Drawing(
         made,
         "Accuracy and gap against stability, by group",

@@ -8,10 +8,12 @@ from math import isfinite
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 from prunejax.measures.statistics import Correlation
@@ -36,6 +38,7 @@ SETTINGS = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 9.5,
+    "legend.title_fontsize": 9.5,
     "figure.facecolor": "white",
     "svg.hashsalt": "prunejax",  # else element ids differ from one drawing to the next
 }
@@ -90,18 +93,30 @@ def figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def legend_below(made: Figure, handles: Sequence[Line2D]) -> None:
+def legend_below(made: Figure, handles: Sequence[Line2D], title: str | None = None) -> None:
     """One legend under all panels, as many columns as the longest label allows."""
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
     columns = max(1, min(len(handles), int(11 * made.get_figwidth()) // (longest + 8)))
     lines = -(-len(handles) // columns)
-    made.set_figheight(made.get_figheight() + 0.21 * max(0, lines - 1))
-    made.legend(handles=handles, loc="outside lower center", ncols=columns)
+    made.set_figheight(made.get_figheight() + 0.21 * max(0, lines - (title is None)))
+    made.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
 
 
 def pad(axes: Axes, share: float = 0.06) -> None:
     """Room around the points, so that none sits on the frame."""
     axes.margins(share)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Labels of a logarithmic axis whose limits are set: few enough to stand apart.
+
+    Plain numbers, for powers of ten would need math text, which is off.
+    """
+    axis.set_major_formatter("{x:g}")
+    low, high = sorted(axis.get_view_interval())
+    if high > 10 * low:
+        axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())
 
 
 def render(made: Figure) -> tuple[bytes, bytes]:
