@@ -8,12 +8,8 @@ from matplotlib.axes import Axes
 
 from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, measure_columns, number, value
-<<<<<<< HEAD
 from prunejax.report import markup
-from prunejax.report.figures import Drawing, legend_label
-=======
 from prunejax.report.figures import STABILITY, Drawing, legend_label
->>>>>>> judgeb
 from prunejax.report.results import Study
 from prunejax.report.style import (
     Look,
