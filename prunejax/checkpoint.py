@@ -65,6 +65,8 @@ class Checkpoints:
                 checkpointer.save(temporary / "states", states)
                 checkpointer.wait_until_finished()
         except Exception as error:  # orbax raises many kinds, not all of them OSError
+            if distributed.lost_peer(error):  # the next start may be writing here already
+                raise
             shutil.rmtree(temporary, ignore_errors=True)
             raise RecordError(
                 getattr(error, "errno", None) or errno.EIO,
@@ -114,6 +116,8 @@ class Checkpoints:
             with _silent(), ocp.StandardCheckpointer() as checkpointer:
                 states = checkpointer.restore(path / "states", abstract)
         except Exception as error:
+            if distributed.lost_peer(error):
+                raise
             raise RecordError(
                 errno.EIO,
                 f"checkpoint {path} is as it was written, but cannot be read: {_reason(error)}. "

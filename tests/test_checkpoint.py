@@ -141,6 +141,17 @@ def test_a_failed_save_is_one_clear_error_and_leaves_the_others(three, monkeypat
     check(three.restore(tree(0)), 4)
 
 
+@pytest.mark.parametrize("name", ["save", "restore"])
+def test_a_lost_peer_is_told_as_such_and_not_as_a_full_disk(three, monkeypatch, name):
+    def lost(*_):
+        raise ValueError("Gloo AllGather failed: Connection closed by peer")
+
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr(ocp.StandardCheckpointer, name, lost)
+    with pytest.raises(ValueError, match="Connection closed by peer"):
+        three.save(tree(4), {}) if name == "save" else three.restore(tree(0))
+
+
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match="cannot write"):
