@@ -35,6 +35,7 @@ class Decision:
     platform: str
     fits: int  # members that train at once, at most
     why: str
+    processes: int = 1
 
 
 def available(settings: ConfigDict, decided: Decision | None = None) -> list[jax.Device]:
@@ -45,7 +46,8 @@ def available(settings: ConfigDict, decided: Decision | None = None) -> list[jax
     wherever it used one, and on the first ones of a larger machine.
 
     Raises:
-      ConfigError: there are fewer devices than asked for or used before, or of another platform.
+      ConfigError: there are fewer devices than asked for or used before, or of another platform;
+        devices that share a member are divided over another number of processes.
     """
     devices = jax.devices()
     wanted = settings.population.devices
@@ -68,6 +70,15 @@ def available(settings: ConfigDict, decided: Decision | None = None) -> list[jax
             f"are {len(devices)}: what is computed together would change, and with it the last "
             f"bits of its results. Continue on {decided.devices} devices, or start it in a new "
             "workdir"
+        )
+    processes = jax.process_count()
+    if settings.population.data_parallel > 1 and decided.processes != processes:
+        raise ConfigError(
+            f"this study began in {decided.processes} processes and here are {processes}: devices "
+            "that share a member (config.population.data_parallel = "
+            f"{settings.population.data_parallel}) would add in another order, which changes the "
+            f"last bits of its results. Continue in {decided.processes} processes, or start it in "
+            "a new workdir"
         )
     return devices[: decided.devices]
 
@@ -228,7 +239,10 @@ def decide(
     fits, memory = fitting(people, len(members), limit)
     many = f"{min(fits, len(members))} at once" if fits > 1 else "one at a time"
     why = f"layout: {chosen} ({why}); {many}, {_text(memory)} of {size(limit)}"
-    return Decision(chosen, people.mesh.size, devices[0].platform, fits, why), people
+    decision = Decision(
+        chosen, people.mesh.size, devices[0].platform, fits, why, jax.process_count()
+    )
+    return decision, people
 
 
 def candidates(devices: Sequence[jax.Device], share: int, members: int) -> list[str]:

@@ -98,3 +98,12 @@ def test_auto_prefers_the_first_unless_it_is_clearly_slower(seconds, chosen, why
     best, reason = layout.fastest(seconds)
     assert best == chosen
     assert why in reason
+
+
+def test_shared_members_continue_in_as_many_processes():
+    settings = default.get_config()
+    began = layout.Decision("sharded", 1, "cpu", fits=1, why="", processes=4)
+    assert len(layout.available(settings, began)) == 1  # members of their own do not care
+    settings.population.data_parallel = 2
+    with pytest.raises(ConfigError, match="began in 4 processes and here are 1"):
+        layout.available(settings, began)
