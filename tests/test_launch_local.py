@@ -207,7 +207,7 @@ def test_signals_reach_every_process_once(clone, number):
 def test_the_test_command(clone):
     result = clone.run("launch/test.sh", "-k", "a b")
     assert result.returncode == 0, result.stderr
-    tests = "-m pytest -n 2 --dist loadfile"
+    tests = "-m pytest -n 2 --dist loadfile --no-loadscope-reorder"
     tools = ["-m ruff check .", "-m ruff format --check .", "-m mypy", f"{tests} -k a b"]
     assert clone.logged() == ["venv", f"pip {clone.root}[test]", *tools]
     result = clone.run(".ci/run", FAIL_TOOL="mypy")
