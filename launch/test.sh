@@ -29,7 +29,8 @@ failed=
 run "$python" -m ruff check . || failed+=" ruff-check"
 run "$python" -m ruff format --check . || failed+=" ruff-format"
 run "$python" -m mypy || failed+=" mypy"
-run "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder ${rest[@]+"${rest[@]}"} || failed+=" pytest"
+run "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder ${rest[@]+"${rest[@]}"} \
+  || failed+=" pytest"
 if [ -n "$failed" ]; then
   say "failed:$failed"
   exit 1

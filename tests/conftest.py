@@ -5,7 +5,8 @@ import os
 import jax
 import pytest
 
-# Most of the time goes into compilation (level 0 makes some convolutions wrong). Programs that tests start inherit the environment.
+# Most of the time goes into compilation. Programs that tests start inherit the environment.
+# (Not level 0: there XLA's convolution of a small example is not finite.)
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
 
 
