@@ -66,14 +66,17 @@ def study(overrides: Mapping[str, Any], variants: Mapping[str, Any] | None = Non
     return built
 
 
-def network(
-    name: str, examples: int, shape: tuple[int, int, int] = (32, 32, 3)
-) -> tuple[Any, Any, Any, tuple[np.ndarray, np.ndarray]]:
+def image_shape(model: str) -> tuple[int, int, int]:
+    """Height, width, channels of the images that a network is measured on."""
+    return {"mlp": (8, 8, 1), "lenet5": (28, 28, 1)}.get(model, (32, 32, 3))
+
+
+def network(name: str, examples: int) -> tuple[Any, Any, Any, tuple[np.ndarray, np.ndarray]]:
     """A model, parameters, BatchNorm statistics of the data (or {}), the data (x, y).
 
     Statistics that do not fit the data would let activations grow from layer to layer.
     """
-    module = models.create(name, num_classes=10)
+    module, shape = models.create(name, num_classes=10), image_shape(name)
     variables = models.init(module, rng.at(0, "init"), shape)
     params, statistics = variables["params"], variables.get("batch_stats", {})
     generator = np.random.default_rng(1)

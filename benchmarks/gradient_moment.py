@@ -33,8 +33,6 @@ import numpy as np
 from prunejax import curvature, losses, models, trees
 from prunejax.curvature import base
 
-SHAPES = {"mlp": (8, 8, 1), "lenet5": (28, 28, 1)}  # the others: 32x32 images of 3 channels
-
 Norms = Callable[[Any], np.ndarray | None]
 
 
@@ -110,9 +108,7 @@ def timed(run: Callable[[], np.ndarray | None]) -> dict[str, Any]:
 
 def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds of every contender on all examples."""
-    _, params, statistics, batch = common.network(
-        name, options.examples, SHAPES.get(name, (32, 32, 3))
-    )
+    _, params, statistics, batch = common.network(name, options.examples)
     chunk = options.chunk
     found = contenders(name, params, statistics, chunk)
     runs = {k: (lambda n, f=f: timed(lambda: f(base.rows(batch, 0, n)))) for k, f in found.items()}

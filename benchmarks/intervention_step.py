@@ -114,8 +114,7 @@ def _compiled(program: step.Program, state: step.TrainState, data: step.Data):
 
 def measure(model: str, batch: int, rounds: int, steps: int) -> list[dict]:
     """Rows of the table for one network."""
-    shape = (8, 8, 1) if model == "mlp" else (32, 32, 3)
-    compared = arms(model, batch, common.synthetic(shape, 8 * batch))
+    compared = arms(model, batch, common.synthetic(common.image_shape(model), 8 * batch))
     for arm in compared:
         arm.run(1)
         arm.seconds.clear()

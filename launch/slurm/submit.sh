@@ -77,7 +77,7 @@ job=${job%%;*}
 here_too=()
 for option in ${SBATCH[@]+"${SBATCH[@]}"}; do
   case $option in
-    -[ApqM]* | --account=* | --partition=* | --qos=* | --clusters=* | --reservation=* | --time=*)
+    -[ApqMt]* | --account=* | --partition=* | --qos=* | --clusters=* | --reservation=* | --time=*)
       here_too+=("$option")
       ;;
   esac

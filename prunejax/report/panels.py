@@ -280,7 +280,7 @@ def correlation_table(summary: Mapping[str, Any]) -> str:
                 if isfinite(r.value):
                     p = f"{r.p:.2g}"
                     cells = [with_interval("r", r), p, with_interval("τ", tau), str(r.n)]
-                    rows.append([f"{name(x)}, {name(y)}", name(scope), *cells])
+                    rows.append([f"{name(x)} and {name(y)}", name(scope), *cells])
     if not rows:
         return ""
     head = ["columns", "runs", "Pearson, 95% interval", "p", "Kendall, 95% interval", "n"]
