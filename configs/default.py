@@ -87,7 +87,9 @@ def get_config(arg: str = "") -> ConfigDict:
             "population": {
                 "layout": "auto",  # auto | sequential | vectorized | sharded
                 "devices": 0,  # devices to use; 0: all (on a CPU: one per core)
-                "data_parallel": 1,  # devices that share one member's batch
+                # Devices that share one member's batch. "auto" also tries to share those that
+                # would be idle, in studies of a minute or more.
+                "data_parallel": 1,
                 "shard_params": False,  # split parameters over the data axis as well
                 "memory_gib": 0.0,  # bound for the states of members; 0: measured from the device
             },

@@ -81,15 +81,15 @@ class Arrangement:
         decided = directory.load_json("layout.json") or {}
         if not directory.on_main(lambda held: held.begun):
             decided = {}  # nothing depends on it yet
-        self._decided = {int(b): layout.Decision(**entry) for b, entry in decided.items()}
+        own = {"share": settings.population.data_parallel}
+        self._decided = {int(b): layout.Decision(**own | entry) for b, entry in decided.items()}
 
     def chunks(self, b: int, wave: Sequence[Member]) -> list[tuple[list[Member], int]]:
         """Members of a wave that train together, and the size of their stack."""
-        program = self._batches[b].program
         if b not in self._decided:
             with self._progress.excluded("choosing a layout"):
                 found, self._made[b] = layout.decide(
-                    program,
+                    self._batches[b].program,
                     device_data(self._batches[b].dataset),
                     self._widest[b],
                     self._settings,
@@ -99,7 +99,7 @@ class Arrangement:
             entries = {str(i): dataclasses.asdict(d) for i, d in self._decided.items()}
             self._directory.save_json("layout.json", entries)
         found = self._decided[b]
-        across = found.devices // program.data_parallel
+        across = found.devices // found.share
         return chunks(wave, found.layout, across, found.fits)
 
     def population(self, b: int) -> Population:

@@ -1,16 +1,15 @@
 """Which layout a study's members get: as asked for, as decided before, or as measured."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from prunejax import distributed, mesh, population
+from prunejax import distributed, memory, mesh
 from prunejax.config import ConfigError
 from prunejax.data import StreamedSet
 from prunejax.plan import Member
@@ -18,12 +17,21 @@ from prunejax.population import Population
 from prunejax.step import Data, Program
 from prunejax.streamed_population import StreamedPopulation
 
-GIB = 2**30
-HEADROOM = 0.9  # of the memory that is free is planned for
 SECONDS = 0.2  # of measured steps, at least, per candidate
 # A layout that is first in its list has to lose by this factor: noise should not decide, because
 # the layouts differ in the last bits of a result.
 PREFERENCE = 1.15
+LONG = 60.0  # seconds of training from which on it pays to compile one more candidate
+
+
+class Way(NamedTuple):
+    """A layout, and how many devices share one member in it."""
+
+    layout: str
+    share: int = 1
+
+    def __str__(self) -> str:
+        return self.layout + f" (a run over {self.share} devices)" * (self.share > 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Decision:
     fits: int  # members that train at once, at most
     why: str
     processes: int = 1
+    share: int = 1  # devices that train one member together
 
 
 def available(settings: ConfigDict, decided: Decision | None = None) -> list[jax.Device]:
@@ -72,87 +81,14 @@ def available(settings: ConfigDict, decided: Decision | None = None) -> list[jax
             "workdir"
         )
     processes = jax.process_count()
-    if settings.population.data_parallel > 1 and decided.processes != processes:
+    if decided.share > 1 and decided.processes != processes:
         raise ConfigError(
-            f"this study began in {decided.processes} processes and here are {processes}: devices "
-            "that share a member (config.population.data_parallel = "
-            f"{settings.population.data_parallel}) would add in another order, which changes the "
-            f"last bits of its results. Continue in {decided.processes} processes, or start it in "
-            "a new workdir"
+            f"this study began in {decided.processes} processes and here are {processes}: the "
+            f"{decided.share} devices that share a member would add in another order, which "
+            f"changes the last bits of its results. Continue in {decided.processes} processes, or "
+            "start it in a new workdir"
         )
     return devices[: decided.devices]
-
-
-def memory_limit(settings: ConfigDict, device: jax.Device) -> float:
-    """Bytes that may be used per device (on a CPU: by this process)."""
-    if settings.population.memory_gib:
-        return settings.population.memory_gib * GIB
-    if device.platform == "cpu":
-        return HEADROOM * free_host_memory()
-    stats = device.memory_stats() or {}
-    if "bytes_limit" not in stats:
-        return float("inf")
-    return HEADROOM * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-
-
-def free_host_memory() -> float:
-    """Bytes that this process may still take: what the system has left, or its group's limit."""
-    free = [float("inf")]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free.append(1024 * float(line.split()[1]))
-        group = Path("/sys/fs/cgroup")
-        used = float((group / "memory.current").read_text())
-        free.append(float((group / "memory.max").read_text()) - used)
-    except (OSError, ValueError):  # not Linux, no such group, or "max": no limit
-        pass
-    if len(free) == 1 and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        free.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
-    return min(free)
-
-
-def fitting(
-    people: Population, members: int, limit: float, evaluation: bool = True
-) -> tuple[int, population.Memory]:
-    """How many of `members` train at once within `limit` bytes, and what they need.
-
-    The estimate is that of the compiled programs, for the size that is returned; `evaluation`
-    says whether that of evaluation counts as well.
-
-    Raises:
-      ConfigError: not even the fewest members that the layout takes fit.
-    """
-    step = people.multiple
-    most = 1 if people.layout == "sequential" else -(-members // step) * step
-    one = people.state_bytes(step)
-    rest = max(0.0, limit - sum(leaf.nbytes for leaf in people.data))
-    count = max(step, min(most, int(rest // max(1, one)) * step))  # a first guess: states alone
-    while True:
-        memory = people.memory(count, evaluation)
-        if memory.total <= limit:
-            return count, memory
-        if count == step:
-            raise ConfigError(
-                f"config.population.layout = {people.layout!r} cannot hold even "
-                f"{count} member{'s' * (count > 1)}: {_text(memory)} of {size(limit)} allowed. "
-                "Lower config.batch_size or config.eval_batch_size, split a member over devices "
-                "with config.population.data_parallel and shard_params, or raise "
-                "config.population.memory_gib"
-            )
-        each = (memory.total - memory.data) / count
-        count = max(step, min(count - step, int((limit - memory.data) / each) // step * step))
-
-
-def _text(memory: population.Memory) -> str:
-    parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in memory._fields)
-    return f"estimated peak {size(memory.total)} ({parts})"
-
-
-def size(count: float) -> str:
-    """Bytes for reading: 3 digits and a unit."""
-    unit, name = (GIB, "GiB") if count >= GIB else (2**20, "MiB")
-    return f"{count / unit:.3g} {name}"
 
 
 def check(settings: ConfigDict) -> None:
@@ -182,22 +118,23 @@ def build(
     Raises:
       ConfigError: the devices of that decision are not there.
     """
-    return _population(program, data, decided.layout, available(settings, decided), like, settings)
+    way = Way(decided.layout, decided.share)
+    return _population(program, data, way, available(settings, decided), like, settings)
 
 
 def _population(
     program: Program,
     data: Data | StreamedSet,
-    name: str,
+    way: Way,
     devices: Sequence[jax.Device],
     like: Member,
     settings: ConfigDict,
 ) -> Population:
-    """The compiled functions in the layout `name`, of data in memory or streamed."""
+    """The compiled functions of one layout, of data in memory or streamed."""
+    program = dataclasses.replace(program, data_parallel=way.share)
+    made = StreamedPopulation if isinstance(data, StreamedSet) else Population
     split = settings.population.shard_params
-    if isinstance(data, StreamedSet):
-        return StreamedPopulation(program, data, name, devices, like, shard_params=split)
-    return Population(program, data, name, devices, like, shard_params=split)
+    return made(program, data, way.layout, devices, like, shard_params=split)  # type: ignore[arg-type]
 
 
 def decide(
@@ -213,59 +150,120 @@ def decide(
         fit the devices.
     """
     devices = available(settings)
-    asked = settings.population.layout
-    names = candidates(devices, program.data_parallel, len(members)) if asked == "auto" else [asked]
-    limit = distributed.on_main(lambda: memory_limit(settings, devices[0]))
-    found: dict[str, tuple[Population, int]] = {}
-    for name in names:
-        people = _population(program, data, name, devices, members[0], settings)
-        try:
-            count, _ = fitting(people, len(members), limit, evaluation=False)
-            found[name] = people, count
-        except ConfigError:
-            if name == names[-1] and not found:
-                raise
-    chosen, why = next(iter(found)), "as configured" if asked != "auto" else "the only candidate"
+    auto = settings.population.layout == "auto"
+    trials = _Trials(program, data, members, settings, devices)
+    ways, last = [Way(settings.population.layout, program.data_parallel)], None
+    if auto:
+        ways = candidates(devices, program.data_parallel, len(members))
+        last = sharing(devices, program, len(members))
+    for way in ways:
+        trials.fit(way)
+    if len(trials.found) > 1 or last:
+        for way in reversed(trials.found):  # "sequential" first: it tells how long a step takes
+            trials.measure(way)
+    if last and trials.remaining() > LONG:
+        trials.fit(last)
+        trials.measure(last)
+    found = trials.found
+    if not found:
+        raise trials.refused or AssertionError("no layout was tried")
+    chosen, why = next(iter(found)), "the only candidate" if auto else "as configured"
     if len(found) > 1:
-        seconds: dict[str, float] = {}
-        for name in reversed(found):  # "sequential" first: it tells how long a step takes
-            people, count = found[name]
-            rounds = count // people.multiple
-            long = not people.vectorized and rounds * seconds.get("sequential", 0) > SECONDS
-            seconds[name] = _measure(people, people.multiple if long else count)
-        chosen, why = fastest({name: seconds[name] for name in found})
-    people = found[chosen][0]
-    del found  # the others' data
-    fits, memory = fitting(people, len(members), limit)
+        chosen, why = fastest({way: trials.seconds[way] for way in found})
+    people, bound = found[chosen][0], trials.limit
+    del trials, found  # the others' data
+    fits, needed = memory.fitting(people, len(members), bound)
     many = f"{min(fits, len(members))} at once" if fits > 1 else "one at a time"
-    why = f"layout: {chosen} ({why}); {many}, {_text(memory)} of {size(limit)}"
     decision = Decision(
-        chosen, people.mesh.size, devices[0].platform, fits, why, jax.process_count()
+        layout=chosen.layout,
+        devices=people.mesh.size,
+        platform=devices[0].platform,
+        fits=fits,
+        why=f"layout: {chosen} ({why}); {many}, {memory.text(needed)} of {memory.size(bound)}",
+        processes=jax.process_count(),
+        share=chosen.share,
     )
     return decision, people
 
 
-def candidates(devices: Sequence[jax.Device], share: int, members: int) -> list[str]:
+class _Trials:
+    """The layouts that were compiled, with the members that fit, and the time of a step in each."""
+
+    def __init__(
+        self,
+        program: Program,
+        data: Data | StreamedSet,
+        members: Sequence[Member],
+        settings: ConfigDict,
+        devices: Sequence[jax.Device],
+    ) -> None:
+        self._built = lambda way: _population(program, data, way, devices, members[0], settings)
+        self._members = len(members)
+        self._steps = program.epochs * program.steps_per_epoch
+        self.limit = distributed.on_main(lambda: memory.bound(settings, devices[0]))
+        self.found: dict[Way, tuple[Population, int]] = {}
+        self.seconds: dict[Way, float] = {}  # per member and step
+        self.refused: ConfigError | None = None  # what the last one that does not fit was told
+
+    def fit(self, way: Way) -> None:
+        """Compiles a layout and keeps it if it can hold members."""
+        people = self._built(way)
+        try:
+            fits, _ = memory.fitting(people, self._members, self.limit, evaluation=False)
+            self.found[way] = people, fits
+        except ConfigError as error:
+            self.refused = error
+
+    def measure(self, way: Way) -> None:
+        """Takes the time of a layout that fits."""
+        if way not in self.found:
+            return
+        people, count = self.found[way]
+        one = min((s for w, s in self.seconds.items() if w.layout == "sequential"), default=0.0)
+        long = not people.vectorized and count // people.multiple * one > SECONDS
+        self.seconds[way] = _measure(people, people.multiple if long else count)
+
+    def remaining(self) -> float:
+        """Seconds that training all members takes in the fastest layout; infinite without one."""
+        return min(self.seconds.values(), default=np.inf) * self._steps * self._members
+
+
+def candidates(devices: Sequence[jax.Device], share: int, members: int) -> list[Way]:
     """What `auto` measures, the preferred one first.
 
     On a CPU `vmap` gains nothing over one after another, and devices (one per core) do; on
     accelerators a small network leaves most of a device idle unless members are vectorized.
     """
-    several = len(devices) > share
+    names = ["vectorized", "sequential"]
     if jax.process_count() > 1:
-        return ["sharded"]
-    if members == 1:
-        return ["sequential"]
-    if devices[0].platform == "cpu":
-        return ["sharded", "sequential"] if several else ["sequential"]
-    return ["sharded", "vectorized", "sequential"] if several else ["vectorized", "sequential"]
+        names = ["sharded"]
+    elif members == 1 or devices[0].platform == "cpu":
+        names = ["sequential"]
+    several = jax.process_count() == 1 and members > 1 and len(devices) > share
+    return [Way(name, share) for name in ["sharded"] * several + names]
 
 
-def fastest(seconds: Mapping[str, float]) -> tuple[str, str]:
+def sharing(devices: Sequence[jax.Device], program: Program, members: int) -> Way | None:
+    """The last candidate of `auto`: where members are fewer than devices, several share each.
+
+    It is worth its compilation in long studies only, and left to the user
+    (`config.population.data_parallel`) where processes share devices.
+    """
+    if program.data_parallel > 1 or jax.process_count() > 1:
+        return None
+    fitting = [
+        n
+        for n in range(2, len(devices) // members + 1)
+        if len(devices) % n == 0 and program.batch_size % n == 0
+    ]
+    return Way("sharded", max(fitting)) if fitting else None
+
+
+def fastest(seconds: Mapping[Way, float]) -> tuple[Way, str]:
     """The layout with the fewest seconds per member and step, and the reason."""
     first = next(iter(seconds))
-    best = min(seconds, key=lambda name: seconds[name] * (1 if name == first else PREFERENCE))
-    text = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in seconds.items())
+    best = min(seconds, key=lambda way: seconds[way] * (1 if way == first else PREFERENCE))
+    text = ", ".join(f"{way} {1e3 * value:.3g} ms" for way, value in seconds.items())
     close = seconds[best] > min(seconds.values())
     return best, f"measured per run and step: {text}" + "; too close to call" * close
 

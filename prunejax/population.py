@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from prunejax import evaluation, prune, step
 from prunejax import mesh as mesh_lib
 from prunejax.evaluation import Metrics
-from prunejax.mesh import DATA, MEMBER
+from prunejax.mesh import MEMBER
 from prunejax.plan import Member
 from prunejax.prune import Event
 from prunejax.step import Data, Program, TrainState
@@ -267,11 +267,11 @@ class Population:
         return mesh_lib.fetch(self._summary(states))
 
     def member(self, states: TrainState, index: int) -> TrainState:
-        """One member's state: on one device, unless several share the member."""
+        """One member's state: on one device, unless several split its parameters."""
         state = self._member(states, index)
-        if self.mesh.shape[DATA] > 1:
-            return state
-        return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
+        if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state)):
+            return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
+        return state
 
 
 def _without_members(where: NamedSharding) -> NamedSharding:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from configs import default
-from prunejax import arrangement, config, mesh, plan, population, step
+from prunejax import arrangement, config, layout, mesh, plan, population, step
 from prunejax.checkpoint import Checkpoints
 from tests.studies import PRUNE, tiny
 
@@ -135,7 +135,23 @@ def check():
             largest = max(leaf.size for leaf in jax.tree.leaves(people._one.params))
             print("largest gather", max(gathered(event)), "of", largest, flush=True)
             assert max(gathered(event)) < largest
+    check_that_idle_devices_share()
     print("done")
+
+
+def check_that_idle_devices_share():
+    """`auto` also tries one run on all devices, and takes it where it is faster."""
+    program, data, members = batch()
+    settings = default.get_config()
+    layout.LONG, layout.PREFERENCE = 0.0, 0.0  # every study is long, the last candidate wins
+    decision, people = layout.decide(program, data, members[:1], settings)
+    assert (decision.layout, decision.devices, decision.share) == ("sharded", 4, 4), decision
+    assert "sharded (a run over 4 devices) (measured per run and step: sequential" in decision.why
+    assert people.multiple == 1
+    for leaf in jax.tree.leaves(people.member(people.zeros(1), 0)):
+        assert len(leaf.devices()) == 1  # so that measures compute it once
+    again = layout.build(program, data, members[0], settings, decision)
+    assert again.program == people.program
 
 
 if __name__ == "__main__":

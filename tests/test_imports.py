@@ -54,6 +54,7 @@ LEVELS = {
     "event_plan": 4,
     "layout": 4,
     "measuring": 4,
+    "memory": 4,
     "mesh": 4,
     "plan": 4,
     "population": 4,

@@ -1,11 +1,13 @@
 """Layouts on one device: the same members, the same science; chunks and memory; `auto`."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from configs import default
-from prunejax import arrangement, config, layout, plan, population
+from prunejax import arrangement, config, layout, memory, plan, population
 from prunejax.config import ConfigError
 from prunejax.plan import Member
 from tests import layouts
@@ -40,26 +42,26 @@ def test_vectorized_members_do_what_they_do_alone(alone, vectorized):
 
 def test_the_estimate_of_memory_is_that_of_the_compiled_program(vectorized):
     people, _ = vectorized
-    memory = people.memory(4)
+    needed = people.memory(4)
     compiled = people.train.lower(people.abstract(4), people.data, np.int32(1)).compile()
     used = compiled.memory_analysis()
-    arguments = memory.states + sum(
+    arguments = needed.states + sum(
         leaf.nbytes for leaf in (people.data.train_images, people.data.train_labels)
     )
     # What a program does not read (the test split) is no argument of it.
     assert used.argument_size_in_bytes == pytest.approx(arguments, rel=0.02)
-    assert memory.work >= used.temp_size_in_bytes
-    assert memory.total == memory.states + memory.data + memory.work
+    assert needed.work >= used.temp_size_in_bytes
+    assert needed.total == needed.states + needed.data + needed.work
 
 
 def test_members_are_chunked_to_fit(vectorized):
     people, _ = vectorized
     limit = people.memory(2).total
-    count, memory = layout.fitting(people, 4, limit)
+    count, needed = memory.fitting(people, 4, limit)
     assert count == 2
-    assert memory.total <= limit
+    assert needed.total <= limit
     with pytest.raises(ConfigError, match="'vectorized' cannot hold even 1 member: estimated peak"):
-        layout.fitting(people, 4, 1000.0)
+        memory.fitting(people, 4, 1000.0)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +102,22 @@ def test_auto_prefers_the_first_unless_it_is_clearly_slower(seconds, chosen, why
     assert why in reason
 
 
+@pytest.mark.parametrize(
+    ("devices", "members", "size", "share"),
+    [(2, 1, 128, 2), (8, 3, 128, 2), (6, 2, 128, 2), (6, 2, 96, 3), (4, 3, 128, 0), (1, 1, 128, 0)],
+)
+def test_devices_that_members_leave_idle_may_share_them(devices, members, size, share):
+    program, _, _ = layouts.batch()
+    program = dataclasses.replace(program, batch_size=size)
+    found = layout.sharing([None] * devices, program, members)
+    assert found == (layout.Way("sharded", share) if share else None)
+    configured = dataclasses.replace(program, data_parallel=2)
+    assert layout.sharing([None] * devices, configured, members) is None
+
+
 def test_shared_members_continue_in_as_many_processes():
     settings = default.get_config()
     began = layout.Decision("sharded", 1, "cpu", fits=1, why="", processes=4)
     assert len(layout.available(settings, began)) == 1  # members of their own do not care
-    settings.population.data_parallel = 2
-    with pytest.raises(ConfigError, match="began in 4 processes and here are 1"):
-        layout.available(settings, began)
+    with pytest.raises(ConfigError, match="began in 4 processes and here are 1: the 2 devices"):
+        layout.available(settings, dataclasses.replace(began, share=2))
