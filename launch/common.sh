@@ -76,8 +76,9 @@ resolve_config() {
 
 # Splits the arguments of a cluster launcher: its own options go to "own_option", which refuses what
 # it does not know; --config and --workdir, made absolute, and --config.FIELD=VALUE go to ARGS.
-# Whatever follows "--" goes to prunejax.main as it is.
-CONFIG='' WORKDIR=''
+# Whatever follows "--" goes to prunejax.main as it is. A launcher whose jobs run on other machines
+# sets REMOTE=yes first: a path relative to the caller's directory means nothing there.
+CONFIG='' WORKDIR='' REMOTE=no
 cluster_arguments() {
   ARGS=()
   while [ $# -gt 0 ]; do
@@ -85,8 +86,15 @@ cluster_arguments() {
       --help | -h) show_help ;;
       --dry-run) DRY_RUN=yes ;;
       --config | --workdir) refuse "write $1=VALUE" ;;
-      --config=?*) CONFIG=$(config_path "${1#*=}") ;;
-      --workdir=?*) WORKDIR=$(absolute "${1#*=}") ;;
+      --config=?*)
+        CONFIG=$(config_path "${1#*=}")
+        [ -f "${CONFIG%%.py:*}" ] || [ -f "${CONFIG%%.py:*}.py" ] || refuse "$1: no such file, here or in the repository"
+        ;;
+      --workdir=*://*) refuse "$1 is no path: mount the bucket where the study runs and name that" ;;
+      --workdir=?*)
+        case $REMOTE$1 in yes--workdir=[!/]*) refuse "$1: write the path on the workers, from / on" ;; esac
+        WORKDIR=$(absolute "${1#*=}")
+        ;;
       --config.?*=*) ARGS+=("$1") ;;
       --)
         shift
@@ -161,6 +169,11 @@ environment_is_usable() {
 # installation that was cut off are installed again. Two launchers at once take turns.
 make_environment() {
   local extra=$1 target=$ROOT python
+  # pip installs without an extra that it does not know, and JAX would run on the CPU.
+  case $extra in
+    '' | test | stream | cuda12 | cuda13 | tpu) ;;
+    *) refuse "PRUNEJAX_EXTRA=$extra: choose cuda12, cuda13 or tpu, or none for the CPU" ;;
+  esac
   [ -z "$extra" ] || target="${ROOT}[$extra]"
   if environment_is_ready "$extra"; then return 0; fi
   python=$(find_python) || exit $?

@@ -25,6 +25,7 @@ for argument in "$@"; do
   case $argument in
     --processes=*) PROCESSES=${argument#*=} && number --processes "$PROCESSES" ;;
     --python=*) PYTHON=${argument#*=} ;;
+    --processes | --python) refuse "write $argument=VALUE" ;;
     --dry-run) DRY_RUN=yes ;;
     --help | -h) show_help ;;
     *) rest+=("$argument") ;;

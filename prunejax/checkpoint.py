@@ -67,7 +67,8 @@ class Checkpoints:
         except Exception as error:  # orbax raises many kinds, not all of them OSError
             if distributed.lost_peer(error):  # the next start may be writing here already
                 raise
-            shutil.rmtree(temporary, ignore_errors=True)
+            if jax.process_count() == 1:  # others still write into it; the next `save` removes it
+                shutil.rmtree(temporary, ignore_errors=True)
             raise RecordError(
                 getattr(error, "errno", None) or errno.EIO,
                 f"cannot write a checkpoint into {self.directory}: {_reason(error)}. Earlier "

@@ -80,6 +80,7 @@ class Chunk:
             self.progress.message(f"damaged checkpoint skipped: {text}")
         if restored is not None and restored.states is not None:
             states = restored.states
+            self._targets.require()
             self.directory.truncate(restored.facts["sizes"])
             epoch = int(restored.facts["epoch"])
             self._measured = restored.facts["measured"]

@@ -87,11 +87,12 @@ def from_environment(environment: Mapping[str, str]) -> Place | None:
     """
     env = environment
     if "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env and "SLURM_JOB_ID" in env:
-        count = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
+        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+        count = _number(env, tasks)
         if count > 1:
-            port = env.get("JAX_COORDINATOR_PORT") or 61440 + int(env["SLURM_JOB_ID"]) % 4096
+            port = env.get("JAX_COORDINATOR_PORT") or 61440 + _number(env, "SLURM_JOB_ID") % 4096
             host = _first_host(env["SLURM_STEP_NODELIST"])
-            return Place(f"{host}:{port}", int(env["SLURM_PROCID"]), count, _slurm_devices(env))
+            return Place(f"{host}:{port}", _number(env, "SLURM_PROCID"), count, _slurm_devices(env))
         return None
     if "JAX_COORDINATOR_ADDRESS" in env and "JOB_COMPLETION_INDEX" in env:
         if "JAX_PROCESS_COUNT" not in env:
@@ -101,14 +102,20 @@ def from_environment(environment: Mapping[str, str]) -> Place | None:
             )
         return from_flags(
             env["JAX_COORDINATOR_ADDRESS"],
-            int(env["JOB_COMPLETION_INDEX"]),
-            int(env["JAX_PROCESS_COUNT"]),
+            _number(env, "JOB_COMPLETION_INDEX"),
+            _number(env, "JAX_PROCESS_COUNT"),
         )
     workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES", "")
-    slices = int(env.get("MEGASCALE_NUM_SLICES") or 1)
-    if len(workers.split(",")) > 1 or slices > 1 or int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
-        return Place(None, 0, 0)
-    return None
+    parts = [_number(env, name) for name in ("MEGASCALE_NUM_SLICES", "OMPI_COMM_WORLD_SIZE")]
+    return Place(None, 0, 0) if len(workers.split(",")) > 1 or max(parts) > 1 else None
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    """A variable that holds a whole number; 1 where it is not set."""
+    value = env.get(name) or "1"
+    if not value.isdecimal():
+        raise ValueError(f"{name}={value!r} in the environment: not a whole number")
+    return int(value)
 
 
 def initialize(
@@ -144,7 +151,13 @@ def initialize(
     jax.config.update("jax_enable_preemption_service", False)
     if place.coordinator is None:
         _mute_libraries()
-        jax.distributed.initialize(initialization_timeout=int(timeout_seconds))
+        try:
+            jax.distributed.initialize(initialization_timeout=int(timeout_seconds))
+        except ValueError as error:
+            raise ValueError(
+                f"JAX finds no processes in this environment ({error}): give --coordinator="
+                "HOST:PORT, --process_id=I and --process_count=N, or none of them for one process"
+            ) from error
         return 1
     # JAX ends the whole process with a stack trace when a peer is missing, so they meet here first.
     deadline = time.monotonic() + timeout_seconds
@@ -211,6 +224,11 @@ def on_main(fn: Callable[[], T]) -> T:
     if done:
         return value
     raise outcome[1] if is_main() else value
+
+
+def same(value: T) -> bool:
+    """Whether `value` is the same in every process; all must call it."""
+    return not any_process(on_main(lambda: value) != value)
 
 
 def _broadcast(content: bytes) -> bytes:

@@ -189,7 +189,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
 
 def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], processes: int) -> int:
     from configs import default
-    from prunejax import chunk, study
+    from prunejax import chunk, distributed, study
     from prunejax.data.streaming import UnreadableError
     from prunejax.record import RecordError, WorkdirError
 
@@ -217,9 +217,11 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
         return _tell(error.strerror, FAILURE)
     state = "was finished before" if result.already_finished else "finished"
     if result.report is None:
-        print(f"{state}: shard {values.shard} has no runs: the others have them all")
+        text = f"{state}: shard {values.shard} has no runs: the others have them all"
     else:
-        print(f"{state}: {result.workdir}; report: {result.report}")
+        text = f"{state}: {result.workdir}; report: {result.report}"
+    if distributed.is_main():
+        print(text)
     return 0
 
 

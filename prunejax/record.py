@@ -204,9 +204,19 @@ class RunDirectory:
         files.save_json(self.path / name, content)
 
     def load_json(self, name: str) -> Any:
-        """The content of a JSON file of the run directory, None if there is none."""
+        """The content of a JSON file of the run directory, None if there is none.
+
+        Raises:
+          WorkdirError: it is no JSON.
+        """
         file = self.path / name
-        return json.loads(file.read_text()) if file.exists() else None
+        try:
+            return json.loads(file.read_text()) if file.exists() else None
+        except ValueError as error:
+            raise WorkdirError(
+                f"{file} is no JSON ({error}): it was changed or damaged. Restore it, or start "
+                "over in a new workdir"
+            ) from error
 
     @property
     def begun(self) -> bool:

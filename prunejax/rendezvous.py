@@ -5,6 +5,7 @@ and waits for "go". Whoever is missing, misconfigured or unreachable is then nam
 within a time limit.
 """
 
+import os
 import re
 import socket
 import time
@@ -71,8 +72,9 @@ def _gather(host: str, port: int, count: int, deadline: float, limit: float) -> 
     try:
         listener = _listen(host, port)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error  # Python repeats the address
         raise ConnectionError(
-            f"process 0 cannot listen at {host}:{port} ({error.strerror or error}): "
+            f"process 0 cannot listen at {host}:{port} ({reason}): "
             "another program may hold the port; choose another one"
         ) from None
     try:

@@ -48,12 +48,13 @@ def use_devices(
     count = -(-config.get("population", {}).get("devices", 0) // processes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     before = [0]
-    try:
-        for file in Path(workdir).glob("**/layout.json") if workdir else ():
-            decided = json.loads(file.read_text()).values()
-            before += [-(-entry["devices"] // processes) for entry in decided]
-    except OSError:  # told when the directory is opened
-        pass
+    for pattern in ("layout.json", "shards/*/layout.json") if workdir else ():
+        try:
+            for file in Path(workdir or "").glob(pattern):
+                decided = json.loads(file.read_text()).values()
+                before += [-(-entry["devices"] // processes) for entry in decided]
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            pass  # not ours, or damaged: told when the directory is opened
     try:
         jax.config.update("jax_num_cpu_devices", max(count or cores or 1, *before))
     except RuntimeError:
@@ -146,12 +147,18 @@ def run(
     for arm in arms:
         layout.check(arm.settings)
     measuring.check(settings, batches)
+    resolved = config_lib.to_dict(_resolved(arms, config, defaults))
+    if not distributed.same(repr((resolved, shard_of))):
+        raise ConfigError(
+            "the processes of this program were started with different configs or shards; give "
+            "all of them the same command"
+        )
     path = Path(workdir)
     path = path / "shards" / f"{index}-of-{count}" if count > 1 else path
     mine = shard([b.members for b in batches], index - 1, count)
     with SharedDirectory.open(
         path,
-        config_lib.to_dict(_resolved(arms, config, defaults)),
+        resolved,
         environment(),
         _tables(settings),
         ignore=("checkpoint", "population.memory_gib"),

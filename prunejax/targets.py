@@ -20,19 +20,31 @@ class Targets:
         """Reads the files of these members and of those that they are twins of, if there are any.
 
         Raises:
-          RecordError: a file is damaged.
+          RecordError: a file is damaged, or that of a run to be replayed is missing.
         """
         self._path, self._members = path, members
-        self.twins = any(m.twin for m in members)
-        runs = [m.run for m in members] + [m.twin for m in members if m.twin]
-        self._events = distributed.on_main(lambda: {run: self._read(run) for run in runs})
+        replayed = {m.twin for m in members if m.twin}
+        self.twins = bool(replayed)
+        runs = {m.run for m in members} | replayed
+        self._events = distributed.on_main(
+            lambda: {run: self._read(run, required=run in replayed) for run in runs}
+        )
+
+    def require(self) -> None:
+        """Checks that the members' files are there, as they are beside every checkpoint.
+
+        Raises:
+          RecordError: a file is missing.
+        """
+        runs = [m.run for m in self._members if len(m.events)]
+        distributed.on_main(lambda: [self._read(run, required=True) for run in runs])
 
     def _file(self, run: str) -> Path:
         return self._path / f"{files.plain_name(run)}.npz"
 
-    def _read(self, run: str) -> dict[str, np.ndarray]:
+    def _read(self, run: str, required: bool) -> dict[str, np.ndarray]:
         file = self._file(run)
-        if not file.exists():
+        if not file.exists() and not required:
             return {}
         try:
             with np.load(file) as saved:
@@ -66,7 +78,7 @@ class Targets:
         }
 
     def save(self) -> None:
-        """Writes the files of runs with events.
+        """Writes the files of runs with events, also where none of them has targeted anything.
 
         Raises:
           RecordError: a file cannot be written.
@@ -76,7 +88,7 @@ class Targets:
     def _save(self) -> None:
         for m in self._members:
             events: dict[str, Any] = self._events[m.run]
-            if events:
+            if len(m.events):
                 files.replace(
                     self._file(m.run),
                     lambda file, events=events: np.savez_compressed(file, **events),  # type: ignore[misc]

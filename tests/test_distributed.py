@@ -24,6 +24,7 @@ total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(whole)
 flags = [distributed.any_process(False), distributed.any_process(index == 1)]
 for n in (0, 7, 64):
     assert distributed.on_main(lambda: [index] * n) == [0] * n
+assert distributed.same("a") and not distributed.same(index)
 distributed.sync("end")
 print("sum", float(total), "flags", *flags, flush=True)
 if index < failing:
@@ -164,6 +165,17 @@ def test_slurm_address_is_the_one_jax_finds(monkeypatch):
         assert place.coordinator == expected
 
 
-def test_pods_without_a_count():
+def test_environments_that_say_no_place(monkeypatch):
     with pytest.raises(ValueError, match="JAX_PROCESS_COUNT is not: set it"):
         distributed.from_environment(POD)
+    with pytest.raises(ValueError, match="JAX_PROCESS_COUNT='two' in the environment: not a whole"):
+        distributed.from_environment(POD | {"JAX_PROCESS_COUNT": "two"})
+
+    def initialize(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(distributed, "_mute_libraries", lambda: None)
+    with pytest.raises(ValueError, match=r"finds no processes in this environment .*: give"):
+        distributed.initialize("auto")

@@ -98,6 +98,20 @@ def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
     assert faults.content(path) == faults.content(reference)
 
 
+def test_a_lost_file_of_targets_is_one_error(reference, moments, names, tmp_path):
+    """Twins would replay nothing: neither where their runs go on, nor where they begin."""
+    late = [i for i, name in enumerate(names, 1) if name == "event"]
+    for nth in (2, 5):  # of the two runs, and the first of their twins
+        path = tmp_path / str(nth)
+        moments.count, moments.at = 0, late[nth]
+        with pytest.raises(faults.Killed):
+            faults.run(path)
+        moments.at = -1
+        (path / "targets" / "S-0.npz").unlink()
+        with pytest.raises(record.RecordError, match=r"cannot read .*S-0.npz .*No such file"):
+            faults.run(path)
+
+
 @pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("before", ["_before_training", "_maybe_save", "_end_epoch", "_finish"])
 def test_a_removed_directory_is_one_error_and_stays_removed(quick, tmp_path, before):

@@ -10,6 +10,7 @@ TPU = ("--name=pod", "--zone=us-z1-a", *STUDY)
 POD = ("launch/tpu/pod_slice.sh", *TPU)
 QUEUE = ("launch/tpu/queued_resource.sh", "--type=v5litepod-16", "--runtime=base", *TPU)
 K8S = ("launch/k8s/submit.sh", "gpu", "--image=r/prunejax:1", *STUDY)
+K8S_TPU = (K8S[0], "tpu", *K8S[2:])
 
 
 @pytest.fixture
@@ -76,13 +77,23 @@ class TestEveryClusterLauncher:
         (SLURM, ["--sbatch=time"], "unknown option --sbatch=time"),
         (("launch/slurm/submit.sh", *STUDY), [], "give --shards=N (an array of jobs) or --nodes=N"),
         (("launch/slurm/submit.sh", *STUDY), ["--nodes=2", "--array=1"], "needs --shards=N"),
-        (POD, ["--config=/elsewhere/x.py"], "is outside the repository"),
+        (SLURM, ["--array=1,3-4"], "--array=1,3-4: give tasks from 0 to 3"),
+        (SLURM, ["--array=1,x"], "--array=1,x: give tasks from 0 to 3"),
+        (SLURM, ["--workdir=gs://b/x"], "--workdir=gs://b/x is no path"),
+        (SLURM, ["--config=gone.py:a"], "--config=gone.py:a: no such file"),
+        (POD, ["--config=/dev/null.py"], "--config=/dev/null.py: no such file"),
+        (POD, [f"--config={__file__}"], "is outside the repository"),
+        (POD, ["--workdir=runs"], "--workdir=runs: write the path on the workers"),
+        (QUEUE, ["--workdir=runs"], "--workdir=runs: write the path on the workers"),
         (POD[:2] + POD[3:], [], "--zone=ZONE is missing"),
         (QUEUE, ["--poll=0"], "--poll=0: give a whole number"),
         ((QUEUE[0], *QUEUE[2:]), [], "--type=TYPE is missing"),
         (K8S, ["--workdir=/data/x"], "is not under /runs"),
-        (K8S, ["--name=A_b"], "--name=A_b: lower-case"),
-        (K8S, ["--config=/elsewhere/x.py"], "is not under configs/"),
+        (K8S, ["--name=A_b"], "--name=A_b: a lower-case letter"),
+        (K8S, ["--name=8b"], "--name=8b: a lower-case letter"),
+        (K8S, [f"--config={__file__}"], "is not under configs/"),
+        (K8S_TPU, ["--topology=4x8"], "--topology=4x8 has 32 chips, --pods=4 of --chips=4 have 16"),
+        (K8S_TPU, ["--topology=4by4"], "--topology=4by4: write it like 4x4"),
         (K8S, ["--topology=4x4"], "unknown option --topology=4x4"),
         (("launch/k8s/submit.sh", "cpu"), [], "say gpu or tpu first"),
     ],

@@ -135,12 +135,12 @@ def test_gpu_jobset(clone):
 
 
 def test_tpu_jobset(clone):
-    values = ("--pods=2", "--accelerator=tpu-v6e-slice", "--topology=2x4", "--chips=8")
+    values = ("--pods=2", "--accelerator=tpu-v6e-slice", "--topology=4x4", "--chips=8")
     job, container = check_jobset(rendered(clone, "tpu", *STUDY, *values))
     assert job["parallelism"] == 2
     assert job["template"]["spec"]["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
-        "cloud.google.com/gke-tpu-topology": "2x4",
+        "cloud.google.com/gke-tpu-topology": "4x4",
     }
     assert container["resources"]["limits"] == {"google.com/tpu": 8}
     assert container["args"] == ["--config=configs/digits.py", "--workdir=/runs/digits"]

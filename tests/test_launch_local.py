@@ -148,6 +148,19 @@ def test_bad_number_of_processes(clone, value):
     assert result.stderr == (f"local.sh: --processes={value}: give a whole number of at least 1\n")
 
 
+@pytest.mark.parametrize(
+    ("argument", "environment", "message"),
+    [
+        ("--processes", {}, "write --processes=VALUE"),
+        ("--quiet", {"PRUNEJAX_EXTRA": "cuda14"}, "PRUNEJAX_EXTRA=cuda14: choose cuda12, cuda13"),
+    ],
+)
+def test_bad_option_or_variable(clone, argument, environment, message):
+    result = clone.run("launch/local.sh", argument, "2", **environment)
+    assert (result.returncode, clone.logged()) == (2, [])
+    assert result.stderr.startswith(f"local.sh: {message}")
+
+
 def test_dry_run_prints_and_does_nothing(clone):
     result = clone.run("launch/local.sh", "--dry-run", "--config.a=it's b", "--processes=2")
     python = f"'{clone.root}/.venv/bin/python'"

@@ -409,3 +409,10 @@ def test_quiet_progress_prints_nothing():
 
 def test_duration():
     assert [duration(s) for s in (0.4, 75, 3700)] == ["0:00", "1:15", "1:01:40"]
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+    with make(tmp_path / "run") as directory:
+        (directory.path / "layout.json").write_text("{")
+        with pytest.raises(WorkdirError, match=r"layout\.json is no JSON .* Restore it"):
+            directory.load_json("layout.json")

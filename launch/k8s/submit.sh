@@ -46,8 +46,15 @@ own_option() {
 cluster_arguments "$@"
 [ -n "$IMAGE" ] || refuse "--image=IMAGE is missing"
 case $NAME in
-  *[!a-z0-9-]* | -* | *-) refuse "--name=$NAME: lower-case letters, digits and inner hyphens only" ;;
+  [!a-z]* | *[!a-z0-9-]* | *-) refuse "--name=$NAME: a lower-case letter, then such letters, digits and inner hyphens" ;;
 esac
+if [ "$KIND" = tpu ]; then
+  case $TOPOLOGY in
+    *[!0-9x]* | x* | *x | *xx* | 0* | *x0*) refuse "--topology=$TOPOLOGY: write it like 4x4 or 2x2x4" ;;
+  esac
+  [ $((${TOPOLOGY//x/*})) -eq $((PODS * CHIPS)) ] ||
+    refuse "--topology=$TOPOLOGY has $((${TOPOLOGY//x/*})) chips, --pods=$PODS of --chips=$CHIPS have $((PODS * CHIPS))"
+fi
 case $WORKDIR in
   /runs/*) ;;
   *) refuse "--workdir=$WORKDIR is not under /runs, where the volume is mounted" ;;

@@ -37,6 +37,14 @@ cluster_arguments "$@"
 if [ -n "$SHARDS" ] && [ -n "$NODES" ]; then refuse "--shards and --nodes exclude each other"; fi
 if [ -z "$SHARDS$NODES" ]; then refuse "give --shards=N (an array of jobs) or --nodes=N (one job)"; fi
 if [ -n "$ARRAY" ] && [ -z "$SHARDS" ]; then refuse "--array=$ARRAY needs --shards=N"; fi
+tasks=${ARRAY%%%*} # without "%LIMIT"
+for task in ${tasks//[,-]/ }; do
+  task=${task%%:*} # without ":STEP"
+  case $task in
+    '' | *[!0-9]*) task=$SHARDS ;;
+  esac
+  [ "$task" -lt "$SHARDS" ] || refuse "--array=$ARRAY: give tasks from 0 to $((SHARDS - 1)), for example 0,2-3"
+done
 if [ -n "$TASKS" ] && [ -z "$NODES" ]; then refuse "--tasks-per-node=$TASKS needs --nodes=N"; fi
 if [ "$DRY_RUN" = no ] && ! command -v sbatch >/dev/null; then
   refuse "no sbatch on this machine: run it on a login node, or add --dry-run"

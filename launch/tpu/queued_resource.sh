@@ -41,6 +41,7 @@ own_option() {
     *) return 1 ;;
   esac
 }
+REMOTE=yes
 cluster_arguments "$@"
 [ -n "$NAME" ] || refuse "--name=TPU is missing"
 [ -n "$ZONE" ] || refuse "--zone=ZONE is missing"
