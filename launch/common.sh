@@ -168,12 +168,14 @@ environment_is_usable() {
 # when there is nothing to do; a changed pyproject.toml or Python, a moved clone, and an
 # installation that was cut off are installed again. Two launchers at once take turns.
 make_environment() {
-  local extra=$1 target=$ROOT python
+  local extra=$1 target=$ROOT python name
   # pip installs without an extra that it does not know, and JAX would run on the CPU.
-  case $extra in
-    '' | test | stream | cuda12 | cuda13 | tpu) ;;
-    *) refuse "PRUNEJAX_EXTRA=$extra: choose cuda12, cuda13 or tpu, or none for the CPU" ;;
-  esac
+  for name in ${extra//,/ }; do
+    case $name in
+      test | stream | cuda12 | cuda13 | tpu) ;;
+      *) refuse "PRUNEJAX_EXTRA=$extra: choose cuda12, cuda13 or tpu (or none: CPU), with ,stream if you need it" ;;
+    esac
+  done
   [ -z "$extra" ] || target="${ROOT}[$extra]"
   if environment_is_ready "$extra"; then return 0; fi
   python=$(find_python) || exit $?

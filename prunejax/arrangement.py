@@ -12,6 +12,7 @@ from prunejax.directory import SharedDirectory
 from prunejax.plan import Batch, Member
 from prunejax.population import Population
 from prunejax.progress import Progress
+from prunejax.record import WorkdirError
 from prunejax.step import Data
 
 
@@ -82,7 +83,13 @@ class Arrangement:
         if not directory.on_main(lambda held: held.begun):
             decided = {}  # nothing depends on it yet
         own = {"share": settings.population.data_parallel}
-        self._decided = {int(b): layout.Decision(**own | entry) for b, entry in decided.items()}
+        try:
+            self._decided = {int(b): layout.Decision(**own | entry) for b, entry in decided.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise WorkdirError(
+                f"{directory.path / 'layout.json'} is not what this program writes ({error}): it "
+                "was changed. Restore it, or start over in a new workdir"
+            ) from error
 
     def chunks(self, b: int, wave: Sequence[Member]) -> list[tuple[list[Member], int]]:
         """Members of a wave that train together, and the size of their stack."""
