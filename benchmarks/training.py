@@ -116,9 +116,9 @@ def write(path: str, name: str, study: Batch, start: dict[str, np.ndarray], batc
 class Ours:
     """One layout of a population that goes on training."""
 
-    def __init__(self, study: Batch, way: Way) -> None:
+    def __init__(self, study: Batch, way: Way, part: int = 0) -> None:
         data = jax.tree.map(jnp.asarray, common.splits(study.dataset))
-        program = dataclasses.replace(study.program, data_parallel=way.share)
+        program = dataclasses.replace(study.program, data_parallel=way.share, microbatch=part)
         self.members: Sequence[Member] = study.members
         self.population = Population(program, data, way.layout, jax.devices(), study.members[0])
         self.states = self.population.initial(study.members)
@@ -150,20 +150,25 @@ def check(start: dict, ours: dict, theirs: dict, losses: tuple[float, float], wa
             raise SystemExit(f"{way}: {path} moved by {moved:.2e} and is {apart:.2e} from ours")
 
 
-def ways_of_ours(members: int, batch: int) -> list[Way]:
-    """The layouts that members are trained in."""
+def ours_of(study: Batch, members: int, batch: int, part: int) -> dict[str, Ours]:
+    """The layouts that members are trained in; without BatchNorm the last one in parts as well."""
     devices = jax.device_count()
     if members == 1:
         together = [Way("sharded", devices)] if devices > 1 and batch % devices == 0 else []
-        return [Way("sequential"), *together]
-    return [Way("vectorized")] + [Way("sharded")] * (members % devices == 0)
+        ways = [Way("sequential"), *together]
+    else:
+        ways = [Way("vectorized")] + [Way("sharded")] * (members % devices == 0)
+    found = {str(way): Ours(study, way) for way in ways}
+    if part and not found[str(ways[0])].states.batch_stats:
+        found[f"{ways[-1]}, parts of {part}"] = Ours(study, ways[-1], part)
+    return found
 
 
 def measure(name: str, members: int, dtype: str, options: argparse.Namespace) -> list[dict]:
     """Rows of one network: our layouts and PyTorch's ways."""
     batch, steps = options.batch, options.steps
     study = built(name, batch, dtype, members)
-    contenders, worker = {str(w): Ours(study, w) for w in ways_of_ours(members, batch)}, None
+    contenders, worker = ours_of(study, members, batch, options.microbatch), None
     seconds: dict[str, tuple[float, float]] = {}
     first = next(iter(contenders.values()))
     start, loss = leaves(first.population.member(first.states, 0)), 0.0
@@ -255,6 +260,7 @@ def main() -> None:
     parser.add_argument("--members", default="1", help="comma-separated")
     parser.add_argument("--dtype", default="float32", help="float32,bfloat16")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--microbatch", type=int, default=0, help="also in parts of this size")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="per turn: 1, 2, 4 or 8")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its default")

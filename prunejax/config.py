@@ -57,6 +57,7 @@ RANGES: dict[str, tuple[float | None, float | None, str]] = {
     "intervention.noise_scale": (0, None, "multiple of a standard deviation"),
     "population.devices": (0, 65_536, "devices; 0: all"),
     "population.data_parallel": (1, None, "devices"),
+    "population.microbatch": (0, None, "examples; 0: the whole batch"),
     "population.memory_gib": (0, None, "GiB; 0: measured"),
     "checkpoint.every_epochs": (0, None, "epochs"),
     "checkpoint.every_minutes": (0, None, "minutes"),

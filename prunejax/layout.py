@@ -103,6 +103,12 @@ def check(settings: ConfigDict) -> None:
             f"config.population.data_parallel = {p.data_parallel} does not divide "
             f"config.batch_size = {settings.batch_size}; choose multiples"
         )
+    if p.microbatch and (settings.batch_size % p.microbatch or p.microbatch % p.data_parallel):
+        raise ConfigError(
+            f"config.population.microbatch = {p.microbatch} has to divide config.batch_size = "
+            f"{settings.batch_size} and be a multiple of config.population.data_parallel = "
+            f"{p.data_parallel}"
+        )
     mesh.used_by(p.layout, available(settings), p.data_parallel, p.shard_params)
 
 
@@ -254,7 +260,7 @@ def sharing(devices: Sequence[jax.Device], program: Program, members: int) -> Wa
     fitting = [
         n
         for n in range(2, len(devices) // members + 1)
-        if len(devices) % n == 0 and program.batch_size % n == 0
+        if len(devices) % n == 0 and (program.microbatch or program.batch_size) % n == 0
     ]
     return Way("sharded", max(fitting)) if fitting else None
 

@@ -148,6 +148,11 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
     module = models.create(options.pop("name"), num_classes=dataset.num_classes, **options)
     shape = dataset.image_shape
     variables = jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
+    if settings.population.microbatch and "batch_stats" in variables:
+        raise ConfigError(
+            f"config.population.microbatch = {settings.population.microbatch}: BatchNorm in "
+            f"{settings.model.name!r} needs the whole batch; set it to 0"
+        )
     params, all_groups = variables["params"], models.groups(module, variables)
     counted = {
         a.label: event_plan.event_counts(a.settings, a.label, all_groups, params) for a in arms
@@ -198,6 +203,7 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
         global_scope=settings.prune.scope == "global",
         saliency_examples=settings.prune.saliency_examples,
         forecast=settings.measures.forecast,
+        microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,
     )
     tables = {a.label: _table(a.settings, stacked[a.label], scores) for a in arms}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from prunejax import data as data_lib
-from prunejax import interventions, losses, rng
+from prunejax import interventions, losses, microbatch, rng
 from prunejax import masks as masks_lib
 from prunejax import models as models_lib
 from prunejax import optim as optim_lib
@@ -90,6 +90,7 @@ class Program:
     global_scope: bool = False
     saliency_examples: int = 512
     forecast: bool = False  # events predict their change of the test loss
+    microbatch: int = 0  # examples whose gradient is taken at once; 0: the whole batch
     data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch
 
     @property
@@ -171,18 +172,32 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
     )
     collections = ["batch_stats"] + (["activations"] if program.needs_activations else [])
 
-    def loss_fn(params: Tree) -> tuple[Array, tuple[Array, Tree]]:
-        outputs, updated = program.module.apply(
-            variables(program, state, params),
-            images,
-            train=True,
-            mutable=collections,
-            rngs={"dropout": rng.at(state.seed, "dropout", state.step)},
-        )
-        values = losses.cross_entropy(outputs, labels, program.label_smoothing)
-        return jnp.mean(values), (losses.correct(outputs, labels), updated)
+    key = rng.at(state.seed, "dropout", state.step)
 
-    (loss, (correct, updated)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    def gradient_of(batch: tuple[Array, Array], key: Array) -> tuple[Any, Tree]:
+        def loss_fn(params: Tree) -> tuple[Array, tuple[Array, Tree]]:
+            outputs, updated = program.module.apply(
+                variables(program, state, params),
+                batch[0],
+                train=True,
+                mutable=collections,
+                rngs={"dropout": key},
+            )
+            values = losses.cross_entropy(outputs, batch[1], program.label_smoothing)
+            correct = jnp.sum(losses.correct(outputs, batch[1])).astype(jnp.int32)
+            return jnp.mean(values), (correct, updated)
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+    parts = microbatch.parts(images.shape[0], program.microbatch)
+    if parts == 1:
+        (loss, (correct, updated)), gradients = gradient_of((images, labels), key)
+    else:
+        (loss, (correct, updated)), gradients = microbatch.mean_over_parts(
+            lambda part, number: gradient_of(part, jax.random.fold_in(key, number)),
+            (images, labels),
+            parts,
+        )
     epoch = jnp.minimum(state.step // program.steps_per_epoch, program.epochs - 1)
     params, opt_state = program.optimizer.update(
         gradients,
@@ -215,7 +230,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         windows=windows,
         totals=Totals(
             totals.loss + loss * labels.shape[0],
-            totals.correct + jnp.sum(correct).astype(jnp.int32),
+            totals.correct + correct,
             totals.examples + labels.shape[0],
         ),
         bad_step=jnp.where((state.bad_step < 0) & ~jnp.isfinite(loss), state.step, state.bad_step),

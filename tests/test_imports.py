@@ -27,6 +27,7 @@ LEVELS = {
     "layers": 1,
     "losses": 1,
     "masks": 1,
+    "microbatch": 1,
     "models": 1,
     "noise": 1,
     "radix": 1,
