@@ -90,7 +90,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 # Devices that share one member's batch. "auto" also tries to share those that
                 # would be idle, in studies of a minute or more.
                 "data_parallel": 1,
-                # Examples whose gradient is taken at once (networks without BatchNorm); 0: the batch.
+                # Examples whose gradient is taken at once (without BatchNorm only); 0: the batch.
                 # Less memory, and on a CPU up to a quarter faster at 8 to 32.
                 "microbatch": 0,
                 "shard_params": False,  # split parameters over the data axis as well
