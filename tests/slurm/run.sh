@@ -38,7 +38,7 @@ fail() {
 expect() { # expect TEXT FILE: the file says so
   grep -q -- "$1" "$2" || fail "no '$1' in $2"
 }
-submit() { bash "$root/launch/slurm/submit.sh" --config=any.py --workdir="$1" "${@:2}" 2>&1; }
+submit() { bash "$root/launch/slurm/submit.sh" --config=configs/digits.py --workdir="$1" "${@:2}" 2>&1; }
 id_in() { sed -n "s/^$1 \([0-9]*\).*/\1/p"; }
 state() { scontrol show job "$1" --oneliner | sed -n '1s/.* JobState=\([A-Z_]*\).*/\1/p'; }
 is_state() { [ "$(state "$1")" = "$2" ]; }
