@@ -113,9 +113,10 @@ if [ "${2-}" = --without-study ]; then exit 0; fi
 export PRUNEJAX_COMMAND="$python -m prunejax.main"
 export PRUNEJAX_REPORT_COMMAND="$python -m prunejax.report"
 array=$(submit "$work/e" --config=configs/digits.py:quick --shards=2 --config.seeds=1 \
-  --config.epochs=20 --config.population.layout=sequential | id_in array)
+  --config.epochs=60 --config.population.layout=sequential | id_in array)
 log=$work/e/logs/slurm-${array}_1.log
-wait_until 300 grep -qs "epoch [2-9]/20" "$log"
+# Training begins right after this line and takes seconds.
+wait_until 300 grep -qs "layout: sequential" "$log"
 scancel --signal=TERM "${array}_1"
 wait_until 400 all_done
 expect "interrupted and saved; the same command continues" "$log"
