@@ -171,7 +171,8 @@ def measure(name: str, members: int, dtype: str, options: argparse.Namespace) ->
     contenders, worker = ours_of(study, members, batch, options.microbatch), None
     seconds: dict[str, tuple[float, float]] = {}
     first = next(iter(contenders.values()))
-    start, loss = leaves(first.population.member(first.states, 0)), 0.0
+    start = leaves(first.population.member(first.states, 0))
+    moved, loss = start, 0.0  # after the first contender's first step
     for label, ours in contenders.items():
         begin = time.perf_counter()
         ours.train(1)
@@ -181,7 +182,8 @@ def measure(name: str, members: int, dtype: str, options: argparse.Namespace) ->
             mine, found = float(state.totals.loss) / batch, leaves(state)
             if ours is first:
                 loss, moved = mine, found
-            check(start, moved, found, (loss, mine), label)
+            else:
+                check(start, moved, found, (loss, mine), label)
         if steps > 1:
             ours.train(steps - 1)
     ways: Sequence[str] = ()
