@@ -107,6 +107,12 @@ def _attributes(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, 
     return found
 
 
+def _test_examples(batches: Sequence[Batch]) -> int:
+    """Examples of the test split; 0 where arms have different ones."""
+    sizes = {b.dataset.test_examples for b in batches}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
 def run(
     config: ConfigDict,
     workdir: str | os.PathLike[str],
@@ -171,6 +177,7 @@ def run(
                 "variants": _attributes(arms, batches),
                 "shard": f"{index}/{count}",
                 "runs": [m.run for b in batches for m in b.members],
+                "test_examples": _test_examples(batches),
             },
         )
         try:

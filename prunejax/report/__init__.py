@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunejax import checks, registry
+from prunejax.measures import claims
 
 # The names that `config.report.figures` may hold: those of `gallery.FIGURES`, and the tables, which
 # every page has. Stated here, because the gallery imports matplotlib.
@@ -22,7 +23,7 @@ def check(options: Any, labels: Sequence[str]) -> None:
     """Refuses a `config.report` that could not be drawn, before anything is trained.
 
     Args:
-      options: `config.report`: `baseline`, `figures`, `correlate`, `tests`.
+      options: `config.report`: `baseline`, `figures`, `correlate`, `tests`, `claims`.
       labels: of the study's variants.
 
     Raises:
@@ -37,6 +38,16 @@ def check(options: Any, labels: Sequence[str]) -> None:
         if pair.count(":") != 1:
             raise checks.ConfigError(f"config.report.tests: {pair!r} is no pair like 'a:b'")
         checks.known("report.tests", pair.split(":"), labels)
+    for text in options.claims:
+        try:
+            claim = claims.parse(text)
+        except ValueError as error:
+            raise checks.ConfigError(f"config.report.claims: {error}") from None
+        checks.known("report.claims", (claim.a, claim.b), labels)
+        if claim.a == claim.b:
+            raise checks.ConfigError(
+                f"config.report.claims: {text!r} compares {claim.a!r} with itself; name two"
+            )
 
 
 def build(directories: Sequence[str | Path], output: str | Path | None = None) -> Path:

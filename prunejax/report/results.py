@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from prunejax.measures import statistics
+from prunejax.measures import claims, statistics
 from prunejax.measures.summary import by_variant, is_completed, number, pairs, value
 
 Row = dict[str, str]
@@ -36,6 +36,7 @@ class Study:
     runs: list[Row]
     arrays: dict[str, Path]  # run -> measures/RUN.npz
     attributes: dict[str, dict[str, Any]]  # variant -> target, iterative_rate, kind, group, ...
+    test_examples: int = 0  # of the test split; 0: not known, or not the same everywhere
     notes: list[str] = field(default_factory=list)  # what a reader must know: missing, stopped
     missing_shards: list[str] = field(default_factory=list)
 
@@ -47,6 +48,12 @@ class Study:
     def report_option(self, name: str, default: Any) -> Any:
         """`config.report.NAME`, or `default` where the config does not say."""
         return (self.config.get("report") or {}).get(name, default)
+
+    @property
+    def claims(self) -> list[str]:
+        """`config.report.claims`; those of arms that another study's directory renamed are out."""
+        parsed = [claims.parse(text) for text in self.report_option("claims", ())]
+        return [c.text for c in parsed if {c.a, c.b} <= set(self.attributes)]
 
     @property
     def baseline(self) -> str:

@@ -137,10 +137,16 @@ def load(directories: Sequence[str | Path]) -> Study:
         environments={str(path): read_json(path / "environment.json") for path in paths},
         arrays=arrays,
         attributes={k: v for path in paths for k, v in attributes[path].items()},
+        test_examples=_shared([stated[path].get("test_examples", 0) for path in paths]),
         notes=notes,
         missing_shards=missing,
         **{name: _same_columns(rows) for name, rows in merged.items()},
     )
+
+
+def _shared(values: Sequence[int]) -> int:
+    """The value that all have, else 0."""
+    return values[0] if len(set(values)) == 1 else 0
 
 
 def _remeasured(path: Path, runs: Sequence[Row]) -> None:
