@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 HERE = Path(__file__).parent
@@ -43,6 +44,14 @@ def timed(fn: Callable[[], Any], repeats: int) -> Seconds:
         took = Seconds(time.perf_counter() - wall, time.process_time() - cpu)
         best = Seconds(min(best.wall, took.wall), min(best.cpu, took.cpu))
     return best
+
+
+def peak(dtype: str, size: int) -> float:
+    """Operations per second of the fastest of ten matrix products."""
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready(multiply(a, a))
+    return 2 * size**3 / timed(lambda: multiply(a, a), 10).wall
 
 
 def synthetic(shape: tuple[int, ...], examples: int, test: int = 64) -> str:
@@ -161,6 +170,7 @@ def environment() -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax", "numpy"):
         versions[name] = importlib.metadata.version(name)
+    precision = jax.config.jax_default_matmul_precision or "default"
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
@@ -172,17 +182,23 @@ def environment() -> dict[str, Any]:
         "processor": model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "load": os.getloadavg()[0],
+        "matmul_precision": precision,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": versions,
     }
 
 
-def save(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> Path:
-    """Writes benchmarks/results/DATE-name.json: date, environment, `more`, rows."""
+def save(
+    name: str, rows: Sequence[Mapping[str, Any]], folder: str | Path = RESULTS, **more: Any
+) -> Path:
+    """Writes FOLDER/DATE-name.json: date, environment, `more`, rows."""
     today = datetime.date.today().isoformat()
     if "options" in more:  # where an interpreter lies says nothing to others
-        more["options"] = {k: v for k, v in more["options"].items() if k != "torch_python"}
+        more["options"] = {
+            k: v for k, v in more["options"].items() if k not in ("torch_python", "folder")
+        }
     record = {"date": today, **environment(), **more, "results": list(rows)}
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"{today}-{name}.json"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    target = Path(folder) / f"{today}-{name}.json"
     target.write_text(json.dumps(record, indent=2) + "\n")
     return target
