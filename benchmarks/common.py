@@ -27,6 +27,10 @@ from prunejax import data as data_lib  # noqa: E402
 from prunejax import models, plan, rng, step  # noqa: E402
 from prunejax.data.dataset import make  # noqa: E402
 
+# How far the first step may be from PyTorch's, loss and parameters: in single precision, and where
+# both sides multiply in TF32.
+TOLERANCES = {"cpu": (1e-4, 1e-2), "gpu": (5e-3, 0.3)}
+
 
 class Seconds(NamedTuple):
     """Fastest of several calls; `cpu` counts all threads of the process."""
@@ -52,6 +56,15 @@ def peak(dtype: str, size: int) -> float:
     multiply = jax.jit(jnp.matmul)
     jax.block_until_ready(multiply(a, a))
     return 2 * size**3 / timed(lambda: multiply(a, a), 10).wall
+
+
+def operations(model: str, width: float, shape: tuple[int, int, int], batch: int) -> float:
+    """Operations of a training step: three times those of the forward pass, convolved directly."""
+    module = models.create(model, num_classes=10, width=width, conv_method="lax")
+    x = jnp.zeros((batch, *shape))
+    variables = models.init(module, rng.at(0, "init"), shape)
+    found = jax.jit(module.apply).lower(variables, x).cost_analysis() or {}
+    return 3 * float(found.get("flops", float("nan")))
 
 
 def synthetic(shape: tuple[int, ...], examples: int, test: int = 64) -> str:
@@ -107,6 +120,26 @@ def splits(dataset: data_lib.Dataset) -> step.Data:
         *(dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels),
         *(dataset.validation_images, dataset.validation_labels),
     )
+
+
+def first_step(start: dict, ours: dict, theirs: dict, losses: tuple[float, float], way: str) -> str:
+    """What is not the same after one step, or "": an error on a CPU, a note in the row elsewhere,
+    where the machine may be gone before anybody has looked.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    of_loss, of_parameters = TOLERANCES["cpu" if on_cpu else "gpu"]
+    wrong = ""
+    if not abs(losses[0] - losses[1]) < of_loss * abs(losses[0]):
+        wrong = f"{way}: first loss {losses[1]!r}, ours {losses[0]!r}"
+    for path, value in ours.items():
+        moved = np.linalg.norm(value - start[path])
+        apart = np.linalg.norm(value - theirs[path])
+        # A bias before BatchNorm has no gradient: only rounding moves it.
+        if not wrong and not apart < of_parameters * moved + 1e-6 * np.sqrt(value.size):
+            wrong = f"{way}: {path} moved by {moved:.2e} and is {apart:.2e} from ours"
+    if wrong and on_cpu:
+        raise SystemExit(wrong)
+    return wrong
 
 
 def with_torch(python: str) -> str:

@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
         "devices": [f"{d.platform}: {d.device_kind}" for d in devices],
         # Of float32 products and convolutions: on a GPU "default" means TF32 (10 bits of mantissa),
         # on a TPU bfloat16; JAX_DEFAULT_MATMUL_PRECISION=highest is single precision everywhere.
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "processes": jax.process_count(),
         "cpu_count": os.cpu_count(),
         "platform": platform.platform(),
