@@ -16,8 +16,8 @@ RUNS = [
     *((m, d, n) for m in ("resnet18", "mlp") for d in ("float32", "bfloat16") for n in (1, 16, 4)),
 ]
 SMALLEST = [("mlp", "float32", 1), ("mlp", "float32", 4), ("mlp", "bfloat16", 4)]
-# At most: of a program that compiles for the first time (PyTorch's compiler included).
-NEED = 90.0
+# Seconds that are left, at least, when a program starts: it compiles first, and so does PyTorch's.
+NEED = 120.0
 
 
 def training(stage: Stage, model: str, dtype: str, members: int) -> None:

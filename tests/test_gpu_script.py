@@ -12,7 +12,7 @@ import pytest
 from prunejax import schedules
 from tests.launching import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 import gpu_figure2
 import gpu_smoke
 import gpu_stage
