@@ -86,6 +86,9 @@ export PYTHONPATH=$ROOT:$OUT/packages${PYTHONPATH:+:$PYTHONPATH}
 export MPLBACKEND=agg
 if [ "$CPU" = yes ]; then
   export JAX_PLATFORMS=cpu
+  # Nearly all of the time is compilation.
+  export XLA_FLAGS="--xla_backend_optimization_level=1 ${XLA_FLAGS-}"
+  export JAX_COMPILATION_CACHE_DIR=$OUT/xla JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 else
   export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # the CPU too: exact results to compare with
 fi

@@ -58,10 +58,12 @@ def batch_of(model: str, dtype: str, smallest: bool) -> plan.Batch:
     """The study's batch with the unpruned runs, on random images of its data set's size."""
     config = STUDIES[model].get_config()
     if model != "mlp":
-        sizes = (512, 256) if smallest else (50_000, 10_000)
+        sizes = (64, 32) if smallest else (50_000, 10_000)
         config.data.name = common.synthetic((32, 32, 3), *sizes)
     config.model.name, config.model.dtype = model, dtype
     config.model.width = 0.125 if smallest else 1.0
+    if smallest:
+        config.batch_size = config.eval_batch_size = 16
     batches = plan.build(config_lib.variants(config, default.get_config()))
     return max(batches, key=lambda b: sum(m.variant == "none" for m in b.members))
 

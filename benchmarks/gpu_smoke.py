@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -101,20 +102,10 @@ def apart(a: str, b: str) -> float:
     return abs(x - y) / max(abs(x), abs(y)) if math.isfinite(x) and math.isfinite(y) else math.inf
 
 
-def settings(stage: Stage, label: str) -> dict[str, str]:
-    """The environment of a run; no cache on a GPU, where each process may choose algorithms."""
-    if not stage.cpu:
-        return {"XLA_FLAGS": FLAGS[label]}
-    return {
-        "XLA_FLAGS": f"{FLAGS[label]} --xla_backend_optimization_level=1",
-        "JAX_COMPILATION_CACHE_DIR": str(stage.out / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
 def studies(stage: Stage, label: str) -> None:
     """The three runs under one set of flags."""
-    environment = settings(stage, label)
+    # As the caller set it, and these. No cache of programs on a GPU: a new process chooses anew.
+    environment = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS[label]}".strip()}
     folder = stage.out / "smoke" / label
     whole, log = folder / "whole", f"smoke-{label}"
     again = ["again"] if label == "plain" and not stage.cpu else []
