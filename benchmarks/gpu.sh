@@ -100,7 +100,7 @@ fi
 
 flag=()
 [ "$CPU" = no ] || flag=(--cpu)
-run "$PYTHON" "$ROOT/benchmarks/gpu_stage.py" device "$OUT" ${flag[@]+"${flag[@]}"}
+run "$PYTHON" "$ROOT/benchmarks/gpu_stage.py" device "$OUT" ${flag[@]+"${flag[@]}"} ${DATA:+--data}
 
 for stage in "${stages[@]}"; do
   left=$((60 * MINUTES - SECONDS - MARGIN))

@@ -3,7 +3,7 @@
 A stage starts the programs that use the GPU and never uses JAX itself: a process that holds a GPU
 takes most of its memory. Nothing but the standard library is imported here.
 
-    python benchmarks/gpu_stage.py device OUT [--cpu]    writes OUT/device.json, or refuses
+    python benchmarks/gpu_stage.py device OUT [--cpu] [--data]   writes OUT/device.json, or refuses
     python benchmarks/gpu_stage.py summary OUT STAGE ... prints and writes which stage ended how
 """
 
@@ -168,8 +168,19 @@ def last_line(log: Path) -> str:
     return lines[-1].strip()[:300] if lines else "(nothing)"
 
 
-def device(out: Path, cpu: bool) -> int:
-    """Writes what the stages run on; refuses a folder of another device, and a machine without."""
+def device(out: Path, cpu: bool, data: bool) -> int:
+    """Writes what the stages run on; refuses a folder of another device, and a machine without.
+
+    The last stage should not be the first to find that `data` sets cannot be read.
+    """
+    reader = "import tensorflow_datasets, array_record; tensorflow_datasets.builder_from_directory"
+    if data:
+        done = subprocess.run([sys.executable, "-c", reader], capture_output=True, text=True)
+        if done.returncode:
+            missing = [x for x in done.stderr.splitlines() if "No module named" in x]
+            why = (missing or done.stderr.strip().splitlines())[-1].strip()
+            print(f"gpu.sh: --data needs tensorflow-datasets and array-record (--wheels): {why}")
+            return REFUSED
     program = DEVICE.format(here=str(HERE))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if done.returncode:
@@ -226,5 +237,5 @@ if __name__ == "__main__":
     folder = Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     if sys.argv[1] == "device":
-        sys.exit(device(folder, "--cpu" in sys.argv))
+        sys.exit(device(folder, "--cpu" in sys.argv, "--data" in sys.argv))
     sys.exit(summary(folder, sys.argv[3:]))

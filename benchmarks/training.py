@@ -129,7 +129,8 @@ def ours_of(study: Batch, members: int, batch: int, part: int) -> dict[str, Ours
         together = [Way("sharded", devices)] if devices > 1 and batch % devices == 0 else []
         ways = [Way("sequential"), *together]
     else:
-        ways = [Way("vectorized")] + [Way("sharded")] * (members % devices == 0)
+        other = devices > 1 or jax.default_backend() == "cpu"  # else the same as "vectorized"
+        ways = [Way("vectorized")] + [Way("sharded")] * (other and members % devices == 0)
     found = {str(way): Ours(study, way) for way in ways}
     if part and not found[str(ways[0])].states.batch_stats:
         found[f"{ways[-1]}, parts of {part}"] = Ours(study, ways[-1], part)
