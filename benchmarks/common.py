@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 HERE = Path(__file__).parent
@@ -25,6 +26,10 @@ from prunejax import config as config_lib  # noqa: E402
 from prunejax import data as data_lib  # noqa: E402
 from prunejax import models, plan, rng, step  # noqa: E402
 from prunejax.data.dataset import make  # noqa: E402
+
+# How far the first step may be from PyTorch's, loss and parameters: in single precision, and where
+# both sides multiply in TF32.
+TOLERANCES = {"cpu": (1e-4, 1e-2), "gpu": (5e-3, 0.3)}
 
 
 class Seconds(NamedTuple):
@@ -43,6 +48,23 @@ def timed(fn: Callable[[], Any], repeats: int) -> Seconds:
         took = Seconds(time.perf_counter() - wall, time.process_time() - cpu)
         best = Seconds(min(best.wall, took.wall), min(best.cpu, took.cpu))
     return best
+
+
+def peak(dtype: str, size: int) -> float:
+    """Operations per second of the fastest of ten matrix products."""
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready(multiply(a, a))
+    return 2 * size**3 / timed(lambda: multiply(a, a), 10).wall
+
+
+def operations(model: str, width: float, shape: tuple[int, int, int], batch: int) -> float:
+    """Operations of a training step: three times those of the forward pass, convolved directly."""
+    module = models.create(model, num_classes=10, width=width, conv_method="lax")
+    x = jnp.zeros((batch, *shape))
+    variables = models.init(module, rng.at(0, "init"), shape)
+    found = jax.jit(module.apply).lower(variables, x).cost_analysis() or {}
+    return 3 * float(found.get("flops", float("nan")))
 
 
 def synthetic(shape: tuple[int, ...], examples: int, test: int = 64) -> str:
@@ -98,6 +120,26 @@ def splits(dataset: data_lib.Dataset) -> step.Data:
         *(dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels),
         *(dataset.validation_images, dataset.validation_labels),
     )
+
+
+def first_step(start: dict, ours: dict, theirs: dict, losses: tuple[float, float], way: str) -> str:
+    """What is not the same after one step, or "": an error on a CPU, a note in the row elsewhere,
+    where the machine may be gone before anybody has looked.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    of_loss, of_parameters = TOLERANCES["cpu" if on_cpu else "gpu"]
+    wrong = ""
+    if not abs(losses[0] - losses[1]) < of_loss * abs(losses[0]):
+        wrong = f"{way}: first loss {losses[1]!r}, ours {losses[0]!r}"
+    for path, value in ours.items():
+        moved = np.linalg.norm(value - start[path])
+        apart = np.linalg.norm(value - theirs[path])
+        # A bias before BatchNorm has no gradient: only rounding moves it.
+        if not wrong and not apart < of_parameters * moved + 1e-6 * np.sqrt(value.size):
+            wrong = f"{way}: {path} moved by {moved:.2e} and is {apart:.2e} from ours"
+    if wrong and on_cpu:
+        raise SystemExit(wrong)
+    return wrong
 
 
 def with_torch(python: str) -> str:
@@ -161,6 +203,7 @@ def environment() -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax", "numpy"):
         versions[name] = importlib.metadata.version(name)
+    precision = jax.config.jax_default_matmul_precision or "default"
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
@@ -172,17 +215,23 @@ def environment() -> dict[str, Any]:
         "processor": model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "load": os.getloadavg()[0],
+        "matmul_precision": precision,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": versions,
     }
 
 
-def save(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> Path:
-    """Writes benchmarks/results/DATE-name.json: date, environment, `more`, rows."""
+def save(
+    name: str, rows: Sequence[Mapping[str, Any]], folder: str | Path = RESULTS, **more: Any
+) -> Path:
+    """Writes FOLDER/DATE-name.json: date, environment, `more`, rows."""
     today = datetime.date.today().isoformat()
     if "options" in more:  # where an interpreter lies says nothing to others
-        more["options"] = {k: v for k, v in more["options"].items() if k != "torch_python"}
+        more["options"] = {
+            k: v for k, v in more["options"].items() if k not in ("torch_python", "folder")
+        }
     record = {"date": today, **environment(), **more, "results": list(rows)}
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"{today}-{name}.json"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    target = Path(folder) / f"{today}-{name}.json"
     target.write_text(json.dumps(record, indent=2) + "\n")
     return target

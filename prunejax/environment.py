@@ -17,13 +17,23 @@ def environment() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "devices": [f"{d.platform}: {d.device_kind}" for d in devices],
+        # Of float32 products and convolutions: on a GPU "default" means TF32 (10 bits of mantissa),
+        # on a TPU bfloat16; JAX_DEFAULT_MATMUL_PRECISION=highest is single precision everywhere.
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "processes": jax.process_count(),
         "cpu_count": os.cpu_count(),
         "platform": platform.platform(),
         "git_commit": _git_commit(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+        return "not installed"
 
 
 def _git_commit() -> str | None:

@@ -1,13 +1,25 @@
-"""Shared set-up: quick compilation, and one cache of compiled programs for the whole session."""
+"""Shared set-up: platform, quick compilation, one cache of compiled programs for the session."""
 
 import os
 
 import jax
 import pytest
 
-# Most of the time goes into compilation. Programs that tests start inherit the environment.
-# (Not level 0: there XLA's convolution of a small example is not finite.)
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
+
+def pytest_configure(config):
+    """`-m gpu` runs on the backend that JAX finds; all other tests are written for the CPU.
+
+    They simulate devices and compare bits and tolerances, so that a machine's accelerator must not
+    take part. Programs that tests start inherit the environment.
+    """
+    if config.getoption("markexpr") == "gpu" and os.environ.get("PRUNEJAX_GPU_TESTS") != "cpu":
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    # Most of the time goes into compilation.
+    # (Not level 0: there XLA's convolution of a small example is not finite.)
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {flags}"
 
 
 def pytest_collection_modifyitems(items):

@@ -155,5 +155,6 @@ def check_that_idle_devices_share():
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4)
     check()

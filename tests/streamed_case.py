@@ -69,6 +69,7 @@ def main(directory, workdir, changes, devices, *address):
     from prunejax import distributed
     from prunejax import study as study_lib
 
+    jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(devices))
     if address:
         port, index, count = map(int, address)

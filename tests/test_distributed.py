@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from prunejax import distributed
 
+jax.config.update("jax_platforms", "cpu")  # one device each
 port, index, count, failing = sys.argv[1], *map(int, sys.argv[2:])
 distributed.initialize(f"127.0.0.1:{port}", index, count, timeout_seconds=60)
 assert jax.process_count() == count and distributed.is_main() == (index == 0)

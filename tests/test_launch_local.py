@@ -231,7 +231,7 @@ def test_the_test_command(clone):
 
 SCRIPTS = sorted(
     path.relative_to(ROOT)
-    for folder in ("launch", "tests", ".ci")
+    for folder in ("launch", "tests", "benchmarks", ".ci")
     for path in (ROOT / folder).rglob("*")
     if path.is_file() and path.read_bytes()[:2] in (b"#!", b"# ") and path.suffix != ".py"
     if path.suffix in (".sh", ".sbatch", "") and path.name != "Dockerfile"

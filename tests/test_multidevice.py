@@ -14,7 +14,8 @@ def test_meshes_of_two_and_four_devices_give_the_result_of_one():
         [sys.executable, "-m", "tests.layouts"],
         cwd=Path(__file__).parent.parent,
         # Nine tenths of the time are compilation.
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
         timeout=500,
