@@ -101,19 +101,21 @@ def entries(path: Path, tables: Iterable[str]) -> dict[str, list[Any] | None]:
     return found | {str(file.relative_to(path)): None for file in arrays}
 
 
-def damage(path: Path, status: Mapping[str, Any]) -> str | None:
+def damage(path: Path, status: Mapping[str, Any], shown: Path | None = None) -> str | None:
     """What is wrong with the files of a finished study, None if they are as they were left.
 
     Args:
       path: the run directory.
       status: of `status.json`; one without digests, of an earlier version, is taken at its word.
+      shown: how the text calls the directory, `path` by default.
     """
+    shown = path if shown is None else shown
     remedy = "Restore it, or start over in a new workdir"
     try:
         for name, known in dict(status.get("files") or {}).items():
             file = path / name
             if not file.is_file():
-                return f"{file} is missing since the study finished. {remedy}"
+                return f"{shown / name} is missing since the study finished. {remedy}"
             if known is None:
                 with zipfile.ZipFile(file) as arrays:
                     intact = arrays.testzip() is None
@@ -121,17 +123,17 @@ def damage(path: Path, status: Mapping[str, Any]) -> str | None:
                 content = Running(file)
                 if content.size != known[0]:
                     return (
-                        f"{file} has {content.size} bytes and had {known[0]} when the study "
+                        f"{shown / name} has {content.size} bytes and had {known[0]} when the study "
                         f"finished: it was changed. {remedy}"
                     )
                 intact = content.digest == known[1]
             if not intact:
-                return f"{file} was changed since the study finished. {remedy}"
+                return f"{shown / name} was changed since the study finished. {remedy}"
     except zipfile.BadZipFile:
-        return f"{file} was damaged since the study finished. {remedy}"
-    except (TypeError, ValueError, LookupError) as error:
+        return f"{shown / name} was damaged since the study finished. {remedy}"
+    except (AttributeError, TypeError, ValueError, LookupError) as error:
         return (
-            f"{path / 'status.json'} is not what this program writes ({error}): it was changed. "
+            f"{shown / 'status.json'} is not what this program writes ({error}): it was changed. "
             f"{remedy}"
         )
     return None

@@ -26,6 +26,7 @@ LEVELS = {
     "conv_winograd": 1,
     "data": 1,
     "layers": 1,
+    "limits": 0,
     "losses": 1,
     "masks": 1,
     "microbatch": 1,
