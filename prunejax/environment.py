@@ -13,7 +13,7 @@ PACKAGES = ("prunejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and the git commit, with local changes or without: what a number may depend on."""
+    """Versions, devices, and the git commit with its local changes."""
     devices = jax.devices()
     commit, dirty = git_state(Path(__file__).resolve().parent)
     return {

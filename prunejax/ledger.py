@@ -123,8 +123,8 @@ def damage(path: Path, status: Mapping[str, Any], shown: Path | None = None) -> 
                 content = Running(file)
                 if content.size != known[0]:
                     return (
-                        f"{shown / name} has {content.size} bytes and had {known[0]} when the study "
-                        f"finished: it was changed. {remedy}"
+                        f"{shown / name} has {content.size} bytes and had {known[0]} when the "
+                        f"study finished: it was changed. {remedy}"
                     )
                 intact = content.digest == known[1]
             if not intact:

@@ -169,7 +169,9 @@ class RunDirectory:
                 )
             writer.writerow([files.cell(row[column]) for column in columns])
         if rows:
-            content, known = text.getvalue().encode(), self._ledger.known(table)
+            content = text.getvalue().encode()
+            with files.writing(self._file(table)):
+                known = self._ledger.known(table)
             files.append(self._file(table), content)
             known.add(content)
 
@@ -260,7 +262,7 @@ class RunDirectory:
           WorkdirError: it is not what `finish` writes.
         """
         content = self.load_json("status.json")
-        if not isinstance(content or {}, dict):
+        if content is not None and not isinstance(content, dict):
             raise WorkdirError(
                 f"{self.path / 'status.json'} is not what this program writes: it was changed. "
                 "Restore it, or start over in a new workdir"
