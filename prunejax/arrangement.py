@@ -79,7 +79,7 @@ class Arrangement:
         # Twins come after all others: the run that one replays may be in another batch.
         self.order = sorted(everyone, key=lambda entry: bool(entry[1][0].twin))
         self._made: dict[int, Population] = {}
-        decided = directory.load_json("layout.json") or {}
+        decided = directory.load_json("layout.json")
         if not directory.on_main(lambda held: held.begun):
             decided = {}  # nothing depends on it yet
         own = {"share": settings.population.data_parallel}
@@ -87,8 +87,8 @@ class Arrangement:
             self._decided = {int(b): layout.Decision(**own | entry) for b, entry in decided.items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise WorkdirError(
-                f"{directory.path / 'layout.json'} is not what this program writes ({error}): it "
-                "was changed. Restore it, or start over in a new workdir"
+                f"{directory.path / 'layout.json'} is missing or not what this program writes "
+                f"({error}). Restore it, or start over in a new workdir"
             ) from error
 
     def chunks(self, b: int, wave: Sequence[Member]) -> list[tuple[list[Member], int]]:

@@ -8,6 +8,7 @@ from typing import Any
 from prunejax import registry
 
 LARGEST = 3.4e38  # of single precision, which all numbers of a run have
+LARGEST_INTEGER = 2**63 - 1
 LABEL_LENGTH = 80  # names of files hold a label, a seed, and more
 
 # What the entries of a tuple have to be.
@@ -34,7 +35,8 @@ def fields(settings: Mapping[str, Any], where: str = "") -> None:
     """Checks every number and every tuple; `settings` maps dotted names to values.
 
     Raises:
-      ConfigError: a number that is not finite in single precision, or an entry of a wrong type.
+      ConfigError: a number that is not finite in single precision or has more than 64 bits, or
+        an entry of a wrong type.
     """
     for name, value in settings.items():
         entries = value if isinstance(value, tuple | list) else (value,)
@@ -44,6 +46,10 @@ def fields(settings: Mapping[str, Any], where: str = "") -> None:
                 raise ConfigError(
                     f"config.{name} = {tuple(entries)!r}{where}: {what} only, not {entry!r}"
                 )
+            if isinstance(entry, int) and abs(entry) > LARGEST_INTEGER:
+                bits = entry.bit_length()  # of millions of digits Python prints none
+                what = str(entry) if bits < 200 else f"a number of {bits} bits"
+                raise ConfigError(f"config.{name}{where} holds {what}; {LARGEST_INTEGER} at most")
             if isinstance(entry, float) and not abs(entry) <= LARGEST:
                 raise ConfigError(
                     f"config.{name} = {value!r}{where} must be a finite number of single precision"

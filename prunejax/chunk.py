@@ -9,16 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from prunejax import distributed
+from prunejax import distributed, signals
 from prunejax import mesh as mesh_lib
 from prunejax import population as population_lib
+from prunejax import rows as rows_lib
 from prunejax.checkpoint import Checkpoints
 from prunejax.directory import SharedDirectory
 from prunejax.evaluation import Metrics
 from prunejax.plan import Member
 from prunejax.population import Population
 from prunejax.progress import Progress
-from prunejax.record import FORECAST
+from prunejax.saving import Saving
 from prunejax.step import TrainState
 from prunejax.summary import summarize
 from prunejax.targets import Targets
@@ -64,35 +65,54 @@ class Chunk:
         self._padded = population_lib.pad(self.members, self.size)
         self._calls = 8  # steps of the next call; adapted to CALL_SECONDS, no effect on results
         self._warm: set[str] = set()
-        self._saved_at = self.policy.clock()
         self._targets = Targets(self.directory.path / "targets", self.members)
-        self._measured: dict[str, dict[str, float]] = {}
+        self._saving = Saving(
+            self.directory, self.checkpoints, self._targets, self.progress, self.policy.clock
+        )
 
     # -- the loop ---------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Trains to the end and appends every row; raises Interrupted after saving on request."""
+        """Trains to the end and appends every row; raises Interrupted after saving on request.
+
+        Whatever else goes wrong, a checkpoint is tried first.
+        """
+        try:
+            with signals.deferred():
+                self._run()
+        except Interrupted:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if self._saving.rescue():
+                error.add_note("What was trained is saved; the same command continues.")
+            raise
+
+    def _run(self) -> None:
         program = self.population.program
         restored = self.checkpoints.restore(self.population.abstract(self.size))
-        start_sizes = self.directory.load_json("progress.json")["sizes"]
-        epoch = 0
+        marks = self.directory.load_json("progress.json")
+        states, epoch = None, 0
         for text in restored.damaged if restored else ():
             self.progress.message(f"damaged checkpoint skipped: {text}")
         if restored is not None and restored.states is not None:
             states = restored.states
             self._targets.require()
-            self.directory.truncate(restored.facts["sizes"])
+            marks = restored.facts
             epoch = int(restored.facts["epoch"])
-            self._measured = restored.facts["measured"]
+            self._saving.measured = restored.facts["measured"]
             done = self._done(states)
             self.progress.advance(done * len(self.members), "continuing from a checkpoint")
-        else:
-            self.directory.truncate(start_sizes)
+        self.directory.truncate(marks["sizes"], marks.get("digests"))
+        if states is None:
             states = self._before_training(self.population.initial(self._padded))
+        self._saving.rows_written()
         while epoch < program.epochs:
+            self._saving.reached(states, epoch)
             states = self._train_epoch(states, epoch)
             states, stopped = self._end_epoch(states, epoch)
             epoch += 1
+            self._saving.rows_written()
+            self._saving.reached(states, epoch)
             if stopped:
                 break
             self._maybe_save(states, epoch, epoch_done=True)
@@ -122,15 +142,17 @@ class Chunk:
                 "training", self.population.train, states, self.population.data, np.int32(count)
             )
             seconds = time.perf_counter() - begin
+            self._saving.reached(states, epoch)
             self._calls = distributed.on_main(partial(self._next_call, count, seconds))
             done += count
             self.progress.advance(count * len(self.members), self._text(epoch))
             if done < per_epoch:
                 self._maybe_save(states, epoch, epoch_done=False)
-        if full < per_epoch:
+        if done == full < per_epoch:
             states = self._timed(
                 "training", self.population.train_last, states, self.population.data
             )
+            self._saving.reached(states, epoch)
             self.progress.advance(len(self.members), self._text(epoch))
         return states
 
@@ -167,23 +189,18 @@ class Chunk:
                         f"{m.run}: stopped, the loss is not finite at step {bad[i]}"
                     )
                 continue
-            row = {
-                "run": m.run,
-                "variant": m.variant,
-                "seed": m.seed,
-                "epoch": epoch,
-                "step": steps[i],
-                "train_loss": train.loss[i],
-                "train_accuracy": train.accuracy[i],
-                "test_loss": post.loss[i],
-                "test_accuracy": post.accuracy[i],
-                "learning_rate": m.hyper.learning_rate[epoch],
-                "sparsity": sparsity[i],
-            }
-            if validation is not None:
-                row["validation_loss"] = validation.loss[i]
-                row["validation_accuracy"] = validation.accuracy[i]
-            rows.append(row)
+            rows.append(
+                rows_lib.of_epoch(
+                    m,
+                    i,
+                    epoch,
+                    step=steps[i],
+                    sparsity=sparsity[i],
+                    train=train,
+                    test=post,
+                    validation=validation,
+                )
+            )
         self.directory.append("epochs", rows)
         return states, bool(np.all(bad[: len(self.members)] >= 0))
 
@@ -195,7 +212,7 @@ class Chunk:
         if name in self._warm:
             return jax.block_until_ready(fn(*args))
         self._warm.add(name)
-        with self.progress.excluded():
+        with self._saving.long(name):
             return jax.block_until_ready(fn(*args))
 
     def _text(self, epoch: int) -> str:
@@ -206,14 +223,14 @@ class Chunk:
         return f"{arms}, {some}, epoch {epoch + 1}/{self.population.program.epochs}"
 
     def _test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
-        with self.progress.excluded():
+        with self._saving.long(f"test {after_event}"):
             return self.population.evaluate_test(states, after_event)
 
     def _validation(self, states: TrainState) -> Metrics | None:
         data = self.population.data
         if not data.validation_labels.shape[0]:
             return None
-        with self.progress.excluded():
+        with self._saving.long("validation"):
             return self.population.evaluate(states, data.validation_images, data.validation_labels)
 
     def _measures(self, states: TrainState, index: int, epoch: int) -> dict[str, float]:
@@ -221,16 +238,16 @@ class Chunk:
         assert self.measure is not None
         m = self.members[index]
         key = f"{m.run}/{epoch}"
-        if key not in self._measured:
+        if key not in self._saving.measured:
             which = f"{index + 1} of {len(self.members)}"
-            with self.progress.excluded(f"measuring {m.run} ({which})"):
+            with self._saving.long("measuring", f"measuring {m.run} ({which})"):
                 state = self.population.member(states, index)
                 columns = self.measure(state, m, epoch)
-            self._measured[key] = {name: float(value) for name, value in columns.items()}
-        return self._measured[key]
+            self._saving.measured[key] = {name: float(value) for name, value in columns.items()}
+        return self._saving.measured[key]
 
     def _event(self, states: TrainState, row: int) -> tuple[TrainState, Metrics, Any]:
-        with self.progress.excluded():
+        with self._saving.long("event"):
             replay = None
             if self._targets.twins:
                 replay = self._targets.replay(self._padded, row, states.windows.targeted)
@@ -243,51 +260,34 @@ class Chunk:
         self, epoch: int, states: TrainState, pre: Metrics, post: Metrics, info: Any
     ) -> None:
         _, bad, steps, _ = self.population.summary(states)
-        rows = []
-        for i, m in enumerate(self.members):
-            if bad[i] >= 0 or epoch + 1 not in m.events:
-                continue
-            before, after = float(pre.accuracy[i]), float(post.accuracy[i])
-            for layer, group in enumerate(self.population.program.groups):
-                if not info.targeted[i, layer]:
-                    continue
-                row = {
-                    "run": m.run,
-                    "variant": m.variant,
-                    "seed": m.seed,
-                    "epoch": epoch,
-                    "step": steps[i],
-                    "layer": group.name,
-                    "targeted": info.targeted[i, layer],
-                    "live": info.live[i, layer],
-                    "pre_accuracy": pre.accuracy[i],
-                    "post_accuracy": post.accuracy[i],
-                    "pre_loss": pre.loss[i],
-                    "post_loss": post.loss[i],
-                    "instability": (before - after) / before if before else None,
-                }
-                if self.population.program.forecast:  # of the event: the same in its layers
-                    row |= dict(zip(FORECAST, info.predicted[i], strict=True))
-                rows.append(row)
+        rows = [
+            row
+            for i, m in enumerate(self.members)
+            if bad[i] < 0 and epoch + 1 in m.events
+            for row in rows_lib.of_event(
+                self.population.program,
+                m,
+                i,
+                epoch,
+                step=steps[i],
+                before=pre,
+                after=post,
+                info=info,
+            )
+        ]
         self.directory.append("events", rows)
 
     def _maybe_save(self, states: TrainState, epoch: int, epoch_done: bool) -> None:
         """Saves when the policy says so; on request of a signal saves and raises Interrupted."""
         policy = self.policy
         stop = distributed.any_process(policy.stop_requested())
-        late = 0 < 60 * policy.every_minutes <= policy.clock() - self._saved_at
+        late = 0 < 60 * policy.every_minutes <= policy.clock() - self._saving.saved_at
         due = distributed.any_process(late)
         if epoch_done:
             due |= bool(policy.every_epochs) and epoch % policy.every_epochs == 0
             due |= policy.at_events and any(epoch in m.events for m in self.members)
         if stop or due:
-            with self.progress.excluded("saving"):
-                self._targets.save()
-                self.checkpoints.save(
-                    states,
-                    {"epoch": epoch, "sizes": self.directory.sizes(), "measured": self._measured},
-                )
-            self._saved_at = policy.clock()
+            self._saving.save(states, epoch)
         if stop:
             raise Interrupted
 

@@ -59,13 +59,17 @@ class SharedDirectory:
         """As `RunDirectory.rows`."""
         return self.on_main(lambda held: held.rows(table))
 
-    def sizes(self) -> dict[str, int]:
-        """As `RunDirectory.sizes`."""
-        return self.on_main(lambda held: held.sizes())
+    def marks(self) -> dict[str, dict[str, Any]]:
+        """As `RunDirectory.marks`."""
+        return self.on_main(lambda held: held.marks())
 
-    def truncate(self, sizes: Mapping[str, int]) -> None:
+    def verify(self, sizes: Mapping[str, int], digests: Mapping[str, str]) -> None:
+        """As `RunDirectory.verify`."""
+        self.on_main(lambda held: held.verify(sizes, digests))
+
+    def truncate(self, sizes: Mapping[str, int], digests: Mapping[str, str] | None = None) -> None:
         """As `RunDirectory.truncate`."""
-        self.on_main(lambda held: held.truncate(sizes))
+        self.on_main(lambda held: held.truncate(sizes, digests))
 
     def save_arrays(self, name: str, **arrays: Any) -> None:
         """As `RunDirectory.save_arrays`; the arrays are those of process 0."""

@@ -13,8 +13,9 @@ PACKAGES = ("prunejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and the git commit: what a number may depend on."""
+    """Versions, devices, and the git commit with its local changes."""
     devices = jax.devices()
+    commit, dirty = git_state(Path(__file__).resolve().parent)
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -25,7 +26,8 @@ def environment() -> dict[str, Any]:
         "processes": jax.process_count(),
         "cpu_count": os.cpu_count(),
         "platform": platform.platform(),
-        "git_commit": _git_commit(),
+        "git_commit": commit,
+        "git_dirty": dirty,  # whether the package differs from that commit
     }
 
 
@@ -36,15 +38,35 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _git_commit() -> str | None:
-    here = Path(__file__).resolve().parent
+def git_state(package: Path) -> tuple[str | None, bool | None]:
+    """The commit that a package's files are of, and whether they differ from it.
+
+    Args:
+      package: the folder with `__init__.py`.
+
+    Returns:
+      Twice None where no repository tracks that file: one that only encloses it, as of a project
+      with an environment inside, says nothing about it.
+    """
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    commit, changes = _git(package, "rev-parse", "HEAD"), _git(package, "status", "-s", "--", ".")
+    return commit or None, None if commit is None or changes is None else bool(changes)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What a git command says about a folder, None where it fails."""
+    # Set inside hooks, these name another repository than the folder's.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=10,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip() if found.returncode == 0 else None

@@ -44,6 +44,11 @@ def units(group: Group, settings: ConfigDict, params: Any) -> int:
     return group.units
 
 
+def _of_rule(values: Sequence[Any], index: int) -> Any:
+    """The entry of a layer rule: its own, or the one that all rules share."""
+    return values[index % len(values)]
+
+
 def event_counts(
     settings: ConfigDict, label: str, groups: Sequence[Group], params: Any
 ) -> dict[str, np.ndarray]:
@@ -56,13 +61,21 @@ def event_counts(
     counts: dict[str, np.ndarray] = {}
     layers = {g.name: g for g in groups}
     for name, index in layer_rules(settings, groups).items():
+        size, fraction = units(layers[name], settings, params), float(_of_rule(p.fraction, index))
+        when = {"start": _of_rule(p.start, index), "end": _of_rule(p.end, index)}
+        last = schedules.last_epoch(p.schedule, **when, period=p.period)
+        idle = schedules.kept(size, fraction) == size
+        if last >= settings.epochs and not idle:  # not listed: there may be billions of events
+            raise ConfigError(
+                f"config.prune.end = {when['end']} (variant {label!r}, layer {name!r}): the last "
+                f"event would follow epoch {last}, but training ends after epoch "
+                f"{settings.epochs - 1} (config.epochs = {settings.epochs}); end the schedule "
+                "earlier or train longer"
+            )
+        schedule = schedules.SCHEDULES[p.schedule]
         try:
-            events = schedules.SCHEDULES[p.schedule](
-                units=units(layers[name], settings, params),
-                fraction=float(p.fraction[index % len(p.fraction)]),
-                start=p.start[index % len(p.start)],
-                end=p.end[index % len(p.end)],
-                period=p.period,
+            events = (
+                [] if idle else schedule(units=size, fraction=fraction, **when, period=p.period)
             )
             counts[name] = schedules.counts(events, settings.epochs)
         except ValueError as error:
@@ -70,7 +83,7 @@ def event_counts(
         except OverflowError:
             raise ConfigError(
                 f"config.model.width = {settings.model.width}: layer {name!r} would have "
-                f"{units(layers[name], settings, params)} units, more than 32 bits count"
+                f"{size} units, more than 32 bits count"
             ) from None
     if p.scope == "global":  # one ranking: the layers' counts add up in the first column
         total = np.sum(list(counts.values()), axis=0)

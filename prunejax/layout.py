@@ -185,7 +185,8 @@ def decide(
         devices=people.mesh.size,
         platform=devices[0].platform,
         fits=fits,
-        why=f"layout: {chosen} ({why}); {many}, {memory.text(needed)} of {memory.size(bound)}",
+        why=f"layout: {chosen} ({why}); {many}, {memory.text(needed)} of {memory.size(bound)}"
+        + " beside the program itself" * (devices[0].platform == "cpu"),
         processes=jax.process_count(),
         share=chosen.share,
     )

@@ -1,12 +1,11 @@
 """Command line: `python -m prunejax.main --config=configs/digits.py --workdir=runs/digits`.
 
-Exit codes: 0 done (or finished before), 2 bad request, 1 failure, 75 interrupted after saving:
-the same command continues.
+Exit codes: 0 done (or finished before), 2 bad request, 1 failure, 75 interrupted by SIGTERM,
+SIGINT, SIGUSR1 or SIGHUP (unless ignored, as under nohup) with what was trained saved: the same
+command continues.
 """
 
-import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,7 +15,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-BAD_REQUEST, FAILURE, REQUEUE = 2, 1, 75
+from prunejax import signals
+
+BAD_REQUEST, FAILURE, REQUEUE = 2, 1, signals.INTERRUPTED
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -49,12 +50,9 @@ def _shard(text: str) -> tuple[int, int]:
     return index, count
 
 
+@signals.listening()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    # Until the study takes over these signals there is nothing to save. An exception would be
-    # swallowed, or abort the process, where it meets a compiled module that is being imported.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(REQUEUE))
     argv = list(sys.argv if argv is None else argv)
     if {"--help", "-h"} & set(argv):
         return _help()
@@ -107,7 +105,7 @@ def _loaded(values: flags.FlagValues, handle: Any) -> ConfigDict:
 
 
 def _tell(error: object, code: int) -> int:
-    print(f"prunejax: {' '.join(str(error).split())}", file=sys.stderr)
+    signals.tell(f"prunejax: {' '.join(str(error).split())}", sys.stderr)
     return code
 
 
@@ -193,9 +191,6 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
     from prunejax.data.streaming import UnreadableError
     from prunejax.record import RecordError, WorkdirError
 
-    stop: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _: stop.append(signum))
     try:
         study.use_devices(config, values.workdir, processes)
         result = study.run(
@@ -203,12 +198,11 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
             values.workdir,
             default.get_config(),
             shard_of=shard,
-            stop_requested=lambda: bool(stop),
+            stop_requested=signals.requested,
             quiet=values.quiet,
         )
     except chunk.Interrupted:
-        print("prunejax: interrupted and saved; the same command continues", file=sys.stderr)
-        return REQUEUE
+        return _tell("interrupted and saved; the same command continues", REQUEUE)
     except (study.ConfigError, WorkdirError) as error:
         return _tell(error, BAD_REQUEST)
     except UnreadableError as error:
@@ -216,12 +210,14 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
     except RecordError as error:
         return _tell(error.strerror, FAILURE)
     state = "was finished before" if result.already_finished else "finished"
+    if result.rebuilt:
+        state += ", its lost report is built anew"
     if result.report is None:
         text = f"{state}: shard {values.shard} has no runs: the others have them all"
     else:
         text = f"{state}: {result.workdir}; report: {result.report}"
     if distributed.is_main():
-        print(text)
+        signals.tell(text, sys.stdout)
     return 0
 
 

@@ -33,6 +33,13 @@ def check(settings: ConfigDict, batches: list[Batch]) -> None:
     """
     chosen = settings.measures
     for batch in batches:
+        there = {"train": batch.dataset.train_examples, "test": batch.dataset.test_examples}
+        if chosen.names and chosen.examples > there[chosen.split]:
+            raise ConfigError(
+                f"config.measures.examples = {chosen.examples} is more than the "
+                f"{there[chosen.split]} examples of config.measures.split = {chosen.split!r}; "
+                "lower it (0: all of a set that is not streamed)"
+            )
         variables = jax.eval_shape(
             lambda key, p=batch.program: p.module.init(
                 key, jnp.zeros((1, *p.image_shape)), train=False

@@ -1,45 +1,30 @@
 """How many members of a study train at once: the memory there is, and what programs need."""
 
-import os
-from pathlib import Path
-
 import jax
 from ml_collections import ConfigDict
 
+from prunejax import limits
 from prunejax.config import ConfigError
 from prunejax.population import Memory, Population
 
 GIB = 2**30
 HEADROOM = 0.9  # of the memory that is free is planned for
+# What the process takes beside states and data from then on: compilation (100 MiB measured), the
+# machinery of checkpoints (50) and of the report (30), and as much again.
+RESERVE = 360 * 2**20
 
 
 def bound(settings: ConfigDict, device: jax.Device) -> float:
-    """Bytes that may be used per device (on a CPU: by this process)."""
+    """Bytes that members may take per device (on a CPU: in this process, beside the rest of it)."""
     if settings.population.memory_gib:
         return settings.population.memory_gib * GIB
     if device.platform == "cpu":
-        return HEADROOM * free_host_memory()
+        own = limits.resident()
+        return max(0.0, HEADROOM * (limits.free_host_memory() + own) - own - RESERVE)
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return float("inf")
     return HEADROOM * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-
-
-def free_host_memory() -> float:
-    """Bytes that this process may still take: what the system has left, or its group's limit."""
-    free = [float("inf")]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free.append(1024 * float(line.split()[1]))
-        group = Path("/sys/fs/cgroup")
-        used = float((group / "memory.current").read_text())
-        free.append(float((group / "memory.max").read_text()) - used)
-    except (OSError, ValueError):  # not Linux, no such group, or "max": no limit
-        pass
-    if len(free) == 1 and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        free.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
-    return min(free)
 
 
 def fitting(

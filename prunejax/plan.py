@@ -162,7 +162,8 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
     scores = tuple(sorted({a.settings.prune.score for a in arms if counted[a.label]}))
     for arm in arms:
         if counted[arm.label]:
-            _check_score(arm, [g for g in groups if g.name in counted[arm.label]])
+            own = [g for g in groups if g.name in counted[arm.label]]
+            _check_score(arm, own, dataset.train_examples)
     rows = settings.epochs + 1
     stacked = {
         a.label: np.stack(
@@ -225,8 +226,14 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
     return Batch(program, dataset, members)
 
 
-def _check_score(arm: Variant, groups: Sequence[Group]) -> None:
+def _check_score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
     score = scores_lib.SCORES[arm.settings.prune.score]
+    asked = arm.settings.prune.saliency_examples
+    if "gradient" in score.needs and asked > examples:
+        raise ConfigError(
+            f"config.prune.saliency_examples = {asked} (variant {arm.label!r}) is more than the "
+            f"{examples} training examples; lower it"
+        )
     for g in groups:
         if "norm" in score.needs and not g.norm:
             raise ConfigError(

@@ -33,11 +33,12 @@ class Memory(NamedTuple):
     states: int
     data: int
     work: int  # what the largest program needs beside them
+    saving: int  # on a CPU: the copies that writing a checkpoint makes
 
     @property
     def total(self) -> int:
         """The estimated peak."""
-        return self.states + self.data + self.work
+        return sum(self)
 
 
 def _mapped(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
@@ -212,6 +213,7 @@ class Population:
             devices * self.state_bytes(size),
             devices * sum(leaf.nbytes for leaf in self.data),
             devices * work,
+            devices * self.state_bytes(size) if self._cpu else 0,
         )
 
     def _lowered(self, states: TrainState, with_evaluation: bool) -> list[Any]:

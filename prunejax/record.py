@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from prunejax import files
+from prunejax import files, ledger
 from prunejax.files import RecordError
 from prunejax.tensorboard_view import TensorBoardView
 from prunejax.workdir import WorkdirError, check
@@ -56,6 +56,7 @@ class RunDirectory:
         self.path = path
         self.tables = {name: tuple(columns) for name, columns in tables.items()}
         self._lock = lock
+        self._ledger = ledger.Tables({name: self._file(name) for name in self.tables})
         self._view = TensorBoardView(path / "tb")
 
     @classmethod
@@ -79,7 +80,8 @@ class RunDirectory:
 
         Raises:
           WorkdirError: the path is no usable directory, holds something else or another config
-            (the differing fields are listed), or another process holds it.
+            (the differing fields are listed), another process holds it, or the study in it is
+            finished and a file is not as it was then.
         """
         if "://" in str(path):
             raise WorkdirError(f"workdir {path} is no local path; mount the bucket and name that")
@@ -96,19 +98,29 @@ class RunDirectory:
         except OSError as error:
             finished = cls(path, tables, None)
             if error.errno == errno.EROFS and finished.finished:
+                finished._inspect()
                 return finished  # it can be told where nothing can be written
             raise WorkdirError(f"cannot use workdir {path}: {error.strerror or error}") from error
         directory = cls(path, tables, lock)
         try:
-            directory._prepare(config, json.loads(json.dumps(environment)))
+            if directory.finished:
+                directory._inspect()
+            else:
+                directory._prepare(config, json.loads(json.dumps(environment)))
         except BaseException:
             lock.close()
             raise
         return directory
 
+    def _inspect(self) -> None:
+        """WorkdirError if a file of the finished study is missing or was changed."""
+        reason = ledger.damage(self.path, self.status)
+        if reason:
+            raise WorkdirError(reason)
+
     def _prepare(self, config: Mapping[str, Any], environment: dict[str, Any]) -> None:
         """Writes what a new directory needs; mends the tables of an interrupted one."""
-        for folder in (self.path, self.path / "measures", self.path / "targets"):
+        for folder in (self.path, *(self.path / f for f in ("measures", "targets", "figures"))):
             for leftover in folder.glob(".tmp-*"):
                 leftover.unlink()
         for name, columns in self.tables.items():
@@ -157,33 +169,36 @@ class RunDirectory:
                 )
             writer.writerow([files.cell(row[column]) for column in columns])
         if rows:
-            files.append(self._file(table), text.getvalue().encode())
+            content = text.getvalue().encode()
+            with files.writing(self._file(table)):
+                known = self._ledger.known(table)
+            files.append(self._file(table), content)
+            known.add(content)
 
-    def sizes(self) -> dict[str, int]:
-        """The length of each table in bytes: what a checkpoint remembers."""
-        return {table: self._file(table).stat().st_size for table in self.tables}
+    def marks(self) -> dict[str, dict[str, Any]]:
+        """As `ledger.Tables.marks`."""
+        return self._ledger.marks()
 
-    def truncate(self, sizes: Mapping[str, int]) -> None:
+    def verify(self, sizes: Mapping[str, int], digests: Mapping[str, str]) -> None:
+        """As `ledger.Tables.verify`."""
+        self._ledger.verify(sizes, digests)
+
+    def truncate(self, sizes: Mapping[str, int], digests: Mapping[str, str] | None = None) -> None:
         """Cuts the tables back to `sizes`; a table that is not named keeps its header only.
 
         Raises:
-          WorkdirError: a table is shorter than that, so rows that the checkpoint saw are gone.
+          WorkdirError: as of `verify`: rows that the checkpoint saw are gone or others.
         """
-        current = self.sizes()
         wanted = {
             table: sizes.get(table, len(",".join(columns)) + 1)
             for table, columns in self.tables.items()
         }
+        self.verify(wanted, digests or {})
         for table, size in wanted.items():
-            if current[table] < size:
-                raise WorkdirError(
-                    f"{self._file(table)} has {current[table]} bytes, the checkpoint saw {size}: "
-                    "the table was changed. Restore it or start over in a new workdir"
-                )
-        for table, size in wanted.items():
-            if current[table] > size:
+            if self._file(table).stat().st_size > size:
                 with files.writing(self._file(table)):
                     os.truncate(self._file(table), size)
+        self._ledger.forget()
         self._view.reset()
 
     def rows(self, table: str) -> list[dict[str, str]]:
@@ -237,11 +252,35 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         """True once `finish` was called, by this process or an earlier one."""
-        return bool((self.load_json("status.json") or {}).get("finished"))
+        return bool(self.status.get("finished"))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The content of `status.json`, empty before the study finished.
+
+        Raises:
+          WorkdirError: it is not what `finish` writes.
+        """
+        content = self.load_json("status.json")
+        if content is not None and not isinstance(content, dict):
+            raise WorkdirError(
+                f"{self.path / 'status.json'} is not what this program writes: it was changed. "
+                "Restore it, or start over in a new workdir"
+            )
+        return content or {}
 
     def finish(self, **facts: object) -> None:
-        """Marks the study as finished; `facts` are kept beside it in `status.json`."""
-        self.save_json("status.json", {"finished": True, **facts})
+        """Marks the study as finished; `facts` are kept beside it in `status.json`.
+
+        Raises:
+          WorkdirError: a table is not as this process wrote it.
+        """
+        self.verify(**self.marks())
+        kept = {
+            "files": ledger.entries(self.path, self.tables),
+            "views": ledger.views(self.path),
+        }
+        self.save_json("status.json", {"finished": True, **facts, **kept})
 
     def tensorboard(self) -> None:
         """Brings `tb/` up to date with the tables: call after appending, as often as you like.

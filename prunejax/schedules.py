@@ -52,6 +52,13 @@ def kept(units: int, fraction: float) -> int:
     return ceil((1 - _exact(fraction)) * units)
 
 
+def last_epoch(name: str, *, start: int, end: int, period: int) -> int:
+    """The epoch of a schedule's last event, found without listing the events."""
+    if name == "scratch":
+        return BEFORE_TRAINING
+    return start if name == "one_shot" else start + (end - start) // period * period
+
+
 def _from_kept(epochs: Sequence[int], left: Sequence[int], units: int) -> Events:
     """Counts from the units kept after each event; never negative."""
     events, before = [], units
@@ -74,7 +81,7 @@ def linear(*, units: int, fraction: float, start: int, end: int, period: int) ->
     _check(units, start, end, period)
     final, epochs = kept(units, fraction), range(start, end + 1, period)
     n = len(epochs)
-    left = [ceil(final + Fraction((units - final) * (n - i), n)) for i in range(1, n + 1)]
+    left = [final - (final - units) * (n - i) // n for i in range(1, n + 1)]
     return _from_kept(epochs, left, units)
 
 
@@ -112,7 +119,7 @@ def cubic(*, units: int, fraction: float, start: int, end: int, period: int) -> 
     _check(units, start, end, period)
     final, epochs = kept(units, fraction), range(start, end + 1, period)
     n = len(epochs)
-    left = [ceil(final + (units - final) * (1 - Fraction(i, n)) ** 3) for i in range(1, n + 1)]
+    left = [final - (final - units) * (n - i) ** 3 // n**3 for i in range(1, n + 1)]
     return _from_kept(epochs, left, units)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax import config as config_lib
-from prunejax import distributed, layout, measuring, plan, record, report
+from prunejax import distributed, layout, ledger, measuring, plan, record, report
 from prunejax.arrangement import Arrangement
 from prunejax.checkpoint import Checkpoints
 from prunejax.chunk import Chunk, Policy
@@ -24,7 +24,7 @@ from prunejax.environment import environment
 from prunejax.measures import suite
 from prunejax.plan import Batch, Member
 from prunejax.progress import Progress
-from prunejax.record import RecordError, RunDirectory
+from prunejax.record import RecordError, RunDirectory, WorkdirError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Result:
     workdir: Path
     report: Path | None  # None: of a shard without runs
     already_finished: bool
+    rebuilt: bool = False  # its report had been lost
 
 
 def use_devices(
@@ -170,7 +171,8 @@ def run(
         ignore=("checkpoint", "population.memory_gib"),
     ) as directory:
         if directory.finished:
-            return Result(path, path / "report.html" if any(mine) else None, True)
+            rebuilt = directory.on_main(functools.partial(_mend, empty=not any(mine)))
+            return Result(path, path / ledger.PAGE if any(mine) else None, True, rebuilt)
         directory.save_json(
             "study.json",
             {
@@ -195,6 +197,35 @@ def run(
                 "Put it back to continue, or give the same command again to start over",
             ) from error
     return Result(path, page, False)
+
+
+def _mend(directory: RunDirectory, empty: bool) -> bool:
+    """Builds the lost report of a finished study anew. Returns whether there was need to."""
+    lost = not empty and bool(ledger.lost_views(directory.path, directory.status))
+    if lost:
+        _report(directory, empty)
+    return lost
+
+
+def _verify(directory: SharedDirectory) -> None:
+    """Checks what an interrupted study left: the tables as its last chunk of runs found them.
+
+    Raises:
+      WorkdirError: rows are gone or were changed, or what tells so is not there.
+    """
+    name = "progress.json"
+    known = directory.load_json(name)
+    what = "is not what this program writes: it was changed"
+    if known is None:
+        what = "is missing, and there are rows already"
+        if not any(directory.rows(table) for table in directory.tables):
+            return
+    elif isinstance(known, dict) and isinstance(known.get("sizes"), dict):
+        directory.verify(known["sizes"], known.get("digests", {}))
+        return
+    raise WorkdirError(
+        f"{directory.path / name} {what}. Restore it, or start over in a new workdir"
+    )
 
 
 def _report(directory: RunDirectory, empty: bool) -> Path | None:
@@ -253,6 +284,7 @@ def _train(
 ) -> None:
     """Trains every chunk of the members `mine` of each batch that has no rows in runs.csv yet."""
     steps = [b.program.steps_per_epoch * b.program.epochs for b in batches]
+    _verify(directory)
     finished = {row["run"] for row in directory.rows("runs")}
     progress = Progress(
         sum(len(members) * n for members, n in zip(mine, steps, strict=True)),
@@ -285,9 +317,8 @@ def _train(
             )
             number += 1
             if (directory.load_json("progress.json") or {}).get("chunk") != chunk.index:
-                directory.save_json(
-                    "progress.json", {"chunk": chunk.index, "sizes": directory.sizes()}
-                )
+                directory.save_json("progress.json", {"chunk": chunk.index, **directory.marks()})
             chunk.run()
+            directory.save_json("progress.json", {"chunk": number, **directory.marks()})
             chunk.checkpoints.clear()
     progress.close("done")

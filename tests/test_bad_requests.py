@@ -2,13 +2,15 @@
 
 import sys
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import default
 from prunejax import config as config_lib
-from prunejax import main, measure, report, study
+from prunejax import event_plan, main, measure, report, study
 from prunejax.config import ConfigError
+from prunejax.models.groups import Group
 from prunejax.report import gallery
 from tests.studies import PRUNE, tiny
 
@@ -169,6 +171,81 @@ def test_single_weights_are_zeroed_without_a_word_about_batch_norm():
         tiny(a={"prune": prune, "intervention": zero}), default.get_config()
     )
     assert arm.settings.intervention.mask_norm  # the default; it concerns filters
+
+
+HUGE = (10**7, 10**9, 2**31, 2**63 - 1, 2**63, 10**31, 10**5000)
+
+
+@pytest.mark.parametrize("value", HUGE, ids=lambda n: f"{n.bit_length()}bits")
+@pytest.mark.parametrize("schedule", ["linear", "cubic", "geometric"])
+def test_an_end_that_cannot_be_is_told_at_once(tmp_path, value, schedule):
+    """Its events are not listed: there would be billions of them."""
+    config = tiny(S={"prune": PRUNE | {"end": (value,), "schedule": schedule}})
+    with pytest.raises(ConfigError, match=r"config\.prune\.end") as error:
+        study.run(config, tmp_path / "run", default.get_config())
+    assert "width" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        ({"end": (10**15,), "period": 10**15 + 1}, [[1], [2]]),  # one event each
+        ({"end": (10**15,), "fraction": (0.0,)}, [[], []]),  # nothing is removed
+        ({"period": 2**63 - 1}, [[1], [2]]),
+        ({"schedule": "one_shot", "end": (10**15,)}, [[1], [2]]),
+        ({"schedule": "scratch", "end": (10**15,)}, [[0], [0]]),
+    ],
+)
+def test_huge_numbers_that_can_be(change, rows):
+    arms = config_lib.variants(tiny(S={"prune": PRUNE | change}), default.get_config())
+    layers = ("dense2", "dense3")
+    groups = [Group(n, f"{n}/kernel", norm=(), stats=(), gate=None, units=8) for n in layers]
+    counts = event_plan.event_counts(arms[0].settings, "S", groups, {})
+    assert [np.flatnonzero(counts[g.name]).tolist() for g in groups] == rows
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("epochs", "seeds", "batch_size", "eval_batch_size", "first_seed", "data.seed"),
+        *("data.train_examples", "data.image_size", "prune.period", "prune.saliency_examples"),
+        *("measures.probes", "measures.eigenpairs", "measures.examples", "checkpoint.keep"),
+        *("intervention.duration", "population.devices", "population.microbatch"),
+    ],
+)
+def test_whole_numbers_beyond_64_bits_name_their_field(field):
+    for value in (10**31, 10**5000):
+        config, node = tiny(), None
+        *parents, leaf = field.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+        text = refusal(config)
+        assert f"config.{field}" in text
+        assert len(text) < 200
+
+
+def test_more_examples_than_there_are(tmp_path):
+    """None is cut in silence: both numbers are told."""
+    for field, value, numbers in (
+        ("measures.examples", 91, ("= 91 is", "the 90 examples of config.measures.split = 'test'")),
+        ("prune.saliency_examples", 101, ("= 101 ", "100 training examples")),
+        ("data.train_examples", 1416, ("=1416", "1415")),
+        ("data.test_examples", 383, ("=383", "382")),
+        ("data.validation_examples", 1416, ("=1416", "1415")),
+        ("batch_size", 101, ("= 101 ", "100 training examples")),
+        ("measures.eigenpairs", 10_000, ("= 10000 ", "1802 parameters")),
+    ):
+        config = tiny(S={"prune": PRUNE | {"score": "saliency"}})
+        config.measures.names, config.measures.examples = ("tic",), 0
+        config.prune.saliency_examples = 100
+        *parents, leaf = field.split(".")
+        (config[parents[0]] if parents else config)[leaf] = value
+        with pytest.raises(ConfigError) as error:
+            study.run(config, tmp_path / "run", default.get_config())
+        assert all(number in str(error.value) for number in (leaf, *numbers)), field
 
 
 def test_twins_of_twins():

@@ -1,13 +1,20 @@
 """Nothing is lost: a study that ends at any moment continues to the same bytes."""
 
+import json
 import multiprocessing
 import os
 import random
 import shutil
 
+import numpy as np
 import pytest
 
-from prunejax import checkpoint, chunk, files, record
+from configs import default
+from prunejax import checkpoint, chunk, files, record, report, study
+from prunejax.population import Population
+from prunejax.progress import Progress
+from prunejax.record import RunDirectory
+from prunejax.saving import Saving
 from tests import faults
 
 
@@ -96,6 +103,120 @@ def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
     faults.run(path)
     assert any(f"damaged checkpoint skipped: {newest}" in text for text in told)
     assert faults.content(path) == faults.content(reference)
+
+
+def seldom(path):
+    """The study without checkpoints but those that an exception or a signal leads to."""
+    config = faults.config()
+    config.checkpoint.every_minutes = 0.0
+    return study.run(config, path, default.get_config(), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "nth", "steps"),
+    [
+        (Progress, "advance", 2, 12),  # after the first two calls of an epoch of 13 steps
+        (Progress, "advance", 3, 13),
+        (Population, "evaluate", 6, 39),  # at the end of an epoch, its event and its rows to come
+        (RunDirectory, "append", 4, 26),  # half of an epoch's rows are written
+        (Saving, "rows_written", 3, 26),  # all of them
+    ],
+)
+def test_an_unexpected_exception_costs_nothing(reference, tmp_path, owner, name, nth, steps):
+    path, original, left = tmp_path / "run", getattr(owner, name), [nth]
+
+    def fails(*args, **options):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("nobody foresaw this")
+        return original(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        with pytest.raises(RuntimeError, match="nobody foresaw this") as error:
+            seldom(path)
+    assert "is saved" in error.value.__notes__[0]
+    (newest,) = (path / "checkpoints" / "chunk-0").glob("[0-9]*")
+    with np.load(newest / "states" / "leaves.npz") as saved:
+        assert any(leaf.tolist() == [steps] * 2 for leaf in saved.values())
+    faults.run(path)
+    assert faults.content(path) == faults.content(reference)
+
+
+def test_an_exception_on_a_full_disk_is_still_the_one_that_is_told(reference, tmp_path):
+    path = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "advance", lambda *_: 1 / 0)
+        patch.setattr(checkpoint.Checkpoints, "save", lambda *_: os.write(-1, b""))
+        with pytest.raises(ZeroDivisionError) as error:
+            seldom(path)
+    assert not hasattr(error.value, "__notes__")
+    faults.run(path)
+    assert faults.content(path) == faults.content(reference)
+
+
+def interrupted(path, moments, at):
+    moments.count, moments.at = 0, at
+    with pytest.raises(faults.Killed):
+        faults.run(path)
+    moments.at = -1
+
+
+@pytest.mark.parametrize("table", ["epochs", "events"])
+def test_a_flipped_digit_or_a_lost_row_does_not_survive(reference, moments, tmp_path, table):
+    path = tmp_path / "run"
+    interrupted(path, moments, 250)
+    file = path / f"{table}.csv"
+    good = file.read_bytes()
+    row = good.splitlines()[1]
+    other = row[:-1] + (b"1" if row[-1:] == b"0" else b"0")
+    for bad in (good.replace(row, other, 1), good.replace(row + b"\n", b"", 1), b"", None):
+        file.unlink()
+        if bad is not None:
+            file.write_bytes(bad)
+        with pytest.raises(record.WorkdirError, match=rf"{table}\.csv .*the table was changed"):
+            faults.run(path)
+    file.write_bytes(good)
+    faults.run(path)
+    assert faults.content(path) == faults.content(reference)
+
+
+def test_runs_that_are_done_are_not_lost_in_silence(reference, moments, names, tmp_path):
+    """The first chunk has ended; its rows in runs.csv, or what tells of them, go away."""
+    late = [i for i, name in enumerate(names, 1) if name == "initial"]
+    for name in ("runs.csv", "progress.json", "layout.json"):
+        path = tmp_path / name
+        interrupted(path, moments, late[1] + 40)
+        (path / name).unlink()
+        with pytest.raises(record.WorkdirError, match=name):
+            faults.run(path)
+
+
+def test_directories_of_an_earlier_version_go_on(reference, moments, tmp_path):
+    path = tmp_path / "run"
+    interrupted(path, moments, 250)
+    for file in [path / "progress.json", *path.glob("checkpoints/chunk-*/*/facts.json")]:
+        facts = json.loads(file.read_text())
+        del facts["digests"]
+        file.write_text(json.dumps(facts))
+        if file.name == "facts.json":
+            (file.parent / checkpoint.MANIFEST).unlink()
+            files.save_json(file.parent / checkpoint.MANIFEST, checkpoint._digests(file.parent))
+    faults.run(path)
+    assert faults.content(path) == faults.content(reference)
+
+
+def test_a_lost_report_is_built_anew(reference, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    shutil.copytree(reference, path)
+    built = []
+    monkeypatch.setattr(report, "build", lambda paths: built.append(paths) or path / "report.html")
+    for name in ("report.html", "summary.json"):  # neither was written by the stand-in
+        assert not (path / name).exists()
+    result = faults.run(path)
+    assert result.already_finished
+    assert result.rebuilt
+    assert built == [[path]]
 
 
 def test_a_lost_file_of_targets_is_one_error(reference, moments, names, tmp_path):

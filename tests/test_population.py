@@ -51,7 +51,21 @@ def test_the_estimate_of_memory_is_that_of_the_compiled_program(vectorized):
     # What a program does not read (the test split) is no argument of it.
     assert used.argument_size_in_bytes == pytest.approx(arguments, rel=0.02)
     assert needed.work >= used.temp_size_in_bytes
-    assert needed.total == needed.states + needed.data + needed.work
+    assert needed.saving == needed.states  # a copy of each while a checkpoint is written
+    assert needed.total == needed.states + needed.data + needed.work + needed.saving
+
+
+def test_the_program_itself_is_left_room(monkeypatch):
+    """In a job of 1.5 GB of which it holds 345 MiB, before compilation, checkpoints and report."""
+    settings, own = default.get_config(), 345 * 2**20
+    monkeypatch.setattr(memory.limits, "resident", lambda: own)
+    monkeypatch.setattr(memory.limits, "free_host_memory", lambda: 1.5e9 - own)
+    bound = memory.bound(settings, jax.devices("cpu")[0])
+    assert 0.3e9 < bound < 0.9 * 1.5e9 - own - 180 * 2**20
+    monkeypatch.setattr(memory.limits, "free_host_memory", lambda: 1e6)
+    assert memory.bound(settings, jax.devices("cpu")[0]) == 0
+    settings.population.memory_gib = 2.0
+    assert memory.bound(settings, jax.devices("cpu")[0]) == 2 * 2**30
 
 
 def test_members_are_chunked_to_fit(vectorized):

@@ -187,7 +187,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path):
 def test_truncate_goes_back_to_a_checkpoint(tmp_path):
     with make(tmp_path) as directory:
         directory.append("epochs", [epoch_row(epoch=0)])
-        sizes = directory.sizes()
+        sizes = directory.marks()["sizes"]
         directory.append("epochs", [epoch_row(epoch=1), epoch_row(epoch=2)])
         directory.append("events", [event_row("conv1")])
     with (tmp_path / "epochs.csv").open("a") as file:
@@ -197,7 +197,7 @@ def test_truncate_goes_back_to_a_checkpoint(tmp_path):
         directory.truncate(sizes)
         assert [row["epoch"] for row in directory.rows("epochs")] == ["0"]
         assert directory.rows("events") == []
-        assert directory.sizes() == sizes
+        assert directory.marks()["sizes"] == sizes
         directory.truncate({})
         assert directory.rows("epochs") == []
         with pytest.raises(WorkdirError, match="the checkpoint saw"):
@@ -308,7 +308,7 @@ def test_tensorboard_reads_each_row_once_also_after_a_resume(tmp_path):
     with make(tmp_path) as directory:
         directory.append("epochs", [epoch_row(epoch=0, train_loss=2.0), epoch_row("none-1")])
         directory.tensorboard()
-        sizes = directory.sizes()
+        sizes = directory.marks()["sizes"]
         directory.append("epochs", [epoch_row(epoch=1, train_loss=1.0, test_loss=math.nan)])
         directory.append("events", [event_row("conv1"), event_row("conv2", live=4)])
         directory.tensorboard()

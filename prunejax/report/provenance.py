@@ -67,7 +67,8 @@ def _in_short(content: Mapping[str, Any]) -> str:
     devices = [str(device) for device in content.get("devices") or []]
     parts += [f"{devices.count(d)} x {d}" for d in dict.fromkeys(devices)]
     if content.get("git_commit"):
-        parts.append(f"commit {content['git_commit'][:12]}")
+        changed = " with local changes" if content.get("git_dirty") else ""
+        parts.append(f"commit {content['git_commit'][:12]}{changed}")
     return ", ".join(parts)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunejax import ledger
 from prunejax.files import plain_name
 from prunejax.measures.summary import CONTEXT, is_completed
 from prunejax.report.results import Row, Study, attributes_of
@@ -105,7 +106,11 @@ def load(directories: Sequence[str | Path]) -> Study:
         path: attributes_of(configs[str(path)], stated[path], tables[path]) for path in paths
     }
     kinds = _distinct([configs[str(path)] for path in paths])
-    notes = []
+    notes = [
+        reason
+        for path in paths
+        if (reason := ledger.damage(path, read_json(path / "status.json"), Path(path.name)))
+    ]
     for kind in dict.fromkeys(kinds):
         same = {path: tables[path] for path, k in zip(paths, kinds, strict=True) if k == kind}
         notes += _unfinished(same)

@@ -119,7 +119,7 @@ log=$work/e/logs/slurm-${array}_1.log
 wait_until 300 grep -qs "layout: sequential" "$log"
 scancel --signal=TERM "${array}_1"
 wait_until 400 all_done
-expect "interrupted and saved; the same command continues" "$log"
+expect "interrupted.*; the same command continues" "$log"
 expect "start 2," "$log"
 [ -s "$work/e/report.html" ] || fail "no report of both shards"
 runs=$(cat "$work"/e/shards/*/runs.csv | grep -vc '^run,')

@@ -1,0 +1,116 @@
+"""Signals that ask a study to end: heard at once also while compiled code runs.
+
+Python's own handlers wait until the main thread is back in Python code, which may be minutes while
+a program is compiled or measured. Here the number of a signal goes through a pipe to a thread of
+its own. While nothing would be lost it ends the process at once; inside `deferred` it is
+remembered for who asks `requested`.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ContextDecorator, contextmanager, suppress
+from types import FrameType
+from typing import TextIO
+
+INTERRUPTED = 75  # exit code: the same command continues (EX_TEMPFAIL)
+_ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_lock = threading.Lock()
+_deferred = False  # an end has to wait: something is not saved yet
+_requested = False
+
+
+def requested() -> bool:
+    """Whether a signal asked for an end."""
+    return _requested
+
+
+class listening(ContextDecorator):
+    """Hears SIGTERM, SIGINT, SIGUSR1 and, unless it was ignored (`nohup`), SIGHUP.
+
+    For the main thread; what was there before comes back at the end.
+    """
+
+    def __enter__(self) -> None:
+        global _requested, _deferred
+        _requested = _deferred = False
+        read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._before: dict[int, object] = {}
+        for number in _ASKING:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, _nothing)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        # A child would wake this process with signals of its own.
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+        threading.Thread(target=_listen, args=(read,), name="signals", daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        os.close(self._write)  # the thread ends
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Inside, a signal is remembered (`requested`) and the process goes on."""
+    yield from _during(True)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Inside, also within `deferred`, a signal ends the process: there is nothing to save."""
+    yield from _during(False)
+
+
+def _during(deferred_there: bool) -> Iterator[None]:
+    global _deferred
+    with _lock:
+        before, _deferred = _deferred, deferred_there
+    try:
+        if _requested and not deferred_there:
+            _leave()
+        yield
+    finally:
+        with _lock:
+            _deferred = before
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Only a signal with a handler of Python's wakes the thread."""
+
+
+def _listen(read: int) -> None:
+    global _requested
+    while content := os.read(read, 64):
+        if set(content) & set(_ASKING):
+            with _lock:
+                _requested = True
+                if not _deferred:
+                    _leave()
+    os.close(read)
+
+
+def _leave() -> None:
+    """Ends the process, whatever its main thread is doing and whoever reads what it says."""
+    text = "prunejax: interrupted; the same command continues from what is saved\n"
+    end = threading.Timer(1.0, os._exit, [INTERRUPTED])  # should the line find no reader
+    end.daemon = True
+    end.start()
+    with suppress(OSError):
+        os.write(2, text.encode())
+    os._exit(INTERRUPTED)
+
+
+def tell(text: str, stream: TextIO) -> None:
+    """Prints a line; where the stream is gone, with its terminal or reader, nothing happens."""
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):
+        # What is left in its buffer goes nowhere, and the exit code stays what it is.
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

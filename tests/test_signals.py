@@ -1,0 +1,139 @@
+"""Signals end a study at once where nothing is lost, and are kept where something would be."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from prunejax import signals
+
+ROOT = Path(__file__).resolve().parent.parent
+NUMBERS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"]
+# A call of compiled code that does not come back to Python, and lets other threads run.
+COMPILED = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+
+
+def program(body, number, before=""):
+    """Runs a program that prints "ready"; then it gets the signal. Exit code and output."""
+    start = "import hashlib, os, signal, sys, time\n"
+    start += "from prunejax import signals\n"
+    text = start + textwrap.dedent(body).replace("COMPILED", COMPILED)
+    command = [sys.executable, "-u", "-c", text]
+    process = subprocess.Popen(
+        command if not before else ["sh", "-c", f'{before}; exec "$@"', "sh", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(getattr(signal, number))
+    output = process.communicate(timeout=50)[0]
+    return process.returncode, output
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_compiled_code_is_left_at_once(number):
+    code, output = program("with signals.listening():\n    print('ready')\n    COMPILED", number)
+    assert code == signals.INTERRUPTED
+    assert output == "prunejax: interrupted; the same command continues from what is saved\n"
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_deferred_until_something_is_saved(number):
+    code, output = program(
+        """
+        with signals.listening(), signals.deferred():
+            print("ready")
+            while not signals.requested():
+                time.sleep(0.01)
+            with signals.deferred():
+                print("saved")
+            with signals.at_once():
+                print("never")
+        """,
+        number,
+    )
+    assert (code, output.splitlines()[0]) == (signals.INTERRUPTED, "saved")
+    assert "never" not in output
+
+
+def test_at_once_inside_deferred():
+    code, _ = program(
+        """
+        with signals.listening(), signals.deferred(), signals.at_once():
+            print("ready")
+            COMPILED
+        """,
+        "SIGUSR1",
+    )
+    assert code == signals.INTERRUPTED
+
+
+def test_hangup_is_ignored_under_nohup_and_the_others_are_not():
+    body = """
+        with signals.listening():
+            print("ready")
+            time.sleep(0.5)
+        print("went on")
+        """
+    assert program(body, "SIGHUP", before="trap '' HUP") == (0, "went on\n")
+    assert program(body, "SIGTERM", before="trap '' HUP")[0] == signals.INTERRUPTED
+
+
+def test_the_line_has_no_reader():
+    """A full pipe, and none at all: the process ends all the same."""
+    code, _ = program(
+        """
+        read, write = os.pipe()
+        os.dup2(write, 2)
+        with signals.listening():
+            os.set_blocking(2, False)
+            try:
+                while True:
+                    os.write(2, b"x" * 4096)
+            except BlockingIOError:
+                os.set_blocking(2, True)
+            print("ready")
+            COMPILED
+        """,
+        "SIGTERM",
+    )
+    assert code == signals.INTERRUPTED
+
+
+def test_a_child_keeps_its_signals_to_itself():
+    body = """
+        with signals.listening():
+            child = os.fork()
+            if not child:
+                signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+                os.write(1, b"ready\\n")
+                time.sleep(60)
+            time.sleep(0.5)
+            os.kill(child, signal.SIGTERM)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+            time.sleep(0.2)
+        print("went on")
+        """
+    assert program(body, "SIGURG") == (0, "went on\n")  # a signal that nobody heeds
+
+
+def test_what_was_there_before_comes_back():
+    before = {number: signal.getsignal(number) for number in signals._ASKING}
+    with signals.listening():
+        assert signal.getsignal(signal.SIGUSR1) is not before[signal.SIGUSR1]
+    assert {number: signal.getsignal(number) for number in signals._ASKING} == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_line_that_cannot_be_written_changes_no_exit_code():
+    text = "from prunejax import signals; import sys; signals.tell('a', sys.stdout)"
+    with subprocess.Popen(
+        [sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.wait(timeout=50) == 0
