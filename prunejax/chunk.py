@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from prunejax import distributed
+from prunejax import distributed, interventions
 from prunejax import mesh as mesh_lib
 from prunejax import population as population_lib
 from prunejax.checkpoint import Checkpoints
 from prunejax.directory import SharedDirectory
 from prunejax.evaluation import Metrics
+from prunejax.measures import emptied
 from prunejax.plan import Member
 from prunejax.population import Population
 from prunejax.progress import Progress
@@ -269,6 +270,9 @@ class Chunk:
                 if self.population.program.forecast:  # of the event: the same in its layers
                     row |= dict(zip(FORECAST, info.predicted[i], strict=True))
                 rows.append(row)
+        kinds = {m.variant: interventions.NAMES[int(m.table.kind)] for m in self.members}
+        for text in emptied.at_event(rows, kinds):
+            self.progress.message(text)
         self.directory.append("events", rows)
 
     def _maybe_save(self, states: TrainState, epoch: int, epoch_done: bool) -> None:
