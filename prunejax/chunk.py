@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from prunejax import distributed, signals
+from prunejax import distributed, interventions, signals
 from prunejax import mesh as mesh_lib
 from prunejax import population as population_lib
 from prunejax import rows as rows_lib
 from prunejax.checkpoint import Checkpoints
 from prunejax.directory import SharedDirectory
 from prunejax.evaluation import Metrics
+from prunejax.measures import emptied
 from prunejax.plan import Member
 from prunejax.population import Population
 from prunejax.progress import Progress
@@ -275,6 +276,9 @@ class Chunk:
                 info=info,
             )
         ]
+        kinds = {m.variant: interventions.NAMES[int(m.table.kind)] for m in self.members}
+        for text in emptied.at_event(rows, kinds):
+            self.progress.message(text)
         self.directory.append("events", rows)
 
     def _maybe_save(self, states: TrainState, epoch: int, epoch_done: bool) -> None:

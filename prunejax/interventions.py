@@ -22,6 +22,7 @@ from prunejax.models.groups import Group
 
 NONE, PRUNE, ZERO, GAUSSIAN = range(4)
 KINDS = {"none": NONE, "prune": PRUNE, "zero": ZERO, "gaussian": GAUSSIAN}
+NAMES = {number: name for name, number in KINDS.items()}
 RESTORE_NO, RESTORE_WEIGHTS, RESTORE_ALL = range(3)
 RESTORES = {"no": RESTORE_NO, "weights": RESTORE_WEIGHTS, "weights+norm": RESTORE_ALL}
 SCOPES = {"newest": False, "cumulative": True}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from prunejax import checks, event_plan, interventions, models, optim, prune, trees
+from prunejax import checks, event_plan, interventions, models, optim, prune, trees, unit_check
 from prunejax import config as config_lib
 from prunejax import data as data_lib
 from prunejax import scores as scores_lib
@@ -63,6 +63,7 @@ class Batch:
     program: Program
     dataset: Dataset | StreamedSet
     members: tuple[Member, ...]
+    notes: tuple[str, ...] = ()  # what is not as asked for, in words
 
 
 def load_dataset(settings: ConfigDict) -> Dataset | StreamedSet:
@@ -223,7 +224,14 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
         for arm in arms
         for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
     )
-    return Batch(program, dataset, members)
+    if not program.weights:
+        unit_check.check(module, variables, shape, groups)
+    notes = tuple(
+        note
+        for arm in arms
+        for note in event_plan.idle_layers(arm.settings, arm.label, all_groups, params)
+    )
+    return Batch(program, dataset, members, notes)
 
 
 def _check_score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
@@ -235,10 +243,10 @@ def _check_score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
             f"{examples} training examples; lower it"
         )
     for g in groups:
-        if "norm" in score.needs and not g.norm:
+        if "norm" in score.needs and len(g.norm) < 2:
             raise ConfigError(
                 f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) needs "
-                f"a BatchNorm after the layer; {g.name!r} has none"
+                f"a BatchNorm with scale and bias after the layer; {g.name!r} has none"
             )
     weights = arm.settings.prune.granularity == "weight"
     if weights and not score.per_weight:

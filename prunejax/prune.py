@@ -54,8 +54,8 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
     for g in program.groups:
         inputs = scores_lib.ScoreInputs(
             kernel=trees.get(state.params, g.kernel),
-            scale=trees.get(state.params, g.norm[0]) if g.norm else None,
-            bias=trees.get(state.params, g.norm[1]) if g.norm else None,
+            scale=trees.get(state.params, g.norm[0]) if len(g.norm) == 2 else None,
+            bias=trees.get(state.params, g.norm[1]) if len(g.norm) == 2 else None,
             activation=state.activations.get(g.name),
             gradient=gradients.get(g.kernel),
             key=rng.at(state.seed, "score", event, g.name),

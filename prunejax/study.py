@@ -180,6 +180,7 @@ def run(
                 "shard": f"{index}/{count}",
                 "runs": [m.run for b in batches for m in b.members],
                 "test_examples": _test_examples(batches),
+                "notes": [note for b in batches for note in b.notes],
             },
         )
         try:
@@ -290,6 +291,8 @@ def _train(
         sum(len(members) * n for members, n in zip(mine, steps, strict=True)),
         quiet=quiet or not distributed.is_main(),
     )
+    for note in (note for b in batches for note in b.notes):
+        progress.message(note)
     c = settings.checkpoint
     policy = Policy(c.every_epochs, c.every_minutes, c.at_events, c.keep, stop_requested)
     people = Arrangement(batches, mine, settings, directory, progress)

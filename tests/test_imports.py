@@ -71,6 +71,7 @@ LEVELS = {
     "summary": 4,
     "targets": 4,
     "tensorboard_view": 4,
+    "unit_check": 4,
     "main": 5,
     "measure": 5,
     "report": 5,

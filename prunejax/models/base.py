@@ -31,8 +31,14 @@ class Model(nn.Module):
     dtype: Any = jnp.float32
     conv_method: Method = "auto"
 
-    def prunable(self) -> tuple[str, ...]:
-        """Names of the prunable layers in forward order."""
+    def prunable(self) -> tuple[str | tuple[str, ...], ...]:
+        """The prunable layers in forward order.
+
+        An entry is the name of a layer ("conv1", whose BatchNorm is "bn1" if there is one), or
+        (layer, norm), e.g. ("fc1", "bn1") or ("fc1", "") for none, or (layer, norm, path of the
+        bias). A unit without its kernel column, norm and bias must be exactly 0 where it is read;
+        a study checks that before it trains a model that is not of this package.
+        """
         raise NotImplementedError
 
     def scaled(self, units: int) -> int:

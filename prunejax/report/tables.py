@@ -10,6 +10,7 @@ from typing import Any
 
 from prunejax import ledger
 from prunejax.files import plain_name
+from prunejax.measures import emptied
 from prunejax.measures.summary import CONTEXT, is_completed
 from prunejax.report.results import Row, Study, attributes_of
 from prunejax.workdir import differences
@@ -133,6 +134,9 @@ def load(directories: Sequence[str | Path]) -> Study:
               for name in ("epochs", "events", "runs")}  # fmt: skip
     if not merged["epochs"] and not merged["runs"]:
         raise ReportError(f"{paths[0]} holds no results yet; run the study first")
+    notes += [note for path in paths for note in stated[path].get("notes", [])]
+    kinds_of = {k: str(v["kind"]) for path in paths for k, v in attributes[path].items()}
+    notes += emptied.notes(merged["events"], kinds_of)
     stopped = [row for row in merged["runs"] if not is_completed(row)]
     notes += [f"Run {row['run']} stopped: {row['status']}." for row in stopped]
     return Study(
