@@ -45,6 +45,9 @@ def get_config(arg: str = "") -> ConfigDict:
                 "name": "mlp",  # see prunejax.models.MODELS
                 "width": 1.0,  # multiplies every layer's width
                 "dropout": 0.0,  # rate (fraction dropped)
+                # BatchNorm's running variance, which evaluations use: n/(n-1) of each batch's, as
+                # PyTorch and the released code keep it; False: the biased one, as Flax does.
+                "unbiased_variance": False,
                 "dtype": "float32",  # of activations: float32 | bfloat16 (parameters stay float32)
             },
             "optimizer": {

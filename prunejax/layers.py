@@ -85,15 +85,33 @@ def classifier(
     )
 
 
-def batch_norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
+class UnbiasedBatchNorm(nn.BatchNorm):
+    """BatchNorm whose running variance takes n/(n-1) times each batch's, as PyTorch's does.
+
+    n is the number of values of a channel, examples times positions (PyTorch refuses n = 1; here it
+    counts as 2). What a training step itself computes is the same.
+    """
+
+    def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+        """The normalized `x`, as `nn.BatchNorm`; whether it trains is an attribute here."""
+        if self.use_running_average or self.is_initializing():
+            return super().__call__(x, *args, **options)
+        old = self.get_variable("batch_stats", "var")
+        y = super().__call__(x, *args, **options)
+        new = self.get_variable("batch_stats", "var")
+        rest = max(x.size // x.shape[-1] - 1, 1)
+        self.put_variable("batch_stats", "var", new + (new - self.momentum * old) / rest)
+        return y
+
+
+def batch_norm(train: bool, dtype: Any, name: str, unbiased: bool = False) -> nn.BatchNorm:
     """BatchNorm with epsilon 1e-5 and momentum 0.9 (what PyTorch calls momentum 0.1).
 
-    The running variance is the biased one (PyTorch keeps the unbiased). Statistics are taken in
+    The running variance is the biased one, or with `unbiased` PyTorch's. Statistics are taken in
     float32 whatever the dtype.
     """
-    return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
-    )
+    kind = UnbiasedBatchNorm if unbiased else nn.BatchNorm
+    return kind(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
 
 
 def _window_slices(

@@ -154,6 +154,11 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
             f"config.population.microbatch = {settings.population.microbatch}: BatchNorm in "
             f"{settings.model.name!r} needs the whole batch; set it to 0"
         )
+    if settings.model.unbiased_variance and "batch_stats" not in variables:
+        raise ConfigError(
+            f"config.model.unbiased_variance = True: {settings.model.name!r} has no BatchNorm that "
+            "keeps a variance; leave it at False"
+        )
     params, all_groups = variables["params"], models.groups(module, variables)
     counted = {
         a.label: event_plan.event_counts(a.settings, a.label, all_groups, params) for a in arms

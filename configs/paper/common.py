@@ -126,6 +126,7 @@ def _study(name: str, model: str) -> ConfigDict:
     config.eval_batch_size = 256
     config.data.name = "cifar10"
     config.model.name = model
+    config.model.unbiased_variance = True  # as PyTorch keeps it
     config.optimizer.schedule = "multistep"
     config.optimizer.decay = 0.1
     return config

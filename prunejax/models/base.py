@@ -23,6 +23,7 @@ class Model(nn.Module):
       dropout: probability of dropping a unit in training; each model says where.
       dtype: of the computation; parameters, BatchNorm statistics and logits stay float32.
       conv_method: "auto" or "lax", see `prunejax.conv.conv`.
+      unbiased_variance: BatchNorm keeps PyTorch's running variance, n/(n-1) of the biased one.
     """
 
     num_classes: int = 10
@@ -30,6 +31,7 @@ class Model(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     conv_method: Method = "auto"
+    unbiased_variance: bool = False
 
     def prunable(self) -> tuple[str | tuple[str, ...], ...]:
         """The prunable layers in forward order.
@@ -49,6 +51,10 @@ class Model(nn.Module):
         """A convolution with this model's dtype and method; see `layers.convolution`."""
         options = {"dtype": self.dtype, "method": self.conv_method, **options}
         return layers.convolution(features, kernel, **options)(x)
+
+    def norm(self, x: jax.Array, train: bool, name: str) -> jax.Array:
+        """A BatchNorm with this model's dtype and kind of running variance."""
+        return layers.batch_norm(train, self.dtype, name, self.unbiased_variance)(x)
 
     def drop(self, x: jax.Array, train: bool) -> jax.Array:
         """Dropout with rng stream "dropout"; nothing where the rate is 0."""

@@ -41,7 +41,7 @@ class MLP(Model):
                 name=f"dense{i}",
             )(x)
             if self.batch_norm:
-                x = layers.batch_norm(train, self.dtype, f"bn{i}")(x)
+                x = self.norm(x, train, f"bn{i}")
             layers.record_activation(self, f"dense{i}", x)
             x = self.drop(nn.relu(x), train)
         return self.logits(x, glorot_normal if self.glorot else layers.torch_default)

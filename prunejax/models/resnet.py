@@ -65,7 +65,7 @@ class ResNet(Model):
             kernel_init=self._initializers()[0],
             name=name.format("conv"),
         )
-        return layers.batch_norm(train, self.dtype, name.format("bn"))(x)
+        return self.norm(x, train, name.format("bn"))
 
     def _shortcut(
         self, x: jax.Array, features: int, stride: int, train: bool, block: str

@@ -43,7 +43,7 @@ class VGG(Model):
                 continue
             count += 1
             x = self.conv(x, self.scaled(int(entry)), 3, name=f"conv{count}")
-            x = layers.batch_norm(train, self.dtype, f"bn{count}")(x)
+            x = self.norm(x, train, f"bn{count}")
             layers.record_activation(self, f"conv{count}", x)
             x = nn.relu(x)
         return self.logits(self.drop(layers.global_avg_pool(x), train))

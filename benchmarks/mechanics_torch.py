@@ -1,11 +1,14 @@
-"""The PyTorch side of `released.py`: the paper's pruning and noise, inside forward passes.
+"""Our reimplementation of the paper's pruning and noise in PyTorch, inside forward passes.
+
+Not the released code: `released.py` takes this side where no checkout of that is at hand, and for
+windows in training steps, which it does not have.
 
 Needs torch and numpy, nothing of prunejax. For every path on standard input (an npz file with an
 arm's settings, initial weights, images, batches and noise) it trains that arm and writes what
 happened beside it: scores, targets, test results, and the parameters after every step.
 
 A layer knows its mask and its window and acts on its own weights whenever it is called, test
-batches included, as the released code does; windows of training steps are told when training is
+batches included, as in the release; windows of training steps are told when training is
 on and when a step has ended. Computed in float64.
 """
 
@@ -31,7 +34,6 @@ class Layer(nn.Module):
         self.name, self.norm = name, norm
         self.conv = nn.Conv2d(inputs, outputs, **options)
         self.bn = nn.BatchNorm2d(outputs)
-        self.unbiased = False
         self.arm: dict[str, Any] = {"kind": "none"}
         self.alive = torch.ones(outputs, dtype=torch.bool)  # never targeted
         self.newest: list[int] = []
@@ -125,7 +127,7 @@ class Layer(nn.Module):
             mean, var = self.bn.running_mean, self.bn.running_var
             return F.batch_norm(y, mean, var, scale, shift, False, 0.0, self.bn.eps)
         with torch.no_grad():
-            mean, var = y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=self.unbiased)
+            mean, var = y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=True)
             self.bn.running_mean.mul_(0.9).add_(mean, alpha=0.1)
             self.bn.running_var.mul_(0.9).add_(var, alpha=0.1)
         y = F.batch_norm(y, None, None, scale, shift, True, 0.0, self.bn.eps)
@@ -306,7 +308,6 @@ def train(settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, 
     draws = {name: [torch.from_numpy(x).double() for x in arrays[f"noise/{name}"]]
              for name in arm["layers"] if f"noise/{name}" in arrays}  # fmt: skip
     for name, layer in network.layers.items():
-        layer.unbiased = settings["unbiased"]
         if name in arm["layers"]:
             layer.arm, layer.noise = arm, iter(draws.get(name, ()))
     o = settings["optimizer"]
