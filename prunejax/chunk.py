@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from prunejax.directory import SharedDirectory
 from prunejax.evaluation import Metrics
 from prunejax.plan import Member
 from prunejax.population import Population
-from prunejax.progress import Progress
+from prunejax.progress import Progress, standing, whose
 from prunejax.record import FORECAST
 from prunejax.step import TrainState
 from prunejax.summary import summarize
@@ -67,6 +68,7 @@ class Chunk:
         self._saved_at = self.policy.clock()
         self._targets = Targets(self.directory.path / "targets", self.members)
         self._measured: dict[str, dict[str, float]] = {}
+        self._standing = ""  # loss and accuracy, for the progress line
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -85,13 +87,15 @@ class Chunk:
             epoch = int(restored.facts["epoch"])
             self._measured = restored.facts["measured"]
             done = self._done(states)
-            self.progress.advance(done * len(self.members), "continuing from a checkpoint")
+            text = "continuing from a checkpoint"
+            self.progress.advance(done * len(self.members), text, timed=False)
         else:
             self.directory.truncate(start_sizes)
             states = self._before_training(self.population.initial(self._padded))
         while epoch < program.epochs:
             states = self._train_epoch(states, epoch)
-            states, stopped = self._end_epoch(states, epoch)
+            with self._once("end of an epoch"):
+                states, stopped = self._end_epoch(states, epoch)
             epoch += 1
             if stopped:
                 break
@@ -118,20 +122,28 @@ class Chunk:
         while done < full:
             count = min(self._calls, full - done)
             begin = time.perf_counter()
-            states = self._timed(
-                "training", self.population.train, states, self.population.data, np.int32(count)
-            )
+            warm = "training" in self._warm
+            with self._once("training"):
+                states = jax.block_until_ready(
+                    self.population.train(states, self.population.data, np.int32(count))
+                )
             seconds = time.perf_counter() - begin
             self._calls = distributed.on_main(partial(self._next_call, count, seconds))
             done += count
-            self.progress.advance(count * len(self.members), self._text(epoch))
+            if done < full:  # the epoch takes more than one call: how it goes so far
+                with self._once("how it goes"):
+                    train = self.population.summary(states)[0]
+                    self._stand(train.loss, "train", train.accuracy)
+            self.progress.advance(count * len(self.members), self._text(epoch), timed=warm)
             if done < per_epoch:
                 self._maybe_save(states, epoch, epoch_done=False)
         if full < per_epoch:
-            states = self._timed(
-                "training", self.population.train_last, states, self.population.data
-            )
-            self.progress.advance(len(self.members), self._text(epoch))
+            warm = "last batch" in self._warm
+            with self._once("last batch"):
+                states = jax.block_until_ready(
+                    self.population.train_last(states, self.population.data)
+                )
+            self.progress.advance(len(self.members), self._text(epoch), timed=warm)
         return states
 
     def _next_call(self, steps: int, seconds: float) -> int:
@@ -185,35 +197,35 @@ class Chunk:
                 row["validation_accuracy"] = validation.accuracy[i]
             rows.append(row)
         self.directory.append("epochs", rows)
+        self._stand(train.loss, "test", post.accuracy)
         return states, bool(np.all(bad[: len(self.members)] >= 0))
 
     # -- parts ------------------------------------------------------------------------------
 
-    def _timed(self, what: str, fn: Callable[..., Any], *args: Any) -> Any:
-        """Calls and waits; the first call of a function is compilation and no training time."""
-        name = f"{what} {id(fn)}"
-        if name in self._warm:
-            return jax.block_until_ready(fn(*args))
-        self._warm.add(name)
-        with self.progress.excluded():
-            return jax.block_until_ready(fn(*args))
+    def _once(self, what: str) -> AbstractContextManager[None]:
+        """The first time is compilation, which says nothing about the time that is left."""
+        if what in self._warm:
+            return nullcontext()
+        self._warm.add(what)
+        return self.progress.excluded()
+
+    def _stand(self, loss: Any, split: str, accuracy: Any) -> None:
+        count = len(self.members)
+        self._standing = standing(loss[:count], split, accuracy[:count])
 
     def _text(self, epoch: int) -> str:
-        labels = list(dict.fromkeys(m.variant for m in self.members))
-        seeds = sorted({m.seed for m in self.members})
-        arms = ", ".join(labels) if len(labels) <= 3 else f"{len(labels)} variants"
-        some = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-        return f"{arms}, {some}, epoch {epoch + 1}/{self.population.program.epochs}"
+        which = [(m.variant, m.seed) for m in self.members]
+        return f"{whose(which)}, epoch {epoch + 1}/{self.population.program.epochs}{self._standing}"
 
     def _test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
-        with self.progress.excluded():
+        with self._once(f"test {after_event}"):
             return self.population.evaluate_test(states, after_event)
 
     def _validation(self, states: TrainState) -> Metrics | None:
         data = self.population.data
         if not data.validation_labels.shape[0]:
             return None
-        with self.progress.excluded():
+        with self._once("validation"):
             return self.population.evaluate(states, data.validation_images, data.validation_labels)
 
     def _measures(self, states: TrainState, index: int, epoch: int) -> dict[str, float]:
@@ -230,7 +242,7 @@ class Chunk:
         return self._measured[key]
 
     def _event(self, states: TrainState, row: int) -> tuple[TrainState, Metrics, Any]:
-        with self.progress.excluded():
+        with self._once("event"):
             replay = None
             if self._targets.twins:
                 replay = self._targets.replay(self._padded, row, states.windows.targeted)

@@ -6,6 +6,7 @@ the same command continues.
 
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -187,6 +188,22 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     return code
 
 
+def _command(values: flags.FlagValues, shard: tuple[int, int]) -> str:
+    """The command that continues or repeats this study, but for `--workdir`.
+
+    It names no place of this machine: a config file of this repository by its path in there, any
+    other by its name.
+    """
+    file, separator, argument = config_flags.get_config_filename(values["config"]).partition(":")
+    path = Path(file).resolve()
+    file = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    words = ["python", "-m", "prunejax.main", f"--config={file}{separator}{argument}"]
+    for name, value in config_flags.get_override_values(values["config"]).items():
+        words.append(f"--config.{name}={value}")
+    words += [f"--shard={shard[0]}/{shard[1]}"] if shard[1] > 1 else []
+    return shlex.join(words)
+
+
 def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], processes: int) -> int:
     from configs import default
     from prunejax import chunk, distributed, study
@@ -205,6 +222,7 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
             shard_of=shard,
             stop_requested=lambda: bool(stop),
             quiet=values.quiet,
+            command=_command(values, shard),
         )
     except chunk.Interrupted:
         print("prunejax: interrupted and saved; the same command continues", file=sys.stderr)

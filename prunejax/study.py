@@ -24,7 +24,8 @@ from prunejax.environment import environment
 from prunejax.measures import suite
 from prunejax.plan import Batch, Member
 from prunejax.progress import Progress
-from prunejax.record import RecordError, RunDirectory
+from prunejax.record import RecordError, RunDirectory, WorkdirError
+from prunejax.times import Times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,7 @@ def run(
     shard_of: tuple[int, int] = (1, 1),
     stop_requested: Callable[[], bool] = lambda: False,
     quiet: bool = False,
+    command: str = "",
 ) -> Result:
     """Runs a study to its end, or continues it, and writes its report.
 
@@ -125,6 +127,7 @@ def run(
       shard_of: (i, n), from 1: train only the i-th of n parts of the members.
       stop_requested: asked between calls; True saves a checkpoint and raises chunk.Interrupted.
       quiet: print nothing.
+      command: what starts this study, but for its workdir: told in the report.
 
     Raises:
       ValueError (ConfigError, WorkdirError, ...): the request cannot be carried out; nothing was
@@ -171,6 +174,7 @@ def run(
                 "variants": _attributes(arms, batches),
                 "shard": f"{index}/{count}",
                 "runs": [m.run for b in batches for m in b.members],
+                "command": command,
             },
         )
         try:
@@ -199,7 +203,10 @@ def _report(directory: RunDirectory, empty: bool) -> Path | None:
         directory.finish()
         return None
     directory.tensorboard()
-    page = report.build([directory.path])
+    try:
+        page = report.build([directory.path])
+    except report.ReportError as error:  # the tables were changed while the study ran
+        raise WorkdirError(str(error)) from error
     directory.finish(report=page.name)
     return page
 
@@ -258,10 +265,11 @@ def _train(
         lambda b: measuring.hook(batches[b], settings, directory, progress.message)
     )
     number = 0
+    times = Times(directory, jax.device_count())
     for b, wave in people.order:
         for part, size in people.chunks(b, wave):
             if all(m.run in finished for m in part):
-                progress.advance(steps[b] * len(part), "finished before")
+                progress.advance(steps[b] * len(part), "finished before", timed=False)
                 number += 1
                 continue
             chunk = Chunk(
@@ -281,6 +289,7 @@ def _train(
                 directory.save_json(
                     "progress.json", {"chunk": chunk.index, "sizes": directory.sizes()}
                 )
-            chunk.run()
+            with times.counted():
+                chunk.run()
             chunk.checkpoints.clear()
     progress.close("done")

@@ -65,6 +65,7 @@ LEVELS = {
     "streamed_population": 4,
     "summary": 4,
     "targets": 4,
+    "times": 4,
     "tensorboard_view": 4,
     "main": 5,
     "measure": 5,
