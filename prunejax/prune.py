@@ -1,12 +1,13 @@
 """An event: scores -> targets -> windows, as one pure function of the train state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from prunejax import evaluation, interventions, losses, ranking, rng, trees
+from prunejax import evaluation, interventions, losses, rng, trees
+from prunejax import masks as mask_algebra
 from prunejax import scores as scores_lib
 from prunejax.step import Data, Program, TrainState, logits, masks, split_batch
 
@@ -64,31 +65,41 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
     return result
 
 
+def targets(
+    worth: Sequence[Array], counts: Array, eligible: Sequence[Array], scope: str
+) -> list[Array]:
+    """Which units `masks.prune` gives up when so many have to go, per layer (bool per unit).
+
+    Args:
+      worth: per layer a number per unit; the larger stays.
+      counts: int32 [layers], units to take; in the global scope their sum counts.
+      eligible: per layer, the units that may be taken.
+      scope: "global" or "layer".
+    """
+    left = jnp.stack([jnp.sum(units, dtype=jnp.int32) for units in eligible]) - counts
+    keep = jnp.sum(left) if scope == "global" else list(left)
+    kept = mask_algebra.prune(list(worth), keep, masks=list(eligible), scope=scope)
+    return [before & ~after for before, after in zip(eligible, kept, strict=True)]
+
+
 def select(program: Program, state: TrainState, data: Data, event: Array) -> dict[str, Array]:
     """The targets of event number `event` (a row of `table.counts`): exactly that many units.
 
-    Only units never targeted before are eligible; ties go to the lowest index (layer order first
-    with a global scope). Random targets do not look at the scores.
+    What stays is chosen by `masks.prune`, so a study follows the library's rule: among equal
+    units the earlier is kept (layer order first with a global scope), and NaN goes first. Only
+    units never targeted before are eligible. Random targets do not look at the scores.
     """
     table, counts = state.table, state.table.counts[event]
     scores = unit_scores(program, state, data, event)
-    priority = {}
+    worth, eligible = [], []  # larger = kept longer; lists, since a dict would go by name
     for g in program.groups:
         score = scores[g.name]
         draws = jax.random.uniform(rng.at(state.seed, "mask", event, g.name), score.shape)
-        smallest_first = jnp.where(table.target == SMALLEST, -score, score)
-        priority[g.name] = jnp.where(table.target == RANDOM, draws, smallest_first)
-    eligible = {name: ~done for name, done in state.windows.targeted.items()}
-    if program.global_scope:
-        ordered = [priority[g.name] for g in program.groups]
-        chosen = ranking.top(
-            ordered, jnp.sum(counts), eligible=[eligible[g.name] for g in program.groups]
-        )
-        return {g.name: c for g, c in zip(program.groups, chosen, strict=True)}
-    return {
-        g.name: ranking.top(priority[g.name], counts[i], eligible=eligible[g.name])
-        for i, g in enumerate(program.groups)
-    }
+        smallest_first = jnp.where(table.target == LARGEST, -score, score)
+        worth.append(jnp.where(table.target == RANDOM, -draws, smallest_first))
+        eligible.append(~state.windows.targeted[g.name])
+    chosen = targets(worth, counts, eligible, "global" if program.global_scope else "layer")
+    return {g.name: c for g, c in zip(program.groups, chosen, strict=True)}
 
 
 def apply_event(

@@ -1,16 +1,19 @@
 """Means, correlations and comparisons of runs, each with its confidence interval.
 
-NumPy and SciPy only. A quantity that too few or constant values leave undefined is NaN. Methods
-(`METHODS` has them in words for the summary):
+NumPy and SciPy only. A quantity that too few or constant values leave undefined is NaN: nothing
+has an interval or a p below n = 3, nor where the spread of the values is rounding
+(`is_rounding`). Methods (`METHODS` has them in words for the summary):
 
 * mean: Student t interval. std has n - 1 in the denominator.
 * Pearson r: Fisher's z with standard error 1/sqrt(n - 3); p from the t distribution.
 * Spearman rho: Fisher's z with variance 1.06/(n - 3) (Fieller, Hartley and Pearson 1957).
 * Kendall tau-b: Fisher's z with variance 0.437/(n - 4) (same paper), p from SciPy (exact for
-  small n without ties). In simulated normal samples the 95% interval covers 95%, 90% at n = 10
-  and tau = 0.7.
+  small n without ties). Both take the quantile of t with n - 2 degrees, which makes up for the
+  variance being too small where |rho| is large, and have no interval below n = 8.
+* pairs that come in blocks (runs of one seed): `clustered`, the coefficient without each block.
 * paired difference: t interval of the differences; Cohen's d = mean / std of the differences.
 * Welch's t-test for unpaired samples; d with the root of the mean of the two variances.
+* several p values: Holm's step-down correction (Holm 1979).
 """
 
 import functools
@@ -25,11 +28,15 @@ from scipy import stats
 METHODS = {
     "mean": "Student t interval; std with n - 1",
     "pearson": "Fisher z interval, standard error 1/sqrt(n - 3)",
-    "spearman": "Fisher z interval, variance 1.06/(n - 3) (Fieller, Hartley, Pearson 1957)",
-    "kendall": "tau-b; Fisher z interval, variance 0.437/(n - 4) (Fieller, Hartley, Pearson 1957)",
+    "spearman": "Fisher z, variance 1.06/(n - 3) (Fieller, Hartley, Pearson 1957), t quantile",
+    "kendall": "tau-b; Fisher z, variance 0.437/(n - 4) (same paper), t quantile",
+    "clustered": "each seed left out in turn (jackknife over blocks), t interval on Fisher's z",
     "paired": "differences between runs of the same seed, paired t; d = mean / std of differences",
     "welch": "Welch t-test; d with the root of the mean of the two variances",
+    "holm": "Holm's step-down correction of the p values of one family",
 }
+LEAST = 3  # values below which nothing has an interval or a p
+LEAST_RANKED = 8  # below, Fisher's z of a rank correlation covers 60 to 87 % instead of 95 %
 
 
 @dataclass(frozen=True)
@@ -81,9 +88,19 @@ def _finite(*columns: ArrayLike) -> list[np.ndarray]:
     return [array[keep] for array in arrays]
 
 
-def _is_constant(x: np.ndarray) -> bool:
-    """True if the spread is no more than rounding: a correlation with it would be noise."""
-    return bool(np.ptp(x) <= 1e-13 * np.max(np.abs(x))) if x.size else True
+def is_rounding(x: np.ndarray, resolution: float = 0.0, size: float = 0.0) -> bool:
+    """True if values differ by no more than rounding, so that a spread of them says nothing.
+
+    Args:
+      x: the values.
+      resolution: the smallest difference that two unequal values can have, e.g. one test example
+        for an accuracy (1 / examples); a spread of less than half of it is rounding.
+      size: magnitude of the numbers that `x` are differences of, if larger than that of `x`.
+    """
+    if not x.size:
+        return True
+    spread, largest = float(np.ptp(x)), max(float(np.max(np.abs(x))), size)
+    return spread <= 1e-12 * largest or spread < resolution / 2
 
 
 @functools.cache
@@ -91,8 +108,11 @@ def _t_factor(degrees: float, level: float) -> float:
     return float(stats.t.ppf((1 + level) / 2, degrees)) if degrees > 0 else nan
 
 
-def mean(values: ArrayLike, level: float = 0.95) -> Mean:
-    """Mean, standard deviation and t confidence interval; non-finite values are left out."""
+def mean(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Mean:
+    """Mean, standard deviation and t confidence interval; non-finite values are left out.
+
+    `resolution`: see `is_rounding`.
+    """
     (x,) = _finite(values)
     n = x.size
     if n == 0:
@@ -101,34 +121,85 @@ def mean(values: ArrayLike, level: float = 0.95) -> Mean:
     if n == 1:
         return Mean(1, center, nan, nan, nan)
     std = float(x.std(ddof=1))
+    if n < LEAST or is_rounding(x, resolution):
+        return Mean(n, center, std, nan, nan)
     half = _t_factor(n - 1, level) * std / sqrt(n)
     return Mean(n, center, std, center - half, center + half)
 
 
-def _correlation(
-    x: np.ndarray, y: np.ndarray, value: float, p: float, variance: float, level: float
-) -> Correlation:
-    """Adds the interval tanh(atanh(value) +- z sqrt(variance)); NaN variance: no interval."""
+def _with_interval(n: int, value: float, p: float, half: float) -> Correlation:
+    """Adds the interval tanh(atanh(value) +- half); NaN: no interval."""
     value = min(1.0, max(-1.0, value))
-    if isnan(variance):
-        return Correlation(x.size, value, nan, nan, p)
+    if isnan(half):
+        return Correlation(n, value, nan, nan, p)
     center = atanh(value) if abs(value) < 1 else value * inf
-    half = float(stats.norm.ppf((1 + level) / 2)) * sqrt(variance)
-    return Correlation(x.size, value, tanh(center - half), tanh(center + half), p)
+    return Correlation(n, value, tanh(center - half), tanh(center + half), p)
+
+
+def _coefficient(kind: str, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """(coefficient, two-sided p); NaN where a column is constant or there are too few pairs."""
+    if x.size < LEAST or is_rounding(x) or is_rounding(y):
+        return nan, nan
+    functions = {
+        "pearson": stats.pearsonr,
+        "spearman": stats.spearmanr,
+        "kendall": stats.kendalltau,
+    }
+    found = functions[kind](x, y)
+    return float(found.statistic), float(found.pvalue)
 
 
 def _correlate(kind: str, x: ArrayLike, y: ArrayLike, level: float) -> Correlation:
     a, b = _finite(x, y)
     n = a.size
-    if n < 3 or _is_constant(a) or _is_constant(b):
+    value, p = _coefficient(kind, a, b)
+    if isnan(value):
         return Correlation(n, nan, nan, nan, nan)
-    if kind == "pearson":
-        found, variance = stats.pearsonr(a, b), 1 / (n - 3) if n > 3 else nan
-    elif kind == "spearman":
-        found, variance = stats.spearmanr(a, b), 1.06 / (n - 3) if n > 3 else nan
-    else:
-        found, variance = stats.kendalltau(a, b), 0.437 / (n - 4) if n > 4 else nan
-    return _correlation(a, b, float(found.statistic), float(found.pvalue), variance, level)
+    half = nan
+    if kind == "pearson" and n > 3:
+        half = float(stats.norm.ppf((1 + level) / 2)) / sqrt(n - 3)
+    elif kind != "pearson" and n >= LEAST_RANKED:
+        variance = 1.06 / (n - 3) if kind == "spearman" else 0.437 / (n - 4)
+        half = _t_factor(n - 2, level) * sqrt(variance)
+    return _with_interval(n, value, p, half)
+
+
+def clustered(
+    x: ArrayLike, y: ArrayLike, blocks: Sequence[object], kind: str = "pearson", level: float = 0.95
+) -> Correlation:
+    """A correlation of pairs that come in blocks, e.g. of all runs of a study by their seed.
+
+    Runs of one seed share initialization, order of examples and random draws: the block is the
+    unit that is independent. The interval asks what other blocks would give: the coefficient is
+    taken without each of the S blocks in turn, and Fisher's z of it has the jackknife's standard
+    error sqrt((S - 1)/S sum (z_s - mean z)^2) and Student's t with S - 1 degrees. (In simulated
+    studies of 4 to 16 seeds it covers 94 to 98 %; resampling seeds with replacement and taking
+    percentiles covers 73 to 93 %, runs as independent pairs 91 to 100 %.)
+
+    Args:
+      x, y: the pairs; those with a non-finite value are left out.
+      blocks: the block of each pair.
+      kind: "pearson", "kendall" or "spearman".
+      level: of the interval.
+
+    Returns:
+      `n` counts the pairs. No interval and p with fewer than 3 blocks, or where rounding is all
+      that differs between the coefficients.
+    """
+    a, b, index = _finite(x, y, np.unique(np.asarray(blocks, str), return_inverse=True)[1])
+    value, _ = _coefficient(kind, a, b)
+    found = np.unique(index)
+    if isnan(value) or found.size < LEAST:
+        return Correlation(a.size, value, nan, nan, nan)
+    without = [_coefficient(kind, a[index != s], b[index != s])[0] for s in found]
+    z = np.arctanh(np.clip([*without, value], -1 + 1e-15, 1 - 1e-15))
+    if not np.isfinite(z).all() or is_rounding(z[:-1]):
+        return Correlation(a.size, value, nan, nan, nan)
+    s, center = found.size, float(z[-1])
+    error = sqrt((s - 1) * float(np.var(z[:-1])))  # (S - 1)/S times the sum of squares
+    half = _t_factor(s - 1, level) * error
+    p = 2 * float(stats.t.sf(abs(center) / error, s - 1))
+    return Correlation(a.size, value, tanh(center - half), tanh(center + half), p)
 
 
 def pearson(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
@@ -137,12 +208,12 @@ def pearson(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
 
 
 def spearman(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
-    """Spearman's rho; NaN for fewer than 3 pairs or a constant column, no interval below 4."""
+    """Spearman's rho; NaN for fewer than 3 pairs or a constant column, no interval below 8."""
     return _correlate("spearman", x, y, level)
 
 
 def kendall(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
-    """Kendall's tau-b; NaN for fewer than 3 pairs or a constant column, no interval below 5."""
+    """Kendall's tau-b; NaN for fewer than 3 pairs or a constant column, no interval below 8."""
     return _correlate("kendall", x, y, level)
 
 
@@ -152,46 +223,68 @@ def _compare(
     """The t interval and p of a difference with this standard error."""
     if isnan(error):
         return Comparison(n, difference, nan, nan, nan, nan, nan, nan)
-    if error == 0:  # identical runs (p = 1), or a difference without any spread (p = 0)
-        t = 0.0 if difference == 0 else inf * np.sign(difference)
-        p = 1.0 if difference == 0 else 0.0
-        return Comparison(n, difference, difference, difference, p, float(t), degrees, d)
     t = difference / error
     half = _t_factor(degrees, level) * error
     p = 2 * float(stats.t.sf(abs(t), degrees))
     return Comparison(n, difference, difference - half, difference + half, p, t, degrees, d)
 
 
-def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Comparison:
-    """Mean of `a - b` over pairs (runs of the same seed): paired t interval, p and d."""
+def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Comparison:
+    """Mean of `a - b` over pairs (runs of the same seed): paired t interval, p and d.
+
+    No interval, p or d below 3 pairs, or where the differences differ by rounding only
+    (`resolution`: see `is_rounding`): then nothing is known of how other seeds would differ.
+    """
     x, y = _finite(a, b)
     difference = x - y
     if difference.size == 0:
         return Comparison(0, nan, nan, nan, nan, nan, nan, nan)
-    found = mean(difference, level)
-    d = found.mean / found.std if found.std else nan
-    error = found.std / sqrt(found.n)
-    return _compare(found.n, found.mean, error, found.n - 1, d, level)
+    n, center = difference.size, float(difference.mean())
+    size = max(float(np.max(np.abs(x))), float(np.max(np.abs(y))))
+    if n < LEAST or is_rounding(difference, resolution, size):
+        return _compare(n, center, nan, nan, nan, level)
+    std = float(difference.std(ddof=1))
+    return _compare(n, center, std / sqrt(n), n - 1, center / std, level)
 
 
-def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Comparison:
-    """Mean of `a` minus mean of `b`, unpaired samples of unequal variance (Welch 1947)."""
-    x, y = mean(_finite(a)[0], level), mean(_finite(b)[0], level)
-    n = min(x.n, y.n)
+def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Comparison:
+    """Mean of `a` minus mean of `b`, unpaired samples of unequal variance (Welch 1947).
+
+    No interval, p or d where a sample has fewer than 3 values or both are constant but for
+    rounding (`resolution`: see `is_rounding`).
+    """
+    (first,), (second,) = _finite(a), _finite(b)
+    n = min(first.size, second.size)
     if n == 0:
         return Comparison(0, nan, nan, nan, nan, nan, nan, nan)
+    x, y = mean(first, level), mean(second, level)
+    size = max(abs(x.mean), abs(y.mean))
+    flat = [is_rounding(sample, resolution, size) for sample in (first, second)]
+    if n < LEAST or all(flat):
+        return _compare(n, x.mean - y.mean, nan, nan, nan, level)
     u, v = x.std**2 / x.n, y.std**2 / y.n
-    error = sqrt(u + v) if n > 1 else nan
-    degrees = (u + v) ** 2 / (u**2 / (x.n - 1) + v**2 / (y.n - 1)) if error > 0 else nan
-    pooled = sqrt((x.std**2 + y.std**2) / 2) if n > 1 else nan
-    d = (x.mean - y.mean) / pooled if pooled else nan
-    return _compare(n, x.mean - y.mean, error, degrees, d, level)
+    degrees = (u + v) ** 2 / (u**2 / (x.n - 1) + v**2 / (y.n - 1))
+    d = (x.mean - y.mean) / sqrt((x.std**2 + y.std**2) / 2)
+    return _compare(n, x.mean - y.mean, sqrt(u + v), degrees, d, level)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's corrected p values in the order given; NaN stays NaN and counts for nothing.
+
+    Sorted p_1 <= ... <= p_m: the k-th is `max over j <= k of min(1, (m - j + 1) p_j)` (Holm 1979).
+    """
+    corrected, so_far = [nan] * len(ps), 0.0
+    order = sorted((i for i, p in enumerate(ps) if not isnan(p)), key=lambda i: ps[i])
+    for rank, i in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(order) - rank) * ps[i]))
+        corrected[i] = so_far
+    return corrected
 
 
 def fit_line(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     """(slope, intercept) of least squares; NaN where `pearson` is."""
     a, b = _finite(x, y)
-    if a.size < 3 or _is_constant(a):
+    if a.size < 3 or is_rounding(a):
         return nan, nan
     slope = float(np.cov(a, b)[0, 1] / a.var(ddof=1))
     return slope, float(b.mean() - slope * a.mean())

@@ -1,11 +1,12 @@
-"""`summary.json`: what the rows of `runs.csv` say about each arm and about the tradeoff."""
+"""`summary.json`: what the rows of `runs.csv` say about each arm, claim and relation."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite, nan
 from typing import Any, TypeVar
 
-from prunejax.measures import statistics
+from prunejax.measures import claims as claims_lib
+from prunejax.measures import relations, statistics
 
 Row = Mapping[str, object]
 R = TypeVar("R", bound=Row)
@@ -44,6 +45,24 @@ def value(row: Row, column: str) -> float:
     return found
 
 
+_SINGLE = 1e-6  # what passes through single precision is not told apart below this
+
+
+def resolutions(columns: Iterable[str], test_examples: int = 0) -> dict[str, float]:
+    """The smallest difference that two values of a column can have, where there is one.
+
+    Accuracies differ by one test example at least; stabilities and gaps are quotients and
+    differences of accuracies in single precision.
+    """
+    found = {}
+    for column in columns:
+        if column.endswith("_test_accuracy"):
+            found[column] = 1 / test_examples if test_examples else 2 * _SINGLE
+        elif column in ("mean_stability", "generalization_gap", "sparsity"):
+            found[column] = 2 * _SINGLE
+    return found
+
+
 def numeric_columns(rows: Sequence[Row]) -> list[str]:
     """The columns that hold at least one finite number, labels left out, in file order."""
     columns = [c for c in (rows[0] if rows else {}) if c not in _LABELS]
@@ -71,14 +90,13 @@ def pairs(a: Sequence[Row], b: Sequence[Row], column: str) -> tuple[list[float],
 
 
 def correlate(rows: Sequence[Row], x: str, y: str) -> dict[str, Any]:
-    """Pearson, Kendall and Spearman of two columns over runs."""
+    """Pearson, Kendall and Spearman of two columns over runs, with seeds as blocks."""
     a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
-    kinds = {
-        "pearson": statistics.pearson,
-        "kendall": statistics.kendall,
-        "spearman": statistics.spearman,
+    seeds = [row["seed"] for row in rows]
+    return {
+        kind: asdict(statistics.clustered(a, b, seeds, kind))
+        for kind in ("pearson", "kendall", "spearman")
     }
-    return {name: asdict(function(a, b)) for name, function in kinds.items()}
 
 
 def correlations(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
@@ -101,6 +119,9 @@ def summarize(
     selected: Sequence[str] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
     comparisons: Sequence[Sequence[str]] = (),
+    claims: Sequence[str] = (),
+    test_examples: int = 0,
+    mechanics_only: bool = False,
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
@@ -111,6 +132,9 @@ def summarize(
       selected: arms of one more set of correlations, e.g. those of the paper's figure 2.
       groups: name -> arms that are alike but for pruning; correlations are given for each.
       comparisons: pairs of arms for Welch's test, e.g. `[("Prune_L", "Prune_S")]`.
+      claims: lines of `config.report.claims` (`measures.claims`).
+      test_examples: of the test split; 0: not known. A spread below one example is rounding.
+      mechanics_only: a small form of a study: no verdicts.
 
     Returns:
       A JSON-able dict; undefined numbers are None. Correlations are given over all runs and over
@@ -120,12 +144,17 @@ def summarize(
     columns = numeric_columns(good)
     arms = by_variant(rows)
     complete = {name: [row for row in arm if is_completed(row)] for name, arm in arms.items()}
+    steps = resolutions(columns, test_examples)
     variants = {
         name: {
             "runs": len(arm),
             "completed": len(complete[name]),
             "columns": {
-                c: asdict(statistics.mean([value(row, c) for row in complete[name]]))
+                c: asdict(
+                    statistics.mean(
+                        [value(row, c) for row in complete[name]], resolution=steps.get(c, 0.0)
+                    )
+                )
                 for c in columns
             },
         }
@@ -143,12 +172,28 @@ def summarize(
         ]
     of = {name: (baselines or {}).get(name, baseline) for name in complete}
     paired = {
-        name: {c: asdict(statistics.paired(*pairs(arm, complete[of[name]], c))) for c in columns}
+        name: {
+            c: asdict(
+                statistics.paired(*pairs(arm, complete[of[name]], c), resolution=steps.get(c, 0.0))
+            )
+            for c in columns
+        }
         for name, arm in complete.items()
         if name != of[name] and complete.get(of[name])
     }
+    for c in columns:  # one family: the arms, in one column
+        for name, p in zip(
+            paired, statistics.holm([arm[c]["p"] for arm in paired.values()]), strict=True
+        ):
+            paired[name][c]["p_holm"] = p
+    judged = claims_lib.judge(
+        [claims_lib.parse(text) for text in claims],
+        lambda a, b, c: pairs(complete.get(a, ()), complete.get(b, ()), c),
+        steps,
+        mechanics_only,
+    )
     tests = [
-        {"a": a, "b": b, "columns": _welch(complete[a], complete[b], columns)}
+        {"a": a, "b": b, "columns": _welch(complete[a], complete[b], columns, steps)}
         for a, b in comparisons
         if complete.get(a) and complete.get(b)
     ]
@@ -160,6 +205,9 @@ def summarize(
         "stopped": stopped,
         "confidence": 0.95,
         "methods": statistics.METHODS,
+        "notes": _notes(variants),
+        "claims": judged,
+        "relations": _relations(scopes, mechanics_only),
         "variants": variants,
         "correlations": {name: correlations(scope) for name, scope in scopes.items()},
         "paired": {
@@ -172,9 +220,52 @@ def summarize(
     return jsonable(summary)
 
 
-def _welch(a: Sequence[Row], b: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
+def _relations(scopes: Mapping[str, Sequence[Row]], mechanics_only: bool) -> list[dict[str, Any]]:
+    """Stability against accuracy: for each group of arms, or for the arms with events."""
+    groups = [name for name in scopes if name.startswith("group: ")]
+    chosen = groups or ["selected" if "selected" in scopes else "runs_with_events"]
+    found = []
+    for scope in chosen:
+        for y in ("final_test_accuracy", "best_test_accuracy"):
+            values: dict[str, dict[str, tuple[float, float]]] = {}
+            for row in scopes[scope]:
+                pair = (value(row, "mean_stability"), value(row, y))
+                if isfinite(pair[0]) and isfinite(pair[1]):
+                    values.setdefault(str(row["variant"]), {})[str(row["seed"])] = pair
+            if len(values) > 1:
+                found.append(relations.relate(values, "mean_stability", y, scope))
+    relations.sentences(found, mechanics_only)
+    return found
+
+
+def _notes(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader may stumble over."""
+    beyond = [
+        f"{name} ({column})"
+        for name, arm in variants.items()
+        for column, found in arm["columns"].items()
+        if column in (*OUTCOMES[:3], "mean_stability") and (found["high"] > 1 or found["low"] < 0)
+    ]
+    if not beyond:
+        return []
+    return [
+        "Some intervals of fractions pass 0 or 100 %: "
+        + ", ".join(beyond[:6])
+        + (f" and {len(beyond) - 6} more" if len(beyond) > 6 else "")
+        + ". They are symmetric t intervals and are not cut: such a width says that the runs are "
+        "too few, or too close to the bound, for a t interval to be sharp."
+    ]
+
+
+def _welch(
+    a: Sequence[Row], b: Sequence[Row], columns: Sequence[str], steps: Mapping[str, float]
+) -> dict[str, Any]:
     return {
-        c: asdict(statistics.welch([value(r, c) for r in a], [value(r, c) for r in b]))
+        c: asdict(
+            statistics.welch(
+                [value(r, c) for r in a], [value(r, c) for r in b], resolution=steps.get(c, 0.0)
+            )
+        )
         for c in columns
     }
 

@@ -1,0 +1,90 @@
+"""What a study claims, in its config, and whether its runs bear it out.
+
+A claim is one line of `config.report.claims`: "L_large > S_small in final_test_accuracy" says that
+the arm L_large ends above S_small. Arms are compared seed by seed; Holm's correction goes over
+the claims of the page.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isnan
+from typing import Any
+
+from prunejax.measures import statistics
+
+LEAST_SEEDS = 4  # no verdict below
+LEVEL = 0.05
+DEFAULT_COLUMN = "final_test_accuracy"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`a` is larger (">") or smaller ("<") than `b` in a column of runs.csv."""
+
+    text: str
+    a: str
+    direction: str
+    b: str
+    column: str
+
+
+def parse(text: str) -> Claim:
+    """Reads "A > B in COLUMN"; without "in COLUMN" it is about `final_test_accuracy`.
+
+    Raises:
+      ValueError: the text is no such line.
+    """
+    found = re.fullmatch(r"\s*(\S+)\s+([<>])\s+(\S+)(?:\s+in\s+(\w+))?\s*", text)
+    if not found:
+        raise ValueError(
+            f"{text!r} is no claim like 'L_large > S_small in final_test_accuracy' (two variants "
+            "with > or < between them, then a column of runs.csv)"
+        )
+    return Claim(text, found[1], found[2], found[3], found[4] or DEFAULT_COLUMN)
+
+
+def judge(
+    claims: Sequence[Claim],
+    values: Callable[[str, str, str], tuple[Sequence[float], Sequence[float]]],
+    resolution: Mapping[str, float],
+    mechanics_only: bool = False,
+) -> list[dict[str, Any]]:
+    """Each claim with difference, interval, n, p, Holm's p and verdict.
+
+    Args:
+      claims: of the page.
+      values: `(a, b, column) -> ` the values of both arms for the seeds that both have.
+      resolution: smallest difference by column, see `statistics.is_rounding`.
+      mechanics_only: a small form of a study, which shows that it works and no more.
+
+    Returns:
+      Dicts with the claim's parts, those of a paired comparison, `p_holm`, `verdict` ("confirmed",
+      "contradicted", "undecided", "too few seeds", "mechanics only") and `reason`.
+    """
+    found = [
+        statistics.paired(*values(c.a, c.b, c.column), resolution=resolution.get(c.column, 0.0))
+        for c in claims
+    ]
+    enough = [f.n >= LEAST_SEEDS for f in found]
+    corrected = statistics.holm(
+        [f.p if ok else float("nan") for f, ok in zip(found, enough, strict=True)]
+    )
+    judged = []
+    for claim, comparison, p, ok in zip(claims, found, corrected, enough, strict=True):
+        verdict, reason = "undecided", ""
+        if mechanics_only:
+            verdict, reason = "mechanics only", "a small form shows that the study works, no more"
+        elif not ok:
+            verdict = "too few seeds"
+            reason = f"both arms have {comparison.n} seeds, a verdict needs {LEAST_SEEDS}"
+        elif isnan(comparison.p):
+            reason = "the differences do not vary from seed to seed beyond rounding"
+        elif p < LEVEL:
+            agrees = (comparison.difference > 0) == (claim.direction == ">")
+            verdict = "confirmed" if agrees else "contradicted"
+        judged.append(
+            {**asdict(claim), **asdict(comparison), "p_holm": p, "verdict": verdict}
+            | {"reason": reason}
+        )
+    return judged
