@@ -175,6 +175,7 @@ def run(
                 "shard": f"{index}/{count}",
                 "runs": [m.run for b in batches for m in b.members],
                 "command": command,
+                "test_examples": batches[0].dataset.test_examples,
             },
         )
         try:

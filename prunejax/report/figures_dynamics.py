@@ -40,7 +40,7 @@ def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def by_seed(study: Study, variant: str) -> dict[str, dict[int, float]]:
-    """seed -> epoch -> test accuracy at its end (after an event)."""
+    """Seed -> epoch -> test accuracy at its end (after an event)."""
     found: dict[str, dict[int, float]] = {}
     for row in by_variant(study.epochs).get(variant, []):
         found.setdefault(row["seed"], {})[int(row["epoch"])] = number(row["test_accuracy"])
@@ -216,7 +216,11 @@ def noise(study: Study, look: Look) -> Drawing | None:
     if not arms:
         return None
     panels = [_differences(study, look, group, title) for title, group in arms.items()]
-    panels.append(arm_legend(study, look, list(dict.fromkeys(sum(arms.values(), []))), False))
+    panels.append(
+        arm_legend(
+            study, look, list(dict.fromkeys(v for group in arms.values() for v in group)), False
+        )
+    )
     return Drawing(
         panels,
         "Accuracy over epochs under noise",

@@ -49,9 +49,7 @@ def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
     axes.set_xlabel("iterative rate (% of the layer per event)")
 
 
-def _rate_curves(
-    axes: Axes, cells: Mapping[tuple[str, float], list[Row]], column: str
-) -> None:
+def _rate_curves(axes: Axes, cells: Mapping[tuple[str, float], list[Row]], column: str) -> None:
     for target in TARGETS:
         rates = sorted(rate for t, rate in cells if t == target)
         if not rates:

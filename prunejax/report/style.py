@@ -202,7 +202,10 @@ def _inline(svg: str, prefix: str) -> str:
     view = re.search(r'viewBox="[^"]*"', svg)
     assert view is not None
     svg = re.sub(
-        r"<svg[^>]*>", f'<svg {view[0]} stroke-linejoin="round" stroke-linecap="butt">', svg, count=1
+        r"<svg[^>]*>",
+        f'<svg {view[0]} stroke-linejoin="round" stroke-linecap="butt">',
+        svg,
+        count=1,
     )
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{prefix}", svg)
     return svg.strip()
@@ -211,9 +214,7 @@ def _inline(svg: str, prefix: str) -> str:
 def with_words(svg: str, alt: str) -> str:
     """The drawing with what it shows, for those who do not see it."""
     text = escape(alt)
-    return svg.replace(
-        "<svg ", f'<svg role="img" aria-label="{text}" ', 1
-    )
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{text}" ', 1)
 
 
 def context() -> AbstractContextManager[None]:

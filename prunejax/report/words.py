@@ -114,9 +114,7 @@ def arms(study: "Study") -> dict[str, str]:
     events = by_variant(study.events)
     found = {v: _treatment(study, v, events.get(v, [])) for v in study.variants}
     fields = dict.fromkeys(key for own in changes.values() for key in own)
-    varied = [
-        key for key in fields if len({str(own.get(key)) for own in changes.values()}) > 1
-    ]
+    varied = [key for key in fields if len({str(own.get(key)) for own in changes.values()}) > 1]
     for label, own in changes.items():  # what is no pruning
         for key in varied:
             if key in own and not key.startswith(("prune.", "intervention.")):
