@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from prunejax.evaluation import Metrics
 from prunejax.measures import emptied
 from prunejax.plan import Member
 from prunejax.population import Population
-from prunejax.progress import Progress
+from prunejax.progress import Progress, standing, whose
 from prunejax.saving import Saving
 from prunejax.step import TrainState
 from prunejax.summary import summarize
@@ -70,6 +71,7 @@ class Chunk:
         self._saving = Saving(
             self.directory, self.checkpoints, self._targets, self.progress, self.policy.clock
         )
+        self._standing = ""  # loss and accuracy, for the progress line
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -102,7 +104,8 @@ class Chunk:
             epoch = int(restored.facts["epoch"])
             self._saving.measured = restored.facts["measured"]
             done = self._done(states)
-            self.progress.advance(done * len(self.members), "continuing from a checkpoint")
+            text = "continuing from a checkpoint"
+            self.progress.advance(done * len(self.members), text, timed=False)
         self.directory.truncate(marks["sizes"], marks.get("digests"))
         if states is None:
             states = self._before_training(self.population.initial(self._padded))
@@ -110,7 +113,10 @@ class Chunk:
         while epoch < program.epochs:
             self._saving.reached(states, epoch)
             states = self._train_epoch(states, epoch)
-            states, stopped = self._end_epoch(states, epoch)
+            first = "end of an epoch" not in self._warm  # it compiles what no other call has
+            self._warm.add("end of an epoch")
+            with self.progress.excluded() if first else nullcontext():
+                states, stopped = self._end_epoch(states, epoch)
             epoch += 1
             self._saving.rows_written()
             self._saving.reached(states, epoch)
@@ -139,22 +145,30 @@ class Chunk:
         while done < full:
             count = min(self._calls, full - done)
             begin = time.perf_counter()
-            states = self._timed(
-                "training", self.population.train, states, self.population.data, np.int32(count)
-            )
+            warm = "training" in self._warm
+            with self._once("training"):
+                states = jax.block_until_ready(
+                    self.population.train(states, self.population.data, np.int32(count))
+                )
             seconds = time.perf_counter() - begin
             self._saving.reached(states, epoch)
             self._calls = distributed.on_main(partial(self._next_call, count, seconds))
             done += count
-            self.progress.advance(count * len(self.members), self._text(epoch))
+            if done < full:  # the epoch takes more than one call: how it goes so far
+                with self._once("how it goes"):
+                    train = self.population.summary(states)[0]
+                    self._stand(train.loss, "train", train.accuracy)
+            self.progress.advance(count * len(self.members), self._text(epoch), timed=warm)
             if done < per_epoch:
                 self._maybe_save(states, epoch, epoch_done=False)
         if done == full < per_epoch:
-            states = self._timed(
-                "training", self.population.train_last, states, self.population.data
-            )
+            warm = "last batch" in self._warm
+            with self._once("last batch"):
+                states = jax.block_until_ready(
+                    self.population.train_last(states, self.population.data)
+                )
             self._saving.reached(states, epoch)
-            self.progress.advance(len(self.members), self._text(epoch))
+            self.progress.advance(len(self.members), self._text(epoch), timed=warm)
         return states
 
     def _next_call(self, steps: int, seconds: float) -> int:
@@ -203,25 +217,25 @@ class Chunk:
                 )
             )
         self.directory.append("epochs", rows)
+        self._stand(train.loss, "test", post.accuracy)
         return states, bool(np.all(bad[: len(self.members)] >= 0))
 
     # -- parts ------------------------------------------------------------------------------
 
-    def _timed(self, what: str, fn: Callable[..., Any], *args: Any) -> Any:
-        """Calls and waits; the first call of a function is compilation and no training time."""
-        name = f"{what} {id(fn)}"
-        if name in self._warm:
-            return jax.block_until_ready(fn(*args))
-        self._warm.add(name)
-        with self._saving.long(name):
-            return jax.block_until_ready(fn(*args))
+    def _once(self, what: str) -> AbstractContextManager[None]:
+        """The first time is compilation: no training time, and a signal need not wait for it."""
+        if what in self._warm:
+            return nullcontext()
+        self._warm.add(what)
+        return self._saving.long(what)
+
+    def _stand(self, loss: Any, split: str, accuracy: Any) -> None:
+        count = len(self.members)
+        self._standing = standing(loss[:count], split, accuracy[:count])
 
     def _text(self, epoch: int) -> str:
-        labels = list(dict.fromkeys(m.variant for m in self.members))
-        seeds = sorted({m.seed for m in self.members})
-        arms = ", ".join(labels) if len(labels) <= 3 else f"{len(labels)} variants"
-        some = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-        return f"{arms}, {some}, epoch {epoch + 1}/{self.population.program.epochs}"
+        which = [(m.variant, m.seed) for m in self.members]
+        return f"{whose(which)}, epoch {epoch + 1}/{self.population.program.epochs}{self._standing}"
 
     def _test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
         with self._saving.long(f"test {after_event}"):

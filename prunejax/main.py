@@ -6,6 +6,7 @@ command continues.
 """
 
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -185,6 +186,22 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     return code
 
 
+def _command(values: flags.FlagValues, shard: tuple[int, int]) -> str:
+    """The command that continues or repeats this study, but for `--workdir`.
+
+    It names no place of this machine: a config file of this repository by its path in there, any
+    other by its name.
+    """
+    file, separator, argument = config_flags.get_config_filename(values["config"]).partition(":")
+    path = Path(file).resolve()
+    file = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    words = ["python", "-m", "prunejax.main", f"--config={file}{separator}{argument}"]
+    for name, value in config_flags.get_override_values(values["config"]).items():
+        words.append(f"--config.{name}={value}")
+    words += [f"--shard={shard[0]}/{shard[1]}"] if shard[1] > 1 else []
+    return shlex.join(words)
+
+
 def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], processes: int) -> int:
     from configs import default
     from prunejax import chunk, distributed, study
@@ -200,6 +217,7 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
             shard_of=shard,
             stop_requested=signals.requested,
             quiet=values.quiet,
+            command=_command(values, shard),
         )
     except chunk.Interrupted:
         return _tell("interrupted and saved; the same command continues", REQUEUE)

@@ -78,18 +78,21 @@ class Saving:
     def long(self, what: str, text: str = "") -> Iterator[None]:
         """Around what may compile or otherwise take long: a signal ends the study at once.
 
-        Training that would be lost is saved before. Of several processes all wait, so that they
-        end at the same step.
+        The first call, which compiles, and what has a text are no training time for the progress
+        line. Training that would be lost is saved before. Of several processes all wait, so that
+        they end at the same step.
 
         Args:
           what: the same for calls that take about the same time after the first one.
           text: for the progress line.
         """
+        first = what not in self._took
         long = self._took.get(what, math.inf) > LONG and jax.process_count() == 1
         late = self.clock() - self.saved_at > WORTH_SAVING
         if long and late and self._saveable is not None:
             self.save(*self._saveable)
         begin = time.perf_counter()
-        with self.progress.excluded(text), signals.at_once() if long else nullcontext():
+        aside = self.progress.excluded(text) if first or text else nullcontext()
+        with aside, signals.at_once() if long else nullcontext():
             yield
         self._took[what] = time.perf_counter() - begin

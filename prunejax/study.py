@@ -25,6 +25,7 @@ from prunejax.measures import suite
 from prunejax.plan import Batch, Member
 from prunejax.progress import Progress
 from prunejax.record import RecordError, RunDirectory, WorkdirError
+from prunejax.times import Times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,7 @@ def run(
     shard_of: tuple[int, int] = (1, 1),
     stop_requested: Callable[[], bool] = lambda: False,
     quiet: bool = False,
+    command: str = "",
 ) -> Result:
     """Runs a study to its end, or continues it, and writes its report.
 
@@ -132,6 +134,7 @@ def run(
       shard_of: (i, n), from 1: train only the i-th of n parts of the members.
       stop_requested: asked between calls; True saves a checkpoint and raises chunk.Interrupted.
       quiet: print nothing.
+      command: what starts this study, but for its workdir: told in the report.
 
     Raises:
       ValueError (ConfigError, WorkdirError, ...): the request cannot be carried out; nothing was
@@ -181,6 +184,7 @@ def run(
                 "runs": [m.run for b in batches for m in b.members],
                 "test_examples": _test_examples(batches),
                 "notes": [note for b in batches for note in b.notes],
+                "command": command,
             },
         )
         try:
@@ -238,7 +242,10 @@ def _report(directory: RunDirectory, empty: bool) -> Path | None:
         directory.finish()
         return None
     directory.tensorboard()
-    page = report.build([directory.path])
+    try:
+        page = report.build([directory.path])
+    except report.ReportError as error:  # the tables were changed while the study ran
+        raise WorkdirError(str(error)) from error
     directory.finish(report=page.name)
     return page
 
@@ -300,10 +307,11 @@ def _train(
         lambda b: measuring.hook(batches[b], settings, directory, progress.message)
     )
     number = 0
+    times = Times(directory, jax.device_count())
     for b, wave in people.order:
         for part, size in people.chunks(b, wave):
             if all(m.run in finished for m in part):
-                progress.advance(steps[b] * len(part), "finished before")
+                progress.advance(steps[b] * len(part), "finished before", timed=False)
                 number += 1
                 continue
             chunk = Chunk(
@@ -321,7 +329,8 @@ def _train(
             number += 1
             if (directory.load_json("progress.json") or {}).get("chunk") != chunk.index:
                 directory.save_json("progress.json", {"chunk": chunk.index, **directory.marks()})
-            chunk.run()
+            with times.counted():
+                chunk.run()
             directory.save_json("progress.json", {"chunk": number, **directory.marks()})
             chunk.checkpoints.clear()
     progress.close("done")

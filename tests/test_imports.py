@@ -70,6 +70,7 @@ LEVELS = {
     "streamed_population": 4,
     "summary": 4,
     "targets": 4,
+    "times": 4,
     "tensorboard_view": 4,
     "unit_check": 4,
     "main": 5,

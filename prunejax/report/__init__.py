@@ -3,8 +3,13 @@
 python -m prunejax.report DIR [DIR ...] [--output=DIR]
 """
 
+import contextlib
+import importlib
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from prunejax import checks, registry
@@ -19,6 +24,10 @@ FIGURES = (
 )
 
 
+class ReportError(ValueError):
+    """The directories cannot be reported on; the text says why and what to do."""
+
+
 def check(options: Any, labels: Sequence[str]) -> None:
     """Refuses a `config.report` that could not be drawn, before anything is trained.
 
@@ -27,8 +36,17 @@ def check(options: Any, labels: Sequence[str]) -> None:
       labels: of the study's variants.
 
     Raises:
-      ValueError: names the field, the value, and what there is.
+      ValueError: names the field, the value, and what there is; or the report's packages cannot
+        be imported.
     """
+    try:
+        _page()
+    except Exception as error:  # of a broken installation: before training, not after it
+        reason = " ".join(str(error).split())
+        raise checks.ConfigError(
+            f"the report could not be drawn: {type(error).__name__}: {reason}. Mend the "
+            "installation of matplotlib, Pillow and Jinja2 first"
+        ) from error
     for name in options.figures:
         registry.lookup(dict.fromkeys(FIGURES), name, "figure in config.report.figures")
     if options.baseline != "none":  # the default; a study may have no such variant
@@ -50,6 +68,26 @@ def check(options: Any, labels: Sequence[str]) -> None:
             )
 
 
+def _page() -> ModuleType:
+    """The module that writes pages: loads matplotlib, whatever backend the environment names.
+
+    A notebook leaves `MPLBACKEND=module://matplotlib_inline.backend_inline` behind, which raises
+    where that package is not installed. Figures are drawn without any backend.
+    """
+    given = os.environ.get("MPLBACKEND")
+    if given is None or "matplotlib" in sys.modules:
+        return importlib.import_module("prunejax.report.page")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        page = importlib.import_module("prunejax.report.page")
+        matplotlib = sys.modules["matplotlib"]
+    finally:
+        os.environ["MPLBACKEND"] = given
+    with contextlib.suppress(ValueError):  # there is no such backend
+        matplotlib.rcParams["backend"] = given  # for others in this process
+    return page
+
+
 def build(directories: Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Writes `report.html`, `summary.json` and `figures/`; returns the page.
 
@@ -61,7 +99,4 @@ def build(directories: Sequence[str | Path], output: str | Path | None = None) -
     Raises:
       ReportError (a ValueError): no run directory, unreadable tables, a run that appears twice.
     """
-    # Imported here, so that a training process loads matplotlib only at its end.
-    from prunejax.report.page import write
-
-    return write(directories, output)
+    return _page().write(directories, output)

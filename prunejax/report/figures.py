@@ -13,33 +13,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
-from prunejax.measures.summary import number, value
+from prunejax.measures.summary import by_variant, number, value
+from prunejax.report import words
 from prunejax.report.results import Row, Study
-from prunejax.report.style import (
-    FEW,
-    MINUS,
-    Look,
-    figure,
-    legend_below,
-    pad,
-    percent,
-    with_interval,
-)
+from prunejax.report.style import COLORS, FEW, GREY, Look, legend, pad, panel
+from prunejax.report.words import percent
 
 
 @dataclass
 class Drawing:
     """A figure with the words around it."""
 
-    figure: Figure
+    panels: list[Figure]
     title: str
     caption: str
+    alt: str  # what it shows: the finding
 
 
 Draw = Callable[[Study, Look], Drawing | None]
-
+PointStyle = Callable[[str], tuple[str, str]]  # arm -> colour, marker
 
 STABILITY = "in brackets: mean stability"  # title of legends of `legend_label`s
+TARGET_COLORS = {"S": COLORS[0], "R": COLORS[2], "L": COLORS[1]}
+TARGET_MARKERS = {"S": "o", "R": "^", "L": "s"}
 
 
 def legend_label(study: Study, variant: str) -> str:
@@ -48,14 +44,32 @@ def legend_label(study: Study, variant: str) -> str:
     return f"{variant} ({percent(stability)})" if isfinite(stability) else variant
 
 
+def arm_legend(study: Study, look: Look, variants: Sequence[str], points: bool = True) -> Figure:
+    """The legend of arms, with their stabilities."""
+    handles = [look.handle(v, legend_label(study, v), points=points) for v in variants]
+    return legend(handles, STABILITY)
+
+
+def listed(numbers: Sequence[tuple[str, float]], unit: str = "%", most: int = 9) -> str:
+    """`none 94.1%, L_large 94.2%`; of many arms the lowest and the highest."""
+    known = [(label, x) for label, x in numbers if isfinite(x)]
+    if len(known) > most:
+        low, high = min(known, key=lambda k: k[1]), max(known, key=lambda k: k[1])
+        return (
+            f"from {low[0]} {low[1]:.1f}{unit} to {high[0]} {high[1]:.1f}{unit} "
+            f"over {len(known)} arms"
+        )
+    return ", ".join(f"{label} {x:.1f}{unit}" for label, x in known)
+
+
 def stability(study: Study, look: Look) -> Drawing | None:
     """Stability of each arm: a point per run, mean and interval."""
-    arms = {v: [r for r in study.good if r["variant"] == v] for v in study.variants}
-    arms = {v: rows for v, rows in arms.items() if rows}
+    recorded = by_variant(study.good)
+    arms = {v: recorded[v] for v in study.variants if v in recorded}
     if not arms:
         return None
-    made = figure(11, 1.2 + 0.46 * len(arms))
-    axes = made.subplots()
+    made, axes = panel(1.0 + 0.36 * len(arms))
+    means = []
     for place, (variant, rows) in enumerate(arms.items()):
         values = 100 * np.array([value(row, "mean_stability") for row in rows])
         mean = statistics.mean(values)
@@ -64,13 +78,14 @@ def stability(study: Study, look: Look) -> Drawing | None:
             np.full(len(values), place + 0.16),
             linestyle="none",
             marker=look.marker(variant),
-            markersize=6,
+            markersize=5,
             color=look.color(variant),
-            alpha=0.6,
-            markeredgewidth=0,
+            markeredgecolor="white",
+            markeredgewidth=0.4,
         )
         if not isfinite(mean.mean):
             continue
+        means.append((variant, mean.mean))
         above = place - 0.16  # the interval, clear of the points
         if len(rows) >= FEW:
             axes.plot([mean.low, mean.high], [above, above], color="black", linewidth=1.8)
@@ -79,33 +94,98 @@ def stability(study: Study, look: Look) -> Drawing | None:
             f"{mean.mean:.2f}%",
             (1.0, place),
             xycoords=("axes fraction", "data"),
-            xytext=(8, 0),
+            xytext=(6, 0),
             textcoords="offset points",
             va="center",
         )
-    axes.set_yticks(range(len(arms)), list(arms))
+    axes.set_yticks(range(len(arms)), [label[:24] for label in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("mean stability of a run (%): accuracy after an event / accuracy before it")
+    axes.set_xlabel("mean stability of a run (%)")
     pad(axes, 0.03)
     return Drawing(
-        made,
+        [made],
         "Stability",
-        "One point per run, the mean over its pruning events. Black: mean over seeds (written at "
-        "the right) and, from four runs on, its 95% confidence interval. Runs without events count "
-        "as 100%.",
+        "Stability is accuracy after an event / accuracy before it. One point per run, the mean "
+        "over its pruning events. Black: mean over seeds (written at the right) and, from four "
+        "runs on, its 95% confidence interval. Runs without events count as 100%.",
+        f"Mean stability: {listed(means)}.",
     )
 
 
-def regression(axes: Axes, rows: Sequence[Row], x: str, y: str) -> None:
+def coefficients(rows: Sequence[Row], x: str, y: str) -> str:
+    """`r = ..., τ = ..., n = ...`; the intervals are in the page's table of relations."""
+    a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
+    r, tau = statistics.pearson(a, b), statistics.kendall(a, b)
+    both = f"{words.coefficient('r', r.value)}, {words.coefficient('τ', tau.value)}"
+    return f"{both}, n = {r.n} runs"
+
+
+def scatter_panel(
+    rows: Sequence[Row],
+    x: str,
+    y: str,
+    style: PointStyle,
+    *,
+    fitted: Sequence[Row] | None = None,
+    title: str = "",
+    height: float = 3.4,
+) -> tuple[Figure, str]:
+    """A point per run with its standard errors, the least-squares line, r and tau above it.
+
+    Args:
+      rows: the points.
+      x, y: columns.
+      style: colour and marker of an arm.
+      fitted: the runs that line and coefficients are about, all by default; others are hollow.
+      title: what stands before the coefficients.
+
+    Returns:
+      The panel, and its coefficients in words.
+    """
+    made, axes = panel(height)
+    fitted = rows if fitted is None else fitted
+    inside = {row["run"] for row in fitted}
+    for variant, own in by_variant(rows).items():
+        color, marker = style(variant)
+        errors = []
+        for column in (x, y):
+            error = [words.factor(column) * number(row.get(f"{column}_stderr")) for row in own]
+            errors.append(error if np.isfinite(error).any() else None)
+        axes.errorbar(
+            [words.factor(x) * value(row, x) for row in own],
+            [words.factor(y) * value(row, y) for row in own],
+            xerr=errors[0],
+            yerr=errors[1],
+            linestyle="none",
+            marker=marker,
+            color=color,
+            markerfacecolor=color if any(row["run"] in inside for row in own) else "none",
+            elinewidth=0.8,
+            markersize=5,
+            zorder=2,
+        )
+    line(axes, fitted, x, y)
+    found = coefficients(fitted, x, y)
+    axes.set_title("\n".join(text for text in (title, found) if text))
+    axes.set_xlabel(words.axis(x))
+    axes.set_ylabel(words.axis(y))
+    pad(axes)
+    return made, f"{words.name(y)} against {words.name(x)}: {found}"
+
+
+def line(axes: Axes, rows: Sequence[Row], x: str, y: str) -> None:
     """The least-squares line over the span of the points."""
-    a = np.array([value(row, x) for row in rows])
-    slope, intercept = statistics.fit_line(a, [value(row, y) for row in rows])
+    a = words.factor(x) * np.array([value(row, x) for row in rows])
+    slope, intercept = statistics.fit_line(a, [words.factor(y) * value(row, y) for row in rows])
     if isfinite(slope):
         span = np.array([np.nanmin(a), np.nanmax(a)])
-        axes.plot(
-            100 * span, 100 * (slope * span + intercept), color="#555555", linewidth=1.2, zorder=1
-        )
+        axes.plot(span, slope * span + intercept, color=GREY, linewidth=1.2, zorder=1)
+
+
+def look_of(look: Look) -> PointStyle:
+    """Colour and marker by arm."""
+    return lambda variant: (look.color(variant), look.marker(variant))
 
 
 def chosen(study: Study) -> tuple[str, list[Row]]:
@@ -120,93 +200,49 @@ def chosen(study: Study) -> tuple[str, list[Row]]:
     return "all runs", study.good
 
 
-def coefficients(rows: Sequence[Row], x: str, y: str) -> str:
-    """`r = ..., tau = ..., n = ...` with intervals."""
-    a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
-    r, tau = statistics.pearson(a, b), statistics.kendall(a, b)
-    return f"{with_interval('r', r)}, {with_interval('τ', tau)}, n = {r.n}"
-
-
-def against_stability(
-    study: Study, look: Look, columns: Sequence[tuple[str, str]]
-) -> Figure | None:
-    """One panel per column, a point per run; the coefficients stand above each panel.
-
-    Nothing for groups of arms: pooled, they would show the differences between the groups.
-    """
-    if len(study.groups) > 1:
-        return None
-    variants = [v for v in study.variants if any(row["variant"] == v for row in study.good)]
-    columns = [c for c in columns if any(isfinite(value(r, c[0])) for r in study.good)]
-    if not columns or len(study.good) < 2:
-        return None
-    made = figure(11 if len(columns) > 1 else 7, 5.2)
-    scope, rows = chosen(study)
-    for axes, (column, label) in zip(
-        made.subplots(1, len(columns), squeeze=False)[0], columns, strict=True
-    ):
-        for variant in variants:
-            own = [row for row in study.good if row["variant"] == variant]
-            inside = any(row in rows for row in own)
-            axes.plot(
-                [100 * value(row, "mean_stability") for row in own],
-                [100 * value(row, column) for row in own],
-                linestyle="none",
-                marker=look.marker(variant),
-                color=look.color(variant),
-                markerfacecolor=look.color(variant) if inside else "none",
-                markersize=6,
-                alpha=0.8,
-                zorder=2,
-            )
-        regression(axes, rows, "mean_stability", column)
-        axes.set_title(f"{scope}:\n{coefficients(rows, 'mean_stability', column)}", fontsize=9.5)
-        axes.set_xlabel("mean stability (%)")
-        axes.set_ylabel(label)
-        pad(axes)
-    legend_below(
-        made, [look.handle(v, legend_label(study, v), points=True) for v in variants], STABILITY
-    )
-    return made
-
-
 _READING = (
-    "One point per run. Line and coefficients (Pearson r, Kendall τ, 95% confidence intervals) are "
-    "about the runs named above the panel; arms outside are drawn hollow. The intervals take runs "
-    "as independent, although those of one arm share its treatment."
+    "One point per run. Line and coefficients (Pearson r, Kendall τ) are about the runs named "
+    "above the panel; arms outside are drawn hollow. Runs of one arm share its treatment and runs "
+    "of one seed their start: what the coefficients carry is in the table of relations."
 )
+
+
+def _against_stability(
+    study: Study, look: Look, columns: Sequence[str], title: str, caption: str
+) -> Drawing | None:
+    """One panel per column. Nothing for groups of arms: pooled, they would show the groups."""
+    if len(study.groups) > 1 or len(study.good) < 2:
+        return None
+    variants = [v for v in study.variants if v in by_variant(study.good)]
+    columns = [c for c in columns if any(isfinite(value(r, c)) for r in study.good)]
+    if not columns:
+        return None
+    scope, rows = chosen(study)
+    found = [
+        scatter_panel(study.good, "mean_stability", c, look_of(look), fitted=rows, title=scope)
+        for c in columns
+    ]
+    panels = [made for made, _ in found] + [arm_legend(study, look, variants)]
+    return Drawing(panels, title, caption, f"{scope}: {'; '.join(text for _, text in found)}.")
 
 
 def scatter(study: Study, look: Look) -> Drawing | None:
     """Figure 2, right: accuracy against stability."""
-    made = against_stability(
+    return _against_stability(
         study,
         look,
-        [
-            ("final_test_accuracy", "test accuracy after the last epoch (%)"),
-            ("best_test_accuracy", "best test accuracy since the last event (%)"),
-        ],
-    )
-    if made is None:
-        return None
-    return Drawing(
-        made,
+        ("final_test_accuracy", "best_test_accuracy"),
         "Accuracy against stability",
-        _READING + " A negative r is the tradeoff: less stable training generalizes better.",
+        _READING + " The best accuracy is taken since the last event.",
     )
 
 
 def gap(study: Study, look: Look) -> Drawing | None:
     """Figure 4, bottom: generalization gap against stability."""
-    made = against_stability(
+    return _against_stability(
         study,
         look,
-        [("generalization_gap", f"train {MINUS} test accuracy (percentage points)")],
-    )
-    if made is None:
-        return None
-    return Drawing(
-        made,
+        ("generalization_gap",),
         "Generalization gap against stability",
-        _READING + " A positive r is the tradeoff. The gap is taken at the best epoch.",
+        _READING + " The gap is taken at the best epoch.",
     )

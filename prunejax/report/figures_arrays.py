@@ -16,16 +16,17 @@ import numpy as np
 
 from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, number
-from prunejax.report.figures import STABILITY, Drawing, legend_label
+from prunejax.report import words
+from prunejax.report.figures import Drawing, arm_legend, legend_label
 from prunejax.report.results import Study
 from prunejax.report.style import (
     COLORS,
+    GREY,
     Look,
-    figure,
-    legend_below,
+    legend,
     line_handle,
+    panel,
     plain_numbers,
-    with_interval,
 )
 
 
@@ -52,8 +53,7 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
     }
     if not spectra:
         return None
-    made = figure(11, 4.8)
-    bars, lines = made.subplots(1, 2, width_ratios=(3, 2))
+    (first, bars), (second, lines) = panel(), panel()
     width = 0.8 / len(spectra)
     for index, (variant, found) in enumerate(spectra.items()):
         mean, low, _ = statistics.bands(found[:, :10])
@@ -73,12 +73,13 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
     bars.grid(axis="x", visible=False)
     lines.set(xlabel="rank by magnitude", ylabel="|eigenvalue| (nats)", yscale="log")
     plain_numbers(lines.yaxis)
-    legend_below(made, [look.handle(v, legend_label(study, v)) for v in spectra], STABILITY)
+    tops = ", ".join(f"{v} {found[:, 0].mean():.3g}" for v, found in spectra.items())
     return Drawing(
-        made,
+        [first, second, arm_legend(study, look, list(spectra), points=False)],
         "Leading eigenvalues of the Hessian",
-        "Means over seeds. Left: the most positive eigenvalues with 95% confidence intervals. "
-        "Right: all that were computed, by magnitude.",
+        "Means over seeds. First: the most positive eigenvalues with 95% confidence intervals. "
+        "Second: all that were computed, by magnitude.",
+        f"Largest eigenvalue in nats, mean over seeds: {tops}.",
     )
 
 
@@ -87,8 +88,8 @@ def spectrum(study: Study, look: Look) -> Drawing | None:
     found = arrays(study, "spectral_grid", "spectral_density", "spectral_stderr")
     if not found:
         return None
-    made = figure(11, 4.4)
-    axes, top = made.subplots(), 0.0
+    made, axes = panel()
+    top = 0.0
     for variant, items in found.items():
         item = items[0]
         grid, mean, error = (item[f"spectral_{n}"] for n in ("grid", "density", "stderr"))
@@ -99,12 +100,13 @@ def spectrum(study: Study, look: Look) -> Drawing | None:
     axes.set(xlabel="eigenvalue of the Hessian (nats)", ylabel="density (fraction per nat)")
     axes.set(yscale="log", ylim=(1e-7 * top, 2 * top))
     plain_numbers(axes.yaxis)
-    legend_below(made, [look.handle(v, legend_label(study, v)) for v in found], STABILITY)
+    spans = ", ".join(f"{v} to {items[0]['spectral_grid'][-1]:.3g}" for v, items in found.items())
     return Drawing(
-        made,
+        [made, arm_legend(study, look, list(found), points=False)],
         "Spectrum of the Hessian",
         "Density of the eigenvalues of the first run of each arm, smoothed; the band is one "
         "standard error over start vectors.",
+        f"The spectra reach, in nats: {spans}.",
     )
 
 
@@ -113,27 +115,32 @@ def perturbation(study: Study, look: Look) -> Drawing | None:
     found = arrays(study, "epsilons", "loss_increase")
     if not found:
         return None
-    wide = min(3, len(found))
-    lines = -(-len(found) // wide)
-    made = figure(11, 0.3 + 3.0 * lines)
-    grid = made.subplots(lines, wide, squeeze=False, sharey=True)
-    for axes in grid.flatten()[len(found) :]:
-        axes.set_visible(False)
-    for axes, (variant, items) in zip(grid.flatten(), found.items(), strict=False):
-        increase = np.mean([item["loss_increase"] for item in items], axis=0)
+    means = {
+        variant: np.mean([item["loss_increase"] for item in items], axis=0)
+        for variant, items in found.items()
+    }
+    low = min(float(np.nanmin(m)) for m in means.values())
+    high = max(float(np.nanmax(m)) for m in means.values())
+    panels = []
+    for variant, increase in means.items():
+        items = found[variant]
+        made, axes = panel(2.8)
+        panels.append(made)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         for direction, curve in enumerate(increase):
             shade = 1 - 0.8 * direction / max(len(increase), 1)
             axes.plot(items[0]["epsilons"], curve, color=look.color(variant), alpha=shade)
         axes.axhline(0.1, color="#888888", linestyle="--", linewidth=0.8)
         axes.set_title(legend_label(study, variant))
         axes.set_xlabel("ε along the eigenvector")
-    for axes in grid[:, 0]:
         axes.set_ylabel("loss increase (nats)")
+    most = ", ".join(f"{v} {np.nanmax(m):.2g}" for v, m in means.items())
     return Drawing(
-        made,
+        panels,
         "Loss along the leading eigenvectors",
         "Mean over seeds, one curve per direction, the leading one darkest. The dashed line is "
         "the increase of 0.1 that defines ε-flatness.",
+        f"Largest mean loss increase along an eigenvector, in nats: {most}.",
     )
 
 
@@ -143,13 +150,12 @@ def forecast(study: Study, look: Look) -> Drawing | None:
     rows = [r for r in study.events if all(isfinite(number(r.get(c))) for c in columns)]
     if not rows:
         return None
-    made = figure(11, 5.4)
-    for axes, column, words in zip(
-        made.subplots(1, 2),
-        columns,
-        ("first order: g·d", "second order: g·d + d·Hd/2"),
-        strict=True,
+    panels, texts = [], []
+    for column, order in zip(
+        columns, ("first order: g·d", "second order: g·d + d·Hd/2"), strict=True
     ):
+        made, axes = panel(4.0)
+        panels.append(made)
         pairs: list[tuple[float, float]] = []
         for variant, own in by_variant(rows).items():
             found = _forecast_points(own, column)
@@ -158,27 +164,29 @@ def forecast(study: Study, look: Look) -> Drawing | None:
                 linestyle="none",
                 marker=look.marker(variant),
                 color=look.color(variant),
-                alpha=0.6,
                 markersize=4.5,
-                markeredgewidth=0,
+                markeredgecolor="white",
+                markeredgewidth=0.4,
             )
             pairs += found
         measured, predicted = np.array(pairs).T
         limit = float(np.nanmax(np.abs(measured))) * 1.08
-        axes.plot([-limit, limit], [-limit, limit], color="#555555", linewidth=1, zorder=1)
+        axes.plot([-limit, limit], [-limit, limit], color=GREY, linewidth=1, zorder=1)
         low = min(0.0, float(np.nanmin(measured)), float(np.nanmin(predicted)))
         axes.set_xlim(max(1.1 * low, -limit), limit)
         axes.set_ylim(max(1.1 * low, -limit), max(limit, 1.05 * float(np.nanmax(predicted))))
         axes.set(xlabel="measured change of the loss (nats)", ylabel="predicted change (nats)")
         r = statistics.pearson(measured, predicted)
         error = np.sqrt(np.nanmean((predicted - measured) ** 2))
-        axes.set_title(f"{words}\n{with_interval('r', r)}, rms error {error:.3g} nats, n = {r.n}")
-    legend_below(made, [look.handle(v, v, points=True) for v in by_variant(rows)])
+        text = f"{words.coefficient('r', r.value)}, rms error {error:.3g} nats, n = {r.n}"
+        axes.set_title(f"{order}\n{text}")
+        texts.append(f"{order}: {text}")
     return Drawing(
-        made,
+        [*panels, legend([look.handle(v, v, points=True) for v in by_variant(rows)])],
         "Forecast of each event from gradient and curvature",
         "One point per pruning event of each run. On the line, the expansion of the loss around "
         "the weights before the event foretells what removing the targeted weights does.",
+        f"Predicted against measured change of the loss at each event. {'; '.join(texts)}.",
     )
 
 
@@ -209,32 +217,30 @@ def normality(study: Study, look: Look) -> Drawing | None:
     item = found[0]
     edges, layers = item["normality_edges"], [str(name) for name in item["normality_layers"]]
     center = (edges[1:] + edges[:-1]) / 2
-    wide = min(4, len(layers))
-    lines = -(-len(layers) // wide)
-    made = figure(11, 0.6 + 2.4 * lines)
-    grid = made.subplots(lines, wide, squeeze=False, sharex=True, sharey=True)
-    for axes in grid.flatten()[len(layers) :]:
-        axes.set_visible(False)
     normal = np.exp(-(center**2) / 2) / np.sqrt(2 * np.pi)
-    for index, (axes, layer) in enumerate(zip(grid.flatten(), layers, strict=False)):
+    curves = (normal, item["normality_untrained"], item["normality_trained"])
+    top = 1.05 * max(float(np.nanmax(curve)) for curve in curves)
+    panels = []
+    for index, layer in enumerate(layers):
+        made, axes = panel(2.6)
+        panels.append(made)
         axes.fill_between(center, normal, color="#dddddd", linewidth=0)
         axes.plot(center, item["normality_untrained"][index], color=COLORS[0], linestyle="--")
         axes.plot(center, item["normality_trained"][index], color=COLORS[1])
         axes.set_title(layer)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("density")
-    for axes in grid.flatten()[: len(layers)][-wide:]:  # the lowest of each column
-        axes.tick_params(labelbottom=True)
-        axes.set_xlabel("normalized activation")
+        axes.set(ylim=(0, top), xlabel="normalized activation", ylabel="density")
     handles = [
         line_handle("trained", COLORS[1]),
         line_handle("untrained", COLORS[0], line="--"),
         line_handle("N(0, 1)", "#bbbbbb"),
     ]
-    legend_below(made, handles)
+    away = np.abs(item["normality_trained"] - normal).max(axis=1)
+    worst = int(np.argmax(away))
     return Drawing(
-        made,
+        [*panels, legend(handles)],
         "Normalized activations before scale and bias",
         "Density over channels and positions, before BatchNorm's scale and bias, of the first run "
         "that has it, against the standard normal density that the E[BN] score assumes.",
+        f"The trained density is farthest from the normal one in {layers[worst]}, by "
+        f"{away[worst]:.2g} at most.",
     )

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, number
-from prunejax.report.figures import STABILITY, Drawing, legend_label
+from prunejax.report.figures import Drawing, arm_legend, listed
 from prunejax.report.results import Study
-from prunejax.report.style import FEW, Look, figure, legend_below
+from prunejax.report.style import BASELINE, Look, label_ends, panel
+from prunejax.report.words import MINUS, TARGETS
 
 _MANY = 9  # more arms than this do not go into one panel
 
@@ -38,70 +39,117 @@ def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]
     return np.array([key[0] for key in keys]), np.array(curves).reshape(len(runs), len(keys))
 
 
-def draw_curves(axes: Axes, study: Study, look: Look, variants: Sequence[str]) -> list[np.ndarray]:
-    """Mean accuracy over epochs of each arm, with its 95% band or its runs; returns the means."""
-    means = []
+def by_seed(study: Study, variant: str) -> dict[str, dict[int, float]]:
+    """Seed -> epoch -> test accuracy at its end (after an event)."""
+    found: dict[str, dict[int, float]] = {}
+    for row in by_variant(study.epochs).get(variant, []):
+        found.setdefault(row["seed"], {})[int(row["epoch"])] = number(row["test_accuracy"])
+    return found
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Running mean over `width` points around each, fewer at the ends; NaN is left out."""
+    half = width // 2
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(values.size))
+    return np.array([w[np.isfinite(w)].mean() if np.isfinite(w).any() else np.nan for w in windows])
+
+
+def advantage(study: Study, variant: str, baseline: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, mean over seeds of the accuracy minus the baseline's of the same seed)."""
+    own = by_seed(study, variant)
+    other = by_seed(study, baseline) if baseline else {}
+    seeds = [seed for seed in own if not baseline or seed in other]
+    epochs = sorted({epoch for seed in seeds for epoch in own[seed]})
+    curves = np.array([
+        [own[s].get(e, np.nan) - (other[s].get(e, np.nan) if baseline else 0) for e in epochs]
+        for s in seeds
+    ])  # fmt: skip
+    if not curves.size:
+        return np.zeros(0), np.zeros(0)
+    return np.array(epochs), statistics.bands(curves)[0]
+
+
+def _whole(study: Study, look: Look, variants: Sequence[str]) -> Figure:
+    """Mean accuracy over epochs of each arm, with the drops of its events."""
+    made, axes = panel()
+    ends, longest = [], 0
     for variant in variants:
         epochs, curves = accuracy_curves(study, variant)
         if not curves.size:
             continue
-        mean, low, high = (np.clip(part, 0, 1) for part in statistics.bands(curves))
+        mean = statistics.bands(curves)[0]
         color = look.color(variant)
-        axes.plot(epochs, 100 * mean, color=color, linestyle=look.line(variant), linewidth=1.3)
-        if len(curves) < FEW:
-            axes.plot(epochs, 100 * curves.T, color=color, alpha=0.35, linewidth=0.6)
-        else:
-            axes.fill_between(epochs, 100 * low, 100 * high, color=color, alpha=0.15, linewidth=0)
-        means.append(mean[epochs >= 0.4 * epochs.max()])
+        axes.plot(epochs, 100 * mean, color=color, linestyle=look.line(variant), linewidth=1.2)
+        known = mean[np.isfinite(mean)]
+        ends += [(100 * known[-1], variant, color)] if known.size else []
+        longest = max(longest, len(epochs))
+    axes.set_title("whole training")
+    _frame(axes, "test accuracy (%)")
+    label_ends(axes, ends)
+    return made
+
+
+def _frame(axes: Axes, label: str) -> None:
     axes.set_xlabel("epoch (from 0)")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(label)
     axes.margins(x=0.01)
-    return means
 
 
-def zoom(axes: Axes, means: Sequence[np.ndarray]) -> None:
-    """Frames where the curves end, leaving out the start and the deepest dips."""
-    found = np.concatenate([mean[np.isfinite(mean)] for mean in means] or [np.zeros(0)])
-    if not found.size:
-        return
-    ends = [mean[np.isfinite(mean)][-1] for mean in means if np.isfinite(mean).any()]
-    low, high = min(float(np.percentile(found, 15)), *ends), found.max()
-    spread = max(high - low, 0.005)
-    axes.set_ylim(100 * (low - 0.5 * spread), min(100 * (high + 0.3 * spread), 100.5))
-
-
-def panels(study: Study, look: Look, arms: Mapping[str, Sequence[str]]) -> Figure:
-    """One enlarged panel per entry of `arms` (title -> arms), each with its own legend."""
-    wide = min(3, len(arms)) if len(arms) != 4 else 2
-    lines = -(-len(arms) // wide)
-    most = max(len(variants) for variants in arms.values())
-    longest = max(len(legend_label(study, v)) for variants in arms.values() for v in variants)
-    columns = max(1, min(3, int(110 / wide) // (longest + 8)))
-    height = 3.8 + 0.22 * -(-most // columns)
-    made = figure(11 if wide > 1 else 7.5, height * lines)
-    grid = made.subplots(lines, wide, squeeze=False).flatten()
-    for axes in grid[len(arms) :]:
-        axes.set_visible(False)
-    for axes, (title, variants) in zip(grid, arms.items(), strict=False):
-        zoom(axes, draw_curves(axes, study, look, variants))
-        axes.set_title(title)
-        axes.legend(
-            handles=[look.handle(v, legend_label(study, v)) for v in variants],
-            loc="upper left",
-            bbox_to_anchor=(-0.02, -0.16),
-            ncols=columns,
-            fontsize=9,
-            title=STABILITY,
-            alignment="left",
-        )
+def _differences(study: Study, look: Look, variants: Sequence[str], title: str = "") -> Figure:
+    """Each arm minus the baseline of the same seeds, smoothed, with its name at its end."""
+    made, axes = panel()
+    baseline = study.baselines.get(variants[0]) if variants else None
+    baseline = baseline if baseline in by_variant(study.epochs) else None
+    ends, late = [], []
+    width = 1
+    for variant in variants:
+        if variant == baseline:
+            continue
+        epochs, mean = advantage(study, variant, baseline)
+        if not mean.size:
+            continue
+        width = 1 + 2 * round(mean.size / 24)
+        curve = 100 * smooth(mean, width)
+        color = look.color(variant)
+        axes.plot(epochs, curve, color=color, linestyle=look.line(variant), linewidth=1.5)
+        known = curve[np.isfinite(curve)]
+        if known.size:
+            ends.append((known[-1], variant, color))
+            late += [*known[int(0.4 * known.size) :]]
+    if late:
+        low, high = np.percentile(late, 3), np.percentile(late, 97)
+        low, high = min(low, *(end[0] for end in ends)), max(high, *(end[0] for end in ends))
+        low, high = (min(low, 0.0), max(high, 0.0)) if baseline else (low, high)
+        spread = max(high - low, 0.5)
+        axes.set_ylim(low - 0.15 * spread, high + 0.15 * spread)
+    if baseline:
+        axes.axhline(0, color=BASELINE, linewidth=1)
+        ends.append((0.0, baseline, BASELINE))
+    over = f" (mean of {width} epochs)" if width > 1 else ""
+    head = f"minus {baseline}{over}" if baseline else f"accuracy{over}"
+    axes.set_title("\n".join(text for text in (title, head) if text))
+    _frame(axes, f"accuracy {MINUS} {baseline}'s (points)" if baseline else "test accuracy (%)")
+    label_ends(axes, ends)
     return made
 
 
 _CAPTION = (
-    "Mean over seeds; bands are 95% confidence intervals of the mean (of fewer than four runs the "
-    "runs themselves are drawn, as thin lines). Vertical drops are pruning "
-    "events: test accuracy right before and right after, without training in between. "
+    "Means over seeds. Differences are taken between runs of the same seed and smoothed by a "
+    "running mean; their intervals at the end of training are at the top of the page. "
 )
+_DROPS = (
+    "Vertical drops of the left panel are pruning events: test accuracy right before and right "
+    "after, without training in between. "
+)
+
+
+def _ends(study: Study, variants: Sequence[str]) -> str:
+    """What the curves come to."""
+    found = []
+    for variant in variants:
+        mean = advantage(study, variant, None)[1]
+        found.append((variant, 100 * float(mean[-1]) if mean.size else np.nan))
+    return f"Mean test accuracy at the end of the curves: {listed(found)}."
 
 
 def dynamics(study: Study, look: Look) -> Drawing | None:
@@ -110,7 +158,7 @@ def dynamics(study: Study, look: Look) -> Drawing | None:
     variants = [v for v in study.variants if v in recorded]
     if not variants:
         return None
-    title = "Accuracy over epochs"
+    title, alt = "Accuracy over epochs", _ends(study, variants)
     arms = {name: [v for v in group if v in recorded] for name, group in study.groups.items()}
     arms = {name: group for name, group in arms.items() if group}
     if len(arms) == 1 and len(variants) > _MANY:
@@ -118,29 +166,28 @@ def dynamics(study: Study, look: Look) -> Drawing | None:
     if len(arms) > 12:  # "Where the tradeoff holds" says it better
         return None
     if len(arms) > 1:
-        made = panels(study, look, arms)
-        return Drawing(made, title, _CAPTION + "Deep drops are cut off.")
-    made = figure(11, 5.0)
-    whole, near = made.subplots(1, 2)
-    draw_curves(whole, study, look, variants)
-    whole.set_title("whole training")
-    zoom(near, draw_curves(near, study, look, variants))
-    near.set_title("the same, enlarged near the final accuracy")
-    legend_below(made, [look.handle(v, legend_label(study, v)) for v in variants], STABILITY)
-    return Drawing(made, title, _CAPTION + "The right panel cuts off deep drops.")
+        panels = [_differences(study, look, group, name) for name, group in arms.items()]
+        return Drawing(panels, title, _CAPTION, alt)
+    panels = [_whole(study, look, variants)]
+    if len(variants) > 1:
+        panels.append(_differences(study, look, variants))
+    return Drawing(panels, title, _CAPTION + _DROPS, alt)
 
 
 def _by_target(study: Study, variants: Sequence[str]) -> dict[str, list[str]]:
-    """Arms by target, the baseline in each."""
-    names = {"S": "smallest scores", "R": "random", "L": "largest scores", None: "other arms"}
+    """Arms by target, at most as many as go into a panel."""
     found: dict[str, list[str]] = {}
     for variant in variants:
-        if variant != study.baseline:
+        if variant != study.baselines.get(variant):
             target = study.attribute(variant, "target")
-            title = f"target: {names.get(target, target)}" if target else "other arms"
+            title = f"target: {TARGETS[target]}" if target in TARGETS else "other arms"
             found.setdefault(title, []).append(variant)
-    first = [study.baseline] if study.baseline in variants else []
-    return {title: first + arms for title, arms in found.items()}
+    parts: dict[str, list[str]] = {}
+    for title, arms in found.items():
+        for i in range(0, len(arms), _MANY):
+            more = f", {i // _MANY + 1}" if len(arms) > _MANY else ""
+            parts[title + more] = arms[i : i + _MANY]
+    return parts
 
 
 Arm = Mapping[str, Any]
@@ -168,9 +215,16 @@ def noise(study: Study, look: Look) -> Drawing | None:
     arms = {title: first + found for title, found in arms.items() if found}
     if not arms:
         return None
+    panels = [_differences(study, look, group, title) for title, group in arms.items()]
+    panels.append(
+        arm_legend(
+            study, look, list(dict.fromkeys(v for group in arms.values() for v in group)), False
+        )
+    )
     return Drawing(
-        panels(study, look, arms),
+        panels,
         "Accuracy over epochs under noise",
-        _CAPTION + "Deep drops are cut off. If the gain of pruning comes from instability and not "
-        "from having fewer weights, noise that lasts long enough does the same.",
+        _CAPTION + "If the gain of pruning comes from instability and not from having fewer "
+        "weights, noise that lasts long enough does the same.",
+        _ends(study, variants),
     )

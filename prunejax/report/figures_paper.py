@@ -5,34 +5,26 @@ from math import isfinite, log2
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunejax.measures import statistics
 from prunejax.measures.summary import number, value
+from prunejax.report import words
 from prunejax.report.figures import (
-    STABILITY,
+    TARGET_COLORS,
+    TARGET_MARKERS,
     Drawing,
-    coefficients,
-    legend_label,
-    regression,
+    arm_legend,
+    listed,
+    look_of,
+    scatter_panel,
 )
 from prunejax.report.results import Row, Study
-from prunejax.report.style import (
-    BASELINE,
-    COLORS,
-    FEW,
-    MINUS,
-    Look,
-    figure,
-    legend_below,
-    line_handle,
-    pad,
-)
+from prunejax.report.style import BASELINE, COLORS, FEW, Look, legend, line_handle, panel
+from prunejax.report.words import MINUS, TARGETS
 
-TARGETS = {"S": "smallest scores", "R": "random", "L": "largest scores"}
-_TARGET_COLORS = {"S": COLORS[0], "R": COLORS[2], "L": COLORS[1]}
-_TARGET_MARKERS = {"S": "o", "R": "^", "L": "s"}
-_ACCURACY = "best test accuracy since the last event (%)"
+_BEST = "best_test_accuracy"
 
 
 def by_rate(study: Study) -> dict[tuple[str, float], list[Row]]:
@@ -57,26 +49,22 @@ def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
     axes.set_xlabel("iterative rate (% of the layer per event)")
 
 
-def _rate_curves(
-    axes: Axes,
-    cells: Mapping[tuple[str, float], list[Row]],
-    column: str,
-    highest: float = np.inf,
-) -> None:
+def _rate_curves(axes: Axes, cells: Mapping[tuple[str, float], list[Row]], column: str) -> None:
     for target in TARGETS:
-        rates = sorted(rate for t, rate in cells if t == target and rate <= highest)
-        means = [statistics.mean([value(r, column) for r in cells[target, x]]) for x in rates]
+        rates = sorted(rate for t, rate in cells if t == target)
         if not rates:
             continue
-        x = 100 * np.array(rates)
-        color = _TARGET_COLORS[target]
+        means = [statistics.mean([value(r, column) for r in cells[target, x]]) for x in rates]
+        x, color = 100 * np.array(rates), TARGET_COLORS[target]
         y, low, high = (100 * np.array([getattr(m, n) for m in means]) for n in _BAND)
-        axes.plot(x, y, color=color, marker=_TARGET_MARKERS[target], markersize=4.5)
+        axes.plot(x, y, color=color, marker=TARGET_MARKERS[target], markersize=4.5)
         if min(len(cells[target, rate]) for rate in rates) >= FEW:
             axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
             continue
         for rate in rates:
-            _points(axes, cells[target, rate], color, ".", column, 100 * rate)
+            values = [100 * value(row, column) for row in cells[target, rate]]
+            axes.plot([100 * rate] * len(values), values, ".", color=color)
+    axes.set_ylabel(words.axis(column))
 
 
 _BAND = ("mean", "low", "high")
@@ -84,7 +72,7 @@ _BAND = ("mean", "low", "high")
 
 def _target_handles(targets: Collection[str | None], line: str = "-") -> list[Line2D]:
     return [
-        line_handle(f"target: {TARGETS[t]}", _TARGET_COLORS[t], _TARGET_MARKERS[t], line)
+        line_handle(f"target: {TARGETS[t]}", TARGET_COLORS[t], TARGET_MARKERS[t], line)
         for t in TARGETS
         if t in targets
     ]
@@ -97,68 +85,55 @@ def rate(study: Study, look: Look) -> Drawing | None:
     rates = sorted({rate for _, rate in cells})
     if len(rates) < 2:
         return None
-    made = figure(11, 4.6)
-    left, middle, right = made.subplots(1, 3)
-    _rate_curves(left, cells, "best_test_accuracy")
+    (first, left), (second, middle), (third, right) = panel(), panel(), panel()
+    _rate_curves(left, cells, _BEST)
     baseline = [row for row in study.good if row["variant"] == study.baseline]
-    mean = statistics.mean([value(row, "best_test_accuracy") for row in baseline])
-    if isfinite(mean.mean):
-        left.axhline(100 * mean.mean, color=BASELINE, linestyle="--", linewidth=1)
-        if mean.n >= FEW:
-            left.axhspan(100 * mean.low, 100 * mean.high, color=BASELINE, alpha=0.08, linewidth=0)
-    left.set_ylabel(_ACCURACY)
-    _rate_curves(middle, cells, "mean_stability")
-    middle.set_ylabel("mean stability (%)")
-    low_rates = [x for x in rates if x < 0.72]
-    if rates[-1] >= 0.72 and len(low_rates) > 1:  # one huge event flattens all others
-        inset = middle.inset_axes((0.16, 0.1, 0.5, 0.42))
-        _rate_curves(inset, cells, "mean_stability", low_rates[-1])
-        inset.set_xscale("log", base=2)
-        inset.set_xticks([100 * low_rates[0], 100 * low_rates[-1]],
-                         [f"{100 * x:.2g}" for x in (low_rates[0], low_rates[-1])])  # fmt: skip
-        inset.minorticks_off()
-        inset.tick_params(labelsize=8)
-    for axes in (left, middle, right):
-        _rate_axis(axes, rates)
-    _rate_correlations(right, cells, rates)
+    mean = statistics.mean([value(row, _BEST) for row in baseline])
     handles = _target_handles({target for target, _ in cells})
     if isfinite(mean.mean):
+        left.axhline(100 * mean.mean, color=BASELINE, linestyle="--", linewidth=1)
         handles.append(line_handle(study.baseline, BASELINE, line="--"))
-    legend_below(made, handles)
+        if mean.n >= FEW:
+            left.axhspan(100 * mean.low, 100 * mean.high, color=BASELINE, alpha=0.08, linewidth=0)
+    _rate_curves(middle, cells, "mean_stability")
+    found = _rate_correlations(right, cells, rates)
+    for axes in (left, middle, right):
+        _rate_axis(axes, rates)
     return Drawing(
-        made,
+        [first, second, third, legend(handles)],
         "Accuracy, stability and their correlation against the iterative rate",
         "Means over seeds with 95% confidence intervals (of fewer than four runs a dot per run "
         "instead). The total removed is the same at every "
-        "rate: a larger rate means fewer, larger events. Right: correlation of accuracy and "
-        "stability over the runs of all targets at one rate, with its 95% interval.",
+        "rate: a larger rate means fewer, larger events. Last: correlation of accuracy and "
+        "stability over the runs of all targets at one rate.",
+        f"Correlation of best accuracy and stability by iterative rate: {found}.",
     )
 
 
 def _rate_correlations(
     axes: Axes, cells: Mapping[tuple[str, float], list[Row]], rates: Sequence[float]
-) -> None:
+) -> str:
     pools = [[r for (_, x), rows in cells.items() if x == rate for r in rows] for rate in rates]
     kinds = (
-        (statistics.pearson, "Pearson r", COLORS[3], "o"),
-        (statistics.kendall, "Kendall τ", COLORS[6], "s"),
+        (statistics.kendall, "Kendall τ", COLORS[5], "s", "--"),
+        (statistics.pearson, "Pearson r", COLORS[3], "o", "-"),
     )
-    for function, label, color, marker in kinds:
-        found = [
-            function(
-                [value(row, "mean_stability") for row in pool],
-                [value(row, "best_test_accuracy") for row in pool],
-            )
+    for function, label, color, marker, line in kinds:
+        y = [
+            function([value(r, "mean_stability") for r in pool], [value(r, _BEST) for r in pool])
+            .value
             for pool in pools
-        ]
-        x = 100 * np.array(rates)
-        y, low, high = (np.array([getattr(f, n) for f in found]) for n in ("value", "low", "high"))
-        axes.plot(x, y, color=color, marker=marker, markersize=4.5, label=label)
-        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        ]  # fmt: skip
+        axes.plot(100 * np.array(rates), y, line, color=color, marker=marker, label=label)
     axes.axhline(0, color="#888888", linewidth=1)
     axes.set_ylim(-1.05, 1.05)
     axes.set_ylabel("correlation of accuracy and stability")
     axes.legend(loc="best")
+    return ", ".join(
+        words.minus(f"{r:.2f} at {100 * rate:.2g} %")
+        for rate, r in zip(rates, y, strict=True)
+        if isfinite(r)
+    )
 
 
 def rate_scatter(study: Study, look: Look) -> Drawing | None:
@@ -168,55 +143,25 @@ def rate_scatter(study: Study, look: Look) -> Drawing | None:
     rates = sorted({rate for _, rate in cells})
     if len(rates) < 2:
         return None
-    columns = min(4, len(rates))
-    lines = -(-len(rates) // columns)
-    made = figure(11, 0.6 + 3.1 * lines)
-    grid = made.subplots(lines, columns, squeeze=False).flatten()
-    for axes, level in zip(grid, rates, strict=False):
-        pool = []
-        for (target, x), rows in cells.items():
-            if x == level:
-                pool += rows
-                _points(axes, rows, _TARGET_COLORS[target], _TARGET_MARKERS[target])
-        regression(axes, pool, "mean_stability", "best_test_accuracy")
-        _title(axes, f"rate {100 * level:.2g}%", pool, "best_test_accuracy")
-        axes.set_xlabel("mean stability (%)")
-    for axes in grid[::columns]:
-        axes.set_ylabel("best test accuracy (%)")
-    for axes in grid[len(rates) :]:
-        axes.set_visible(False)
-    legend_below(made, _target_handles({target for target, _ in cells}, "none"))
+
+    def style(variant: str) -> tuple[str, str]:
+        target = str(study.attribute(variant, "target"))
+        return TARGET_COLORS[target], TARGET_MARKERS[target]
+
+    panels, texts = [], []
+    for level in rates:
+        pool = [row for (_, x), rows in cells.items() if x == level for row in rows]
+        head = f"rate {100 * level:.2g}%"
+        made, text = scatter_panel(pool, "mean_stability", _BEST, style, title=head, height=3.0)
+        panels.append(made)
+        texts.append(f"{head}, {text}")
+    panels.append(legend(_target_handles({target for target, _ in cells}, "none")))
     return Drawing(
-        made,
+        panels,
         "Accuracy against stability at each iterative rate",
-        "One point per run; Pearson r and Kendall τ with 95% confidence intervals.",
+        "One point per run; Pearson r and Kendall τ.",
+        "; ".join(texts) + ".",
     )
-
-
-def _points(
-    axes: Axes,
-    rows: Sequence[Row],
-    color: str,
-    marker: str,
-    column: str = "best_test_accuracy",
-    x: float | None = None,
-) -> None:
-    """A point per run over its mean stability, or all of them over `x`."""
-    axes.plot(
-        [100 * value(row, "mean_stability") if x is None else x for row in rows],
-        [100 * value(row, column) for row in rows],
-        linestyle="none",
-        color=color,
-        marker=marker,
-        alpha=0.8,
-    )
-
-
-def _title(axes: Axes, text: str, rows: Sequence[Row], column: str) -> None:
-    """The coefficients in three short lines, as narrow panels need them."""
-    lines = coefficients(rows, "mean_stability", column).replace(", τ", "\nτ")
-    axes.set_title(f"{text}\n{lines}", fontsize=8.5)
-    pad(axes)
 
 
 def corners(study: Study, look: Look) -> Drawing | None:
@@ -225,83 +170,84 @@ def corners(study: Study, look: Look) -> Drawing | None:
     groups = study.groups
     if len(groups) < 2:
         return None
-    rows = {name: [r for r in study.good if r["variant"] in arms] for name, arms in groups.items()}
     if not any(study.baselines.get(v) in arms for arms in groups.values() for v in arms):
         return None  # nothing to gain over: the scatter of each group says the rest
-    made = figure(11, 1.6 + 0.36 * len(groups))
-    left, right = made.subplots(1, 2, sharey=True)
+    height = 0.9 + 0.46 * len(groups)
+    (first, left), (second, right) = panel(height), panel(height)
+    gains = []
     for place, (name, arms) in enumerate(groups.items()):
-        events = [row for row in rows[name] if number(row.get("events")) > 0]
-        found = statistics.pearson(
-            [value(row, "mean_stability") for row in events],
-            [value(row, "best_test_accuracy") for row in events],
+        for axes in (left, right):
+            axes.text(0.01, place - 0.33, name, transform=axes.get_yaxis_transform(), va="center")
+        rows = [r for r in study.good if r["variant"] in arms and number(r.get("events")) > 0]
+        r = statistics.pearson(
+            [value(row, "mean_stability") for row in rows], [value(row, _BEST) for row in rows]
         )
-        _whisker(left, place, found.value, found.low, found.high, COLORS[3])
+        known = study.relation("mean_stability", _BEST, f"group: {name}").get("these_arms") or {}
+        _whisker(left, place + 0.1, r.value, known.get("low"), known.get("high"), COLORS[3])
         others = [v for v in arms if v != study.baselines.get(v)]
         for j, variant in enumerate(others):
-            gain = study.gain(variant, "best_test_accuracy")
-            target = study.attribute(variant, "target")
-            offset = (j - (len(others) - 1) / 2) * 0.5 / max(len(others), 1)
+            gain = study.gain(variant, _BEST)
+            gains.append((variant, 100 * gain.difference))
+            target = str(study.attribute(variant, "target"))
+            offset = 0.1 + (j - (len(others) - 1) / 2) * 0.4 / max(len(others), 1)
             low, high = (gain.low, gain.high) if gain.n >= FEW else (np.nan, np.nan)
-            a, b, c = 100 * gain.difference, 100 * low, 100 * high
-            color, marker = _TARGET_COLORS.get(target, BASELINE), _TARGET_MARKERS.get(target, "D")
-            _whisker(right, place + offset, a, b, c, color, marker)
-    left.set_yticks(range(len(groups)), list(groups))
-    left.set_ylim(len(groups) - 0.5, -0.5)
+            color, marker = TARGET_COLORS.get(target, BASELINE), TARGET_MARKERS.get(target, "D")
+            _whisker(
+                right, place + offset, 100 * gain.difference, 100 * low, 100 * high, color, marker
+            )
     left.set_xlim(-1.05, 1.05)
-    left.set_xlabel("Pearson r of accuracy and stability\n(runs with events)")
-    right.set_xlabel(f"best accuracy {MINUS} that of\nthe unpruned arm (points)")
+    left.set_xlabel("Pearson r of accuracy and stability (runs with events)")
+    right.set_xlabel(f"best accuracy {MINUS} unpruned arm's (points)")
     for axes in (left, right):
+        axes.set_ylim(len(groups) - 0.5, -0.6)
+        axes.set_yticks([])
         axes.axvline(0, color="#888888", linewidth=1)
-        axes.grid(axis="y", visible=False)
     targets = {study.attribute(v, "target") for v in study.variants}
-    legend_below(made, _target_handles(targets, "none"))
     return Drawing(
-        made,
+        [first, second, legend(_target_handles(targets, "none"))],
         "Where the tradeoff holds",
-        "One line per group of arms. Left: correlation over the runs with events; below zero the "
-        "tradeoff holds, and an interval (95%) that contains zero carries no claim. Right: what "
-        "each arm gains over the unpruned arm of its group, paired by seed, with its interval from "
-        "four seeds on.",
+        "One line per group of arms. First: correlation over the runs with events, with the "
+        "interval over seeds as blocks where there is one. Second: what each arm gains over the "
+        "unpruned arm of its group, paired by seed, with its 95% interval from four seeds on.",
+        f"Gain in best accuracy over the unpruned arm: {listed(gains, ' points')}.",
     )
 
 
 def _whisker(
-    axes: Axes, place: float, center: float, low: float, high: float, color: str, marker: str = "o"
+    axes: Axes,
+    place: float,
+    center: float,
+    low: float | None,
+    high: float | None,
+    color: str,
+    marker: str = "o",
 ) -> None:
-    if isfinite(low):
+    if low is not None and high is not None and isfinite(low + high):
         axes.plot([low, high], [place, place], color=color, linewidth=1.6)
     axes.plot(center, place, marker=marker, color=color, markersize=5.5)
 
 
 def group_scatter(study: Study, look: Look) -> Drawing | None:
-    """Figure 4: accuracy (top) and gap (bottom) against stability, a column per group."""
+    """Figure 4: accuracy and gap against stability, a panel of each per group."""
     groups = study.groups
     if not 2 <= len(groups) <= 5:
         return None
-    made = figure(11, 7.2)
-    grid = made.subplots(2, len(groups))
-    for column, (name, arms) in enumerate(groups.items()):
+    panels: list[Figure] = []
+    texts = []
+    for name, arms in groups.items():
         pool = [row for row in study.good if row["variant"] in arms]
         events = [row for row in pool if number(row.get("events")) > 0]
-        for line, y in enumerate(("best_test_accuracy", "generalization_gap")):
-            axes = grid[line, column]
-            for variant in arms:
-                rows = [row for row in pool if row["variant"] == variant]
-                _points(axes, rows, look.color(variant), look.marker(variant), y)
-            regression(axes, events, "mean_stability", y)
-            _title(axes, name if line == 0 else "", events, y)
-            axes.set_xlabel("mean stability (%)")
-    grid[0, 0].set_ylabel("best test accuracy (%)")
-    grid[1, 0].set_ylabel("generalization gap (points)")
-    handles = [
-        look.handle(v, legend_label(study, v), points=True)
-        for arms in groups.values()
-        for v in arms
-    ]
-    legend_below(made, handles, STABILITY)
+        for y in (_BEST, "generalization_gap"):
+            made, text = scatter_panel(
+                pool, "mean_stability", y, look_of(look), fitted=events, title=name
+            )
+            panels.append(made)
+            texts.append(f"{name}, {text}")
+    panels.append(arm_legend(study, look, [v for arms in groups.values() for v in arms]))
     return Drawing(
-        made,
+        panels,
         "Accuracy and gap against stability, by group",
-        "One point per run. Lines and coefficients (95% intervals) are about runs with events.",
+        "One point per run. Lines and coefficients are about runs with events; arms without are "
+        "drawn hollow.",
+        "; ".join(texts) + ".",
     )

@@ -1,5 +1,7 @@
 """Which figures there are, and which of them a study shows."""
 
+from dataclasses import dataclass
+
 from prunejax import registry
 from prunejax.report import (
     figures,
@@ -38,17 +40,38 @@ _ON_REQUEST = {"rate": ("rate", "rate_scatter")}
 _TABLES = ("table",)  # names that stand for tables, which every page has
 
 
-def draw(study: Study, look: Look) -> dict[str, Drawing]:
-    """The study's figures by name.
+@dataclass
+class Gallery:
+    """The figures of a study by name."""
+
+    asked: dict[str, Drawing]  # of `config.report.figures`, in its order
+    more: dict[str, Drawing]
+    empty: list[str]  # asked for, but the study has nothing that they show
+
+
+def draw(study: Study, look: Look) -> Gallery:
+    """Draws what the study asks for, and everything else that it has.
 
     Raises:
       ValueError: `config.report.figures` names one that does not exist.
     """
-    wanted = [name for name in study.report_option("figures", ()) if name not in _TABLES]
-    for name in wanted:
-        registry.lookup(FIGURES, name, "figure in config.report.figures")
-    left_out = {
-        name for key, names in _ON_REQUEST.items() if key not in wanted for name in names
-    }.difference(wanted)
-    drawn = {name: f(study, look) for name, f in FIGURES.items() if name not in left_out}
-    return {name: drawing for name, drawing in drawn.items() if drawing is not None}
+    names = dict.fromkeys(study.report_option("figures", ()))
+    for name in names:
+        registry.lookup(
+            dict.fromkeys([*FIGURES, *_TABLES]), name, "figure in config.report.figures"
+        )
+    wanted = [name for name in names if name not in _TABLES]
+    with_them = [more for name in wanted for more in _ON_REQUEST.get(name, ())]
+    asked = list(dict.fromkeys(w for name in wanted for w in (name, *_ON_REQUEST.get(name, ()))))
+    left_out = {name for names in _ON_REQUEST.values() for name in names}
+    drawn = {
+        name: function(study, look)
+        for name, function in FIGURES.items()
+        if name in asked or name not in left_out
+    }
+    found = {name: drawing for name, drawing in drawn.items() if drawing is not None}
+    return Gallery(
+        {name: found[name] for name in asked if name in found},
+        {name: drawing for name, drawing in found.items() if name not in asked},
+        [name for name in wanted if name not in found and name not in with_them],
+    )

@@ -1,206 +1,159 @@
-"""What the page says about the results: sentences and tables, as HTML."""
+"""The tables of the page, as data: `page.html` turns them into HTML."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
-from math import isfinite, nan
+from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from prunejax.measures.statistics import Correlation
 from prunejax.measures.summary import OUTCOMES, by_variant, measure_columns, number
-from prunejax.report.markup import minus, name, table
 from prunejax.report.results import Study
-from prunejax.report.style import DASH, MINUS, with_interval
+from prunejax.report.words import DASH, MINUS, factor, interval, minus, name
 
+Found = Mapping[str, Any]
 _COLUMNS = ("mean_stability", *OUTCOMES, "sparsity")
 
 
-def lead(study: Study) -> str:
-    """What was run, in a sentence."""
-    config, arms = study.config, study.variants
-    runs = len({row["run"] for row in [*study.runs, *study.epochs]})
-    data = config.get("data") or {}
-    models = dict.fromkeys(study.attribute(arm, "model") for arm in arms)
-    models.pop(None, None)
-    named = f" ({', '.join(arms)})" if len(arms) <= 8 else ""
-    facts = [f"{runs} runs: {len(arms)} arms{named}"]
-    if data.get("name"):
-        size = f", {data['train_examples']} training examples" if data.get("train_examples") else ""
-        facts.append(f"data set {data['name']}{size}")
-    if models:
-        facts.append(f"network {', '.join(models)}")
-    if config.get("epochs"):
-        facts.append(f"{config['epochs']} epochs of batches of {config.get('batch_size', '?')}")
-    return "; ".join(facts) + "."
+@dataclass
+class Table:
+    """A table; the first cell of a row names it. Cells of `Markup` are HTML already."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    text: str = ""  # above it
+    kind: str = ""  # "text": cells hold text, not numbers
 
 
-def _correlation(found: Mapping[str, Any]) -> Correlation:
-    values: dict[str, Any] = {k: np.nan if v is None else v for k, v in found.items()}
-    return Correlation(**values)
+def small(*lines: str) -> Markup:
+    """Lines below the number of a cell."""
+    return Markup("").join(Markup("<small>{}</small>").format(line) for line in lines if line)
 
 
-def findings(study: Study, summary: Mapping[str, Any]) -> str:
-    """What the numbers carry about the tradeoff, and no more."""
-    arms = {
-        label: arm["columns"].get("mean_stability", {}).get("mean")
-        for label, arm in summary["variants"].items()
-    }
-    order = sorted((v, k) for k, v in arms.items() if v is not None)[::-1]
-    lines = []
-    if 1 < len(order) <= 8:
-        lines.append(
-            "Stability, highest first: "
-            + ", ".join(f"{escape(k)} {100 * v:.1f}%" for v, k in order)
-            + "."
-        )
-    scopes = summary["correlations"]
-    groups = [s for s in scopes if s.startswith("group: ")]
-    text = "".join(f"<p>{line}</p>" for line in lines)
-    if groups:
-        return text + f"<p>{_verdicts(scopes, groups)}</p>" + _groups(scopes, groups)
-    scope = next(s for s in ("selected", "runs_with_events", "all_runs") if s in scopes)
-    for y in ("final_test_accuracy", "best_test_accuracy"):
-        r = _stability_r(scopes[scope], y)
-        if isfinite(r.low):
-            found = f"{with_interval('r', r)}; {_verdict(r)}"
-            text += f"<p>Stability and {name(y)} ({r.n} {name(scope)}): {found}.</p>"
-    return text
-
-
-def _stability_r(scope: Mapping[str, Any], column: str) -> Correlation:
-    """Pearson's r of stability and a column; NaN where there is none."""
-    pair = scope.get("mean_stability", {}).get(column)
-    return _correlation(pair["pearson"]) if pair else Correlation(0, nan, nan, nan, nan)
-
-
-def _verdict(r: Correlation) -> str:
-    if r.high < 0:
-        return "less stable runs were more accurate"
-    if r.low > 0:
-        return "less stable runs were less accurate"
-    return "the interval contains zero: no sign can be claimed"
-
-
-def _groups(scopes: Mapping[str, Any], groups: Sequence[str]) -> str:
-    rows = []
-    for group in groups:
-        final, best = (_stability_r(scopes[group], f"{y}_test_accuracy") for y in ("final", "best"))
-        words = _verdict(best) if isfinite(best.low) else "too few runs with events"
-        cells = [with_interval("r", final), with_interval("r", best), str(best.n), words]
-        rows.append([escape(group.removeprefix("group: ")), *cells])
-    head = [
-        "runs with events of",
-        "stability, final accuracy",
-        "stability, best accuracy",
-        "n",
-        "best accuracy",
-    ]
-    return table(head, rows, "text")
-
-
-def _verdicts(scopes: Mapping[str, Any], groups: Sequence[str]) -> str:
-    """In how many groups the tradeoff holds, is turned round, or cannot be told."""
-    counts = {"below": 0, "above": 0, "open": 0}
-    for group in groups:
-        r = _stability_r(scopes[group], "best_test_accuracy")
-        counts["below" if r.high < 0 else "above" if r.low > 0 else "open"] += 1
-    return (
-        f"In {len(groups)} groups of arms, the 95% interval of the correlation of stability and "
-        f"best accuracy lies below zero (the tradeoff holds) in {counts['below']}, above zero in "
-        f"{counts['above']}, and contains zero or is undefined in {counts['open']}."
-    )
-
-
-def _mean(found: Mapping[str, Any] | None) -> str:
-    """`93.12 ± 0.40` with the interval below, in percent."""
+def _mean(found: Found | None, column: str, digits: str) -> str | Markup:
+    """`93.12 ± 0.40` with the interval below."""
     if not found or found["mean"] is None:
         return DASH
-    text = f"{100 * found['mean']:.2f}"
+    times = factor(column)
+    text = format(times * found["mean"], digits)
     if found["std"] is not None:
-        text += f" ± {100 * found['std']:.2f}"
-        text += f"<small>[{100 * found['low']:.2f}, {100 * found['high']:.2f}]</small>"
-    return minus(text)
+        text += f" ± {times * found['std']:{digits}}"
+    below = ""
+    if found["low"] is not None:
+        below = f"[{times * found['low']:{digits}}, {times * found['high']:{digits}}]"
+    return Markup("{}{}").format(minus(text), small(minus(below)))
 
 
-def _difference(found: Mapping[str, Any] | None) -> str:
-    """`+0.52 p = 0.01` with the interval below, in percentage points."""
-    if not found or found["difference"] is None:
-        return DASH
-    text = f"{100 * found['difference']:+.2f}"
-    if found["low"] is None:
-        return minus(text)
-    p = f"p = {found['p']:.3f}" if found["p"] >= 0.001 else "p &lt; 0.001"
-    interval = f"[{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
-    return minus(f"{text}<small>{interval}</small><small>{p}, n = {found['n']}</small>")
-
-
-def arms(study: Study, summary: Mapping[str, Any]) -> str:
-    """Mean, std, n and interval of each arm, and its paired difference to the baseline."""
-    columns = [
-        c for c in _COLUMNS if any(c in arm["columns"] for arm in summary["variants"].values())
-    ]
-    head = ["arm", "runs", *(f"{name(c)}, %" for c in columns)]
+def _means(study: Study, summary: Found, columns: Sequence[str], digits: str) -> list[list[str]]:
     rows = []
     for label in study.variants:
         arm = summary["variants"].get(label)
         if arm is None:
             continue
         count = str(arm["completed"])
-        if arm["completed"] != arm["runs"]:
-            count += f" of {arm['runs']}"
-        rows.append([escape(label), count, *(_mean(arm["columns"].get(c)) for c in columns)])
-    return (
-        "<p>Mean ± standard deviation over runs, below it the 95% confidence interval of the "
-        "mean.</p>" + table(head, rows)
-    )
+        count += f" of {arm['runs']}" if arm["completed"] != arm["runs"] else ""
+        cells = [_mean(arm["columns"].get(column), column, digits) for column in columns]
+        rows.append([label, count, *cells])
+    return rows
 
 
-def measures(study: Study, summary: Mapping[str, Any]) -> str:
+_MEANS = "Mean ± standard deviation over runs, below it the 95% confidence interval of the mean."
+
+
+def arms(study: Study, summary: Found) -> Table | None:
+    """Mean, std, n and interval of each arm."""
+    of_arms = summary["variants"].values()
+    columns = [c for c in _COLUMNS if any(c in arm["columns"] for arm in of_arms)]
+    if not columns:
+        return None
+    head = ["arm", "runs", *(f"{name(c)}, %" for c in columns)]
+    return Table(head, _means(study, summary, columns, ".2f"), "Arms", _MEANS)
+
+
+def measures(study: Study, summary: Found) -> Table | None:
     """Mean, std and interval of each measured column."""
     columns = measure_columns(study.good)
     if not columns:
-        return ""
-    rows = [
-        [escape(label), *(_plain(summary["variants"][label]["columns"].get(c)) for c in columns)]
-        for label in study.variants
-        if label in summary["variants"]
-    ]
-    return (
-        "<h2>Measures</h2><p>Mean ± standard deviation over runs, below it the 95% confidence "
-        "interval of the mean.</p>" + table(["arm", *map(name, columns)], rows)
-    )
+        return None
+    head = ["arm", "runs", *map(name, columns)]
+    return Table(head, _means(study, summary, columns, ".4g"), "Measures", _MEANS)
 
 
-def _plain(found: Mapping[str, Any] | None) -> str:
-    """`293 ± 12` with the interval below, four digits."""
-    if not found or found["mean"] is None:
+def progress(study: Study) -> Table | None:
+    """How far the runs of an unfinished study have come, from `epochs.csv`."""
+    ended = {row["run"] for row in study.runs}
+    rows = []
+    for label, own in by_variant(study.epochs).items():
+        last = {row["run"]: row for row in own}  # the latest of each run
+        epochs = sorted(int(row["epoch"]) + 1 for row in last.values())
+        reached = str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
+        cells = [_latest(last.values(), c) for c in ("train_loss", "test_accuracy", "sparsity")]
+        done = str(sum(run in ended for run in last))
+        rows.append([label, str(len(last)), done, reached, *cells])
+    if not rows:
+        return None
+    asked = f" of {study.config['epochs']}" if study.config.get("epochs") else ""
+    head = ["arm", "runs begun", "ended", f"epochs{asked}", "train loss", "test accuracy, %"]
+    text = "Means over the runs that have begun, each after its latest epoch."
+    return Table([*head, "sparsity, %"], rows, "So far", text)
+
+
+def _latest(rows: Any, column: str) -> str:
+    values = [number(row.get(column)) for row in rows]
+    known = [x for x in values if isfinite(x)]
+    if not known:
         return DASH
-    text = f"{found['mean']:.4g}"
-    if found["std"] is not None:
-        text += f" ± {found['std']:.3g}<small>[{found['low']:.4g}, {found['high']:.4g}]</small>"
-    return minus(text)
+    if column == "train_loss":
+        return f"{np.mean(known):.3g}"
+    return f"{100 * np.mean(known):.2f}"
 
 
-def differences(study: Study, summary: Mapping[str, Any]) -> str:
+def p_text(p: float | None, symbol: str = "p") -> str:
+    """`p = 0.013`."""
+    if p is None:
+        return ""
+    return f"{symbol} = {p:.3f}" if p >= 0.001 else f"{symbol} < 0.001"
+
+
+def _difference(found: Found | None, column: str) -> str | Markup:
+    """`+0.52` with interval, p and Holm's p below."""
+    if not found or found["difference"] is None:
+        return DASH
+    times = factor(column)
+    text = minus(f"{times * found['difference']:+.2f}")
+    if found["low"] is None:
+        return Markup("{}{}").format(text, small(f"n = {found['n']}"))
+    below = interval(times * found["low"], times * found["high"], sign="+")
+    ps = [p_text(found["p"])]
+    if found.get("p_holm") is not None:
+        ps.append(p_text(found["p_holm"], "Holm") + (" *" if found["p_holm"] < 0.05 else ""))
+    return Markup("{}{}").format(text, small(below, ", ".join(ps), f"n = {found['n']}"))
+
+
+def differences(study: Study, summary: Found) -> Table | None:
     """What each arm gains over its baseline, paired by seed."""
     paired, baselines = summary["paired"]["variants"], summary["paired"]["baselines"]
     if not paired:
-        return ""
+        return None
     shared = len(set(baselines.values())) == 1
     columns = [c for c in ("mean_stability", *OUTCOMES) if any(c in p for p in paired.values())]
-    rows = [
-        [escape(label), *([] if shared else [escape(baselines[label])])]
-        + [_difference(paired[label].get(c)) for c in columns]
+    rows: list[list[str]] = [
+        [label, *([] if shared else [baselines[label]])]
+        + [_difference(paired[label].get(c), c) for c in columns]
         for label in study.variants
         if label in paired
     ]
-    to = f"<i>{escape(next(iter(baselines.values())))}</i>" if shared else "the unpruned arm"
-    head = ["arm", *([] if shared else [f"{MINUS} arm"]), *(f"{name(c)}, points" for c in columns)]
-    return (
-        f"<h2>Differences to {to}</h2><p>Mean difference in percentage points over the seeds that "
-        "both arms have, with its paired 95% t interval and two-sided p (not corrected for the "
-        "number of comparisons).</p>" + table(head, rows)
+    to = next(iter(baselines.values())) if shared else "the unpruned arm"
+    return Table(
+        ["arm", *([] if shared else [f"{MINUS} arm"]), *(f"{name(c)}, points" for c in columns)],
+        rows,
+        f"Differences to {to}",
+        "Mean difference in percentage points over the seeds that both arms have, with its paired "
+        "95% t interval and two-sided p; Holm: the p corrected for the number of arms in that "
+        "column, * where it is below 0.05. No interval below three seeds, or where the "
+        "differences vary by no more than rounding.",
     )
 
 
@@ -215,7 +168,7 @@ def comparisons(study: Study) -> list[tuple[str, str]]:
     return found
 
 
-def tests(summary: Mapping[str, Any]) -> str:
+def tests(summary: Found) -> Table | None:
     """Welch's t-tests between the arms that the config names."""
     rows = []
     for test in summary["welch"]:
@@ -223,25 +176,100 @@ def tests(summary: Mapping[str, Any]) -> str:
             found = test["columns"].get(column)
             if found is None or found["p"] is None:
                 continue
-            t = DASH if found["t"] is None else f"{found['t']:.2f}"
             rows.append(
                 [
-                    f"{escape(test['a'])} {MINUS} {escape(test['b'])}",
+                    f"{test['a']} {MINUS} {test['b']}",
                     name(column),
                     minus(f"{100 * found['difference']:+.2f}"),
-                    minus(f"[{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"),
-                    minus(t),
+                    interval(100 * found["low"], 100 * found["high"], sign="+"),
+                    DASH if found["t"] is None else minus(f"{found['t']:.2f}"),
                     f"{found['p']:.2g}",
                     DASH if found["d"] is None else minus(f"{found['d']:.2f}"),
                 ]
             )
-    if not rows:
-        return ""
     head = ["arms", "column", "difference, points", "95% interval", "t", "p", "Cohen's d"]
-    return "<h2>Welch's t-tests</h2>" + table(head, rows)
+    return Table(head, rows, "Welch's t-tests") if rows else None
 
 
-def events(study: Study) -> str:
+def claims(summary: Found) -> Table | None:
+    """What the study claims, with the numbers of its verdicts."""
+    rows = []
+    for claim in summary.get("claims") or []:
+        times = factor(claim["column"])
+        known = claim["difference"] is not None
+        rows.append(
+            [
+                f"{claim['a']} {claim['direction']} {claim['b']}",
+                name(claim["column"]),
+                minus(f"{times * claim['difference']:+.2f}") if known else DASH,
+                interval(_times(times, claim["low"]), _times(times, claim["high"]), sign="+")
+                or DASH,
+                str(claim["n"]),
+                DASH if claim["p"] is None else f"{claim['p']:.2g}",
+                DASH if claim["p_holm"] is None else f"{claim['p_holm']:.2g}",
+                " – ".join(part for part in (claim["verdict"], claim.get("reason")) if part),
+            ]
+        )
+    head = ["claim", "about", "difference", "95% interval", "seeds", "p", "Holm p", "verdict"]
+    text = "Paired by seed; Holm's correction goes over the claims of this page."
+    return Table(head, rows, "Claims", text, "text") if rows else None
+
+
+def _times(times: int, x: float | None) -> float | None:
+    return None if x is None else times * x
+
+
+def relations(summary: Found) -> Table | None:
+    """Stability and accuracy: over runs, between and within arms, and two intervals."""
+    rows = []
+    for found in summary.get("relations") or []:
+        these, general = found["these_arms"], found["arms_in_general"]
+        here = interval(these["low"], these["high"])
+        pair = {"x": name(found["x"]), "y": name(found["y"])}
+        beyond = found["reason"] or DASH
+        if general:
+            beyond = f"{general['value']:.2f} {interval(general['low'], general['high'])}"
+        within = found["within"]
+        runs = found["scope"].removeprefix("group: ").replace("_", " ")
+        rows.append(
+            [
+                f"{pair['x']} and {pair['y']}",
+                Markup("{}{}").format(
+                    runs,
+                    small(
+                        f"{found['n_runs']} runs, {found['n_arms']} arms, {found['n_seeds']} seeds"
+                    ),
+                ),
+                _two(found["pearson"], found["kendall"]),
+                _two(found["between"]["pearson"], found["between"]["kendall"]),
+                Markup("{}{}").format(_r(within["pearson"]), small(p_text(within.get("p")))),
+                here or DASH,
+                minus(beyond),
+                found["sentence"].format(**pair),
+            ]
+        )
+    if not rows:
+        return None
+    head = ["quantities", "runs", "r, τ over runs", "r, τ between arms", "r within arms",
+            "r for these arms: 95% interval", "r for arms in general: 95% interval",
+            "what can be said"]  # fmt: skip
+    text = (
+        "Two questions. For these arms: would other seeds give the same sign? Seeds are resampled "
+        "as blocks. For arms in general: would other arms? Arms are the unit, so that more seeds "
+        "cannot make up for few arms; only this interval can carry a sentence on the tradeoff."
+    )
+    return Table(head, rows, "Stability and accuracy", text, "text")
+
+
+def _r(value: float | None) -> str:
+    return DASH if value is None else minus(f"{value:.2f}")
+
+
+def _two(r: float | None, tau: float | None) -> str:
+    return f"{_r(r)}, {_r(tau)}"
+
+
+def events(study: Study) -> Table | None:
     """Per arm: events, units removed, mean and largest instability."""
     rows = []
     for label, own in by_variant(study.events).items():
@@ -251,7 +279,7 @@ def events(study: Study) -> str:
         removed = sum(number(row["targeted"]) for row in own) / len(runs)
         rows.append(
             [
-                escape(label),
+                label,
                 f"{len(drops) / len(runs):g}",
                 str(len({row["layer"] for row in own})),
                 f"{removed:g}",
@@ -259,29 +287,41 @@ def events(study: Study) -> str:
                 minus(f"{100 * found.max():.2f}") if found.size else DASH,
             ]
         )
-    if not rows:
-        return "<p>No run had a pruning event.</p>"
     head = ["arm", "events per run", "layers", "units targeted per run"]
     head += ["mean instability, %", "largest instability, %"]
-    return (
-        "<p>Instability is the fall of test accuracy at an event relative to the accuracy before "
-        "it; layers pruned in one epoch are one event.</p>" + table(head, rows)
+    text = (
+        "Instability is the fall of test accuracy at an event relative to the accuracy before "
+        "it; layers pruned in one epoch are one event."
     )
+    return Table(head, rows, "Pruning events", text) if rows else None
 
 
-def correlation_table(summary: Mapping[str, Any]) -> str:
+def correlations(summary: Found) -> Table | None:
     """Every correlation of the summary."""
     rows = []
     for scope, columns in summary["correlations"].items():
         for x, others in columns.items():
             for y, found in others.items():
-                r = _correlation(found["pearson"])
-                tau = _correlation(found["kendall"])
-                if isfinite(r.value):
-                    p = f"{r.p:.2g}"
-                    cells = [with_interval("r", r), p, with_interval("τ", tau), str(r.n)]
-                    rows.append([f"{name(x)} and {name(y)}", name(scope), *cells])
-    if not rows:
-        return ""
-    head = ["columns", "runs", "Pearson, 95% interval", "p", "Kendall, 95% interval", "n"]
-    return "<details><summary>All correlations</summary>" + table(head, rows, "text") + "</details>"
+                r = found["pearson"]
+                if r["value"] is not None:
+                    pair = f"{name(x)} and {name(y)}"
+                    block = interval(r["low"], r["high"]) or DASH
+                    tau = _r(found["kendall"]["value"])
+                    rows.append([pair, name(scope), _r(r["value"]), block, tau, str(r["n"])])
+    head = ["columns", "runs", "Pearson r", "95% interval for these arms", "Kendall τ", "n"]
+    text = "Over runs; the intervals resample seeds as blocks."
+    return Table(head, rows, "All correlations", text, "text") if rows else None
+
+
+def all_of(study: Study, summary: Found) -> list[Table]:
+    """The tables after the figures, in order."""
+    found = [
+        claims(summary),
+        relations(summary),
+        arms(study, summary),
+        differences(study, summary),
+        tests(summary),
+        measures(study, summary),
+        events(study),
+    ]
+    return [table for table in found if table is not None]

@@ -1,28 +1,89 @@
-"""Where the numbers come from: config and environment, as HTML."""
+"""Where the numbers come from: facts, config and environment."""
 
 import json
+import os
 from collections.abc import Mapping
-from html import escape
+from pathlib import Path
 from typing import Any
 
-from prunejax.report.markup import code, table
+from markupsafe import Markup
+
+from prunejax.report.panels import Table
 from prunejax.report.results import Study
 from prunejax.report.tables import config_differences
+from prunejax.report.words import flat, without_places
+
+_CSV = ("runs.csv", "epochs.csv", "events.csv", "measures.csv", "config.json", "environment.json")
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, item in tree.items():
-        if isinstance(item, Mapping) and item:
-            found.update(_flat(item, f"{prefix}{key}."))
-        else:
-            found[prefix + str(key)] = item
-    return found
+def code(item: object) -> Markup:
+    """A JSON value in a fixed-width font; places of the machine are cut down to names."""
+    text = without_places(json.dumps(item, ensure_ascii=False))
+    return Markup("<code>{}</code>").format(text)
 
 
-def _arms(variants: Mapping[str, Any]) -> str:
+def facts(study: Study, target: Path) -> Table:
+    """When, how long, on what, how to go on, and the files. `target`: where the page lies."""
+    rows: list[list[str]] = []
+    many = len(study.directories) > 1
+    if many:
+        rows.append(["directories", ", ".join(study.directories)])
+    times = [t for t in study.times.values() if t.get("ended")]
+    if times:
+        begun, ended = min(t["begun"] for t in times), max(t["ended"] for t in times)
+        rows.append(["begun", _date(begun)])
+        rows.append(["stands at" if study.unfinished else "ended", _date(ended)])
+        wall = sum(float(t["wall_seconds"]) for t in times)
+        held = sum(float(t["device_seconds"]) for t in times)
+        most = max(int(t["devices"]) for t in times)
+        summed = " (directories added up)" if len(times) > 1 else ""
+        rows.append(["wall time", f"{_span(wall)} of training and measuring{summed}"])
+        rows.append(["device time", f"{_span(held)}: wall time of {most} device(s) held"])
+    else:
+        rows.append(["date, wall and device time", "not recorded in these directories"])
+    for name, path in study.directories.items():
+        command = str(study.stated.get(name, {}).get("command") or "")
+        if command:
+            what = "to continue" if study.unfinished else "to repeat"
+            where = path.resolve().name if not command.count("--shard=") else "DIR"
+            text = f"{without_places(command)} --workdir={where}"
+            rows.append([what, Markup("<code>{}</code>").format(text)])
+            break
+    else:
+        rows.append(["to continue or repeat", "the command that started it, with its --workdir"])
+    again = " ".join(study.directories)
+    rows.append(["to draw this page again",
+                 Markup("<code>{}</code>").format(f"python -m prunejax.report {again}")])  # fmt: skip
+    for name, path in study.directories.items():
+        links = [_link(path / file, target) for file in _CSV if (path / file).exists()]
+        rows.append([f"files of {name}" if many else "files", Markup(", ").join(links)])
+    rows += [["run on", text] for text in dict.fromkeys(map(_in_short, study.environments.values()))
+             if text]  # fmt: skip
+    return Table(["", ""], rows, "Facts", kind="text facts")
+
+
+def _link(path: Path, target: Path) -> Markup:
+    """A link that holds wherever both are moved together; a name where they lie far apart."""
+    way = os.path.relpath(path.resolve(), target.resolve())
+    if way.count("..") > 1:
+        return Markup("{}").format(path.name)
+    return Markup('<a href="{}">{}</a>').format(Path(way).as_posix(), path.name)
+
+
+def _date(text: str) -> str:
+    return text.replace("T", " ").replace("Z", " UTC")
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def settings(study: Study) -> Table | None:
     """The fields each arm sets; what all arms that set anything agree on is said once."""
-    changes = {label: _flat(fields or {}) for label, fields in variants.items()}
+    variants = {label: about for label, about in study.overrides.items() if label in study.variants}
+    changes = {label: flat(fields or {}) for label, fields in variants.items()}
     setting = [fields for fields in changes.values() if fields]
     common = {
         key: item
@@ -31,32 +92,32 @@ def _arms(variants: Mapping[str, Any]) -> str:
     }
     idle = [label for label, fields in changes.items() if not fields]
 
-    def cell(fields: Mapping[str, Any]) -> str:
-        return "<br>".join(f"{escape(key)} = {code(item)}" for key, item in fields.items())
+    def cell(fields: Mapping[str, Any]) -> Markup:
+        lines = [Markup("{} = {}").format(key, code(item)) for key, item in fields.items()]
+        return Markup("<br>").join(lines)
 
-    rows = [["all arms" + (f" but {escape(', '.join(idle))}" if idle else ""), cell(common)]]
-    rows = rows if common else []
+    rows: list[list[str]] = []
+    if common:
+        rows.append(["all arms" + (f" but {', '.join(idle)}" if idle else ""), cell(common)])
     for label, fields in changes.items():
         own = {key: item for key, item in fields.items() if key not in common}
-        rows.append([escape(label), cell(own) or "nothing" + (" else" if fields else "")])
-    return table(["arm", "sets"], rows, "text")
+        rows.append([label, cell(own) or "nothing" + (" else" if fields else "")])
+    return Table(["arm", "sets"], rows, kind="text") if setting else None
 
 
-def config(study: Study) -> str:
-    """What the arms change, and every other field."""
+def fields(study: Study) -> Table:
+    """Every other field of the config."""
     shared = {k: v for k, v in study.config.items() if k != "variants"}
-    arms_ = study.config.get("variants") or {}
-    parts = [_arms(arms_)] if arms_ else []
-    for path, lines in config_differences(study).items():
-        items = "".join(f"<li><code>{escape(line)}</code></li>" for line in lines)
-        parts.append(f"<p>In <code>{escape(path)}</code>:</p><ul>{items}</ul>")
-    fields = [[escape(k), code(v)] for k, v in _flat(shared).items()]
-    parts.append(
-        "<details><summary>All fields</summary>"
-        + table(["field", "value"], fields, "text")
-        + "</details>"
-    )
-    return "".join(parts)
+    rows = [[key, code(item)] for key, item in flat(shared).items()]
+    return Table(["field", "value"], rows, kind="text")
+
+
+def between_directories(study: Study) -> dict[str, list[str]]:
+    """How the configs of further directories differ from the first one's."""
+    return {
+        name: [without_places(line) for line in lines]
+        for name, lines in config_differences(study).items()
+    }
 
 
 def _in_short(content: Mapping[str, Any]) -> str:
@@ -72,14 +133,10 @@ def _in_short(content: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def environment(study: Study) -> str:
-    """Versions, devices and commit of each directory."""
+def environments(study: Study) -> dict[str, str]:
+    """The directories with this environment -> its JSON."""
     found: dict[str, list[str]] = {}
-    for path, content in study.environments.items():
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        found.setdefault(text, []).append(path)
-    return "".join(
-        f"<p>{escape(_in_short(json.loads(text)))}</p>"
-        f"<details><summary>{escape(', '.join(paths))}</summary><pre>{escape(text)}</pre></details>"
-        for text, paths in found.items()
-    )
+    for name, content in study.environments.items():
+        text = without_places(json.dumps(content, indent=2, ensure_ascii=False))
+        found.setdefault(text, []).append(name)
+    return {", ".join(names): text for text, names in found.items()}

@@ -27,10 +27,12 @@ GROUPED_BY: dict[str, Callable[[Any], str]] = {
 class Study:
     """Everything the report shows, from one or more run directories."""
 
-    directories: list[Path]
+    directories: dict[str, Path]  # by the name they have on the page, which is no absolute path
     config: dict[str, Any]  # of the first directory
     configs: dict[str, dict[str, Any]]  # by directory
     environments: dict[str, dict[str, Any]]  # by directory
+    times: dict[str, dict[str, Any]]  # by directory; empty of studies that recorded none
+    stated: dict[str, dict[str, Any]]  # by directory: study.json
     epochs: list[Row]
     events: list[Row]
     runs: list[Row]
@@ -39,11 +41,13 @@ class Study:
     test_examples: int = 0  # of the test split; 0: not known, or not the same everywhere
     notes: list[str] = field(default_factory=list)  # what a reader must know: missing, stopped
     missing_shards: list[str] = field(default_factory=list)
+    unfinished: bool = False  # runs are still to come
+    relations: list[dict[str, Any]] = field(default_factory=list)  # of the summary
 
     @property
     def title(self) -> str:
         """`config.name`."""
-        return str(self.config.get("name") or self.directories[0].name)
+        return str(self.config.get("name") or next(iter(self.directories)))
 
     def report_option(self, name: str, default: Any) -> Any:
         """`config.report.NAME`, or `default` where the config does not say."""
@@ -71,6 +75,22 @@ class Study:
     def good(self) -> list[Row]:
         """The rows of runs that completed."""
         return [row for row in self.runs if is_completed(row)]
+
+    @property
+    def test_examples(self) -> int:
+        """How many examples accuracies are counted on; 0 if no file says."""
+        said = [int(stated.get("test_examples") or 0) for stated in self.stated.values()]
+        return max([*said, int((self.config.get("data") or {}).get("test_examples") or 0)])
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The fields that each arm sets; labels of merged studies carry their directory's name."""
+        return {label: (about.get("overrides") or {}) for label, about in self.attributes.items()}
+
+    def relation(self, x: str, y: str, scope: str) -> dict[str, Any]:
+        """The summary's relation of two columns over some runs; empty if it has none."""
+        alike = (r for r in self.relations if (r["x"], r["y"], r["scope"]) == (x, y, scope))
+        return next(alike, {})
 
     def attribute(self, variant: str, name: str, default: Any = None) -> Any:
         """One of the attributes of an arm."""
@@ -146,6 +166,10 @@ def attributes_of(
             "duration": setting("intervention.duration"),
             "restore": setting("intervention.restore"),
             "schedule": setting("prune.schedule"),
+            "period": setting("prune.period"),
+            "score": setting("prune.score"),
+            "twin": setting("intervention.twin"),
+            "overrides": overrides,
             "model": setting("model.name"),
             "optimizer": setting("optimizer.name"),
             "weight_decay": setting("optimizer.weight_decay"),

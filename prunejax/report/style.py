@@ -1,9 +1,15 @@
-"""How figures look: one colour and marker per arm, percent, the same bytes each time."""
+"""How figures look: one colour, marker and line per arm, percent, the same bytes each time.
+
+A figure is a list of panels of one width. The page lays them side by side or, on a phone, below
+each other; `render` also puts them into one file.
+"""
 
 import io
+import re
+import textwrap
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from math import isfinite
+from html import escape
 
 import matplotlib
 import numpy as np
@@ -16,19 +22,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
-from prunejax.measures.statistics import Correlation
-
-# Okabe and Ito's palette, told apart by colour-blind readers; its yellow is too pale on white.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C3E")
+# Told apart by colour-blind readers (after Okabe and Ito), each with a contrast of at least 3:1
+# on white; their orange, sky blue and yellow are too pale for that.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#B65C92", "#7A5C3E", "#5B5BD6", "#857800")
 BASELINE = "#000000"
-MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+GREY = "#555555"
 FEW = 4  # of fewer runs the runs are drawn: their t interval would be wider than the panel
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
+WIDTH = 4.5  # of a panel, in inches: at 10 points, letters are 11 pixels high on a phone
 SETTINGS = {
     "font.size": 10,
     "text.parse_math": False,  # a "$" in a label is a "$"
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,10 +43,11 @@ SETTINGS = {
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "legend.title_fontsize": 9.5,
+    "legend.fontsize": 10,
+    "legend.title_fontsize": 10,
     "figure.facecolor": "white",
     "svg.hashsalt": "prunejax",  # else element ids differ from one drawing to the next
+    "svg.fonttype": "none",  # text that can be selected and searched
 }
 
 
@@ -65,21 +72,17 @@ class Look:
         return MARKERS[(index + index // len(COLORS)) % len(MARKERS)]
 
     def line(self, variant: str) -> str:
-        """Line style: dashed, dotted, ... from the second round of colours on."""
+        """Line style: dashed, dotted, ... from the fifth arm on."""
         if variant in self._baselines:
             return LINES[self._baselines[variant] % len(LINES)]
-        return LINES[self._index.get(variant, 0) // len(COLORS) % len(LINES)]
+        return LINES[self._index.get(variant, 0) // 4 % len(LINES)]
 
     def handle(self, variant: str, label: str, *, points: bool = False) -> Line2D:
         """A legend entry."""
         label = f" {label}" if label.startswith("_") else label  # "_x" would be left out
-        return Line2D(
-            [],
-            [],
-            color=self.color(variant),
-            linestyle="none" if points else self.line(variant),  # type: ignore[arg-type]
-            marker=self.marker(variant) if points else "none",
-            label=label,
+        marker = self.marker(variant) if points else "none"
+        return line_handle(
+            label, self.color(variant), marker, "none" if points else self.line(variant)
         )
 
 
@@ -88,18 +91,48 @@ def line_handle(label: str, color: str, marker: str = "none", line: str = "-") -
     return Line2D([], [], color=color, marker=marker, linestyle=line, label=label)  # type: ignore[arg-type]
 
 
-def figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches, outside pyplot's global state."""
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+def panel(height: float = 3.4) -> tuple[Figure, Axes]:
+    """A panel of this height in inches, outside pyplot's global state."""
+    made = Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
+    return made, made.subplots()
 
 
-def legend_below(made: Figure, handles: Sequence[Line2D], title: str | None = None) -> None:
-    """One legend under all panels, as many columns as the longest label allows."""
-    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    columns = max(1, min(len(handles), int(11 * made.get_figwidth()) // (longest + 8)))
-    lines = -(-len(handles) // columns)
-    made.set_figheight(made.get_figheight() + 0.21 * max(0, lines - (title is None)))
-    made.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
+def legend(handles: Sequence[Line2D], title: str | None = None) -> Figure:
+    """A panel that explains the others; as many columns as the longest label allows."""
+    for handle in handles:
+        handle.set_label(textwrap.fill(str(handle.get_label()), 40))
+    labels = [str(handle.get_label()) for handle in handles]
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=1)
+    columns = max(1, min(len(handles), 52 // (longest + 8)))
+    lines = sum(1 + label.count("\n") for label in labels) / columns
+    made = Figure(figsize=(WIDTH, 0.35 + 0.215 * (np.ceil(lines) + (title is not None))), dpi=150)
+    made.legend(
+        handles=handles, loc="upper left", ncols=columns, title=title, alignment="left",
+        bbox_to_anchor=(0, 1), borderaxespad=0.2,
+    )  # fmt: skip
+    return made
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Names lines at the right, beside where they end, moved apart where they would overlap.
+
+    Args: ends: (y of the last point, text, colour); the limits of the axes are set for good.
+    """
+    low, high = axes.get_ylim()
+    gap = 0.062 * 3.4 / axes.figure.get_figheight()  # type: ignore[union-attr]
+    order = sorted(ends, key=lambda end: end[0])
+    places = [float(np.clip((y - low) / (high - low), 0, 1)) for y, _, _ in order]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    over = max(0.0, (places[-1] if places else 0) - 1)
+    for i in range(len(places) - 1, -1, -1):  # pushed beyond the top: back down
+        limit = 1.0 if i + 1 == len(places) else places[i + 1] - gap
+        places[i] = min(places[i], limit) if over else places[i]
+    for place, (_, text, color) in zip(places, order, strict=True):
+        axes.text(
+            1.015, place, textwrap.shorten(text, 20, placeholder="…"), color=color,
+            transform=axes.transAxes, va="center",
+        )  # fmt: skip
 
 
 def pad(axes: Axes, share: float = 0.06) -> None:
@@ -119,35 +152,72 @@ def plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())
 
 
-def render(made: Figure) -> tuple[bytes, bytes]:
-    """(PNG, SVG); the same figure gives the same bytes.
+def render(panels: Sequence[Figure], name: str = "figure") -> tuple[bytes, bytes, list[str]]:
+    """(PNG of all panels, SVG of all panels, SVG of each); the same panels give the same bytes.
 
-    The canvases are driven by hand because `savefig` draws everything twice.
+    Args:
+      panels: in reading order; up to three stand side by side in the files.
+      name: goes in front of the ids in the SVG, which are the page's as well.
     """
-    png, svg = io.BytesIO(), io.BytesIO()
-    canvas = FigureCanvasAgg(made)
-    canvas.draw()
-    made.set_layout_engine("none")  # laid out for good: that takes as long as drawing
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(png, format="png")
-    FigureCanvasSVG(made).print_svg(svg, metadata={"Date": None, "Creator": "prunejax"})
-    return png.getvalue(), svg.getvalue()
+    pictures, drawings = [], []
+    for index, made in enumerate(panels):
+        # The canvases are driven by hand because `savefig` draws everything twice.
+        canvas, svg = FigureCanvasAgg(made), io.BytesIO()
+        canvas.draw()
+        made.set_layout_engine("none")  # laid out for good: that takes as long as drawing
+        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+        FigureCanvasSVG(made).print_svg(svg, metadata={"Date": None, "Creator": "prunejax"})
+        drawings.append(_inline(svg.getvalue().decode(), f"{name}-{index}-"))
+    wide = 2 if len(panels) == 4 else min(3, len(panels))
+    places = []  # (x, y) in inches
+    top = 0.0
+    for start in range(0, len(panels), wide):
+        row = panels[start : start + wide]
+        places += [(WIDTH * i, top) for i in range(len(row))]
+        top += max(made.get_figheight() for made in row)
+    sheet = Image.new("RGB", (round(150 * WIDTH * wide), round(150 * top)), "white")
+    for picture, (x, y) in zip(pictures, places, strict=True):
+        sheet.paste(picture, (round(150 * x), round(150 * y)))
+    png = io.BytesIO()
+    sheet.save(png, format="png")
+    parts = [
+        drawing.replace("<svg ", f'<svg x="{72 * x:g}" y="{72 * y:g}" '
+                        f'width="{72 * WIDTH:g}" height="{72 * made.get_figheight():g}" ', 1)
+        for drawing, (x, y), made in zip(drawings, places, panels, strict=True)
+    ]  # fmt: skip
+    size = f"{72 * WIDTH * wide:g}", f"{72 * top:g}"
+    whole = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{size[0]}pt" height="{size[1]}pt" viewBox="0 0 {size[0]} {size[1]}">'
+        + "".join(parts) + "</svg>\n"
+    )  # fmt: skip
+    return png.getvalue(), whole.encode(), drawings
+
+
+def _inline(svg: str, prefix: str) -> str:
+    """The bare element, without a size of its own, with ids that no other figure has."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
+    view = re.search(r'viewBox="[^"]*"', svg)
+    assert view is not None
+    svg = re.sub(
+        r"<svg[^>]*>",
+        f'<svg {view[0]} stroke-linejoin="round" stroke-linecap="butt">',
+        svg,
+        count=1,
+    )
+    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{prefix}", svg)
+    return svg.strip()
+
+
+def with_words(svg: str, alt: str) -> str:
+    """The drawing with what it shows, for those who do not see it."""
+    text = escape(alt)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{text}" ', 1)
 
 
 def context() -> AbstractContextManager[None]:
     """This style, for the length of a `with` block; the caller's settings stay as they are."""
-    return matplotlib.rc_context(SETTINGS)  # type: ignore[arg-type]
-
-
-def percent(fraction: float, digits: int = 1) -> str:
-    """`0.9312` -> "93.1%"; a dash where undefined."""
-    return f"{100 * fraction:.{digits}f}%" if isfinite(fraction) else DASH
-
-
-def with_interval(symbol: str, found: Correlation) -> str:
-    """`r = −0.62 [−0.80, −0.31]`."""
-    if not isfinite(found.value):
-        return f"{symbol} undefined"
-    text = f"{symbol} = {found.value:.2f}"
-    if isfinite(found.low):
-        text += f" [{found.low:.2f}, {found.high:.2f}]"
-    return text.replace("-", MINUS)
+    plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
+    return matplotlib.rc_context({**plain, **SETTINGS})  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from prunejax import ledger
 from prunejax.files import plain_name
 from prunejax.measures import emptied
 from prunejax.measures.summary import CONTEXT, is_completed
+from prunejax.report import ReportError, intact
 from prunejax.report.results import Row, Study, attributes_of
 from prunejax.workdir import differences
 
@@ -19,28 +21,31 @@ from prunejax.workdir import differences
 _SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")
 
 
-class ReportError(ValueError):
-    """The directories cannot be reported on; the text says why and what to do."""
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no file."""
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise ReportError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ReportError(f"{path} holds {type(found).__name__}, not an object: it was changed")
+    return found
 
 
 def read_csv(path: Path) -> list[Row]:
     """The whole rows of a table; the study may still be writing the last one."""
     if not path.exists():
         return []
-    text = path.read_text()
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise ReportError(f"{path} is no text: {error}. Restore the file") from error
     rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
     if any(None in row or None in row.values() for row in rows):
         raise ReportError(f"{path} has rows that do not fit its header")
+    intact.cells(path, rows)
     return rows
 
 
@@ -61,6 +66,18 @@ def find(directories: Iterable[str | Path]) -> list[Path]:
 def _shard_order(path: Path) -> tuple[int, str]:
     index = re.match(r"\d+", path.parent.name)
     return (int(index[0]) if index else -1, path.parent.name)
+
+
+def shown(paths: Sequence[Path]) -> dict[Path, str]:
+    """What directories are called on a page: by their place below what they have in common."""
+    top = _top(paths)
+    places = {path: path.resolve() for path in paths}
+    return {p: str(q.relative_to(top)) if q != top else q.name for p, q in places.items()}
+
+
+def _top(paths: Sequence[Path]) -> Path:
+    whole = [path.resolve() for path in paths]
+    return Path(os.path.commonpath(whole)) if len(whole) > 1 else whole[0].parent
 
 
 def missing_shards(directories: Sequence[Path], studies: Sequence[Hashable]) -> list[str]:
@@ -95,14 +112,17 @@ def load(directories: Sequence[str | Path]) -> Study:
       ReportError: not a run directory, unreadable tables, or a run that appears twice.
     """
     paths = find(directories)
+    called = shown(paths)
     configs = {str(path): read_json(path / "config.json") for path in paths}
     tables = {
         path: {name: read_csv(path / f"{name}.csv") for name in ("epochs", "events", "runs")}
         for path in paths
     }
-    for path in paths:
-        _remeasured(path, tables[path]["runs"])
     stated = {path: read_json(path / "study.json") for path in paths}
+    for path in paths:
+        promised = stated[path].get("runs", ()) if read_json(path / "status.json") else ()
+        intact.rows(path, configs[str(path)], tables[path], promised)
+        _remeasured(path, tables[path]["runs"])
     attributes = {
         path: attributes_of(configs[str(path)], stated[path], tables[path]) for path in paths
     }
@@ -112,9 +132,12 @@ def load(directories: Sequence[str | Path]) -> Study:
         for path in paths
         if (reason := ledger.damage(path, read_json(path / "status.json"), Path(path.name)))
     ]
+    unfinished = False
     for kind in dict.fromkeys(kinds):
         same = {path: tables[path] for path, k in zip(paths, kinds, strict=True) if k == kind}
-        notes += _unfinished(same)
+        found = _unfinished(same, called)
+        notes += found
+        unfinished |= bool(found)
     if max(kinds) > 0:
         notes.append("The directories hold different configs; see Config for the differences.")
         if _collide(paths, tables, kinds):
@@ -126,7 +149,10 @@ def load(directories: Sequence[str | Path]) -> Study:
     for path in paths:
         arrays.update(_arrays(path, tables[path]["runs"]))
     whole = [str(stated[path].get("runs", path.parent)) for path in paths]
-    missing = missing_shards(paths, list(zip(kinds, whole, strict=True)))
+    missing = [
+        os.path.relpath(Path(shard).resolve(), _top(paths))
+        for shard in missing_shards(paths, list(zip(kinds, whole, strict=True)))
+    ]
     notes += [
         f"Shard {shard} is missing: its runs are not in any number here." for shard in missing
     ]
@@ -140,15 +166,18 @@ def load(directories: Sequence[str | Path]) -> Study:
     stopped = [row for row in merged["runs"] if not is_completed(row)]
     notes += [f"Run {row['run']} stopped: {row['status']}." for row in stopped]
     return Study(
-        directories=paths,
+        directories={called[path]: path for path in paths},
         config=configs[str(paths[0])],
-        configs=configs,
-        environments={str(path): read_json(path / "environment.json") for path in paths},
+        configs={called[path]: configs[str(path)] for path in paths},
+        environments={called[path]: read_json(path / "environment.json") for path in paths},
+        times={called[path]: read_json(path / "times.json") for path in paths},
+        stated={called[path]: stated[path] for path in paths},
         arrays=arrays,
         attributes={k: v for path in paths for k, v in attributes[path].items()},
         test_examples=_shared([stated[path].get("test_examples", 0) for path in paths]),
         notes=notes,
         missing_shards=missing,
+        unfinished=unfinished,
         **{name: _same_columns(rows) for name, rows in merged.items()},
     )
 
@@ -166,17 +195,19 @@ def _remeasured(path: Path, runs: Sequence[Row]) -> None:
         run.update({k: v for k, v in later.items() if v and k not in CONTEXT})
 
 
-def _unfinished(parts: Mapping[Path, Mapping[str, list[Row]]]) -> list[str]:
+def _unfinished(
+    parts: Mapping[Path, Mapping[str, list[Row]]], called: Mapping[Path, str]
+) -> list[str]:
     """Says so if runs that the parts of a study promise in `study.json` have not ended."""
     promised = {run for path in parts for run in read_json(path / "study.json").get("runs", ())}
     ended = {row["run"] for tables in parts.values() for row in tables["runs"]}
     if promised - ended:
         count = f"{len(promised - ended)} of {len(promised)} runs"
-        return [f"{count} have not ended or are not here; what is shown is without them."]
+        return [f"{count} have not ended or are not here; numbers of runs are without them."]
     if promised:
         return []
     return [
-        f"{path} is not finished: what is shown is what there was so far."
+        f"{called[path]} is not finished: what is shown is what there was so far."
         for path in parts
         if not read_json(path / "status.json").get("finished")
     ]

@@ -1,0 +1,178 @@
+"""What stands first: a sentence per claim, and the differences of all arms to the baseline."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from prunejax.report import panels, words
+from prunejax.report.results import Study
+from prunejax.report.words import factor, interval, minus, name
+
+Found = Mapping[str, Any]
+
+
+def lead(study: Study) -> str:
+    """What was run, in a sentence."""
+    config, arms = study.config, study.variants
+    runs = len({row["run"] for row in [*study.runs, *study.epochs]})
+    data = config.get("data") or {}
+    models = dict.fromkeys(study.attribute(arm, "model") for arm in arms)
+    models.pop(None, None)
+    facts = [f"{_count(runs, 'run')}, {_count(len(arms), 'arm')}"]
+    if data.get("name"):
+        size = f", {data['train_examples']} training examples" if data.get("train_examples") else ""
+        facts.append(f"data set {data['name']}{size}")
+    if models:
+        facts.append(f"network {', '.join(models)}")
+    if config.get("epochs"):
+        facts.append(f"{config['epochs']} epochs of batches of {config.get('batch_size', '?')}")
+    return "; ".join(facts) + "."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _unit(column: str) -> str:
+    return "points" if factor(column) == 100 else ""
+
+
+def _amount(found: Found, column: str) -> str:
+    """`+2.8 [+2.1, +3.6] points`."""
+    times = factor(column)
+    if found["difference"] is None:
+        return "no pair of runs"
+    parts = [minus(f"{times * found['difference']:+.2f}")]
+    if found["low"] is not None:
+        parts.append(interval(times * found["low"], times * found["high"], sign="+"))
+    return " ".join([*parts, _unit(column)]).strip()
+
+
+@dataclass
+class Result:
+    """A line of the first screen."""
+
+    verdict: str  # empty: it is no claim
+    text: str
+
+
+def results(study: Study, summary: Found) -> list[Result]:
+    """A sentence per claim; without claims one on the comparisons of arms, and no verdict."""
+    found = []
+    for claim in summary.get("claims") or []:
+        text = f"{claim['a']} {claim['direction']} {claim['b']} in {name(claim['column'])}: "
+        text += f"difference {_amount(claim, claim['column'])}"
+        facts = [f"n = {claim['n']} seeds"]
+        if claim["p_holm"] is not None:
+            facts.append(panels.p_text(claim["p_holm"], "Holm p"))
+        facts += [claim["reason"]] if claim.get("reason") else []
+        found.append(Result(claim["verdict"], f"{text} ({', '.join(facts)})."))
+    if found:
+        return found
+    column = columns(summary)[0]
+    paired = summary["paired"]["variants"]
+    judged = {v: arm[column] for v, arm in paired.items() if column in arm}
+    known = {v: f for v, f in judged.items() if f.get("p_holm") is not None}
+    if not judged:
+        return []
+    baselines = set(summary["paired"]["baselines"].values())
+    to = baselines.pop() if len(baselines) == 1 else "their unpruned arms"
+    if not known:
+        text = "too few seeds, or no spread between them, to tell more than the differences"
+        return [Result("", f"{_count(len(judged), 'arm')} compared with {to}: {text}.")]
+    differ = [v for v in known if known[v]["p_holm"] < 0.05]
+    text = (
+        f"{len(differ)} of {_count(len(known), 'arm')} {'differs' if len(differ) == 1 else 'differ'} "
+        f"from {to} in {name(column)} after Holm's correction"
+    )
+    if differ:
+        text += ": " + "; ".join(f"{v} {_amount(known[v], column)}" for v in differ[:6])
+        text += f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
+    return [Result("", text + ".")]
+
+
+def columns(summary: Found) -> list[str]:
+    """What the forest plots are about: the columns of the claims, or the final accuracy."""
+    of_claims = list(dict.fromkeys(claim["column"] for claim in summary.get("claims") or []))
+    return of_claims[:2] or ["final_test_accuracy"]
+
+
+@dataclass
+class Line:
+    """An arm of a forest plot; places are percent of the width."""
+
+    label: str
+    words: str
+    to: str  # its baseline, where arms have different ones
+    text: str
+    dot: float
+    low: float | None
+    high: float | None
+    significant: bool
+
+
+@dataclass
+class Forest:
+    """Differences of all arms to the baseline in one column."""
+
+    title: str
+    lines: list[Line]
+    ticks: list[tuple[float, str]]
+    zero: float
+    alt: str
+
+
+def forest(study: Study, summary: Found, column: str) -> Forest | None:
+    """The plot of a column; None without an arm to compare."""
+    paired, baselines = summary["paired"]["variants"], summary["paired"]["baselines"]
+    found = {
+        v: paired[v][column]
+        for v in study.variants
+        if v in paired and (paired[v].get(column) or {}).get("difference") is not None
+    }
+    if not found:
+        return None
+    times = factor(column)
+    centers = [times * f["difference"] for f in found.values()]
+    edges = [times * f[e] for f in found.values() for e in ("low", "high") if f[e] is not None]
+    # An interval from very few seeds may be longer than everything else: it is cut off there.
+    reach = 4 * max(*map(abs, centers), 1e-9)
+    shown = [min(max(edge, -reach), reach) for edge in edges] + [*centers, 0.0]
+    low, high = min(shown), max(shown)
+    margin = 0.06 * (high - low or 1.0)
+    low, high = low - margin, high + margin
+
+    def place(x: float) -> float:
+        return round(float(np.clip(100 * (x - low) / (high - low), 0, 100)), 2)
+
+    shared = len(set(baselines.values())) == 1
+    told = words.arms(study)
+    lines = []
+    for label, f in found.items():
+        p = f.get("p_holm")
+        text = _amount(f, column).removesuffix(" points")
+        lines.append(
+            Line(
+                label,
+                told.get(label, ""),
+                "" if shared else baselines[label],
+                f"{text}{'*' if p is not None and p < 0.05 else ''}",
+                place(times * f["difference"]),
+                None if f["low"] is None else place(times * f["low"]),
+                None if f["high"] is None else place(times * f["high"]),
+                p is not None and p < 0.05,
+            )
+        )
+    ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
+    to = next(iter(baselines.values())) if shared else "the unpruned arm of the same group"
+    unit = f" ({_unit(column)})" if _unit(column) else ""
+    return Forest(
+        f"Difference to {to} in {name(column)}{unit}",
+        lines,
+        [(place(t), minus(f"{t:+g}") if t else "0") for t in ticks],
+        place(0.0),
+        "; ".join(f"{line.label} {line.text}" for line in lines),
+    )

@@ -1,0 +1,152 @@
+"""Whether the tables of a run directory are whole: rows that are gone, words for numbers.
+
+A run with a lost row would silently leave a mean or a curve. `runs.csv` follows from the other
+tables (`prunejax.summary`), and arms repeat their events in every seed: both are checked.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from prunejax.measures.summary import is_completed, number
+from prunejax.report import ReportError
+from prunejax.summary import summarize
+
+Row = Mapping[str, str]
+
+_WORDS = {"run", "variant", "status", "layer", "split", "batch_norm"}
+_WHOLE = {"seed", "epoch", "step", "targeted", "live", "events", "best_epoch", "selected_epoch"}
+_ALWAYS = {"run", "variant", "seed", "epoch"}  # never empty
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.IGNORECASE)
+_NEEDED = {
+    "epochs.csv": ("run", "variant", "seed", "epoch", "test_accuracy"),
+    "events.csv": ("run", "variant", "seed", "epoch", "layer", "targeted", "instability"),
+    "runs.csv": ("run", "variant", "seed", "status", "mean_stability", "events"),
+    "measures.csv": ("run",),
+}
+_WAY_OUT = "the table was changed or damaged: restore it, or repeat the study in a new workdir"
+
+
+def cells(path: Path, rows: Sequence[Row]) -> None:
+    """Refuses a table with a missing column, or a cell that is not what its column holds.
+
+    Raises:
+      ReportError: names the line, the column and the cell.
+    """
+    if not rows:
+        return
+    gone = [column for column in _NEEDED.get(path.name, ()) if column not in rows[0]]
+    if gone:
+        raise ReportError(f"{path} has no column {gone[0]}: {_WAY_OUT}")
+    for index, row in enumerate(rows):
+        for column, cell in row.items():
+            if (cell == "" and column not in _ALWAYS) or (cell and column in _WORDS):
+                continue
+            fits = cell.isdecimal() or cell == "-1" if column in _WHOLE else _NUMBER.fullmatch(cell)
+            if not fits:
+                what = "whole number" if column in _WHOLE else "number"
+                what = "name" if column in _WORDS else what
+                raise ReportError(
+                    f"{path}, line {index + 2}: {cell[:40]!r} in column {column} is no {what}; "
+                    + _WAY_OUT
+                )
+
+
+def rows(
+    path: Path,
+    config: Mapping[str, Any],
+    tables: Mapping[str, Sequence[Row]],
+    promised: Sequence[str] = (),
+) -> None:
+    """Refuses tables that do not belong together.
+
+    Args:
+      path: the run directory, for messages.
+      config: its config.
+      tables: "epochs", "events" and "runs".
+      promised: the runs of a finished study; empty: of one that is still to end.
+
+    Raises:
+      ReportError: names the table, the run, and what is missing.
+    """
+    ended = {row["run"]: row for row in tables["runs"]}
+    if len(ended) != len(tables["runs"]):
+        raise ReportError(f"{path / 'runs.csv'} names a run twice: {_WAY_OUT}")
+    lost = [run for run in promised if run not in ended]
+    if lost:
+        raise ReportError(
+            f"{path / 'runs.csv'} has {len(ended)} of the {len(promised)} runs of a finished "
+            f"study ({lost[0]} is missing): {_WAY_OUT}"
+        )
+    epochs, events = (_by_run(tables[name]) for name in ("epochs", "events"))
+    for run, row in ended.items():
+        _epochs(path, config, row, epochs.get(run, []))
+        _agrees(path, row, epochs.get(run, []), events.get(run, []))
+    _events(path, config, [row for row in tables["runs"] if is_completed(row)], events)
+
+
+def _by_run(table: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in table:
+        found.setdefault(row["run"], []).append(row)
+    return found
+
+
+def _epochs(path: Path, config: Mapping[str, Any], run: Row, own: Sequence[Row]) -> None:
+    """Epochs of a run count from 0 without a gap; of one that was trained to the end, all."""
+    arm = (config.get("variants") or {}).get(run["variant"]) or {}
+    asked = int(arm.get("epochs") or config.get("epochs") or 0)
+    found = [int(row["epoch"]) for row in own]
+    expected = asked if asked and is_completed(run) else max(found, default=-1) + 1
+    if found != list(range(expected)):
+        missing = sorted(set(range(expected)) - set(found))
+        what = f"epoch {missing[0]} is missing" if missing else "an epoch is there twice"
+        raise ReportError(
+            f"{path / 'epochs.csv'}: run {run['run']} has {len(found)} rows for {expected} epochs "
+            f"({what}): {_WAY_OUT}"
+        )
+
+
+def _agrees(path: Path, run: Row, epochs: Sequence[Row], events: Sequence[Row]) -> None:
+    """A row of runs.csv says what the rows of the other tables come to."""
+    for column, value in summarize(epochs, events, run["status"]).items():
+        if column == "status" or column not in run:
+            continue
+        expected, found = number(value), number(run[column])
+        same = expected == found or (isnan(expected) and isnan(found))
+        if not same and column == "events":
+            raise ReportError(
+                f"{path / 'events.csv'} has {expected:g} events of run {run['run']}, runs.csv "
+                f"counts {found:g}: {_WAY_OUT}"
+            )
+        if not same:
+            raise ReportError(
+                f"{path}: {column} of run {run['run']} is {run[column] or 'empty'} in runs.csv, "
+                f"but {expected:g} by epochs.csv and events.csv: {_WAY_OUT}"
+            )
+
+
+def _events(
+    path: Path, config: Mapping[str, Any], runs: Sequence[Row], events: Mapping[str, Sequence[Row]]
+) -> None:
+    """Schedules know no seed: the runs of an arm have the same layers in the same epochs."""
+    arms: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for run in runs:
+        own = [(row["epoch"], row["layer"]) for row in events.get(run["run"], [])]
+        arms.setdefault(run["variant"], {})[run["run"]] = own
+    for variant, found in arms.items():
+        changes = ((config.get("variants") or {}).get(variant) or {}).get("prune") or {}
+        common = {**(config.get("prune") or {}), **changes}
+        if common.get("scope", "layer") != "layer":
+            continue  # what a layer loses is up to the scores
+        everywhere = dict.fromkeys(key for own in found.values() for key in own)
+        for run, own in found.items():
+            lost = [key for key in everywhere if key not in own]
+            if lost or len(set(own)) != len(own):
+                what = f"no row for layer {lost[0][1]} in epoch {lost[0][0]}" if lost else "a twin"
+                raise ReportError(
+                    f"{path / 'events.csv'}: run {run} has {what}, unlike the other seeds of its "
+                    f"arm: {_WAY_OUT}"
+                )

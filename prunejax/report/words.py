@@ -1,0 +1,196 @@
+"""The words for columns, numbers and arms."""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from prunejax.measures.summary import OUTCOMES, by_variant, number
+
+if TYPE_CHECKING:
+    from prunejax.report.results import Study
+
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+NAMES = {
+    "final_test_accuracy": "final accuracy",
+    "best_test_accuracy": "best accuracy",
+    "selected_test_accuracy": "accuracy at the epoch chosen on validation data",
+    "generalization_gap": "generalization gap",
+    "mean_stability": "mean stability",
+    "hessian_trace": "Tr(H), curvature (nats)",
+    "hessian_trace_top": "sum of leading eigenvalues (nats)",
+    "gradient_second_moment": "Tr(C), gradients (nats²)",
+    "gradient_noise_scale": "noise scale (examples)",
+    "tic": "TIC proxy Tr(C) / Tr(H)",
+    "tic_leading": "Tr(C) / sum of leading eigenvalues",
+    "epsilon_flatness": "ε-flatness (larger is flatter)",
+    "top_eigenvalue": "largest eigenvalue (nats)",
+    "sharpness_worst": "largest rise in the ball (nats)",
+    "sharpness_keskar": "Keskar's sharpness (%)",
+    "sharpness_average": "mean rise under noise (nats)",
+    "normality_ks": "KS distance to N(0, 1), mean",
+    "normality_ks_worst": "KS distance to N(0, 1), largest",
+    "normality_skewness": "skewness of activations",
+    "normality_excess_kurtosis": "excess kurtosis of activations",
+}
+AXES = {
+    "final_test_accuracy": "test accuracy after the last epoch (%)",
+    "best_test_accuracy": "best test accuracy (%)",
+    "generalization_gap": f"train {MINUS} test accuracy (points)",
+    "mean_stability": "mean stability (%)",
+}
+FRACTIONS = (*OUTCOMES, "mean_stability", "sparsity")  # shown in percent
+SCORES = {
+    "ebn": "E[BN]",
+    "ebn_signed": "signed E[BN]",
+    "l1": "L1 norms",
+    "l2": "L2 norms",
+    "activations": "activations",
+    "magnitude": "magnitudes",
+    "weight_saliency": "saliencies",
+    "saliency": "saliencies",
+    "random": "random scores",
+}
+TARGETS = {"S": "smallest", "R": "random", "L": "largest"}
+
+
+def name(column: str) -> str:
+    """A column in words."""
+    return NAMES.get(column, column.replace("_", " "))
+
+
+def axis(column: str) -> str:
+    """A column as the label of an axis."""
+    return AXES.get(column, name(column))
+
+
+def factor(column: str) -> int:
+    """What the column's numbers are multiplied with where they are shown."""
+    return 100 if column in FRACTIONS else 1
+
+
+def minus(text: str) -> str:
+    """Hyphens before digits as minus signs."""
+    return re.sub(r"-(?=[\d.])", MINUS, text)
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """`0.9312` -> "93.1%"; a dash where undefined."""
+    return f"{100 * fraction:.{digits}f}%" if isfinite(fraction) else DASH
+
+
+def coefficient(symbol: str, value: float | None) -> str:
+    """`r = −0.62`."""
+    known = value is not None and isfinite(value)
+    return minus(f"{symbol} = {value:.2f}") if known else f"{symbol} undefined"
+
+
+def interval(low: float | None, high: float | None, digits: int = 2, sign: str = "") -> str:
+    """`[−0.80, −0.31]`; empty where undefined."""
+    if low is None or high is None or not isfinite(low + high):
+        return ""
+    return minus(f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]")
+
+
+def without_places(text: str) -> str:
+    """The text with absolute paths cut down to their last part: a page goes to others."""
+    return re.sub(r"(?<![\w.)\]/*:~<])(?:~?/)(?:[^/\s'\",;<>]+/)*([^/\s'\",;<>]+)/?", r"…/\1", text)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config -> dotted names to values."""
+    found: dict[str, Any] = {}
+    for key, item in tree.items():
+        if isinstance(item, Mapping) and item:
+            found.update(flat(item, f"{prefix}{key}."))
+        else:
+            found[prefix + str(key)] = item
+    return found
+
+
+def arms(study: "Study") -> dict[str, str]:
+    """Each arm in words: "largest E[BN], 27 % of dense3 an event, every 18 epochs"."""
+    changes = {v: flat(study.overrides.get(v, {})) for v in study.variants}
+    events = by_variant(study.events)
+    found = {v: _treatment(study, v, events.get(v, [])) for v in study.variants}
+    fields = dict.fromkeys(key for own in changes.values() for key in own)
+    varied = [key for key in fields if len({str(own.get(key)) for own in changes.values()}) > 1]
+    for label, own in changes.items():  # what is no pruning
+        for key in varied:
+            if key in own and not key.startswith(("prune.", "intervention.")):
+                found[label] += f", {_setting(key, own[key])}"
+    for label, own in changes.items():  # and what tells alike ones apart
+        if list(found.values()).count(found[label]) > 1 and study.attribute(label, "target"):
+            told = [f"{k.split('.')[-1]} {_plain(own[k])}" for k in varied
+                    if k in own and k.startswith("prune.") and k != "prune.layers"]  # fmt: skip
+            found[label] = ", ".join([found[label], *told])
+    return found
+
+
+def _plain(value: object) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _setting(key: str, value: object) -> str:
+    last = key.split(".")[-1]
+    if last == "name":
+        return str(value)
+    if isinstance(value, bool):
+        return f"{'' if value else 'no '}{last.replace('_', ' ')}"
+    return f"{last.replace('_', ' ')} {_plain(value)}"
+
+
+def _treatment(study: "Study", label: str, events: Sequence[Mapping[str, str]]) -> str:
+    about = study.attributes.get(label, {})
+    target = about.get("target")
+    if target not in TARGETS:
+        return "no pruning"
+    what = "random units" if target == "R" else f"{TARGETS[target]} {_score(about.get('score'))}"
+    parts = [what, *_rhythm(about, events), *_intervention(about)]
+    return ", ".join(parts)
+
+
+def _score(score: object) -> str:
+    return SCORES.get(str(score), str(score or "scores").replace("_", " "))
+
+
+def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]]) -> list[str]:
+    """How much an event takes, and how often: of the layer that loses most."""
+    run = [row for row in events if row["run"] == events[0]["run"]]
+    shares = {}
+    for layer, rows in _by(run, "layer").items():
+        targeted = [number(row["targeted"]) for row in rows]
+        units = number(rows[0]["live"]) + targeted[0]
+        if units > 0:
+            shares[layer] = sum(targeted) / units
+    if not shares:
+        period = about.get("period")
+        return [f"every {period} epochs"] if period else []
+    layer = max(shares, key=lambda name: shares[name])
+    epochs = sorted({int(row["epoch"]) for row in run if row["layer"] == layer})
+    share = f"{100 * min(shares[layer], 1) / len(epochs):.2g} % of {layer}"
+    if len(epochs) == 1:
+        return [f"{share} at once", "before training" if epochs[0] < 0 else f"epoch {epochs[0]}"]
+    steps = {b - a for a, b in zip(epochs, epochs[1:], strict=False)}
+    step = steps.pop()
+    rhythm = f"in {len(epochs)} events" if steps else f"every {step} epochs"
+    return [f"{share} an event", "every epoch" if not steps and step == 1 else rhythm]
+
+
+def _intervention(about: Mapping[str, Any]) -> list[str]:
+    kind, duration = about.get("kind"), about.get("duration")
+    kinds = {"zero": "zeroed", "gaussian": "replaced by Gaussian noise", "none": "left in place"}
+    if kind not in kinds:
+        return []
+    span = "" if duration is None else f" for {duration} steps" if duration >= 0 else " for good"
+    restored = about.get("restore") not in (None, "no")
+    twin = [f"the targets of {about['twin']}"] if about.get("twin") else []
+    return [kinds[kind] + ("" if kind == "none" else span) + (", then restored" if restored else ""),
+            *twin]  # fmt: skip
+
+
+def _by(rows: Sequence[Mapping[str, str]], key: str) -> dict[str, list[Mapping[str, str]]]:
+    found: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(row)
+    return found
