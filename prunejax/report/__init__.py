@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunejax import checks, registry
+from prunejax.files import expand
 
 # The names that `config.report.figures` may hold: those of `gallery.FIGURES`, and the tables, which
 # every page has. Stated here, because the gallery imports matplotlib.
@@ -53,4 +54,4 @@ def build(directories: Sequence[str | Path], output: str | Path | None = None) -
     # Imported here, so that a training process loads matplotlib only at its end.
     from prunejax.report.page import write
 
-    return write(directories, output)
+    return write([Path(expand(d)) for d in directories], output and expand(output))
