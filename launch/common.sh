@@ -38,6 +38,8 @@ run() {
 
 absolute() {
   case $1 in
+    "~" | "~/"*) printf '%s\n' "$HOME${1#"~"}" ;;
+    "~"*) refuse "$1: write the home directory of another user out, or ./$1" ;;
     /* | *://*) printf '%s\n' "$1" ;;
     *) printf '%s\n' "$PWD/$1" ;;
   esac
@@ -46,7 +48,9 @@ absolute() {
 # A config as the caller meant it: in the current directory if it is there, else in the repository.
 # "FILE.py:argument" keeps its argument.
 config_path() {
-  local file=$1 argument=
+  local file argument=
+  case $1 in "~"*) set -- "$(absolute "$1")" || exit $? ;; esac
+  file=$1
   case $1 in
     *.py:*)
       file=${1%%.py:*}.py
@@ -87,13 +91,14 @@ cluster_arguments() {
       --dry-run) DRY_RUN=yes ;;
       --config | --workdir) refuse "write $1=VALUE" ;;
       --config=?*)
-        CONFIG=$(config_path "${1#*=}")
+        CONFIG=$(config_path "${1#*=}") || exit $?
         [ -f "${CONFIG%%.py:*}" ] || [ -f "${CONFIG%%.py:*}.py" ] || refuse "$1: no such file, here or in the repository"
         ;;
       --workdir=*://*) refuse "$1 is no path: mount the bucket where the study runs and name that" ;;
       --workdir=?*)
+        case $1/ in */../* | */./*) if [ "$REMOTE" = yes ]; then refuse "$1: write the path without . and .."; fi ;; esac
         case $REMOTE$1 in yes--workdir=[!/]*) refuse "$1: write the path on the workers, from / on" ;; esac
-        WORKDIR=$(absolute "${1#*=}")
+        WORKDIR=$(absolute "${1#*=}") || exit $?
         ;;
       --config.?*=*) ARGS+=("$1") ;;
       --)
@@ -109,12 +114,26 @@ cluster_arguments() {
   [ -n "$WORKDIR" ] || refuse "--workdir=DIR is missing"
 }
 
-# number NAME VALUE: a count of at least 1, or one line and exit code 2.
+# number NAME VALUE [MOST]: a count of at least 1, or one line and exit code 2.
 number() {
   case $2 in
     '' | *[!0-9]* | 0*) refuse "$1=$2: give a whole number of at least 1" ;;
   esac
+  # Longer ones overflow the shell's arithmetic.
+  if [ ${#2} -gt 9 ] || [ "$2" -gt "${3:-65536}" ]; then refuse "$1=$2: at most ${3:-65536}"; fi
 }
+
+# cloud_name NAME VALUE MOST: a name as clouds and DNS take it.
+cloud_name() {
+  local LC_ALL=C
+  case $2 in
+    [!a-z]* | *[!a-z0-9-]* | *-) refuse "$1=$2: a lower-case letter, then such letters, digits and inner hyphens" ;;
+  esac
+  [ ${#2} -le "$3" ] || refuse "$1=$2: ${#2} characters, $3 at most"
+}
+
+# A secret by which the processes of one program know each other.
+new_secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 
 PYTHON_IS_GOOD='import sys; assert sys.version_info >= (3, 11)'
 

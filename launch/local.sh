@@ -23,7 +23,7 @@ PROCESSES=1
 rest=()
 for argument in "$@"; do
   case $argument in
-    --processes=*) PROCESSES=${argument#*=} && number --processes "$PROCESSES" ;;
+    --processes=*) PROCESSES=${argument#*=} && number --processes "$PROCESSES" 1024 ;;
     --python=*) PYTHON=${argument#*=} ;;
     --processes | --python) refuse "write $argument=VALUE" ;;
     --dry-run) DRY_RUN=yes ;;
@@ -44,6 +44,8 @@ if [ "$PROCESSES" -eq 1 ]; then
   exec "${main[@]}"
 fi
 
+PRUNEJAX_SECRET=${PRUNEJAX_SECRET:-$(new_secret)}
+export PRUNEJAX_SECRET
 port=PORT
 if [ "$DRY_RUN" = no ]; then
   port=$("$VENV/bin/python" -c \
@@ -66,7 +68,7 @@ for ((i = 0; i < PROCESSES; i++)); do
   if [ "$DRY_RUN" = yes ]; then
     quoted env "JAX_LOCAL_DEVICE_IDS=$i" "${command[@]}"
   else
-    JAX_LOCAL_DEVICE_IDS=$i "${command[@]}" &
+    JAX_LOCAL_DEVICE_IDS=$i PRUNEJAX_PARENT=$$ "${command[@]}" &
     pids+=($!)
   fi
 done

@@ -11,9 +11,36 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+
+
+def expand(path: str | os.PathLike[str]) -> str:
+    """A path with a leading `~` or `~user` as the home directory it stands for.
+
+    Raises:
+      ValueError: there is no such user.
+    """
+    found = os.path.expanduser(os.fspath(path))
+    if found.startswith("~"):
+        raise ValueError(f"{found}: no such user; write ./{found} for a directory of that name")
+    return found
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ValueError: it is no JSON, or JSON of another type; the text names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object but {json.dumps(content)[:40]}")
+    return content
 
 
 class RecordError(OSError):

@@ -5,6 +5,8 @@ SIGINT, SIGUSR1 or SIGHUP (unless ignored, as under nohup) with what was trained
 command continues.
 """
 
+import linecache
+import os
 import re
 import shlex
 import sys
@@ -13,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from prunejax import signals
+from prunejax import command, overrides, signals
+from prunejax.command import BAD_REQUEST, FAILURE, REQUEUE
 
-BAD_REQUEST, FAILURE, REQUEUE = 2, 1, signals.INTERRUPTED
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -58,11 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"--help", "-h"} & set(argv):
         return _help()
     values = flags.FlagValues()
-    handle = define_flags(values, argv)
-    for path in (str(ROOT), str(Path.cwd())):
-        if path not in sys.path:
-            sys.path.insert(0, path)
     try:
+        for path in (str(ROOT), str(Path.cwd())):
+            if path not in sys.path:
+                sys.path.insert(0, path)
+        argv, of_variants = overrides.split(command.arguments(argv))
+        logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is told below
+        handle = define_flags(values, argv)
         rest = values(argv)[1:]
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; all arguments are --flags")
@@ -71,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--{name} is missing; see the README for a first command")
         shard = _shard(values.shard)
         config = _loaded(values, handle)
-    except Exception as error:  # a config file may raise anything
-        return _tell(_readable(error, argv), BAD_REQUEST)
+        overrides.apply(config, of_variants)
+    except BaseException as error:  # a config file may raise anything, and may exit
+        return command.tell(_readable(error, argv), BAD_REQUEST)
     return _run(values, config, shard)
 
 
@@ -105,30 +110,54 @@ def _loaded(values: flags.FlagValues, handle: Any) -> ConfigDict:
     return config
 
 
-def _tell(error: object, code: int) -> int:
-    signals.tell(f"prunejax: {' '.join(str(error).split())}", sys.stderr)
-    return code
-
-
-def _readable(error: Exception, argv: Sequence[str]) -> str:
+def _readable(error: BaseException, argv: Sequence[str]) -> str:
     """What went wrong with command line or config file, in a line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     kind = type(error).__name__
     if "Traceback (most recent call last)" in text:  # ml_collections' words for a config file
-        text = text.strip().split("\n")[-1]
-        return text.removeprefix("ValueError: ")
+        return _of_file(text)
     if isinstance(error, flags.Error | ValueError):
         for theirs, ours in _PLAIN:
             text = re.sub(theirs, ours, text)
         return text or kind
     if "has no attribute 'get_config'" in text:
         return "--config: the file defines no get_config(); see configs/default.py"
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    found = re.search(r"<class '([^']*)'>.* does not exist and", text)
+    if found and "ConfigDict" not in found[1]:
+        kind = found[1].removesuffix("Type").split(".")[-1]
+        return f"--config: get_config() returns {kind}, not an ml_collections.ConfigDict"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = frames[-1]
     if "ml_collections" in place.filename and isinstance(error, AttributeError | KeyError):
         return _unknown_field(text, argv)
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {kind}: {error.msg}"
-    return f"{place.filename}, line {place.lineno}: {kind}: {text}"
+    place = ([frame for frame in frames if _is_of_user(frame.filename)] or [place])[-1]
+    return _at(place.filename, place.lineno or 0, f"{kind}: {text}")
+
+
+def _is_of_user(file: str) -> bool:
+    """Whether a file is no library's: what is wrong is wrong there."""
+    return not file.startswith(("<", os.path.dirname(os.__file__), str(ROOT / "prunejax"))) and (
+        "site-packages" not in file
+    )
+
+
+def _at(file: str, line: int, text: str) -> str:
+    """A mistake with file, line and, where a value has a wrong type, the assignment."""
+    words = linecache.getline(file, line).strip() if "original type" in text else ""
+    return f"{file}, line {line}: {words + ': ' if words else ''}{text}"
+
+
+def _of_file(text: str) -> str:
+    """The line for a trace that ml_collections put into a text."""
+    *_, trace = text.strip().partition("Traceback (most recent call last)")
+    frames = re.findall(r'File "(.+?)", line (\d+)', trace)
+    places = [place for place in frames if _is_of_user(place[0])]
+    raised = re.split(r"\n(?=[\w.]+(?:Error|Exception|Exit|Interrupt)\b)", trace)[-1].strip()
+    if raised.startswith("ValueError: ") or not places:
+        return raised.removeprefix("ValueError: ")
+    return _at(places[-1][0], int(places[-1][1]), raised)
 
 
 # What parsers of flags say, and what is meant.
@@ -149,8 +178,6 @@ def _unknown_field(text: str, argv: Sequence[str]) -> str:
     text = f"unknown config field {of[0] if of else name!r}."
     if found:
         text += f" Did you mean {found[1]!r}?"
-    elif of and of[0].startswith("config.variants."):
-        text += " A variant's field can be overridden where its config file names it"
     return text
 
 
@@ -165,16 +192,16 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
             values.process_count,
             timeout_seconds=values.connect_seconds,
         )
-    except ValueError as error:
-        return _tell(error, BAD_REQUEST)
-    except ConnectionError as error:
-        return _tell(error, FAILURE)
+    except (ValueError, OSError) as error:
+        return command.tell(*(command.outcome(error) or (error, BAD_REQUEST)))
     try:
         code = _study(values, config, shard, processes)
     except Exception as error:
-        code = FAILURE
-        if distributed.lost_peer(error):
-            _tell(
+        code, known = FAILURE, command.outcome(error)
+        if known is not None:
+            code = command.tell(*known)
+        elif distributed.lost_peer(error):
+            command.tell(
                 "another process of this program ended, see its output; the same command "
                 f"continues from the last checkpoint ({str(error).strip().splitlines()[-1]})",
                 FAILURE,
@@ -205,8 +232,6 @@ def _command(values: flags.FlagValues, shard: tuple[int, int]) -> str:
 def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], processes: int) -> int:
     from configs import default
     from prunejax import chunk, distributed, study
-    from prunejax.data.streaming import UnreadableError
-    from prunejax.record import RecordError, WorkdirError
 
     try:
         study.use_devices(config, values.workdir, processes)
@@ -220,13 +245,7 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
             command=_command(values, shard),
         )
     except chunk.Interrupted:
-        return _tell("interrupted and saved; the same command continues", REQUEUE)
-    except (study.ConfigError, WorkdirError) as error:
-        return _tell(error, BAD_REQUEST)
-    except UnreadableError as error:
-        return _tell(f"{error}. The records are intact: the same command continues", FAILURE)
-    except RecordError as error:
-        return _tell(error.strerror, FAILURE)
+        return command.tell("interrupted and saved; the same command continues", REQUEUE)
     state = "was finished before" if result.already_finished else "finished"
     if result.rebuilt:
         state += ", its lost report is built anew"

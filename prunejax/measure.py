@@ -1,9 +1,9 @@
-"""Measures a finished study again: `python -m prunejax.measure --workdir=DIR [--run=REGEX]`.
+"""Measures a finished study again: `python -m prunejax.measure --workdir=DIR`.
 
 Reads the final states of the runs (`checkpoints/final-*`) and the config, computes the measures of
 `config.measures.names` or those given, and writes `measures/RUN.npz` and `measures.csv`, which the
-report takes before the columns of `runs.csv`; then builds the report anew. The other `measures.*`
-settings are flags, too.
+report takes before the columns of `runs.csv`; then builds the report anew, in the run directory or
+in `--output=DIR`. The other `measures.*` settings are flags, too; `--run=REGEX` chooses runs.
 
 Exit codes: 0 done, 2 bad request, 1 failure.
 """
@@ -25,8 +25,8 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from prunejax import command, files, measuring, plan, registry, report, step
 from prunejax import config as config_lib
-from prunejax import files, measuring, plan, registry, report, step
 from prunejax.checkpoint import Checkpoints
 from prunejax.config import ConfigError
 from prunejax.files import RecordError
@@ -37,7 +37,6 @@ from prunejax.report import tables
 from prunejax.step import TrainState
 
 __all__ = ["MEASURES", "main", "measure"]
-BAD_REQUEST, FAILURE = 2, 1
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = "measures.csv"
 FIELDS = (
@@ -182,6 +181,7 @@ def measure(
     run: str = ".*",
     changes: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = print,
+    output: str | Path | None = None,
 ) -> int:
     """Measures runs of a finished study and builds its report anew.
 
@@ -190,6 +190,7 @@ def measure(
       run: regular expression for whole run names, e.g. "L.*-0".
       changes: fields of `config.measures` and their values.
       tell: is told each result.
+      output: where the report goes, the run directory by default; the measures always go there.
 
     Returns:
       How many measures failed.
@@ -226,7 +227,7 @@ def measure(
         for name, reason in failed.items():
             tell(f"{member.run}: no {name}: {reason}")
         failures += len(failed)
-    report.build([workdir])
+    report.build([workdir], output)
     return failures
 
 
@@ -254,6 +255,7 @@ def locked(path: Path) -> Iterator[None]:
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
     flags.DEFINE_string("workdir", None, "Run directory of a finished study.", flag_values=values)
+    flags.DEFINE_string("output", None, "Where the report goes.", flag_values=values)
     flags.DEFINE_string("run", ".*", "Which runs (regular expression).", flag_values=values)
     flags.DEFINE_list("names", None, "Measures, e.g. hessian_trace,tic.", flag_values=values)
     flags.DEFINE_string("split", None, "train | test.", flag_values=values)
@@ -277,20 +279,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if path not in sys.path:
             sys.path.insert(0, path)
     try:
-        rest = values(argv)[1:]
+        rest = values(command.arguments(argv))[1:]
         if rest or values.workdir is None:
             what = f"unexpected argument {rest[0]!r}" if rest else "--workdir is missing"
             raise ValueError(f"{what}; e.g. --workdir=runs/digits --run='none-.*' --names=tic")
         given: dict[str, Any] = {k: values[k].value for k in FIELDS if values[k].value is not None}
         if "names" in given:
             given["names"] = tuple(values.names)
-        return FAILURE if measure(values.workdir, values.run, given) else 0
-    except RecordError as error:
-        print(f"prunejax: {error}", file=sys.stderr)
-        return FAILURE
-    except (flags.Error, ValueError) as error:
-        print(f"prunejax: {error}", file=sys.stderr)
-        return BAD_REQUEST
+        failures = measure(values.workdir, values.run, given, output=values.output)
+        return command.FAILURE if failures else 0
+    except Exception as error:
+        known = command.outcome(error)
+        if known is None and isinstance(error, ValueError):
+            known = str(error), command.BAD_REQUEST
+        if known is None:
+            raise
+        return command.tell(*known)
 
 
 if __name__ == "__main__":

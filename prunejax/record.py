@@ -85,7 +85,7 @@ class RunDirectory:
         """
         if "://" in str(path):
             raise WorkdirError(f"workdir {path} is no local path; mount the bucket and name that")
-        path = Path(path)
+        path = Path(files.expand(path))
         config = json.loads(json.dumps(config))
         try:
             check(path, config, tables, ignore)
@@ -222,15 +222,14 @@ class RunDirectory:
         """The content of a JSON file of the run directory, None if there is none.
 
         Raises:
-          WorkdirError: it is no JSON.
+          WorkdirError: it is no JSON object.
         """
         file = self.path / name
         try:
-            return json.loads(file.read_text()) if file.exists() else None
+            return files.read_object(file) if file.exists() else None
         except ValueError as error:
             raise WorkdirError(
-                f"{file} is no JSON ({error}): it was changed or damaged. Restore it, or start "
-                "over in a new workdir"
+                f"{error}: it was changed or damaged. Restore it, or start over in a new workdir"
             ) from error
 
     @property

@@ -21,6 +21,7 @@ from prunejax.chunk import Chunk, Policy
 from prunejax.config import ConfigError, Variant
 from prunejax.directory import SharedDirectory
 from prunejax.environment import environment
+from prunejax.files import expand
 from prunejax.measures import suite
 from prunejax.plan import Batch, Member
 from prunejax.progress import Progress
@@ -52,7 +53,7 @@ def use_devices(
     before = [0]
     for pattern in ("layout.json", "shards/*/layout.json") if workdir else ():
         try:
-            for file in Path(workdir or "").glob(pattern):
+            for file in Path(expand(workdir or "")).glob(pattern):
                 decided = json.loads(file.read_text()).values()
                 before += [-(-entry["devices"] // processes) for entry in decided]
         except (OSError, ValueError, AttributeError, KeyError, TypeError):
@@ -145,7 +146,11 @@ def run(
     index, count = shard_of
     if not 1 <= index <= count:
         raise ConfigError(f"--shard={index}/{count}: write i/n with i from 1 to n")
-    if "://" in str(workdir):
+    try:
+        workdir = expand(workdir)
+    except ValueError as error:
+        raise ConfigError(f"workdir {error}") from None
+    if "://" in workdir:
         raise ConfigError(f"workdir {workdir} is no local path; mount the bucket and name that")
     try:
         arms = config_lib.variants(config, defaults)

@@ -1,9 +1,10 @@
 """Whether a path may be used as the run directory of a study: looks, and writes nothing."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from prunejax.files import read_object
 
 # What may stand in a directory that is not yet a run directory: traces of a start that was
 # interrupted before `config.json` was written, shards, and what launch scripts put there.
@@ -55,9 +56,9 @@ def check(
             )
         return
     try:
-        theirs = json.loads((path / "config.json").read_text())
+        theirs = read_object(path / "config.json")
     except ValueError as error:
-        raise WorkdirError(f"{path / 'config.json'} is no JSON: {error}") from error
+        raise WorkdirError(f"{error}; restore it, or name another workdir") from error
     differing = [
         line
         for line in differences(theirs, config)

@@ -91,6 +91,20 @@ class TestEveryClusterLauncher:
         (K8S, ["--workdir=/data/x"], "is not under /runs"),
         (K8S, ["--name=A_b"], "--name=A_b: a lower-case letter"),
         (K8S, ["--name=8b"], "--name=8b: a lower-case letter"),
+        (SLURM, ["--shards=99999999999999999999"], "--shards=99999999999999999999: at most"),
+        (SLURM, ["--shards=-1"], "--shards=-1: give a whole number"),
+        (SLURM, ["--shards=007"], "--shards=007: give a whole number"),
+        (SLURM, ["--array=99999999999999999999"], "give tasks from 0 to 3"),
+        (SLURM, ["--workdir=~nouser/x"], "write the home directory of another user out"),
+        (K8S, ["--pods=99999999999999999999"], "at most 65536"),
+        (K8S, ["--workdir=/runs/../etc"], "write the path without . and .."),
+        (K8S, ["--workdir=/runs/a/.."], "write the path without . and .."),
+        (K8S, ["--workdir=/runs/"], "is not under /runs"),
+        (K8S, [f"--name={'a' * 64}"], "64 characters, 45 at most"),
+        (K8S, ["--claim=a b"], "--claim=a b: lower-case letters"),
+        (POD, ["--name=../x"], "--name=../x: a lower-case letter"),
+        (QUEUE, ["--name=a b"], "--name=a b: a lower-case letter"),
+        (POD, ["--workdir=/runs/../etc"], "write the path without . and .."),
         (K8S, [f"--config={__file__}"], "is not under configs/"),
         (K8S_TPU, ["--topology=4x8"], "--topology=4x8 has 32 chips, --pods=4 of --chips=4 have 16"),
         (K8S_TPU, ["--topology=4by4"], "--topology=4by4: write it like 4x4"),
@@ -162,7 +176,7 @@ def test_pod_slice_runs_one_program_on_all_workers(clone):
     assert archive[:4] == ["git", "-C", str(clone.root), "archive"]
     where = ["--worker=all", "--zone=us-z1-a", "--project=p"]
     vm = ["gcloud", "compute", "tpus", "tpu-vm"]
-    assert copy == [*vm, "scp", "/tmp/prunejax-pod.tar.gz", "pod:prunejax.tar.gz", *where]
+    assert copy == [*vm, "scp", "ARCHIVE", "pod:prunejax.tar.gz", *where]
     assert setup[:9] == [*vm, "ssh", "pod", *where]
     assert setup[10].startswith("{ mount x; } && ")
     assert study[:9] == [*vm, "ssh", "pod", *where]

@@ -126,6 +126,7 @@ def test_gpu_jobset(clone):
         "--quiet",
     ]
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert len(environment.pop("PRUNEJAX_SECRET")) == 32
     assert environment == {
         "JAX_COORDINATOR_ADDRESS": "s1-workers-0-0.s1:55527",
         "JAX_PROCESS_COUNT": "8",

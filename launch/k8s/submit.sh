@@ -45,22 +45,29 @@ own_option() {
 }
 cluster_arguments "$@"
 [ -n "$IMAGE" ] || refuse "--image=IMAGE is missing"
-case $NAME in
-  [!a-z]* | *[!a-z0-9-]* | *-) refuse "--name=$NAME: a lower-case letter, then such letters, digits and inner hyphens" ;;
+# Pods are called NAME-workers-0-INDEX-SUFFIX, and every such name is a DNS label.
+most=$((63 - 11 - ${#PODS} - 6))
+cloud_name --name "$NAME" "$most"
+case $CLAIM in
+  [!a-z0-9]* | *[!a-z0-9.-]* | *[.-]) refuse "--claim=$CLAIM: lower-case letters, digits and inner hyphens and dots" ;;
 esac
+[ ${#CLAIM} -le 253 ] || refuse "--claim=$CLAIM: ${#CLAIM} characters, 253 at most"
 if [ "$KIND" = tpu ]; then
   case $TOPOLOGY in
-    *[!0-9x]* | x* | *x | *xx* | 0* | *x0*) refuse "--topology=$TOPOLOGY: write it like 4x4 or 2x2x4" ;;
+    *[!0-9x]* | x* | *x | *xx* | 0* | *x0* | *[0-9][0-9][0-9][0-9]* | *x*x*x*) refuse "--topology=$TOPOLOGY: write it like 4x4 or 2x2x4" ;;
   esac
   [ $((${TOPOLOGY//x/*})) -eq $((PODS * CHIPS)) ] ||
     refuse "--topology=$TOPOLOGY has $((${TOPOLOGY//x/*})) chips, --pods=$PODS of --chips=$CHIPS have $((PODS * CHIPS))"
 fi
-case $WORKDIR in
-  /runs/*) ;;
+case $WORKDIR/ in
+  */../* | */./*) refuse "--workdir=$WORKDIR: write the path without . and .." ;;
+  /runs//*) refuse "--workdir=$WORKDIR is not under /runs: name a directory in it" ;;
+  /runs/*/) ;;
   *) refuse "--workdir=$WORKDIR is not under /runs, where the volume is mounted" ;;
 esac
 config=${CONFIG#"$ROOT"/}
 case $config in
+  */../* | */./*) refuse "--config=$CONFIG: write the path without . and .." ;;
   configs/*) ;;
   *) refuse "--config=$CONFIG is not under configs/, so the image does not have it" ;;
 esac
@@ -74,7 +81,7 @@ manifest() {
   # shellcheck disable=SC2016
   env set_name="$NAME" set_pods="$PODS" set_image="$(text "$IMAGE")" set_flags="$flags" \
     set_config="$(text "--config=$config")" set_workdir="$(text "--workdir=$WORKDIR")" \
-    set_coordinator="$NAME-workers-0-0.$NAME:55527" set_count="'$PODS'" set_gpus="$GPUS" \
+    set_coordinator="$NAME-workers-0-0.$NAME:55527" set_count="'$PODS'" set_secret="$(new_secret)" set_gpus="$GPUS" \
     set_accelerator="$(text "$TYPE")" set_topology="$(text "$TOPOLOGY")" set_chips="$CHIPS" \
     set_claim="$(text "$CLAIM")" \
     awk '

@@ -15,16 +15,17 @@ run_step() {
     shift
   done
   shift
+  local command=("$PRUNEJAX_VENV/bin/python" -m prunejax.main)
   # A string on purpose: a stand-in for tests, or "apptainer exec image python -m prunejax.main".
-  local command=${PRUNEJAX_COMMAND:-$PRUNEJAX_VENV/bin/python -m prunejax.main}
+  # shellcheck disable=SC2206
+  if [ -n "${PRUNEJAX_COMMAND-}" ]; then command=($PRUNEJAX_COMMAND); fi
   # SLURM signals the steps at the time limit, and the shell, too, on preemption: the shell outlives
   # the step, so that it can queue the job again.
   trap ':' TERM
   # srun does not inherit this from sbatch since SLURM 22.05.
   [ -z "${SLURM_CPUS_PER_TASK-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-  echo "job $JOB, start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date '+%F %T'): $command $*"
-  # shellcheck disable=SC2086
-  srun ${options[@]+"${options[@]}"} $command "$@" &
+  echo "job $JOB, start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date '+%F %T'): ${command[*]} $*"
+  srun ${options[@]+"${options[@]}"} "${command[@]}" "$@" &
   # A shell runs its trap only between commands, so it waits for srun in the background.
   local step=$!
   while :; do

@@ -25,7 +25,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 SHARDS='' ARRAY='' NODES='' TASKS='' SBATCH=()
 own_option() {
   case $1 in
-    --shards=*) SHARDS=${1#*=} && number --shards "$SHARDS" ;;
+    --shards=*) SHARDS=${1#*=} && number --shards "$SHARDS" 4000000 ;;
     --array=?*) ARRAY=${1#*=} ;;
     --nodes=*) NODES=${1#*=} && number --nodes "$NODES" ;;
     --tasks-per-node=*) TASKS=${1#*=} && number --tasks-per-node "$TASKS" ;;
@@ -41,13 +41,20 @@ tasks=${ARRAY%%%*} # without "%LIMIT"
 for task in ${tasks//[,-]/ }; do
   task=${task%%:*} # without ":STEP"
   case $task in
-    '' | *[!0-9]*) task=$SHARDS ;;
+    '' | *[!0-9]* | ????????*) task=$SHARDS ;;
   esac
   [ "$task" -lt "$SHARDS" ] || refuse "--array=$ARRAY: give tasks from 0 to $((SHARDS - 1)), for example 0,2-3"
 done
 if [ -n "$TASKS" ] && [ -z "$NODES" ]; then refuse "--tasks-per-node=$TASKS needs --nodes=N"; fi
 if [ "$DRY_RUN" = no ] && ! command -v sbatch >/dev/null; then
   refuse "no sbatch on this machine: run it on a login node, or add --dry-run"
+fi
+if [ "$DRY_RUN" = no ] && [ -n "$SHARDS" ] && command -v scontrol >/dev/null; then
+  most=$(scontrol show config 2>/dev/null | awk '$1 == "MaxArraySize" { print $3 }')
+  case $most in
+    '' | *[!0-9]*) ;;
+    *) [ "$SHARDS" -le "$most" ] || refuse "--shards=$SHARDS: this cluster's arrays have at most $most jobs (MaxArraySize)" ;;
+  esac
 fi
 
 [ -n "${PRUNEJAX_COMMAND-}" ] || make_environment "${PRUNEJAX_EXTRA-}"
@@ -66,6 +73,9 @@ submit() {
     "$@"
   fi
 }
+# The jobs' environment: nothing secret on a command line.
+PRUNEJAX_SECRET=${PRUNEJAX_SECRET:-$(new_secret)}
+export PRUNEJAX_SECRET
 common=(env "PRUNEJAX_ROOT=$ROOT" "PRUNEJAX_VENV=$VENV")
 flags=("--config=$CONFIG" "--workdir=$WORKDIR" ${ARGS[@]+"${ARGS[@]}"})
 options=(--parsable ${SBATCH[@]+"${SBATCH[@]}"})

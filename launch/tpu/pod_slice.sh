@@ -35,6 +35,7 @@ own_option() {
 REMOTE=yes
 cluster_arguments "$@"
 [ -n "$NAME" ] || refuse "--name=TPU is missing"
+cloud_name --name "$NAME" 63
 [ -n "$ZONE" ] || refuse "--zone=ZONE is missing"
 case $CONFIG in
   "$ROOT"/*) config=${CONFIG#"$ROOT"/} ;;
@@ -45,7 +46,14 @@ if [ "$DRY_RUN" = no ] && ! command -v gcloud >/dev/null; then
 fi
 
 where=(--worker=all "--zone=$ZONE" ${PROJECT[@]+"${PROJECT[@]}"})
-archive=/tmp/prunejax-$NAME.tar.gz
+archive=ARCHIVE
+if [ "$DRY_RUN" = yes ]; then
+  say "ARCHIVE: a new file in a directory of its own, removed at the end"
+else
+  folder=$(mktemp -d "${TMPDIR:-/tmp}/prunejax.XXXXXXXX")
+  trap 'rm -rf "$folder"' EXIT
+  archive=$folder/prunejax.tar.gz
+fi
 study=$(quoted env PRUNEJAX_EXTRA=tpu bash launch/local.sh "--config=$config" \
   "--workdir=$WORKDIR" ${ARGS[@]+"${ARGS[@]}"} --coordinator=auto)
 run git -C "$ROOT" archive --format=tar.gz "--output=$archive" HEAD

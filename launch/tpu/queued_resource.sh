@@ -44,6 +44,7 @@ own_option() {
 REMOTE=yes
 cluster_arguments "$@"
 [ -n "$NAME" ] || refuse "--name=TPU is missing"
+cloud_name --name "$NAME" 63
 [ -n "$ZONE" ] || refuse "--zone=ZONE is missing"
 [ -n "$TYPE" ] || refuse "--type=TYPE is missing, for example v5litepod-16"
 [ -n "$RUNTIME" ] || refuse "--runtime=VERSION is missing, for example v2-alpha-tpuv5-lite"

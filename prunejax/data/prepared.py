@@ -19,6 +19,7 @@ import numpy as np
 
 from prunejax.data import cache, transforms
 from prunejax.data.dataset import Dataset, make
+from prunejax.files import expand
 
 CACHE_FORMAT = 1
 CHUNK = 1000  # records read at once; one by one is slower, all at once holds every file in memory
@@ -84,9 +85,9 @@ def search_directory(data_dir: str | os.PathLike[str] | None) -> tuple[Path, str
     The argument, else the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
     """
     if data_dir:
-        return Path(data_dir).expanduser(), "data_dir"
+        return Path(expand(data_dir)), "data_dir"
     if from_environment := os.environ.get("TFDS_DATA_DIR"):
-        return Path(from_environment).expanduser(), "TFDS_DATA_DIR"
+        return Path(expand(from_environment)), "TFDS_DATA_DIR"
     return Path(os.path.expanduser("~/tensorflow_datasets")), "the default of TFDS"
 
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from prunejax import checks, registry
+from prunejax.files import expand
 from prunejax.measures import claims
 
 # The names that `config.report.figures` may hold: those of `gallery.FIGURES`, and the tables, which
@@ -99,4 +100,4 @@ def build(directories: Sequence[str | Path], output: str | Path | None = None) -
     Raises:
       ReportError (a ValueError): no run directory, unreadable tables, a run that appears twice.
     """
-    return _page().write(directories, output)
+    return _page().write([Path(expand(d)) for d in directories], output and expand(output))

@@ -4,27 +4,33 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from prunejax.files import RecordError
+from prunejax import command
 from prunejax.report import build
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.exit(command.tell(message, command.BAD_REQUEST))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for directories that cannot be reported on."""
-    parser = argparse.ArgumentParser(
+    """Returns the exit code: 0, 2 for directories that cannot be reported on, 1 for a failure."""
+    parser = _Parser(
         prog="python -m prunejax.report",
         description="Rebuilds report.html, summary.json and figures/ from run directories. "
         "Several directories are merged: shards of one study, or studies side by side.",
     )
     parser.add_argument("directories", nargs="+", metavar="DIR", help="a study's --workdir")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: the first DIR)")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(
+            command.arguments(sys.argv[1:] if arguments is None else arguments)
+        )
         page = build(options.directories, options.output)
     except (ValueError, OSError) as error:
-        text = error.strerror if isinstance(error, RecordError) else error
-        print(f"error: {text}", file=sys.stderr)
-        return 2
+        return command.tell(*(command.outcome(error) or (error, command.BAD_REQUEST)))
     for shard in json.loads(page.with_name("summary.json").read_text())["missing_shards"]:
         print(f"missing: shard {shard}; its runs are not in any number", file=sys.stderr)
     print(page)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunejax import ledger
-from prunejax.files import plain_name
+from prunejax.files import expand, plain_name, read_object
 from prunejax.measures import emptied
 from prunejax.measures.summary import CONTEXT, is_completed
 from prunejax.report import ReportError, intact
@@ -21,17 +20,26 @@ from prunejax.workdir import differences
 _SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")
 
 
+# What parts of a run directory's JSON files have to be.
+_PARTS: dict[str, dict[str, type]] = {
+    "config.json": {"variants": dict, "report": dict, "measures": dict, "prune": dict},
+    "study.json": {"variants": dict, "runs": list},
+    "environment.json": {"packages": dict, "devices": list, "continued": list},
+}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no file."""
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text())
+        content = read_object(path)
     except ValueError as error:
-        raise ReportError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ReportError(f"{path} holds {type(found).__name__}, not an object: it was changed")
-    return found
+        raise ReportError(str(error)) from error
+    for name, kind in _PARTS.get(path.name, {}).items():
+        if name in content and not isinstance(content[name], kind):
+            raise ReportError(f"{path}: {name!r} is {content[name]!r:.40}, not a {kind.__name__}")
+    return content
 
 
 def read_csv(path: Path) -> list[Row]:
@@ -52,7 +60,7 @@ def read_csv(path: Path) -> list[Row]:
 def find(directories: Iterable[str | Path]) -> list[Path]:
     """The run directories named or held in `shards/` of those named, each once, in order."""
     found: dict[Path, Path] = {}
-    for directory in map(Path, directories):
+    for directory in map(Path, map(_expand, directories)):
         shards = sorted((directory / "shards").glob("*/config.json"), key=_shard_order)
         here = [directory] if (directory / "config.json").exists() else []
         if not here and not shards:
@@ -61,6 +69,13 @@ def find(directories: Iterable[str | Path]) -> list[Path]:
         for path in [*here, *(shard.parent for shard in shards)]:
             found.setdefault(path.resolve(), path)
     return list(found.values())
+
+
+def _expand(path: str | Path) -> str:
+    try:
+        return expand(path)
+    except ValueError as error:
+        raise ReportError(str(error)) from None
 
 
 def _shard_order(path: Path) -> tuple[int, str]:
