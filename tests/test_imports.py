@@ -63,6 +63,7 @@ LEVELS = {
     "progress": 4,
     "record": 4,
     "workdir": 4,
+    "wire": 4,
     "streamed_population": 4,
     "summary": 4,
     "targets": 4,
