@@ -164,6 +164,7 @@ def initialize(
     deadline = time.monotonic() + timeout_seconds
     host, port = rendezvous.split(place.coordinator)
     own = rendezvous.interface(host) if place.process_id == 0 else None
+    own = f"[{own}]" if own and ":" in own else own
     rendezvous.meet(
         host, port, place.process_id, place.process_count, timeout_seconds, secret(os.environ)
     )
@@ -175,11 +176,7 @@ def initialize(
         local_device_ids=place.local_devices,
         cluster_detection_method="deactivate",
         initialization_timeout=max(30, int(deadline - time.monotonic())),
-        coordinator_bind_address=None
-        if own is None
-        else f"[{own}]:{port}"
-        if ":" in own
-        else f"{own}:{port}",
+        coordinator_bind_address=own and f"{own}:{port}",
     )
     return place.process_count
 
