@@ -37,8 +37,8 @@ run() {
 }
 
 absolute() {
+  # shellcheck disable=SC2088
   case $1 in
-    # shellcheck disable=SC2088
     "~" | "~/"*) printf '%s\n' "$HOME${1#"~"}" ;;
     "~"*) refuse "$1: write the home directory of another user out, or ./$1" ;;
     /* | *://*) printf '%s\n' "$1" ;;
