@@ -37,6 +37,7 @@ run() {
 }
 
 absolute() {
+  # shellcheck disable=SC2088
   case $1 in
     "~" | "~/"*) printf '%s\n' "$HOME${1#"~"}" ;;
     "~"*) refuse "$1: write the home directory of another user out, or ./$1" ;;

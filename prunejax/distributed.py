@@ -4,9 +4,10 @@ A single process needs nothing from here: every function then does nothing, or a
 """
 
 import os
-import pickle
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from prunejax import rendezvous
+from prunejax import rendezvous, wire
 
 T = TypeVar("T")
 
@@ -162,7 +163,11 @@ def initialize(
     # JAX ends the whole process with a stack trace when a peer is missing, so they meet here first.
     deadline = time.monotonic() + timeout_seconds
     host, port = rendezvous.split(place.coordinator)
-    rendezvous.meet(host, port, place.process_id, place.process_count, timeout_seconds)
+    own = rendezvous.interface(host) if place.process_id == 0 else None
+    own = f"[{own}]" if own and ":" in own else own
+    rendezvous.meet(
+        host, port, place.process_id, place.process_count, timeout_seconds, secret(os.environ)
+    )
     _mute_libraries()
     jax.distributed.initialize(
         place.coordinator,
@@ -171,9 +176,35 @@ def initialize(
         local_device_ids=place.local_devices,
         cluster_detection_method="deactivate",
         initialization_timeout=max(30, int(deadline - time.monotonic())),
-        coordinator_bind_address=f"{host}:{port}" if rendezvous.is_loopback(host) else None,
+        coordinator_bind_address=own and f"{own}:{port}",
     )
     return place.process_count
+
+
+def secret(environment: Mapping[str, str]) -> str:
+    """By which processes of one program know each other: PRUNEJAX_SECRET, else the job's id.
+
+    The launchers draw PRUNEJAX_SECRET anew for every start or submission.
+    """
+    env = environment
+    return env.get("PRUNEJAX_SECRET") or env.get("SLURM_JOB_ID", "")
+
+
+def follow_parent(environment: Mapping[str, str], interval: float = 1.0) -> None:
+    """Stops this process (SIGTERM) when the launcher that started it is gone, however it ended.
+
+    The launcher names itself in PRUNEJAX_PARENT; without it nothing is watched.
+    """
+    parent = environment.get("PRUNEJAX_PARENT", "")
+    if not parent.isdecimal():
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(interval)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _mute_libraries() -> None:
@@ -220,9 +251,14 @@ def on_main(fn: Callable[[], T]) -> T:
             outcome = (True, fn())
         except Exception as error:
             outcome = (False, error)
-    done, value = pickle.loads(_broadcast(pickle.dumps(outcome) if is_main() else b""))
+    try:
+        content = wire.encode(outcome) if is_main() else b""
+    except (TypeError, ValueError) as error:  # the others must learn of this, too
+        outcome = (False, error)
+        content = wire.encode(outcome)
+    done, value = wire.decode(_broadcast(content))
     if done:
-        return value
+        return outcome[1] if is_main() else value
     raise outcome[1] if is_main() else value
 
 

@@ -185,6 +185,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     # JAX is imported late: mistakes on the command line are told at once.
     from prunejax import distributed
 
+    distributed.follow_parent(os.environ)
     try:
         processes = distributed.initialize(
             values.coordinator,

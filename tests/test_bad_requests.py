@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from configs import default
 from prunejax import config as config_lib
-from prunejax import event_plan, main, measure, report, study
+from prunejax import event_plan, main, measure, overrides, report, study
 from prunejax.config import ConfigError
 from prunejax.models.groups import Group
+from prunejax.report import __main__ as report_command
 from prunejax.report import gallery
 from tests.studies import PRUNE, tiny
 
@@ -290,3 +291,62 @@ def test_report_options_are_checked_before_training():
         bad[name] = value
         with pytest.raises(ConfigError if name != "figures" else ValueError, match=message):
             report.check(bad, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("import sys\ndef get_config(arg=''):\n    sys.exit(0)\n", "line 3: SystemExit"),
+        ("def get_config(arg=''):\n    raise KeyboardInterrupt\n", "line 2: KeyboardInterrupt"),
+        ("def get_config(arg=''):\n    pass\n", "get_config() returns None"),
+        ("def get_config(arg=''):\n    return 3\n", "get_config() "),
+        (
+            "from configs import default\ndef get_config(arg=''):\n"
+            "    c = default.get_config()\n    c.prune.period = 'x'\n    return c\n",
+            "file.py, line 4: c.prune.period = 'x': TypeError",
+        ),
+    ],
+)
+@pytest.mark.parametrize("override", [(), ("--config.epochs=3",)], ids=["plain", "override"])
+def test_config_files_that_return_nothing_exit_or_set_other_types(
+    command, tmp_path, content, message, override
+):
+    file = tmp_path / "file.py"
+    file.write_text(content)
+    code, text = command(f"--config={file}", *override)
+    assert code == main.BAD_REQUEST
+    assert message in text
+
+
+def test_arguments_that_are_no_text_and_homes_of_nobody(command):
+    for argument in ("--config.name=a\0b", "--config.name=\udcff"):
+        assert "no NUL and nothing but UTF-8" in command(DIGITS, argument)[1]
+    assert "~nouser/x: no such user" in command(DIGITS, workdir="~nouser/x")[1]
+    assert "no such user" in command(DIGITS, "--config.data.data_dir=~nouser/x")[1]
+
+
+def test_variants_of_any_label_are_overridden():
+    config = tiny(**{"L-large": {"prune": dict(PRUNE)}, "a=1": {}})
+    texts = ["L-large.prune.period=7", "a=1.prune.fraction=0.5,", "a=1.optimizer.nesterov=true"]
+    overrides.apply(config, texts)
+    assert config.variants["L-large"].prune.period == 7
+    assert config.variants["a=1"].prune.fraction == (0.5,)
+    assert config.variants["a=1"].optimizer.nesterov is True
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"x"', "{", "\xff"])
+def test_json_files_of_another_type(tmp_path, content, capsys):
+    for name in ("config.json", "study.json", "status.json"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "epochs.csv").write_text("run,variant,seed,epoch\na-0,a,0,0\n")
+        (folder / name).write_bytes(content.encode("latin-1"))
+        if name != "status.json":
+            assert report_command.main([str(folder)]) == main.BAD_REQUEST
+            assert f"{name} is no JSON" in capsys.readouterr().err
+        if name in ("config.json", "status.json"):
+            assert measure.main(["measure", f"--workdir={folder}"]) == main.BAD_REQUEST
+            error = capsys.readouterr().err
+            assert f"{name} is no JSON" in error or "not finished" in error
+            assert error.count("\n") == 1

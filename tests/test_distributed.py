@@ -9,6 +9,8 @@ from tests.test_rendezvous import free_port
 
 PROGRAM = """
 import sys, time
+from pathlib import Path
+import numpy as np
 import jax, jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
@@ -25,6 +27,19 @@ total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(whole)
 flags = [distributed.any_process(False), distributed.any_process(index == 1)]
 for n in (0, 7, 64):
     assert distributed.on_main(lambda: [index] * n) == [0] * n
+values = [None, True, 1.5, "é", (1, [2]), {1: (3,)}, Path("/x"), np.arange(3), {"a": np.float64(2)}]
+told = distributed.on_main(lambda: values)
+assert repr(told) == repr(values), told
+try:
+    distributed.on_main(lambda: Path("/nowhere/x").read_text())
+    raise SystemExit("no error")
+except OSError as error:
+    assert error.errno == 2
+try:
+    distributed.on_main(lambda: object())
+    raise SystemExit("no error")
+except TypeError as error:
+    assert "cannot be told" in str(error)
 assert distributed.same("a") and not distributed.same(index)
 distributed.sync("end")
 print("sum", float(total), "flags", *flags, flush=True)

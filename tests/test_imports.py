@@ -68,6 +68,7 @@ LEVELS = {
     "rows": 4,
     "saving": 4,
     "workdir": 4,
+    "wire": 4,
     "streamed_population": 4,
     "summary": 4,
     "targets": 4,

@@ -261,3 +261,33 @@ def test_ci_runs_the_test_command():
         'exec bash "$(dirname "$0")/../launch/test.sh"'
     ]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_processes_end_with_a_launcher_that_was_killed(clone):
+    program = 'echo "parent $PRUNEJAX_PARENT $PPID ${#PRUNEJAX_SECRET}" >>"$LOG"'
+    clone.run("launch/local.sh", "--processes=2", MAIN=program)
+    lines = [line.split() for line in clone.logged() if line.startswith("parent")]
+    assert len(lines) == 2
+    assert all(named == real and length == "32" for _, named, real, length in lines)
+    watcher = (
+        "import os, subprocess, sys, time\n"
+        "code = 'import os, time; from prunejax import distributed; '\n"
+        "code += 'distributed.follow_parent(os.environ, 0.05); print(1, flush=True); '\n"
+        "code += 'time.sleep(60)'\n"
+        "env = os.environ | {'PRUNEJAX_PARENT': str(os.getpid())}\n"
+        "child = subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", watcher], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    child = int(found.stdout)
+    for _ in range(200):
+        stat = Path(f"/proc/{child}/stat")
+        if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the process outlived its launcher")

@@ -75,15 +75,31 @@ def test_strangers_are_dropped_and_a_restarted_process_takes_its_place():
     with ThreadPoolExecutor(2) as pool:
         main = pool.submit(rendezvous.meet, "127.0.0.1", port, 0, 3, 20)
         with connect(port) as first:
-            first.sendall(b"prunejax 1 3\n")
-        with connect(port) as stranger:
-            stranger.sendall(b"GET / HTTP/1.1\n")
-            assert stranger.recv(100) == b""
+            nonce = first.recv(100).split()[1].decode()
+            first.sendall(f"1 3 {rendezvous._proof('', nonce, 1, 3)}\n".encode())
+        for said in (b"GET / HTTP/1.1\n", b"prunejax 1 3\n", b"1 3 " + b"0" * 64 + b"\n"):
+            with connect(port) as stranger:
+                assert stranger.recv(100).startswith(b"prunejax ")
+                stranger.sendall(said)
+                assert stranger.recv(100) in (b"", b"no secret\n")
+        silent = [connect(port) for _ in range(20)]  # they hold nobody up
         second = pool.submit(rendezvous.meet, "127.0.0.1", port, 2, 3, 20)
         with pytest.raises(TimeoutError):
             second.result(timeout=0.5)  # the first process 1 is gone, so nobody goes on
         rendezvous.meet("127.0.0.1", port, 1, 3, 20)
         second.result()
+        main.result()
+        for stranger in silent:
+            stranger.close()
+
+
+def test_another_secret_is_told():
+    port = free_port()
+    with ThreadPoolExecutor(2) as pool:
+        main = pool.submit(rendezvous.meet, "127.0.0.1", port, 0, 2, 5, "a")
+        with pytest.raises(ValueError, match="has another secret"):
+            rendezvous.meet("127.0.0.1", port, 1, 2, 5, "b")
+        rendezvous.meet("127.0.0.1", port, 1, 2, 5, "a")
         main.result()
 
 
