@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> Any:
         config.data.train_examples, config.data.test_examples = 512, 256
     config.name = f"Figure 2, VGG11: {epochs} of {FULL} epochs"
     config.seeds, config.epochs, config.optimizer.milestones = numbers["seeds"], epochs, milestones
-    config.population.layout = "vectorized"
+    config.population.layout = "sequential" if given else "vectorized"
     config.checkpoint.every_minutes = 2.0
     variants = {label: config.variants[label] for label in ARMS}
     for label in ARMS[1:]:

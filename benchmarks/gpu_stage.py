@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
 import shutil
 import signal
@@ -83,6 +84,9 @@ class Stage:
         """Keeps a row: on the screen and in the file, at once."""
         if "failed" in row:
             self.failures.append(str(row["failed"]))
+        # JSON has no word for these.
+        wild = (k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v))
+        row |= {k: str(row[k]) for k in list(wild)}
         self.rows.append(row)
         shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
         print("  " + ", ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
