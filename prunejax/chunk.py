@@ -182,8 +182,10 @@ class Chunk:
     def _end_epoch(self, states: TrainState, epoch: int) -> tuple[TrainState, bool]:
         """Evaluation, measures, events, rows. Returns the states and whether all runs stopped."""
         train, bad, _, _ = self.population.summary(states)
-        states, pre = self._test(states, after_event=False)
         released = self.population.program.features.released
+        if released:  # its evaluation changes the windows
+            self._saving.keep()
+        states, pre = self._test(states, after_event=False)
         for i in range(len(self.members)):
             asked = epoch in self.measure_epochs and epoch + 1 < self.population.program.epochs
             if asked and self.measure is not None and bad[i] < 0:  # the end is measured later
@@ -262,6 +264,7 @@ class Chunk:
         return self._saving.measured[key]
 
     def _event(self, states: TrainState, row: int) -> tuple[TrainState, Metrics, Any]:
+        self._saving.keep()
         with self._saving.long("event"):
             replay = None
             if self._targets.twins:

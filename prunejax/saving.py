@@ -17,7 +17,8 @@ from prunejax.step import TrainState
 from prunejax.targets import Targets
 
 LONG = 1.0  # seconds: a signal does not wait for what took longer the last time
-WORTH_SAVING = 10.0  # seconds since the last checkpoint that a signal should not cost
+WORTH_SAVING = 10.0  # seconds since the last checkpoint that nothing should cost
+COST = 50.0  # and that many times as long as a checkpoint takes: 2 % of the time at most
 
 
 @dataclasses.dataclass
@@ -35,6 +36,7 @@ class Saving:
         self.saved_at = self.clock()
         self._safe: tuple[TrainState, int] | None = None
         self._marks: dict[str, Any] = {}  # of the tables, as they go with those states
+        self._cost = 0.0  # seconds of the last checkpoint
         self._took: dict[str, float] = {}  # seconds of the last call of what is not training
 
     def rows_written(self) -> None:
@@ -58,11 +60,22 @@ class Saving:
         Raises:
           RecordError: it cannot be written; earlier ones are intact.
         """
+        begin = time.perf_counter()
         with self.progress.excluded("saving"):
             self.targets.save()
             facts = {"epoch": epoch, **self._marks, "measured": self.measured}
             self.checkpoints.save(states, facts)
-        self.saved_at = self.clock()
+        self.saved_at, self._cost = self.clock(), time.perf_counter() - begin
+
+    def keep(self) -> None:
+        """Saves what would be lost if the next call failed or a signal came, if that is much.
+
+        For calls that take the states' buffers, and for long ones. Not of several processes,
+        whose clocks differ.
+        """
+        late = self.clock() - self.saved_at > max(WORTH_SAVING, COST * self._cost)
+        if late and self._saveable is not None and jax.process_count() == 1:
+            self.save(*self._saveable)
 
     def rescue(self) -> bool:
         """Tries a checkpoint after an exception; others of several processes would not join."""
@@ -88,9 +101,8 @@ class Saving:
         """
         first = what not in self._took
         long = self._took.get(what, math.inf) > LONG and jax.process_count() == 1
-        late = self.clock() - self.saved_at > WORTH_SAVING
-        if long and late and self._saveable is not None:
-            self.save(*self._saveable)
+        if long:
+            self.keep()
         begin = time.perf_counter()
         aside = self.progress.excluded(text) if first or text else nullcontext()
         with aside, signals.at_once() if long else nullcontext():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from prunejax import checkpoint, chunk, files, record, report, study
+from prunejax import checkpoint, chunk, files, record, report, saving, study
 from prunejax.population import Population
 from prunejax.progress import Progress
 from prunejax.record import RunDirectory
@@ -117,9 +117,7 @@ def seldom(path):
     [
         (Progress, "advance", 2, 12),  # after the first two calls of an epoch of 13 steps
         (Progress, "advance", 3, 13),
-        (Population, "evaluate", 6, 39),  # at the end of an epoch, its event and its rows to come
-        (RunDirectory, "append", 4, 26),  # half of an epoch's rows are written
-        (Saving, "rows_written", 3, 26),  # all of them
+        (Population, "evaluate", 1, 13),  # at the end of an epoch, its event and its rows to come
     ],
 )
 def test_an_unexpected_exception_costs_nothing(reference, tmp_path, owner, name, nth, steps):
@@ -139,6 +137,39 @@ def test_an_unexpected_exception_costs_nothing(reference, tmp_path, owner, name,
     (newest,) = (path / "checkpoints" / "chunk-0").glob("[0-9]*")
     with np.load(newest / "states" / "leaves.npz") as saved:
         assert any(leaf.tolist() == [steps] * 2 for leaf in saved.values())
+    faults.run(path)
+    assert faults.content(path) == faults.content(reference)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "nth"),
+    [
+        (Population, "evaluate", 4),  # after an event
+        (RunDirectory, "append", 4),  # half of an epoch's rows are written
+        (Saving, "rows_written", 3),  # all of them
+    ],
+)
+@pytest.mark.parametrize("worth", [True, False])
+def test_an_exception_after_an_event_costs_little(
+    reference, tmp_path, monkeypatch, owner, name, nth, worth
+):
+    """The event took the states' buffers: what is worth it was saved right before."""
+    path, original, left = tmp_path / "run", getattr(owner, name), [nth]
+
+    def fails(*args, **options):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("nobody foresaw this")
+        return original(*args, **options)
+
+    if worth:
+        monkeypatch.setattr(saving, "WORTH_SAVING", 0.0)
+        monkeypatch.setattr(saving, "COST", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        with pytest.raises(RuntimeError, match="nobody foresaw this"):
+            seldom(path)
+    assert (path / "checkpoints" / "chunk-0").exists() == worth
     faults.run(path)
     assert faults.content(path) == faults.content(reference)
 
