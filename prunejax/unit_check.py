@@ -41,11 +41,11 @@ def check(
     """
     if not groups or (type(module).__module__.startswith("prunejax.") and not always):
         return
-    names = []
+    names: list[str] = []
     owners = {p.rpartition("/")[0] for p, x in trees.leaves_with_paths(variables["params"])
               if len(x.shape) > 1}  # fmt: skip
 
-    def inputs(variables: Tree, remaining: Mapping[str, jax.Array], x: jax.Array) -> Any:
+    def inputs(variables: Tree, remaining: dict[str, Any], x: jax.Array) -> Any:
         """What each reader gets, in the order in which they are called."""
         seen = []
 
@@ -107,13 +107,15 @@ def _check_first_reader(
 def _random(
     variables: Mapping[str, Tree], shape: Sequence[int], draw: int, sign: int
 ) -> tuple[dict[str, Tree], np.ndarray]:
-    """Variables and images. Opposite signs give opposite scales, biases and means."""
+    """Variables and images. Opposite signs give opposite biases and means."""
     rng = np.random.default_rng(draw)
 
     def leaf(path: str, x: Any) -> np.ndarray:
         values = rng.normal(size=x.shape).astype(x.dtype)
         if path.endswith("/var"):
             return np.abs(values) + np.float32(0.5)
+        if path.endswith("/scale"):
+            return np.abs(values)
         if len(x.shape) > 1:
             return values / np.sqrt(max(1, np.prod(x.shape[:-1])), dtype=np.float32)
         return sign * values
