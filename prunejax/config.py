@@ -268,11 +268,6 @@ def _validate_intervention(settings: ConfigDict, where: str) -> None:
             "give config.intervention.duration in training steps"
         )
     acts = settings.prune.schedule != "none" and i.kind != "none"
-    if acts and i.duration == 0 and not i.as_released:
-        raise ConfigError(
-            f"config.intervention.duration = 0{where}: a window of no step does nothing; give "
-            "training steps (-1: forever), or config.intervention.kind = 'none'"
-        )
     if acts and i.kind == "gaussian" and i.noise_scale == 0:
         raise ConfigError(
             f"config.intervention.noise_scale = 0{where} adds no noise; give a multiple of a "

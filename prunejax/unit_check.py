@@ -1,6 +1,6 @@
 """Checks that a masked unit is gone: that whoever reads it reads exactly 0."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,8 @@ from prunejax.checks import ConfigError
 from prunejax.interventions import FOREVER, PRUNE, Table
 from prunejax.models.groups import Group
 
-EXAMPLES, DRAWS = 4, 3  # a unit that a ReLU hides in one draw is seen in the opposite one
+EXAMPLES = 4
+DRAWS = (1, -1)  # signs: what a ReLU hides of a unit in one draw is seen in the other
 Tree = Any
 
 
@@ -41,11 +42,11 @@ def check(
     """
     if not groups or (type(module).__module__.startswith("prunejax.") and not always):
         return
-    names = []
+    names: list[str] = []
     owners = {p.rpartition("/")[0] for p, x in trees.leaves_with_paths(variables["params"])
               if len(x.shape) > 1}  # fmt: skip
 
-    def inputs(variables: Tree, remaining: Mapping[str, jax.Array], x: jax.Array) -> Any:
+    def inputs(variables: Tree, remaining: dict[str, Any], x: jax.Array) -> Any:
         """What each reader gets, in the order in which they are called."""
         seen = []
 
@@ -69,15 +70,13 @@ def check(
 
     compiled = jax.jit(inputs)
     none = {g.name: np.zeros(g.units, np.int32) for g in groups}
-    for draw in range(DRAWS):
-        for sign in (1, -1):
-            random, x = _random(variables, shape, draw, sign)
-            whole = [np.asarray(v) for v in compiled(random, none, x)]
-            for g in groups:
-                last = np.zeros(g.units, np.int32)
-                last[-1] = FOREVER
-                part = [np.asarray(v) for v in compiled(random, none | {g.name: last}, x)]
-                _check_first_reader(module, g, names, whole, part)
+    for random, x in _random(variables, shape):
+        whole = [np.asarray(v) for v in compiled(random, none, x)]
+        for g in groups:
+            last = np.zeros(g.units, np.int32)
+            last[-1] = FOREVER
+            part = [np.asarray(v) for v in compiled(random, none | {g.name: last}, x)]
+            _check_first_reader(module, g, names, whole, part)
 
 
 def _check_first_reader(
@@ -105,22 +104,36 @@ def _check_first_reader(
 
 
 def _random(
-    variables: Mapping[str, Tree], shape: Sequence[int], draw: int, sign: int
-) -> tuple[dict[str, Tree], np.ndarray]:
-    """Variables and images. Opposite signs give opposite scales, biases and means."""
-    rng = np.random.default_rng(draw)
+    variables: Mapping[str, Tree], shape: Sequence[int]
+) -> Iterator[tuple[dict[str, Tree], jax.Array]]:
+    """Variables and images, with biases and means of both signs; kernels are drawn once."""
+    rng = np.random.default_rng(0)
 
-    def leaf(path: str, x: Any) -> np.ndarray:
-        values = rng.normal(size=x.shape).astype(x.dtype)
-        if path.endswith("/var"):
-            return np.abs(values) + np.float32(0.5)
+    def kernel(x: Any) -> Any:
+        if len(x.shape) < 2:
+            return x
+        scale = 1 / np.sqrt(max(1, np.prod(x.shape[:-1])), dtype=np.float32)
+        return jnp.asarray(scale * rng.standard_normal(x.shape, np.float32), x.dtype)
+
+    def rest(path: str, x: Any, sign: int) -> Any:
         if len(x.shape) > 1:
-            return values / np.sqrt(max(1, np.prod(x.shape[:-1])), dtype=np.float32)
-        return sign * values
+            return x
+        values = rng.standard_normal(x.shape, np.float32)
+        if path.endswith(("/var", "/scale")):
+            return jnp.asarray(np.abs(values) + np.float32(0.1), x.dtype)
+        return jnp.asarray(sign * np.abs(values), x.dtype)
 
     kept = {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
-    images = rng.normal(size=(EXAMPLES, *shape)).astype(np.float32)
-    return trees.map_with_path(leaf, kept), images
+    kernels = jax.tree.map(kernel, kept)
+    images = jnp.asarray(rng.standard_normal((EXAMPLES, *shape), np.float32))
+    for sign in DRAWS:
+        drawn = trees.map_with_path(lambda path, x, s=sign: rest(path, x, s), kernels)
+        if "batch_stats" in drawn:  # against the biases, so that both push a unit to one side
+            means = trees.map_with_path(
+                lambda path, x: x if path.endswith("/var") else -x, drawn["batch_stats"]
+            )
+            drawn |= {"batch_stats": means}
+        yield drawn, images
 
 
 _TABLE = Table(

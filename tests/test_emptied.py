@@ -39,7 +39,6 @@ def build(**arm):
             },
             "leaves 1 untargeted",
         ),
-        ({"prune": PRUNE, "intervention": NOISE | {"duration": 0}}, "duration = 0 .*does nothing"),
         ({"prune": PRUNE, "intervention": NOISE | {"noise_scale": 0.0}}, "adds no noise"),
     ],
 )
@@ -57,25 +56,19 @@ def test_layers_in_which_nothing_is_targeted_are_noted():
 
 def test_emptied_layers_are_named_by_the_run_and_by_its_report(monkeypatch, tmp_path, capfd):
     prune = PRUNE | {"fraction": (1.0, 0.05), "score": "l2"}
-    window = {"kind": "zero", "duration": 2, "mask_norm": False}
-    c = tiny(
-        cut={"prune": prune},
-        zero={"prune": prune | {"schedule": "scratch"}, "intervention": window},
-    )
+    c = tiny(cut={"prune": prune})
     c.seeds = 1
     c.report.figures = ("table",)
     monkeypatch.setattr(report, "build", lambda paths: paths[0] / "report.html")
     study.run(c, tmp_path / "run", default.get_config())
     console = capfd.readouterr().err
     assert "cut-0: layer dense2 is empty after epoch 2: all of it is pruned" in console
-    assert "zero-0: layer dense2 is empty before training: all of it is set to zero" in console
     assert "Arm cut: no unit is targeted in dense3 (0.05 of 16)." in console
     notes = tables.load([tmp_path / "run"]).notes
     assert "Arm cut: no unit is targeted in dense3 (0.05 of 16)." in notes
     assert "Layer dense2 is emptied in 1 run of cut, first after epoch 2: all of it is pruned." in (
         notes
     )
-    assert [n for n in notes if "of zero, first before training" in n]
 
 
 def row(run, targeted, live, epoch=0, layer="dense2"):
@@ -90,3 +83,12 @@ def test_noise_of_a_layer_that_is_all_targets_is_told():
     assert second.startswith("Layer other gets no noise in 1 run of G")
     assert emptied.notes(rows, {"G": "none"}) == []
     assert emptied.notes(rows[:2], {"G": "gaussian"}) == []
+
+
+def test_an_event_before_training_that_zeroes_a_layer_is_told():
+    rows = [row("Z-0", 4, 0, -1), row("Z-1", 4, 0, -1), row("Z-0", 2, 2, 0, "other")]
+    assert emptied.at_event(rows, {"Z": "zero"})[0] == (
+        "Z-0: layer dense2 is empty before training: all of it is set to zero"
+    )
+    (note,) = emptied.notes(rows, {"Z": "zero"})
+    assert note.startswith("Layer dense2 is emptied in 2 runs of Z, first before training")

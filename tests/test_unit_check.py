@@ -5,9 +5,9 @@ import jax
 import pytest
 
 from configs import default
-from prunejax import config, models, plan, study, unit_check
+from prunejax import config, models, plan, prune, step, trees, unit_check
 from prunejax.checks import ConfigError
-from prunejax.models import MODELS
+from prunejax.models import MODELS, Bottleneck, ResNet, ViT
 from tests.studies import tiny
 
 
@@ -64,13 +64,17 @@ def test_models_with_other_names_train(monkeypatch, options, affine):
     assert batch.program.groups[0].affine == affine
 
 
-def test_a_study_of_a_model_with_other_names_runs(monkeypatch, tmp_path):
-    c = arms(monkeypatch, {})
-    c.seeds = 1
-    monkeypatch.setattr(study.report, "build", lambda paths: paths[0] / "report.html")
-    study.run(c, tmp_path / "run", default.get_config(), quiet=True)
-    rows = (tmp_path / "run" / "events.csv").read_text().splitlines()
-    assert len(rows) == 4
+@pytest.mark.parametrize("options", [{}, FC | {"entries": (("fc1", "bn1"), ("fc2", "bn2"))}])
+def test_an_event_of_a_model_with_other_names_masks_what_belongs_to_a_unit(monkeypatch, options):
+    (batch,) = build(monkeypatch, options)
+    program, m = batch.program, batch.members[0]
+    state = jax.eval_shape(lambda: step.initial_state(program, m.seed, m.table, m.hyper))
+    scores = jax.eval_shape(lambda s: prune.unit_scores(program, s, None, 1), state)
+    assert [x.shape for x in scores.values()] == [(8,)]
+    masks = dict(trees.leaves_with_paths(jax.eval_shape(lambda s: step.masks(program, s), state)))
+    group = program.groups[0]
+    masked = {path for path, mask in masks.items() if mask.shape}
+    assert masked == {group.kernel, *group.affine}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_a_study_of_a_model_with_other_names_runs(monkeypatch, tmp_path):
         (FC | {"entries": (("fc1", "bn2"),)}, "layer 'fc1' masked .*'fc2' still reads"),
         ({"entries": (("h1", "", ""),)}, "layer 'h1' masked .*'h2' still reads"),
         ({"activation": "sigmoid"}, "layer 'h1' masked .*'h2' still reads 0.5"),
-        ({"entries": (("h2", "", "h1/bias"), "h1")}, "layer 'h2' masked .*'classifier' still"),
+        ({"entries": (("h2", "", "h1/bias"), "h1")}, "layer 'h2' masked .* still reads"),
     ],
     ids=["no norm", "another norm", "no bias", "sigmoid", "another bias"],
 )
@@ -106,14 +110,27 @@ def test_entries_that_name_what_is_not_there_are_refused(entries, said):
         models.groups(module, variables)
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet300", "lenet5", "conv4", "vgg4_bn", "resnet20"])
-def test_masked_units_of_the_models_of_this_package_are_gone(name):
-    module = models.create(name, width=0.125)
-    shape = (28, 28, 1) if "lenet" in name else (8, 8, 3)
+@pytest.mark.parametrize(
+    ("module", "count"),
+    [
+        (models.create("mlp", width=0.125), 3),
+        (models.create("mlp", width=0.125, batch_norm=False), 3),
+        (models.create("conv4", width=0.125), 6),
+        (models.create("vgg4_bn", width=0.125), 4),
+        (ResNet(stages=(4, 8), blocks=(1, 1), projection=True), 4),
+        (ResNet(stages=(4, 8), blocks=(1, 1), projection=False), 4),
+        (Bottleneck(stages=(4,), blocks=(1,)), 3),
+        (ViT(depth=1, heads=2, head_units=4, mlp_units=8, patch=4), 1),
+    ],
+    ids=["mlp", "without norm", "conv4", "vgg4_bn", "resnet", "option A", "bottleneck", "vit"],
+)
+def test_masked_units_of_the_models_of_this_package_are_gone(module, count):
+    shape = (8, 8, 3)
     variables = jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
-    groups = models.groups(module, variables)[:4]
+    groups = models.groups(module, variables)
+    assert len(groups) == count
     unit_check.check(module, variables, shape, groups, always=True)
-    wrong = groups[0]._replace(norm=(), bias=())
-    if groups[0].affine:
+    wrong = [g._replace(norm=(), bias=()) for g in groups if g.affine and not g.gate]
+    if wrong:
         with pytest.raises(ConfigError, match="still reads"):
-            unit_check.check(module, variables, shape, [wrong], always=True)
+            unit_check.check(module, variables, shape, wrong[:1], always=True)
