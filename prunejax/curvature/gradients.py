@@ -21,6 +21,7 @@ import numpy as np
 
 from prunejax.curvature import base, modes, vectors
 from prunejax.curvature.example_gradients import norms_and_sum
+from prunejax.curvature.host import on_host
 
 Tree = Any
 PerExampleLoss = Callable[[Tree, Tree], jax.Array]
@@ -197,6 +198,7 @@ def _moment(
     return GradientMoment(**{**vars(moment), "stderr": stderr})
 
 
+@on_host()
 def gradient_second_moment(
     per_example_loss: PerExampleLoss,
     params: Tree,
@@ -238,6 +240,7 @@ def gradient_second_moment(
     )
 
 
+@on_host()
 def gradient_noise_scale(
     per_example_loss: PerExampleLoss,
     params: Tree,
