@@ -157,5 +157,3 @@ class Ours:
                 self.losses.append((float(s.totals.loss) - before) / size)
                 self.steps.append(jax.tree.map(np.asarray, self._view(s)))
             s = test(event(test(s, 0), epoch + 1), 1)
-
-

@@ -1,6 +1,6 @@
 """Every file in configs/: it loads with all its arguments, validates, plans, and trains a step.
 
-Planned events are compared with those that the run table of the released code comes to
+Planned events are compared with those that the released run table comes to by our arithmetic
 (epochs from 0, filters per event).
 """
 

@@ -1,4 +1,4 @@
-"""prunejax beside an independent NumPy simulation of the released code (tests/released.py).
+"""prunejax beside our independent NumPy reimplementation of the release's mechanics.
 
 Counts, targets, windows pass by pass, and the first training steps of each kind of noise, on the
 same weights and batches.

@@ -83,7 +83,8 @@ def _is_leaf(tree: Tree) -> bool:
 
 def check_alike(batch: Tree, first: Tree, number: int) -> None:
     """ValueError unless a batch differs from the first one in nothing but its size."""
-    if jax.tree.structure(batch) != jax.tree.structure(first):
+    ours_is: Any = jax.tree.structure(batch)
+    if ours_is != jax.tree.structure(first):
         raise ValueError(
             f"batch {number} has structure {short(batch)}, batch 0 {short(first)}; all batches "
             "must have one structure; [X, Y] is given as the tuple (X, Y)"

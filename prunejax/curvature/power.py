@@ -1,4 +1,4 @@
-"""Deflated power iteration exactly as the released code of Bartoldson et al. (2020) runs it.
+"""Deflated power iteration after the released code of Bartoldson et al. (2020), written again.
 
 It is here so that their numbers can be compared; `lanczos.eigenpairs` finds more accurate pairs
 with fewer products. Twenty products a pair leave some pairs unconverged.
