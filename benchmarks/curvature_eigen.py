@@ -1,4 +1,4 @@
-"""The eigenpair part of `curvature.py`: Lanczos against the released deflated power iteration."""
+"""The eigenpair part of `curvature.py`: Lanczos against the release's power iteration (ours)."""
 
 import time
 from typing import Any

@@ -26,9 +26,10 @@ noise (in standard deviations) and random targets are drawn here and given there
                   the mean score of what it removes is negative, as signed E[BN] can be: such an
                   arm is compared up to there, and again whole with assertions off (`python -O`)
 
-Networks train in float64 on both sides (test losses are float32 here): training amplifies rounding,
-and what has no gradient, such as the bias of a convolution before BatchNorm, does under Adam what
-rounding says. `--float32` runs prunejax as studies do, without limits on the differences.
+Networks train in float64 on both sides (test losses are float32 here, small ones 1e-5 off):
+training amplifies rounding, and what has no gradient, such as the bias of a convolution before
+BatchNorm, does under Adam what rounding says. `--float32` runs prunejax as studies do, without
+limits on the differences.
 """
 
 import argparse
@@ -52,7 +53,7 @@ from released_ours import Ours
 from prunejax import data as data_lib
 
 HERE = Path(__file__).parent
-LIMITS = {"scores": 1e-5, "train loss": 1e-5, "test loss": 1e-5, "parameters": 1e-5,
+LIMITS = {"scores": 1e-5, "train loss": 1e-5, "test loss": 1e-4, "parameters": 1e-5,
           "statistics": 1e-5}  # fmt: skip
 
 

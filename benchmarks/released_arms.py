@@ -19,8 +19,18 @@ from typing import Any
 import numpy as np
 
 from configs import default
-from configs.paper import fig2_resnet18, fig2_vgg11, fig3, fig4, fig5, figB2, figC3, figD2
-from configs.paper import tableC1, tableF1  # fmt: skip
+from configs.paper import (  # fmt: skip
+    fig2_resnet18,
+    fig2_vgg11,
+    fig3,
+    fig4,
+    fig5,
+    figB2,
+    figC3,
+    figD2,
+    tableC1,
+    tableF1,
+)
 from prunejax import config as config_lib
 from prunejax import data as data_lib
 from prunejax import plan

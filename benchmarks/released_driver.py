@@ -42,6 +42,7 @@ class Quiet:
         return Quiet()
 
     def __call__(self, *args: Any, **options: Any) -> "Quiet":
+        """Nothing happens."""
         return Quiet()
 
 
@@ -250,18 +251,18 @@ class Recorder:
 
     def loaders(self, *_: Any) -> tuple[Any, Any, None, None]:
         """Training batches in our order, epoch after epoch; test batches."""
-        images, labels = ({s: torch.from_numpy(self.arrays[f"{kind}/{s}"]) for s in ("train", "test")}
-                          for kind in ("images", "labels"))  # fmt: skip
-        images = {s: x.double().permute(0, 3, 1, 2) for s, x in images.items()}
-        labels = {s: x.long() for s, x in labels.items()}
+        given = {name: torch.from_numpy(x) for name, x in self.arrays.items() if name != "order"}
+        splits = ("train", "test")
+        images = {s: given[f"images/{s}"].double().permute(0, 3, 1, 2) for s in splits}
+        labels = {s: given[f"labels/{s}"].long() for s in splits}
         order = iter(torch.from_numpy(self.arrays["order"]).long())
 
         class Train:
-            def __iter__(_) -> Any:  # noqa: N805
+            def __iter__(_) -> Any:
                 for batch in next(order).split(self.told["batch"]):
                     yield images["train"][batch], labels["train"][batch]
 
-            def __len__(_) -> int:  # noqa: N805
+            def __len__(_) -> int:
                 return math.ceil(len(labels["train"]) / self.told["batch"])
 
         size = self.told["test_batch"]

@@ -236,8 +236,8 @@ def measure(name: str, members: int, dtype: str, options: argparse.Namespace) ->
 
 
 def throughput(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Images per second of every contender over those of the released code's loop, which trains one
-    run after the other, so that its rate is that of a study of any size.
+    """Images per second of every contender over those of our loop after the release, which
+    trains one run after the other, so that its rate is that of a study of any size.
     """
     loops = {(r["network"], r["dtype"]): r for r in rows if r["contender"] == "released"}
     found = []
@@ -264,7 +264,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its default")
     parser.add_argument("--peak", action="store_true", help="also the fraction of the matmul peak")
     parser.add_argument("--peak-size", type=int, default=2048, help="rows of that product")
-    parser.add_argument("--released", action="store_true", help="also the released code's loop")
+    parser.add_argument(
+        "--released", action="store_true", help="also a loop after the release's (ours)"
+    )
     parser.add_argument("--torch-python", default="", help="an interpreter that has torch")
     parser.add_argument("--save", default="", metavar="NAME", help="write results/DATE-NAME.json")
     parser.add_argument("--folder", default=str(common.RESULTS), help="where to write it")

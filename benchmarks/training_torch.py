@@ -5,8 +5,8 @@ c] float32 and `y`, `images` uint8 with `mean` and `std` for the loader, and the
 numbers. Each line of JSON {"way": ..., "steps": n, "state": path} trains n steps with that way's
 own network, and answers with the losses and the wall and CPU seconds of a step; "state" asks for
 the variables. Ways: "eager", "compiled", "graphs" (CUDA graphs), each " nchw" or " nhwc";
-"released" (a loader that handles one example at a time, as the released code of the paper); "peak"
-(the rate of a matrix product).
+"released" (a loader that handles one example at a time, as the paper's released code does; the loop
+is ours); "peak" (the rate of a matrix product).
 """
 
 import json

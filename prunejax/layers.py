@@ -96,9 +96,9 @@ class UnbiasedBatchNorm(nn.BatchNorm):
         """The normalized `x`, as `nn.BatchNorm`; whether it trains is an attribute here."""
         if self.use_running_average or self.is_initializing():
             return super().__call__(x, *args, **options)
-        old = self.get_variable("batch_stats", "var")
+        old: jax.Array = self.get_variable("batch_stats", "var")
         y = super().__call__(x, *args, **options)
-        new = self.get_variable("batch_stats", "var")
+        new: jax.Array = self.get_variable("batch_stats", "var")
         rest = max(x.size // x.shape[-1] - 1, 1)
         self.put_variable("batch_stats", "var", new + (new - self.momentum * old) / rest)
         return y

@@ -62,7 +62,9 @@ def ebn(scale: Array, bias: Array) -> Array:
 def ebn_signed(scale: Array, bias: Array) -> Array:
     """The variant of `ebn` with the signed scale (released as the more stable one for ResNet18).
 
-    Equal to `ebn` for scale > 0; `-E[ReLU(-x)]` (never positive) for scale < 0.
+    Equal to `ebn` for scale > 0; `-E[ReLU(-x)]` (never positive) for scale < 0. The released code
+    stops in an assertion of its own where the mean score of what it prunes is negative, as it is
+    for the smallest ones once a scale is; here such events go on.
     """
     return _expected_relu(_wide(scale), _wide(bias))
 

@@ -1,6 +1,6 @@
 """Every file in configs/: it loads with all its arguments, validates, plans, and trains a step.
 
-Planned events are compared with those that the run table of the released code comes to
+Planned events are compared with those that the released run table comes to by our arithmetic
 (epochs from 0, filters per event).
 """
 
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from configs import default
 from prunejax import arrangement, interventions, models, plan, step
 from prunejax import config as config_lib
-from tests import fake_tfds, released
+from tests import fake_tfds, mechanics
 
 ROOT = Path(__file__).parents[1]
 SHARED = ("default", "paper.common")  # not studies, or without arguments
@@ -297,7 +297,7 @@ def test_released_passes_of_the_small_forms_come_to_their_steps(name, test_batch
     for window, passes in zip(module.STEPS[size], module.PASSES[size], strict=True):
         if passes:
             batches = -(-examples // test_batch)
-            assert released.window_steps(passes, steps, batches) == window
+            assert mechanics.window_steps(passes, steps, batches) == window
         assert window < 5 * steps  # closed before the next event of its layer
 
 

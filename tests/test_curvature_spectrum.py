@@ -217,7 +217,7 @@ def test_density_of_one_point(values: list[float]):
     assert np.isnan(found.stderr).all()
 
 
-def released_power_iteration(
+def written_power_iteration(
     matrix: np.ndarray, k: int, start: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """The released procedure on a dense matrix, written from its description (spec 5.1.1)."""
@@ -238,12 +238,12 @@ def released_power_iteration(
     return np.array(values)[order], np.array(found)[order], products
 
 
-def test_deflated_power_iteration_is_the_released_one():
+def test_deflated_power_iteration_follows_its_description():
     matrix, operator = prescribed(SPREAD)
     start = cases.flat(operator.draw(vectors.named_key(KEY, "power"), 0, "uniform"))
     assert start.min() >= 0
     assert start.max() < 1
-    values, directions, products = released_power_iteration(matrix, 8, start)
+    values, directions, products = written_power_iteration(matrix, 8, start)
     found = curvature.power_iteration(operator, 8, key=KEY)
     assert found.products == products <= 160
     np.testing.assert_allclose(found.values, values, rtol=1e-6)

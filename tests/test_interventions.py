@@ -11,7 +11,7 @@ from prunejax import interventions as iv
 from prunejax import masks as masks_lib
 from prunejax.interventions import FOREVER, Features, Table
 from prunejax.models.groups import Group
-from tests import released
+from tests import mechanics
 
 GROUPS = (
     Group(
@@ -324,7 +324,7 @@ def test_kind_none_targets_but_does_nothing():
     ],
 )  # fmt: skip
 def test_released_accounting(passes, steps, batches, expected):
-    assert released.window_steps(passes, steps, batches) == expected
+    assert mechanics.window_steps(passes, steps, batches) == expected
 
 
 @pytest.mark.parametrize("restore", ["no", "weights+norm"])
@@ -343,7 +343,7 @@ def test_as_released_counts_every_pass_and_one_more(restore):
             run.step()
         for _ in range(2 * test_batches):
             run.step()
-    assert trained == released.window_steps(passes, epoch_steps, test_batches)
+    assert trained == mechanics.window_steps(passes, epoch_steps, test_batches)
     zero = [not kernel(p)[..., 1].any() for p in run.acted]
     assert sum(zero) == passes + (restore == "no")  # the pass that restores sees the old weights
 

@@ -14,9 +14,11 @@ instead of its absolute value), as released, and starts at epochs 3 to 6.
 Cost (estimate): VGG11 40 x 1.5e16, ResNet18 40 x 5.4e16 floating-point operations = 2.8e18; about
 26 hours on one H200-class GPU at an assumed 30 TFLOP/s.
 Run here: the small form only (141 CPU seconds with compilation).
-Deviations: the released code masks BatchNorm's scale and bias only and leaves the convolution's
-weights; here the filter is masked with them. The network's function and training are the same,
-parameter counts are not. Unpruned baselines, taken from figure 2's runs there, are arms here.
+Deviations: ResNet18's S arms end in the released code where the mean score of what an event prunes
+is negative (an assertion there); here they go on. The released code masks BatchNorm's scale and
+bias only and leaves the convolution's weights; here the filter is masked with them. The network's
+function and training are the same, parameter counts are not. Unpruned baselines, taken from figure
+2's runs there, are arms here.
 """
 
 from configs import default

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature.host import on_host
 from prunejax.curvature.scaled import check_positive, moved, scaled_loss
 
 Tree = Any
@@ -59,6 +60,7 @@ def _sampled(
     return jax.lax.map(at, index)
 
 
+@on_host()
 def average_sharpness(
     loss: Callable[..., Any],
     params: Tree,

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature import base, kernels, modes, vectors
+from prunejax.curvature.host import lenient
 from prunejax.curvature.operator import Operator
 
 Tree = Any
@@ -49,7 +50,10 @@ class Stream:
         if self.single and self._weights is None:
             return part(self.single[0], 1.0)
         total, sizes = None, []
+        first = None
         for i, batch in enumerate(self._source()):
+            first = batch if i == 0 else first
+            base.check_alike(batch, first, i)
             sizes.append(base.batch_size(batch))
             term = part(batch, self._weight(i, sizes[-1]))
             total = term if total is None else _add(total, term)
@@ -69,6 +73,7 @@ class Stream:
 class Averaged(Operator):
     """A curvature matrix averaged over batches: kernels are shared by all of one kind."""
 
+    @lenient
     def __init__(
         self,
         functions: tuple[Callable[..., Any], ...],
@@ -88,6 +93,7 @@ class Averaged(Operator):
         """Examples the average runs over (known after the first pass of a batch factory)."""
         return self._stream.examples
 
+    @lenient
     def matvec(self, v: Tree) -> Tree:
         """A v, in the accumulation dtype."""
         vectors.check_like(v, self.like, "the vector")
@@ -100,6 +106,32 @@ class Averaged(Operator):
 
         return self._stream.mean(part)
 
+    def check_symmetric(self) -> None:
+        """ValueError where a `jax.custom_vjp` rule makes the matrix asymmetric.
+
+        What such a rule gives (gradient reversal, straight-through) need not be the gradient of
+        anything. Eigenpairs and densities rest on symmetry; traces and forms do not. Two products
+        with random vectors tell, and are made only where the loss has such a rule.
+        """
+        batch = self._stream.first()
+
+        def value(params: Tree) -> Any:
+            out = base.call(self._functions[0], params, batch)
+            return self._functions[1](out, batch) if len(self._functions) > 1 else out
+
+        if not modes.has_custom_vjp(value, self.like):
+            return
+        u, v = (self.draw(jax.random.key(0), i, "gaussian") for i in (0, 1))
+        right, left = self.matvec(v), self.matvec(u)
+        one, other = float(base.dot(u, right)), float(base.dot(v, left))
+        if abs(one - other) > 0.01 * float(jnp.sqrt(base.squared_norm(right))):
+            raise ValueError(
+                "a jax.custom_vjp rule of the loss makes its Hessian asymmetric (u'Hv = "
+                f"{one:.6g}, v'Hu = {other:.6g}): it has no orthogonal eigenpairs; hessian_trace "
+                "and quadratic_form take it, or GaussNewton of the model"
+            )
+
+    @lenient
     def quadratic_forms(self, stack: Tree, *, vectorize: bool | None = None) -> jax.Array:
         """[m]: v_i' A v_i for a stack of m vectors, forward only."""
         vectors.check_like(vectors.index(stack, 0), self.like, "a vector of the stack")
@@ -112,6 +144,7 @@ class Averaged(Operator):
 
         return self._stream.mean(part)
 
+    @lenient
     def sampled_forms(
         self,
         key: jax.Array,
@@ -128,6 +161,7 @@ class Averaged(Operator):
 
         return self._stream.mean(part)
 
+    @lenient
     def form_bytes(
         self, chunk: int, distribution: str = "rademacher", *, vectorize: bool | None = None
     ) -> int:

@@ -3,8 +3,9 @@
 Conventions
 - A loss is `loss(params)` or `loss(params, batch)` and returns the mean over the batch.
 - `batches` is one batch (array, tuple, dict or any other pytree, examples along the leading axis
-  of every leaf) or a *list* of batches, which may differ in size: means are weighted by size. An
-  iterator of batches, or a function that returns an iterable of them, stands for its list.
+  of every leaf) or a *list* of batches, which may differ in size and in nothing else: means are
+  weighted by size. A list of bare arrays is refused, `[X, Y]` of a data loader is one batch and not
+  two. An iterator of batches, or a function that returns an iterable of them, stands for its list.
 - `masks` is None, one bool, or a tree of bools like the parameters whose leaves broadcast against
   them (True = live). Estimators then see the live subspace only (P g, P H P).
 - Sums run in float32, or in float64 where the parameters are float64; leaves keep their shape and
@@ -20,7 +21,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from prunejax.curvature.captured import Captured
-from prunejax.trees import map_with_path
+from prunejax.trees import leaves_with_paths, map_with_path
 
 Tree = Any
 Batches = Any  # None, one batch, a list, an iterator, or a function that returns an iterable
@@ -45,26 +46,69 @@ def call(loss: Callable[..., Any], params: Tree, batch: Tree) -> jax.Array:
     return loss(params) if batch is None else loss(params, batch)
 
 
+class _Listed(list):
+    """Batches that have been looked at."""
+
+
 def batch_list(batches: Batches) -> list[Tree]:
     """The batches as a list; `[None]` for a loss without data.
 
     Raises:
-      ValueError: an empty list.
+      ValueError: an empty list, a list of bare arrays, batches that are not alike.
     """
+    if isinstance(batches, _Listed):
+        return batches
     if is_factory(batches):
         batches = iter(batches())
-    if isinstance(batches, Iterator):
-        batches = list(batches)
-    if isinstance(batches, list):
-        if not batches:
-            raise ValueError("batches is an empty list; give at least one batch")
-        return batches
-    return [batches]
+    if not isinstance(batches, list | Iterator):
+        return _Listed([batches])
+    found = _Listed(batches)
+    if not found:
+        raise ValueError("batches is an empty list; give at least one batch")
+    bare = [batch for batch in found if batch is not None and _is_leaf(batch)]
+    if bare and isinstance(batches, list):
+        raise ValueError(
+            f"batches is a list of {len(found)} with a bare array of shape {np.shape(bare[0])} in "
+            "it; one batch is a tuple (X, Y), a list holds such tuples; several batches that are "
+            "arrays themselves are given as iter([...])"
+        )
+    for number, batch in enumerate(found):
+        check_alike(batch, found[0], number)
+    return found
+
+
+def _is_leaf(tree: Tree) -> bool:
+    return jax.tree_util.all_leaves([tree])
+
+
+def check_alike(batch: Tree, first: Tree, number: int) -> None:
+    """ValueError unless a batch differs from the first one in nothing but its size."""
+    ours_is: Any = jax.tree.structure(batch)
+    if ours_is != jax.tree.structure(first):
+        raise ValueError(
+            f"batch {number} has structure {short(batch)}, batch 0 {short(first)}; all batches "
+            "must have one structure; [X, Y] is given as the tuple (X, Y)"
+        )
+    pairs = zip(leaves_with_paths(batch), jax.tree.leaves(first), strict=True)
+    for (path, ours), theirs in pairs:
+        kinds = [(jnp.result_type(x), np.shape(x)[1:]) for x in (ours, theirs)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"batch {number} at {path!r} has {kinds[0][0]} entries of shape {kinds[0][1]}, "
+                f"batch 0 {kinds[1][0]} of {kinds[1][1]}; batches may differ in size only; [X, Y] "
+                "is given as the tuple (X, Y)"
+            )
+
+
+def short(tree: Tree) -> str:
+    """A tree's structure, cut where it is long."""
+    text = str(jax.tree.structure(tree))
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def is_factory(batches: Batches) -> bool:
     """Whether `batches` is a function that returns batches (and not a pytree that is callable)."""
-    return callable(batches) and jax.tree_util.all_leaves([batches])
+    return callable(batches) and _is_leaf(batches)
 
 
 def batch_size(batch: Tree) -> int:
@@ -101,14 +145,14 @@ def expand_masks(masks: Masks, params: Tree) -> Tree | None:
     """
     if masks is None or masks is True:
         return None
-    if jax.tree_util.all_leaves([masks]):
+    if _is_leaf(masks):
         masks = jax.tree.map(lambda _: masks, params)
     ours: Any = jax.tree.structure(masks)
     theirs: Any = jax.tree.structure(params)
     if ours != theirs:
         raise ValueError(
             "masks must be one bool or have the structure of the parameters, got "
-            f"{ours} for {theirs}"
+            f"{short(masks)} for {short(params)}"
         )
 
     def check(path: str, leaf: Any, mask: Any) -> jax.Array:

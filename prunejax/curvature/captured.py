@@ -24,7 +24,7 @@ class Captured:
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
         # The objects are kept alive with their ids, so that an id can not come to mean another.
-        found = list(_references(fn, _DEPTH))
+        found = list(references(fn))
         self._token = tuple(_token(value) for value in found)
         self._held = found
 
@@ -46,6 +46,11 @@ def _token(value: Any) -> Hashable:
     if isinstance(value, np.ndarray) and value.dtype != object:
         return id(value), value.shape, value.dtype.str, zlib.crc32(value.tobytes())
     return id(value)
+
+
+def references(fn: Any) -> Iterator[Any]:
+    """What a function refers to: its closure, defaults and globals, and those of what it calls."""
+    yield from _references(fn, _DEPTH)
 
 
 def _references(fn: Any, depth: int) -> Iterator[Any]:

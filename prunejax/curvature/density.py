@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from prunejax.curvature import base, vectors
+from prunejax.curvature.host import on_host
 from prunejax.curvature.lanczos import Krylov
 from prunejax.curvature.operator import Operator
 from prunejax.curvature.products import as_operator
@@ -73,6 +74,7 @@ def smoothed(
     return each.mean(axis=0), each.std(axis=0, ddof=1) / math.sqrt(len(each))
 
 
+@on_host()
 def estimate_density(
     operator: Operator,
     *,
@@ -101,6 +103,7 @@ def estimate_density(
     if sigma is not None and not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
     dim = operator.nonempty_dim()
+    operator.check_symmetric()
     m = min(steps, dim)
     nodes, weights, products = np.zeros((starts, m)), np.zeros((starts, m)), 0
     own = vectors.named_key(key, "probe")
@@ -138,6 +141,7 @@ def estimate_density(
     )
 
 
+@on_host(estimate_density)
 def spectral_density(
     loss: Any,
     params: Tree = None,

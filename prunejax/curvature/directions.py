@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax.curvature import base, vectors
+from prunejax.curvature.host import lenient
 from prunejax.registry import lookup
 from prunejax.trees import leaves_with_paths
 
@@ -59,6 +60,7 @@ def unit(stack: Tree) -> Tree:
     return jax.vmap(one)(stack)
 
 
+@lenient
 def filter_normalize(direction: Tree, params: Tree, masks: base.Masks = None) -> Tree:
     """Every filter of the direction at the length of the same filter of the parameters.
 
@@ -83,6 +85,7 @@ def filter_normalize(direction: Tree, params: Tree, masks: base.Masks = None) ->
     )
 
 
+@lenient
 def random_directions(
     params: Tree,
     count: int,

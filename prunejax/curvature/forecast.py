@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax.curvature import base, kernels, modes, vectors
+from prunejax.curvature.host import lenient, on_host
 
 Tree = Any
 
@@ -48,6 +49,7 @@ class Forecast:
     live_dim: int
 
 
+@lenient
 def removal(params: Tree, targeted: base.Masks) -> Tree:
     """The displacement that zeroes the targeted coordinates: -w there, 0 elsewhere.
 
@@ -77,6 +79,7 @@ def _displaced(loss: Any, params: Tree, d: Tree, batch: Tree, weight: Any) -> ja
     return weight * base.upcast(base.call(loss, moved, batch))
 
 
+@on_host()
 def forecast(
     loss: Callable[..., Any],
     params: Tree,

@@ -22,6 +22,7 @@ import numpy as np
 
 from prunejax.curvature import base, modes, vectors
 from prunejax.curvature.example_gradients import norms_and_sum
+from prunejax.curvature.host import on_host
 
 Tree = Any
 PerExampleLoss = Callable[[Tree, Tree], jax.Array]
@@ -209,6 +210,7 @@ def _moment(
     return GradientMoment(**{**vars(moment), "stderr": stderr})
 
 
+@on_host()
 def gradient_second_moment(
     per_example_loss: PerExampleLoss,
     params: Tree,
@@ -250,6 +252,7 @@ def gradient_second_moment(
     )
 
 
+@on_host()
 def gradient_noise_scale(
     per_example_loss: PerExampleLoss,
     params: Tree,

@@ -48,7 +48,7 @@ def hessian_forms(
 ) -> Callable[[Tree], jax.Array]:
     """The function v -> v' H v, forward only; for many vectors the adjoints are shared."""
     f = scalar(fns[0], batch)
-    if count >= _ADJOINT_FROM:
+    if count >= _ADJOINT_FROM and not modes.has_custom_vjp(f, params):
         try:
             return adjoint.quadratic_forms(f, params)
         except (TypeError, NotImplementedError, ValueError):

@@ -18,6 +18,7 @@ import numpy as np
 
 from prunejax.curvature import base, vectors
 from prunejax.curvature.basis import Basis, read, residual
+from prunejax.curvature.host import on_host
 from prunejax.curvature.operator import Operator
 from prunejax.curvature.products import as_operator
 from prunejax.registry import lookup
@@ -134,6 +135,7 @@ class Krylov:
         self.done = count
 
 
+@on_host()
 def eigenpairs(
     operator: Operator,
     k: int,
@@ -168,6 +170,7 @@ def eigenpairs(
     if not 1 <= k <= dim:
         raise ValueError(f"k must be 1..{dim}, the number of live coordinates; got {k}")
     capacity = _capacity(operator, k, basis_size, memory_bytes)
+    operator.check_symmetric()
     limit = 20 * k + 200 if max_products is None else max_products
     if limit < k:
         raise ValueError(f"max_products is {limit}; {k} pairs need at least {k}")
@@ -254,6 +257,7 @@ def measured(operator: Operator, stack: Tree) -> tuple[np.ndarray, np.ndarray]:
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
 
 
+@on_host(eigenpairs)
 def top_eigenpairs(
     loss: Any,
     params: Tree = None,

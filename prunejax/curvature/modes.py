@@ -27,14 +27,14 @@ def product(f: Scalar, params: Tree, v: Tree) -> Tree:
         return jax.jvp(jax.grad(f), (p,), (u,))[1]
 
     # What is left of a custom_vjp after forward mode is an equation that can not be compiled.
-    if _has_custom_vjp(f, params) and "custom_lin" in _names(forward_over_reverse, params, v):
+    if has_custom_vjp(f, params) and "custom_lin" in _names(forward_over_reverse, params, v):
         return jax.vjp(jax.grad(f), params)[1](v)[0]
     return forward_over_reverse(params, v)
 
 
 def pushforward(f: Function, params: Tree, v: Tree) -> tuple[Any, Any]:
     """`(f(params), f'[v])`: forward mode, or the transpose of reverse mode where there is none."""
-    if not _has_custom_vjp(f, params):
+    if not has_custom_vjp(f, params):
         return jax.jvp(f, (params,), (v,))
     out, change = linearized(f, params)
     return out, change(v)
@@ -42,7 +42,7 @@ def pushforward(f: Function, params: Tree, v: Tree) -> tuple[Any, Any]:
 
 def linearized(f: Function, params: Tree) -> tuple[Any, Function]:
     """`(f(params), v -> f'[v])`, for several v."""
-    if not _has_custom_vjp(f, params):
+    if not has_custom_vjp(f, params):
         return jax.linearize(f, params)
     out, pull = jax.vjp(f, params)
     transposed = jax.vjp(lambda t: pull(t)[0], jax.tree.map(jnp.zeros_like, out))[1]
@@ -51,12 +51,13 @@ def linearized(f: Function, params: Tree) -> tuple[Any, Function]:
 
 def form(f: Scalar, params: Tree, v: Tree) -> jax.Array:
     """The number v' ∇²f v."""
-    if _has_custom_vjp(f, params):
+    if has_custom_vjp(f, params):
         return base.dot(v, product(f, params, v))
     return jax.jvp(lambda p: jax.jvp(f, (p,), (v,))[1], (params,), (v,))[1]
 
 
-def _has_custom_vjp(f: Function, params: Tree) -> bool:
+def has_custom_vjp(f: Function, params: Tree) -> bool:
+    """Whether a part of f has a `jax.custom_vjp` rule, at any depth."""
     return any(name.startswith("custom_vjp") for name in _names(f, params))
 
 

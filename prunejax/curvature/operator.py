@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax.curvature import base, vectors
+from prunejax.curvature.host import lenient
 
 Tree = Any
 
@@ -33,6 +34,7 @@ class Operator:
     like: Tree
     masks: Tree
 
+    @lenient
     def __init__(self, like: Tree, masks: Tree = None) -> None:
         self.like = vectors.check_params(like)
         self.masks = base.expand_masks(masks, self.like)
@@ -50,6 +52,7 @@ class Operator:
         return self.live_dim
 
     @property
+    @lenient
     def dtype(self) -> Any:
         """The dtype sums run in: float32, or float64 if a parameter has it."""
         return base.accumulator(jnp.result_type(*jax.tree.leaves(self.like)))
@@ -62,6 +65,9 @@ class Operator:
     def matvec(self, v: Tree) -> Tree:
         """A v, in the accumulation dtype."""
         raise NotImplementedError
+
+    def check_symmetric(self) -> None:
+        """ValueError where a rule of the caller may make A asymmetric and does."""
 
     def quadratic_forms(self, stack: Tree, *, vectorize: bool | None = None) -> jax.Array:
         """[m]: v_i' A v_i for a stack of m vectors.
@@ -94,6 +100,7 @@ class Operator:
         del chunk, distribution, vectorize
         return None
 
+    @lenient
     def draw(self, key: jax.Array, i: Any, distribution: str) -> Tree:
         """Random vector i of the stream `key` in the live subspace."""
         return _draw(key, i, self.like, self.masks, distribution, self.dtype, self.placed)

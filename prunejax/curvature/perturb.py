@@ -21,6 +21,7 @@ import numpy as np
 
 from prunejax.curvature import base, vectors
 from prunejax.curvature.directions import Directions, stack_of, unit
+from prunejax.curvature.host import on_host
 
 Tree = Any
 Evaluate = Callable[[Tree, Tree], Any]
@@ -170,6 +171,7 @@ def _as_grid(grid: Any, name: str) -> np.ndarray:
     return values
 
 
+@on_host()
 def line(
     evaluate: Evaluate,
     params: Tree,
@@ -208,6 +210,7 @@ def line(
     return Line(epsilon, values, here, examples, base.live_dimension(live, params))
 
 
+@on_host()
 def eigenvector_perturbation(
     evaluate: Evaluate,
     params: Tree,
@@ -237,6 +240,7 @@ def eigenvector_perturbation(
     return line(evaluate, params, unit(stack), grid, batches, batch_size=batch_size, masks=masks)
 
 
+@on_host()
 def slice_1d(
     evaluate: Evaluate,
     params: Tree,
@@ -252,6 +256,7 @@ def slice_1d(
     return line(evaluate, params, stack, grid, batches, batch_size=batch_size, masks=masks)
 
 
+@on_host()
 def slice_2d(
     evaluate: Evaluate,
     params: Tree,

@@ -1,4 +1,4 @@
-"""Deflated power iteration exactly as the released code of Bartoldson et al. (2020) runs it.
+"""Deflated power iteration after the released code of Bartoldson et al. (2020), written again.
 
 It is here so that their numbers can be compared; `lanczos.eigenpairs` finds more accurate pairs
 with fewer products. Twenty products a pair leave some pairs unconverged.
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.curvature import base, vectors
+from prunejax.curvature.host import on_host
 from prunejax.curvature.lanczos import Eigenpairs, measured
 from prunejax.curvature.operator import Operator
 from prunejax.curvature.products import as_operator
@@ -39,6 +40,7 @@ _store = jax.jit(
 )
 
 
+@on_host()
 def power_iteration(
     operator: Operator,
     k: int,
@@ -63,6 +65,7 @@ def power_iteration(
         raise ValueError(f"k must be 1..{dim}, the number of live coordinates; got {k}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    operator.check_symmetric()
     vector = operator.draw(vectors.named_key(key, "power"), 0, "uniform")
     stack = jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), vector)
     values, converged, products = np.zeros(k), np.zeros(k, bool), 0
@@ -112,6 +115,7 @@ def _residuals(operator: Operator, stack: Tree, values: np.ndarray) -> np.ndarra
     return np.hypot(left, rayleigh - values)
 
 
+@on_host(power_iteration)
 def deflated_power_iteration(
     loss: Any,
     params: Tree = None,
@@ -123,7 +127,7 @@ def deflated_power_iteration(
     weights: Any = None,
     **options: Any,
 ) -> Eigenpairs:
-    """The released code's eigenpairs of P H P; arguments as in `top_eigenpairs`.
+    """The eigenpairs of P H P as the released code finds them; arguments as in `top_eigenpairs`.
 
     The options (steps, tolerance) are those of `power_iteration`.
     """

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.curvature import base, vectors
+from prunejax.curvature.host import on_host
 from prunejax.curvature.scaled import check_positive, scaled_loss
 from prunejax.registry import lookup
 
@@ -86,6 +87,7 @@ def _start(key: jax.Array, i: int, scales: Tree, radius: float, norm: str) -> Tr
     return base.scale(radius / jnp.where(length > 0, length, 1), u)
 
 
+@on_host()
 def sharpness(
     loss: Callable[..., Any],
     params: Tree,
@@ -151,6 +153,7 @@ def sharpness(
     )  # fmt: skip
 
 
+@on_host()
 def keskar_sharpness(
     loss: Callable[..., Any],
     params: Tree,

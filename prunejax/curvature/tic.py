@@ -34,6 +34,7 @@ from prunejax.curvature.gradients import (
     chunks,
     gradient_second_moment,
 )
+from prunejax.curvature.host import on_host
 from prunejax.curvature.lanczos import Eigenpairs
 from prunejax.registry import lookup
 
@@ -138,6 +139,7 @@ def forms_by_example(
     return np.concatenate(values).astype(np.float64)
 
 
+@on_host()
 def tic(
     per_example_loss: PerExampleLoss,
     params: Tree,

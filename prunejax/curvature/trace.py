@@ -20,6 +20,7 @@ import numpy as np
 
 from prunejax.curvature import base, sketch, vectors
 from prunejax.curvature.averaged import together
+from prunejax.curvature.host import on_host
 from prunejax.curvature.operator import Operator
 from prunejax.curvature.products import as_operator
 from prunejax.registry import lookup
@@ -84,6 +85,7 @@ def mean_and_stderr(samples: np.ndarray) -> tuple[float, float]:
     return mean, float(np.std(samples, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
+@on_host()
 def estimate_trace(
     operator: Operator,
     *,
@@ -238,6 +240,7 @@ def _update(state: tuple[Tree, Tree], count: Any, v: Tree, product: Tree) -> tup
     return jax.tree.transpose(jax.tree.structure(v), jax.tree.structure((0, 0)), pairs)
 
 
+@on_host()
 def estimate_diagonal(
     operator: Operator, *, key: jax.Array, probes: int = 64, distribution: str = "rademacher"
 ) -> Diagonal:
@@ -262,6 +265,7 @@ def estimate_diagonal(
     return Diagonal(state[0], spread, probes, operator.examples, operator.live_dim)
 
 
+@on_host(estimate_trace)
 def hessian_trace(
     loss: Any,
     params: Tree = None,
@@ -281,6 +285,7 @@ def hessian_trace(
     return estimate_trace(as_operator(loss, params, batches, masks, weights), key=key, **options)
 
 
+@on_host(estimate_diagonal)
 def hessian_diagonal(
     loss: Any,
     params: Tree = None,

@@ -43,11 +43,15 @@ def check_like(tree: Tree, params: Tree, name: str) -> None:
     ours: Any = jax.tree.structure(tree)
     theirs: Any = jax.tree.structure(params)
     if ours != theirs:
-        raise ValueError(f"{name} has structure {ours}, params has {theirs}; they must agree")
+        raise ValueError(
+            f"{name} has structure {base.short(tree)}, params has {base.short(params)}; they must "
+            "agree (vectors and directions come before the batches)"
+        )
     for (path, x), p in zip(trees.leaves_with_paths(tree), jax.tree.leaves(params), strict=True):
         if jnp.shape(x) != jnp.shape(p):
             raise ValueError(
-                f"{name} at {path!r} has shape {jnp.shape(x)}, the parameter has {jnp.shape(p)}"
+                f"{name} at {path!r} has shape {jnp.shape(x)}, the parameter has {jnp.shape(p)} "
+                "(vectors and directions come before the batches)"
             )
 
 

@@ -1,4 +1,4 @@
-"""prunejax beside an independent NumPy simulation of the released code (tests/released.py).
+"""prunejax beside our independent NumPy reimplementation of the release's mechanics.
 
 Counts, targets, windows pass by pass, and the first training steps of each kind of noise, on the
 same weights and batches.
@@ -17,7 +17,7 @@ from prunejax import arrangement, evaluation, plan, prune, schedules, scores, st
 from prunejax import config as config_lib
 from prunejax import interventions as iv
 from prunejax.models.groups import Group
-from tests import released
+from tests import mechanics
 
 # Spec section 4: label, passes in the run table's name, test batches of a pass over the test set.
 EQUIVALENT = [(50, 129, 79), (1105, 1500, 79), (89, 129, 40), (630, 750, 40), (1220, 1500, 40),
@@ -32,15 +32,15 @@ EQUIVALENT = [(50, 129, 79), (1105, 1500, 79), (89, 129, 40), (630, 750, 40), (1
 @pytest.mark.parametrize("epochs", [(6, 275, 40), (3, 150, 4), (24, 100, 1), (5, 5, 3)])
 def test_events_and_counts(units, fraction, epochs):
     start, end, period = epochs
-    there = released.event_epochs(start, end, period)
-    expected = released.removals(units, fraction, len(there))
+    there = mechanics.event_epochs(start, end, period)
+    expected = mechanics.removals(units, fraction, len(there))
     ours = schedules.linear(units=units, fraction=fraction, start=start, end=end, period=period)
     assert ours == list(zip(there, expected, strict=True))
 
 
 def test_counts_where_binary_fractions_miss_a_whole_number():
     """(1 - 0.7) * 10 is a little more than 3: the release keeps 4 there, and here it is 3."""
-    assert released.removals(10, 0.7, 1) == [6]
+    assert mechanics.removals(10, 0.7, 1) == [6]
     assert schedules.linear(units=10, fraction=0.7, start=0, end=0, period=1) == [(0, 7)]
 
 
@@ -51,7 +51,7 @@ def layer(seed, units=12, kind="prune", **options):
     r = np.random.default_rng(seed)
     bn = {"scale": r.normal(size=units), "bias": r.normal(size=units),
           "mean": r.normal(size=units), "var": r.uniform(0.5, 2, units)}  # fmt: skip
-    return released.Layer(r.normal(size=(units, 3, 3, 2)), bn, kind, **options)
+    return mechanics.Layer(r.normal(size=(units, 3, 3, 2)), bn, kind, **options)
 
 
 def our_scores(other, name):
@@ -82,7 +82,7 @@ def test_scores(name):
 def test_targets_of_successive_events(name, largest):
     """The sets of every event of a ramp; a filter is a target once."""
     other, done = layer(7), jnp.zeros(12, bool)
-    for k in released.removals(12, 0.75, 4):
+    for k in mechanics.removals(12, 0.75, 4):
         sign = -1 if largest else 1
         worth = [sign * our_scores(other, name)]
         (ours,) = prune.targets(worth, jnp.array([k]), [~done], "layer")
@@ -328,8 +328,8 @@ def test_restored_values_are_those_from_before_the_event_bit_for_bit():
 @pytest.mark.parametrize(("label", "passes", "tests"), EQUIVALENT)
 def test_equivalence_table(label, passes, tests):
     """Training steps in a window of the release: three ways to count."""
-    assert released.window_steps(passes, 391, tests) == label
-    assert released.training_passes(passes, 391, tests) == label
+    assert mechanics.window_steps(passes, 391, tests) == label
+    assert mechanics.training_passes(passes, 391, tests) == label
     restore = tests == 40  # the restoring windows end with pass N, the others with pass N + 1
     table = iv.Table(
         jnp.int32(iv.ZERO), jnp.int32(passes), jnp.bool_(False), jnp.int32(2 if restore else 0),
@@ -435,9 +435,9 @@ def test_training_beside_the_release(name):
     draws = Draws()
     v = jax.tree.map(np.asarray, (state.params, state.batch_stats))
     bn = {"scale": v[0]["bn1"]["scale"], "bias": v[0]["bn1"]["bias"], **v[1]["bn1"]}
-    there = released.Layer(v[0]["dense1"]["kernel"].T, bn, kind, passes=passes,
+    there = mechanics.Layer(v[0]["dense1"]["kernel"].T, bn, kind, passes=passes,
                            newest=not restore, restore=restore, rng=draws)  # fmt: skip
-    network = released.Network(there, v[0]["classifier"], rate=0.05, decay=0.01)
+    network = mechanics.Network(there, v[0]["classifier"], rate=0.05, decay=0.01)
     mean, std = np.asarray(program.mean), np.asarray(program.std)
     pixels = lambda x: ((np.asarray(x, np.float64) / 255 - mean) / std).reshape(len(x), -1)  # noqa: E731
 

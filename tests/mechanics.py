@@ -1,4 +1,6 @@
-"""The released code's pruning and noise of one layer, written again in NumPy from its description.
+"""Our NumPy reimplementation of the paper's pruning and noise of one layer, from a description.
+
+Not the released code: that runs beside prunejax in `benchmarks/released.py`.
 
 Independent of prunejax on purpose: loops over filters, counts, and no windows. Filters are the
 first axis here, as in PyTorch; `kernel` gives them in the order of a JAX kernel.

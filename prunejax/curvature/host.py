@@ -1,0 +1,123 @@
+"""Estimators give numbers on the host: what they say under `jit`, `vmap` or `grad`, and in help().
+
+An estimator decides by values that it computed (when a pair has converged, how many probes are
+enough) and returns NumPy. Under a transformation of the caller there are no values yet.
+"""
+
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from prunejax.curvature.captured import references
+
+P = ParamSpec("P")
+T = TypeVar("T")
+TRACEABLE = (
+    "curvature.hvp, quadratic_form, ggn_product, fisher_product, and matvec and quadratic_forms of "
+    "an operator such as curvature.Hessian"
+)
+
+
+def lenient(fn: Callable[P, T]) -> Callable[P, T]:
+    """`fn` under JAX's standard promotion of ranks and dtypes, whatever the caller has set.
+
+    Sums here run in float32 beside 16-bit parameters on purpose. The loss is traced so, too.
+    """
+
+    @functools.wraps(fn)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return fn(*args, **kwargs)
+
+    return run
+
+
+def on_host(
+    options_of: Callable[..., Any] | None = None,
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Marks an estimator: refuses traced values in one sentence, before anything is compiled.
+
+    Args:
+      options_of: the function whose keyword arguments stand for `**options`; they are spelled out
+        in the signature, and an unknown one is refused by name.
+    """
+
+    def decorate(fn: Callable[P, T]) -> Callable[P, T]:
+        signature = _spelled_out(fn, options_of)
+
+        @functools.wraps(fn)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            given = _bound(fn.__name__, signature, args, kwargs)
+            inside = isinstance(jnp.zeros(()), jax.core.Tracer)
+            traced = [n for n, x in given.items() if any(map(_is_traced, _leaves(x)))]
+            if inside or traced:
+                what = f" ({', '.join(traced)} traced here)" if traced else ""
+                raise TypeError(
+                    f"{fn.__name__} gives numbers on the host and cannot run inside jit, vmap or "
+                    f"grad{what}; call it outside, or use there: {TRACEABLE}"
+                )
+            return lenient(fn)(*args, **kwargs)
+
+        checked.__signature__ = signature  # type: ignore[attr-defined]
+        return checked
+
+    return decorate
+
+
+def _spelled_out(fn: Callable[..., Any], options_of: Callable[..., Any] | None) -> Any:
+    """The signature with `**options` replaced by the keyword arguments that it takes."""
+    own = inspect.signature(fn)
+    if options_of is None:
+        return own
+    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    more = [
+        p
+        for p in inspect.signature(options_of).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name not in own.parameters
+    ]
+    return own.replace(parameters=[*kept, *more])
+
+
+def _bound(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments by name; TypeError, with their order, where they are not such arguments."""
+    named = list(signature.parameters.values())
+    order = ", ".join(p.name for p in named if p.kind is not p.KEYWORD_ONLY)
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        known = ", ".join(p.name for p in named if p.kind is p.KEYWORD_ONLY)
+        raise TypeError(f"{name}: {error}; it takes ({order}), and by name {known}") from None
+    first, value = next(iter(given.items()))
+    if not callable(value) and not hasattr(value, "matvec"):
+        raise TypeError(
+            f"{name}: {first} is of type {type(value).__name__} and no function; the order is "
+            f"({order})"
+        )
+    if not isinstance(given.get("k", 1), numbers.Integral):
+        raise TypeError(
+            f"{name}: k is of type {type(given['k']).__name__} and no integer; the order is "
+            f"({order})"
+        )
+    return given
+
+
+def _is_traced(leaf: Any) -> bool:
+    return isinstance(leaf, jax.core.Tracer)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Leaves of an argument; of a function what it closes over, of an operator its parts."""
+    for leaf in jax.tree.leaves(value):
+        if callable(leaf):
+            for found in references(leaf):
+                yield from jax.tree.leaves(found)
+        elif hasattr(leaf, "like") and hasattr(leaf, "masks"):  # an operator
+            stream = getattr(leaf, "_stream", None)
+            yield from jax.tree.leaves((leaf.like, leaf.masks, getattr(stream, "single", None)))
+        else:
+            yield leaf
