@@ -376,18 +376,17 @@ def test_stated_standard_error_covers_the_truth():
 @pytest.mark.parametrize(("dim", "truth", "n"), [(100, 89.6, 64), (100, 3.0, 64), (5, 20.0, 64)])
 def test_the_noise_scale_of_a_sample_is_that_of_the_population(dim, truth, n):
     """Gradients N(m, I / dim) with |m|^2 = 1 / truth: the median of the estimates, the interval."""
-    values, biased, hits, trials = [], [], 0, 300
+    values, biased, hits, trials = [], [], 0, 150
     draws = jax.random.normal(rng.at(0, "noise scale"), (trials, n, dim))
     for x in np.asarray((draws + truth**-0.5) / dim**0.5):
         found = gradient_noise_scale(_linear, jnp.zeros(dim), x, chunk=n)
-        plain = gradient_noise_scale(_linear, jnp.zeros(dim), x, chunk=n, unbiased=False)
         values.append(found.value)
-        biased.append(plain.value)
+        moment = found.moment
+        biased.append(moment.value * (n - 1) / n / moment.mean_gradient_squared_norm)
         hits += found.interval[0] < truth < found.interval[1]
     assert np.median(values) == pytest.approx(truth, rel=0.2)
     assert np.median(biased) < 0.95 * truth
-    assert max(biased) < n or truth < n
-    assert 0.90 <= hits / trials <= 0.995
+    assert 0.90 <= hits / trials < 1
 
 
 def test_the_interval_of_the_noise_scale_is_open_where_the_gradient_may_be_zero():
