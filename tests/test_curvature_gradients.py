@@ -320,19 +320,25 @@ def test_noise_scale_and_its_two_conventions():
     loss, params, batch = regression_of_tuples()
     reference = dense(loss, params, batch)
     mean = (reference.mean(0) ** 2).sum()
-    centered = gradient_noise_scale(loss, params, batch)
-    raw = gradient_noise_scale(loss, params, batch, centered=False)
+    centered = gradient_noise_scale(loss, params, batch, unbiased=False)
+    raw = gradient_noise_scale(loss, params, batch, unbiased=False, centered=False)
     spread = ((reference - reference.mean(0)) ** 2).sum(1).mean()
     np.testing.assert_allclose(centered.value, spread / mean, rtol=1e-11)
     np.testing.assert_allclose(raw.value, centered.value + 1, rtol=1e-11)
     np.testing.assert_allclose(raw.stderr, centered.stderr, rtol=1e-9)
-    fair = gradient_noise_scale(loss, params, batch, unbiased=True)
+    assert np.isnan(centered.interval).all()
+    fair = gradient_noise_scale(loss, params, batch)
     total = np.trace(np.cov(reference.T))
     np.testing.assert_allclose(fair.value, total / (mean - total / N), rtol=1e-11)
+    fair_raw = gradient_noise_scale(loss, params, batch, centered=False)
+    np.testing.assert_allclose(fair_raw.value, fair.value + 1, rtol=1e-11)
+    np.testing.assert_allclose(fair_raw.stderr, fair.stderr, rtol=1e-9)
+    np.testing.assert_allclose(fair_raw.interval[0], fair.interval[0] + 1, rtol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"centered": False}, {"unbiased": True}])
-def test_noise_scale_error_is_the_jackknife_of_the_examples(options):
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("centered", [True, False])
+def test_noise_scale_error_is_the_jackknife_of_the_examples(centered, unbiased):
     """Leave-one-out over many examples, an independent first-order estimate of the same error."""
     n = 400
     params = jnp.array([1.0, -0.5, 0.3])
@@ -341,17 +347,15 @@ def test_noise_scale_error_is_the_jackknife_of_the_examples(options):
         return (batch[0] @ params - batch[1]) ** 2
 
     batch = (normal("x", n, 3), 1 + normal("y", n))
-    result = gradient_noise_scale(loss, params, batch, **options)
+    result = gradient_noise_scale(loss, params, batch, centered=centered, unbiased=unbiased)
     grads = dense(loss, params, batch)
 
     def ratio(g):
         mean, k = (g.mean(0) ** 2).sum(), len(g)
-        if not options.get("centered", True):
-            return (g**2).sum(1).mean() / mean
-        if not options.get("unbiased"):
-            return ((g - g.mean(0)) ** 2).sum(1).mean() / mean
+        if not unbiased:
+            return ((g - g.mean(0) * centered) ** 2).sum(1).mean() / mean
         total = np.trace(np.cov(g.T))
-        return total / (mean - total / k)
+        return total / (mean - total / k) + (not centered)
 
     left_out = np.array([ratio(np.delete(grads, i, 0)) for i in range(n)])
     jackknife = np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
@@ -369,6 +373,34 @@ def test_stated_standard_error_covers_the_truth():
     assert 0.90 <= hits / trials <= 0.98
 
 
+@pytest.mark.parametrize(("dim", "truth", "n"), [(100, 89.6, 64), (100, 3.0, 64), (5, 20.0, 64)])
+def test_the_noise_scale_of_a_sample_is_that_of_the_population(dim, truth, n):
+    """Gradients N(m, I / dim) with |m|^2 = 1 / truth: the median of the estimates, the interval."""
+    values, biased, hits, trials = [], [], 0, 150
+    draws = jax.random.normal(rng.at(0, "noise scale"), (trials, n, dim))
+    for x in np.asarray((draws + truth**-0.5) / dim**0.5):
+        found = gradient_noise_scale(_linear, jnp.zeros(dim), x, chunk=n)
+        values.append(found.value)
+        moment = found.moment
+        biased.append(moment.value * (n - 1) / n / moment.mean_gradient_squared_norm)
+        hits += found.interval[0] < truth < found.interval[1]
+    assert np.median(values) == pytest.approx(truth, rel=0.2)
+    assert np.median(biased) < 0.95 * truth
+    assert 0.90 <= hits / trials < 1
+
+
+def test_the_interval_of_the_noise_scale_is_open_where_the_gradient_may_be_zero():
+    x = normal("none", 40, 3)
+    found = gradient_noise_scale(_linear, jnp.zeros(3), x)
+    assert 0 < found.interval[0] < found.interval[1] == float("inf")
+    few = gradient_noise_scale(_linear, jnp.zeros(3), x[:2])
+    assert np.isnan(few.interval).all()
+    with pytest.raises(ValueError, match="needs at least 2 examples, got 1; give unbiased=False"):
+        gradient_noise_scale(_linear, jnp.zeros(3), x[:1], centered=False)
+    with pytest.raises(ValueError, match="needs more than 1 examples, got 1"):
+        gradient_noise_scale(_linear, jnp.zeros(3), x[:1])
+
+
 def _linear(params, batch):
     return batch @ params
 
@@ -381,8 +413,9 @@ def test_an_example_without_others_has_no_error_bar():
 
 def test_a_vanishing_mean_gradient_gives_an_infinite_noise_scale():
     x = jnp.array([[1.0], [-1.0]])
-    result = gradient_noise_scale(_linear, jnp.zeros(1), x)
-    assert result.value == float("inf")
+    for unbiased in (True, False):
+        result = gradient_noise_scale(_linear, jnp.zeros(1), x, unbiased=unbiased)
+        assert result.value == float("inf")
 
 
 def test_wrong_inputs_say_what_is_allowed():
@@ -397,8 +430,6 @@ def test_wrong_inputs_say_what_is_allowed():
         gradient_second_moment(lambda p, b: jnp.mean(b @ p), params, x)
     with pytest.raises(ValueError, match="ddof"):
         gradient_second_moment(loss, params, x, ddof=1)
-    with pytest.raises(ValueError, match="centered=True"):
-        gradient_noise_scale(loss, params, x, centered=False, unbiased=True)
     with pytest.raises(ValueError, match="leading example axis"):
         gradient_second_moment(loss, params, (x, jnp.ones(3)))
     with pytest.raises(ValueError, match="no examples"):

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from prunejax import curvature
-from prunejax.curvature import vectors
+from prunejax.curvature import sketch, vectors
 from prunejax.curvature.trace import mean_and_stderr
 from tests import curvature_cases as cases
 
@@ -119,6 +120,7 @@ def test_signs_are_exact_on_a_diagonal():
         ("hutch++", 30, "rademacher", MIXED),
         ("xtrace", 24, "gaussian", MIXED),
         ("xtrace", 24, "rademacher", MIXED),
+        ("xtrace", 24, "gaussian", DECAYING),
     ],
 )
 def test_estimates_are_unbiased_and_their_errors_honest(
@@ -138,10 +140,63 @@ def test_estimates_are_unbiased_and_their_errors_honest(
     stderrs = np.array([f.stderr for f in found])
     spread = estimates.std(ddof=1)
     assert abs(estimates.mean() - truth) < 3.5 * spread / np.sqrt(repeats)
-    covered = np.mean(np.abs(estimates - truth) <= 1.96 * stderrs)
-    assert 0.85 <= covered <= 1.0
+    quantile = stats.t.ppf(0.975, len(found[0].samples) - 1)
+    covered = np.mean(np.abs(estimates - truth) <= quantile * stderrs)
+    assert 0.90 <= covered <= 1.0
     # Errors are not simply large: their root mean square is the true spread.
     assert 0.75 < np.sqrt(np.mean(stderrs**2)) / spread < 1.35
+
+
+def _sketched(values: np.ndarray, omega: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Arguments of `sketch._leave_out` for a diagonal matrix."""
+    q, r = np.linalg.qr(values[:, None] * omega)
+    z = values[:, None] * q
+    return r, q.T @ z, q.T @ omega, z.T @ omega, (omega**2).sum(0)
+
+
+@pytest.mark.parametrize("rescaled", [True, False])
+def test_samples_of_xtrace_and_those_of_one_vector_less_by_definition(rescaled: bool):
+    dim, k = 40, 5
+    omega = np.random.default_rng(0).normal(size=(dim, k))
+
+    def sample(i: int, left_out: set[int]) -> float:
+        basis = np.linalg.qr(MIXED[:, None] * np.delete(omega, list(left_out), axis=1))[0]
+        w = omega[:, i] - basis @ (basis.T @ omega[:, i])
+        factor = (dim - k + len(left_out)) / (w @ w) if rescaled else 1.0
+        return np.trace(basis.T @ (MIXED[:, None] * basis)) + factor * (w @ (MIXED * w))
+
+    rest = dim - k + 1 if rescaled else None
+    samples, fewer = sketch._leave_out(*_sketched(MIXED, omega), rest)
+    np.testing.assert_allclose(samples, [sample(i, {i}) for i in range(k)], rtol=1e-9)
+    wanted = [[sample(i, {i, j}) for j in range(k)] for i in range(k)]
+    np.testing.assert_allclose(fewer, wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dim", [60, 300])
+@pytest.mark.parametrize("decay", ["1/i", "1/i^2", "0.9^i", "flat"])
+def test_the_error_of_xtrace_is_that_of_dependent_samples(dim: int, decay: str):
+    """Its mean square is the true one, and Student's intervals cover; the spread alone is low."""
+    i, k, repeats = np.arange(dim), 12, 400
+    values = {
+        "1/i": 1 / (i + 1),
+        "1/i^2": 1 / (i + 1) ** 2,
+        "0.9^i": 0.9**i,
+        "flat": np.linspace(1, 3, dim),
+    }[decay]
+    draws = np.random.default_rng(dim).normal(size=(repeats, dim, k))
+    errors, independent, squares = np.zeros((3, repeats))
+    for n, omega in enumerate(draws):
+        samples, fewer = sketch._leave_out(*_sketched(values, omega), dim - k + 1)
+        errors[n] = samples.mean() - values.sum()
+        independent[n] = samples.var(ddof=1) / k
+        covariance = sketch.covariance(samples, fewer)
+        squares[n] = independent[n] + max(covariance, 0.0)
+    truth = np.mean(errors**2)
+    assert abs(errors.mean()) < 3.5 * np.sqrt(truth / repeats)
+    assert 0.85 < np.sqrt(squares.mean() / truth) < 1.25
+    covered = np.abs(errors) <= stats.t.ppf(0.975, k - 1) * np.sqrt(squares)
+    assert 0.91 <= covered.mean() <= 0.98
+    assert np.sqrt(independent.mean() / truth) < 0.95
 
 
 def test_sketches_win_where_eigenvalues_decay():

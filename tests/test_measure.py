@@ -94,8 +94,11 @@ def test_traces_moments_and_ratios_of_the_quadratic(quadratic):
     assert columns["tic_leading"] == pytest.approx(moment.mean() / np.trace(hessian), rel=1e-4)
     assert columns["tic_stderr"] > 0
     mean = gradients.mean(0)
-    noise = ((gradients - mean) ** 2).sum(1).mean() / (mean @ mean)
+    total = ((gradients - mean) ** 2).sum() / 39
+    noise = total / (mean @ mean - total / 40)
     assert columns["gradient_noise_scale"] == pytest.approx(noise, rel=1e-4)
+    low, high = arrays["gradient_noise_scale_interval"]
+    assert low < noise < high
 
 
 def test_spectrum_and_steps_along_it_on_the_quadratic(quadratic):

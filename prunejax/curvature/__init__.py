@@ -12,7 +12,7 @@ A loss is `loss(params, batch)`, the mean over the batch; per-example functions 
 | `deflated_power_iteration` | the same as the paper's code does it | up to 20 products a pair |
 | `spectral_density` | all of the spectrum, with an error band | steps * starts products |
 | `gradient_second_moment` | Tr(C), uncentered or centered | one pass of per-example gradients |
-| `gradient_noise_scale` | Tr(C)/|g|^2 | the same and one forward pass |
+| `gradient_noise_scale` | Tr(C)/|g|^2, unbiased, with an interval | the same and one forward pass |
 | `tic` | Tr(C)/Tr(H) with an interval | both of the above |
 | `sharpness`, `keskar_sharpness` | largest rise in a ball | steps * restarts gradients |
 | `average_sharpness` | mean rise under Gaussian noise | 2 evaluations a sample |

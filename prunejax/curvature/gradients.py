@@ -18,9 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from prunejax.curvature import base, modes, vectors
 from prunejax.curvature.example_gradients import norms_and_sum
+from prunejax.curvature.fieller import fieller, reciprocal
 from prunejax.curvature.host import on_host
 
 Tree = Any
@@ -72,7 +74,10 @@ class NoiseScale:
 
     Attributes:
       value: the ratio; inf where the (bias-corrected) squared gradient is not positive.
-      stderr: delta method over examples, numerator and denominator together.
+      stderr: delta method over examples, numerator and denominator together; too small for an
+        interval unless N is well above the value.
+      interval: Fieller's 95 % interval over examples, its upper end inf where the mean gradient is
+        not significantly different from zero; NaN for the biased ratio.
       moment: the numerator, and which C it is of.
       gradient_squared_norm: the denominator used.
       unbiased: True if the denominator is ||ḡ||^2 - Tr(C)/N, see `gradient_noise_scale`.
@@ -80,6 +85,7 @@ class NoiseScale:
 
     value: float
     stderr: float
+    interval: tuple[float, float]
     moment: GradientMoment
     gradient_squared_norm: float
     unbiased: bool
@@ -234,10 +240,8 @@ def gradient_second_moment(
     Raises:
       ValueError: no examples, a chunk below 1, or a ddof that does not apply.
     """
-    with_mean = mean or centered
-    return _moment(
-        per_example_loss, params, batches, centered, ddof, chunk, masks, with_mean, centered
-    )
+    both = mean or centered
+    return _moment(per_example_loss, params, batches, centered, ddof, chunk, masks, both, centered)
 
 
 @on_host()
@@ -247,42 +251,53 @@ def gradient_noise_scale(
     batches: base.Batches,
     *,
     centered: bool = True,
-    unbiased: bool = False,
+    unbiased: bool = True,
     chunk: int | None = None,
     masks: base.Masks = None,
 ) -> NoiseScale:
-    """Tr(C) / ||ḡ||^2: the batch size at which noise and mean of the gradient are equal.
+    """Tr(C) / ||g||^2: the batch size at which noise and mean of the gradient are equal.
 
     The "simple" noise scale of McCandlish et al. 2018, arXiv 1812.06162, for the centered C. With
-    the uncentered C the ratio is larger by exactly 1.
+    the uncentered C the ratio is larger by exactly 1. ||ḡ||^2 of N examples is on average Tr(C)/N
+    larger than the squared norm of the population's gradient, so that the plain ratio of the two
+    stays below N however noisy the gradient is; unbiased=True takes that part off.
 
     Args:
       per_example_loss: as in `gradient_second_moment`.
       params: as in `gradient_second_moment`.
       batches: as in `gradient_second_moment`.
       centered: which C; see above.
-      unbiased: C over N - 1, and ||ḡ||^2 less its expected noise Tr(C)/N; with centered=True only.
+      unbiased: the centered C over N - 1, and ||ḡ||^2 less its expected noise Tr(C)/N. False: the
+        ratio of the given examples' own moments.
       chunk: as in `gradient_second_moment`.
       masks: as in `gradient_second_moment`.
 
     Raises:
-      ValueError: as in `gradient_second_moment`, or unbiased without centered.
+      ValueError: as in `gradient_second_moment`, or unbiased from a single example.
     """
-    if unbiased and not centered:
-        raise ValueError("unbiased=True is defined for the centered C; give centered=True")
-    ddof = int(unbiased)
+    ddof = int(unbiased and centered)
     moment = _moment(per_example_loss, params, batches, centered, ddof, chunk, masks, True, True)
     n, alignments, square = moment.examples, moment.alignments, moment.mean_gradient_squared_norm
     assert alignments is not None
     assert square is not None
-    denominator = square - (moment.value / n if unbiased else 0.0)
-    if not denominator > 0:
-        value = float("nan") if np.isnan(denominator) else float("inf")
-        return NoiseScale(value, float("nan"), moment, denominator, unbiased)
-    ratio = moment.value / denominator
+    if unbiased and n < 2:
+        raise ValueError(f"unbiased=True needs at least 2 examples, got {n}; give unbiased=False")
     # First-order change of numerator and denominator with the weight of each example.
     numerator = moment.contributions * n / (n - ddof) - moment.value
     slope = 2 * (alignments - square)
-    slope = slope - (numerator / n if unbiased else 0.0)
+    denominator = square
+    if unbiased:
+        deviations = moment.squared_norms - 2 * alignments + square
+        denominator = square - deviations.sum() / (n * (n - 1))
+        slope = slope - (deviations - deviations.mean()) / (n - 1)
+    interval = (float("nan"), float("nan"))
+    if unbiased and n > 2:
+        cov = np.cov(slope, numerator) / n
+        quantile = float(stats.t.ppf(0.975, n - 1))
+        interval = reciprocal(fieller(denominator, moment.value, cov, quantile))
+    if not denominator > 0:
+        value = float("nan") if np.isnan(denominator) else float("inf")
+        return NoiseScale(value, float("nan"), interval, moment, float(denominator), unbiased)
+    ratio = moment.value / denominator
     stderr = standard_error((numerator - ratio * slope) / denominator)
-    return NoiseScale(ratio, stderr, moment, denominator, unbiased)
+    return NoiseScale(float(ratio), stderr, interval, moment, float(denominator), unbiased)

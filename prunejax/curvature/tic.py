@@ -28,6 +28,7 @@ import numpy as np
 from scipy import stats
 
 from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature.fieller import fieller
 from prunejax.curvature.gradients import (
     GradientMoment,
     PerExampleLoss,
@@ -269,27 +270,3 @@ def _ratio(
         examples=n,
         live_dim=moment.live_dim,
     )
-
-
-def fieller(a: float, b: float, cov: np.ndarray, quantile: float) -> tuple[float, float]:
-    """Fieller's interval of a/b: all R with (a - R b)² <= quantile² Var(a - R b).
-
-    Args:
-      a: estimate of the numerator.
-      b: estimate of the denominator.
-      cov: [2, 2] covariance of (a, b).
-      quantile: of Student's t or the normal law.
-
-    Returns:
-      (low, high); (-inf, inf) where b is within `quantile` standard errors of zero, (nan, nan)
-      where the covariance is not known.
-    """
-    square = quantile**2
-    lead = b * b - square * cov[1, 1]
-    if np.isnan(cov).any():
-        return float("nan"), float("nan")
-    if lead <= 0:
-        return -float("inf"), float("inf")
-    middle = a * b - square * cov[0, 1]
-    root = np.sqrt(max(middle**2 - lead * (a * a - square * cov[0, 0]), 0.0))
-    return float((middle - root) / lead), float((middle + root) / lead)

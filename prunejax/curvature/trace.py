@@ -35,7 +35,8 @@ class Trace:
 
     Attributes:
       value: the estimate.
-      stderr: its standard error over the probes (the data are fixed); NaN for a single probe.
+      stderr: its standard error over the probes (the data are fixed); NaN for a single probe. A
+        95 % interval takes Student's quantile of n - 1 degrees.
       samples: [n] what was averaged, in float64: v'Av (hutchinson), residual samples (hutch++),
         leave-one-out estimates (xtrace).
       exact_part: trace on the sketched subspace, part of `value` (hutch++), else 0.
@@ -148,7 +149,7 @@ def estimate_trace(
     mean, stderr = mean_and_stderr(found.samples)
     return Trace(
         value=found.exact_part + mean,
-        stderr=stderr,
+        stderr=math.sqrt(stderr**2 + max(found.covariance, 0.0)),
         samples=found.samples,
         exact_part=found.exact_part,
         method=method,

@@ -21,6 +21,7 @@ from prunejax.curvature.density import estimate_density
 from prunejax.curvature.epsilon import epsilon_flatness
 from prunejax.curvature.gradients import (
     GradientMoment,
+    NoiseScale,
     gradient_noise_scale,
     gradient_second_moment,
 )
@@ -155,12 +156,11 @@ def _second_moment(context: Context) -> tuple[Columns, Arrays]:
 
 
 def _noise_scale(context: Context) -> tuple[Columns, Arrays]:
-    """Tr(C)/|g|^2 with C centered (McCandlish et al. 2018)."""
+    """Tr(C)/|g|^2, C centered, unbiased (McCandlish et al. 2018); inf where |g|^2 <= 0."""
     assert context.per_example is not None
-    found = gradient_noise_scale(
-        context.per_example, context.params, context.batches, masks=context.masks
-    )
-    return {"gradient_noise_scale": found.value, "gradient_noise_scale_stderr": found.stderr}, {}
+    options = {"masks": context.masks}
+    found = gradient_noise_scale(context.per_example, context.params, context.batches, **options)
+    return _ratio("gradient_noise_scale", found)
 
 
 def _tic(context: Context) -> tuple[Columns, Arrays]:
@@ -178,7 +178,7 @@ def _tic_leading(context: Context) -> tuple[Columns, Arrays]:
     return _ratio("tic_leading", found)
 
 
-def _ratio(name: str, found: Tic) -> tuple[Columns, Arrays]:
+def _ratio(name: str, found: Tic | NoiseScale) -> tuple[Columns, Arrays]:
     columns = {name: found.value, f"{name}_stderr": found.stderr}
     return columns, {f"{name}_interval": np.array(found.interval)}
 
