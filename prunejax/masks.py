@@ -54,6 +54,8 @@ def apply(masks: Tree, tree: Tree) -> Tree:
         if jnp.issubdtype(kind, jax.dtypes.extended):
             return x
         _fits(path, mask, jnp.shape(x), "its leaf")
+        if jnp.ndim(mask) not in (0, jnp.ndim(x)):  # callers may forbid silent rank promotion
+            mask = jnp.broadcast_to(mask, jnp.shape(x))
         return jnp.where(mask, x, jnp.zeros((), kind))
 
     found = zip(trees.leaves_with_paths(tree), trees.aligned(tree, masks, "the masks"), strict=True)
@@ -173,7 +175,7 @@ def _layer_counts(keep: Any, names: list[str], units: list[int], structure: Any)
         raise ValueError(
             "keep must be an integer, a tree of integers with the scores' structure, or a dict "
             f"from leaf path to integer; {f'no leaf {wrong[0]!r}, ' if wrong else ''}the leaves "
-            f"are: {', '.join(names)}"
+            f"are: {trees.shown(names)}"
         ) from None
     return {i: counts[i] for i in units}
 

@@ -8,16 +8,13 @@ import optax
 
 from prunejax import masks as masks_lib
 from prunejax import registry
-from prunejax.sparsify import SparsifyState, sparsify
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "Optimizer",
-    "SparsifyState",
     "build",
     "learning_rates",
-    "sparsify",
 ]
 
 Tree = Any

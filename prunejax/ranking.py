@@ -58,7 +58,10 @@ def top_each(
     leaves, structure = jax.tree.flatten(scores)
     counts = jax.tree.leaves(ks)
     if trees.paths(ks) != trees.paths(scores):
-        raise ValueError(f"ks has leaves {trees.paths(ks)}, the scores {trees.paths(scores)}")
+        raise ValueError(
+            f"ks has the leaves {trees.shown(trees.paths(ks))}, the scores "
+            f"{trees.shown(trees.paths(scores))}"
+        )
     allowed = _eligible(leaves, eligible)
     chosen = [
         _top(_scores([x]), _count(k), [a], method)[0]

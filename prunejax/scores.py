@@ -1,7 +1,8 @@
 """Importance scores: one number per unit, larger = more important (kept longer by "smallest").
 
 Two faces. Array functions (`magnitude`, `filter_l2`, `ebn`, ...) work on any leaf of anybody's
-parameters; the last axis of a kernel runs over its filters or neurons. `SCORES` is the table that
+parameters; the last axis of a kernel runs over its filters or neurons unless `axis` names another
+(docs/frameworks.md has a table). `SCORES` is the table that
 studies choose from: each entry reads what it needs from a layer's `ScoreInputs`.
 """
 
@@ -18,7 +19,15 @@ ACTIVATION_RATE = 0.1
 
 
 def magnitude(w: Array) -> Array:
-    """|w|, same shape: magnitude pruning of single weights."""
+    """|w|, same shape: magnitude pruning of single weights; of any dtype that has magnitudes.
+
+    Signed integers give unsigned ones, which hold the magnitude of the most negative number too.
+    """
+    w = jnp.asarray(w)
+    if w.dtype == jnp.bool_:
+        return w
+    if jnp.issubdtype(w.dtype, jnp.signedinteger):
+        return jnp.abs(w).astype(w.dtype.name.replace("int", "uint"))
     return jnp.abs(w)
 
 
@@ -32,18 +41,34 @@ def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _sum_per_filter(x: Array) -> Array:
-    return jnp.sum(x, axis=tuple(range(x.ndim - 1)))
+Axis = int | tuple[int, ...]
 
 
-def filter_l1(w: Array) -> Array:
-    """Sum of |w| over each filter `w[..., j]`: [units] (Li et al. 2017)."""
-    return _sum_per_filter(jnp.abs(_wide(w)))
+def _sum_per_filter(x: Array, axis: Axis) -> Array:
+    """The sum over all axes but `axis`; see `filter_l1`."""
+    kept = {a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
+    summed = tuple(a for a in range(x.ndim) if a not in kept)
+    return jnp.sum(x, axis=summed, keepdims=kept != {x.ndim - 1})
 
 
-def filter_l2(w: Array) -> Array:
-    """Euclidean norm of each filter `w[..., j]`: [units]."""
-    return jnp.sqrt(_sum_per_filter(jnp.square(_wide(w))))
+def filter_l1(w: Array, axis: Axis = -1) -> Array:
+    """Sum of |w| over each filter (Li et al. 2017).
+
+    Args:
+      w: a kernel.
+      axis: the axis, or axes, that run over the filters: the last in Flax and Haiku, 0 in Equinox
+        (out, in) and PyTorch (OIHW), (0, -1) of kernels that a scan stacks.
+
+    Returns:
+      [units] for the last axis; else of w's rank, 1 along the other axes, so that a mask made of
+      it broadcasts against w.
+    """
+    return _sum_per_filter(jnp.abs(_wide(w)), axis)
+
+
+def filter_l2(w: Array, axis: Axis = -1) -> Array:
+    """Euclidean norm of each filter; `axis` and shapes as in `filter_l1`."""
+    return jnp.sqrt(_sum_per_filter(jnp.square(jnp.abs(_wide(w))), axis))
 
 
 def ebn(scale: Array, bias: Array) -> Array:
@@ -85,16 +110,16 @@ def saliency(w: Array, gradient: Array) -> Array:
 def _product(w: Array, gradient: Array) -> Array:
     if w.shape != gradient.shape:
         raise ValueError(f"weights of shape {w.shape} and a gradient of shape {gradient.shape}")
-    return _wide(w) * gradient
+    return _wide(w) * _wide(gradient)
 
 
-def filter_saliency(w: Array, gradient: Array) -> Array:
-    """|sum of w * g| over each filter: [units].
+def filter_saliency(w: Array, gradient: Array, axis: Axis = -1) -> Array:
+    """|sum of w * g| over each filter; `axis` and shapes as in `filter_l1`.
 
     First-order change of the loss if the whole filter goes (Molchanov et al. 2017), so single
     weights may cancel.
     """
-    return jnp.abs(_sum_per_filter(_product(w, gradient)))
+    return jnp.abs(_sum_per_filter(_product(w, gradient), axis))
 
 
 def update_activation_mean(old: Array, batch_sum: Array, step: Array) -> Array:

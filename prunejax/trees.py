@@ -18,13 +18,58 @@ def _name(entry: Any) -> str:
 
 
 def path_string(key_path: tuple[Any, ...]) -> str:
-    """Joins a JAX key path with slashes: `(DictKey("a"), SequenceKey(0))` gives "a/0"."""
-    return "/".join(_name(entry) for entry in key_path)
+    """Joins a JAX key path with slashes: `(DictKey("a"), SequenceKey(0))` gives "a/0".
+
+    The box of a leaf is no part of its path: the attribute `value` that variables of Flax NNX and
+    boxed parameters of Linen end with is left out, so that a state and its pure form agree.
+    """
+    boxed = len(key_path) > 1 and key_path[-1] == jax.tree_util.GetAttrKey("value")
+    return "/".join(_name(entry) for entry in (key_path[:-1] if boxed else key_path))
 
 
 def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
-    """`(path, leaf)` for each leaf in JAX's leaf order. `None` is no leaf."""
-    return [(path_string(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
+    """`(path, leaf)` for each leaf in JAX's leaf order. `None` is no leaf.
+
+    Raises:
+      ValueError: two leaves have one path, as "a/b" and "b" in "a": counts and rules go by paths.
+    """
+    found = [(path_string(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
+    seen: set[str] = set()
+    for path, _ in found:
+        if path in seen:
+            raise ValueError(
+                f"two leaves have the path {path!r}, by which masks and counts are told apart; "
+                "rename one of them (a key with a slash in it reads like two keys)"
+            )
+        seen.add(path)
+    return found
+
+
+def shown(names: Iterable[str], limit: int = 10) -> str:
+    """Names for a message: the first ten, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+# What norms and biases are called in Linen, NNX, Haiku and by hand. Where layers are stacked by a
+# scan, or kept broadcastable as in Haiku, they have several axes like a kernel.
+_NO_KERNELS = {"bias", "b", "scale", "offset", "beta", "gamma", "mean", "var"}
+
+
+def kernels(tree: Tree) -> Tree:
+    """A tree of Python bools: True at what is pruned unless rules say otherwise.
+
+    Those are numbers with more than one axis that are not called like a norm's or a bias
+    (bias, b, scale, offset, beta, gamma, mean, var).
+    """
+
+    def is_kernel(path: str, leaf: Any) -> bool:
+        dtype = getattr(leaf, "dtype", None)
+        number = dtype is not None and jax.numpy.issubdtype(dtype, jax.numpy.number)
+        return number and leaf.ndim > 1 and path.rpartition("/")[2] not in _NO_KERNELS
+
+    return map_with_path(is_kernel, tree)
 
 
 def paths(tree: Tree) -> list[str]:
@@ -47,9 +92,16 @@ def aligned(tree: Tree, other: Tree, what: str) -> list[Any]:
     try:
         return structure.flatten_up_to(other)
     except ValueError as error:
+        ours, theirs = paths(tree), paths(other)
+        known, given = set(ours), set(theirs)
+        missing = [path for path in ours if path not in given]
+        extra = [path for path in theirs if path not in known]
+        parts = [f"missing {shown(missing)}"] if missing else []
+        parts += [f"not in the tree {shown(extra)}"] if extra else []
+        # The same paths in containers of another kind: what JAX says, as far as it is readable.
+        text = "; ".join(parts) or " ".join(str(error).split())[:300]
         raise ValueError(
-            f"{what} must have the structure of the tree with leaves {', '.join(paths(tree))}: "
-            + " ".join(str(error).split())
+            f"{what} must have the structure of the tree, {len(ours)} leaves: {text}"
         ) from None
 
 
@@ -58,7 +110,7 @@ def get(tree: Tree, path: str) -> Any:
     for candidate, leaf in leaves_with_paths(tree):
         if candidate == path:
             return leaf
-    raise KeyError(f"no leaf {path!r}; the tree has: {', '.join(paths(tree)) or 'no leaves'}")
+    raise KeyError(f"no leaf {path!r}; the tree has: {shown(paths(tree)) or 'no leaves'}")
 
 
 def replace(tree: Tree, values: Mapping[str, Any]) -> Tree:
@@ -66,7 +118,7 @@ def replace(tree: Tree, values: Mapping[str, Any]) -> Tree:
     known = set(paths(tree))
     unknown = [path for path in values if path not in known]
     if unknown:
-        raise KeyError(f"no leaf {unknown[0]!r}; the tree has: {', '.join(sorted(known))}")
+        raise KeyError(f"no leaf {unknown[0]!r}; the tree has: {shown(sorted(known))}")
     return map_with_path(lambda path, leaf: values.get(path, leaf), tree)
 
 
@@ -76,10 +128,12 @@ def match(tree: Tree, rules: str | Iterable[str]) -> list[str]:
     A rule is a regular expression that must match the whole path.
 
     Raises:
-      ValueError: a rule is no regular expression, or matches nothing; the message lists the
-        paths there are.
+      ValueError: there is no rule, one is no regular expression, or one matches nothing; the
+        message shows the paths there are.
     """
     rules = [rules] if isinstance(rules, str) else list(rules)
+    if not rules:
+        raise ValueError("no path rule: give a regular expression that matches whole paths")
     found = paths(tree)
     hits: set[str] = set()
     for rule in rules:
@@ -90,7 +144,7 @@ def match(tree: Tree, rules: str | Iterable[str]) -> list[str]:
         matched = [path for path in found if pattern.fullmatch(path)]
         if not matched:
             raise ValueError(
-                f"path rule {rule!r} matches none of the {len(found)} leaves: {', '.join(found)}"
+                f"path rule {rule!r} matches none of the {len(found)} leaves: {shown(found)}"
             )
         hits.update(matched)
     return [path for path in found if path in hits]

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from prunejax import schedules
-from prunejax.optim import sparsify
+from prunejax import masks, schedules
+from prunejax.sparsify import masked, masks_of, sparsify
 
 
 def params():
@@ -77,3 +77,121 @@ def test_what_could_fail_late_is_refused_at_once():
             sparsify(optax.sgd(0.1), events)
     with pytest.raises(ValueError, match="'tree' is not one of: global, layer"):
         sparsify(optax.sgd(0.1), [(0, 1)], scope="tree")
+
+
+def flat(n=72):
+    r = np.random.default_rng(1)
+    return {"w": jnp.asarray(r.normal(size=(8, n // 8)), jnp.float32), "bias": jnp.ones(3)}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"events": [(0, 60), (3, 40)]}, "remove 100 units in all, but there are 72"),
+        ({"events": [(0, 73)]}, "remove 73 units in all, but there are 72"),
+        ({"events": [(0, 9)], "rules": []}, "no path rule"),
+        ({"events": [(0, 9)], "score": lambda w: jnp.sum(jnp.abs(w))}, "leaf 'w' is one number"),
+        ({"events": [(0, 9)], "rules": "bias", "scope": "layer"}, "'bias', the smallest, has 3"),
+        ({"events": [(0, 9)], "masks": {"w": True}}, "masks must have the structure"),
+        (
+            {"events": [(0, 9)], "masks": {"w": np.arange(72).reshape(8, 9) < 5, "bias": True}},
+            "remove 9 units in all, but there are 5",
+        ),
+        (
+            {"events": [(0, 1)], "masks": {"w": np.ones(7, bool), "bias": True}},
+            "does not broadcast",
+        ),
+    ],
+)
+def test_more_than_there_is_is_refused_at_init(options, text):
+    with pytest.raises(ValueError, match=text):
+        sparsify(optax.sgd(0.1), options.pop("events"), **options).init(flat())
+
+
+def test_no_leaf_to_prune_is_told():
+    with pytest.raises(ValueError, match="no leaf is pruned"):
+        sparsify(optax.sgd(0.1), [(0, 1)]).init({"bias": jnp.ones(3), "scale": jnp.ones((1, 3))})
+    with pytest.raises(ValueError, match="at least one .or masks= to be kept"):
+        sparsify(optax.sgd(0.1))
+
+
+def test_given_masks_are_kept_and_pruned_further():
+    p = flat()
+    ticket = {"w": jnp.abs(p["w"]) > 0.5, "bias": jnp.array(True)}
+    alive = int(ticket["w"].sum())
+    for events in ([], [(2, 5)]):
+        tx = sparsify(optax.adam(0.1), events, masks=ticket)
+        q, state = p, tx.init(p)
+        for i in range(4):
+            u, state = tx.update(jax.tree.map(jnp.ones_like, q), state, q)
+            q = optax.apply_updates(q, u)
+            gone = np.asarray(q["w"]) == 0
+            assert gone.sum() == 72 - alive + (5 if events and i >= 2 else 0)
+            assert gone[~np.asarray(ticket["w"])].all()
+        assert (np.asarray(q["bias"]) != 1).all()
+    # A checkpoint's zeros are its mask; masks of leaves that rules leave alone are kept as well.
+    sparse = masks.apply(ticket, p)
+    tx = sparsify(optax.sgd(0.1), masks=masks.of(sparse, "w"), rules="bias")
+    u, state = tx.update(jax.tree.map(jnp.ones_like, p), tx.init(p), p)
+    assert (np.asarray(optax.apply_updates(p, u)["w"]) == 0).sum() == 72 - alive
+
+
+def test_pruned_infinities_become_zero_in_masked_only():
+    p = {"w": jnp.array([[jnp.nan, 1.0], [jnp.inf, 2.0]])}
+    tx = optax.MultiSteps(sparsify(optax.sgd(0.1), [(0, 2)], score=lambda w: -jnp.abs(w)), 1)
+    u, state = tx.update({"w": jnp.ones((2, 2))}, tx.init(p), p)
+    q = optax.apply_updates(p, u)
+    assert not np.isfinite(q["w"][:, 0]).any()
+    np.testing.assert_allclose(masked(q, state)["w"], [[0, 0.9], [0, 1.9]])
+    assert masks_of(state)["w"].tolist() == [[False, True], [False, True]]
+    with pytest.raises(ValueError, match="0 states of sparsify"):
+        masks_of(optax.sgd(0.1).init(p))
+
+
+def test_extra_arguments_reach_the_optimizer():
+    p = flat()
+
+    def loss(p):
+        return jnp.sum((p["w"] - 1) ** 2) + jnp.sum(p["bias"] ** 2)
+
+    value, gradient = jax.value_and_grad(loss)(p)
+    plateau = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
+    cases = {
+        "plateau": (plateau, {"value": value}),
+        "polyak": (optax.polyak_sgd(), {"value": value}),
+        "lbfgs": (optax.lbfgs(), {"value": value, "grad": gradient, "value_fn": loss}),
+    }
+    for name, (inner, extra) in cases.items():
+        tx = sparsify(inner, [(0, 10)])
+        u, _ = (
+            jax.jit(tx.update)(gradient, tx.init(p), p, **extra)
+            if name != "lbfgs"
+            else (tx.update(gradient, tx.init(p), p, **extra))
+        )
+        q = optax.apply_updates(p, u)
+        assert (np.asarray(q["w"]) == 0).sum() == 10, name
+        assert loss(q) < value, name
+
+
+def test_no_gradient_where_there_is_no_number():
+    p = {"w": jnp.ones((2, 3)), "step": None}
+    tx = sparsify(optax.sgd(0.1), [(0, 1)])
+    u, _ = tx.update({"w": jnp.ones((2, 3)), "step": None}, tx.init(p), p)
+    assert u["step"] is None
+    masked_leaf = optax.masked(optax.sgd(0.1), {"w": True, "frozen": False})
+    p = {"w": jnp.ones((2, 3)), "frozen": jnp.ones(2)}
+    tx = sparsify(masked_leaf, [(0, 1)])
+    u, _ = tx.update({"w": jnp.ones((2, 3)), "frozen": None}, tx.init(p), p)
+    assert u["frozen"] is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_vmap_strict_promotion_and_short_floats(dtype):
+    batch = jax.tree.map(lambda x: jnp.stack([x, 2 * x]).astype(dtype), flat())
+    tx = sparsify(optax.sgd(0.125), [(0, 4)])
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        state = jax.vmap(tx.init)(batch)
+        u, state = jax.vmap(tx.update)(jax.tree.map(jnp.ones_like, batch), state, batch)
+        q = optax.apply_updates(batch, u)
+    assert q["w"].dtype == dtype
+    assert (np.asarray(q["w"], np.float32) == 0).sum((1, 2)).tolist() == [4, 4]
