@@ -182,7 +182,10 @@ def _scores(leaves: Sequence[Any]) -> list[Array]:
             f"scores of dtypes {sorted({str(x.dtype) for x in arrays})} do not compare exactly; "
             "use floating dtypes only, or integers and booleans only"
         )
-    return [radix.widened(x) for x in arrays]
+    arrays = [radix.widened(x) for x in arrays]
+    with jax.numpy_dtype_promotion("standard"):  # callers may ask for strict promotion
+        kind = jnp.result_type(*arrays) if arrays else None
+    return [x.astype(kind) for x in arrays]
 
 
 def _count(k: Any) -> Array | int:

@@ -38,7 +38,9 @@ def random(key: Array, like: Array) -> Array:
 
 def _wide(x: Array) -> Array:
     """At least single precision: sums and products of 16-bit numbers round and overflow."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    with jax.numpy_dtype_promotion("standard"):  # callers may ask for strict promotion
+        kind = jnp.promote_types(x.dtype, jnp.float32)
+    return x.astype(kind)
 
 
 Axis = int | tuple[int, ...]
