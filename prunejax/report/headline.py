@@ -84,13 +84,16 @@ def results(study: Study, summary: Found) -> list[Result]:
         text = "too few seeds, or no spread between them, to tell more than the differences"
         return [Result("", f"{_count(len(judged), 'arm')} compared with {to}: {text}.")]
     differ = [v for v in known if known[v]["p_holm"] < 0.05]
-    text = (
-        f"{len(differ)} of {_count(len(known), 'arm')} {'differs' if len(differ) == 1 else 'differ'} "
-        f"from {to} in {name(column)} after Holm's correction"
-    )
-    if differ:
-        text += ": " + "; ".join(f"{v} {_amount(known[v], column)}" for v in differ[:6])
-        text += f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
+    if not differ:
+        seeds = max(f["n"] for f in known.values())
+        size = f"{_count(len(known), 'arm')}, up to {_count(seeds, 'seed')}"
+        text = f"No arm differs from {to} in {name(column)} after Holm's correction ({size})."
+        return [Result("", text)]
+    verb = "differs" if len(differ) == 1 else "differ"
+    text = f"{len(differ)} of {_count(len(known), 'arm')} {verb} from {to} in {name(column)}"
+    text += " after Holm's correction"
+    text += ": " + "; ".join(f"{v} {_amount(known[v], column)}" for v in differ[:6])
+    text += f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
     return [Result("", text + ".")]
 
 
