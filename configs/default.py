@@ -119,6 +119,11 @@ def get_config(arg: str = "") -> ConfigDict:
                 "figures": ("dynamics", "scatter", "gap", "table"),
                 "correlate": (),  # variants of the scatter's line and coefficients; (): with events
                 "tests": (),  # pairs "a:b" of variants compared by a t-test
+                # What the study claims: "A > B in COLUMN" (or <), A and B variants, COLUMN of
+                # runs.csv, compared seed by seed; the page says confirmed, contradicted, undecided.
+                "claims": (),
+                # A small form that shows that a study works: the page gives no verdicts.
+                "mechanics_only": False,
             },
             "variants": arms(
                 {}

@@ -75,6 +75,11 @@ def get_config(arg: str = ""):
         "score": "ebn",
     }
     config.report.tests = ("L_large:S_small",)
+    config.report.claims = (
+        "L_large < S_small in mean_stability",
+        "L_large > S_small in final_test_accuracy",
+        "L_large > none in final_test_accuracy",
+    )
     config.variants = default.arms(
         {
             "none": {},

@@ -22,6 +22,7 @@ ENTRIES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "report.figures": (str, "names"),
     "report.correlate": (str, "labels of variants"),
     "report.tests": (str, "pairs of variants like 'a:b'"),
+    "report.claims": (str, "claims like 'a > b in final_test_accuracy'"),
 }
 
 

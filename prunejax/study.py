@@ -108,6 +108,12 @@ def _attributes(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, 
     return found
 
 
+def _test_examples(batches: Sequence[Batch]) -> int:
+    """Examples of the test split; 0 where arms have different ones."""
+    sizes = {b.dataset.test_examples for b in batches}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
 def run(
     config: ConfigDict,
     workdir: str | os.PathLike[str],
@@ -175,7 +181,7 @@ def run(
                 "shard": f"{index}/{count}",
                 "runs": [m.run for b in batches for m in b.members],
                 "command": command,
-                "test_examples": batches[0].dataset.test_examples,
+                "test_examples": _test_examples(batches),
             },
         )
         try:

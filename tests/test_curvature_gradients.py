@@ -320,18 +320,34 @@ def test_noise_scale_and_its_two_conventions():
     loss, params, batch = regression_of_tuples()
     reference = dense(loss, params, batch)
     mean = (reference.mean(0) ** 2).sum()
-    centered = gradient_noise_scale(loss, params, batch)
+    centered = gradient_noise_scale(loss, params, batch, unbiased=False)
     raw = gradient_noise_scale(loss, params, batch, centered=False)
     spread = ((reference - reference.mean(0)) ** 2).sum(1).mean()
     np.testing.assert_allclose(centered.value, spread / mean, rtol=1e-11)
     np.testing.assert_allclose(raw.value, centered.value + 1, rtol=1e-11)
     np.testing.assert_allclose(raw.stderr, centered.stderr, rtol=1e-9)
-    fair = gradient_noise_scale(loss, params, batch, unbiased=True)
+    fair = gradient_noise_scale(loss, params, batch)
     total = np.trace(np.cov(reference.T))
     np.testing.assert_allclose(fair.value, total / (mean - total / N), rtol=1e-11)
 
 
-@pytest.mark.parametrize("options", [{}, {"centered": False}, {"unbiased": True}])
+@pytest.mark.parametrize("n", [64, 256])
+def test_noise_scale_is_unbiased_and_its_interval_covers_the_truth(n):
+    """Gradients N(mu, I): the truth is d / |mu|^2."""
+    d, truth, repeats = 20, 89.6, 150
+    rng = np.random.default_rng(n)
+    params, mu = jnp.zeros(d), np.zeros(d)
+    mu[0] = np.sqrt(d / truth)
+    found = [
+        gradient_noise_scale(_linear, params, jnp.asarray(mu + rng.normal(size=(n, d))))
+        for _ in range(repeats)
+    ]
+    covered = [low <= truth <= high for low, high in (f.interval() for f in found)]
+    assert 0.88 <= np.mean(covered) <= 1.0
+    assert abs(np.median([f.value for f in found]) / truth - 1) < 0.2
+
+
+@pytest.mark.parametrize("options", [{"unbiased": False}, {"centered": False}, {}])
 def test_noise_scale_error_is_the_jackknife_of_the_examples(options):
     """Leave-one-out over many examples, an independent first-order estimate of the same error."""
     n = 400
@@ -348,7 +364,7 @@ def test_noise_scale_error_is_the_jackknife_of_the_examples(options):
         mean, k = (g.mean(0) ** 2).sum(), len(g)
         if not options.get("centered", True):
             return (g**2).sum(1).mean() / mean
-        if not options.get("unbiased"):
+        if not options.get("unbiased", True):
             return ((g - g.mean(0)) ** 2).sum(1).mean() / mean
         total = np.trace(np.cov(g.T))
         return total / (mean - total / k)

@@ -94,7 +94,8 @@ def test_traces_moments_and_ratios_of_the_quadratic(quadratic):
     assert columns["tic_leading"] == pytest.approx(moment.mean() / np.trace(hessian), rel=1e-4)
     assert columns["tic_stderr"] > 0
     mean = gradients.mean(0)
-    noise = ((gradients - mean) ** 2).sum(1).mean() / (mean @ mean)
+    total = ((gradients - mean) ** 2).sum() / (len(gradients) - 1)
+    noise = total / (mean @ mean - total / len(gradients))
     assert columns["gradient_noise_scale"] == pytest.approx(noise, rel=1e-4)
 
 

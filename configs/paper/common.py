@@ -142,6 +142,7 @@ def make_small(
 ) -> None:
     """Turns a study into its small form, in place; its schedules are the study's to change."""
     config.name += " (small form)"
+    config.report.mechanics_only = True
     config.seeds = seeds
     config.epochs = epochs
     config.batch_size = 64

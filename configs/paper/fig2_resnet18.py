@@ -26,6 +26,11 @@ def get_config(arg: str = ""):
     config = common.adam("Figure 2: ResNet18", "resnet18")
     config.variants = default.arms({"none": {}} | resnet18_arms("small" in given))
     config.report.figures = ("dynamics", "scatter", "gap", "table")
+    config.report.claims = (
+        "L_14 < S_14 in mean_stability",
+        "L_14 > S_14 in best_test_accuracy",
+        "L_14 > none in best_test_accuracy",
+    )
     if "small" in given:
         common.make_small(config, given, epochs=40, milestones=(35, 38), width=0.125)
     return config

@@ -31,6 +31,11 @@ def get_config(arg: str = ""):
     config.variants = default.arms(vgg11_arms("small" in given))
     config.report.figures = ("dynamics", "scatter", "gap", "table")
     config.report.correlate = ("S_1", "S_13", "L_13")
+    config.report.claims = (
+        "L_13 < S_13 in mean_stability",
+        "L_13 > S_13 in best_test_accuracy",
+        "L_13 > none in best_test_accuracy",
+    )
     if "small" in given:
         common.make_small(config, given, epochs=40, milestones=(35, 38), width=0.125)
     return config

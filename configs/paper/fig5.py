@@ -75,6 +75,12 @@ def get_config(arg: str = ""):
         }
     )
     config.report.figures = ("noise", "dynamics", "table")
+    short, long = STEPS[size][0], STEPS[size][-1]
+    config.report.claims = (
+        "L_13 > none in final_test_accuracy",
+        f"zero_{long} > zero_{short} in final_test_accuracy",
+        f"gauss_{long} > gauss_{short} in final_test_accuracy",
+    )
     if small:
         common.make_small(config, given, epochs=40, milestones=(35, 38), width=0.125)
     return config

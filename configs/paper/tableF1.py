@@ -54,6 +54,11 @@ def get_config(arg: str = ""):
     )
     config.report.figures = ("table", "dynamics", "scatter")
     config.report.tests = ("L_15:S_15", "L_15:scratch")
+    config.report.claims = (
+        "L_15 < S_15 in mean_stability",
+        "L_15 > S_15 in best_test_accuracy",
+        "L_15 > scratch in best_test_accuracy",
+    )
     if small:
         common.make_small(config, given, epochs=40, milestones=(20,), width=0.125)
         config.optimizer.learning_rate = 1e-3

@@ -34,7 +34,8 @@ class Trace:
 
     Attributes:
       value: the estimate.
-      stderr: its standard error over the probes (the data are fixed); NaN for a single probe.
+      stderr: its standard error over the probes (the data are fixed); NaN for a single probe. For
+        xtrace sqrt(2) times that of independent samples, see `sketch.xtrace`.
       samples: [n] what was averaged, in float64: v'Av (hutchinson), residual samples (hutch++),
         leave-one-out estimates (xtrace).
       exact_part: trace on the sketched subspace, part of `value` (hutch++), else 0.
@@ -146,7 +147,7 @@ def estimate_trace(
     mean, stderr = mean_and_stderr(found.samples)
     return Trace(
         value=found.exact_part + mean,
-        stderr=stderr,
+        stderr=stderr * found.dependence,
         samples=found.samples,
         exact_part=found.exact_part,
         method=method,

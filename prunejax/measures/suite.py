@@ -155,7 +155,7 @@ def _second_moment(context: Context) -> tuple[Columns, Arrays]:
 
 
 def _noise_scale(context: Context) -> tuple[Columns, Arrays]:
-    """Tr(C)/|g|^2 with C centered (McCandlish et al. 2018)."""
+    """Tr(C)/|g|^2 with C centered, without bias (McCandlish et al. 2018)."""
     assert context.per_example is not None
     found = gradient_noise_scale(
         context.per_example, context.params, context.batches, masks=context.masks

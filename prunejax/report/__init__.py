@@ -56,12 +56,16 @@ def check(options: Any, labels: Sequence[str]) -> None:
         if pair.count(":") != 1:
             raise checks.ConfigError(f"config.report.tests: {pair!r} is no pair like 'a:b'")
         checks.known("report.tests", pair.split(":"), labels)
-    for text in options.get("claims", ()):
+    for text in options.claims:
         try:
             claim = claims.parse(text)
         except ValueError as error:
             raise checks.ConfigError(f"config.report.claims: {error}") from None
-        checks.known("report.claims", [claim.a, claim.b], labels)
+        checks.known("report.claims", (claim.a, claim.b), labels)
+        if claim.a == claim.b:
+            raise checks.ConfigError(
+                f"config.report.claims: {text!r} compares {claim.a!r} with itself; name two"
+            )
 
 
 def _page() -> ModuleType:

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from prunejax.measures import statistics
+from prunejax.measures import claims, statistics
 from prunejax.measures.summary import by_variant, is_completed, number, pairs, value
 
 Row = dict[str, str]
@@ -38,6 +38,7 @@ class Study:
     runs: list[Row]
     arrays: dict[str, Path]  # run -> measures/RUN.npz
     attributes: dict[str, dict[str, Any]]  # variant -> target, iterative_rate, kind, group, ...
+    test_examples: int = 0  # of the test split; 0: not known, or not the same everywhere
     notes: list[str] = field(default_factory=list)  # what a reader must know: missing, stopped
     missing_shards: list[str] = field(default_factory=list)
     unfinished: bool = False  # runs are still to come
@@ -51,6 +52,12 @@ class Study:
     def report_option(self, name: str, default: Any) -> Any:
         """`config.report.NAME`, or `default` where the config does not say."""
         return (self.config.get("report") or {}).get(name, default)
+
+    @property
+    def claims(self) -> list[str]:
+        """`config.report.claims`; those of arms that another study's directory renamed are out."""
+        parsed = [claims.parse(text) for text in self.report_option("claims", ())]
+        return [c.text for c in parsed if {c.a, c.b} <= set(self.attributes)]
 
     @property
     def baseline(self) -> str:
@@ -68,12 +75,6 @@ class Study:
     def good(self) -> list[Row]:
         """The rows of runs that completed."""
         return [row for row in self.runs if is_completed(row)]
-
-    @property
-    def test_examples(self) -> int:
-        """How many examples accuracies are counted on; 0 if no file says."""
-        said = [int(stated.get("test_examples") or 0) for stated in self.stated.values()]
-        return max([*said, int((self.config.get("data") or {}).get("test_examples") or 0)])
 
     @property
     def overrides(self) -> dict[str, Any]:

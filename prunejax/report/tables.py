@@ -165,11 +165,17 @@ def load(directories: Sequence[str | Path]) -> Study:
         stated={called[path]: stated[path] for path in paths},
         arrays=arrays,
         attributes={k: v for path in paths for k, v in attributes[path].items()},
+        test_examples=_shared([stated[path].get("test_examples", 0) for path in paths]),
         notes=notes,
         missing_shards=missing,
         unfinished=unfinished,
         **{name: _same_columns(rows) for name, rows in merged.items()},
     )
+
+
+def _shared(values: Sequence[int]) -> int:
+    """The value that all have, else 0."""
+    return values[0] if len(set(values)) == 1 else 0
 
 
 def _remeasured(path: Path, runs: Sequence[Row]) -> None:
