@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from prunejax import files
 from prunejax.record import EPOCHS, EVENTS, RUNS, RunDirectory
+from prunejax.summary import summarize
 
 LAYERS = {"conv7": (128, 0.3, 3, 28), "conv8": (128, 0.8, 4, 46)}  # units, fraction, start, end
 # arm -> target, period, mean drop of accuracy at an event per fraction of the layer removed
@@ -99,12 +101,17 @@ def write(path, arms=ARMS, seeds=range(5), epochs=60, measures=True, forecast=Tr
         "runs": (*RUNS, *(MEASURES if measures else ())),
     }
     environment = {"python": "3.11.9", "packages": {"jax": "0.10.2"}, "devices": ["cpu: cpu"]}
-    with RunDirectory.open(path, config_of(arms, **changes), environment, tables) as directory:
+    config = config_of(arms, epochs=epochs, **changes)
+    with RunDirectory.open(path, config, environment, tables) as directory:
         for arm in arms:
             for seed in seeds:
                 _run(directory, arms, arm, seed, epochs, measures, forecast)
         directory.finish()
     return path
+
+
+def as_text(row):
+    return {column: files.cell(value) for column, value in row.items()}
 
 
 def schedule(period, layer, epochs):
@@ -122,7 +129,8 @@ def _run(directory, arms, arm, seed, epochs, measures, forecast):
     base = {"run": f"{arm}-{seed}", "variant": arm, "seed": seed}
     plans = {layer: schedule(period, layer, epochs) for layer in LAYERS}
     live = {layer: LAYERS[layer][0] for layer in LAYERS}
-    gain, drop, stabilities, accuracies = 0.0, 0.0, [], []
+    gain, drop, stabilities = 0.0, 0.0, []
+    recorded = ([], [])  # epochs, events
     for epoch in range(epochs):
         smooth = 0.86 - 0.5 * np.exp(-epoch / 4) - 0.02 * (epoch < 27) * np.exp(-epoch / 90)
         drop *= 0.35
@@ -144,20 +152,16 @@ def _run(directory, arms, arm, seed, epochs, measures, forecast):
             if forecast:
                 row["predicted_first"] = 0.2 * change + rng.normal(0, 0.002)
                 row["predicted_second"] = 0.8 * change + rng.normal(0, 0.002)
-            directory.append("events", [row])
-        accuracies.append(post)
+            recorded[1].append(row)
         train = min(1.0, post + 0.004 * epoch * (1 - 0.5 * drop) ** 2 * (1 - 6 * gain))
         removed = 1 - sum(live.values()) / sum(units for units, *_ in LAYERS.values())
         row = base | {"epoch": epoch, "step": 32 * (epoch + 1), "train_loss": -np.log(train)}
         row |= {"train_accuracy": train, "test_loss": losses[1], "test_accuracy": post}
-        directory.append("epochs", [row | {"learning_rate": 1e-3, "sparsity": removed}])
-    last = max((e for plan in plans.values() for e in plan), default=0)
-    best = last + int(np.argmax(accuracies[last:]))
+        recorded[0].append(row | {"learning_rate": 1e-3, "sparsity": removed})
+    for table, rows in zip(("epochs", "events"), recorded, strict=True):
+        directory.append(table, rows)
     stability = float(np.mean(stabilities)) if stabilities else 1.0
-    row = base | {"status": "done", "final_test_accuracy": accuracies[-1]}
-    row |= {"best_test_accuracy": accuracies[best], "best_epoch": best}
-    row |= {"mean_stability": stability, "events": len(stabilities)}
-    row |= {"generalization_gap": train - accuracies[best], "sparsity": removed}
+    row = base | summarize(*([as_text(r) for r in rows] for rows in recorded), "done")
     if measures:
         trace = 300 * (1 - 2 * (1 - stability)) + rng.normal(0, 12)
         noise = 3000 * (1 - 2.5 * (1 - stability)) + rng.normal(0, 150)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from prunejax import files
-from prunejax.progress import Progress, duration
+from prunejax.progress import Progress, duration, standing, whose
 from prunejax.record import EPOCHS, EVENTS, RUNS, RecordError, RunDirectory, WorkdirError
 
 CONFIG = {"epochs": 3, "model": {"name": "mlp", "widths": (8, 8)}, "prune": {"start": [1]}}
@@ -405,6 +405,76 @@ def test_quiet_progress_prints_nothing():
     progress.message("x")
     progress.close()
     assert stream.getvalue() == ""
+
+
+class Gone(io.StringIO):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        Gone(BrokenPipeError()),
+        Gone(OSError(5, "Input/output error")),
+        Gone(ValueError("I/O operation on closed file")),
+    ],
+)
+def test_a_study_outlives_its_progress_line(stream):
+    for terminal in (False, True):
+        stream.isatty = lambda terminal=terminal: terminal
+        progress = Progress(10, stream=stream, interval=0)
+        with progress.excluded("compiling"):
+            progress.advance(5, timed=False)
+        progress.message("x")
+        progress.close("done")
+
+
+def test_progress_without_a_standard_error(monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    for stream in (None, closed):
+        monkeypatch.setattr("sys.stderr", stream)
+        progress = Progress(10, interval=0)
+        progress.advance(5)
+        progress.message("x")
+        progress.close()
+
+
+def test_progress_writes_what_a_terminal_has_characters_for():
+    raw = io.BytesIO()
+    progress = Progress(10, stream=io.TextIOWrapper(raw, "ascii"), interval=0)
+    progress.advance(5, "arm \u03b5")
+    progress.advance(1, "next")
+    assert raw.getvalue().decode().splitlines()[0].endswith("arm ?")
+    assert raw.getvalue().decode().splitlines()[1].endswith("next")
+
+
+def test_time_left_knows_no_compilation_from_the_first_line_on():
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(1000, stream=stream, clock=clock, interval=0)
+    progress.advance(200, "from a checkpoint", timed=False)
+    with progress.excluded():  # an epoch, in it an event: both for the first time
+        clock.now += 20
+        with progress.excluded():
+            clock.now += 40
+    progress.advance(100, "first", timed=False)
+    clock.now += 1
+    progress.advance(100, "second")
+    lines = stream.getvalue().splitlines()
+    assert "ETA" not in lines[1]
+    assert lines[2] == " 40%  400/1000 steps  100 steps/s  ETA 0:06  second"
+
+
+def test_lines_say_whose_loss_and_accuracy():
+    assert whose([("a", 0), ("b", 0)]) == "a, b, seed 0"
+    assert whose([(arm, seed) for arm in "abcd" for seed in (0, 1)]) == "4 variants, 2 seeds"
+    found = standing([1.0, float("nan"), 2.0], "test", [0.5, 0.25, float("nan")])
+    assert found == ", loss 1.5, test accuracy 37.5%"
 
 
 def test_duration():

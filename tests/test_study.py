@@ -52,6 +52,12 @@ def test_run_directory_is_complete(finished):
     assert json.loads((finished / "config.json").read_text())["epochs"] == 4
 
 
+def test_a_study_records_its_time(finished):
+    times = json.loads((finished / "times.json").read_text())
+    assert times["begun"] <= times["ended"]
+    assert times["device_seconds"] >= times["wall_seconds"] > 0
+
+
 def test_events_have_the_scheduled_counts(finished):
     events = rows(finished, "events")
     for variant in ("S", "L"):

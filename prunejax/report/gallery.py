@@ -56,10 +56,9 @@ def draw(study: Study, look: Look) -> Gallery:
       ValueError: `config.report.figures` names one that does not exist.
     """
     names = dict.fromkeys(study.report_option("figures", ()))
+    known = dict.fromkeys([*FIGURES, *_TABLES])
     for name in names:
-        registry.lookup(
-            dict.fromkeys([*FIGURES, *_TABLES]), name, "figure in config.report.figures"
-        )
+        registry.lookup(known, name, "figure in config.report.figures")
     wanted = [name for name in names if name not in _TABLES]
     with_them = [more for name in wanted for more in _ON_REQUEST.get(name, ())]
     asked = list(dict.fromkeys(w for name in wanted for w in (name, *_ON_REQUEST.get(name, ()))))

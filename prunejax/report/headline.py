@@ -12,6 +12,7 @@ from prunejax.report.results import Study
 from prunejax.report.words import factor, interval, minus, name
 
 Found = Mapping[str, Any]
+_MAIN = "final_test_accuracy"
 
 
 def lead(study: Study) -> str:
@@ -60,7 +61,7 @@ class Result:
 
 
 def results(study: Study, summary: Found) -> list[Result]:
-    """A sentence per claim; without claims one on the comparisons of arms, and no verdict."""
+    """A sentence per claim; where none is on the final accuracy, one on how arms compare in it."""
     found = []
     for claim in summary.get("claims") or []:
         text = f"{claim['a']} {claim['direction']} {claim['b']} in {name(claim['column'])}: "
@@ -70,9 +71,13 @@ def results(study: Study, summary: Found) -> list[Result]:
             facts.append(panels.p_text(claim["p_holm"], "Holm p"))
         facts += [claim["reason"]] if claim.get("reason") else []
         found.append(Result(claim["verdict"], f"{text} ({', '.join(facts)})."))
-    if found:
-        return found
-    column = columns(summary)[0]
+    of_claims = {claim["column"] for claim in summary.get("claims") or []}
+    return found if _MAIN in of_claims else [*found, *_comparison(summary)]
+
+
+def _comparison(summary: Found) -> list[Result]:
+    """How many arms differ from the baseline in the final accuracy."""
+    column = _MAIN
     paired = summary["paired"]["variants"]
     judged = {v: arm[column] for v, arm in paired.items() if column in arm}
     known = {v: f for v, f in judged.items() if f.get("p_holm") is not None}
@@ -84,20 +89,24 @@ def results(study: Study, summary: Found) -> list[Result]:
         text = "too few seeds, or no spread between them, to tell more than the differences"
         return [Result("", f"{_count(len(judged), 'arm')} compared with {to}: {text}.")]
     differ = [v for v in known if known[v]["p_holm"] < 0.05]
-    text = (
-        f"{len(differ)} of {_count(len(known), 'arm')} {'differs' if len(differ) == 1 else 'differ'} "
-        f"from {to} in {name(column)} after Holm's correction"
-    )
-    if differ:
-        text += ": " + "; ".join(f"{v} {_amount(known[v], column)}" for v in differ[:6])
-        text += f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
+    if not differ:
+        seeds = max(f["n"] for f in known.values())
+        size = f"{_count(len(known), 'arm')}, up to {_count(seeds, 'seed')}"
+        text = f"No arm differs from {to} in {name(column)} after Holm's correction ({size})."
+        return [Result("", text)]
+    verb = "differs" if len(differ) == 1 else "differ"
+    text = f"{len(differ)} of {_count(len(known), 'arm')} {verb} from {to} in {name(column)}"
+    text += " after Holm's correction"
+    text += ": " + "; ".join(f"{v} {_amount(known[v], column)}" for v in differ[:6])
+    text += f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
     return [Result("", text + ".")]
 
 
 def columns(summary: Found) -> list[str]:
-    """What the forest plots are about: the columns of the claims, or the final accuracy."""
-    of_claims = list(dict.fromkeys(claim["column"] for claim in summary.get("claims") or []))
-    return of_claims[:2] or ["final_test_accuracy"]
+    """What the forest plots are about: the columns of the claims, and the final accuracy."""
+    of_claims = [claim["column"] for claim in summary.get("claims") or []]
+    rest = [column for column in dict.fromkeys(of_claims) if column != _MAIN]
+    return [*rest[:1], _MAIN] if _MAIN not in of_claims else [_MAIN, *rest[:1]]
 
 
 @dataclass

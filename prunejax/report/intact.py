@@ -142,11 +142,11 @@ def _events(
         if common.get("scope", "layer") != "layer":
             continue  # what a layer loses is up to the scores
         everywhere = dict.fromkeys(key for own in found.values() for key in own)
-        for run, own in found.items():
+        for label, own in found.items():
             lost = [key for key in everywhere if key not in own]
             if lost or len(set(own)) != len(own):
                 what = f"no row for layer {lost[0][1]} in epoch {lost[0][0]}" if lost else "a twin"
                 raise ReportError(
-                    f"{path / 'events.csv'}: run {run} has {what}, unlike the other seeds of its "
+                    f"{path / 'events.csv'}: run {label} has {what}, unlike the other seeds of its "
                     f"arm: {_WAY_OUT}"
                 )

@@ -42,7 +42,7 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
         selected=study.report_option("correlate", ()),
         groups=study.groups if len(study.groups) > 1 else None,
         comparisons=panels.comparisons(study),
-        claims=study.report_option("claims", ()),
+        claims=study.claims,
         test_examples=study.test_examples,
         mechanics_only=bool(study.report_option("mechanics_only", False)),
     )

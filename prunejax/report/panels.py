@@ -207,7 +207,7 @@ def claims(summary: Found) -> Table | None:
                 str(claim["n"]),
                 DASH if claim["p"] is None else f"{claim['p']:.2g}",
                 DASH if claim["p_holm"] is None else f"{claim['p_holm']:.2g}",
-                " – ".join(part for part in (claim["verdict"], claim.get("reason")) if part),
+                ": ".join(part for part in (claim["verdict"], claim.get("reason")) if part),
             ]
         )
     head = ["claim", "about", "difference", "95% interval", "seeds", "p", "Holm p", "verdict"]

@@ -51,9 +51,8 @@ def facts(study: Study, target: Path) -> Table:
             break
     else:
         rows.append(["to continue or repeat", "the command that started it, with its --workdir"])
-    again = " ".join(study.directories)
-    rows.append(["to draw this page again",
-                 Markup("<code>{}</code>").format(f"python -m prunejax.report {again}")])  # fmt: skip
+    again = f"python -m prunejax.report {' '.join(study.directories)}"
+    rows.append(["to draw this page again", Markup("<code>{}</code>").format(again)])
     for name, path in study.directories.items():
         links = [_link(path / file, target) for file in _CSV if (path / file).exists()]
         rows.append([f"files of {name}" if many else "files", Markup(", ").join(links)])

@@ -77,12 +77,6 @@ class Study:
         return [row for row in self.runs if is_completed(row)]
 
     @property
-    def test_examples(self) -> int:
-        """How many examples accuracies are counted on; 0 if no file says."""
-        said = [int(stated.get("test_examples") or 0) for stated in self.stated.values()]
-        return max([*said, int((self.config.get("data") or {}).get("test_examples") or 0)])
-
-    @property
     def overrides(self) -> dict[str, Any]:
         """The fields that each arm sets; labels of merged studies carry their directory's name."""
         return {label: (about.get("overrides") or {}) for label, about in self.attributes.items()}

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -219,5 +220,7 @@ def with_words(svg: str, alt: str) -> str:
 
 def context() -> AbstractContextManager[None]:
     """This style, for the length of a `with` block; the caller's settings stay as they are."""
-    plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
-    return matplotlib.rc_context({**plain, **SETTINGS})  # type: ignore[arg-type]
+    plain: dict[str, Any] = {
+        k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")
+    }
+    return matplotlib.rc_context(plain | SETTINGS)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """The words for columns, numbers and arms."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -171,7 +172,7 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]]) -> li
     share = f"{100 * min(shares[layer], 1) / len(epochs):.2g} % of {layer}"
     if len(epochs) == 1:
         return [f"{share} at once", "before training" if epochs[0] < 0 else f"epoch {epochs[0]}"]
-    steps = {b - a for a, b in zip(epochs, epochs[1:], strict=False)}
+    steps = {b - a for a, b in itertools.pairwise(epochs)}
     step = steps.pop()
     rhythm = f"in {len(epochs)} events" if steps else f"every {step} epochs"
     return [f"{share} an event", "every epoch" if not steps and step == 1 else rhythm]
@@ -185,8 +186,8 @@ def _intervention(about: Mapping[str, Any]) -> list[str]:
     span = "" if duration is None else f" for {duration} steps" if duration >= 0 else " for good"
     restored = about.get("restore") not in (None, "no")
     twin = [f"the targets of {about['twin']}"] if about.get("twin") else []
-    return [kinds[kind] + ("" if kind == "none" else span) + (", then restored" if restored else ""),
-            *twin]  # fmt: skip
+    span = "" if kind == "none" else span
+    return [kinds[kind] + span, *(["then restored"] if restored else []), *twin]
 
 
 def _by(rows: Sequence[Mapping[str, str]], key: str) -> dict[str, list[Mapping[str, str]]]:

@@ -1,0 +1,327 @@
+"""What the page says first, how it is built, and what it does with damaged directories."""
+
+import html.parser
+import itertools
+import json
+import re
+import shutil
+
+import pytest
+
+from prunejax import report
+from prunejax.checks import ConfigError
+from prunejax.report import __main__ as cli
+from prunejax.report import style, tables, words
+from tests import fake_study
+from tests.studies import tiny
+from tests.test_report import SMALL, shards, write
+
+ARMS = {"none": (None, 0, 0.0), "S": ("smallest", 4, 0.1), "L": ("largest", 10, 0.7)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture
+def blank(monkeypatch):
+    monkeypatch.setattr("prunejax.report.page.render", lambda panels, name: (b"png", b"svg", []))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "run"
+    options = {"baseline": "none", "figures": ["gap", "dynamics", "noise", "table"]}
+    claims = ["L < S in mean_stability", "S < L in final_test_accuracy"]
+    write(path, seeds=range(5), arms=ARMS, report=options | {"claims": claims},
+          data={"name": "digits", "data_dir": "/home/someone/sets"})  # fmt: skip
+    report.build([path])
+    return path
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.ids, self.links = [], [], []
+        self.source = (path / "report.html").read_text()
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if "href" in found else []
+
+
+def text_of(path):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (path / "report.html").read_text()))
+
+
+def test_links_lead_somewhere_and_ids_are_there_once(study):
+    found = Page(study)
+    assert len(set(found.ids)) == len(found.ids)
+    inside = {link[1:] for link in found.links if link.startswith("#")}
+    assert inside <= set(found.ids)
+    assert {"figure-gap", "more", "arms", "facts", "config"} <= inside
+    references = set(re.findall(r'(?:href="#|url\(#)([^")]+)', found.source))
+    assert references <= set(found.ids)
+
+
+def test_the_page_has_what_readers_by_ear_need(study):
+    tags = Page(study).tags
+    assert [tag for tag, _ in tags].count("main") == 1
+    cells = [attrs for tag, attrs in tags if tag == "th"]
+    assert all(attrs.get("scope") in ("row", "col") for attrs in cells)
+    drawings = [attrs for tag, attrs in tags if tag == "svg"]
+    assert drawings
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in drawings)
+    figures = [attrs["aria-label"] for tag, attrs in tags if tag == "figure"]
+    assert all(re.search(r"\d", label) for label in figures)  # numbers: what was found
+
+
+def test_figures_come_as_asked_for_and_the_others_are_folded(study):
+    source = (study / "report.html").read_text()
+    places = [source.index(f'id="{name}"') for name in (
+        "result", "figure-gap", "figure-dynamics", "more", "figure-stability", "arms", "facts"
+    )]  # fmt: skip
+    assert places == sorted(places)
+    folded = source[source.index("<details>") : source.index("</details>")]
+    assert 'id="figure-stability"' in folded
+    assert 'id="figure-gap"' not in folded
+    assert "nothing that they show: noise" in text_of(study)
+
+
+def test_claims_come_first_with_their_verdicts(study):
+    summary = json.loads((study / "summary.json").read_text())
+    source = (study / "report.html").read_text()
+    results = re.search(r'<ul class="results".*?</ul>', source, re.DOTALL)[0]
+    assert results.count("<li>") == 2
+    for claim in summary["claims"]:
+        difference = words.minus(f"{100 * claim['difference']:+.2f}")
+        assert f">{claim['verdict']}.</span>" in results
+        assert difference in results
+    assert summary["claims"][0]["verdict"] == "confirmed"
+
+
+def test_the_forest_marks_what_is_significant_after_holm(study):
+    summary = json.loads((study / "summary.json").read_text())
+    source = (study / "report.html").read_text()
+    forests = re.findall(r'<table class="forest">.*?</table>', source, re.DOTALL)
+    assert len(forests) == 2  # of the final accuracy, and of the other column of the claims
+    for forest, column in zip(forests, ("final_test_accuracy", "mean_stability"), strict=True):
+        for label in ("S", "L"):
+            found = summary["paired"]["variants"][label][column]
+            row = re.search(rf"<tr[^>]*>\s*<th[^>]*><b>{label}</b>.*?</tr>", forest, re.DOTALL)[0]
+            assert ('class="sure"' in row) == (found["p_holm"] < 0.05)
+            assert words.minus(f"{100 * found['difference']:+.2f}") in row
+    assert "largest E[BN]" in forests[0]
+
+
+def test_without_claims_arms_are_compared_and_nothing_is_judged(tmp_path, blank):
+    write(tmp_path, seeds=range(4))
+    report.build([tmp_path])
+    text = text_of(tmp_path)
+    assert re.search(r"(No arm differs|1 of 1 arm differs) from none in final accuracy", text)
+    assert 'class="verdict' not in (tmp_path / "report.html").read_text()
+
+
+def test_no_place_of_the_machine_is_told(study, tmp_path, blank):
+    shutil.copytree(study, tmp_path / "a" / "run")
+    shards(tmp_path / "split", [1, 3], 3)
+    for path in (study, report.build([tmp_path / "split"], tmp_path / "out").parent):
+        for file in ("report.html", "summary.json"):
+            text = (path / file).read_text()
+            for place in (str(tmp_path), str(study), "/home/", "/tmp/"):
+                assert place not in text, (file, place)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["directories"] == ["1-of-3", "3-of-3"]
+    assert summary["missing_shards"] == ["2-of-3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/me/data", "…/data"),
+        ("data_dir: '/a/b/c' -> '~/sets/d'", "data_dir: '…/c' -> '…/d'"),
+        ("configs/digits.py:quick", "configs/digits.py:quick"),
+        ("train / test 3/4 conv.*/kernel", "train / test 3/4 conv.*/kernel"),
+    ],
+)
+def test_paths_are_cut_to_names(text, expected):
+    assert words.without_places(text) == expected
+
+
+def test_arms_in_words(tmp_path):
+    write(tmp_path / "a", arms=ARMS, epochs=30)
+    told = words.arms(tables.load([tmp_path / "a"]))
+    assert told["none"] == "no pruning"
+    assert told["L"] == "largest E[BN], 27 % of conv8 an event, every 10 epochs"
+    assert told["S"].startswith("smallest E[BN], ")
+    write(tmp_path / "b", arms=fake_study.NOISE_ARMS, epochs=20,
+          variants=fake_study.noise_variants())  # fmt: skip
+    told = words.arms(tables.load([tmp_path / "b"]))
+    assert told["zeroing 50"].endswith("zeroed for 50 steps")
+    assert told["restore 89"].endswith("zeroed for 89 steps, then restored")
+    write(tmp_path / "c", arms=fake_study.CORNER_ARMS, epochs=15,
+          variants=fake_study.corner_variants())  # fmt: skip
+    told = words.arms(tables.load([tmp_path / "c"]))
+    assert told["sgd 0.0005 none"] == "no pruning, sgd, weight decay 0.0005"
+    assert len(set(told.values())) == len(told)
+
+
+def change(path, table, edit):
+    file = path / f"{table}.csv"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(edit(lines)) + "\n")
+
+
+def without(line):
+    return lambda lines: lines[:line] + lines[line + 1 :] if line >= 0 else lines[:line]
+
+
+def cell(line, column, text):
+    def edit(lines):
+        cells = lines[line].split(",")
+        cells[lines[0].split(",").index(column)] = text
+        return [*lines[:line], ",".join(cells), *lines[line + 1 :]]
+
+    return edit
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("whole") / "run", seeds=range(2))
+    runs = [row["run"] for row in tables.read_csv(path / "runs.csv")]
+    (path / "study.json").write_text(json.dumps({"runs": runs, "variants": {}}))
+    return path
+
+
+DAMAGES = {
+    "an epoch in the middle": ("epochs", without(5), "11 rows for 12 epochs (epoch 4 is missing)"),
+    "the last epoch of a run": ("epochs", without(12), "epoch 11 is missing"),
+    "the last row": ("epochs", lambda lines: lines[:-1], "epoch 11 is missing"),
+    "an epoch twice": ("epochs", lambda lines: [*lines[:3], *lines[2:]], "is there twice"),
+    "all epochs": ("epochs", lambda lines: lines[:1], "0 rows for 12 epochs"),
+    "an accuracy": ("epochs", cell(12, "test_accuracy", "0.125"), "but 0.125 by epochs.csv"),
+    "a word": ("epochs", cell(3, "test_accuracy", "0.9O"), "line 4: '0.9O' in column test_accu"),
+    "an epoch's word": ("epochs", cell(3, "epoch", "two"), "'two' in column epoch is no whole"),
+    "a column": ("epochs", lambda lines: [lines[0].replace("test_acc", "tst"), *lines[1:]],
+                 "no column test_accuracy"),
+    "an event": ("events", without(1), "no row for layer conv7 in epoch 3"),
+    "all events": ("events", lambda lines: lines[:1], "has 0 events of run L-0"),
+    "the last event": ("events", lambda lines: lines[:-1], "no row for layer"),
+    "an event's word": ("events", cell(1, "instability", "none"), "'none' in column instability"),
+    "a run": ("runs", lambda lines: lines[:-1], "has 3 of the 4 runs of a finished study"),
+    "a run twice": ("runs", lambda lines: [*lines, lines[-1]], "names a run twice"),
+    "a run's word": ("runs", cell(2, "final_test_accuracy", "high"), "'high' in column final_te"),
+    "not a number": ("runs", cell(2, "final_test_accuracy", "nan"), "'nan' in column final_test"),
+    "an empty cell": ("runs", cell(2, "final_test_accuracy", ""), "is empty in runs.csv, but"),
+    "a digit": ("runs", cell(2, "mean_stability", "0.5"), "mean_stability of run"),
+    "a count": ("runs", cell(3, "events", "7"), "runs.csv counts 7"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_tables_are_told_in_a_line(damage, whole, tmp_path, capsys, blank):
+    table, edit, message = DAMAGES[damage]
+    path = tmp_path / "run"
+    shutil.copytree(whole, path)
+    change(path, table, edit)
+    assert cli.main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert "restore it" in error
+    assert not (path / "report.html").exists()
+
+
+def test_a_whole_directory_passes(whole, tmp_path, blank):
+    assert cli.main([str(whole), f"--output={tmp_path / 'out'}"]) == 0
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b"\xff\xfe{}"])
+def test_other_files_of_another_kind_are_told(content, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "study.json").write_bytes(content)
+    assert cli.main([str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "study.json" in error
+
+
+def test_bytes_that_are_no_text_are_told(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    with (tmp_path / "run" / "events.csv").open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    assert cli.main([str(tmp_path / "run")]) == 2
+    assert "events.csv is no text" in capsys.readouterr().err
+
+
+def test_an_interrupted_study_is_shown_from_its_epochs(tmp_path, blank):
+    path = write(tmp_path / "run", seeds=range(2))
+    runs = [row["run"] for row in tables.read_csv(path / "runs.csv")]
+    (path / "study.json").write_text(json.dumps({"runs": runs, "variants": {}}))
+    (path / "status.json").unlink()
+    change(path, "runs", lambda lines: lines[:1])
+    change(path, "epochs", lambda lines: lines[:-3])
+    report.build([path])
+    text = text_of(path)
+    assert "4 of 4 runs have not ended" in text
+    for label in SMALL:
+        assert re.search(rf"{label} 2 0 (12|9 to 12) ", text), label
+    assert (path / "figures" / "dynamics.svg").exists()
+
+
+def test_facts_tell_time_command_and_files(tmp_path, blank):
+    path = write(tmp_path / "run")
+    times = {"begun": "2026-01-02T03:04:05Z", "ended": "2026-01-02T04:04:05Z", "devices": 2}
+    times |= {"wall_seconds": 3600.0, "device_seconds": 7200.0}
+    (path / "times.json").write_text(json.dumps(times))
+    command = "python -m prunejax.main --config=configs/digits.py --config.seeds=3"
+    (path / "study.json").write_text(json.dumps({"command": command}))
+    report.build([path])
+    text = text_of(path)
+    assert "2026-01-02 04:04:05 UTC" in text
+    assert "60.0 min of training" in text
+    assert "2.0 h: wall time of 2 device(s) held" in text
+    assert f"to repeat {command} --workdir=run" in text
+
+
+def test_a_broken_installation_shows_before_training(monkeypatch):
+    def broken():
+        raise ImportError("no module named\n'matplotlib'")
+
+    report.check(tiny().report, ["a", "b"])
+    monkeypatch.setattr(report, "_page", broken)
+    with pytest.raises(ConfigError, match="report could not be drawn: ImportError: no module"):
+        report.check(tiny().report, ["a", "b"])
+
+
+def test_colours_stand_out_on_white():
+    def luminance(color):
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for color in (*style.COLORS, style.GREY):
+        assert 1.05 / (luminance(color) + 0.05) >= 3, color
+
+
+def test_arms_differ_in_line_or_colour_beyond_four():
+    look = style.Look([f"arm {i}" for i in range(25)], [])
+    lines = [look.line(f"arm {i}") for i in range(5)]
+    assert lines[4] != lines[0]
+    assert len({(look.color(f"arm {i}"), look.line(f"arm {i}")) for i in range(25)}) == 25
+
+
+def test_labels_at_the_ends_of_lines_stand_apart():
+    _, axes = style.panel()
+    axes.set_ylim(0, 10)
+    style.label_ends(axes, [(9.9, "a", "k"), (9.9, "b", "k"), (9.8, "c", "k"), (0.0, "d", "k")])
+    places = sorted(text.get_position()[1] for text in axes.texts)
+    assert all(b - a > 0.05 for a, b in itertools.pairwise(places))
+    assert places[0] >= 0
+    assert places[-1] <= 1
