@@ -20,8 +20,7 @@ Parts:
            matfree's, of the same program, must do so in float32 in the first timed round. What
            the forms that are timed lose in float32 stands in the table: `differs` from ours.
     eigen  the 100 eigenpairs of largest magnitude of a small trained network, Lanczos against the
-           deflated power iteration as released (ours), both in float32, against the dense matrix
-           in float64
+           release's power iteration (ours), both in float32, against the dense matrix in float64
 
 The contenders run in turns; the fastest round of each counts. Each is compiled before on the first
 batch and one chunk of probes, `first s`; so `--rounds=1` passes over the data once.

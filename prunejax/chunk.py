@@ -21,6 +21,7 @@ from prunejax.measures import emptied
 from prunejax.plan import Member
 from prunejax.population import Population
 from prunejax.progress import Progress, standing, whose
+from prunejax.saving import Policy as Policy
 from prunejax.saving import Saving
 from prunejax.step import TrainState
 from prunejax.summary import summarize
@@ -31,18 +32,6 @@ CALL_SECONDS = 1.0  # aim for one call of training steps: how long a signal may 
 
 class Interrupted(Exception):
     """A signal asked to stop; everything is saved and the same command continues."""
-
-
-@dataclasses.dataclass
-class Policy:
-    """When a checkpoint is written, and who asks for an end."""
-
-    every_epochs: int
-    every_minutes: float
-    at_events: bool
-    keep: int
-    stop_requested: Callable[[], bool] = lambda: False
-    clock: Callable[[], float] = time.monotonic
 
 
 Measure = Callable[[TrainState, Member, int], dict[str, float]]

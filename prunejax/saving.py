@@ -22,6 +22,18 @@ COST = 50.0  # and that many times as long as a checkpoint takes: 2 % of the tim
 
 
 @dataclasses.dataclass
+class Policy:
+    """When a checkpoint is written, and who asks for an end."""
+
+    every_epochs: int
+    every_minutes: float
+    at_events: bool
+    keep: int
+    stop_requested: Callable[[], bool] = lambda: False
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclasses.dataclass
 class Saving:
     """The checkpoints of a chunk and the states that the next one may hold."""
 

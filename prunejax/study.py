@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
+from prunejax import attributes, distributed, layout, ledger, measuring, plan, record, report
 from prunejax import config as config_lib
-from prunejax import distributed, layout, ledger, measuring, plan, record, report
 from prunejax.arrangement import Arrangement
 from prunejax.checkpoint import Checkpoints
 from prunejax.chunk import Chunk, Policy
@@ -73,41 +72,6 @@ def shard(members: Sequence[Sequence[Member]], index: int, count: int) -> list[l
     keys = sorted({m.twin or m.run for batch in members for m in batch})
     mine = set(keys[index::count])
     return [[m for m in batch if (m.twin or m.run) in mine] for batch in members]
-
-
-def _attributes(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]:
-    """What the report needs to know of each variant, beyond its overrides."""
-    found = {}
-    members = {m.variant: (m, b.program) for b in batches for m in b.members}
-    for arm in arms:
-        p, i = arm.settings.prune, arm.settings.intervention
-        m, program = members[arm.label]
-        counts = np.asarray(m.table.counts)
-        used = [layer for layer in range(counts.shape[1]) if counts[:, layer].any()]
-        rate = None
-        if used:
-            last = max(used, key=lambda layer: counts[:, layer].sum())
-            number = np.count_nonzero(counts[:, last])
-            if program.weights or program.global_scope:  # counts are no filters of one layer
-                rate = float(max(p.fraction) / number)
-            else:
-                rate = float(counts[:, last].sum() / program.groups[last].units / number)
-        found[arm.label] = {
-            "target": p.target[0].upper() if used else None,
-            "score": p.score if used else None,
-            "iterative_rate": rate,  # mean fraction of the most-pruned layer per event
-            "events": int(np.count_nonzero(counts.sum(axis=1))),
-            "kind": i.kind if used else "none",
-            "duration": i.duration if used else None,
-            "restore": i.restore,
-            "twin": i.twin or None,
-            "optimizer": arm.settings.optimizer.name,
-            "weight_decay": arm.settings.optimizer.weight_decay,
-            "dropout": arm.settings.model.dropout,
-            "augment": arm.settings.data.augment,
-            "model": arm.settings.model.name,
-        }
-    return found
 
 
 def _test_examples(batches: Sequence[Batch]) -> int:
@@ -184,7 +148,7 @@ def run(
         directory.save_json(
             "study.json",
             {
-                "variants": _attributes(arms, batches),
+                "variants": attributes.of_arms(arms, batches),
                 "shard": f"{index}/{count}",
                 "runs": [m.run for b in batches for m in b.members],
                 "test_examples": _test_examples(batches),

@@ -50,6 +50,7 @@ LEVELS = {
     "checkpoint": 4,
     "checks": 4,
     "arrangement": 4,
+    "attributes": 4,
     "chunk": 4,
     "config": 4,
     "directory": 4,

@@ -139,3 +139,23 @@ def test_gate_and_recorded_activation():
     np.testing.assert_allclose(got, np.abs(np.asarray(y)).sum((0, 1, 2)), rtol=1e-6)
     as_float = {"gates": {"out": jnp.asarray([1.0, 0.0, 1.0])}}
     np.testing.assert_array_equal(module.apply(as_float, x), y)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 3, 4), (6, 4), (1, 4)])
+def test_unbiased_running_variance_is_that_of_torch(shape):
+    x = image(shape, 3)
+    norm = layers.batch_norm(True, jnp.float32, "bn", unbiased=True)
+    plain = layers.batch_norm(True, jnp.float32, "bn")
+    variables = layers.batch_norm(False, jnp.float32, "bn").init(jax.random.key(0), x)
+    variables["batch_stats"]["var"] = jnp.asarray([0.5, 1.0, 2.0, 3.0])
+    ours, kept = norm.apply(variables, x, mutable=["batch_stats"])
+    theirs, biased = plain.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_array_equal(ours, theirs)
+    n = x.size // 4
+    batch = np.var(np.asarray(x, np.float64).reshape(n, 4), axis=0, ddof=min(1, n - 1))
+    expected = 0.9 * np.asarray(variables["batch_stats"]["var"]) + 0.1 * batch
+    np.testing.assert_allclose(kept["batch_stats"]["var"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(kept["batch_stats"]["mean"], biased["batch_stats"]["mean"])
+    still = layers.batch_norm(False, jnp.float32, "bn", unbiased=True)
+    _, same = still.apply(kept | {"params": variables["params"]}, x, mutable=["batch_stats"])
+    np.testing.assert_array_equal(same["batch_stats"]["var"], kept["batch_stats"]["var"])

@@ -124,7 +124,7 @@ def batch_size(batch: Tree) -> int:
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
         raise ValueError(
             f"the leaves of a batch must share a leading example axis, got shapes {shapes}; "
-            "several batches are given as a list"
+            "several batches are given as a list, vectors and directions before the batches"
         )
     size = int(sizes.pop()[0])
     if not size:
