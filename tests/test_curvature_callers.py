@@ -172,5 +172,5 @@ def test_wrong_orders_are_named():
         curvature.top_eigenpairs(LOSS, PARAMS, BATCH, 2, key=KEY)
     with pytest.raises(TypeError, match="loss is of type dict and no function"):
         curvature.hessian_trace(PARAMS, LOSS, BATCH, key=KEY)
-    with pytest.raises(ValueError, match="before .*batches"):
+    with pytest.raises(ValueError, match=r"before .*batches"):
         curvature.hvp(LOSS, PARAMS, BATCH, PARAMS)
