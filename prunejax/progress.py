@@ -4,7 +4,6 @@ A study never ends because of it: once a line cannot be written (the stream is c
 or its terminal is gone) nothing more is printed.
 """
 
-import os
 import shutil
 import sys
 import time
@@ -160,9 +159,6 @@ class Progress:
             self._stream.flush()
         except _UNWRITABLE:
             self._quiet = True
-            if self._stream is sys.stderr:  # its buffer would fail once more when Python ends
-                with suppress(OSError, ValueError):
-                    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
     def _clear(self) -> None:
         if self._terminal and self._width:

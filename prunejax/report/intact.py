@@ -83,8 +83,9 @@ def rows(
     epochs, events = (_by_run(tables[name]) for name in ("epochs", "events"))
     for run, row in ended.items():
         _epochs(path, config, row, epochs.get(run, []))
-        _agrees(path, row, epochs.get(run, []), events.get(run, []))
     _events(path, config, [row for row in tables["runs"] if is_completed(row)], events)
+    for run, row in ended.items():
+        _agrees(path, row, epochs.get(run, []), events.get(run, []))
 
 
 def _by_run(table: Sequence[Row]) -> dict[str, list[Row]]:
@@ -111,7 +112,9 @@ def _epochs(path: Path, config: Mapping[str, Any], run: Row, own: Sequence[Row])
 
 def _agrees(path: Path, run: Row, epochs: Sequence[Row], events: Sequence[Row]) -> None:
     """A row of runs.csv says what the rows of the other tables come to."""
-    for column, value in summarize(epochs, events, run["status"]).items():
+    computed = summarize(epochs, events, run["status"])
+    for column in ("events", *computed):
+        value = computed[column]
         if column == "status" or column not in run:
             continue
         expected, found = number(value), number(run[column])

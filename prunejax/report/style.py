@@ -73,10 +73,11 @@ class Look:
         return MARKERS[(index + index // len(COLORS)) % len(MARKERS)]
 
     def line(self, variant: str) -> str:
-        """Line style: dashed, dotted, ... from the fifth arm on."""
+        """Line style: not solid from the fifth arm on; no two of 28 arms share line and colour."""
         if variant in self._baselines:
             return LINES[self._baselines[variant] % len(LINES)]
-        return LINES[self._index.get(variant, 0) // 4 % len(LINES)]
+        turn, place = divmod(self._index.get(variant, 0), len(COLORS))
+        return LINES[(turn + (place >= 4)) % len(LINES)]
 
     def handle(self, variant: str, label: str, *, points: bool = False) -> Line2D:
         """A legend entry."""
