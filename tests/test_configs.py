@@ -69,7 +69,7 @@ def arms_of(config, data_dir):
         config.data.train_examples = config.data.test_examples = 0
         config.data.validation_examples = 0
     if config.data.name == "imagenet2012":
-        config.batch_size = 16
+        config.batch_size = config.prune.saliency_examples = 16
     return config_lib.variants(config, default.get_config())
 
 
