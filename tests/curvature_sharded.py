@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prunejax import curvature
+from prunejax.curvature import base
 from tests import curvature_cases as cases
 
 SPECS = {"w": P(None, "x"), "b": P("x"), "c": P()}
@@ -28,7 +29,7 @@ def check_products() -> None:
     rng = np.random.default_rng(0)
     key = jax.random.key(0)
     whole = {"w": rng.normal(size=(3, 8)), "b": rng.normal(size=8), "c": rng.normal(size=8)}
-    batches = [jnp.asarray(rng.normal(size=(n, 3))) for n in (3, 3)]
+    batches = base.batch_list(jnp.asarray(rng.normal(size=(n, 3))) for n in (3, 3))
     masks = jax.tree.map(jnp.asarray, MASKS)
     single = curvature.Hessian(energy, whole, batches, masks=masks)
     v = cases.random_like(single.like)

@@ -439,7 +439,7 @@ def test_wrong_inputs_say_what_is_allowed():
 
 
 def test_short_pieces_are_filled_up_to_one_shape():
-    pieces = gradients.chunks([jnp.arange(5), jnp.arange(3)], 4)
+    pieces = gradients.chunks(iter([jnp.arange(5), jnp.arange(3)]), 4)
     assert [real for _, real in pieces] == [4, 1, 3]
     assert {piece.shape for piece, _ in pieces} == {(4,)}
 

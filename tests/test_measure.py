@@ -15,6 +15,7 @@ from prunejax import chunk, data, evaluation, measure, measuring, models, plan, 
 from prunejax import config as config_lib
 from prunejax.checkpoint import Checkpoints
 from prunejax.config import ConfigError
+from prunejax.curvature import base
 from prunejax.measures import suite
 from prunejax.measures.summary import number
 from prunejax.report import tables
@@ -48,7 +49,8 @@ def quadratic():
         loss = jnp.mean(per_example(params, batch))
         return {"loss": loss, "accuracy": 1 - loss}
 
-    batches = [jnp.asarray(x[:30], jnp.float32), jnp.asarray(x[30:], jnp.float32)]
+    parts = [jnp.asarray(x[:30], jnp.float32), jnp.asarray(x[30:], jnp.float32)]
+    batches = base.batch_list(iter(parts))  # batches that are arrays themselves
     context = suite.Context(
         loss=lambda params, batch: jnp.mean(per_example(params, batch)),
         per_example=per_example,

@@ -112,6 +112,8 @@ def _is_traced(leaf: Any) -> bool:
 
 def _leaves(value: Any) -> Iterator[Any]:
     """Leaves of an argument; of a function what it closes over, of an operator its parts."""
+    if isinstance(value, Iterator):  # a stream of batches: looking would use it up
+        return
     for leaf in jax.tree.leaves(value):
         if callable(leaf):
             for found in references(leaf):
