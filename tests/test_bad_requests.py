@@ -194,7 +194,6 @@ def test_an_end_that_cannot_be_is_told_at_once(tmp_path, value, schedule):
     ("change", "rows"),
     [
         ({"end": (10**15,), "period": 10**15 + 1}, [[1], [2]]),  # one event each
-        ({"end": (10**15,), "fraction": (0.0,)}, [[], []]),  # nothing is removed
         ({"period": 2**63 - 1}, [[1], [2]]),
         ({"schedule": "one_shot", "end": (10**15,)}, [[1], [2]]),
         ({"schedule": "scratch", "end": (10**15,)}, [[0], [0]]),
@@ -340,7 +339,9 @@ def test_json_files_of_another_type(tmp_path, content, capsys):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.json").write_text("{}")
-        (folder / "epochs.csv").write_text("run,variant,seed,epoch\na-0,a,0,0\n")
+        columns = "run,variant,seed,epoch,step,train_loss,train_accuracy,test_loss,test_accuracy"
+        rows = f"{columns},learning_rate,sparsity\na-0,a,0,0,1,1,0.5,1,0.5,0.1,0\n"
+        (folder / "epochs.csv").write_text(rows)
         (folder / name).write_bytes(content.encode("latin-1"))
         if name != "status.json":
             assert report_command.main([str(folder)]) == main.BAD_REQUEST

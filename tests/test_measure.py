@@ -382,6 +382,7 @@ def test_measures_are_of_the_whole_study(tmp_path):
 def test_normality_needs_batch_norm(tmp_path):
     settings = tiny(none={})
     settings.model.name, settings.measures.names = "lenet300", ("normality",)
+    settings.measures.examples = 0
     with pytest.raises(ConfigError, match="BatchNorm"):
         go(settings, tmp_path / "run")
 

@@ -162,7 +162,7 @@ def test_each_leaf_by_itself():
     got = ranking.top_each(leaves, {"a": 2, "b": jnp.int32(1)})
     np.testing.assert_array_equal(got["a"], [[1, 0], [1, 0]])
     np.testing.assert_array_equal(got["b"], [0, 0, 0, 0, 1])
-    with pytest.raises(ValueError, match="ks has leaves"):
+    with pytest.raises(ValueError, match="ks has the leaves"):
         ranking.top_each(leaves, {"a": 2})
 
 

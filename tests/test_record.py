@@ -484,5 +484,5 @@ def test_duration():
 def test_a_damaged_json_file_is_named(tmp_path):
     with make(tmp_path / "run") as directory:
         (directory.path / "layout.json").write_text("{")
-        with pytest.raises(WorkdirError, match=r"layout\.json is no JSON .* Restore it"):
+        with pytest.raises(WorkdirError, match=r"layout\.json is no JSON.* Restore it"):
             directory.load_json("layout.json")
