@@ -102,7 +102,7 @@ HOST = {
 
 @pytest.mark.parametrize("name", HOST)
 def test_estimators_refuse_transformations_in_one_sentence(name):
-    message = rf"^{name} gives numbers on the host .* hvp[^\n]*(\n-----|$)"
+    message = rf"^{name} gives numbers on the host .*hvp[^\n]*(\n-----|$)"
     with pytest.raises(TypeError, match=message):
         jax.jit(lambda p: HOST[name](p, BATCH))(PARAMS)
     with pytest.raises(TypeError, match=message):
