@@ -164,7 +164,10 @@ def test_more_than_2_to_the_24_units_count_exactly():
         (lambda s: masks.prune(s, jnp.array([1, 2])), "is no integer"),
         (lambda s: masks.prune({"w": 1.0}, 1), "scalars are never pruned"),
         (lambda s: masks.prune({"w": jnp.ones(2)}, 1, masks={"v": True}), "masks must have the"),
-        (lambda s: masks.apply({"v": True}, {"w": jnp.ones(2)}), r"1 leaves: missing w; not in the tree v"),
+        (
+            lambda s: masks.apply({"v": True}, {"w": jnp.ones(2)}),
+            "1 leaves: missing w; not in the tree v",
+        ),
         (lambda s: masks.apply({"w": None}, {"w": jnp.ones(2)}), "'w': its mask is None"),
         (lambda s: masks.intersect({"v": True}, {"w": True}), "second masks must have"),
         (lambda s: masks.count({"w": jnp.ones(5, bool)}, {"w": jnp.ones(3)}), r"shape \(5,\)"),
