@@ -177,7 +177,7 @@ def test_an_exception_after_an_event_costs_little(
 def test_an_exception_on_a_full_disk_is_still_the_one_that_is_told(reference, tmp_path):
     path = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Progress, "advance", lambda *_: 1 / 0)
+        patch.setattr(Progress, "advance", lambda *_, **__: 1 / 0)
         patch.setattr(checkpoint.Checkpoints, "save", lambda *_: os.write(-1, b""))
         with pytest.raises(ZeroDivisionError) as error:
             seldom(path)
