@@ -18,14 +18,16 @@ import numpy as np
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-# The studies in `configs/` belong to a clone and are not installed with the package.
+# Benchmarks measure the clone that they lie in.
 sys.path.insert(0, str(HERE.parent))
 
-from configs import default  # noqa: E402
-from prunejax import config as config_lib  # noqa: E402
 from prunejax import data as data_lib  # noqa: E402
-from prunejax import models, plan, rng, step  # noqa: E402
+from prunejax import models, rng  # noqa: E402
+from prunejax.configs import default  # noqa: E402
 from prunejax.data.dataset import make  # noqa: E402
+from prunejax.study import config as config_lib  # noqa: E402
+from prunejax.study import plan  # noqa: E402
+from prunejax.train import step  # noqa: E402
 
 # How far the first step may be from PyTorch's, loss and parameters: in single precision, and where
 # both sides multiply in TF32.

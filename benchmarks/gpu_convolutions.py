@@ -4,7 +4,7 @@
 
 For every convolution of VGG11 at batch 128: the output and both gradients in one program, as
 
-* grouped: `vmap` of `prunejax.conv.conv`, a convolution with one group of channels per member:
+* grouped: `vmap` of `prunejax.ops.conv.conv`, a convolution with one group of channels per member:
   what the layout "vectorized" compiles to;
 * loop: `lax.map` over members inside the program;
 * unrolled: the same without a loop;
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.conv import conv
+from prunejax.ops.conv import conv
 
 Array = jax.Array
 # side of the map, channels in and out: the eight convolutions of VGG11

@@ -24,8 +24,8 @@ PERIOD, MILESTONES = 40, (150, 300)
 
 def get_config(arg: str = "") -> Any:
     """The study. `arg`: epochs=N,seeds=N and, for a CPU, small or small,cifar10."""
-    from configs import default
-    from configs.paper import common, fig2_vgg11
+    from prunejax.configs import default
+    from prunejax.configs.paper import common, fig2_vgg11
 
     words = [word.partition("=") for word in arg.split(",") if word]
     numbers = {"epochs": FULL, "seeds": 10} | {k: int(v) for k, _, v in words if v}

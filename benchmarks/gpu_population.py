@@ -19,11 +19,11 @@ import common
 import jax
 import numpy as np
 
-from configs import default, digits
-from configs.paper import fig2_resnet18, fig2_vgg11
-from prunejax import arrangement, plan
-from prunejax import config as config_lib
-from prunejax.population import Population, pad
+from prunejax.configs import default, digits
+from prunejax.configs.paper import fig2_resnet18, fig2_vgg11
+from prunejax.study import arrangement, plan
+from prunejax.study import config as config_lib
+from prunejax.study.population import Population, pad
 
 STUDIES: dict[str, Any] = {"vgg11_bn": fig2_vgg11, "resnet18": fig2_resnet18, "mlp": digits}
 

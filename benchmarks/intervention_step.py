@@ -20,8 +20,8 @@ import common
 import jax
 import jax.numpy as jnp
 
-from prunejax import prune, step
 from prunejax.interventions import Table
+from prunejax.train import prune, step
 
 LAYERS = {
     "mlp": ("dense1", "dense2", "dense3"),

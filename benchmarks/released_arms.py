@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from configs import default
-from configs.paper import (  # fmt: skip
+from prunejax import data as data_lib
+from prunejax.configs import default
+from prunejax.configs.paper import (  # fmt: skip
     fig2_resnet18,
     fig2_vgg11,
     fig3,
@@ -31,10 +32,9 @@ from configs.paper import (  # fmt: skip
     tableC1,
     tableF1,
 )
-from prunejax import config as config_lib
-from prunejax import data as data_lib
-from prunejax import plan
 from prunejax.data.dataset import make
+from prunejax.study import config as config_lib
+from prunejax.study import plan
 
 BATCH, TEST_BATCH, TRAIN, TEST, WIDTH = 16, 20, 88, 50, 0.125
 STEPS, TESTS = -(-TRAIN // BATCH), -(-TEST // TEST_BATCH)  # of an epoch; of one evaluation

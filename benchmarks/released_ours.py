@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from released_arms import BATCH, TEST, TEST_BATCH
 
-from prunejax import arrangement, evaluation, interventions, plan, prune, step, trees
+from prunejax import interventions, trees
+from prunejax.study import arrangement, plan
+from prunejax.train import evaluation, prune, step
 
 
 def _spread(params: Any) -> Any:

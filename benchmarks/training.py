@@ -34,9 +34,9 @@ import numpy as np
 
 from prunejax import data as data_lib
 from prunejax import trees
-from prunejax.layout import Way
-from prunejax.plan import Batch, Member
-from prunejax.population import Population
+from prunejax.study.layout import Way
+from prunejax.study.plan import Batch, Member
+from prunejax.study.population import Population
 
 # name -> (model, width, image shape)
 NETWORKS = {

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from prunejax import noise, rng, trees
-from prunejax.models.groups import Group
+from prunejax import rng, trees
+from prunejax.groups import Group
+from prunejax.ops import noise
 
 NONE, PRUNE, ZERO, GAUSSIAN = range(4)
 KINDS = {"none": NONE, "prune": PRUNE, "zero": ZERO, "gaussian": GAUSSIAN}

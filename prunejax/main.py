@@ -18,8 +18,11 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from prunejax import command, overrides, signals
-from prunejax.command import BAD_REQUEST, FAILURE, REQUEUE
+from prunejax.configs import default
+from prunejax.errors import Interrupted
+from prunejax.study import overrides
+from prunejax.system import command, signals
+from prunejax.system.command import BAD_REQUEST, FAILURE, REQUEUE
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,9 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _help()
     values = flags.FlagValues()
     try:
-        for path in (str(ROOT), str(Path.cwd())):
-            if path not in sys.path:
-                sys.path.insert(0, path)
         argv, of_variants = overrides.split(command.arguments(argv))
         logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is told below
         handle = define_flags(values, argv)
@@ -105,7 +105,7 @@ def _loaded(values: flags.FlagValues, handle: Any) -> ConfigDict:
     except AttributeError:
         raise ValueError(
             f"--config={path}: get_config() must return an ml_collections.ConfigDict, not "
-            f"{type(config).__name__}; start from configs.default.get_config()"
+            f"{type(config).__name__}; start from prunejax.configs.default.get_config()"
         ) from None
     return config
 
@@ -183,7 +183,7 @@ def _unknown_field(text: str, argv: Sequence[str]) -> str:
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     # JAX is imported late: mistakes on the command line are told at once.
-    from prunejax import distributed
+    from prunejax.cluster import distributed
 
     distributed.follow_parent(os.environ)
     try:
@@ -221,7 +221,7 @@ def _command(values: flags.FlagValues, shard: tuple[int, int]) -> str:
     other by its name.
     """
     file, separator, argument = config_flags.get_config_filename(values["config"]).partition(":")
-    path = Path(file).resolve()
+    path = Path(os.path.abspath(file))  # not resolved: configs/ of a clone is a link
     file = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
     words = ["python", "-m", "prunejax.main", f"--config={file}{separator}{argument}"]
     for name, value in config_flags.get_override_values(values["config"]).items():
@@ -231,8 +231,8 @@ def _command(values: flags.FlagValues, shard: tuple[int, int]) -> str:
 
 
 def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], processes: int) -> int:
-    from configs import default
-    from prunejax import chunk, distributed, study
+    from prunejax.cluster import distributed
+    from prunejax.study import run as study
 
     try:
         study.use_devices(config, values.workdir, processes)
@@ -245,7 +245,7 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
             quiet=values.quiet,
             command=_command(values, shard),
         )
-    except chunk.Interrupted:
+    except Interrupted:
         return command.tell("interrupted and saved; the same command continues", REQUEUE)
     state = "was finished before" if result.already_finished else "finished"
     if result.rebuilt:

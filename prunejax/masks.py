@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax import radix, ranking, schedules, trees
-from prunejax.models.groups import Group
+from prunejax import schedules, trees
+from prunejax.groups import Group
+from prunejax.ops import radix, ranking
 from prunejax.sparsity import count as count  # the report belongs to the algebra
 from prunejax.sparsity import fits as _fits
 from prunejax.sparsity import overlap as overlap
@@ -253,7 +254,7 @@ def from_units(
     Args:
       units: layer name -> bool [units], True = live; layers it does not name stay whole. A mask of
         the kernel's shape prunes single weights; norm and bias then stay.
-      groups: the model's layers (`prunejax.models.groups`).
+      groups: the model's layers (`prunejax.groups`).
       params: for the structure and the kernels' ranks.
       norm: whether BatchNorm's scale and bias are masked as well (False: a dead filter still emits
         its bias).

@@ -25,19 +25,21 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from prunejax import command, files, measuring, plan, registry, report, step
-from prunejax import config as config_lib
-from prunejax.checkpoint import Checkpoints
-from prunejax.config import ConfigError
-from prunejax.files import RecordError
+from prunejax import registry, report
+from prunejax.configs import default
+from prunejax.errors import ConfigError, RecordError
 from prunejax.measures.suite import MEASURES
 from prunejax.measures.summary import CONTEXT, is_completed
-from prunejax.plan import Batch, Member
+from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
-from prunejax.step import TrainState
+from prunejax.study import config as config_lib
+from prunejax.study import measuring, plan
+from prunejax.study.plan import Batch, Member
+from prunejax.system import command, files
+from prunejax.train import step
+from prunejax.train.step import TrainState
 
 __all__ = ["MEASURES", "main", "measure"]
-ROOT = Path(__file__).resolve().parent.parent
 TABLE = "measures.csv"
 FIELDS = (
     *("names", "split", "examples", "batch_norm"),
@@ -51,8 +53,6 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], Con
     Raises:
       ConfigError: not finished, no measure is named, or settings that cannot be.
     """
-    from configs import default
-
     status = tables.read_json(path / "status.json")
     if not status.get("finished"):
         raise ConfigError(
@@ -275,9 +275,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"--help", "-h"} & set(argv):
         print(f"{__doc__}\n{values.get_help()}")
         return 0
-    for path in (str(ROOT), str(Path.cwd())):
-        if path not in sys.path:
-            sys.path.insert(0, path)
     try:
         rest = values(command.arguments(argv))[1:]
         if rest or values.workdir is None:

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from prunejax.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -21,3 +23,14 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
             + suggestion(str(name), table)
         )
     return table[name]
+
+
+def known(name: str, values: Iterable[str], labels: Iterable[str]) -> None:
+    """ConfigError unless each of `values`, of the config field `name`, is a variant's label."""
+    labels = list(labels)
+    for value in values:
+        if value not in labels:
+            raise ConfigError(
+                f"config.{name}: {value!r} is no variant; there are: {', '.join(labels)}."
+                + suggestion(value, labels)
+            )

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from prunejax import files
-from prunejax.record import EPOCHS, EVENTS, RUNS, RunDirectory
-from prunejax.summary import summarize
+from prunejax.record.run_directory import EPOCHS, EVENTS, RUNS, RunDirectory
+from prunejax.record.summary import summarize
+from prunejax.system import files
 
 LAYERS = {"conv7": (128, 0.3, 3, 28), "conv8": (128, 0.8, 4, 46)}  # units, fraction, start, end
 # arm -> target, period, mean drop of accuracy at an event per fraction of the layer removed

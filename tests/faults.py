@@ -9,9 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from configs import default
-from prunejax import checkpoint, layout, main, record, report, study
-from prunejax.population import Population
+from prunejax import main, report
+from prunejax.configs import default
+from prunejax.record import checkpoint
+from prunejax.record import run_directory as record
+from prunejax.study import layout
+from prunejax.study import run as study
+from prunejax.study.population import Population
 from tests.studies import PRUNE, tiny
 
 TABLES = ("epochs", "events", "runs")

@@ -8,9 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from configs import default
-from prunejax import arrangement, config, layout, mesh, plan, population, step
-from prunejax.checkpoint import Checkpoints
+from prunejax.cluster import mesh
+from prunejax.configs import default
+from prunejax.record.checkpoint import Checkpoints
+from prunejax.study import arrangement, config, layout, plan, population
+from prunejax.train import step
 from tests.studies import PRUNE, tiny
 
 # Losses of a member in two layouts agree this well with SGD; its targets and masks are the same.

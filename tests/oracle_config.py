@@ -4,7 +4,7 @@ Each takes a few seconds of training. Nothing here is measured or chosen by the 
 and devices are fixed.
 """
 
-from configs import default, digits
+from prunejax.configs import default, digits
 
 PRUNE = {
     "schedule": "linear",

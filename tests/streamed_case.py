@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from configs import default
+from prunejax.configs import default
 
 EXAMPLES, TESTS, BATCH = 96, 21, 8  # 12 steps an epoch; evaluation in batches of 8, 8, 5
 
@@ -66,8 +66,8 @@ def main(directory, workdir, changes, devices, *address):
     """Run S-0 with `changes` on so many devices; with PORT ID COUNT as one of several processes."""
     import jax
 
-    from prunejax import distributed
-    from prunejax import study as study_lib
+    from prunejax.cluster import distributed
+    from prunejax.study import run as study_lib
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(devices))

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import default
+from prunejax.configs import default
 
 PRUNE = {
     "schedule": "linear",

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default
-from prunejax import config as config_lib
-from prunejax import event_plan, main, measure, overrides, report, study
-from prunejax.config import ConfigError
-from prunejax.models.groups import Group
+from prunejax import main, measure, report
+from prunejax.configs import default
+from prunejax.errors import ConfigError
+from prunejax.groups import Group
 from prunejax.report import __main__ as report_command
 from prunejax.report import gallery
+from prunejax.study import config as config_lib
+from prunejax.study import event_plan, overrides
+from prunejax.study import run as study
 from tests.studies import PRUNE, tiny
 
 # ml_collections loads config files in an old way.
@@ -24,7 +26,7 @@ def command(monkeypatch, capsys, tmp_path):
     """Runs the command in this process; training must not be reached."""
     monkeypatch.setattr(study, "_train", lambda *_: pytest.fail("training began"))
     monkeypatch.setattr(study, "use_devices", lambda *_: None)
-    monkeypatch.setattr("prunejax.distributed.leave", lambda code: None)
+    monkeypatch.setattr("prunejax.cluster.distributed.leave", lambda code: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # an earlier test's file
@@ -79,7 +81,10 @@ def test_overrides(command, override, message):
         ("import nosuchmodule\n", "line 1: ModuleNotFoundError: No module named 'nosuchmodule'"),
         ("def get_config(arg=''):\n    return 1 / 0\n", "line 2: ZeroDivisionError"),
         ("x = 1\n", "defines no get_config()"),
-        ("def get_config(arg=''):\n    return {}\n", "not dict; start from configs.default"),
+        (
+            "def get_config(arg=''):\n    return {}\n",
+            "not dict; start from prunejax.configs.default",
+        ),
         ("def get_config(arg=''):\n    raise ValueError('only :small')\n", "prunejax: only :small"),
     ],
 )
@@ -300,7 +305,7 @@ def test_report_options_are_checked_before_training():
         ("def get_config(arg=''):\n    pass\n", "get_config() returns None"),
         ("def get_config(arg=''):\n    return 3\n", "get_config() "),
         (
-            "from configs import default\ndef get_config(arg=''):\n"
+            "from prunejax.configs import default\ndef get_config(arg=''):\n"
             "    c = default.get_config()\n    c.prune.period = 'x'\n    return c\n",
             "file.py, line 4: c.prune.period = 'x': TypeError",
         ),

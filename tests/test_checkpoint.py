@@ -8,9 +8,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from prunejax import files
-from prunejax.checkpoint import Checkpoints
-from prunejax.files import RecordError
+from prunejax.errors import RecordError
+from prunejax.record.checkpoint import Checkpoints
+from prunejax.system import files
 
 
 def tree(value):

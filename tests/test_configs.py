@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default
-from prunejax import arrangement, interventions, models, plan, step
-from prunejax import config as config_lib
+from prunejax import interventions, models
+from prunejax.configs import default
+from prunejax.errors import ConfigError
+from prunejax.study import arrangement, plan
+from prunejax.study import config as config_lib
+from prunejax.train import step
 from tests import fake_tfds, mechanics
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +34,7 @@ PAPER = [name for name in STUDIES if name.startswith("paper.")]
 
 
 def load(name, arg=""):
-    return importlib.import_module(f"configs.{name}").get_config(arg)
+    return importlib.import_module(f"prunejax.configs.{name}").get_config(arg)
 
 
 def arguments(name):
@@ -88,7 +91,7 @@ def test_loads_and_validates_with_every_argument(name):
 
 @pytest.mark.parametrize("name", [*PAPER, "review"])
 def test_is_a_run_card(name):
-    text = importlib.import_module(f"configs.{name}").__doc__
+    text = importlib.import_module(f"prunejax.configs.{name}").__doc__
     for part in ("Claim:", "Cost (", "Run here:", "python -m prunejax.main --config=configs/"):
         assert part in text, part
     path = f"configs/{name.replace('.', '/')}.py"
@@ -288,7 +291,7 @@ def test_noise_windows(plans):
 @pytest.mark.parametrize(("name", "test_batch"), [("fig5", 128), ("figD2", 256)])
 @pytest.mark.parametrize("data", ["digits", "cifar10"])
 def test_released_passes_of_the_small_forms_come_to_their_steps(name, test_batch, data):
-    module = importlib.import_module(f"configs.paper.{name}")
+    module = importlib.import_module(f"prunejax.configs.paper.{name}")
     config = module.get_config("small" if data == "digits" else "small,cifar10")
     assert config.eval_batch_size == test_batch
     examples = 382 if data == "digits" else config.data.test_examples
@@ -401,5 +404,5 @@ def test_imagenet_trains_a_step_on_streamed_images(arg, name, changes, data_dir,
 def test_a_config_with_an_unknown_field_is_refused():
     config = load("paper.fig5", "small")
     config.variants.none = ConfigDict({"intervention": {"durations": 3}})
-    with pytest.raises(config_lib.ConfigError, match="durations"):
+    with pytest.raises(ConfigError, match="durations"):
         config_lib.variants(config, default.get_config())

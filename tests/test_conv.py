@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from prunejax import conv_cpu, conv_winograd
-from prunejax.conv import _lower_cpu, _lower_plain, conv
-from prunejax.conv_cpu import DIMENSIONS, Geometry
+from prunejax.ops import conv_cpu, conv_winograd
+from prunejax.ops.conv import _lower_cpu, _lower_plain, conv
+from prunejax.ops.conv_cpu import DIMENSIONS, Geometry
 
 # (height, width, kernel, strides, padding, input dilation, kernel dilation)
 CASES = {
@@ -372,7 +372,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 import jax.numpy as jnp
 from functools import partial
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from prunejax.conv import conv
+from prunejax.ops.conv import conv
 
 rng = np.random.default_rng(0)
 for size, stride in ((8, 1), (9, 2), (2, 1), (32, 1)):

@@ -16,9 +16,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from prunejax import rng
-from prunejax.conv import conv
 from prunejax.curvature import base, gradients
 from prunejax.curvature.gradients import gradient_noise_scale, gradient_second_moment
+from prunejax.ops.conv import conv
 
 N = 11
 

@@ -4,7 +4,7 @@ import sys
 import jax
 import pytest
 
-from prunejax import distributed
+from prunejax.cluster import distributed
 from tests.test_rendezvous import free_port
 
 PROGRAM = """
@@ -14,7 +14,7 @@ import numpy as np
 import jax, jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from prunejax import distributed
+from prunejax.cluster import distributed
 
 jax.config.update("jax_platforms", "cpu")  # one device each
 port, index, count, failing = sys.argv[1], *map(int, sys.argv[2:])

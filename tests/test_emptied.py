@@ -2,11 +2,13 @@
 
 import pytest
 
-from configs import default
-from prunejax import config, plan, report, study
-from prunejax.checks import ConfigError
+from prunejax import report
+from prunejax.configs import default
+from prunejax.errors import ConfigError
 from prunejax.measures import emptied
 from prunejax.report import tables
+from prunejax.study import config, plan
+from prunejax.study import run as study
 from tests.studies import PRUNE, tiny
 
 ALL = PRUNE | {"fraction": (1.0,)}

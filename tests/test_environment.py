@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from prunejax import environment
+from prunejax.record import environment
 
 
 def git(folder, *arguments):

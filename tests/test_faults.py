@@ -9,12 +9,17 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import default
-from prunejax import checkpoint, chunk, files, record, report, saving, study
-from prunejax.population import Population
-from prunejax.progress import Progress
-from prunejax.record import RunDirectory
-from prunejax.saving import Saving
+from prunejax import report
+from prunejax.configs import default
+from prunejax.errors import RecordError, WorkdirError
+from prunejax.record import checkpoint
+from prunejax.record.progress import Progress
+from prunejax.record.run_directory import RunDirectory
+from prunejax.study import chunk, saving
+from prunejax.study import run as study
+from prunejax.study.population import Population
+from prunejax.study.saving import Saving
+from prunejax.system import files
 from tests import faults
 
 
@@ -78,7 +83,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(reference, moments, names, t
     path = tmp_path / "run"
     moments.end = OSError
     moments.count, moments.at = 0, late[len(late) // 2]
-    with pytest.raises(record.RecordError, match=r"(No space left on device).*intact"):
+    with pytest.raises(RecordError, match=r"(No space left on device).*intact"):
         faults.run(path)
     moments.at = -1
     faults.run(path)
@@ -99,7 +104,9 @@ def test_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
     )
     file = newest / "states" / "leaves.npz"
     file.write_bytes(file.read_bytes()[:-100])
-    monkeypatch.setattr("prunejax.progress.Progress.message", lambda self, text: told.append(text))
+    monkeypatch.setattr(
+        "prunejax.record.progress.Progress.message", lambda self, text: told.append(text)
+    )
     faults.run(path)
     assert any(f"damaged checkpoint skipped: {newest}" in text for text in told)
     assert faults.content(path) == faults.content(reference)
@@ -205,7 +212,7 @@ def test_a_flipped_digit_or_a_lost_row_does_not_survive(reference, moments, tmp_
         file.unlink()
         if bad is not None:
             file.write_bytes(bad)
-        with pytest.raises(record.WorkdirError, match=rf"{table}\.csv .*the table was changed"):
+        with pytest.raises(WorkdirError, match=rf"{table}\.csv .*the table was changed"):
             faults.run(path)
     file.write_bytes(good)
     faults.run(path)
@@ -219,7 +226,7 @@ def test_runs_that_are_done_are_not_lost_in_silence(reference, moments, names, t
         path = tmp_path / name
         interrupted(path, moments, late[1] + 40)
         (path / name).unlink()
-        with pytest.raises(record.WorkdirError, match=name):
+        with pytest.raises(WorkdirError, match=name):
             faults.run(path)
 
 
@@ -260,7 +267,7 @@ def test_a_lost_file_of_targets_is_one_error(reference, moments, names, tmp_path
             faults.run(path)
         moments.at = -1
         (path / "targets" / "S-0.npz").unlink()
-        with pytest.raises(record.RecordError, match=r"cannot read .*S-0.npz .*No such file"):
+        with pytest.raises(RecordError, match=r"cannot read .*S-0.npz .*No such file"):
             faults.run(path)
 
 
@@ -276,7 +283,7 @@ def test_a_removed_directory_is_one_error_and_stays_removed(quick, tmp_path, bef
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunk.Chunk, before, removes)
-        with pytest.raises(record.RecordError, match=f"{path}, or a file in it, was removed"):
+        with pytest.raises(RecordError, match=f"{path}, or a file in it, was removed"):
             faults.run(path)
     assert not path.exists()
 
@@ -286,7 +293,7 @@ def test_a_second_process_is_refused(reference, tmp_path):
     shutil.copytree(reference, path)
     with (
         files.acquire(path / ".lock"),
-        pytest.raises(record.WorkdirError, match=f"in use by process {os.getpid()}"),
+        pytest.raises(WorkdirError, match=f"in use by process {os.getpid()}"),
     ):
         faults.run(path)
 

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from jax import lax
 
-from configs import default
-from prunejax import curvature, layout, masks, memory
-from prunejax.conv import conv
-from prunejax.environment import environment
+from prunejax import curvature, masks
+from prunejax.configs import default
+from prunejax.ops.conv import conv
+from prunejax.record.environment import environment
+from prunejax.study import layout, memory
 from tests import layouts
 from tests.test_conv import CASES, arrays, pair
 

@@ -9,8 +9,8 @@ import pytest
 
 from prunejax import interventions as iv
 from prunejax import masks as masks_lib
+from prunejax.groups import Group
 from prunejax.interventions import FOREVER, Features, Table
-from prunejax.models.groups import Group
 from tests import mechanics
 
 GROUPS = (

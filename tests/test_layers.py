@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import layers
+from prunejax.ops import layers
 
 
 def image(shape, seed=0, dtype="float32"):

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from prunejax import ledger, record, workdir
-from prunejax.record import RunDirectory, WorkdirError
+from prunejax.errors import WorkdirError
+from prunejax.record import ledger
+from prunejax.record.run_directory import RunDirectory
 
 TABLES = {"epochs": ("run", "loss"), "runs": ("run", "accuracy")}
 CONFIG = {"name": "made up"}
@@ -152,7 +153,3 @@ def test_a_table_changed_while_the_study_ran_is_no_finished_study(tmp_path):
         with pytest.raises(WorkdirError, match=r"epochs\.csv differs"):
             directory.finish()
     assert not (tmp_path / "run" / "status.json").exists()
-
-
-def test_the_error_is_the_one_of_run_directories():
-    assert record.WorkdirError is workdir.WorkdirError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prunejax import limits
+from prunejax.system import limits
 
 GIB = 2**30
 NONE: dict[str, int] = {}

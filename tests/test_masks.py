@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from prunejax import masks, sparsity, trees
-from prunejax.models.groups import Group
+from prunejax.groups import Group
 
 
 def scores(seed=0, ties=False):

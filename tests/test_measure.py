@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from configs import default
-from prunejax import chunk, data, evaluation, measure, measuring, models, plan, step, study
-from prunejax import config as config_lib
-from prunejax.checkpoint import Checkpoints
-from prunejax.config import ConfigError
+from prunejax import data, measure, models
+from prunejax.configs import default
 from prunejax.curvature import base
+from prunejax.errors import ConfigError, Interrupted
 from prunejax.measures import suite
 from prunejax.measures.summary import number
+from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
+from prunejax.study import config as config_lib
+from prunejax.study import measuring, plan
+from prunejax.study import run as study
+from prunejax.train import evaluation, step
 from tests.studies import PRUNE, tiny
 
 NAMES = (
@@ -256,7 +259,7 @@ def test_interrupted_while_measuring_continues_to_the_same_bytes(finished, tmp_p
         measured[:] = [p.stem for p in path.glob("measures/*-0.npz")]
         return bool(measured)
 
-    with pytest.raises(chunk.Interrupted):
+    with pytest.raises(Interrupted):
         go(config(), path, stop_requested=stop)
     assert measured == ["none-0"]
     (path / "measures" / "none-0.npz").unlink()  # its numbers are in the checkpoint

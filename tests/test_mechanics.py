@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs import default
-from prunejax import arrangement, evaluation, plan, prune, schedules, scores, step
-from prunejax import config as config_lib
 from prunejax import interventions as iv
-from prunejax.models.groups import Group
+from prunejax import schedules, scores
+from prunejax.configs import default
+from prunejax.groups import Group
+from prunejax.study import arrangement, plan
+from prunejax.study import config as config_lib
+from prunejax.train import evaluation, prune, step
 from tests import mechanics
 
 # Spec section 4: label, passes in the run table's name, test batches of a pass over the test set.

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
-from prunejax import arrangement, config, layout, microbatch, plan, step
-from prunejax.config import ConfigError
+from prunejax.configs import default
+from prunejax.errors import ConfigError
+from prunejax.study import arrangement, config, layout, plan
+from prunejax.train import microbatch, step
 from tests.studies import PRUNE, tiny
 
 

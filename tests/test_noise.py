@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from scipy import stats
 
-from prunejax import noise, rng
+from prunejax import rng
+from prunejax.ops import noise
 
 SHAPE = (1025, 1024)  # an odd number of rows: the last pair is cut
 

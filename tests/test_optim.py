@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from prunejax import optim
+from prunejax.train import optim
 
 
 def params():

@@ -60,7 +60,7 @@ def test_a_file_more_or_less_is_told(directories):
 
 @pytest.mark.parametrize("name", oracle_config.STUDIES)
 def test_every_study_of_the_oracle_is_accepted(name):
-    from configs import default
-    from prunejax import config
+    from prunejax.configs import default
+    from prunejax.study import config
 
     assert config.variants(oracle_config.get_config(name), default.get_config())

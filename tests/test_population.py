@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
-from prunejax import arrangement, config, layout, memory, plan, population
-from prunejax.config import ConfigError
-from prunejax.plan import Member
+from prunejax.configs import default
+from prunejax.errors import ConfigError
+from prunejax.study import arrangement, config, layout, memory, plan, population
+from prunejax.study.plan import Member
 from tests import layouts
 from tests.studies import PRUNE, tiny
 

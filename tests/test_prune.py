@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import masks, prune
+from prunejax import masks
+from prunejax.train import prune
 
 NAN = float("nan")
 

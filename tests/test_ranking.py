@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import radix, ranking
+from prunejax.ops import radix, ranking
 
 SHAPES = [(3, 3, 2, 8), (), (0, 3), (7, 11)]
 SIZE = sum(int(np.prod(s)) for s in SHAPES)
@@ -201,7 +201,8 @@ MESHES = """
     import jax, jax.numpy as jnp, numpy as np
     from jax import lax
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-    from prunejax import masks, radix, ranking
+    from prunejax import masks
+    from prunejax.ops import radix, ranking
 
     radix._SLICE = 256  # so that members are counted in slices
     assert radix._slices((128, 64))[1]

@@ -11,9 +11,10 @@ import textwrap
 import numpy as np
 import pytest
 
-from prunejax import files
-from prunejax.progress import Progress, duration, standing, whose
-from prunejax.record import EPOCHS, EVENTS, RUNS, RecordError, RunDirectory, WorkdirError
+from prunejax.errors import RecordError, WorkdirError
+from prunejax.record.progress import Progress, duration, standing, whose
+from prunejax.record.run_directory import EPOCHS, EVENTS, RUNS, RunDirectory
+from prunejax.system import files
 
 CONFIG = {"epochs": 3, "model": {"name": "mlp", "widths": (8, 8)}, "prune": {"start": [1]}}
 TABLES = {"epochs": EPOCHS, "events": EVENTS, "runs": (*RUNS, "hessian_trace")}
@@ -163,7 +164,7 @@ def test_other_columns_are_refused(tmp_path):
 def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path):
     code = f"""
         import sys
-        from prunejax.record import RunDirectory
+        from prunejax.record.run_directory import RunDirectory
         directory = RunDirectory.open({str(tmp_path)!r}, {CONFIG!r}, {{}}, {TABLES!r})
         print("held", flush=True)
         sys.stdin.read()
@@ -208,7 +209,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_whole_rows(tmp_path):
     # A limit on the file size fails like a full disk, in the middle of a write.
     code = f"""
         import resource, signal
-        from prunejax.record import *
+        from prunejax.record.run_directory import *
         directory = RunDirectory.open({str(tmp_path)!r}, {CONFIG!r}, {{}}, {TABLES!r})
         row = dict.fromkeys(EPOCHS, 0.5)
         directory.append("epochs", [row])

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from prunejax import rendezvous
+from prunejax.cluster import rendezvous
 
 
 def free_port() -> int:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from prunejax import report
+from prunejax.errors import ReportError
 from prunejax.measures import statistics
-from prunejax.record import EPOCHS, EVENTS, RUNS, RunDirectory
+from prunejax.record.run_directory import EPOCHS, EVENTS, RUNS, RunDirectory
 from prunejax.report import __main__ as cli
 from prunejax.report import gallery, results, style, tables
 from prunejax.report.figures_arrays import _forecast_points
 from prunejax.report.figures_dynamics import accuracy_curves
-from prunejax.report.tables import ReportError
 from tests import fake_study
 
 

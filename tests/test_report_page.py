@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from prunejax import report
-from prunejax.checks import ConfigError
+from prunejax.errors import ConfigError
 from prunejax.report import __main__ as cli
 from prunejax.report import style, tables, words
 from tests import fake_study

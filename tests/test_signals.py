@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prunejax import signals
+from prunejax.system import signals
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"]

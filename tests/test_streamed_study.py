@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from absl import flags
 
-from configs import default, imagenet
-from prunejax import chunk, data, main, plan, study
-from prunejax import config as config_lib
-from prunejax.config import ConfigError
+from prunejax import data, main
+from prunejax.configs import default, imagenet
 from prunejax.data import StreamedSet, dataset
-from prunejax.streamed_population import StreamedPopulation, _part
+from prunejax.errors import ConfigError, Interrupted
+from prunejax.study import chunk, plan
+from prunejax.study import config as config_lib
+from prunejax.study import run as study
+from prunejax.study.streamed_population import StreamedPopulation, _part
 from tests import streamed_case
 from tests.streamed_case import BATCH, EXAMPLES, TESTS
 from tests.test_rendezvous import free_port
@@ -125,7 +127,7 @@ def test_interrupted_within_an_epoch_continues_to_the_same_bytes(
         left[0] -= 1
         return left[0] < 0
 
-    with pytest.raises(chunk.Interrupted):
+    with pytest.raises(Interrupted):
         go(streamed_case.study(sets), path, stop_requested=stop)
     (saved,) = (path / "checkpoints").glob("chunk-*")
     (facts,) = saved.glob("*/facts.json")

@@ -8,6 +8,7 @@ from PIL import Image
 from scipy import stats
 
 from prunejax.data import batches, streaming, transforms
+from prunejax.errors import UnreadableError
 from tests import fake_tfds
 
 SIZE = 24
@@ -277,7 +278,7 @@ def test_labels_out_of_range_and_broken_files(tmp_path):
 
     records = Records([*encoded_images[:2], broken, *encoded_images[3:]])
     object.__setattr__(stream, "records", records)
-    with pytest.raises(streaming.UnreadableError, match=r"example 2 of split 'train' in .*few"):
+    with pytest.raises(UnreadableError, match=r"example 2 of split 'train' in .*few"):
         list(stream.iterate(0, 1))
     features = path / "features.json"
     content = json.loads(features.read_text())

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
-from prunejax import chunk, plan, prune, step, study
-from prunejax import config as config_lib
-from prunejax.config import ConfigError
+from prunejax.configs import default
+from prunejax.errors import ConfigError, Interrupted
+from prunejax.study import config as config_lib
+from prunejax.study import plan
+from prunejax.study import run as study
+from prunejax.train import prune, step
 from tests.studies import PRUNE, tiny
 
 TABLES = ("epochs", "events", "runs")
@@ -118,7 +120,7 @@ def test_interrupted_at_any_call_continues_to_the_same_bytes(finished, tmp_path,
         return left[0] < 0
 
     path = tmp_path / "run"
-    with pytest.raises(chunk.Interrupted):
+    with pytest.raises(Interrupted):
         go(tiny(), path, stop_requested=stop)
     go(tiny(), path)
     assert content(path) == content(finished)
@@ -324,7 +326,7 @@ def test_what_does_not_fit_leaves_the_directory_free(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
     stopped = tiny()
     stopped.batch_size = 50
-    with pytest.raises(chunk.Interrupted):
+    with pytest.raises(Interrupted):
         go(stopped, tmp_path, stop_requested=lambda: True)
     before = content(tmp_path)
     monkeypatch.setattr(study.Arrangement, "chunks", refuse)

@@ -4,10 +4,12 @@ import flax.linen as nn
 import jax
 import pytest
 
-from configs import default
-from prunejax import config, models, plan, prune, step, trees, unit_check
-from prunejax.checks import ConfigError
+from prunejax import models, trees
+from prunejax.configs import default
+from prunejax.errors import ConfigError
 from prunejax.models import MODELS, Bottleneck, ResNet, ViT
+from prunejax.study import config, plan, unit_check
+from prunejax.train import prune, step
 from tests.studies import tiny
 
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from prunejax import axes
 from prunejax.curvature import base, factoring
+from prunejax.ops import axes
 
 Tree = Any
 _HIGH = lax.Precision.HIGHEST

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from prunejax.conv_cpu import patches
+from prunejax.ops.conv_cpu import patches
 
 _CALLS = ("jit", "pjit")
 _MAX_TAPS = 128  # kernel positions that are sliced out one by one

@@ -19,7 +19,7 @@ import numpy as np
 
 from prunejax.data import cache, transforms
 from prunejax.data.dataset import Dataset, make
-from prunejax.files import expand
+from prunejax.system.files import expand
 
 CACHE_FORMAT = 1
 CHUNK = 1000  # records read at once; one by one is slower, all at once holds every file in memory

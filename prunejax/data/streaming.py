@@ -19,12 +19,9 @@ import numpy as np
 
 from prunejax import registry, rng
 from prunejax.data import batches, prepared, transforms
+from prunejax.errors import UnreadableError
 
 Batch = dict[str, np.ndarray]
-
-
-class UnreadableError(ValueError):
-    """An example of a prepared set cannot be used; the text names it."""
 
 
 class Streamed(NamedTuple):

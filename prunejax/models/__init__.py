@@ -6,7 +6,7 @@
     for group in models.groups(module, variables): ...      # what can be pruned
 
 Variables have the collections "params", "batch_stats" (BatchNorm networks) and "gates" (ResNets;
-see `prunejax.layers.gate`). With `mutable=["activations"]`, `apply` also returns per group the sum
+see `layers.gate`). With `mutable=["activations"]`, `apply` also returns per group the sum
 of |pre-activation| over examples and positions: `updates["activations"][group.name]`, (units,).
 """
 
@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import registry
+from prunejax.groups import Group, groups
 from prunejax.models.base import Model
 from prunejax.models.convnets import ConvNet
-from prunejax.models.groups import Group, groups
 from prunejax.models.mlp import MLP
 from prunejax.models.resnet import Bottleneck, ResNet
 from prunejax.models.vgg import VGG, VGG4, VGG11, VGG16

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prunejax import layers
-from prunejax.conv import Method
+from prunejax.ops import layers
+from prunejax.ops.conv import Method
 
 
 class Model(nn.Module):
@@ -22,7 +22,7 @@ class Model(nn.Module):
       width: factor on the number of units of every hidden layer (rounded, at least 1).
       dropout: probability of dropping a unit in training; each model says where.
       dtype: of the computation; parameters, BatchNorm statistics and logits stay float32.
-      conv_method: "auto" or "lax", see `prunejax.conv.conv`.
+      conv_method: "auto" or "lax", see `prunejax.ops.conv.conv`.
       unbiased_variance: BatchNorm keeps PyTorch's running variance, n/(n-1) of the biased one.
     """
 

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prunejax import layers
 from prunejax.models.base import Model
 from prunejax.models.mlp import glorot_normal
+from prunejax.ops import layers
 
 
 class ConvNet(Model):

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prunejax import layers
 from prunejax.models.base import Model
+from prunejax.ops import layers
 
 glorot_normal = nn.initializers.glorot_normal()
 

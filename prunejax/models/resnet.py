@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from prunejax import layers
 from prunejax.models.base import Model
+from prunejax.ops import layers
 
 
 class ResNet(Model):

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prunejax import layers
 from prunejax.models.base import Model
+from prunejax.ops import layers
 
 VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 VGG4 = (8, "M", 16, "M", 128, "M", 128)  # narrow where maps are large: cheap on a CPU

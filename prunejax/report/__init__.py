@@ -12,9 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prunejax import checks, registry
-from prunejax.files import expand
+from prunejax import registry
+from prunejax.errors import ConfigError
 from prunejax.measures import claims
+from prunejax.system.files import expand
 
 # The names that `config.report.figures` may hold: those of `gallery.FIGURES`, and the tables, which
 # every page has. Stated here, because the gallery imports matplotlib.
@@ -23,10 +24,6 @@ FIGURES = (
     *("group_scatter", "flatness", "tic", "epsilon", "eigenvalues", "spectrum", "perturbation"),
     *("measures", "forecast", "normality", "table"),
 )
-
-
-class ReportError(ValueError):
-    """The directories cannot be reported on; the text says why and what to do."""
 
 
 def check(options: Any, labels: Sequence[str]) -> None:
@@ -44,27 +41,27 @@ def check(options: Any, labels: Sequence[str]) -> None:
         _page()
     except Exception as error:  # of a broken installation: before training, not after it
         reason = " ".join(str(error).split())
-        raise checks.ConfigError(
+        raise ConfigError(
             f"the report could not be drawn: {type(error).__name__}: {reason}. Mend the "
             "installation of matplotlib, Pillow and Jinja2 first"
         ) from error
     for name in options.figures:
         registry.lookup(dict.fromkeys(FIGURES), name, "figure in config.report.figures")
     if options.baseline != "none":  # the default; a study may have no such variant
-        checks.known("report.baseline", [options.baseline], labels)
-    checks.known("report.correlate", options.correlate, labels)
+        registry.known("report.baseline", [options.baseline], labels)
+    registry.known("report.correlate", options.correlate, labels)
     for pair in options.tests:
         if pair.count(":") != 1:
-            raise checks.ConfigError(f"config.report.tests: {pair!r} is no pair like 'a:b'")
-        checks.known("report.tests", pair.split(":"), labels)
+            raise ConfigError(f"config.report.tests: {pair!r} is no pair like 'a:b'")
+        registry.known("report.tests", pair.split(":"), labels)
     for text in options.claims:
         try:
             claim = claims.parse(text)
         except ValueError as error:
-            raise checks.ConfigError(f"config.report.claims: {error}") from None
-        checks.known("report.claims", (claim.a, claim.b), labels)
+            raise ConfigError(f"config.report.claims: {error}") from None
+        registry.known("report.claims", (claim.a, claim.b), labels)
         if claim.a == claim.b:
-            raise checks.ConfigError(
+            raise ConfigError(
                 f"config.report.claims: {text!r} compares {claim.a!r} with itself; name two"
             )
 

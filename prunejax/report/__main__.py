@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from prunejax import command
 from prunejax.report import build
+from prunejax.system import command
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,7 +1,7 @@
 """Whether the tables of a run directory are whole: rows that are gone, words for numbers.
 
 A run with a lost row would silently leave a mean or a curve. `runs.csv` follows from the other
-tables (`prunejax.summary`), and arms repeat their events in every seed: both are checked.
+tables (`prunejax.record.summary`), and arms repeat their events in every seed: both are checked.
 """
 
 import re
@@ -10,9 +10,9 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from prunejax.errors import ReportError
 from prunejax.measures.summary import is_completed, number
-from prunejax.report import ReportError
-from prunejax.summary import summarize
+from prunejax.record.summary import summarize
 
 Row = Mapping[str, str]
 

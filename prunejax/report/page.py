@@ -9,13 +9,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from prunejax import files
 from prunejax.measures.summary import summarize
 from prunejax.report import gallery, headline, panels, provenance
 from prunejax.report.figures import Drawing
 from prunejax.report.results import Study
 from prunejax.report.style import Look, context, render, with_words
 from prunejax.report.tables import load
+from prunejax.system import files
 
 
 @dataclass

@@ -8,13 +8,14 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunejax import ledger
-from prunejax.files import expand, plain_name, read_object
+from prunejax.errors import ReportError
 from prunejax.measures import emptied
 from prunejax.measures.summary import CONTEXT, is_completed
-from prunejax.report import ReportError, intact
+from prunejax.record import ledger
+from prunejax.record.workdir import differences
+from prunejax.report import intact
 from prunejax.report.results import Row, Study, attributes_of
-from prunejax.workdir import differences
+from prunejax.system.files import expand, plain_name, read_object
 
 # Fields of a config that may differ between directories without making them different studies.
 _SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")

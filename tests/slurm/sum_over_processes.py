@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
-from prunejax import distributed
+from prunejax.cluster import distributed
 
 distributed.initialize(timeout_seconds=60)
 total = multihost_utils.process_allgather(jnp.float32(jax.process_index() + 1)).sum()

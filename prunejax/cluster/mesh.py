@@ -1,0 +1,135 @@
+"""Devices as a mesh (`member`, `data`), and where the arrays of stacked runs lie on it.
+
+The members of a study are spread over the axis `member`; the devices along `data` share one
+member: its batch, and on request its parameters. Several processes see one mesh of all devices.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prunejax.errors import ConfigError
+
+Tree = Any
+MEMBER, DATA = AXES = ("member", "data")
+SMALL = 1024  # arrays with fewer entries are not worth splitting
+
+
+def make(devices: Sequence[jax.Device], data_parallel: int = 1) -> Mesh:
+    """The mesh of `devices`: shape (devices / data_parallel, data_parallel).
+
+    Raises:
+      ConfigError: `data_parallel` does not divide the number of devices, or some process has no
+        device in the mesh.
+    """
+    if data_parallel < 1 or len(devices) % data_parallel:
+        raise ConfigError(
+            f"config.population.data_parallel = {data_parallel} does not divide the "
+            f"{len(devices)} devices; choose a divisor, or other config.population.devices"
+        )
+    missing = set(range(jax.process_count())) - {d.process_index for d in devices}
+    if missing:
+        raise ConfigError(
+            f"{len(devices)} of {len(jax.devices())} devices would be used and processes "
+            f"{sorted(missing)} have none of them; with several processes use "
+            "config.population.layout = 'sharded' over all devices, or config.population."
+            f"data_parallel = {len(jax.devices())}"
+        )
+    return Mesh(np.array(devices).reshape(-1, data_parallel), AXES)
+
+
+def used_by(
+    layout: str, devices: Sequence[jax.Device], share: int, shard_params: bool
+) -> list[jax.Device]:
+    """The devices that a layout uses (of "auto": those that it might use).
+
+    Args:
+      layout: one of LAYOUTS, or "auto".
+      devices: that there are.
+      share: how many of them share one member.
+      shard_params: whether they split its parameters.
+
+    Raises:
+      ConfigError: the devices do not divide, or there are none to split over.
+    """
+    if shard_params and share == 1:
+        raise ConfigError(
+            "config.population.shard_params = True needs config.population.data_parallel of 2 or "
+            "more: with 1 the mesh has no devices to split the parameters over"
+        )
+    if len(devices) < share:
+        raise ConfigError(
+            f"config.population.data_parallel = {share} is more than the {len(devices)} devices "
+            "there are"
+        )
+    used = list(devices) if layout in ("sharded", "auto") else list(devices)[:share]
+    make(used, share)  # refuses what does not divide
+    return used
+
+
+def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """Leading array axes split over the named mesh axes (None: not split), the rest whole.
+
+    Raises:
+      ConfigError: the mesh has no axis of that name.
+    """
+    for name in axes:
+        if name is not None and name not in mesh.axis_names:
+            raise ConfigError(
+                f"the mesh has no axis {name!r}; there are: {', '.join(mesh.axis_names)}"
+            )
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def stacked(mesh: Mesh, one: Tree, split: bool) -> Tree:
+    """The sharding of every leaf of stacked members.
+
+    Args:
+      one: tree of one member's arrays or shapes, without the member axis.
+      split: also split every array of `SMALL` entries or more over `data`, along its longest axis
+        that the number of devices divides (fully sharded data parallelism).
+    """
+    parts = mesh.shape[DATA]
+
+    def place(leaf: Any) -> NamedSharding:
+        fitting = [n if n % parts == 0 else 0 for n in leaf.shape]
+        if not split or leaf.size < SMALL or not any(fitting):
+            return sharding(mesh, MEMBER)
+        longest = int(np.argmax(fitting))
+        return sharding(mesh, MEMBER, *[None] * longest, DATA)
+
+    return jax.tree.map(place, one)
+
+
+def put(tree: Tree, where: Any) -> Tree:
+    """Host arrays, the same in every process, as device arrays.
+
+    Args:
+      where: one sharding for all leaves, or a tree of shardings.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+    if isinstance(where, NamedSharding):
+        where = jax.tree.map(lambda _: where, tree)
+
+    def one(leaf: Any, where: NamedSharding) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(one, tree, where)
+
+
+def fetch(tree: Tree) -> Tree:
+    """Device arrays as whole host arrays in every process; all processes must call it."""
+
+    def one(leaf: Any) -> np.ndarray:
+        here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        if here or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(one, jax.device_get(tree) if jax.process_count() == 1 else tree)

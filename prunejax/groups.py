@@ -1,0 +1,111 @@
+"""Prunable groups: what has to be masked together so that a unit is gone."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from prunejax import trees
+
+
+class Group(NamedTuple):
+    """The filters (or neurons) of one layer and everything that belongs to each of them.
+
+    Masking unit `u` in the kernel's last axis, in `norm`, in `bias` (where there is no norm), and
+    in the gate makes the unit's output exactly zero, in the residual stream too.
+    """
+
+    name: str  # of the layer: "conv5", "stage4_block1_conv2", "dense2"
+    kernel: str  # leaf path in params; the LAST axis of the leaf runs over the units
+    norm: tuple[str, ...]  # leaf paths in params of the BatchNorm scale and bias it feeds, or ()
+    stats: tuple[str, ...]  # leaf paths in batch_stats of that BatchNorm's mean and variance, or ()
+    gate: str | None  # name in collection "gates" of the gate after a residual addition
+    units: int  # number of filters or neurons
+    bias: tuple[str, ...] = ()  # leaf path in params of the layer's own bias, or ()
+
+    @property
+    def affine(self) -> tuple[str, ...]:
+        """What goes with a unit's kernel: scale and bias of its BatchNorm, or its own bias."""
+        return self.norm or self.bias
+
+
+def norm_name(layer: str) -> str:
+    """Name of the BatchNorm that a layer of this package feeds, "" if its name tells of none.
+
+    "stage1_block1_conv2" -> "stage1_block1_bn2", "h1" -> "".
+    """
+    name = layer.replace("conv", "bn").replace("dense", "bn")
+    return "" if name == layer else name
+
+
+def _leaves(module: Any, entry: Any, params: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Layer, norm ("" for none) and path of the bias ("" for none) of an entry of `prunable`."""
+    names = (entry,) if isinstance(entry, str) else entry
+    if (
+        not isinstance(names, tuple)
+        or not 1 <= len(names) <= 3
+        or not all(isinstance(n, str) for n in names)
+    ):
+        raise ValueError(
+            f"{type(module).__name__}.prunable: {entry!r} is neither the name of a layer nor "
+            "(layer, norm) nor (layer, norm, path of the bias)"
+        )
+    layer = names[0]
+    known = f"{type(module).__name__}; there are: {', '.join(params)}"
+    if f"{layer}/kernel" not in params:
+        raise ValueError(
+            f"no leaf '{layer}/kernel' in the parameters: they are not those of this {known}"
+        )
+    norm = names[1] if len(names) > 1 else norm_name(layer)
+    if len(names) > 1 and norm and not {f"{norm}/scale", f"{norm}/bias"} & set(params):
+        raise ValueError(
+            f"prunable: {entry!r} names the norm {norm!r}, which has neither "
+            f"'{norm}/scale' nor '{norm}/bias' in the parameters of this {known}"
+        )
+    bias = names[2] if len(names) > 2 else f"{layer}/bias"
+    if len(names) > 2 and bias and bias not in params:
+        raise ValueError(
+            f"prunable: {entry!r} names the bias {bias!r}, which is no parameter of this {known}"
+        )
+    return layer, norm, bias if bias in params else ""
+
+
+def groups(module: Any, variables: Mapping[str, Any]) -> tuple[Group, ...]:
+    """The prunable groups of a model of this package, in forward order.
+
+    For VGG all convolutions, for ResNets the convolutions of each block (never the stem, the
+    shortcuts, or the linear layer), for ViT the first layer of each MLP, for the others all hidden
+    layers. What else goes with a unit is found by name, as this package names its layers: the
+    BatchNorm "bn1" of "conv1" or "dense1", the layer's own "bias". An entry of `prunable` may say
+    it: ("fc1", "bn1") for a layer and its norm, ("fc1", "") for one without, ("fc1", "", "shift/b")
+    for a bias elsewhere.
+
+    Args:
+      module: a model made by `prunejax.models.create`, or any with a method `prunable`.
+      variables: its variables; "params" is needed, "batch_stats" and "gates" where it has them.
+
+    Raises:
+      ValueError: the module does not say what is prunable, or `variables` are not its own.
+    """
+    if not hasattr(module, "prunable"):
+        raise ValueError(
+            f"{type(module).__name__} has no method `prunable` that lists its prunable layers; "
+            "make the groups by hand: prunejax.models.Group(name, kernel, norm, ...)"
+        )
+    params = dict(trees.leaves_with_paths(variables["params"]))
+    stats = set(trees.paths(variables.get("batch_stats", {})))
+    gates = variables.get("gates", {})
+    found = []
+    for entry in module.prunable():
+        name, norm, bias = _leaves(module, entry, params)
+        kernel = f"{name}/kernel"
+        found.append(
+            Group(
+                name=name,
+                kernel=kernel,
+                norm=tuple(p for p in (f"{norm}/scale", f"{norm}/bias") if p in params),
+                stats=tuple(p for p in (f"{norm}/mean", f"{norm}/var") if p in stats),
+                gate=name if name in gates else None,
+                units=params[kernel].shape[-1],
+                bias=(bias,) if bias else (),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""Array work: convolutions, layers, exact ranking, noise."""

@@ -1,0 +1,1 @@
+"""What a study leaves behind: the run directory, its tables, checkpoints and progress."""

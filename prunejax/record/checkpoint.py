@@ -1,0 +1,208 @@
+"""Checkpoints of a chunk of members: orbax, newest undamaged one wins, damage is reported."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from prunejax.cluster import distributed
+from prunejax.errors import RecordError
+from prunejax.system import files
+
+Tree = Any
+MANIFEST = "manifest.json"  # size and SHA-256 of every other file; written last
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What was found: `states` is None if every checkpoint there was is damaged."""
+
+    states: Tree
+    facts: dict[str, Any]  # what `save` was given beside the states
+    damaged: list[str]  # newer checkpoints that are damaged, with the reason
+
+
+class Checkpoints:
+    """The checkpoints of one chunk, in one directory, numbered by `save`'s order.
+
+    With several processes, each of them makes every call; the directory is the same for all.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        """Args: directory: made by `save`, with the one above. keep: how many of the newest."""
+        self.directory, self.keep = Path(directory).absolute(), keep
+
+    def numbers(self) -> list[int]:
+        """The numbers of complete (and perhaps damaged) checkpoints, ascending."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+
+    def save(self, states: Tree, facts: dict[str, Any]) -> None:
+        """Writes states and facts under the next number, then drops the oldest ones.
+
+        The directory appears under its number when it is complete and on disk (one rename), so
+        that an end at any moment leaves the earlier ones as they were.
+
+        Raises:
+          RecordError: it cannot be written; earlier checkpoints are intact.
+        """
+        number = distributed.on_main(self._begin)
+        temporary = self.directory / f"tmp-{number}"
+        try:
+            with _silent(), ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / "states", states)
+                checkpointer.wait_until_finished()
+        except Exception as error:  # orbax raises many kinds, not all of them OSError
+            if distributed.lost_peer(error):  # the next start may be writing here already
+                raise
+            if jax.process_count() == 1:  # others still write into it; the next `save` removes it
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise RecordError(
+                getattr(error, "errno", None) or errno.EIO,
+                f"cannot write a checkpoint into {self.directory}: {_reason(error)}. Earlier "
+                "checkpoints are intact; make room or repair the directory and give the same "
+                "command again to continue",
+            ) from error
+        distributed.on_main(lambda: self._complete(number, facts))
+
+    def _begin(self) -> int:
+        with files.writing(self.directory):
+            for path in (self.directory.parent, self.directory):
+                path.mkdir(exist_ok=True)  # no parents: a removed run directory stays removed
+            for leftover in self.directory.glob("tmp-*"):
+                shutil.rmtree(leftover)
+        return (self.numbers() or [0])[-1] + 1
+
+    def _complete(self, number: int, facts: dict[str, Any]) -> None:
+        temporary, final = self.directory / f"tmp-{number}", self.directory / str(number)
+        with files.writing(final):
+            text = json.dumps(facts)  # with NaN, which standard JSON has not
+            files.replace(temporary / "facts.json", lambda file: file.write(text.encode()))
+            files.save_json(temporary / MANIFEST, _digests(temporary))
+            temporary.rename(final)
+            for old in self.numbers()[: -self.keep]:
+                leaving = self.directory / f"tmp-{old}"  # half a removal must not look complete
+                (self.directory / str(old)).rename(leaving)
+                shutil.rmtree(leaving)
+
+    def restore(self, like: Tree) -> Restored | None:
+        """The newest undamaged checkpoint, None if there is none of any kind.
+
+        Damaged ones are set aside as `damaged-N`, so that they count no longer.
+
+        Args:
+          like: tree of arrays or shapes (with shardings) as was saved.
+
+        Raises:
+          RecordError: a checkpoint is as it was written and cannot be read here.
+        """
+        number, facts, damaged = distributed.on_main(self._newest)
+        if number is None:
+            return Restored(None, {}, damaged) if damaged else None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        path = self.directory / str(number)
+        try:
+            with _silent(), ocp.StandardCheckpointer() as checkpointer:
+                states = checkpointer.restore(path / "states", abstract)
+        except Exception as error:
+            if distributed.lost_peer(error):
+                raise
+            raise RecordError(
+                errno.EIO,
+                f"checkpoint {path} is as it was written, but cannot be read: {_reason(error)}. "
+                "Continue with the version that wrote it, or remove the directory above it to "
+                "train its runs anew",
+            ) from error
+        return Restored(states, facts, damaged)
+
+    def _newest(self) -> tuple[int | None, dict[str, Any], list[str]]:
+        damaged: list[str] = []
+        for number in reversed(self.numbers()):
+            path = self.directory / str(number)
+            reason = _damage(path)
+            if reason is None:
+                return number, json.loads((path / "facts.json").read_text()), damaged
+            damaged.append(f"{path}: {reason}")
+            aside = self.directory / f"damaged-{number}"
+            shutil.rmtree(aside, ignore_errors=True)
+            with files.writing(aside):
+                path.rename(aside)
+        return None, {}, damaged
+
+    def clear(self) -> None:
+        """Removes them all (the chunk is finished)."""
+        distributed.on_main(lambda: shutil.rmtree(self.directory, ignore_errors=True))
+
+
+def _digests(directory: Path) -> dict[str, list[Any]]:
+    """Relative path -> [size in bytes, SHA-256] of every file, once it is on disk."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[str(path.relative_to(directory))] = [path.stat().st_size, digest]
+    return found
+
+
+def _damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint, None if it is as it was written."""
+    try:
+        written = json.loads((directory / MANIFEST).read_text())
+        if "facts.json" not in written:
+            return f"{MANIFEST} is not whole"
+        for name, (size, digest) in written.items():
+            path = directory / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return f"{name} was changed"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{MANIFEST}: {_reason(error)}"
+    return None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps orbax from printing stack traces of the errors that it raises as well.
+
+    After a failure it stays silent: other arrays are still being written, fail in their threads,
+    and call back into a loop that has ended.
+    """
+    logger, show = logging.getLogger("absl"), sys.unraisablehook
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            show(found)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = show
+    logger.setLevel(before)
+
+
+def _reason(error: BaseException) -> str:
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # what orbax's writer ends its text with
+    if code:
+        return os.strerror(int(code[1]))
+    text = str(error).strip().split("\n")[0][:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,100 @@
+"""The run directory as all processes of a study use it: process 0 reads and writes for all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunejax.cluster import distributed
+from prunejax.record.run_directory import RunDirectory
+
+
+class SharedDirectory:
+    """`RunDirectory` with the same calls, made by every process at the same points.
+
+    What is read is the same everywhere, and so is the error if something cannot be written.
+    """
+
+    def __init__(self, path: Path, tables: Mapping[str, Sequence[str]]) -> None:
+        """Use `SharedDirectory.open`."""
+        self.path, self.tables = path, tables
+        self._held: RunDirectory | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        tables: Mapping[str, Sequence[str]],
+        ignore: Sequence[str] = (),
+    ) -> "SharedDirectory":
+        """As `RunDirectory.open`."""
+        directory = cls(path, tables)
+
+        def hold() -> None:
+            directory._held = RunDirectory.open(path, config, environment, tables, ignore)
+
+        distributed.on_main(hold)
+        return directory
+
+    def on_main(self, fn: Callable[[RunDirectory], Any]) -> Any:
+        """`fn(run directory)` in process 0; every process gets the result."""
+
+        def call() -> Any:
+            assert self._held is not None
+            return fn(self._held)
+
+        return distributed.on_main(call)
+
+    @property
+    def finished(self) -> bool:
+        """As `RunDirectory.finished`."""
+        return self.on_main(lambda held: held.finished)
+
+    def append(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """As `RunDirectory.append`; the rows are those of process 0."""
+        self.on_main(lambda held: held.append(table, rows))
+
+    def rows(self, table: str) -> list[dict[str, str]]:
+        """As `RunDirectory.rows`."""
+        return self.on_main(lambda held: held.rows(table))
+
+    def marks(self) -> dict[str, dict[str, Any]]:
+        """As `RunDirectory.marks`."""
+        return self.on_main(lambda held: held.marks())
+
+    def verify(self, sizes: Mapping[str, int], digests: Mapping[str, str]) -> None:
+        """As `RunDirectory.verify`."""
+        self.on_main(lambda held: held.verify(sizes, digests))
+
+    def truncate(self, sizes: Mapping[str, int], digests: Mapping[str, str] | None = None) -> None:
+        """As `RunDirectory.truncate`."""
+        self.on_main(lambda held: held.truncate(sizes, digests))
+
+    def save_arrays(self, name: str, **arrays: Any) -> None:
+        """As `RunDirectory.save_arrays`; the arrays are those of process 0."""
+        self.on_main(lambda held: held.save_arrays(name, **arrays))
+
+    def save_json(self, name: str, content: object) -> None:
+        """As `RunDirectory.save_json`; the content is that of process 0."""
+        self.on_main(lambda held: held.save_json(name, content))
+
+    def load_json(self, name: str) -> Any:
+        """As `RunDirectory.load_json`."""
+        return self.on_main(lambda held: held.load_json(name))
+
+    def discard(self) -> None:
+        """As `RunDirectory.discard`, without waiting: maybe not all processes were refused."""
+        if self._held is not None:
+            self._held.discard()
+
+    def close(self) -> None:
+        """Lets go of the directory."""
+        if self._held is not None:
+            self._held.close()
+
+    def __enter__(self) -> "SharedDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,304 @@
+"""The run directory: the one module that writes a study's tables, arrays and status.
+
+CSV tables are the record; TensorBoard files are a view of them, rebuilt at will. Rows are
+appended whole (one write, then fsync), everything else is written beside its place and moved
+there, so that a reader never meets half a file. A study that is continued first cuts the tables
+back to the sizes its checkpoint remembers (`RunDirectory.truncate`).
+"""
+
+import csv
+import errno
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from prunejax.errors import RecordError, WorkdirError
+from prunejax.record import ledger
+from prunejax.record.tensorboard_view import TensorBoardView
+from prunejax.record.workdir import check
+from prunejax.system import files
+
+__all__ = ["EPOCHS", "EVENTS", "FORECAST", "RUNS", "RecordError", "RunDirectory", "WorkdirError"]
+
+# Epochs count from 0 (the index of `prune.start`); an event before training has epoch -1.
+# Accuracies, stabilities, instabilities and sparsities are fractions, losses are in nats.
+_RUN = ("run", "variant", "seed")
+EPOCHS = (
+    *_RUN,
+    *("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
+    *("learning_rate", "sparsity"),
+)
+EVENTS = (
+    *_RUN,
+    *("epoch", "step", "layer", "targeted", "live"),
+    *("pre_accuracy", "post_accuracy", "pre_loss", "post_loss", "instability"),
+)
+# Of an event, if asked for: the change of the test loss that gradient and curvature foretell.
+FORECAST = ("predicted_first", "predicted_second")
+RUNS = (
+    *_RUN,
+    *("status", "final_test_accuracy", "best_test_accuracy", "best_epoch", "mean_stability"),
+    *("events", "generalization_gap", "sparsity"),
+)
+
+
+class RunDirectory:
+    """A study's directory, held exclusively by this process until `close`."""
+
+    def __init__(
+        self, path: Path, tables: Mapping[str, Sequence[str]], lock: IO[str] | None
+    ) -> None:
+        """Use `RunDirectory.open`."""
+        self.path = path
+        self.tables = {name: tuple(columns) for name, columns in tables.items()}
+        self._lock = lock
+        self._ledger = ledger.Tables({name: self._file(name) for name in self.tables})
+        self._view = TensorBoardView(path / "tb")
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        tables: Mapping[str, Sequence[str]],
+        ignore: Sequence[str] = (),
+    ) -> "RunDirectory":
+        """Creates the directory, or continues one that holds the same config.
+
+        Args:
+          path: the directory; parents are made.
+          config: the resolved config, nested and JSON-able.
+          environment: versions, devices, commit. If a study is continued elsewhere, the newer
+            environments are added to `environment.json` under "continued".
+          tables: table name -> columns, e.g. `{"epochs": EPOCHS}` for `epochs.csv`.
+          ignore: dotted config fields in which the directory's config may differ.
+
+        Raises:
+          WorkdirError: the path is no usable directory, holds something else or another config
+            (the differing fields are listed), another process holds it, or the study in it is
+            finished and a file is not as it was then.
+        """
+        if "://" in str(path):
+            raise WorkdirError(f"workdir {path} is no local path; mount the bucket and name that")
+        path = Path(files.expand(path))
+        config = json.loads(json.dumps(config))
+        try:
+            check(path, config, tables, ignore)
+            path.mkdir(parents=True, exist_ok=True)
+            lock = files.acquire(path / ".lock")
+        except files.LockedError as holder:
+            raise WorkdirError(
+                f"workdir {path} is in use by {holder}; wait for it or name another workdir"
+            ) from None
+        except OSError as error:
+            finished = cls(path, tables, None)
+            if error.errno == errno.EROFS and finished.finished:
+                finished._inspect()
+                return finished  # it can be told where nothing can be written
+            raise WorkdirError(f"cannot use workdir {path}: {error.strerror or error}") from error
+        directory = cls(path, tables, lock)
+        try:
+            if directory.finished:
+                directory._inspect()
+            else:
+                directory._prepare(config, json.loads(json.dumps(environment)))
+        except BaseException:
+            lock.close()
+            raise
+        return directory
+
+    def _inspect(self) -> None:
+        """WorkdirError if a file of the finished study is missing or was changed."""
+        reason = ledger.damage(self.path, self.status)
+        if reason:
+            raise WorkdirError(reason)
+
+    def _prepare(self, config: Mapping[str, Any], environment: dict[str, Any]) -> None:
+        """Writes what a new directory needs; mends the tables of an interrupted one."""
+        for folder in (self.path, *(self.path / f for f in ("measures", "targets", "figures"))):
+            for leftover in folder.glob(".tmp-*"):
+                leftover.unlink()
+        for name, columns in self.tables.items():
+            file, header = self._file(name), (",".join(columns) + "\n").encode()
+            content = file.read_bytes() if file.exists() else b""
+            if not content.startswith(header):
+                found, newline, _ = content.partition(b"\n")
+                if newline:
+                    raise WorkdirError(
+                        f"{file} has the columns {found.decode()}, this study writes "
+                        f"{','.join(columns)}; name another workdir"
+                    )
+                files.replace(file, lambda f, header=header: f.write(header))  # type: ignore[misc]
+            elif not content.endswith(b"\n"):  # the start of a row that never became whole
+                os.truncate(file, content.rindex(b"\n") + 1)
+        if not (self.path / "config.json").exists():
+            self.save_json("environment.json", environment)
+            self.save_json("config.json", config)  # last: from here on it is a run directory
+            return
+        first = self.load_json("environment.json") or {}
+        continued = first.pop("continued", [])
+        if environment not in [first, *continued]:
+            first["continued"] = [*continued, environment]
+            self.save_json("environment.json", first)
+
+    def _file(self, table: str) -> Path:
+        if table not in self.tables:
+            raise KeyError(f"no table {table!r}; there are: {', '.join(self.tables)}")
+        return self.path / f"{table}.csv"
+
+    def append(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Adds rows to a table: all of them or, on failure, none.
+
+        Raises:
+          ValueError: a row's keys are not exactly the table's columns.
+          RecordError: the file cannot be written.
+        """
+        columns = self.tables[table]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for row in rows:
+            if row.keys() != set(columns):
+                raise ValueError(
+                    f"row for {table}.csv: unknown columns {sorted(set(row) - set(columns))}, "
+                    f"missing columns {sorted(set(columns) - set(row))}"
+                )
+            writer.writerow([files.cell(row[column]) for column in columns])
+        if rows:
+            content = text.getvalue().encode()
+            with files.writing(self._file(table)):
+                known = self._ledger.known(table)
+            files.append(self._file(table), content)
+            known.add(content)
+
+    def marks(self) -> dict[str, dict[str, Any]]:
+        """As `ledger.Tables.marks`."""
+        return self._ledger.marks()
+
+    def verify(self, sizes: Mapping[str, int], digests: Mapping[str, str]) -> None:
+        """As `ledger.Tables.verify`."""
+        self._ledger.verify(sizes, digests)
+
+    def truncate(self, sizes: Mapping[str, int], digests: Mapping[str, str] | None = None) -> None:
+        """Cuts the tables back to `sizes`; a table that is not named keeps its header only.
+
+        Raises:
+          WorkdirError: as of `verify`: rows that the checkpoint saw are gone or others.
+        """
+        wanted = {
+            table: sizes.get(table, len(",".join(columns)) + 1)
+            for table, columns in self.tables.items()
+        }
+        self.verify(wanted, digests or {})
+        for table, size in wanted.items():
+            if self._file(table).stat().st_size > size:
+                with files.writing(self._file(table)):
+                    os.truncate(self._file(table), size)
+        self._ledger.forget()
+        self._view.reset()
+
+    def rows(self, table: str) -> list[dict[str, str]]:
+        """The rows of a table as text."""
+        with self._file(table).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def save_arrays(self, name: str, **arrays: Any) -> None:
+        """Writes `measures/NAME.npz`; characters unfit for a file name become "_"."""
+        saved = {key: np.asarray(value) for key, value in arrays.items()}
+        files.replace(
+            self.path / "measures" / f"{files.plain_name(name)}.npz",
+            lambda file: np.savez_compressed(file, **saved),  # type: ignore[arg-type]
+        )
+
+    def save_json(self, name: str, content: object) -> None:
+        """Writes a JSON file of the run directory, e.g. `study.json`."""
+        files.save_json(self.path / name, content)
+
+    def load_json(self, name: str) -> Any:
+        """The content of a JSON file of the run directory, None if there is none.
+
+        Raises:
+          WorkdirError: it is no JSON object.
+        """
+        file = self.path / name
+        try:
+            return files.read_object(file) if file.exists() else None
+        except ValueError as error:
+            raise WorkdirError(
+                f"{error}: it was changed or damaged. Restore it, or start over in a new workdir"
+            ) from error
+
+    @property
+    def begun(self) -> bool:
+        """True once something was trained: a row or a checkpoint is there."""
+        return (self.path / "checkpoints").exists() or any(self.rows(t) for t in self.tables)
+
+    def discard(self) -> None:
+        """Takes back what `open` and a study that was refused made, unless something was trained.
+
+        The directory is then as free for another config as before.
+        """
+        if self.begun:
+            return
+        made = ["config", "study", "layout", "progress", "environment"]
+        for name in [*(f"{m}.json" for m in made), *(f"{t}.csv" for t in self.tables)]:
+            (self.path / name).unlink(missing_ok=True)
+
+    @property
+    def finished(self) -> bool:
+        """True once `finish` was called, by this process or an earlier one."""
+        return bool(self.status.get("finished"))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The content of `status.json`, empty before the study finished.
+
+        Raises:
+          WorkdirError: it is not what `finish` writes.
+        """
+        content = self.load_json("status.json")
+        if content is not None and not isinstance(content, dict):
+            raise WorkdirError(
+                f"{self.path / 'status.json'} is not what this program writes: it was changed. "
+                "Restore it, or start over in a new workdir"
+            )
+        return content or {}
+
+    def finish(self, **facts: object) -> None:
+        """Marks the study as finished; `facts` are kept beside it in `status.json`.
+
+        Raises:
+          WorkdirError: a table is not as this process wrote it.
+        """
+        self.verify(**self.marks())
+        kept = {
+            "files": ledger.entries(self.path, self.tables),
+            "views": ledger.views(self.path),
+        }
+        self.save_json("status.json", {"finished": True, **facts, **kept})
+
+    def tensorboard(self) -> None:
+        """Brings `tb/` up to date with the tables: call after appending, as often as you like.
+
+        The first call of a process (and the first after `truncate`) writes `tb/` anew from the
+        tables, so that rows of an interrupted stretch never appear twice.
+        """
+        with files.writing(self.path / "tb"):
+            config = (self.path / "config.json").read_text()
+            self._view.update({table: self._file(table) for table in self.tables}, config)
+
+    def close(self) -> None:
+        """Lets go of the directory; closing twice is harmless."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

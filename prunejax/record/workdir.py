@@ -1,0 +1,75 @@
+"""Whether a path may be used as the run directory of a study: looks, and writes nothing."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunejax.errors import WorkdirError
+from prunejax.system.files import read_object
+
+# What may stand in a directory that is not yet a run directory: traces of a start that was
+# interrupted before `config.json` was written, shards, and what launch scripts put there.
+_HARMLESS = {".lock", "environment.json", "logs", "shards"}
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two nested configs differ, as "field: theirs -> ours"."""
+    found = []
+    for key in sorted(set(theirs) | set(ours)):
+        name = prefix + str(key)
+        a, b = theirs.get(key, "(absent)"), ours.get(key, "(absent)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, name + ".")
+        elif a != b or isinstance(a, bool) != isinstance(b, bool):
+            found.append(f"{name}: {a!r} -> {b!r}")
+    return found
+
+
+def check(
+    path: Path,
+    config: Mapping[str, Any],
+    tables: Mapping[str, Sequence[str]],
+    ignore: Sequence[str],
+) -> None:
+    """Refuses a path that must not be written to; writes nothing itself.
+
+    Args: as of `RunDirectory.open`.
+
+    Raises:
+      WorkdirError: it is a file, or holds something else or another config.
+    """
+    if path.exists() and not path.is_dir():
+        raise WorkdirError(f"workdir {path} is a file; name a directory")
+    if not path.is_dir():
+        return
+    if not (path / "config.json").exists():
+        known = _HARMLESS | {f"{name}.csv" for name in tables if _has_no_rows(path, name)}
+        names = sorted(entry.name for entry in path.iterdir())
+        foreign = [name for name in names if name not in known and not name.startswith(".tmp-")]
+        if foreign:
+            raise WorkdirError(
+                f"workdir {path} is not empty and no run directory (it holds {foreign[0]!r}"
+                f"{', ...' if len(foreign) > 1 else ''}); name an empty or new directory"
+            )
+        return
+    try:
+        theirs = read_object(path / "config.json")
+    except ValueError as error:
+        raise WorkdirError(f"{error}; restore it, or name another workdir") from error
+    differing = [
+        line
+        for line in differences(theirs, config)
+        if not line.startswith(tuple(f"{name}{end}" for name in ignore for end in ":."))
+    ]
+    if differing:
+        more = [f"... and {len(differing) - 20} more"] if len(differing) > 20 else []
+        raise WorkdirError(
+            f"workdir {path} holds another config (field: there -> here): "
+            + "; ".join(differing[:20] + more)
+            + ". Name another workdir, or give the config it was made with"
+        )
+
+
+def _has_no_rows(path: Path, table: str) -> bool:
+    file = path / f"{table}.csv"
+    return file.is_file() and file.read_bytes().count(b"\n") <= 1

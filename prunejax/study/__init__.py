@@ -1,0 +1,1 @@
+"""A study: its settings, its plan of runs, how they are laid out, the loop."""

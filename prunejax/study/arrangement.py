@@ -1,0 +1,124 @@
+"""The order in which a study's members are trained, and the layout of each batch of them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax.data import Dataset, StreamedSet
+from prunejax.errors import WorkdirError
+from prunejax.record.directory import SharedDirectory
+from prunejax.record.progress import Progress
+from prunejax.study import layout
+from prunejax.study.plan import Batch, Member
+from prunejax.study.population import Population
+from prunejax.train.step import Data
+
+
+def device_data(dataset: Dataset | StreamedSet) -> Data | StreamedSet:
+    """The arrays of a data set as the programs take them; a streamed set stands for itself."""
+    if isinstance(dataset, StreamedSet):
+        return dataset
+    return Data(
+        dataset.train_images,
+        dataset.train_labels.astype(np.int32),
+        dataset.test_images,
+        dataset.test_labels.astype(np.int32),
+        dataset.validation_images,
+        dataset.validation_labels.astype(np.int32),
+    )
+
+
+def waves(members: Sequence[Member]) -> list[list[Member]]:
+    """Members whose targets are their own, then the twins that replay them."""
+    first = [m for m in members if not m.twin]
+    second = [m for m in members if m.twin]
+    return [wave for wave in (first, second) if wave]
+
+
+def chunks(
+    members: Sequence[Member], layout: str, multiple: int, fits: int
+) -> list[tuple[list[Member], int]]:
+    """Members that are trained together, and the size of their stack with padding.
+
+    Chunks are as few as memory allows and as equal as possible.
+
+    Args:
+      members: to be trained.
+      layout: one of LAYOUTS.
+      multiple: the stack's size must be a multiple of this.
+      fits: members whose states fit into memory at once, a multiple of `multiple`.
+    """
+    if layout == "sequential":
+        return [([m], 1) for m in members]
+    count = -(-len(members) // fits)
+    size = -(-len(members) // count)
+    size = -(-size // multiple) * multiple
+    parts = [list(members[i : i + size]) for i in range(0, len(members), size)]
+    return [(part, size) for part in parts]
+
+
+class Arrangement:
+    """The layout and the compiled functions of each batch, decided and made when first needed."""
+
+    def __init__(
+        self,
+        batches: Sequence[Batch],
+        members: Sequence[Sequence[Member]],
+        settings: ConfigDict,
+        directory: SharedDirectory,
+        progress: Progress,
+    ) -> None:
+        """Args: members: of each batch, those to be trained here."""
+        self._batches, self._settings = batches, settings
+        self._directory, self._progress = directory, progress
+        parted = [waves(part) for part in members]
+        self._widest = [max(parts, key=len, default=[]) for parts in parted]
+        everyone = [(b, wave) for b, parts in enumerate(parted) for wave in parts]
+        # Twins come after all others: the run that one replays may be in another batch.
+        self.order = sorted(everyone, key=lambda entry: bool(entry[1][0].twin))
+        self._made: dict[int, Population] = {}
+        decided = directory.load_json("layout.json")
+        if not directory.on_main(lambda held: held.begun):
+            decided = {}  # nothing depends on it yet
+        own = {"share": settings.population.data_parallel}
+        try:
+            self._decided = {int(b): layout.Decision(**own | entry) for b, entry in decided.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise WorkdirError(
+                f"{directory.path / 'layout.json'} is missing or not what this program writes "
+                f"({error}). Restore it, or start over in a new workdir"
+            ) from error
+
+    def chunks(self, b: int, wave: Sequence[Member]) -> list[tuple[list[Member], int]]:
+        """Members of a wave that train together, and the size of their stack."""
+        if b not in self._decided:
+            with self._progress.excluded("choosing a layout"):
+                found, self._made[b] = layout.decide(
+                    self._batches[b].program,
+                    device_data(self._batches[b].dataset),
+                    self._widest[b],
+                    self._settings,
+                )
+            self._progress.message(found.why)
+            self._decided[b] = found
+            entries = {str(i): dataclasses.asdict(d) for i, d in self._decided.items()}
+            self._directory.save_json("layout.json", entries)
+        found = self._decided[b]
+        across = found.devices // found.share
+        return chunks(wave, found.layout, across, found.fits)
+
+    def population(self, b: int) -> Population:
+        """The compiled functions of a batch."""
+        for other in [i for i in self._made if i != b]:
+            del self._made[other]  # its data would stay in memory
+        if b not in self._made:
+            self._made[b] = layout.build(
+                self._batches[b].program,
+                device_data(self._batches[b].dataset),
+                self._widest[b][0],
+                self._settings,
+                self._decided[b],
+            )
+        return self._made[b]

@@ -1,0 +1,44 @@
+"""What the report needs to know of each arm of a study: `study.json`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from prunejax.study.config import Variant
+from prunejax.study.plan import Batch
+
+
+def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]:
+    """What the report needs to know of each variant, beyond its overrides."""
+    found = {}
+    members = {m.variant: (m, b.program) for b in batches for m in b.members}
+    for arm in arms:
+        p, i = arm.settings.prune, arm.settings.intervention
+        m, program = members[arm.label]
+        counts = np.asarray(m.table.counts)
+        used = [layer for layer in range(counts.shape[1]) if counts[:, layer].any()]
+        rate = None
+        if used:
+            last = max(used, key=lambda layer: counts[:, layer].sum())
+            number = np.count_nonzero(counts[:, last])
+            if program.weights or program.global_scope:  # counts are no filters of one layer
+                rate = float(max(p.fraction) / number)
+            else:
+                rate = float(counts[:, last].sum() / program.groups[last].units / number)
+        found[arm.label] = {
+            "target": p.target[0].upper() if used else None,
+            "score": p.score if used else None,
+            "iterative_rate": rate,  # mean fraction of the most-pruned layer per event
+            "events": int(np.count_nonzero(counts.sum(axis=1))),
+            "kind": i.kind if used else "none",
+            "duration": i.duration if used else None,
+            "restore": i.restore,
+            "twin": i.twin or None,
+            "optimizer": arm.settings.optimizer.name,
+            "weight_decay": arm.settings.optimizer.weight_decay,
+            "dropout": arm.settings.model.dropout,
+            "augment": arm.settings.data.augment,
+            "model": arm.settings.model.name,
+        }
+    return found

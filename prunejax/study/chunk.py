@@ -1,0 +1,326 @@
+"""Trains one chunk of members from start (or checkpoint) to end: the only training loop."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from prunejax import interventions
+from prunejax.cluster import distributed
+from prunejax.cluster import mesh as mesh_lib
+from prunejax.errors import Interrupted
+from prunejax.measures import emptied
+from prunejax.record.checkpoint import Checkpoints
+from prunejax.record.directory import SharedDirectory
+from prunejax.record.progress import Progress, standing, whose
+from prunejax.record.summary import summarize
+from prunejax.study import population as population_lib
+from prunejax.study import rows as rows_lib
+from prunejax.study.plan import Member
+from prunejax.study.population import Population
+from prunejax.study.saving import Policy as Policy
+from prunejax.study.saving import Saving
+from prunejax.study.targets import Targets
+from prunejax.system import signals
+from prunejax.train.evaluation import Metrics
+from prunejax.train.step import TrainState
+
+CALL_SECONDS = 1.0  # aim for one call of training steps: how long a signal may have to wait
+
+
+Measure = Callable[[TrainState, Member, int], dict[str, float]]
+
+
+@dataclasses.dataclass
+class Chunk:
+    """Members that are trained together, and where their records go."""
+
+    index: int
+    members: Sequence[Member]  # the real ones; the stack is padded up to `size`
+    size: int
+    population: Population
+    directory: SharedDirectory
+    checkpoints: Checkpoints
+    policy: Policy
+    progress: Progress
+    measure: Measure | None = None  # (one member's state, member, epoch) -> columns of runs.csv
+    measure_epochs: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        self._padded = population_lib.pad(self.members, self.size)
+        self._calls = 8  # steps of the next call; adapted to CALL_SECONDS, no effect on results
+        self._warm: set[str] = set()
+        self._targets = Targets(self.directory.path / "targets", self.members)
+        self._saving = Saving(
+            self.directory, self.checkpoints, self._targets, self.progress, self.policy.clock
+        )
+        self._standing = ""  # loss and accuracy, for the progress line
+
+    # -- the loop ---------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Trains to the end and appends every row; raises Interrupted after saving on request.
+
+        Whatever else goes wrong, a checkpoint is tried first.
+        """
+        try:
+            with signals.deferred():
+                self._run()
+        except Interrupted:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if self._saving.rescue():
+                error.add_note("What was trained is saved; the same command continues.")
+            raise
+
+    def _run(self) -> None:
+        program = self.population.program
+        restored = self.checkpoints.restore(self.population.abstract(self.size))
+        marks = self.directory.load_json("progress.json")
+        states, epoch = None, 0
+        for text in restored.damaged if restored else ():
+            self.progress.message(f"damaged checkpoint skipped: {text}")
+        if restored is not None and restored.states is not None:
+            states = restored.states
+            self._targets.require()
+            marks = restored.facts
+            epoch = int(restored.facts["epoch"])
+            self._saving.measured = restored.facts["measured"]
+            done = self._done(states)
+            text = "continuing from a checkpoint"
+            self.progress.advance(done * len(self.members), text, timed=False)
+        self.directory.truncate(marks["sizes"], marks.get("digests"))
+        if states is None:
+            states = self._before_training(self.population.initial(self._padded))
+        self._saving.rows_written()
+        while epoch < program.epochs:
+            self._saving.reached(states, epoch)
+            states = self._train_epoch(states, epoch)
+            first = "end of an epoch" not in self._warm  # it compiles what no other call has
+            self._warm.add("end of an epoch")
+            with self.progress.excluded() if first else nullcontext():
+                states, stopped = self._end_epoch(states, epoch)
+            epoch += 1
+            self._saving.rows_written()
+            self._saving.reached(states, epoch)
+            if stopped:
+                break
+            self._maybe_save(states, epoch, epoch_done=True)
+        self._finish(states)
+
+    @staticmethod
+    def _done(states: TrainState) -> int:
+        """Training steps done; the members of a chunk advance together."""
+        return int(mesh_lib.fetch(states.step)[0])
+
+    def _before_training(self, states: TrainState) -> TrainState:
+        if any(0 in m.events for m in self.members):
+            states, pre = self._test(states, after_event=False)
+            states, post, info = self._event(states, row=0)
+            self._event_rows(-1, states, pre, post, info)
+        return states
+
+    def _train_epoch(self, states: TrainState, epoch: int) -> TrainState:
+        program = self.population.program
+        per_epoch = program.steps_per_epoch
+        full = per_epoch - (1 if program.last_batch < program.batch_size else 0)
+        done = self._done(states) - epoch * per_epoch
+        while done < full:
+            count = min(self._calls, full - done)
+            begin = time.perf_counter()
+            warm = "training" in self._warm
+            with self._once("training"):
+                states = jax.block_until_ready(
+                    self.population.train(states, self.population.data, np.int32(count))
+                )
+            seconds = time.perf_counter() - begin
+            self._saving.reached(states, epoch)
+            self._calls = distributed.on_main(partial(self._next_call, count, seconds))
+            done += count
+            if done < full:  # the epoch takes more than one call: how it goes so far
+                with self._once("how it goes"):
+                    train = self.population.summary(states)[0]
+                    self._stand(train.loss, "train", train.accuracy)
+            self.progress.advance(count * len(self.members), self._text(epoch), timed=warm)
+            if done < per_epoch:
+                self._maybe_save(states, epoch, epoch_done=False)
+        if done == full < per_epoch:
+            warm = "last batch" in self._warm
+            with self._once("last batch"):
+                states = jax.block_until_ready(
+                    self.population.train_last(states, self.population.data)
+                )
+            self._saving.reached(states, epoch)
+            self.progress.advance(len(self.members), self._text(epoch), timed=warm)
+        return states
+
+    def _next_call(self, steps: int, seconds: float) -> int:
+        """Steps of the next call, from how long a call took."""
+        if seconds < CALL_SECONDS / 4:
+            return min(2 * self._calls, 1 << 20)
+        if seconds > 2 * CALL_SECONDS:
+            return max(1, int(steps * CALL_SECONDS / seconds))
+        return self._calls
+
+    def _end_epoch(self, states: TrainState, epoch: int) -> tuple[TrainState, bool]:
+        """Evaluation, measures, events, rows. Returns the states and whether all runs stopped."""
+        train, bad, _, _ = self.population.summary(states)
+        released = self.population.program.features.released
+        if released:  # its evaluation changes the windows
+            self._saving.keep()
+        states, pre = self._test(states, after_event=False)
+        for i in range(len(self.members)):
+            asked = epoch in self.measure_epochs and epoch + 1 < self.population.program.epochs
+            if asked and self.measure is not None and bad[i] < 0:  # the end is measured later
+                self._measures(states, i, epoch)
+        post = pre
+        if any(epoch + 1 in m.events for m in self.members):
+            states, post, info = self._event(states, row=epoch + 1)
+            self._event_rows(epoch, states, pre, post, info)
+        elif released:  # the released loop evaluates twice in every epoch
+            states, post = self._test(states, after_event=True)
+        _, _, steps, sparsity = self.population.summary(states)
+        validation = self._validation(states)
+        rows = []
+        for i, m in enumerate(self.members):
+            if bad[i] >= 0:
+                if bad[i] >= epoch * self.population.program.steps_per_epoch:
+                    self.progress.message(
+                        f"{m.run}: stopped, the loss is not finite at step {bad[i]}"
+                    )
+                continue
+            rows.append(
+                rows_lib.of_epoch(
+                    m,
+                    i,
+                    epoch,
+                    step=steps[i],
+                    sparsity=sparsity[i],
+                    train=train,
+                    test=post,
+                    validation=validation,
+                )
+            )
+        self.directory.append("epochs", rows)
+        self._stand(train.loss, "test", post.accuracy)
+        return states, bool(np.all(bad[: len(self.members)] >= 0))
+
+    # -- parts ------------------------------------------------------------------------------
+
+    def _once(self, what: str) -> AbstractContextManager[None]:
+        """The first time is compilation: no training time, and a signal need not wait for it."""
+        if what in self._warm:
+            return nullcontext()
+        self._warm.add(what)
+        return self._saving.long(what)
+
+    def _stand(self, loss: Any, split: str, accuracy: Any) -> None:
+        count = len(self.members)
+        self._standing = standing(loss[:count], split, accuracy[:count])
+
+    def _text(self, epoch: int) -> str:
+        which = [(m.variant, m.seed) for m in self.members]
+        return f"{whose(which)}, epoch {epoch + 1}/{self.population.program.epochs}{self._standing}"
+
+    def _test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
+        with self._saving.long(f"test {after_event}"):
+            return self.population.evaluate_test(states, after_event)
+
+    def _validation(self, states: TrainState) -> Metrics | None:
+        data = self.population.data
+        if not data.validation_labels.shape[0]:
+            return None
+        with self._saving.long("validation"):
+            return self.population.evaluate(states, data.validation_images, data.validation_labels)
+
+    def _measures(self, states: TrainState, index: int, epoch: int) -> dict[str, float]:
+        """The measures of a member after an epoch, once: a checkpoint remembers them."""
+        assert self.measure is not None
+        m = self.members[index]
+        key = f"{m.run}/{epoch}"
+        if key not in self._saving.measured:
+            which = f"{index + 1} of {len(self.members)}"
+            with self._saving.long("measuring", f"measuring {m.run} ({which})"):
+                state = self.population.member(states, index)
+                columns = self.measure(state, m, epoch)
+            self._saving.measured[key] = {name: float(value) for name, value in columns.items()}
+        return self._saving.measured[key]
+
+    def _event(self, states: TrainState, row: int) -> tuple[TrainState, Metrics, Any]:
+        self._saving.keep()
+        with self._saving.long("event"):
+            replay = None
+            if self._targets.twins:
+                replay = self._targets.replay(self._padded, row, states.windows.targeted)
+            states, info = self.population.event(states, row, replay)
+            self._targets.add(row, info.selected)
+        states, post = self._test(states, after_event=True)
+        return states, post, info
+
+    def _event_rows(
+        self, epoch: int, states: TrainState, pre: Metrics, post: Metrics, info: Any
+    ) -> None:
+        _, bad, steps, _ = self.population.summary(states)
+        rows = [
+            row
+            for i, m in enumerate(self.members)
+            if bad[i] < 0 and epoch + 1 in m.events
+            for row in rows_lib.of_event(
+                self.population.program,
+                m,
+                i,
+                epoch,
+                step=steps[i],
+                before=pre,
+                after=post,
+                info=info,
+            )
+        ]
+        kinds = {m.variant: interventions.NAMES[int(m.table.kind)] for m in self.members}
+        for text in emptied.at_event(rows, kinds):
+            self.progress.message(text)
+        self.directory.append("events", rows)
+
+    def _maybe_save(self, states: TrainState, epoch: int, epoch_done: bool) -> None:
+        """Saves when the policy says so; on request of a signal saves and raises Interrupted."""
+        policy = self.policy
+        stop = distributed.any_process(policy.stop_requested())
+        late = 0 < 60 * policy.every_minutes <= policy.clock() - self._saving.saved_at
+        due = distributed.any_process(late)
+        if epoch_done:
+            due |= bool(policy.every_epochs) and epoch % policy.every_epochs == 0
+            due |= policy.at_events and any(epoch in m.events for m in self.members)
+        if stop or due:
+            self._saving.save(states, epoch)
+        if stop:
+            raise Interrupted
+
+    def _finish(self, states: TrainState) -> None:
+        """The members' rows in runs.csv, their final states, and the end of their checkpoints."""
+        _, bad, _, _ = self.population.summary(states)
+        epochs, events = self.directory.rows("epochs"), self.directory.rows("events")
+        last = self.population.program.epochs - 1
+        rows = []
+        for i, m in enumerate(self.members):
+            status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
+            row: dict[str, Any] = {"run": m.run, "variant": m.variant, "seed": m.seed}
+            row |= summarize(
+                [r for r in epochs if r["run"] == m.run],
+                [r for r in events if r["run"] == m.run],
+                status,
+            )
+            if self.measure is not None and bad[i] < 0:
+                row |= self._measures(states, i, last)
+                self._maybe_save(states, last + 1, epoch_done=False)
+            missing = set(self.directory.tables["runs"]) - set(row)
+            rows.append(row | dict.fromkeys(missing))
+        self._targets.save()
+        final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
+        # Padding comes after the members.
+        final.save(states, {"runs": [m.run for m in self.members], "size": self.size})
+        self.directory.append("runs", rows)

@@ -1,0 +1,323 @@
+"""A study's config: overrides of variants, and every check that needs no model and no data."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prunejax import interventions, registry, schedules
+from prunejax import scores as scores_lib
+from prunejax.errors import ConfigError
+from prunejax.measures import suite
+from prunejax.study import checks
+from prunejax.train import optim, prune
+
+# Tables that the tests of values below refer to; data sets and models check their own names.
+CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "optimizer.name": tuple(optim.OPTIMIZERS),
+    "optimizer.schedule": optim.SCHEDULES,
+    "optimizer.weight_decay_kind": ("coupled", "decoupled"),
+    "prune.schedule": ("none", *schedules.SCHEDULES),
+    "prune.score": tuple(scores_lib.SCORES),
+    "prune.target": tuple(prune.TARGETS),
+    "prune.granularity": ("filter", "weight"),
+    "prune.scope": ("layer", "global"),
+    "intervention.kind": tuple(interventions.KINDS),
+    "intervention.scope": tuple(interventions.SCOPES),
+    "intervention.restore": tuple(interventions.RESTORES),
+    "population.layout": ("auto", "sequential", "vectorized", "sharded"),
+    "measures.split": ("train", "test"),
+    "measures.batch_norm": ("eval", "train"),
+}
+# Lowest and highest value allowed (None: no bound), and what the number is.
+RANGES: dict[str, tuple[float | None, float | None, str]] = {
+    "seeds": (1, 100_000, "runs per variant"),
+    "first_seed": (0, 2**32 - 1, "seed"),
+    "epochs": (1, 1_000_000, "passes over the training examples"),
+    "batch_size": (1, None, "examples"),
+    "eval_batch_size": (1, None, "examples"),
+    "data.train_examples": (0, None, "examples; 0: all"),
+    "data.test_examples": (0, None, "examples; 0: all"),
+    "data.validation_examples": (0, None, "examples"),
+    "data.label_noise": (0, 1, "fraction"),
+    "data.image_size": (1, None, "pixels"),
+    "data.seed": (0, 2**32 - 1, "seed"),
+    "model.dropout": (0, 0.999, "fraction"),
+    "optimizer.learning_rate": (0, None, "rate"),
+    "optimizer.decay": (0, 1000, "factor"),
+    "optimizer.momentum": (0, 0.9999, "fraction"),
+    "optimizer.weight_decay": (0, None, "coefficient"),
+    "optimizer.clip_norm": (0, None, "norm; 0: none"),
+    "optimizer.label_smoothing": (0, 0.999, "fraction"),
+    "prune.period": (1, None, "epochs"),
+    "prune.saliency_examples": (1, None, "examples"),
+    "intervention.duration": (-1, interventions.FOREVER - 2, "training steps; -1: forever"),
+    "intervention.noise_scale": (0, None, "multiple of a standard deviation"),
+    "population.devices": (0, 65_536, "devices; 0: all"),
+    "population.data_parallel": (1, None, "devices"),
+    "population.microbatch": (0, None, "examples; 0: the whole batch"),
+    "population.memory_gib": (0, None, "GiB; 0: measured"),
+    "checkpoint.every_epochs": (0, None, "epochs"),
+    "checkpoint.every_minutes": (0, None, "minutes"),
+    "checkpoint.keep": (1, None, "checkpoints"),
+    "measures.examples": (0, None, "examples; 0: all"),
+    "measures.probes": (2, 1_000_000, "probes"),
+    "measures.eigenpairs": (1, None, "pairs"),
+    "measures.radius": (1e-12, None, "length in units of the weights"),
+}
+PER_VARIANT_ONLY = (
+    *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
+    "measures",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One arm of a study: its label and its complete settings (every field, overrides applied)."""
+
+    label: str
+    settings: ConfigDict
+
+
+def to_dict(config: Any) -> Any:
+    """A config as plain JSON types (tuples become lists)."""
+    return json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping | ConfigDict) and name != "variants":
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _check_type(name: str, value: Any, default: Any) -> Any:
+    """The value in the default's type, or a ConfigError."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if abs(value) <= checks.LARGEST else math.inf
+    if isinstance(default, tuple) and value in ("", ("",)):  # --config.measures.names=
+        return ()
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(default, tuple) and isinstance(value, int | float | str):
+        return (value,)
+    if type(value) is not type(default):
+        raise ConfigError(
+            f"config.{name} = {value!r} is of type {type(value).__name__}; "
+            f"it must be of type {type(default).__name__}, as in {default!r}"
+        )
+    return value
+
+
+def _merge(
+    target: ConfigDict, overrides: Mapping[str, Any], known: dict[str, Any], where: str
+) -> None:
+    """Writes overrides (nested) into `target`, refusing fields that do not exist."""
+    for name, value in _flat(overrides).items():
+        inside = [k for k in known if k.startswith(f"{name}.")]
+        if inside:
+            raise ConfigError(
+                f"{where}: {name} = {value!r} is a group of fields; give a dict of some of: "
+                + ", ".join(k.removeprefix(f"{name}.") for k in inside)
+            )
+        if name not in known and not name.startswith("model."):
+            raise ConfigError(
+                f"{where}: unknown field {name!r}." + registry.suggestion(name, known)
+            )
+        if name in known:
+            value = _check_type(f"{name} ({where})", value, known[name])
+        node = target
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            node = node[parent]
+        with node.unlocked():
+            node[leaf] = value
+
+
+def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
+    """The arms of a study, each with complete, checked settings.
+
+    Args:
+      config: what a config file and its overrides give.
+      defaults: `configs/default.py`: the fields there are and their types.
+
+    Raises:
+      ConfigError: unknown field, wrong type, value outside its range, impossible combination.
+    """
+    known = _flat(defaults)
+    overrides = _flat(config)
+    labels = overrides.pop("variants", {}) or {}
+    base = ConfigDict(defaults.copy_and_resolve_references())
+    nested: dict[str, Any] = {}
+    for name, value in overrides.items():
+        node = nested
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    _merge(base, nested, known, "config")
+    arms = []
+    if not isinstance(labels, Mapping | ConfigDict):
+        raise ConfigError(f"config.variants = {labels!r}: give a dict from label to overrides")
+    for label, changes in (labels or {"none": {}}).items():
+        checks.label(label)
+        settings = ConfigDict(base.copy_and_resolve_references())
+        plain = checks.changes(label, changes)
+        for name in _flat(plain):
+            if name.split(".")[0] in PER_VARIANT_ONLY:
+                raise ConfigError(f"variant {label!r} sets {name!r}, which is of the whole study")
+        _merge(settings, plain, known, f"variant {label!r}")
+        validate(settings, label)
+        arms.append(Variant(label, settings))
+    checks.twins({arm.label: to_dict(arm.settings) for arm in arms})
+    return arms
+
+
+def _value(settings: ConfigDict, name: str) -> Any:
+    node: Any = settings
+    for part in name.split("."):
+        node = node[part]
+    return node
+
+
+def validate(settings: ConfigDict, label: str) -> None:
+    """Checks one arm's values; raises ConfigError naming the field, the value and what may be."""
+    where = f" (variant {label!r})"
+    checks.fields(_flat(settings), where)
+    for name, allowed in CHOICES.items():
+        value = _value(settings, name)
+        if value not in allowed:
+            raise ConfigError(
+                f"config.{name} = {value!r}{where} is not one of: {', '.join(allowed)}."
+                + registry.suggestion(str(value), allowed)
+            )
+    for name, (low, high, unit) in RANGES.items():
+        value = _value(settings, name)
+        whole = name.split(".")[0] in PER_VARIANT_ONLY
+        checks.in_range(name, value, low, high, unit, "" if whole else where)
+    if settings.model.width <= 0:
+        raise ConfigError(f"config.model.width = {settings.model.width!r}{where} must be above 0")
+    if settings.data.label_noise >= 1:
+        raise ConfigError(f"config.data.label_noise = 1.0{where} must be below 1")
+    last = settings.first_seed + settings.seeds - 1
+    if last >= 2**32:
+        raise ConfigError(
+            f"config.first_seed = {settings.first_seed} with config.seeds = {settings.seeds}: the "
+            f"last seed would be {last}; {2**32 - 1} at most"
+        )
+    o = settings.optimizer
+    checks.rising("optimizer.milestones", o.milestones, where)
+    if o.nesterov and (o.name != "sgd" or not o.momentum):
+        raise ConfigError(
+            f"config.optimizer.nesterov = True{where} goes with config.optimizer.name = 'sgd' and "
+            "a momentum above 0"
+        )
+    if settings.intervention.duration == 0 and not settings.intervention.as_released:
+        raise ConfigError(
+            f"config.intervention.duration = 0{where}: 1 or more steps, or -1: forever (0 only "
+            "with config.intervention.as_released, which adds one pass)"
+        )
+    _validate_prune(settings, where)
+    _validate_intervention(settings, where)
+    _validate_measures(settings, where)
+
+
+def _validate_prune(settings: ConfigDict, where: str) -> None:
+    p = settings.prune
+    if not p.layers and p.schedule != "none":
+        raise ConfigError(f"config.prune.layers = (){where}: name at least one layer rule")
+    for name in ("fraction", "start", "end"):
+        values = p[name]
+        if len(values) not in (1, len(p.layers)):
+            raise ConfigError(
+                f"config.prune.{name} = {tuple(values)!r}{where} has {len(values)} entries for "
+                f"{len(p.layers)} layer rules; give one entry, or one per rule"
+            )
+        for value in values:
+            if name == "fraction" and not 0 <= value <= 1:
+                raise ConfigError(f"config.prune.fraction = {value!r}{where} must be in [0, 1]")
+            if name != "fraction" and value < 0:
+                raise ConfigError(f"config.prune.{name} = {value!r}{where} must be 0 or later")
+    if p.schedule in ("none", "scratch"):
+        return
+    for index in range(len(p.layers)):
+        start, end = p.start[index % len(p.start)], p.end[index % len(p.end)]
+        if p.schedule != "one_shot" and end < start:
+            raise ConfigError(
+                f"config.prune.end = {end}{where} is before config.prune.start = {start} "
+                f"(layer rule {p.layers[index]!r})"
+            )
+        if start >= settings.epochs:
+            raise ConfigError(
+                f"config.prune.start = {start}{where} is not before config.epochs = "
+                f"{settings.epochs} (epochs count from 0): the layer would never be pruned"
+            )
+
+
+def _validate_intervention(settings: ConfigDict, where: str) -> None:
+    i = settings.intervention
+    if i.restore != "no" and i.duration < 0:
+        raise ConfigError(
+            f"config.intervention.restore = {i.restore!r}{where} needs a window that ends: "
+            "give config.intervention.duration in training steps"
+        )
+    acts = settings.prune.schedule != "none" and i.kind != "none"
+    if acts and i.kind == "gaussian" and i.noise_scale == 0:
+        raise ConfigError(
+            f"config.intervention.noise_scale = 0{where} adds no noise; give a multiple of a "
+            "filter's standard deviation, or config.intervention.kind = 'none'"
+        )
+    single = settings.prune.granularity == "weight"
+    if single and i.restore == "weights+norm":
+        raise ConfigError(
+            f"config.intervention.restore = 'weights+norm'{where} with prune.granularity = "
+            "'weight': a single weight has no BatchNorm of its own; use restore='weights'"
+        )
+    finite = i.kind == "zero" and i.duration >= 0
+    if finite and i.mask_norm and i.restore != "weights+norm" and not single:
+        raise ConfigError(
+            f"config.intervention.mask_norm = True{where} with kind 'zero' sets BatchNorm scale "
+            "and bias to 0 for good, and the unit can never come back; use restore='weights+norm' "
+            "or mask_norm=False"
+        )
+    if single and i.kind == "gaussian" and i.as_released:
+        raise ConfigError(f"config.intervention.as_released{where}: the release has filters only")
+
+
+def _validate_measures(settings: ConfigDict, where: str) -> None:
+    m = settings.measures
+    for name in m.names:
+        if name not in suite.MEASURES:
+            raise ConfigError(
+                f"config.measures.names: unknown measure {name!r}; there are: "
+                f"{', '.join(suite.MEASURES)}."
+                + registry.suggestion(name, suite.MEASURES)
+                + (" Several are written ('a', 'b')." if "," in name else "")
+            )
+    if len(set(m.names)) < len(m.names):
+        raise ConfigError(f"config.measures.names = {tuple(m.names)!r} names a measure twice")
+    for epoch in m.epochs:
+        if not 0 <= epoch < settings.epochs:
+            raise ConfigError(
+                f"config.measures.epochs = {tuple(m.epochs)!r}: {epoch} is not in "
+                f"0..{settings.epochs - 1} (config.epochs = {settings.epochs}, from 0)"
+            )
+    alone = [name for name in m.names if suite.MEASURES[name].running_only]
+    if m.batch_norm == "train" and alone:
+        raise ConfigError(
+            f"config.measures.batch_norm = 'train' goes not with {', '.join(alone)}: with the "
+            "statistics of a batch an example has no loss of its own; use 'eval' or leave them out"
+        )
+    if m.forecast and settings.intervention.as_released:
+        raise ConfigError(
+            f"config.measures.forecast = True goes not with config.intervention.as_released{where}:"
+            " the released evaluation itself changes the network between the two losses"
+        )

@@ -1,0 +1,158 @@
+"""Which layers a variant prunes, and how many units at which epoch: from settings to counts."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax import schedules, trees
+from prunejax.errors import ConfigError
+from prunejax.groups import Group
+
+
+def layer_rules(settings: ConfigDict, groups: Sequence[Group]) -> dict[str, int]:
+    """Layer name -> index of the rule that chooses it (the first that matches).
+
+    Raises:
+      ConfigError: a rule matches nothing (the message lists the layers), or is no expression.
+    """
+    names = [g.name for g in groups]
+    chosen: dict[str, int] = {}
+    for index, rule in enumerate(settings.prune.layers):
+        try:
+            hits = [name for name in names if re.fullmatch(rule, name)]
+        except re.error as error:
+            raise ConfigError(
+                f"config.prune.layers: {rule!r} is no regular expression: {error}"
+            ) from None
+        if not hits:
+            raise ConfigError(
+                f"config.prune.layers: rule {rule!r} matches none of the model's layers: "
+                f"{', '.join(names)}"
+            )
+        for name in hits:
+            chosen.setdefault(name, index)
+    return chosen
+
+
+def units(group: Group, settings: ConfigDict, params: Any) -> int:
+    """Units of a layer: its filters, or its weights where single weights are pruned."""
+    if settings.prune.granularity == "weight":
+        return int(np.prod(trees.get(params, group.kernel).shape))
+    return group.units
+
+
+def _of_rule(values: Sequence[Any], index: int) -> Any:
+    """The entry of a layer rule: its own, or the one that all rules share."""
+    return values[index % len(values)]
+
+
+def event_counts(
+    settings: ConfigDict, label: str, groups: Sequence[Group], params: Any
+) -> dict[str, np.ndarray]:
+    """Layer name -> int32 [epochs + 1]: units to target; row e + 1 follows epoch e, row 0 is
+    before training.
+    """
+    p = settings.prune
+    if p.schedule == "none":
+        return {}
+    counts: dict[str, np.ndarray] = {}
+    layers = {g.name: g for g in groups}
+    for name, index in layer_rules(settings, groups).items():
+        size, fraction = units(layers[name], settings, params), float(_of_rule(p.fraction, index))
+        when = {"start": _of_rule(p.start, index), "end": _of_rule(p.end, index)}
+        last = schedules.last_epoch(p.schedule, **when, period=p.period)
+        idle = schedules.kept(size, fraction) == size
+        if last >= settings.epochs and not idle:  # not listed: there may be billions of events
+            raise ConfigError(
+                f"config.prune.end = {when['end']} (variant {label!r}, layer {name!r}): the last "
+                f"event would follow epoch {last}, but training ends after epoch "
+                f"{settings.epochs - 1} (config.epochs = {settings.epochs}); end the schedule "
+                "earlier or train longer"
+            )
+        schedule = schedules.SCHEDULES[p.schedule]
+        try:
+            events = (
+                [] if idle else schedule(units=size, fraction=fraction, **when, period=p.period)
+            )
+            counts[name] = schedules.counts(events, settings.epochs)
+        except ValueError as error:
+            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
+        except OverflowError:
+            raise ConfigError(
+                f"config.model.width = {settings.model.width}: layer {name!r} would have "
+                f"{size} units, more than 32 bits count"
+            ) from None
+    _refuse_nothing(
+        settings, label, {n: units(layers[n], settings, params) for n in counts}, counts
+    )
+    if settings.intervention.kind == "gaussian":
+        _refuse_noise_on_all(settings, label, layers, params, counts)
+    if p.scope == "global":  # one ranking: the layers' counts add up in the first column
+        total = np.sum(list(counts.values()), axis=0)
+        first = next(iter(counts))
+        counts = {name: total if name == first else np.zeros_like(total) for name in counts}
+    return counts
+
+
+def _refuse_nothing(
+    settings: ConfigDict, label: str, sizes: Mapping[str, int], counts: Mapping[str, np.ndarray]
+) -> None:
+    """Refuses an arm whose events would target nothing at all."""
+    if any(row.any() for row in counts.values()):
+        return
+    layers = ", ".join(f"{name} of {size}" for name, size in sizes.items())
+    raise ConfigError(
+        f"config.prune.fraction = {tuple(settings.prune.fraction)} (variant {label!r}) removes no "
+        f"unit of any layer ({layers}): raise it, or set config.prune.schedule = 'none'"
+    )
+
+
+def _refuse_noise_on_all(
+    settings: ConfigDict,
+    label: str,
+    layers: Mapping[str, Group],
+    params: Any,
+    counts: Mapping[str, np.ndarray],
+) -> None:
+    """Refuses noise where its scale, the spread of what is not targeted, cannot be had."""
+    single = settings.prune.granularity == "weight"
+    where = f"(variant {label!r}, intervention.kind = 'gaussian')"
+    sizes = {name: units(layers[name], settings, params) for name in counts}
+    left = {name: sizes[name] - int(row.sum()) for name, row in counts.items()}
+    if settings.prune.scope == "global":  # the layers' shares are known only in training
+        left = {"all layers": sum(left.values())}
+    for name, rest in left.items():
+        if rest < 1 + single:
+            raise ConfigError(
+                f"config.prune.fraction = {tuple(settings.prune.fraction)} {where} leaves {rest} "
+                f"untargeted in {name}: the noise has the standard deviation of an untargeted "
+                "filter (or of all untargeted weights), and would be none; lower the fraction"
+            )
+    for name in () if single else counts:
+        kernel = trees.get(params, layers[name].kernel)
+        if int(np.prod(kernel.shape[:-1])) < 2:
+            raise ConfigError(
+                f"config.prune.layers {where}: a filter of {name!r} is a single weight, which has "
+                "no standard deviation for the noise; leave that layer out"
+            )
+
+
+def idle_layers(
+    settings: ConfigDict, label: str, groups: Sequence[Group], params: Any
+) -> list[str]:
+    """What a reader must know of an arm: the layers of which its fraction is less than a unit."""
+    p = settings.prune
+    if p.schedule == "none":
+        return []
+    rules, found = layer_rules(settings, groups), []
+    for g in groups:
+        if g.name not in rules:
+            continue
+        size = units(g, settings, params)
+        fraction = float(p.fraction[rules[g.name] % len(p.fraction)])
+        if fraction and schedules.kept(size, fraction) == size:
+            found.append(f"{g.name} ({fraction:g} of {size})")
+    return [f"Arm {label}: no unit is targeted in {', '.join(found)}."] if found else []

@@ -1,0 +1,217 @@
+"""A study's measures: from the state of a run to columns of `runs.csv` and `measures/NAME.npz`.
+
+What depends on the run (parameters, statistics, masks) is data of the compiled kernels, and the
+loss is one function per program: all runs of a program share one compilation.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from prunejax import data as data_lib
+from prunejax import interventions, losses, rng
+from prunejax import masks as masks_lib
+from prunejax.cluster import distributed, mesh
+from prunejax.errors import ConfigError
+from prunejax.measures import normality, suite
+from prunejax.record.directory import SharedDirectory
+from prunejax.study.plan import Batch, Member
+from prunejax.train import step
+from prunejax.train.step import Program, TrainState
+
+Tree = Any
+
+
+def check(settings: ConfigDict, batches: list[Batch]) -> None:
+    """Refuses measures that a program of the study cannot have.
+
+    Raises:
+      ConfigError: names the field, the value, and what is allowed.
+    """
+    chosen = settings.measures
+    for batch in batches:
+        there = {"train": batch.dataset.train_examples, "test": batch.dataset.test_examples}
+        if chosen.names and chosen.examples > there[chosen.split]:
+            raise ConfigError(
+                f"config.measures.examples = {chosen.examples} is more than the "
+                f"{there[chosen.split]} examples of config.measures.split = {chosen.split!r}; "
+                "lower it (0: all of a set that is not streamed)"
+            )
+        variables = jax.eval_shape(
+            lambda key, p=batch.program: p.module.init(
+                key, jnp.zeros((1, *p.image_shape)), train=False
+            ),
+            jax.random.key(0),
+        )
+        size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        if chosen.names and chosen.eigenpairs > size:
+            raise ConfigError(
+                f"config.measures.eigenpairs = {chosen.eigenpairs} is more than the model's "
+                f"{size} parameters; lower it"
+            )
+        if "normality" in chosen.names and "batch_stats" not in variables:
+            raise ConfigError(
+                "config.measures.names: 'normality' looks at BatchNorm, which "
+                f"{type(batch.program.module).__name__} has not; leave it out"
+            )
+
+
+class Measurer:
+    """Measures runs of one program."""
+
+    def __init__(self, batch: Batch, settings: ConfigDict) -> None:
+        """Reads the examples; compiles nothing yet.
+
+        Args:
+          batch: the program and its data set.
+          settings: of the study; `measures` says what is measured, on what.
+        """
+        self.program, self.settings = batch.program, settings.measures
+        chosen, dataset, program = settings.measures, batch.dataset, batch.program
+        images, labels = dataset.first(chosen.split, chosen.examples)
+        running = chosen.batch_norm == "eval"
+        self._batches = _cut(images, labels, program.eval_batch_size if running else len(labels))
+        # Of a streamed set there are only so many in memory.
+        tests = chosen.examples if isinstance(dataset, data_lib.StreamedSet) else 0
+        self._test = _cut(*dataset.first("test", tests), program.eval_batch_size)
+        self._prepare = jax.jit(lambda *state: _effective(program, *state))
+        # Made once, so that kernels compiled for them serve all runs.
+        outputs = _outputs(program, running)
+
+        def per_example(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
+            return losses.cross_entropy(outputs(statistics, params, batch[0]), batch[1])
+
+        def mean(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
+            return jnp.mean(per_example(statistics, params, batch))
+
+        def evaluate(statistics: Tree, params: Tree, batch: Tree) -> Mapping[str, jax.Array]:
+            z = outputs(statistics, params, batch[0])
+            loss, right = losses.cross_entropy(z, batch[1]), losses.correct(z, batch[1])
+            return {"loss": jnp.mean(loss), "accuracy": jnp.mean(right.astype(loss.dtype))}
+
+        self._mean, self._evaluate = mean, evaluate
+        self._per_example = per_example if running else None
+
+    def context(self, state: TrainState) -> suite.Context:
+        """What measures see of a run; `state` holds host arrays of one member."""
+        chosen = self.settings
+        params, masks, statistics = self._prepare(
+            state.params, state.batch_stats, state.windows, state.table
+        )
+
+        def activations(trained: bool) -> Mapping[str, Any]:
+            images = jnp.concatenate([images for images, _ in self._batches])
+            x = data_lib.normalize(images, self.program.mean, self.program.std)
+            variables = {"params": params, **statistics}
+            if not trained:
+                start = step.initial_state(self.program, state.seed, state.table, state.hyper)
+                variables = step.variables(self.program, start)
+            return normality.normalized_activations(self.program.module, variables, x)
+
+        return suite.Context(
+            loss=Partial(self._mean, statistics),
+            per_example=self._per_example and Partial(self._per_example, statistics),
+            evaluate=Partial(self._evaluate, statistics),
+            params=params,
+            masks=masks if chosen.live_only else None,
+            batches=self._batches,
+            test=self._test,
+            key=rng.at(state.seed, "probe"),
+            probes=chosen.probes,
+            eigenpairs=chosen.eigenpairs,
+            radius=chosen.radius,
+            activations=activations,
+        )
+
+    def measure(
+        self, state: TrainState
+    ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, str]]:
+        """Columns, arrays (with what they were computed on), and per failed measure why."""
+        context, chosen = self.context(state), self.settings
+        columns, arrays, failed = suite.measure(context, chosen.names)
+        scalars = columns | {
+            "step": int(state.step),
+            "split": chosen.split,
+            "batch_norm": chosen.batch_norm,
+            "examples": context.examples,
+            "live_dim": context.live_dim,
+        }
+        return columns, arrays | {k: np.array(v) for k, v in scalars.items()}, failed
+
+
+def hook(
+    batch: Batch, settings: ConfigDict, directory: SharedDirectory, tell: Callable[[str], None]
+) -> Callable[[TrainState, Member, int], dict[str, float]] | None:
+    """What a study calls after an epoch: (one member's state, member, epoch) -> columns.
+
+    Writes `measures/RUN.npz` after the last epoch, `measures/RUN-epochE.npz` after others. With
+    several processes each of them computes the same, and the first one's numbers are kept.
+
+    Args:
+      batch: the program and its data.
+      settings: of the study.
+      directory: gets the arrays.
+      tell: is told of measures that failed.
+
+    Returns:
+      The function, or None where nothing is measured.
+    """
+    if not settings.measures.names:
+        return None
+    measurer = Measurer(batch, settings)
+
+    def measure(state: TrainState, member: Member, epoch: int) -> dict[str, float]:
+        if jax.process_count() > 1:
+            state = mesh.fetch(state)
+        columns, arrays, failed = measurer.measure(state)
+        ended = epoch == batch.program.epochs - 1
+        name = member.run if ended else f"{member.run}-epoch{epoch}"
+        for measure, reason in failed.items():
+            tell(f"{name}: no {measure}: {reason}")
+        directory.save_arrays(name, **arrays)
+        return distributed.on_main(lambda: columns)
+
+    return measure
+
+
+def _cut(images: np.ndarray, labels: np.ndarray, size: int) -> list[tuple[jax.Array, jax.Array]]:
+    """Batches of `size` examples, the last one what is left, on the device."""
+    return [
+        (jnp.asarray(images[i : i + size]), jnp.asarray(labels[i : i + size], jnp.int32))
+        for i in range(0, len(labels), size)
+    ]
+
+
+def _effective(
+    program: Program, params: Tree, batch_stats: Tree, windows: Any, table: Any
+) -> tuple[Tree, Tree, dict[str, Tree]]:
+    """Masked parameters, their masks, and the collections that are held fixed."""
+    masks = interventions.mask_tree(program.groups, params, windows, table)
+    fixed = {"gates": interventions.gates(program.groups, windows, table)}
+    if batch_stats:
+        fixed["batch_stats"] = batch_stats
+    return masks_lib.apply(masks, params), masks, fixed
+
+
+def _outputs(program: Program, running: bool) -> Callable[[Tree, Tree, jax.Array], jax.Array]:
+    """`(statistics, params, uint8 images) -> logits`, without dropout.
+
+    Args:
+      running: BatchNorm takes its running statistics; else those of the batch.
+    """
+    module = program.module.clone(dropout=0.0)
+
+    def outputs(statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
+        x = data_lib.normalize(images, program.mean, program.std)
+        variables = {"params": params, **statistics}
+        if running:
+            return jnp.asarray(module.apply(variables, x, train=False))
+        outputs, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        return outputs
+
+    return outputs

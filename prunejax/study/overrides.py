@@ -1,0 +1,86 @@
+"""`--config.variants.LABEL.FIELD=VALUE`: any field of a variant, whatever its label looks like.
+
+ml_collections reads labels as names of Python and overrides only fields that the file mentions.
+"""
+
+import ast
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prunejax import registry
+from prunejax.configs import default
+from prunejax.errors import ConfigError
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without the overrides of variants, and these as `LABEL.FIELD=VALUE`."""
+    pattern = re.compile(r"--?config\.variants\.(.+=.*)", re.DOTALL)
+    found = [pattern.fullmatch(word) for word in argv]
+    rest = [word for word, match in zip(argv, found, strict=True) if match is None]
+    return rest, [match[1] for match in found if match]
+
+
+def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Writes overrides of variants into the config.
+
+    Raises:
+      ConfigError: no such variant or field, or a value of another type.
+    """
+    if not overrides:
+        return
+    known = default.get_config()
+    labels = config.get("variants") or {}
+    for text in overrides:
+        label = max((k for k in labels if text.startswith(f"{k}.")), key=len, default=None)
+        if label is None:
+            name = text.partition("=")[0].split(".")[0]
+            raise ConfigError(
+                f"--config.variants.{text}: no variant {name!r}; there are: {', '.join(labels)}."
+                + registry.suggestion(name, list(labels))
+            )
+        path, _, value = text[len(label) + 1 :].partition("=")
+        like: Any = known
+        *parents, leaf = path.split(".")
+        for part in [*parents, leaf]:
+            inside = list(like.keys()) if isinstance(like, ConfigDict) else []
+            if part not in inside and parents[:1] != ["model"]:
+                raise ConfigError(
+                    f"--config.variants.{text}: unknown config field {path!r}."
+                    + registry.suggestion(part, inside)
+                )
+            like = like[part] if part in inside else None
+        if isinstance(like, ConfigDict):
+            raise ConfigError(f"--config.variants.{text}: name a field inside of {path}")
+        changed = labels[label]
+        changed = changed.to_dict() if isinstance(changed, ConfigDict) else dict(changed or {})
+        node = changed
+        for part in parents:
+            node = node.setdefault(part, {})
+        try:
+            node[leaf] = _typed(value, like)
+        except (ValueError, KeyError):
+            kinds = {bool: "neither true nor false", int: "not a whole number"}
+            what = kinds.get(type(like), "not a number")
+            raise ConfigError(f"--config.variants.{text}: {what}") from None
+        with config.unlocked(), config.ignore_type():
+            labels[label] = ConfigDict(changed)
+
+
+def _typed(text: str, like: Any) -> Any:
+    """A value of the type of `like`; of any type where that is None."""
+    if isinstance(like, bool):
+        return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+    if isinstance(like, int | float):
+        return type(like)(text)
+    if isinstance(like, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+        if isinstance(like, tuple):
+            value = tuple(text.split(",")) if text else ()
+    return value

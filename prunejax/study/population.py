@@ -1,0 +1,294 @@
+"""How the runs of a study are laid out on devices; the science does not change with it.
+
+A `Population` turns a function of *one* run's state into the same function of many runs stacked
+along a leading axis: one after another ("sequential"), vectorized with `vmap`, or spread over
+devices ("sharded"; on each device one after another on CPU, vectorized on accelerators). In each
+layout, `data_parallel` devices may share one member (`prunejax.cluster.mesh`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from prunejax.cluster import mesh as mesh_lib
+from prunejax.cluster.mesh import MEMBER
+from prunejax.study.plan import Member
+from prunejax.train import evaluation, prune, step
+from prunejax.train.evaluation import Metrics
+from prunejax.train.prune import Event
+from prunejax.train.step import Data, Program, TrainState
+
+Array = jax.Array
+Tree = Any
+LAYOUTS = ("sequential", "vectorized", "sharded")
+
+
+class Memory(NamedTuple):
+    """Bytes on one device (on a CPU: of all its devices in this process together)."""
+
+    states: int
+    data: int
+    work: int  # what the largest program needs beside them
+    saving: int  # on a CPU: the copies that writing a checkpoint makes
+
+    @property
+    def total(self) -> int:
+        """The estimated peak."""
+        return sum(self)
+
+
+def _mapped(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
+    """`fn(m, *shared)` for each member m of the stack, one after another."""
+    return jax.lax.map(lambda m: fn(m, *shared), member)
+
+
+def _vectorized(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
+    return jax.vmap(lambda m: fn(m, *shared))(member)
+
+
+class Population:
+    """The compiled functions of one program for stacked members in one layout.
+
+    Every function takes and returns states stacked along a leading member axis whose length is a
+    multiple of `multiple` (pad with copies: `pad`). With several processes all of them call it.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        data: Data,
+        layout: str,
+        devices: Sequence[jax.Device],
+        like: Member,
+        *,
+        shard_params: bool = False,
+    ) -> None:
+        """Nothing is compiled yet.
+
+        Args:
+          program: what the members share; `program.data_parallel` devices share a member.
+          data: the splits; every device gets a copy.
+          layout: one of LAYOUTS.
+          devices: all of them are used by "sharded", the first `data_parallel` by the others.
+          like: any member, for the shapes.
+          shard_params: split large arrays of a state over the devices that share the member.
+
+        Raises:
+          ConfigError: the devices do not divide, or there are none to split over.
+        """
+        used = mesh_lib.used_by(layout, devices, program.data_parallel, shard_params)
+        self.program, self.layout = program, layout
+        self.mesh = mesh_lib.make(used, program.data_parallel)
+        self._cpu = used[0].platform == "cpu"
+        self.vectorized = layout == "vectorized" or (layout == "sharded" and not self._cpu)
+        self._inner = _vectorized if self.vectorized else _mapped
+        self._members = mesh_lib.sharding(self.mesh, MEMBER)
+        self.data: Data = mesh_lib.put(data, mesh_lib.sharding(self.mesh))
+
+        start = lambda m: step.initial_state(program, *m)  # noqa: E731
+        self._one: TrainState = jax.eval_shape(start, _arguments(like))
+        whole, split = (mesh_lib.stacked(self.mesh, self._one, s) for s in (False, shard_params))
+        self._states: TrainState = whole._replace(
+            params=split.params, opt_state=split.opt_state, windows=split.windows
+        )
+        states, both = self._states, (self._states, self._members)
+
+        # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
+        once = {"xla_backend_optimization_level": 1} if self._cpu else None
+        self._initial = self._lift(start, states, options=once)
+        self.train = self._lift(
+            lambda s, data, n: step.train_steps(program, s, data, n), states, donate=True
+        )
+        self.train_last = self._lift(
+            lambda s, data: step.train_last_step(program, s, data), states, donate=True
+        )
+        self._evaluate = self._lift(
+            lambda s, images, labels: evaluation.evaluate(program, s, images, labels), self._members
+        )
+        self._released = self._lift(
+            lambda s, images, labels, after: evaluation.released_evaluate(
+                program, s, images, labels, after
+            ),
+            both,
+            donate=True,
+        )
+        self._event = self._lift(
+            lambda s, data, event: prune.apply_event(
+                program, s, data, event, replay=s.windows.targeted
+            ),
+            both,
+            donate=True,
+        )
+        self._twin_event = self._lift(
+            lambda m, data, event: prune.apply_event(program, m[0], data, event, m[1]),
+            both,
+            donate=True,
+        )
+        self._summary = self._lift(
+            lambda s: (evaluation.train_metrics(s), s.bad_step, s.step, prune.sparsity(program, s)),
+            self._members,
+        )
+        self._member = jax.jit(
+            lambda s, i: jax.tree.map(lambda leaf: leaf[i], s),
+            out_shardings=jax.tree.map(_without_members, self._states),
+        )
+
+    def _lift(
+        self,
+        fn: Callable[..., Tree],
+        out: Tree,
+        donate: bool = False,
+        options: dict[str, Any] | None = None,
+    ) -> Any:
+        """`fn(member_args, *shared)` of one member -> of the stack; compiled at its first call."""
+        return jax.jit(
+            self._stacked(fn),
+            donate_argnums=(0,) if donate else (),
+            out_shardings=out,
+            compiler_options=options,
+        )
+
+    def _stacked(self, fn: Callable[..., Tree]) -> Callable[..., Tree]:
+        members, everywhere = PartitionSpec(MEMBER), PartitionSpec()
+
+        def stacked(member: Tree, *shared: Any) -> Tree:
+            run = lambda m, s: self._inner(fn, m, s)  # noqa: E731
+            if self.mesh.size > 1:  # the compiler spreads over `data`, this over members
+                run = jax.shard_map(
+                    run,
+                    mesh=self.mesh,
+                    in_specs=(members, everywhere),
+                    out_specs=members,
+                    axis_names={MEMBER},
+                    check_vma=False,
+                )
+            return run(member, shared)
+
+        return stacked
+
+    @property
+    def multiple(self) -> int:
+        """The number of members must be a multiple of this."""
+        return self.mesh.shape[MEMBER]
+
+    def initial(self, members: Sequence[Member]) -> TrainState:
+        """The stacked states of members before their first step."""
+        arguments = stack([_arguments(m) for m in members])
+        return self._initial(mesh_lib.put(arguments, self._members))
+
+    def abstract(self, size: int) -> TrainState:
+        """Shapes and shardings of the stacked states of `size` members."""
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(
+                (size, *leaf.shape), leaf.dtype, sharding=where
+            ),
+            self._one,
+            self._states,
+        )
+
+    def zeros(self, size: int) -> TrainState:
+        """States of zeros: as large and as slow as real ones, without the time to make them."""
+        shapes = self.abstract(size)
+        hosts = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        return mesh_lib.put(hosts, self._states)
+
+    def memory(self, size: int, with_evaluation: bool = True) -> Memory:
+        """Estimated peak while `size` members train, from shapes and the compiled programs.
+
+        Compiles training and evaluation for that size (they are compiled once all the same).
+        """
+        programs = self._lowered(self.abstract(size), with_evaluation)
+        used = [p.compile().memory_analysis() for p in programs]
+        work = max(
+            m.temp_size_in_bytes + max(0, m.output_size_in_bytes - m.alias_size_in_bytes)
+            for m in used
+            if m is not None
+        )
+        devices = len(self.mesh.local_devices) if self._cpu else 1
+        return Memory(
+            devices * self.state_bytes(size),
+            devices * sum(leaf.nbytes for leaf in self.data),
+            devices * work,
+            devices * self.state_bytes(size) if self._cpu else 0,
+        )
+
+    def _lowered(self, states: TrainState, with_evaluation: bool) -> list[Any]:
+        """The programs whose memory counts, for states of these shapes."""
+        data = self.data
+        test = (data.test_images, data.test_labels)
+        programs = [self.train.lower(states, data, np.int32(1))]
+        if not with_evaluation:
+            pass
+        elif self.program.features.released:
+            programs.append(self._released.lower(states, *test, np.int32(0)))
+        else:
+            programs.append(self._evaluate.lower(states, *test))
+        return programs
+
+    def state_bytes(self, size: int) -> int:
+        """Bytes of the states of `size` members on one device."""
+        leaves = jax.tree.leaves(self.abstract(size))
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in leaves
+        )
+
+    def evaluate(self, states: TrainState, images: Array, labels: Array) -> Metrics:
+        """Mean loss and accuracy of each member over a split [members]."""
+        return mesh_lib.fetch(self._evaluate(states, images, labels))
+
+    def evaluate_test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
+        """Test metrics; as released, the windows see every test batch."""
+        images, labels = self.data.test_images, self.data.test_labels
+        if not self.program.features.released:
+            return states, self.evaluate(states, images, labels)
+        states, metrics = self._released(states, images, labels, np.int32(after_event))
+        return states, mesh_lib.fetch(metrics)
+
+    def event(self, states: TrainState, row: int, replay: Tree = None) -> tuple[TrainState, Event]:
+        """The event in `row` of each member's counts; see `prune.apply_event`.
+
+        Args:
+          states: of all members.
+          row: of the counts.
+          replay: stacked targets for the twins among the members; None: there are none.
+        """
+        if replay is None:
+            states, event = self._event(states, self.data, np.int32(row))
+        else:
+            pair = (states, mesh_lib.put(replay, self._states.windows.targeted))
+            states, event = self._twin_event(pair, self.data, np.int32(row))
+        return states, mesh_lib.fetch(event)
+
+    def summary(self, states: TrainState) -> tuple[Metrics, Array, Array, Array]:
+        """Training metrics of the epoch, first bad step, steps done, sparsity [members] each."""
+        return mesh_lib.fetch(self._summary(states))
+
+    def member(self, states: TrainState, index: int) -> TrainState:
+        """One member's state: on one device, unless several split its parameters."""
+        state = self._member(states, index)
+        if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state)):
+            return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
+        return state
+
+
+def _without_members(where: NamedSharding) -> NamedSharding:
+    return NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+
+
+def _arguments(member: Member) -> tuple[Any, ...]:
+    return np.uint32(member.seed), member.table, member.hyper
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Trees of arrays -> one tree with a leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def pad(members: Sequence[Member], size: int) -> list[Member]:
+    """Members repeated up to `size`, a multiple of the devices that members are spread over."""
+    return [members[i % len(members)] for i in range(size)]

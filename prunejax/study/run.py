@@ -1,0 +1,310 @@
+"""A study: config -> programs -> chunks of runs -> records and report."""
+
+import dataclasses
+import errno
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from prunejax import report
+from prunejax.cluster import distributed
+from prunejax.errors import ConfigError, RecordError, ReportError, WorkdirError
+from prunejax.measures import suite
+from prunejax.record import ledger
+from prunejax.record import run_directory as record
+from prunejax.record.checkpoint import Checkpoints
+from prunejax.record.directory import SharedDirectory
+from prunejax.record.environment import environment
+from prunejax.record.progress import Progress
+from prunejax.record.run_directory import RunDirectory
+from prunejax.record.times import Times
+from prunejax.study import attributes, layout, measuring, plan
+from prunejax.study import config as config_lib
+from prunejax.study.arrangement import Arrangement
+from prunejax.study.chunk import Chunk, Policy
+from prunejax.study.config import Variant
+from prunejax.study.plan import Batch, Member
+from prunejax.system.files import expand
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Where a study's records are."""
+
+    workdir: Path
+    report: Path | None  # None: of a shard without runs
+    already_finished: bool
+    rebuilt: bool = False  # its report had been lost
+
+
+def use_devices(
+    config: ConfigDict, workdir: str | os.PathLike[str] | None = None, processes: int = 1
+) -> None:
+    """Makes one host device per core (or `population.devices`) where the CPU is the backend.
+
+    As many as the study in `workdir` began with, if that is more: it can then continue on a
+    machine with fewer cores. Both numbers are of all `processes` together. Has to come before JAX
+    touches its backends; later it changes nothing.
+    """
+    count = -(-config.get("population", {}).get("devices", 0) // processes)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    before = [0]
+    for pattern in ("layout.json", "shards/*/layout.json") if workdir else ():
+        try:
+            for file in Path(expand(workdir or "")).glob(pattern):
+                decided = json.loads(file.read_text()).values()
+                before += [-(-entry["devices"] // processes) for entry in decided]
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            pass  # not ours, or damaged: told when the directory is opened
+    try:
+        jax.config.update("jax_num_cpu_devices", max(count or cores or 1, *before))
+    except RuntimeError:
+        return
+
+
+def shard(members: Sequence[Sequence[Member]], index: int, count: int) -> list[list[Member]]:
+    """Of the members of each batch those of shard `index` (from 0) of `count`.
+
+    Twins go with the run they replay, whichever batch that is in; with more shards than there
+    are such groups some are empty.
+    """
+    keys = sorted({m.twin or m.run for batch in members for m in batch})
+    mine = set(keys[index::count])
+    return [[m for m in batch if (m.twin or m.run) in mine] for batch in members]
+
+
+def _test_examples(batches: Sequence[Batch]) -> int:
+    """Examples of the test split; 0 where arms have different ones."""
+    sizes = {b.dataset.test_examples for b in batches}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    defaults: ConfigDict,
+    *,
+    shard_of: tuple[int, int] = (1, 1),
+    stop_requested: Callable[[], bool] = lambda: False,
+    quiet: bool = False,
+    command: str = "",
+) -> Result:
+    """Runs a study to its end, or continues it, and writes its report.
+
+    Args:
+      config: what a config file gives (`get_config`), overrides applied.
+      workdir: the run directory; with shards, `workdir/shards/i-of-n` is used.
+      defaults: `configs/default.py`'s config.
+      shard_of: (i, n), from 1: train only the i-th of n parts of the members.
+      stop_requested: asked between calls; True saves a checkpoint and raises Interrupted.
+      quiet: print nothing.
+      command: what starts this study, but for its workdir: told in the report.
+
+    Raises:
+      ValueError (ConfigError, WorkdirError, ...): the request cannot be carried out; nothing was
+        written over.
+      RecordError: a record cannot be written, or the run directory went away.
+      UnreadableError: an example of a streamed set cannot be used.
+    """
+    index, count = shard_of
+    if not 1 <= index <= count:
+        raise ConfigError(f"--shard={index}/{count}: write i/n with i from 1 to n")
+    try:
+        workdir = expand(workdir)
+    except ValueError as error:
+        raise ConfigError(f"workdir {error}") from None
+    if "://" in workdir:
+        raise ConfigError(f"workdir {workdir} is no local path; mount the bucket and name that")
+    try:
+        arms = config_lib.variants(config, defaults)
+        report.check(arms[0].settings.report, [arm.label for arm in arms])
+        batches = plan.build(arms)
+    except ValueError as error:  # of data sets, models, registries: all are bad requests here
+        raise ConfigError(str(error)) from error
+    settings = arms[0].settings
+    for arm in arms:
+        layout.check(arm.settings)
+    measuring.check(settings, batches)
+    resolved = config_lib.to_dict(_resolved(arms, config, defaults))
+    if not distributed.same(repr((resolved, shard_of))):
+        raise ConfigError(
+            "the processes of this program were started with different configs or shards; give "
+            "all of them the same command"
+        )
+    path = Path(workdir)
+    path = path / "shards" / f"{index}-of-{count}" if count > 1 else path
+    mine = shard([b.members for b in batches], index - 1, count)
+    with SharedDirectory.open(
+        path,
+        resolved,
+        environment(),
+        _tables(settings),
+        ignore=("checkpoint", "population.memory_gib"),
+    ) as directory:
+        if directory.finished:
+            rebuilt = directory.on_main(functools.partial(_mend, empty=not any(mine)))
+            return Result(path, path / ledger.PAGE if any(mine) else None, True, rebuilt)
+        directory.save_json(
+            "study.json",
+            {
+                "variants": attributes.of_arms(arms, batches),
+                "shard": f"{index}/{count}",
+                "runs": [m.run for b in batches for m in b.members],
+                "test_examples": _test_examples(batches),
+                "notes": [note for b in batches for note in b.notes],
+                "command": command,
+            },
+        )
+        try:
+            _train(batches, mine, settings, directory, stop_requested, quiet)
+            page = directory.on_main(functools.partial(_report, empty=not any(mine)))
+        except ConfigError:  # the devices cannot hold the members
+            directory.discard()
+            raise
+        except Exception as error:  # of many kinds, from several layers below
+            if getattr(error, "errno", 0) != errno.ENOENT and (path / "config.json").exists():
+                raise
+            raise RecordError(
+                errno.ENOENT,
+                f"run directory {path}, or a file in it, was removed or moved while its study ran. "
+                "Put it back to continue, or give the same command again to start over",
+            ) from error
+    return Result(path, page, False)
+
+
+def _mend(directory: RunDirectory, empty: bool) -> bool:
+    """Builds the lost report of a finished study anew. Returns whether there was need to."""
+    lost = not empty and bool(ledger.lost_views(directory.path, directory.status))
+    if lost:
+        _report(directory, empty)
+    return lost
+
+
+def _verify(directory: SharedDirectory) -> None:
+    """Checks what an interrupted study left: the tables as its last chunk of runs found them.
+
+    Raises:
+      WorkdirError: rows are gone or were changed, or what tells so is not there.
+    """
+    name = "progress.json"
+    known = directory.load_json(name)
+    what = "is not what this program writes: it was changed"
+    if known is None:
+        what = "is missing, and there are rows already"
+        if not any(directory.rows(table) for table in directory.tables):
+            return
+    elif isinstance(known, dict) and isinstance(known.get("sizes"), dict):
+        directory.verify(known["sizes"], known.get("digests", {}))
+        return
+    raise WorkdirError(
+        f"{directory.path / name} {what}. Restore it, or start over in a new workdir"
+    )
+
+
+def _report(directory: RunDirectory, empty: bool) -> Path | None:
+    """Everything that follows from the tables; the last file says that the study is finished.
+
+    Args: empty: there are no runs to report on.
+    """
+    if empty:
+        directory.finish()
+        return None
+    directory.tensorboard()
+    try:
+        page = report.build([directory.path])
+    except ReportError as error:  # the tables were changed while the study ran
+        raise WorkdirError(str(error)) from error
+    directory.finish(report=page.name)
+    return page
+
+
+def _resolved(arms: Sequence[Variant], config: ConfigDict, defaults: ConfigDict) -> dict[str, Any]:
+    """The study as one nested dict: defaults, the file's values, and the overrides per variant."""
+    resolved = config_lib.to_dict(defaults)
+
+    def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict) and key != "variants":
+                merge(into.setdefault(key, {}), value)
+            else:
+                into[key] = value
+
+    merge(resolved, config_lib.to_dict(config))
+    resolved["variants"] = resolved["variants"] or {arms[0].label: {}}
+    return resolved
+
+
+def _tables(settings: ConfigDict) -> dict[str, tuple[str, ...]]:
+    """The columns of each table."""
+    tables: dict[str, tuple[str, ...]] = {
+        "epochs": record.EPOCHS,
+        "events": record.EVENTS,
+        "runs": record.RUNS,
+    }
+    if settings.data.validation_examples:
+        tables["epochs"] += ("validation_loss", "validation_accuracy")
+        tables["runs"] += ("selected_epoch", "selected_test_accuracy")
+    if settings.measures.forecast:
+        tables["events"] += record.FORECAST
+    tables["runs"] += suite.columns(settings.measures.names)
+    return tables
+
+
+def _train(
+    batches: Sequence[Batch],
+    mine: Sequence[Sequence[Member]],
+    settings: ConfigDict,
+    directory: SharedDirectory,
+    stop_requested: Callable[[], bool],
+    quiet: bool,
+) -> None:
+    """Trains every chunk of the members `mine` of each batch that has no rows in runs.csv yet."""
+    steps = [b.program.steps_per_epoch * b.program.epochs for b in batches]
+    _verify(directory)
+    finished = {row["run"] for row in directory.rows("runs")}
+    progress = Progress(
+        sum(len(members) * n for members, n in zip(mine, steps, strict=True)),
+        quiet=quiet or not distributed.is_main(),
+    )
+    for note in (note for b in batches for note in b.notes):
+        progress.message(note)
+    c = settings.checkpoint
+    policy = Policy(c.every_epochs, c.every_minutes, c.at_events, c.keep, stop_requested)
+    people = Arrangement(batches, mine, settings, directory, progress)
+    measure = functools.cache(
+        lambda b: measuring.hook(batches[b], settings, directory, progress.message)
+    )
+    number = 0
+    times = Times(directory, jax.device_count())
+    for b, wave in people.order:
+        for part, size in people.chunks(b, wave):
+            if all(m.run in finished for m in part):
+                progress.advance(steps[b] * len(part), "finished before", timed=False)
+                number += 1
+                continue
+            chunk = Chunk(
+                index=number,
+                members=part,
+                size=size,
+                population=people.population(b),
+                directory=directory,
+                checkpoints=Checkpoints(directory.path / "checkpoints" / f"chunk-{number}", c.keep),
+                policy=policy,
+                progress=progress,
+                measure=measure(b),
+                measure_epochs=frozenset(settings.measures.epochs),
+            )
+            number += 1
+            if (directory.load_json("progress.json") or {}).get("chunk") != chunk.index:
+                directory.save_json("progress.json", {"chunk": chunk.index, **directory.marks()})
+            with times.counted():
+                chunk.run()
+            directory.save_json("progress.json", {"chunk": number, **directory.marks()})
+            chunk.checkpoints.clear()
+    progress.close("done")

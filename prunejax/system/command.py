@@ -1,0 +1,82 @@
+"""What the commands share: one table of errors and exit codes, and how arguments are read."""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from prunejax.errors import (
+    ConfigError,
+    RecordError,
+    ReportError,
+    UnreadableError,
+    WorkdirError,
+)
+from prunejax.system import signals
+from prunejax.system.files import expand
+
+BAD_REQUEST, FAILURE, REQUEUE = 2, 1, signals.INTERRUPTED
+# A path that cannot be used as it was asked for; any other OSError is a failure.
+_OF_PATHS = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL),
+}
+
+
+def tell(error: object, code: int) -> int:
+    """Prints one line; returns the code."""
+    signals.tell(f"prunejax: {' '.join(str(error).split())}", sys.stderr)
+    return code
+
+
+def outcome(error: BaseException) -> tuple[str, int] | None:
+    """The line and the exit code of an error; None: not expected, its trace is wanted."""
+    if isinstance(error, UnreadableError):
+        return f"{error}. The records are intact: the same command continues", FAILURE
+    if isinstance(error, RecordError):
+        return str(error.strerror or error), FAILURE
+    if isinstance(error, flags.Error | ConfigError | WorkdirError | ReportError):
+        return str(error), BAD_REQUEST
+    if isinstance(error, ConnectionError):
+        return str(error), FAILURE
+    if isinstance(error, OSError):
+        where = (
+            f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        )
+        code = BAD_REQUEST if error.errno in _OF_PATHS else FAILURE
+        return f"{where}{error.strerror or error}", code
+    platform = os.environ.get("JAX_PLATFORMS")
+    # JAX asserts, without a word, where a platform's plugin is not installed.
+    silent = isinstance(error, AssertionError) and not error.args and platform != "cpu"
+    if platform and (silent or "nable to initialize backend" in str(error)):
+        return (
+            f"JAX_PLATFORMS={platform}: JAX cannot use it here; install the build of JAX for it "
+            "(extras cuda12, cuda13, tpu), or unset JAX_PLATFORMS, or set it to cpu",
+            BAD_REQUEST,
+        )
+    return None
+
+
+def arguments(argv: Sequence[str]) -> list[str]:
+    """Arguments with "~" expanded where the value of a flag of ours begins with it.
+
+    Raises:
+      ConfigError: an argument holds a NUL or is not UTF-8, or there is no such user.
+    """
+    words = []
+    for word in argv:
+        if "\0" in word or re.search("[\ud800-\udfff]", word):
+            raise ConfigError(f"argument {word!r}: no NUL and nothing but UTF-8 in arguments")
+        name, equals, value = word.partition("=")
+        if name.lstrip("-") in ("config", "workdir", "output", "config.data.data_dir") and (
+            value.startswith("~")
+        ):
+            try:
+                word = name + equals + expand(value)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from None
+        words.append(word)
+    return words

@@ -1,0 +1,168 @@
+"""Files that survive crashes: whole-or-nothing writes, an exclusive lock, cells of a CSV table."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from prunejax.errors import RecordError
+
+
+def expand(path: str | os.PathLike[str]) -> str:
+    """A path with a leading `~` or `~user` as the home directory it stands for.
+
+    Raises:
+      ValueError: there is no such user.
+    """
+    found = os.path.expanduser(os.fspath(path))
+    if found.startswith("~"):
+        raise ValueError(f"{found}: no such user; write ./{found} for a directory of that name")
+    return found
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ValueError: it is no JSON, or JSON of another type; the text names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object but {json.dumps(content)[:40]}")
+    return content
+
+
+def cell(value: object) -> str:
+    """One value as CSV text: floats in their shortest exact form, NaN and None empty.
+
+    Raises:
+      ValueError: the value is an array of more than one element.
+    """
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        if np.prod(shape) != 1:
+            raise ValueError(f"a table cell is one number, not an array of shape {shape}")
+        value = np.asarray(value).reshape(())[()]
+    if value is None:
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, int | np.integer):
+        return str(int(value))
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else str(value)
+    return " ".join(str(value).split())
+
+
+def plain_name(text: str) -> str:
+    """`text` as a file name: anything but letters, digits and `._+=-` becomes "_"."""
+    return re.sub(r"^\.|[^\w.+=-]", "_", text) or "_"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError into a RecordError that names the file and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(
+            error.errno or errno.EIO,
+            f"cannot write {path}: {error.strerror or error}. Earlier records are intact; make "
+            "room or repair the directory and give the same command again to continue",
+        ) from error
+
+
+def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file beside `path` and moves it there, so that `path` is never half written.
+
+    Args:
+      path: the file; its directory is made, unless the one above is not there, either.
+      write: puts the content into the open binary file it is given.
+
+    Raises:
+      RecordError: the file cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)  # no parents: a removed run directory stays removed
+        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def append(path: Path, content: bytes) -> None:
+    """Adds bytes to an existing file and waits until they are on disk: all of them or none.
+
+    Raises:
+      RecordError: the file cannot be written; it is as long as before.
+    """
+    with writing(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+        before = os.fstat(handle).st_size
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(handle, content[written:])
+            os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, before)
+            raise
+        finally:
+            os.close(handle)
+
+
+def save_json(path: Path, content: object) -> None:
+    """Writes standard JSON (no NaN: give None) with the keys in the order they have."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    replace(path, lambda file: file.write(text.encode()))
+
+
+class LockedError(RuntimeError):
+    """Another process holds the lock; the text names it."""
+
+
+def acquire(path: Path) -> IO[str]:
+    """Opens a lock file and holds it until the file is closed or the process ends, however.
+
+    Raises:
+      LockedError: it is held already; the text is what the holder wrote into it.
+    """
+    lock = path.open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            warnings.warn(
+                f"this file system has no locks ({error.strerror}): nothing keeps a second "
+                f"process out of {path.parent}",
+                stacklevel=2,
+            )
+            return lock
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise LockedError(holder) from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock

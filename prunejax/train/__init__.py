@@ -1,0 +1,1 @@
+"""One step of one run: training, events, evaluation, the optimizer."""

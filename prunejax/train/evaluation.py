@@ -1,0 +1,165 @@
+"""Evaluation of whole splits in one compiled call, exact to the last partial batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import data as data_lib
+from prunejax import interventions, losses
+from prunejax.train.step import Program, TrainState, logits, split_batch, variables
+
+Array = jax.Array
+
+
+class Metrics(NamedTuple):
+    """Mean loss in nats and accuracy (fraction) over a split."""
+
+    loss: Array
+    accuracy: Array
+
+
+def train_metrics(state: TrainState) -> Metrics:
+    """Means over the epoch's training batches, taken as they were trained (train mode)."""
+    n = jnp.maximum(state.totals.examples, 1)
+    return Metrics(state.totals.loss / n, state.totals.correct / n)
+
+
+def evaluate(program: Program, state: TrainState, images: Array, labels: Array) -> Metrics:
+    """Mean loss and accuracy over a whole split, the last partial batch weighted exactly."""
+    indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
+
+    def body(sums: tuple[Array, Array], batch: tuple[Array, Array]) -> tuple[Any, None]:
+        index = split_batch(program, batch[0])
+        some = jnp.take(images, index, axis=0), jnp.take(labels, index, axis=0), batch[1]
+        loss, correct = batch_sums(program, state, *some)
+        return (sums[0] + loss, sums[1] + correct), None
+
+    zero = (jnp.float32(0), jnp.int32(0))
+    (loss, correct), _ = jax.lax.scan(body, zero, (jnp.asarray(indices), jnp.asarray(weights)))
+    n = np.float32(labels.shape[0])
+    return Metrics(loss / n, correct / n)
+
+
+def batch_sums(
+    program: Program, state: TrainState, images: Array, labels: Array, weight: Array
+) -> tuple[Array, Array]:
+    """Sum of the losses and number of correct answers over the examples of weight above 0."""
+    outputs = logits(program, state, images)
+    loss = jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, labels), 0.0))
+    correct = jnp.sum(losses.correct(outputs, labels) & (weight > 0))
+    return loss, correct.astype(jnp.int32)
+
+
+def forecast(
+    program: Program, before: TrainState, after: TrainState, images: Array, labels: Array
+) -> Array:
+    """What slope and curvature foretell of the change of the mean loss from `before` to `after`.
+
+    With w what the network computes with (masked parameters, and the gates of residual channels as
+    numbers), d its change, g and H gradient and Hessian of the loss at `before`: nested forward
+    mode along w + t d, one quadratic form (LeCun et al. 1990, with the interactions of everything
+    that is removed at once).
+
+    Returns:
+      float32 [2], nats: g'd, and g'd + d'Hd/2.
+    """
+    indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
+    along = expansion(program, before, after)
+
+    def body(sums: Array, batch: tuple[Array, Array]) -> tuple[Array, None]:
+        index = split_batch(program, batch[0])
+        some = jnp.take(images, index, axis=0), jnp.take(labels, index, axis=0), batch[1]
+        return sums + along(*some), None
+
+    batches = (jnp.asarray(indices), jnp.asarray(weights))
+    sums, _ = jax.lax.scan(body, jnp.zeros(2), batches)
+    return sums / np.float32(labels.shape[0])
+
+
+def expansion(
+    program: Program, before: TrainState, after: TrainState
+) -> Callable[[Array, Array, Array], Array]:
+    """(images, labels, weight) of a batch -> the sums over its examples that `forecast` needs."""
+
+    def continuous(state: TrainState) -> dict[str, Any]:
+        found = variables(program, state)
+        gates = jax.tree.map(lambda gate: gate.astype(jnp.float32), found["gates"])
+        return {"params": found["params"], "gates": gates}
+
+    start = continuous(before)
+    change = jax.tree.map(jnp.subtract, continuous(after), start)
+
+    def along(images: Array, labels: Array, weight: Array) -> Array:
+        x = data_lib.normalize(images, program.mean, program.std)
+
+        def loss(t: Array) -> Array:
+            moved = jax.tree.map(lambda w, d: w + (t * d).astype(w.dtype), start, change)
+            if before.batch_stats:
+                moved["batch_stats"] = before.batch_stats
+            outputs: Any = program.module.apply(moved, x, train=False)
+            return jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, labels), 0.0))
+
+        def slope(t: Array) -> Array:
+            return jax.jvp(loss, (t,), (jnp.ones_like(t),))[1]
+
+        first, bend = jax.jvp(slope, (jnp.float32(0),), (jnp.float32(1),))
+        return jnp.stack([first, first + bend / 2])
+
+    return along
+
+
+def released_evaluate(
+    program: Program, state: TrainState, images: Array, labels: Array, after_event: Array
+) -> tuple[TrainState, Metrics]:
+    """Evaluation as the released code does it: every test batch counts as a pass of the windows.
+
+    Noise is added and windows are counted down *during* the evaluation, batch by batch of
+    `eval_batch_size`; only for studies with `intervention.as_released`. `after_event` (0 or 1)
+    tells the two evaluations of an epoch apart, so that their noise is independent.
+    """
+    indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
+    batches = len(indices)
+
+    def body(carry: tuple[Any, Array, Array], batch: tuple[Array, ...]) -> tuple[Any, None]:
+        state, loss, correct = carry
+        number, index, weight = batch[0], split_batch(program, batch[1]), batch[2]
+        counter = -1 - (
+            (2 * state.step + after_event) * batches + number
+        )  # training draws are >= 0
+        params = interventions.act(
+            program.groups,
+            state.params,
+            state.windows,
+            state.table,
+            program.features,
+            seed=state.seed,
+            counter=counter,
+            opening=False,
+        )
+        state = state._replace(params=params)
+        outputs = logits(program, state, jnp.take(images, index, axis=0))
+        target = jnp.take(labels, index, axis=0)
+        loss += jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, target), 0.0))
+        correct += jnp.sum(losses.correct(outputs, target) & (weight > 0)).astype(jnp.int32)
+        params, stats, windows = interventions.advance(
+            program.groups,
+            state.params,
+            state.batch_stats,
+            state.windows,
+            state.table,
+            program.features,
+        )
+        return (
+            state._replace(params=params, batch_stats=stats, windows=windows),
+            loss,
+            correct,
+        ), None
+
+    carry = (state, jnp.float32(0), jnp.int32(0))
+    numbers = jnp.arange(batches)
+    carry, _ = jax.lax.scan(body, carry, (numbers, jnp.asarray(indices), jnp.asarray(weights)))
+    n = np.float32(labels.shape[0])
+    return carry[0], Metrics(carry[1] / n, carry[2] / n)

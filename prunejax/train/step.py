@@ -1,0 +1,296 @@
+"""The train state, the training step and the evaluation: pure functions, compiled once.
+
+A `Program` holds what is fixed (model, shapes, features); a `TrainState` holds everything that
+differs between the runs of a study (seed, interventions, schedule, learning rate) as arrays, so
+that states can be stacked, mapped and sharded without touching the step.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from prunejax import data as data_lib
+from prunejax import interventions, losses, rng
+from prunejax import masks as masks_lib
+from prunejax import models as models_lib
+from prunejax import scores as scores_lib
+from prunejax.groups import Group
+from prunejax.interventions import Features, Table, Windows
+from prunejax.train import microbatch
+from prunejax.train import optim as optim_lib
+
+Array = jax.Array
+Value = Any  # an array of JAX or NumPy
+Tree = Any
+
+
+class Hyper(NamedTuple):
+    """Numbers of a run's optimizer."""
+
+    learning_rate: Value  # float32 [epochs]
+    weight_decay: Value  # float32 []
+
+
+class Totals(NamedTuple):
+    """Sums over the current epoch's training examples."""
+
+    loss: Array  # float32, nats
+    correct: Array  # int32
+    examples: Array  # int32
+
+
+class TrainState(NamedTuple):
+    """One run, complete: what a checkpoint holds."""
+
+    seed: Array  # uint32
+    step: Array  # int32, training steps done
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    activations: dict[str, Array]  # running means of |pre-ReLU activations| (scores only)
+    windows: Windows
+    table: Table
+    hyper: Hyper
+    totals: Totals
+    bad_step: Array  # int32: first step with a non-finite loss, -1 if none
+
+
+class Data(NamedTuple):
+    """Images and labels of the splits on the device (uint8 [n, h, w, c], int32 [n])."""
+
+    train_images: Value
+    train_labels: Value
+    test_images: Value
+    test_labels: Value
+    validation_images: Value
+    validation_labels: Value
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything static: one program serves all arms of a study that share it."""
+
+    module: models_lib.Model
+    groups: tuple[Group, ...]  # the layers that may be targeted, in forward order
+    optimizer: optim_lib.Optimizer
+    features: Features
+    scores: tuple[str, ...]  # the scores that arms use; Table.score indexes it
+    train_examples: int  # that an epoch trains on
+    image_shape: tuple[int, int, int]
+    epochs: int
+    batch_size: int
+    eval_batch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool = False
+    label_smoothing: float = 0.0
+    weights: bool = False  # units are single weights
+    global_scope: bool = False
+    saliency_examples: int = 512
+    forecast: bool = False  # events predict their change of the test loss
+    microbatch: int = 0  # examples whose gradient is taken at once; 0: the whole batch
+    data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in an epoch; the last one may be a smaller batch."""
+        return -(-self.train_examples // self.batch_size)
+
+    @property
+    def last_batch(self) -> int:
+        """Examples in the last batch of an epoch."""
+        return self.train_examples - (self.steps_per_epoch - 1) * self.batch_size
+
+    @property
+    def needs_activations(self) -> bool:
+        """Whether a score of some arm reads the running mean of activations."""
+        return any("activations" in scores_lib.SCORES[name].needs for name in self.scores)
+
+
+def initial_state(program: Program, seed: Array, table: Table, hyper: Hyper) -> TrainState:
+    """A run before its first step."""
+    variables = models_lib.init(program.module, rng.stream(seed, "init"), program.image_shape)
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    activations = (
+        {g.name: jnp.zeros(g.units) for g in program.groups} if program.needs_activations else {}
+    )
+    return TrainState(
+        seed=jnp.asarray(seed, jnp.uint32),
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=stats,
+        opt_state=program.optimizer.init(params),
+        activations=activations,
+        windows=interventions.initial(
+            program.groups, params, stats, weights=program.weights, features=program.features
+        ),
+        table=table,
+        hyper=hyper,
+        totals=Totals(jnp.float32(0), jnp.int32(0), jnp.int32(0)),
+        bad_step=jnp.int32(-1),
+    )
+
+
+def masks(program: Program, state: TrainState) -> Tree:
+    """The masks of the state's parameters now."""
+    return interventions.mask_tree(program.groups, state.params, state.windows, state.table)
+
+
+def variables(program: Program, state: TrainState, params: Tree | None = None) -> dict[str, Tree]:
+    """The model's variable collections with the masks applied."""
+    params = state.params if params is None else params
+    found = {
+        "params": masks_lib.apply(masks(program, state), params),
+        "gates": interventions.gates(program.groups, state.windows, state.table),
+    }
+    if state.batch_stats:
+        found["batch_stats"] = state.batch_stats
+    return found
+
+
+def logits(program: Program, state: TrainState, images: Array, params: Tree | None = None) -> Array:
+    """Evaluation-mode outputs [batch, classes] for uint8 images (running BatchNorm statistics)."""
+    x = data_lib.normalize(images, program.mean, program.std)
+    outputs: Any = program.module.apply(variables(program, state, params), x, train=False)
+    return outputs
+
+
+def train_step(program: Program, state: TrainState, images: Array, labels: Array) -> TrainState:
+    """One training step on a batch (float images [b, h, w, c], int32 labels [b])."""
+    groups, features, table = program.groups, program.features, state.table
+    params = interventions.act(
+        groups,
+        state.params,
+        state.windows,
+        table,
+        features,
+        seed=state.seed,
+        counter=state.step,
+        opening=False,
+    )
+    collections = ["batch_stats"] + (["activations"] if program.needs_activations else [])
+
+    key = rng.at(state.seed, "dropout", state.step)
+
+    def gradient_of(batch: tuple[Array, Array], key: Array) -> tuple[Any, Tree]:
+        def loss_fn(params: Tree) -> tuple[Array, tuple[Array, Tree]]:
+            outputs, updated = program.module.apply(
+                variables(program, state, params),
+                batch[0],
+                train=True,
+                mutable=collections,
+                rngs={"dropout": key},
+            )
+            values = losses.cross_entropy(outputs, batch[1], program.label_smoothing)
+            correct = jnp.sum(losses.correct(outputs, batch[1])).astype(jnp.int32)
+            return jnp.mean(values), (correct, updated)
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+    parts = microbatch.parts(images.shape[0], program.microbatch)
+    if parts == 1:
+        (loss, (correct, updated)), gradients = gradient_of((images, labels), key)
+    else:
+        (loss, (correct, updated)), gradients = microbatch.mean_over_parts(
+            lambda part, number: gradient_of(part, jax.random.fold_in(key, number)),
+            (images, labels),
+            parts,
+        )
+    epoch = jnp.minimum(state.step // program.steps_per_epoch, program.epochs - 1)
+    params, opt_state = program.optimizer.update(
+        gradients,
+        state.opt_state,
+        params,
+        masks(program, state),
+        state.hyper.learning_rate[epoch],
+        state.hyper.weight_decay,
+    )
+    begins = state.step % program.steps_per_epoch == 0
+    totals = jax.tree.map(lambda t: jnp.where(begins, 0, t), state.totals)
+    params, stats, windows = interventions.advance(
+        groups, params, updated.get("batch_stats", {}), state.windows, table, features
+    )
+    activations = state.activations
+    if program.needs_activations:
+        sums = updated["activations"]
+        activations = {
+            g.name: scores_lib.update_activation_mean(
+                state.activations[g.name], _sown(sums, g.name), state.step
+            )
+            for g in groups
+        }
+    return state._replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=stats,
+        opt_state=opt_state,
+        activations=activations,
+        windows=windows,
+        totals=Totals(
+            totals.loss + loss * labels.shape[0],
+            totals.correct + correct,
+            totals.examples + labels.shape[0],
+        ),
+        bad_step=jnp.where((state.bad_step < 0) & ~jnp.isfinite(loss), state.step, state.bad_step),
+    )
+
+
+def _sown(collection: Tree, name: str) -> Array:
+    """The value sown under a layer's name, wherever in the module tree it was sown."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(collection):
+        if any(getattr(entry, "key", None) == name for entry in path):
+            return leaf
+    raise KeyError(f"the model sows no activations for layer {name!r}")
+
+
+def train_steps(program: Program, state: TrainState, data: Data, steps: Array) -> TrainState:
+    """`steps` training steps (a traced count) that stay inside one epoch's full batches.
+
+    The epoch's order is a pure function of (seed, epoch): stopping and continuing at any step
+    gives the same bits.
+    """
+    size = program.batch_size
+    order = _order(program, state)
+
+    def body(_: Array, state: TrainState) -> TrainState:
+        start = (state.step % program.steps_per_epoch) * size
+        return _step_on(program, state, data, jax.lax.dynamic_slice(order, (start,), (size,)))
+
+    return jax.lax.fori_loop(0, steps, body, state)
+
+
+def train_last_step(program: Program, state: TrainState, data: Data) -> TrainState:
+    """The last, smaller batch of an epoch."""
+    order = _order(program, state)
+    return _step_on(program, state, data, order[-program.last_batch :])
+
+
+def _order(program: Program, state: TrainState) -> Array:
+    epoch = state.step // program.steps_per_epoch
+    return data_lib.epoch_permutation(state.seed, epoch, program.train_examples)
+
+
+def _step_on(program: Program, state: TrainState, data: Data, indices: Array) -> TrainState:
+    indices = split_batch(program, indices)
+    if program.augment:
+        key = rng.at(state.seed, "augment", state.step)
+        images = data_lib.augment(key, data.train_images, indices)
+    else:
+        images = jnp.take(data.train_images, indices, axis=0)
+    return train_batch(program, state, images, jnp.take(data.train_labels, indices, axis=0))
+
+
+def train_batch(program: Program, state: TrainState, images: Array, labels: Array) -> TrainState:
+    """One training step on a batch that is there already (uint8 images, int32 labels)."""
+    images = split_batch(program, data_lib.normalize(images, program.mean, program.std))
+    return train_step(program, state, images, labels)
+
+
+def split_batch(program: Program, batch: Array) -> Array:
+    """The same batch, its examples spread over the devices along `data` where they divide it."""
+    if program.data_parallel == 1 or batch.shape[0] % program.data_parallel:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec("data"))
