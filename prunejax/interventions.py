@@ -43,10 +43,16 @@ class Table(NamedTuple):
     restore: Value  # int32, one of RESTORES
     mask_norm: Value  # bool: the BatchNorm scale and bias of a target go as well
     noise_scale: Value  # float32, multiple of the reference standard deviation
-    target: Value  # int32: 0 smallest, 1 random, 2 largest
-    score: Value  # int32: index into the program's scores
-    counts: Value  # int32 [epochs + 1, layers]: units to target; row e + 1 follows epoch e
     replay: Value  # bool: targets come from another run (a twin) and not from the scores
+    # Per row, that is per event. Row 0 is before training, row e + 1 follows epoch e; the others
+    # fall between, or before training too, and the runs of a program share their steps.
+    target: Value  # int32 [rows]: 0 smallest, 1 random, 2 largest
+    score: Value  # int32 [rows]: index into the program's scores
+    counts: Value  # int32 [rows, layers]: units to target
+    grow: Value = ()  # int32 [rows, layers]: dead units that come back right after
+    random_growth: Value = ()  # bool: random units come back, not those of the largest gradient
+    steps: Value = ()  # int32 [rows]: training steps done before it
+    ids: Value = ()  # int32 [rows]: names its random draws; of the run alone, whoever shares rows
 
 
 class Features(NamedTuple):
@@ -57,6 +63,7 @@ class Features(NamedTuple):
     gaussian: bool = False
     restore: bool = False
     released: bool = False  # windows count evaluation passes too, as the released code does
+    growth: bool = False  # dead units may come back
 
 
 class Windows(NamedTuple):
@@ -65,6 +72,9 @@ class Windows(NamedTuple):
     targeted: dict[str, Array]  # bool per unit: was the target of an event
     remaining: dict[str, Array]  # int32 per unit: training steps that its window stays open
     saved: dict[str, Array]  # leaf path -> the values to restore (empty without restore arms)
+    # Of programs whose units may come back, else empty.
+    grown: dict[str, Array]  # bool per unit: came back at the last event that grew any
+    ever: dict[str, Array]  # bool per unit: was live in some training step
 
 
 def initial(
@@ -93,6 +103,8 @@ def initial(
         {name: jnp.zeros(shape, bool) for name, shape in shapes.items()},
         {name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()},
         saved,
+        {name: jnp.zeros(shape, bool) for name, shape in shapes.items() if features.growth},
+        {name: jnp.zeros(shape, bool) for name, shape in shapes.items() if features.growth},
     )
 
 
@@ -115,6 +127,20 @@ def mask_tree(groups: Sequence[Group], params: Params, windows: Windows, table: 
         else:
             values[g.kernel] = live
     return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)
+
+
+def kernel_masks(
+    groups: Sequence[Group], params: Params, units: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Leaf path -> bool that broadcasts against the leaf: where it belongs to one of `units`."""
+    values: dict[str, Array] = {}
+    for g in groups:
+        kernel, of = trees.get(params, g.kernel), units[g.name]
+        if of.ndim < kernel.ndim:
+            values |= dict.fromkeys(g.affine, of)
+            of = of.reshape((1,) * (kernel.ndim - 1) + of.shape)
+        values[g.kernel] = of
+    return values
 
 
 def gates(groups: Sequence[Group], windows: Windows, table: Table) -> dict[str, Array]:
@@ -268,7 +294,41 @@ def open_windows(
                 if fresh.ndim == 1 or path == g.kernel:
                     saved[path] = jnp.where(fresh, leaf, saved[path])
         remaining[g.name] = jnp.where(opening, steps, left)
-    return Windows(targeted, remaining, saved)
+    return windows._replace(targeted=targeted, remaining=remaining, saved=saved)
+
+
+def trained(windows: Windows) -> Windows:
+    """After a training step: the units that are live now have been live in one."""
+    ever = {name: ever | (windows.remaining[name] == 0) for name, ever in windows.ever.items()}
+    return windows._replace(ever=ever)
+
+
+def regrow(
+    groups: Sequence[Group], params: Params, windows: Windows, grown: Mapping[str, Array]
+) -> tuple[Params, Windows]:
+    """Closes the windows of `grown` units, which come back at weight 0 and may be targets again.
+
+    Args:
+      groups, params, windows: as in `act`.
+      grown: bool per unit and layer.
+
+    Returns:
+      The parameters (a filter's norm is as at the start: scale 1, bias 0) and the windows.
+    """
+    values: dict[str, Array] = {}
+    for g in groups:
+        back = grown[g.name]
+        values[g.kernel] = jnp.where(back, 0, trees.get(params, g.kernel))
+        if back.ndim == 1:
+            for path in g.affine:
+                start = 1.0 if path.endswith("scale") else 0.0
+                values[path] = jnp.where(back, start, trees.get(params, path))
+    some = functools.reduce(jnp.logical_or, (jnp.any(back) for back in grown.values()))
+    return trees.replace(params, values), windows._replace(
+        targeted={n: t & ~grown[n] for n, t in windows.targeted.items()},
+        remaining={n: jnp.where(grown[n], 0, r) for n, r in windows.remaining.items()},
+        grown={n: jnp.where(some, grown[n], before) for n, before in windows.grown.items()},
+    )
 
 
 def advance(

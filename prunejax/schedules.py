@@ -18,15 +18,17 @@ of the paper's layers and fractions none. An event may have the count 0: nothing
 import numbers
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from math import ceil
+from math import ceil, cos, pi
 
 import numpy as np
+
+from prunejax import registry
 
 Events = list[tuple[int, int]]
 BEFORE_TRAINING = -1  # the epoch of an event before the first training step
 
 
-def _exact(fraction: float) -> Fraction:
+def exact(fraction: float | Fraction) -> Fraction:
     """The decimal number as written: 0.9 -> 9/10, not the nearest binary fraction."""
     if not isinstance(fraction, numbers.Real) and getattr(fraction, "shape", None) != ():
         raise ValueError(f"fraction {fraction!r} is no number in [0, 1]")
@@ -49,9 +51,9 @@ def _check(units: int, start: int, end: int, period: int) -> None:
         raise ValueError(f"end {end!r} is before start {start!r}")
 
 
-def kept(units: int, fraction: float) -> int:
+def kept(units: int, fraction: float | Fraction) -> int:
     """Units that are finally kept: `ceil((1 - fraction) * units)`, exact."""
-    return ceil((1 - _exact(fraction)) * units)
+    return ceil((1 - exact(fraction)) * units)
 
 
 def last_epoch(name: str, *, start: int, end: int, period: int) -> int:
@@ -71,7 +73,7 @@ def _from_kept(epochs: Sequence[int], left: Sequence[int], units: int) -> Events
     return events
 
 
-def linear(*, units: int, fraction: float, start: int, end: int, period: int) -> Events:
+def linear(*, units: int, fraction: float | Fraction, start: int, end: int, period: int) -> Events:
     """The paper's ramp: n events at start, start + period, ... <= end.
 
     With N units and K = kept(N, fraction), event i (1..n) leaves `ceil(K + (N - K)(n - i)/n)`.
@@ -87,7 +89,9 @@ def linear(*, units: int, fraction: float, start: int, end: int, period: int) ->
     return _from_kept(epochs, left, units)
 
 
-def one_shot(*, units: int, fraction: float, start: int, end: int, period: int) -> Events:
+def one_shot(
+    *, units: int, fraction: float | Fraction, start: int, end: int, period: int
+) -> Events:
     """All at once after epoch `start`; `end` and `period` are not used.
 
     >>> one_shot(units=10, fraction=0.25, start=3, end=0, period=1)
@@ -98,7 +102,7 @@ def one_shot(*, units: int, fraction: float, start: int, end: int, period: int) 
     return [(start, units - kept(units, fraction))]
 
 
-def scratch(*, units: int, fraction: float, start: int, end: int, period: int) -> Events:
+def scratch(*, units: int, fraction: float | Fraction, start: int, end: int, period: int) -> Events:
     """All at once before training (epoch -1); `start`, `end` and `period` are not used.
 
     >>> scratch(units=10, fraction=0.25, start=0, end=0, period=1)
@@ -109,7 +113,7 @@ def scratch(*, units: int, fraction: float, start: int, end: int, period: int) -
     return [(BEFORE_TRAINING, units - kept(units, fraction))]
 
 
-def cubic(*, units: int, fraction: float, start: int, end: int, period: int) -> Events:
+def cubic(*, units: int, fraction: float | Fraction, start: int, end: int, period: int) -> Events:
     """Fast first, then slower: sparsity `f (1 - (1 - i/n)^3)` after event i of n.
 
     Zhu & Gupta 2017, equation 1, with initial sparsity 0; events as in `linear`, the last of them
@@ -125,7 +129,9 @@ def cubic(*, units: int, fraction: float, start: int, end: int, period: int) -> 
     return _from_kept(epochs, left, units)
 
 
-def geometric(*, units: int, fraction: float, start: int, end: int, period: int) -> Events:
+def geometric(
+    *, units: int, fraction: float | Fraction, start: int, end: int, period: int
+) -> Events:
     """The same fraction *of what is left* at every event: `N (K/N)^(i/n)` remain, rounded up.
 
     The rounds of iterative magnitude pruning (Frankle & Carbin 2019). `fraction` 1 would need an
@@ -150,6 +156,21 @@ SCHEDULES: dict[str, Callable[..., Events]] = {
     "cubic": cubic,
     "geometric": geometric,
 }
+
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "constant": lambda t: 1.0,
+    "cosine": lambda t: (1 + cos(pi * t)) / 2,
+    "linear": lambda t: 1 - t,
+}
+
+
+def decayed(name: str, step: int, last: int) -> float:
+    """Part of the first drop fraction that an update at `step` of `last` has (1 at step 0).
+
+    "cosine" is that of RigL (Evci et al. 2020, section 3), "linear" and "constant" its rivals.
+    """
+    return registry.lookup(DECAYS, name, "schedule of updates")(step / last)
 
 
 def counts(events: Events, epochs: int) -> np.ndarray:

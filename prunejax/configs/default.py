@@ -66,8 +66,11 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "prune": {
                 "schedule": "none",  # none | linear | one_shot | scratch | cubic | geometric
+                "unit": "epoch",  # epoch | step: what `start`, `end` and `period` count
+                "rounds": 1,  # scratch: events before training, each the same share of what is left
                 "layers": (".*",),  # rules over the model's layer names (regular expressions)
                 "fraction": (0.5,),  # final fraction of units removed, per rule
+                "allocation": "rules",  # rules | uniform | erk: how layers share one fraction
                 "start": (0,),  # epoch of the first event, per rule
                 "end": (0,),  # last epoch at which an event may fall, per rule
                 "period": 1,  # epochs between events ("retrain period")
@@ -75,7 +78,16 @@ def get_config(arg: str = "") -> ConfigDict:
                 "target": "smallest",  # smallest | random | largest scores are removed
                 "granularity": "filter",  # filter (a unit with its norm) | weight
                 "scope": "layer",  # layer: counts per layer | global: one ranking over all layers
-                "saliency_examples": 512,  # training examples of the gradient in |w g| scores
+                "evidence": "first",  # first | batch: which examples the gradient of scores is of
+                "saliency_examples": 512,  # how many, of the first ones
+                "grow": "none",  # none | gradient | random: which dead units come back
+                "regrow": 0.0,  # of what is live: dropped and regrown at each event besides
+                "update_every": 0,  # training steps between drop-and-grow updates; 0: none
+                "update_fraction": 0.3,  # of the live units, at first
+                "update_schedule": "cosine",  # cosine | linear | constant: of that fraction
+                "update_end": 0.75,  # of the training steps: no update from there on
+                "update_score": "magnitude",  # the smallest are dropped at updates
+                "evaluate_between": False,  # test before and after events between epochs, too
             },
             "intervention": {
                 "kind": "prune",  # prune (mask) | zero | gaussian | none: what is done to targets

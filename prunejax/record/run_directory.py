@@ -23,7 +23,16 @@ from prunejax.record.tensorboard_view import TensorBoardView
 from prunejax.record.workdir import check
 from prunejax.system import files
 
-__all__ = ["EPOCHS", "EVENTS", "FORECAST", "RUNS", "RecordError", "RunDirectory", "WorkdirError"]
+__all__ = [
+    "EPOCHS",
+    "EVENTS",
+    "FORECAST",
+    "RUNS",
+    "UPDATES",
+    "RecordError",
+    "RunDirectory",
+    "WorkdirError",
+]
 
 # Epochs count from 0 (the index of `prune.start`); an event before training has epoch -1.
 # Accuracies, stabilities, instabilities and sparsities are fractions, losses are in nats.
@@ -37,6 +46,12 @@ EVENTS = (
     *_RUN,
     *("epoch", "step", "layer", "targeted", "live"),
     *("pre_accuracy", "post_accuracy", "pre_loss", "post_loss", "instability"),
+)
+# Of studies in which units come back: one row a layer and event. Shares are fractions.
+UPDATES = (
+    *_RUN,
+    *("epoch", "step", "layer", "dropped", "grown", "live"),
+    *("zero_gradient", "survival", "ever_live"),
 )
 # Of an event, if asked for: the change of the test loss that gradient and curvature foretell.
 FORECAST = ("predicted_first", "predicted_second")

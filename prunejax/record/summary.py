@@ -19,8 +19,8 @@ def _number(text: str) -> float:
 
 def mean_stability(events: Sequence[Row]) -> tuple[float, int]:
     """Mean stability over the event epochs of a run (fraction), and their number."""
-    by_epoch = {int(e["epoch"]): 1 - _number(e["instability"]) for e in events}
-    values = [value for epoch, value in by_epoch.items() if epoch >= 0 and not math.isnan(value)]
+    by_event = {(int(e["epoch"]), e.get("step")): 1 - _number(e["instability"]) for e in events}
+    values = [v for (epoch, _), v in by_event.items() if epoch >= 0 and not math.isnan(v)]
     return (sum(values) / len(values) if values else 1.0), len(values)
 
 

@@ -196,9 +196,9 @@ def _forecast_points(rows: Sequence[dict[str, str]], column: str) -> list[tuple[
     Layers of one event share the measured change. They share the prediction too if it was made
     for the event as a whole; predictions of single layers are added.
     """
-    events: dict[tuple[str, str], list[dict[str, str]]] = {}
+    events: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        events.setdefault((row["run"], row["epoch"]), []).append(row)
+        events.setdefault((row["run"], row["epoch"], row["step"]), []).append(row)
     found = []
     for layers in events.values():
         values = [number(row[column]) for row in layers]

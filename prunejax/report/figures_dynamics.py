@@ -28,7 +28,7 @@ def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]
     for row in rows:
         points[row["run"]][int(row["epoch"]), 1] = number(row["test_accuracy"])
     for row in by_variant(study.events).get(variant, []):
-        if row["run"] in points:
+        if row["run"] in points and row["pre_accuracy"]:
             points[row["run"]][int(row["epoch"]), 0] = number(row["pre_accuracy"])
             points[row["run"]][int(row["epoch"]), 1] = number(row["post_accuracy"])
     keys = sorted({key for run in points.values() for key in run})

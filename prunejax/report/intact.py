@@ -137,17 +137,18 @@ def _events(
     """Schedules know no seed: the runs of an arm have the same layers in the same epochs."""
     arms: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for run in runs:
-        own = [(row["epoch"], row["layer"]) for row in events.get(run["run"], [])]
+        own = [(row["epoch"], row["layer"], row["step"]) for row in events.get(run["run"], [])]
         arms.setdefault(run["variant"], {})[run["run"]] = own
     for variant, found in arms.items():
         changes = ((config.get("variants") or {}).get(variant) or {}).get("prune") or {}
         common = {**(config.get("prune") or {}), **changes}
         if common.get("scope", "layer") != "layer":
             continue  # what a layer loses is up to the scores
+        several = int(common.get("rounds", 1)) > 1  # events of one step
         everywhere = dict.fromkeys(key for own in found.values() for key in own)
         for label, own in found.items():
             lost = [key for key in everywhere if key not in own]
-            if lost or len(set(own)) != len(own):
+            if lost or (not several and len(set(own)) != len(own)):
                 what = f"no row for layer {lost[0][1]} in epoch {lost[0][0]}" if lost else "a twin"
                 raise ReportError(
                     f"{path / 'events.csv'}: run {label} has {what}, unlike the other seeds of its "

@@ -59,6 +59,10 @@ class Chunk:
         self._saving = Saving(
             self.directory, self.checkpoints, self._targets, self.progress, self.policy.clock
         )
+        table = self.members[0].table  # the members of a program share the steps of its events
+        self._between: dict[int, list[int]] = {}
+        for row in range(self.population.program.epochs + 1, len(table.steps)):
+            self._between.setdefault(int(table.steps[row]), []).append(row)
         self._standing = ""  # loss and accuracy, for the progress line
 
     # -- the loop ---------------------------------------------------------------------------
@@ -120,9 +124,9 @@ class Chunk:
 
     def _before_training(self, states: TrainState) -> TrainState:
         if any(0 in m.events for m in self.members):
-            states, pre = self._test(states, after_event=False)
-            states, post, info = self._event(states, row=0)
-            self._event_rows(-1, states, pre, post, info)
+            states = self._happens(states, -1, 0)
+        for row in self._between.get(0, ()):
+            states = self._happens(states, -1, row)
         return states
 
     def _train_epoch(self, states: TrainState, epoch: int) -> TrainState:
@@ -130,8 +134,10 @@ class Chunk:
         per_epoch = program.steps_per_epoch
         full = per_epoch - (1 if program.last_batch < program.batch_size else 0)
         done = self._done(states) - epoch * per_epoch
+        begun = epoch * per_epoch
+        ends = [s - begun for s in self._between if 0 < s - begun <= full]
         while done < full:
-            count = min(self._calls, full - done)
+            count = min([self._calls, full - done, *(s - done for s in ends if s > done)])
             begin = time.perf_counter()
             warm = "training" in self._warm
             with self._once("training"):
@@ -147,6 +153,8 @@ class Chunk:
                     train = self.population.summary(states)[0]
                     self._stand(train.loss, "train", train.accuracy)
             self.progress.advance(count * len(self.members), self._text(epoch), timed=warm)
+            for row in self._between.get(begun + done, ()):
+                states = self._happens(states, epoch, row)
             if done < per_epoch:
                 self._maybe_save(states, epoch, epoch_done=False)
         if done == full < per_epoch:
@@ -157,6 +165,23 @@ class Chunk:
                 )
             self._saving.reached(states, epoch)
             self.progress.advance(len(self.members), self._text(epoch), timed=warm)
+            for row in self._between.get(begun + per_epoch, ()):
+                states = self._happens(states, epoch, row)
+        return states
+
+    def _happens(self, states: TrainState, epoch: int, row: int) -> TrainState:
+        """An event that is not that of an epoch's end, with its rows."""
+        asked = [m for m in self.members if row in m.events]
+        tested = any(m.evaluate_between or not m.is_between(row) for m in asked)
+        pre = post = None
+        if tested:
+            states, pre = self._test(states, after_event=False)
+        states, info = self._event(states, row)
+        if tested:
+            states, post = self._test(states, after_event=True)
+        self._event_rows(epoch, states, pre, post, info, row)
+        self._saving.rows_written()
+        self._saving.reached(states, max(epoch, 0))
         return states
 
     def _next_call(self, steps: int, seconds: float) -> int:
@@ -180,8 +205,9 @@ class Chunk:
                 self._measures(states, i, epoch)
         post = pre
         if any(epoch + 1 in m.events for m in self.members):
-            states, post, info = self._event(states, row=epoch + 1)
-            self._event_rows(epoch, states, pre, post, info)
+            states, info = self._event(states, row=epoch + 1)
+            states, post = self._test(states, after_event=True)
+            self._event_rows(epoch, states, pre, post, info, epoch + 1)
         elif released:  # the released loop evaluates twice in every epoch
             states, post = self._test(states, after_event=True)
         _, _, steps, sparsity = self.population.summary(states)
@@ -251,7 +277,7 @@ class Chunk:
             self._saving.measured[key] = {name: float(value) for name, value in columns.items()}
         return self._saving.measured[key]
 
-    def _event(self, states: TrainState, row: int) -> tuple[TrainState, Metrics, Any]:
+    def _event(self, states: TrainState, row: int) -> tuple[TrainState, Any]:
         self._saving.keep()
         with self._saving.long("event"):
             replay = None
@@ -259,17 +285,23 @@ class Chunk:
                 replay = self._targets.replay(self._padded, row, states.windows.targeted)
             states, info = self.population.event(states, row, replay)
             self._targets.add(row, info.selected)
-        states, post = self._test(states, after_event=True)
-        return states, post, info
+        return states, info
 
     def _event_rows(
-        self, epoch: int, states: TrainState, pre: Metrics, post: Metrics, info: Any
+        self,
+        epoch: int,
+        states: TrainState,
+        pre: Metrics | None,
+        post: Metrics | None,
+        info: Any,
+        number: int,
     ) -> None:
         _, bad, steps, _ = self.population.summary(states)
+        asked = [(i, m) for i, m in enumerate(self.members) if bad[i] < 0 and number in m.events]
         rows = [
             row
-            for i, m in enumerate(self.members)
-            if bad[i] < 0 and epoch + 1 in m.events
+            for i, m in asked
+            if pre is not None or not m.table.grow[number].any()  # else a row of updates.csv
             for row in rows_lib.of_event(
                 self.population.program,
                 m,
@@ -285,6 +317,14 @@ class Chunk:
         for text in emptied.at_event(rows, kinds):
             self.progress.message(text)
         self.directory.append("events", rows)
+        if info.growth is not None:
+            layers = self.population.program.groups
+            updates = [
+                row
+                for i, m in asked
+                for row in rows_lib.of_update(layers, m, i, epoch, number, steps[i], info)
+            ]
+            self.directory.append("updates", updates)
 
     def _maybe_save(self, states: TrainState, epoch: int, epoch_done: bool) -> None:
         """Saves when the policy says so; on request of a signal saves and raises Interrupted."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from prunejax import interventions, registry, schedules
+from prunejax import allocate, interventions, registry, schedules
 from prunejax import scores as scores_lib
 from prunejax.errors import ConfigError
 from prunejax.measures import suite
@@ -25,6 +25,12 @@ CHOICES = {
     "prune.score": tuple(scores_lib.SCORES),
     "prune.target": tuple(prune.TARGETS),
     "prune.granularity": ("filter", "weight"),
+    "prune.unit": ("epoch", "step"),
+    "prune.allocation": ("rules", *allocate.ALLOCATIONS),
+    "prune.evidence": ("first", "batch"),
+    "prune.grow": ("none", "gradient", "random"),
+    "prune.update_schedule": tuple(schedules.DECAYS),
+    "prune.update_score": tuple(scores_lib.SCORES),
     "prune.scope": ("layer", "global"),
     "intervention.kind": tuple(interventions.KINDS),
     "intervention.scope": tuple(interventions.SCOPES),
@@ -54,6 +60,11 @@ RANGES: dict[str, tuple[float | None, float | None, str]] = {
     "optimizer.clip_norm": (0, None, "norm; 0: none"),
     "optimizer.label_smoothing": (0, 0.999, "fraction"),
     "prune.period": (1, None, "epochs"),
+    "prune.rounds": (1, 10_000, "events"),
+    "prune.regrow": (0, 1, "fraction of the live units"),
+    "prune.update_every": (0, None, "training steps; 0: none"),
+    "prune.update_fraction": (0, 1, "fraction of the live units"),
+    "prune.update_end": (0, 1, "fraction of the training steps"),
     "prune.saliency_examples": (1, None, "examples"),
     "intervention.duration": (-1, interventions.FOREVER - 2, "training steps; -1: forever"),
     "intervention.noise_scale": (0, None, "multiple of a standard deviation"),
@@ -255,7 +266,7 @@ def _validate_prune(settings: ConfigDict, where: str) -> None:
                 f"config.prune.end = {end}{where} is before config.prune.start = {start} "
                 f"(layer rule {p.layers[index]!r})"
             )
-        if start >= settings.epochs:
+        if p.unit == "epoch" and start >= settings.epochs:
             raise ConfigError(
                 f"config.prune.start = {start}{where} is not before config.epochs = "
                 f"{settings.epochs} (epochs count from 0): the layer would never be pruned"

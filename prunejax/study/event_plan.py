@@ -1,13 +1,15 @@
 """Which layers a variant prunes, and how many units at which epoch: from settings to counts."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from prunejax import schedules, trees
+from prunejax import allocate, schedules, trees
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
 
@@ -44,7 +46,48 @@ def units(group: Group, settings: ConfigDict, params: Any) -> int:
     return group.units
 
 
-def _of_rule(values: Sequence[Any], index: int) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer that a rule of the arm chooses."""
+
+    name: str
+    units: int  # filters, or weights where single weights are pruned
+    rule: int  # index of the first rule that matches it
+    fraction: Fraction  # of its units that goes in the end
+
+
+def layers(
+    settings: ConfigDict, label: str, groups: Sequence[Group], params: Any
+) -> dict[str, Layer]:
+    """The layers that an arm prunes, by name.
+
+    With `prune.allocation` "rules" a layer loses the fraction of its rule; with "uniform" or "erk"
+    there is one fraction, of all these layers' units together, which the allocation shares out.
+
+    Raises:
+      ConfigError: a rule matches nothing, or an allocation that cannot be.
+    """
+    p, of = settings.prune, {g.name: g for g in groups}
+    rules = layer_rules(settings, groups)
+    number = {name: units(of[name], settings, params) for name in rules}
+    if p.allocation == "rules":
+        parts = {name: schedules.exact(of_rule(p.fraction, rules[name])) for name in rules}
+    else:
+        if len(p.fraction) != 1 or p.scope == "global" or p.granularity != "weight":
+            raise ConfigError(
+                f"config.prune.allocation = {p.allocation!r} (variant {label!r}) shares one "
+                f"fraction of single weights out over layers; prune.fraction = "
+                f"{tuple(p.fraction)}, prune.scope = {p.scope!r} and prune.granularity = "
+                f"{p.granularity!r} must be one number, 'layer' and 'weight'"
+            )
+        shapes = {name: trees.get(params, of[name].kernel).shape for name in rules}
+        keep = schedules.kept(sum(number.values()), p.fraction[0])
+        kept = allocate.ALLOCATIONS[p.allocation](shapes, keep)
+        parts = {name: Fraction(number[name] - kept[name], number[name]) for name in rules}
+    return {name: Layer(name, number[name], rules[name], parts[name]) for name in rules}
+
+
+def of_rule(values: Sequence[Any], index: int) -> Any:
     """The entry of a layer rule: its own, or the one that all rules share."""
     return values[index % len(values)]
 
@@ -59,10 +102,12 @@ def event_counts(
     if p.schedule == "none":
         return {}
     counts: dict[str, np.ndarray] = {}
-    layers = {g.name: g for g in groups}
-    for name, index in layer_rules(settings, groups).items():
-        size, fraction = units(layers[name], settings, params), float(_of_rule(p.fraction, index))
-        when = {"start": _of_rule(p.start, index), "end": _of_rule(p.end, index)}
+    chosen = layers(settings, label, groups, params)
+    if p.rounds > 1 or (p.unit == "step" and p.schedule != "scratch"):  # see `step_plan`
+        return {name: np.zeros(settings.epochs + 1, np.int32) for name in chosen}
+    for name, layer in chosen.items():
+        size, fraction = layer.units, layer.fraction
+        when = {"start": of_rule(p.start, layer.rule), "end": of_rule(p.end, layer.rule)}
         last = schedules.last_epoch(p.schedule, **when, period=p.period)
         idle = schedules.kept(size, fraction) == size
         if last >= settings.epochs and not idle:  # not listed: there may be billions of events
@@ -85,11 +130,9 @@ def event_counts(
                 f"config.model.width = {settings.model.width}: layer {name!r} would have "
                 f"{size} units, more than 32 bits count"
             ) from None
-    _refuse_nothing(
-        settings, label, {n: units(layers[n], settings, params) for n in counts}, counts
-    )
+    _refuse_nothing(settings, label, {n: chosen[n].units for n in counts}, counts)
     if settings.intervention.kind == "gaussian":
-        _refuse_noise_on_all(settings, label, layers, params, counts)
+        _refuse_noise_on_all(settings, label, {g.name: g for g in groups}, params, counts)
     if p.scope == "global":  # one ranking: the layers' counts add up in the first column
         total = np.sum(list(counts.values()), axis=0)
         first = next(iter(counts))

@@ -4,7 +4,7 @@ which arrays (intervention table, learning rates) each of them starts.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +18,21 @@ from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
 from prunejax.interventions import FOREVER, Features, Table
-from prunejax.study import checks, event_plan, unit_check
+from prunejax.study import checks, event_plan, step_plan, unit_check
 from prunejax.study import config as config_lib
 from prunejax.study.config import Variant
+from prunejax.study.step_plan import Filled, Row
 from prunejax.train import optim, prune
 from prunejax.train.step import Hyper, Program
 
 # Settings that are arrays of a run, so that runs which differ only here share a program.
 ARRAYS = {
     "optimizer": ("learning_rate", "schedule", "milestones", "decay", "weight_decay"),
-    "prune": ("schedule", "layers", "fraction", "start", "end", "period", "score", "target"),
+    "prune": (
+        *("schedule", "unit", "rounds", "layers", "fraction", "allocation", "start", "end"),
+        *("period", "score", "target", "grow", "regrow", "evaluate_between"),
+        *("update_every", "update_fraction", "update_schedule", "update_end", "update_score"),
+    ),
 }
 NOT_STATIC = (
     "seeds",
@@ -52,11 +57,17 @@ class Member:
     table: Table  # NumPy arrays
     hyper: Hyper  # NumPy arrays
     twin: str = ""  # the run whose targets are replayed
+    evaluate_between: bool = False  # whether events between epochs are evaluated as others are
 
     @property
     def events(self) -> np.ndarray:
-        """Rows of the counts in which something is targeted (row e + 1 follows epoch e)."""
-        return np.flatnonzero(np.asarray(self.table.counts).sum(axis=1))
+        """Rows of the table in which something is asked for (row e + 1 follows epoch e)."""
+        of_step = self.table.ids > len(self.hyper.learning_rate)  # recorded, also where none swaps
+        return np.flatnonzero(self.table.counts.any(axis=1) | of_step)
+
+    def is_between(self, row: int) -> bool:
+        """Whether a row is none of those before training and after epochs, one each."""
+        return row > len(self.hyper.learning_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +179,19 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
     }
     used = {name for counts in counted.values() for name in counts}
     groups = tuple(g for g in all_groups if g.name in used)
-    scores = tuple(sorted({a.settings.prune.score for a in arms if counted[a.label]}))
+    per_epoch = -(-examples // settings.batch_size)
+    between = {
+        a.label: step_plan.rows(
+            a.settings, a.label, all_groups, params, per_epoch, counted[a.label]
+        )
+        for a in arms
+    }
+    scores = tuple(
+        sorted(
+            {a.settings.prune.score for a in arms if counted[a.label]}
+            | {a.settings.prune.update_score for a in arms if _updates(between[a.label])}
+        )
+    )
     for arm in arms:
         if counted[arm.label]:
             own = [g for g in groups if g.name in counted[arm.label]]
@@ -198,7 +221,7 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
             clip_norm=o.clip_norm,
             decoupled=o.weight_decay_kind == "decoupled",
         ),
-        features=_features(arms, stacked),
+        features=_features(arms, stacked, between),
         scores=scores,
         train_examples=examples,
         image_shape=shape,
@@ -212,11 +235,21 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
         weights=settings.prune.granularity == "weight",
         global_scope=settings.prune.scope == "global",
         saliency_examples=settings.prune.saliency_examples,
+        evidence=settings.prune.evidence,
         forecast=settings.measures.forecast,
         microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,
     )
-    tables = {a.label: _table(a.settings, stacked[a.label], scores) for a in arms}
+    steps = step_plan.shared_steps(list(between.values()))
+    names = [g.name for g in groups]
+    tables = {
+        a.label: _table(
+            a.settings,
+            step_plan.fill(stacked[a.label], between[a.label], steps, names, per_epoch),
+            scores,
+        )
+        for a in arms
+    }
     hypers = {a.label: _hyper(a.settings) for a in arms}
     members = tuple(
         Member(
@@ -228,6 +261,7 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
             twin=f"{arm.settings.intervention.twin}-{seed}"
             if arm.settings.intervention.twin
             else "",
+            evaluate_between=arm.settings.prune.evaluate_between,
         )
         for arm in arms
         for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
@@ -240,6 +274,10 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
         for note in event_plan.idle_layers(arm.settings, arm.label, all_groups, params)
     )
     return Batch(program, dataset, members, notes)
+
+
+def _updates(rows: Sequence[Row]) -> bool:
+    return any(row.update for row in rows)
 
 
 def _check_score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
@@ -265,8 +303,12 @@ def _check_score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
         )
 
 
-def _features(arms: Sequence[Variant], stacked: dict[str, np.ndarray]) -> Features:
-    acting = [a for a in arms if stacked[a.label].sum()]
+def _features(
+    arms: Sequence[Variant],
+    stacked: Mapping[str, np.ndarray],
+    between: Mapping[str, Sequence[Row]],
+) -> Features:
+    acting = [a for a in arms if stacked[a.label].sum() or between[a.label]]
     finite = [a for a in acting if a.settings.intervention.duration >= 0]
     kinds = {a.settings.intervention.kind for a in acting}
     return Features(
@@ -275,11 +317,14 @@ def _features(arms: Sequence[Variant], stacked: dict[str, np.ndarray]) -> Featur
         gaussian="gaussian" in kinds,
         restore=any(a.settings.intervention.restore != "no" for a in finite),
         released=arms[0].settings.intervention.as_released,
+        growth=any(any(row.grow.values()) for rows in between.values() for row in rows),
     )
 
 
-def _table(settings: ConfigDict, counts: np.ndarray, scores: tuple[str, ...]) -> Table:
+def _table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Table:
     i, p = settings.intervention, settings.prune
+    index = lambda name: scores.index(name) if name in scores else 0  # noqa: E731
+    smallest = prune.TARGETS["smallest"]
     return Table(
         kind=np.int32(interventions.KINDS[i.kind]),
         duration=np.int32(FOREVER if i.duration < 0 else i.duration),
@@ -287,10 +332,14 @@ def _table(settings: ConfigDict, counts: np.ndarray, scores: tuple[str, ...]) ->
         restore=np.int32(interventions.RESTORES[i.restore]),
         mask_norm=np.bool_(i.mask_norm),
         noise_scale=np.float32(i.noise_scale),
-        target=np.int32(prune.TARGETS[p.target]),
-        score=np.int32(scores.index(p.score) if p.score in scores else 0),
-        counts=counts,
         replay=np.bool_(bool(i.twin)),
+        random_growth=np.bool_(p.grow == "random"),
+        steps=filled.steps,
+        ids=filled.ids,
+        target=np.where(filled.updates, smallest, prune.TARGETS[p.target]).astype(np.int32),
+        score=np.where(filled.updates, index(p.update_score), index(p.score)).astype(np.int32),
+        counts=filled.counts,
+        grow=filled.grow,
     )
 
 

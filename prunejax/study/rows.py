@@ -1,9 +1,11 @@
 """The rows of `epochs.csv` and `events.csv`, from what a stack of runs has measured."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from prunejax.groups import Group
 from prunejax.record.run_directory import FORECAST
 from prunejax.study.plan import Member
 from prunejax.train.evaluation import Metrics
@@ -51,13 +53,28 @@ def of_event(
     epoch: int,
     *,
     step: Any,
-    before: Metrics,
-    after: Metrics,
+    before: Metrics | None,
+    after: Metrics | None,
     info: Any,
 ) -> list[Row]:
-    """The rows of a run's event after an epoch: one for each layer in which it had targets."""
-    pre, post = float(before.accuracy[index]), float(after.accuracy[index])
-    rows = []
+    """The rows of a run's event: one for each layer in which it had targets.
+
+    `epoch` is the one that it follows or falls into; `before` and `after` are None where the event
+    was not tested.
+    """
+    rows: list[Row] = []
+    tested: Row = dict.fromkeys(
+        ("pre_accuracy", "post_accuracy", "pre_loss", "post_loss", "instability")
+    )
+    if before is not None and after is not None:
+        pre, post = float(before.accuracy[index]), float(after.accuracy[index])
+        tested = {
+            "pre_accuracy": before.accuracy[index],
+            "post_accuracy": after.accuracy[index],
+            "pre_loss": before.loss[index],
+            "post_loss": after.loss[index],
+            "instability": (pre - post) / pre if pre else None,
+        }
     for layer in np.flatnonzero(info.targeted[index]):
         row = _run(member) | {
             "epoch": epoch,
@@ -65,13 +82,43 @@ def of_event(
             "layer": program.groups[layer].name,
             "targeted": info.targeted[index, layer],
             "live": info.live[index, layer],
-            "pre_accuracy": before.accuracy[index],
-            "post_accuracy": after.accuracy[index],
-            "pre_loss": before.loss[index],
-            "post_loss": after.loss[index],
-            "instability": (pre - post) / pre if pre else None,
         }
+        row |= tested
         if program.forecast:  # of the event: the same in its layers
             row |= dict(zip(FORECAST, info.predicted[index], strict=True))
         rows.append(row)
+    return rows
+
+
+def of_update(
+    groups: Sequence[Group],
+    member: Member,
+    index: int,
+    epoch: int,
+    number: int,
+    step: Any,
+    info: Any,
+) -> list[Row]:
+    """The rows of `updates.csv` of the event in row `number`: one a layer that drops or grows."""
+    growth, targeted, rows = info.growth, info.targeted[index], []
+    asked = member.table.grow[number] > 0
+    several = bool(asked[1:].any()) or len(groups) == 1
+    for layer, group in enumerate(groups):
+        grown, before = growth.grown[index, layer], growth.before[index, layer]
+        if not (targeted[layer] or grown or (several and asked[layer])):
+            continue
+        rows.append(
+            _run(member)
+            | {
+                "epoch": epoch,
+                "step": step,
+                "layer": group.name,
+                "dropped": targeted[layer],
+                "grown": grown,
+                "live": info.live[index, layer],
+                "zero_gradient": growth.zero[index, layer] / grown if grown else None,
+                "survival": growth.survived[index, layer] / before if before else None,
+                "ever_live": growth.ever[index, layer],
+            }
+        )
     return rows

@@ -144,7 +144,7 @@ def run(
         path,
         resolved,
         environment(),
-        _tables(settings),
+        _tables(settings, any(b.program.features.growth for b in batches)),
         ignore=("checkpoint", "population.memory_gib"),
     ) as directory:
         if directory.finished:
@@ -240,7 +240,7 @@ def _resolved(arms: Sequence[Variant], config: ConfigDict, defaults: ConfigDict)
     return resolved
 
 
-def _tables(settings: ConfigDict) -> dict[str, tuple[str, ...]]:
+def _tables(settings: ConfigDict, growth: bool) -> dict[str, tuple[str, ...]]:
     """The columns of each table."""
     tables: dict[str, tuple[str, ...]] = {
         "epochs": record.EPOCHS,
@@ -250,6 +250,8 @@ def _tables(settings: ConfigDict) -> dict[str, tuple[str, ...]]:
     if settings.data.validation_examples:
         tables["epochs"] += ("validation_loss", "validation_accuracy")
         tables["runs"] += ("selected_epoch", "selected_test_accuracy")
+    if growth:
+        tables["updates"] = record.UPDATES
     if settings.measures.forecast:
         tables["events"] += record.FORECAST
     tables["runs"] += suite.columns(settings.measures.names)

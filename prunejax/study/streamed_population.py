@@ -218,7 +218,8 @@ def _held(program: Program, source: StreamedSet) -> Data:
         for what, array in (("images", images), ("labels", labels))
     }
     held = Data(**splits)
-    if any("gradient" in scores_lib.SCORES[name].needs for name in program.scores):
+    needed = any("gradient" in scores_lib.SCORES[name].needs for name in program.scores)
+    if needed or program.features.growth:
         count = min(program.saliency_examples, program.train_examples)
         train_images, train_labels = source.first("train", count)
         held = held._replace(train_images=train_images, train_labels=train_labels)

@@ -57,12 +57,15 @@ class Targets:
             ) from error
 
     def add(self, row: int, selected: Mapping[str, Any]) -> None:
-        """Remembers the targets of the members' events in `row` (epoch `row - 1`)."""
+        """Remembers the targets of the members' events in `row`, by the event's own number less 1.
+
+        For events at epochs that is the epoch.
+        """
         for i, m in enumerate(self._members):
             if row in m.events:
                 for layer, chosen in selected.items():
                     if chosen[i].any():
-                        self._events[m.run][f"{row - 1}/{layer}"] = chosen[i]
+                        self._events[m.run][f"{m.table.ids[row] - 1}/{layer}"] = chosen[i]
 
     def replay(self, members: Sequence[Member], row: int, like: dict[str, Any]) -> Any:
         """Per layer bool [members, ...]: the targets that twins have to take."""
@@ -70,7 +73,7 @@ class Targets:
             layer: np.stack(
                 [
                     self._events.get(m.twin, {}).get(
-                        f"{row - 1}/{layer}", np.zeros(leaf.shape[1:], bool)
+                        f"{m.table.ids[row] - 1}/{layer}", np.zeros(leaf.shape[1:], bool)
                     )
                     for m in members
                 ]

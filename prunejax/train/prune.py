@@ -1,16 +1,26 @@
 """An event: scores -> targets -> windows, as one pure function of the train state."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from prunejax import data as data_lib
 from prunejax import interventions, losses, rng, trees
 from prunejax import masks as mask_algebra
 from prunejax import scores as scores_lib
 from prunejax.train import evaluation
-from prunejax.train.step import Data, Program, TrainState, logits, masks, split_batch
+from prunejax.train import step as step_lib
+from prunejax.train.step import (
+    Data,
+    Program,
+    TrainState,
+    logits,
+    masks,
+    split_batch,
+    variables,
+)
 
 Array = jax.Array
 
@@ -25,30 +35,62 @@ class Event(NamedTuple):
     targeted: Array  # int32 [layers]: how many
     live: Array  # int32 [layers]: units whose window is closed after the event
     predicted: Array  # float32 [2], nats: see `evaluation.forecast`; NaN where not asked for
+    growth: "Growth | None" = None  # of programs whose units may come back
 
 
-def saliency_gradient(program: Program, state: TrainState, data: Data) -> dict[str, Array]:
+class Growth(NamedTuple):
+    """What came back at an event: int32 [layers] each."""
+
+    grown: Array  # units that came back
+    zero: Array  # of them, those whose growth score is exactly 0 (behind dead units)
+    before: Array  # units that came back at the last event that grew any
+    survived: Array  # of those, how many this event has not dropped
+    ever: Array  # units that were live in some training step
+
+
+def evidence_batch(program: Program, state: TrainState, data: Data) -> tuple[Array, Array]:
+    """Images and labels that scores see, by `program.evidence`.
+
+    "first": the first `saliency_examples` training examples, so that the score is a function of
+    the weights alone. "batch": those of the last training step (before training, of the first).
+    """
+    if program.evidence == "batch":
+        indices = step_lib.last_indices(program, state)
+        images, labels = (jnp.take(x, indices, axis=0) for x in data[:2])
+    else:
+        n = min(program.saliency_examples, program.train_examples)
+        images, labels = data.train_images[:n], data.train_labels[:n]
+    return split_batch(program, images), labels
+
+
+def saliency_gradient(
+    program: Program, state: TrainState, data: Data, *, dense: bool = False
+) -> dict[str, Array]:
     """Gradient of the mean training loss at the running BatchNorm statistics, per kernel path.
 
-    Taken over the first `saliency_examples` training examples, so that the score is a function
-    of the weights alone and does not depend on the order of batches.
+    Args:
+      program, state, data: as in `apply_event`.
+      dense: of the masked parameters themselves, so that dead weights have one too: what the loss
+        would gain if they came back. Else through the mask: 0 at dead weights.
     """
-    n = min(program.saliency_examples, program.train_examples)
-    images, labels = split_batch(program, data.train_images[:n]), data.train_labels[:n]
+    images, labels = evidence_batch(program, state, data)
+    found = variables(program, state)
 
     def loss(params: dict) -> Array:
-        return jnp.mean(losses.cross_entropy(logits(program, state, images, params), labels))
+        if dense:
+            x = data_lib.normalize(images, program.mean, program.std)
+            outputs: Any = program.module.apply(found | {"params": params}, x, train=False)
+        else:
+            outputs = logits(program, state, images, params)
+        return jnp.mean(losses.cross_entropy(outputs, labels))
 
-    gradients = jax.grad(loss)(state.params)
+    gradients = jax.grad(loss)(found["params"] if dense else state.params)
     return {g.kernel: trees.get(gradients, g.kernel) for g in program.groups}
 
 
 def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -> dict[str, Array]:
-    """Per layer, the score of every unit by the run's score function (`table.score`).
-
-    Args:
-      event: int32, distinguishes the random draws of a run's events.
-    """
+    """Per layer, the score of every unit by the score function of row `event`."""
+    chosen, number = state.table.score[event], state.table.ids[event]
     needs = frozenset[str]().union(*(scores_lib.SCORES[s].needs for s in program.scores))
     gradients = saliency_gradient(program, state, data) if "gradient" in needs else {}
     result = {}
@@ -59,10 +101,10 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
             bias=trees.get(state.params, g.norm[1]) if len(g.norm) == 2 else None,
             activation=state.activations.get(g.name),
             gradient=gradients.get(g.kernel),
-            key=rng.at(state.seed, "score", event, g.name),
+            key=rng.at(state.seed, "score", number, g.name),
         )
         values = [scores_lib.SCORES[name].fn(inputs) for name in program.scores]
-        result[g.name] = jnp.take(jnp.stack(values), state.table.score, axis=0)
+        result[g.name] = jnp.take(jnp.stack(values), chosen, axis=0)
     return result
 
 
@@ -91,16 +133,74 @@ def select(program: Program, state: TrainState, data: Data, event: Array) -> dic
     units never targeted before are eligible. Random targets do not look at the scores.
     """
     table, counts = state.table, state.table.counts[event]
+    target, number = table.target[event], table.ids[event]
     scores = unit_scores(program, state, data, event)
     worth, eligible = [], []  # larger = kept longer; lists, since a dict would go by name
     for g in program.groups:
         score = scores[g.name]
-        draws = jax.random.uniform(rng.at(state.seed, "mask", event, g.name), score.shape)
-        smallest_first = jnp.where(table.target == LARGEST, -score, score)
-        worth.append(jnp.where(table.target == RANDOM, -draws, smallest_first))
+        draws = jax.random.uniform(rng.at(state.seed, "mask", number, g.name), score.shape)
+        smallest_first = jnp.where(target == LARGEST, -score, score)
+        worth.append(jnp.where(target == RANDOM, -draws, smallest_first))
         eligible.append(~state.windows.targeted[g.name])
     chosen = targets(worth, counts, eligible, "global" if program.global_scope else "layer")
     return {g.name: c for g, c in zip(program.groups, chosen, strict=True)}
+
+
+def grow(
+    program: Program, state: TrainState, data: Data, event: Array
+) -> tuple[dict[str, Array], Array]:
+    """The dead units that come back after the drop of row `event`: exactly `table.grow` of each.
+
+    All dead units are candidates, those just dropped too. By the size of the dense gradient
+    (RigL, Evci et al. 2020; a filter's is the sum over its weights), or by random draws (SET,
+    Mocanu et al. 2018). Among equal scores the earlier unit comes back; NaN never does.
+
+    Returns:
+      Bool per unit and layer, and how many of them have a gradient of exactly 0, int32 [layers].
+    """
+    table, gradients = state.table, saliency_gradient(program, state, data, dense=True)
+    number, worth, dead, sizes = table.ids[event], [], [], {}
+    for g in program.groups:
+        gone = state.windows.remaining[g.name] > 0
+        size = jnp.abs(gradients[g.kernel])
+        if gone.ndim == 1:
+            size = jnp.sum(size, axis=tuple(range(size.ndim - 1)))
+        draws = jax.random.uniform(rng.at(state.seed, "grow", number, g.name), size.shape)
+        sizes[g.name] = size
+        worth.append(jnp.where(table.random_growth, draws, size))
+        dead.append(gone)
+    counts = table.grow[event]
+    many = jnp.sum(counts) if program.global_scope else list(counts)
+    scope = "global" if program.global_scope else "layer"
+    back = mask_algebra.prune(worth, many, masks=dead, scope=scope)
+    grown = {g.name: b for g, b in zip(program.groups, back, strict=True)}
+    zero = jnp.stack([jnp.sum(grown[n] & (sizes[n] == 0), dtype=jnp.int32) for n in sizes])
+    return grown, zero
+
+
+def _with_growth(
+    program: Program, state: TrainState, data: Data, event: Array
+) -> tuple[TrainState, Growth]:
+    """The state after the drop -> after the growth of row `event`."""
+    number = lambda units: jnp.stack(  # noqa: E731
+        [jnp.sum(units[g.name], dtype=jnp.int32) for g in program.groups]
+    )
+    windows = state.windows
+    alive = {n: g & (windows.remaining[n] == 0) for n, g in windows.grown.items()}
+    before, survived, ever = number(windows.grown), number(alive), number(windows.ever)
+
+    def back(state: TrainState) -> tuple[TrainState, Array, Array]:
+        grown, zero = grow(program, state, data, event)
+        params, windows = interventions.regrow(program.groups, state.params, state.windows, grown)
+        forgotten = interventions.kernel_masks(program.groups, params, grown)
+        moments = program.optimizer.forget(state.opt_state, params, forgotten)
+        changed = state._replace(params=params, windows=windows, opt_state=moments)
+        return changed, number(grown), zero
+
+    none = jnp.zeros_like(before)
+    happens = jnp.any(state.table.grow[event] > 0)
+    state, grown, zero = jax.lax.cond(happens, back, lambda s: (s, none, none), state)
+    return state, Growth(grown, zero, before, survived, ever)
 
 
 def apply_event(
@@ -110,7 +210,7 @@ def apply_event(
     event: Array,
     replay: Mapping[str, Array],
 ) -> tuple[TrainState, Event]:
-    """Runs the event in row `event` of the run's counts (row e + 1 follows epoch e).
+    """Runs the event in row `event` of the run's table: the drop, then what comes back.
 
     A row of zeros changes nothing, bit for bit.
 
@@ -136,7 +236,7 @@ def apply_event(
         state.table,
         program.features,
         seed=state.seed,
-        counter=event,
+        counter=state.table.ids[event],
         opening=True,
     )
     happens = jnp.any(jnp.stack([jnp.any(s) for s in selected.values()]))
@@ -149,9 +249,14 @@ def apply_event(
             lambda: evaluation.forecast(program, before, state, data.test_images, data.test_labels),
             lambda: predicted,
         )
+    growth = None
+    if program.features.growth:
+        state, growth = _with_growth(program, state, data, event)
+        windows = state.windows
     targeted = jnp.stack([jnp.sum(selected[g.name]) for g in program.groups])
     live = jnp.stack([jnp.sum(windows.remaining[g.name] == 0) for g in program.groups])
-    return state, Event(selected, targeted.astype(jnp.int32), live.astype(jnp.int32), predicted)
+    counts = targeted.astype(jnp.int32), live.astype(jnp.int32)
+    return state, Event(selected, *counts, predicted, growth)
 
 
 def sparsity(program: Program, state: TrainState) -> Array:

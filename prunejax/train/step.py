@@ -90,6 +90,7 @@ class Program:
     weights: bool = False  # units are single weights
     global_scope: bool = False
     saliency_examples: int = 512
+    evidence: str = "first"  # which examples scores see: see `prune.evidence_batch`
     forecast: bool = False  # events predict their change of the test loss
     microbatch: int = 0  # examples whose gradient is taken at once; 0: the whole batch
     data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch
@@ -213,6 +214,8 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
     params, stats, windows = interventions.advance(
         groups, params, updated.get("batch_stats", {}), state.windows, table, features
     )
+    if features.growth:
+        windows = interventions.trained(windows)
     activations = state.activations
     if program.needs_activations:
         sums = updated["activations"]
@@ -271,6 +274,17 @@ def train_last_step(program: Program, state: TrainState, data: Data) -> TrainSta
 def _order(program: Program, state: TrainState) -> Array:
     epoch = state.step // program.steps_per_epoch
     return data_lib.epoch_permutation(state.seed, epoch, program.train_examples)
+
+
+def last_indices(program: Program, state: TrainState) -> Array:
+    """The training examples of the last full batch (of the first, where there was none yet)."""
+    full = program.train_examples // program.batch_size  # of an epoch
+    done = jnp.maximum(state.step, 1) - 1  # the step of that batch, or a smaller one after it
+    epoch = done // program.steps_per_epoch
+    number = jnp.minimum(done % program.steps_per_epoch, full - 1)
+    order = data_lib.epoch_permutation(state.seed, epoch, program.train_examples)
+    size = program.batch_size
+    return jax.lax.dynamic_slice(order, (number * size,), (size,))
 
 
 def _step_on(program: Program, state: TrainState, data: Data, indices: Array) -> TrainState:

@@ -1,0 +1,249 @@
+"""Events that fall between epochs: pruning by step, rounds before training, drop and regrow.
+
+A `Row` is one event of an arm: at which step, how many units of each layer are dropped and how
+many come back right after. `event_plan` has the events that follow epochs; both together fill a
+run's `Table`.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax import schedules
+from prunejax.errors import ConfigError
+from prunejax.groups import Group
+from prunejax.study import event_plan
+from prunejax.study.event_plan import Layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """An event: counts per layer name (in the global scope all of them under the first layer)."""
+
+    step: int  # training steps done before it
+    drop: Mapping[str, int]
+    grow: Mapping[str, int]
+    update: bool = False  # a drop-and-grow update: its own score, smallest first
+
+
+def rows(
+    settings: ConfigDict,
+    label: str,
+    groups: Sequence[Group],
+    params: Any,
+    per_epoch: int,
+    at_epochs: Mapping[str, np.ndarray],
+) -> list[Row]:
+    """The events of an arm that are no rows of `event_plan.event_counts`, in order.
+
+    Args:
+      settings: of the arm.
+      label: its name, for errors.
+      groups: of the model.
+      params: shapes of the parameters.
+      per_epoch: training steps in an epoch.
+      at_epochs: what `event_plan.event_counts` gave.
+
+    Raises:
+      ConfigError: events after the end of training, or growth that cannot be.
+    """
+    p, total = settings.prune, settings.epochs * per_epoch
+    if p.schedule == "none":
+        return []
+    layers = event_plan.layers(settings, label, groups, params)
+    found = [
+        Row(step, drop, {}) for step, drop in _scheduled(settings, label, layers, total).items()
+    ]
+    if p.rounds > 1:
+        found += _rounds(settings, label, layers)
+    if p.grow == "none":
+        return found
+    _check_growth(settings, label)
+    live = _Live(layers, found, at_epochs, per_epoch, p.scope)
+    if p.regrow > 0:
+        found = [_with_regrowth(row, p.regrow, live) for row in found]
+    if p.update_every:
+        found += _updates(settings, live, total)
+    return sorted(found, key=lambda row: row.step)
+
+
+def _scheduled(
+    settings: ConfigDict, label: str, layers: Mapping[str, Layer], total: int
+) -> dict[int, dict[str, int]]:
+    """Step -> counts of the schedule where `prune.unit` is "step"."""
+    p = settings.prune
+    if p.unit != "step" or p.schedule == "scratch":
+        return {}
+    found: dict[int, dict[str, int]] = {}
+    for name, layer in layers.items():
+        when = {
+            "start": event_plan.of_rule(p.start, layer.rule),
+            "end": event_plan.of_rule(p.end, layer.rule),
+        }
+        last = schedules.last_epoch(p.schedule, **when, period=p.period)
+        if last > total:
+            raise ConfigError(
+                f"config.prune.end = {when['end']} (variant {label!r}, layer {name!r}, in steps): "
+                f"the last event would come after step {last}, but training has {total}; end the "
+                "schedule earlier or train longer"
+            )
+        try:
+            events = schedules.SCHEDULES[p.schedule](
+                units=layer.units,
+                fraction=layer.fraction,
+                **when,
+                period=p.period,
+            )
+        except ValueError as error:
+            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
+        for step, count in events:
+            if count:
+                found.setdefault(step, {})[name] = count
+    return {step: _in_scope(settings, layers, found[step]) for step in sorted(found)}
+
+
+def _rounds(settings: ConfigDict, label: str, layers: Mapping[str, Layer]) -> list[Row]:
+    """`prune.rounds` events before training, each removing the same share of what is left."""
+    p, drops = settings.prune, [dict[str, int]() for _ in range(settings.prune.rounds)]
+    for name, layer in layers.items():
+        try:
+            events = schedules.geometric(
+                units=layer.units,
+                fraction=layer.fraction,
+                start=0,
+                end=p.rounds - 1,
+                period=1,
+            )
+        except ValueError as error:
+            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
+        for number, count in events:
+            drops[number][name] = count
+    return [Row(0, _in_scope(settings, layers, drop), {}) for drop in drops if sum(drop.values())]
+
+
+def _in_scope(
+    settings: ConfigDict, layers: Mapping[str, Layer], drop: Mapping[str, int]
+) -> dict[str, int]:
+    if settings.prune.scope != "global":
+        return dict(drop)
+    return {next(iter(layers)): sum(drop.values())}
+
+
+class _Live:
+    """How many units are live at a step, by the events known so far."""
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        found: Sequence[Row],
+        at_epochs: Mapping[str, np.ndarray],
+        per_epoch: int,
+        scope: str,
+    ) -> None:
+        self._drops = [(row.step, row.drop) for row in found]
+        for name, counts in at_epochs.items():
+            self._drops += [(e * per_epoch, {name: int(k)}) for e, k in enumerate(counts) if k]
+        self._sizes = {name: layer.units for name, layer in layers.items()}
+        if scope == "global":  # one ranking, counted under the first layer
+            self._sizes = {next(iter(layers)): sum(self._sizes.values())}
+
+    def at(self, step: int) -> dict[str, int]:
+        """Live units by layer after the events up to that step."""
+        gone: Counter[str] = Counter()
+        for when, drop in self._drops:
+            if when <= step:
+                gone.update(drop)
+        return {name: size - gone[name] for name, size in self._sizes.items()}
+
+
+def _with_regrowth(row: Row, share: float, live: _Live) -> Row:
+    """The event with a share of what it leaves dropped besides and regrown (GraNet's form)."""
+    more = {name: math.floor(share * n) for name, n in live.at(row.step).items()}
+    grow = {name: more[name] for name in row.drop if more[name]}
+    return Row(row.step, {k: n + grow.get(k, 0) for k, n in row.drop.items()}, grow)
+
+
+def _updates(settings: ConfigDict, live: _Live, total: int) -> list[Row]:
+    """Drop-and-grow updates: every `update_every` steps up to `update_end` of training."""
+    p, found = settings.prune, []
+    last = math.floor(p.update_end * total)
+    for step in range(p.update_every, last, p.update_every):
+        share = p.update_fraction * schedules.decayed(p.update_schedule, step, last)
+        swaps = {name: math.floor(share * n) for name, n in live.at(step).items()}
+        found.append(Row(step, swaps, swaps, update=True))
+    return found
+
+
+def _check_growth(settings: ConfigDict, label: str) -> None:
+    p, i = settings.prune, settings.intervention
+    if i.kind != "prune" or i.duration >= 0 or i.twin or i.as_released:
+        raise ConfigError(
+            f"config.prune.grow = {p.grow!r} (variant {label!r}): only what is pruned for good can "
+            "grow back; set intervention.kind = 'prune', intervention.duration = -1, no "
+            "intervention.twin and intervention.as_released = False, or prune.grow = 'none'"
+        )
+    if not p.update_every and not p.regrow:
+        raise ConfigError(
+            f"config.prune.grow = {p.grow!r} (variant {label!r}) never happens: set "
+            "prune.update_every (steps between updates) or prune.regrow (share of what is live)"
+        )
+
+
+def shared_steps(rows_of_arms: Sequence[Sequence[Row]]) -> list[int]:
+    """The steps of the rows that a program's arms share: each as often as some arm needs it."""
+    needed: Counter[int] = Counter()
+    for arm in rows_of_arms:
+        needed |= Counter(row.step for row in arm)
+    return sorted(needed.elements())
+
+
+class Filled(NamedTuple):
+    """The events of an arm as arrays, one entry a row."""
+
+    steps: np.ndarray  # int32 [rows]
+    ids: np.ndarray  # int32 [rows]: own number of the event; -1: a row of other arms
+    updates: np.ndarray  # bool [rows]
+    counts: np.ndarray  # int32 [rows, layers]
+    grow: np.ndarray  # int32 [rows, layers]
+
+
+def fill(
+    at_epochs: np.ndarray,
+    rows_of_arm: Sequence[Row],
+    steps: Sequence[int],
+    names: Sequence[str],
+    per_epoch: int,
+) -> Filled:
+    """An arm's events: first those at epochs, then the steps that the program's arms share.
+
+    Args:
+      at_epochs: int32 [epochs + 1, layers].
+      rows_of_arm: see `rows`.
+      steps: see `shared_steps`.
+      names: of the layers, in forward order.
+      per_epoch: training steps in an epoch.
+    """
+    base, extra = len(at_epochs), len(steps)
+    wide = np.zeros((extra, at_epochs.shape[1]), np.int32)
+    filled = Filled(
+        np.concatenate([per_epoch * np.arange(base), np.array(steps, int)]).astype(np.int32),
+        np.concatenate([np.arange(base), np.full(extra, -1)]).astype(np.int32),
+        np.zeros(base + extra, bool),
+        np.concatenate([at_epochs, wide]).astype(np.int32),
+        np.concatenate([np.zeros_like(at_epochs), wide]).astype(np.int32),
+    )
+    free: dict[int, list[int]] = {}
+    for place, step in enumerate(steps):
+        free.setdefault(step, []).append(base + place)
+    for number, row in enumerate(rows_of_arm):
+        place = free[row.step].pop(0)
+        filled.ids[place], filled.updates[place] = base + number, row.update
+        for table, counts in ((filled.counts, row.drop), (filled.grow, row.grow)):
+            for name, count in counts.items():
+                table[place, names.index(name)] = count
+    return filled

@@ -1,0 +1,279 @@
+"""Events between epochs: drop and regrow, rounds before training, resume between any two steps."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prunejax import schedules, trees
+from prunejax.configs import default
+from prunejax.errors import ConfigError, Interrupted
+from prunejax.study import config as config_lib
+from prunejax.study import plan, run, step_plan
+from prunejax.study.arrangement import device_data
+from prunejax.study.population import Population
+from prunejax.train import prune, step
+from tests.studies import PRUNE, tiny
+
+ERK = {
+    "schedule": "scratch",
+    "granularity": "weight",
+    "score": "weight_random",
+    "allocation": "erk",
+    "fraction": (0.8,),
+}
+UPDATES = {"update_every": 2, "evidence": "batch", "update_fraction": 0.5}
+RIGL = ERK | UPDATES | {"grow": "gradient"}
+SET = ERK | UPDATES | {"grow": "random"}
+
+
+@pytest.fixture(autouse=True)
+def quick_report(monkeypatch):
+    monkeypatch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
+
+
+def rows(path, table):
+    with open(path / f"{table}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def go(config, path, **options):
+    return run.run(config, path, default.get_config(), quiet=True, **options)
+
+
+def one(settings, **changes):
+    """Program, data and state (on the device) of the first run of an arm, before its events."""
+    config = tiny(a={"prune": settings})
+    config.update(changes)
+    arms = config_lib.variants(config, default.get_config())
+    (batch,) = plan.build(arms)
+    member = batch.members[0]
+    state = step.initial_state(batch.program, np.uint32(0), member.table, member.hyper)
+    data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
+    return batch, data, jax.tree.map(jnp.asarray, state)
+
+
+def row_at(batch, done, epochs=4):
+    steps = batch.members[0].table.steps
+    return next(i for i in range(epochs + 1, len(steps)) if steps[i] == done)
+
+
+def trained(batch, data, state, steps):
+    """Before-training events, then that many steps."""
+    state, _ = prune.apply_event(batch.program, state, data, 0, state.windows.targeted)
+    return step.train_steps(batch.program, state, data, steps)
+
+
+def live(state):
+    return {name: np.asarray(left) == 0 for name, left in state.windows.remaining.items()}
+
+
+@pytest.fixture(scope="module")
+def rigl():
+    """A RigL run on its way, and what its first update did."""
+    batch, data, state = one(RIGL)
+    before = trained(batch, data, state, 2)
+    row = row_at(batch, 2)
+    after, info = prune.apply_event(batch.program, before, data, row, before.windows.targeted)
+    return batch, data, before, row, after, info
+
+
+def test_an_update_drops_the_smallest_and_grows_the_largest_gradients(rigl):
+    batch, data, before, row, after, info = rigl
+    indices = np.asarray(step.last_indices(batch.program, before))
+    found = step.variables(batch.program, before)
+    dropped_state = before._replace(params=found["params"])  # dead weights are zeros there
+
+    def loss(params):
+        x = (data.train_images[indices] / 255.0 - np.array(batch.program.mean)) / np.array(
+            batch.program.std
+        )
+        outputs = batch.program.module.apply(found | {"params": params}, x, train=False)
+        return jnp.mean(
+            optax.softmax_cross_entropy_with_integer_labels(outputs, data.train_labels[indices])
+        )
+
+    masked = {}
+    for i, g in enumerate(batch.program.groups):
+        kernel = np.asarray(trees.get(dropped_state.params, g.kernel))
+        was, count = live(before)[g.name], int(batch.members[0].table.counts[row, i])
+        assert count == info.targeted[i] == info.growth.grown[i] > 0
+        order = np.argsort(np.where(was, np.abs(kernel), np.inf).ravel(), kind="stable")
+        gone = np.zeros(was.size, bool)
+        gone[order[:count]] = True
+        masked[g.name] = gone.reshape(was.shape)
+        np.testing.assert_array_equal(info.selected[g.name], masked[g.name])
+    params = trees.replace(
+        found["params"],
+        {
+            g.kernel: jnp.where(masked[g.name], 0, trees.get(found["params"], g.kernel))
+            for g in batch.program.groups
+        },
+    )
+    gradients = jax.grad(loss)(params)
+    for i, g in enumerate(batch.program.groups):
+        dead = ~live(before)[g.name] | masked[g.name]
+        size = np.where(dead, np.abs(np.asarray(trees.get(gradients, g.kernel))), -1).ravel()
+        largest = np.sort(size)[::-1][: int(info.growth.grown[i])]
+        grown = np.asarray(after.windows.grown[g.name])
+        assert not (grown & ~dead).any()
+        np.testing.assert_allclose(np.sort(size[grown.ravel()])[::-1], largest, rtol=1e-4)
+
+
+def test_what_comes_back_is_zero_without_moments_and_may_go_again(rigl):
+    batch, _, before, _, after, _ = rigl
+    moments = [optax.tree_utils.tree_get(after.opt_state, name) for name in ("mu", "nu")]
+    for g in batch.program.groups:
+        grown = np.asarray(after.windows.grown[g.name])
+        assert (np.asarray(trees.get(after.params, g.kernel))[grown] == 0).all()
+        for moment in moments:
+            assert (np.asarray(trees.get(moment, g.kernel))[grown] == 0).all()
+        assert not np.asarray(after.windows.targeted[g.name])[grown].any()
+        assert live(after)[g.name][grown].all()
+        assert live(after)[g.name].sum() == live(before)[g.name].sum()
+
+
+def test_dead_weights_have_a_dense_gradient_and_none_through_the_mask(rigl):
+    batch, data, before, *_ = rigl
+    masked = prune.saliency_gradient(batch.program, before, data)
+    dense = prune.saliency_gradient(batch.program, before, data, dense=True)
+    for g in batch.program.groups:
+        dead = ~live(before)[g.name]
+        assert (np.asarray(masked[g.kernel])[dead] == 0).all()
+        assert (np.asarray(dense[g.kernel])[dead] != 0).mean() > 0.3  # but for dead inputs
+
+
+def test_random_growth_sees_neither_weights_nor_gradients():
+    batch, data, state = one(SET)
+    before = trained(batch, data, state, 2)
+    row = row_at(batch, 2)
+    other = before._replace(params=jax.tree.map(lambda p: -2 * p, before.params))
+    data2 = data._replace(train_labels=data.train_labels[::-1])
+    grown = [prune.grow(batch.program, s, d, row)[0] for s, d in ((before, data), (other, data2))]
+    for name, chosen in grown[0].items():
+        assert np.asarray(chosen).sum() == batch.members[0].table.grow[row].max() or chosen.any()
+        np.testing.assert_array_equal(chosen, grown[1][name])
+    third = prune.grow(batch.program, before, data, row_at(batch, 4))[0]
+    assert any((np.asarray(third[n]) != np.asarray(grown[0][n])).any() for n in third)
+
+
+def test_updates_keep_every_count_and_are_recorded(tmp_path):
+    go(tiny(rigl={"prune": RIGL}, set={"prune": SET}), tmp_path / "run")
+    epochs, updates = (rows(tmp_path / "run", name) for name in ("epochs", "updates"))
+    assert len({e["sparsity"] for e in epochs}) == 1
+    during = [u for u in updates if int(u["epoch"]) >= 0]
+    assert sorted({int(u["step"]) for u in during}) == [2, 4, 6, 8, 10]  # 3/4 of 16 steps
+    for u in during:
+        assert u["dropped"] == u["grown"]
+    for layer in {u["layer"] for u in updates}:
+        own = [u for u in during if u["layer"] == layer and u["run"] == "rigl-0"]
+        assert len({u["live"] for u in own}) == 1
+        ever = [int(u["ever_live"]) for u in own]
+        assert ever == sorted(ever)
+        assert all(0 <= float(u["survival"]) <= 1 for u in own[1:])
+    events = rows(tmp_path / "run", "events")
+    assert {e["epoch"] for e in events} == {"-1"}  # updates are no pruning
+
+
+def test_no_update_fraction_is_static_bit_for_bit(tmp_path):
+    go(tiny(a={"prune": RIGL | {"update_fraction": 0.0}}), tmp_path / "none")
+    go(tiny(a={"prune": ERK | {"evidence": "batch"}}), tmp_path / "static")
+    assert rows(tmp_path / "none", "epochs") == rows(tmp_path / "static", "epochs")
+
+
+@pytest.mark.parametrize("stops", [1, 3])
+def test_a_study_continues_between_any_two_steps(tmp_path, stops):
+    config = tiny(rigl={"prune": RIGL})
+    go(config, tmp_path / "whole")
+    asked = iter([False] * stops + [True])
+    with pytest.raises(Interrupted):
+        go(config, tmp_path / "cut", stop_requested=lambda: next(asked, False))
+    go(config, tmp_path / "cut")
+    for table in ("epochs", "events", "updates", "runs"):
+        whole, cut = ((tmp_path / d / f"{table}.csv").read_bytes() for d in ("whole", "cut"))
+        assert whole == cut, table
+
+
+def test_one_program_serves_all_updates():
+    batch, data, _ = one(RIGL)
+    people = Population(batch.program, data, "vectorized", jax.devices()[:1], batch.members[0])
+    states = people.initial(batch.members)
+    states, _ = people.event(states, 0)
+    for done in (2, 4):
+        states = people.train(states, people.data, np.int32(2))
+        states, info = people.event(states, row_at(batch, done))
+        assert info.growth.grown.sum() > 0
+    assert people._event._cache_size() == 1
+    alone = one(RIGL)[2]
+    alone, _ = prune.apply_event(batch.program, alone, data, 0, alone.windows.targeted)
+    for done in (2, 4):
+        alone = step.train_steps(batch.program, alone, data, 2)
+        alone, _ = prune.apply_event(
+            batch.program, alone, data, row_at(batch, done), alone.windows.targeted
+        )
+    for name, own in live(alone).items():
+        together = np.asarray(states.windows.remaining[name][0]) == 0
+        assert (own != together).mean() < 0.01  # rounding may swap a near tie
+
+
+def test_pruning_by_step_and_rounds_before_training_count_exactly(tmp_path):
+    weights = {"granularity": "weight", "score": "magnitude", "fraction": (0.5,)}
+    by_step = weights | {"schedule": "cubic", "unit": "step", "start": (2,), "end": (11,)}
+    config = tiny(
+        step={"prune": by_step | {"period": 3}},
+        rounds={"prune": weights | {"schedule": "scratch", "rounds": 5, "layers": ("dense3",)}},
+        both={"prune": by_step | {"period": 3, "regrow": 0.25, "grow": "gradient"}},
+    )
+    go(config, tmp_path / "run")
+    events = [e for e in rows(tmp_path / "run", "events") if e["seed"] == "0"]
+    own = [e for e in events if e["variant"] == "step" and e["layer"] == "dense3"]
+    wanted = schedules.cubic(units=256, fraction=0.5, start=2, end=11, period=3)
+    assert [(int(e["step"]), int(e["targeted"])) for e in own] == wanted
+    assert {e["instability"] for e in own} == {""}  # not tested between epochs
+    own = [int(e["targeted"]) for e in events if e["variant"] == "rounds"]
+    wanted = schedules.geometric(units=256, fraction=0.5, start=0, end=4, period=1)
+    assert own == [count for _, count in wanted]
+    last = {e["variant"]: e["sparsity"] for e in rows(tmp_path / "run", "epochs")}
+    assert last["both"] == last["step"]
+
+
+def test_the_steps_of_other_arms_change_no_draw():
+    """The random draws of a run are named by its own events, not by rows that arms share."""
+    alone = plan.build(config_lib.variants(tiny(a={"prune": SET}), default.get_config()))
+    other = {"prune": SET | {"update_every": 3}}
+    (both,) = plan.build(config_lib.variants(tiny(a={"prune": SET}, b=other), default.get_config()))
+    own = alone[0].members[0].table
+    shared = next(m for m in both.members if m.variant == "a").table
+    for field in ("ids", "steps"):
+        mine = getattr(shared, field)[shared.ids >= 0]
+        np.testing.assert_array_equal(mine, getattr(own, field)[own.ids >= 0])
+    np.testing.assert_array_equal(shared.counts[shared.ids >= 0], own.counts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prune": ERK | {"grow": "random"}}, "never happens: set prune.update_every"),
+        ({"prune": RIGL, "intervention": {"kind": "zero"}}, "only what is pruned for good"),
+        ({"prune": RIGL, "intervention": {"duration": 3}}, "only what is pruned for good"),
+        (
+            {"prune": PRUNE | {"unit": "step", "end": (99,), "start": (0,)}},
+            "training has 16; end the schedule earlier",
+        ),
+        ({"prune": ERK | {"granularity": "filter"}}, "allocation = 'erk'"),
+        ({"prune": ERK | {"scope": "global"}}, "allocation = 'erk'"),
+        ({"prune": RIGL | {"update_fraction": 1.5}}, "update_fraction"),
+    ],
+)
+def test_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        plan.build(config_lib.variants(tiny(a=change), default.get_config()))
+
+
+def test_shared_steps_are_multisets():
+    some = [step_plan.Row(s, {}, {}) for s in (0, 0, 5)]
+    other = [step_plan.Row(s, {}, {}) for s in (0, 3)]
+    assert step_plan.shared_steps([some, other]) == [0, 0, 3, 5]
