@@ -70,6 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "rounds": 1,  # scratch: events before training, each the same share of what is left
                 "layers": (".*",),  # rules over the model's layer names (regular expressions)
                 "fraction": (0.5,),  # final fraction of units removed, per rule
+                "of": "all",  # all | live: what the fraction is of (live: what the run starts with)
                 "allocation": "rules",  # rules | uniform | erk: how layers share one fraction
                 "start": (0,),  # epoch of the first event, per rule
                 "end": (0,),  # last epoch at which an event may fall, per rule
@@ -99,6 +100,21 @@ def get_config(arg: str = "") -> ConfigDict:
                 "as_released": False,  # count and apply in evaluation passes too, one pass more
                 "twin": "",  # label of the variant whose targets are replayed
             },
+            # Runs that begin where others of the same seed ended. Events before training come
+            # first, then what is put back; so a ticket is trained, pruned and rewound.
+            "start": {
+                "run": "",  # label of the arm whose state a run starts from; "": its own weights
+                "at": "end",  # which of its states: start | end | epoch:N | step:N
+                # Of weights, statistics, optimizer, masks, step (order and rates go on from there).
+                "take": ("weights", "statistics", "masks"),
+                "rewind_run": "",  # label of the arm whose state is put back; "": none
+                "rewind_at": "start",  # which of its states
+                "rewind": ("weights", "statistics", "step"),  # what of it; dead weights stay dead
+                "fresh": False,  # draw the initial weights anew (stream "ticket_reinit")
+                "shuffle": "no",  # no | layer | global: permute the masks that are taken
+                "copy": "",  # other order, augmentation and dropout: the name of their streams
+            },
+            "keep": (),  # states that are left in states/: start, end, epoch:N, step:N
             "population": {
                 "layout": "auto",  # auto | sequential | vectorized | sharded
                 "devices": 0,  # devices to use; 0: all (on a CPU: one per core)

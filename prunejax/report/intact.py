@@ -135,7 +135,7 @@ def _events(
     path: Path, config: Mapping[str, Any], runs: Sequence[Row], events: Mapping[str, Sequence[Row]]
 ) -> None:
     """Schedules know no seed: the runs of an arm have the same layers in the same epochs."""
-    arms: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    arms: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
     for run in runs:
         own = [(row["epoch"], row["layer"], row["step"]) for row in events.get(run["run"], [])]
         arms.setdefault(run["variant"], {})[run["run"]] = own

@@ -10,7 +10,7 @@ from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import WorkdirError
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress
-from prunejax.study import layout
+from prunejax.study import layout, lineage
 from prunejax.study.plan import Batch, Member
 from prunejax.study.population import Population
 from prunejax.train.step import Data
@@ -30,11 +30,22 @@ def device_data(dataset: Dataset | StreamedSet) -> Data | StreamedSet:
     )
 
 
-def waves(members: Sequence[Member]) -> list[list[Member]]:
-    """Members whose targets are their own, then the twins that replay them."""
-    first = [m for m in members if not m.twin]
-    second = [m for m in members if m.twin]
-    return [wave for wave in (first, second) if wave]
+def waves(
+    members: Sequence[Sequence[Member]],
+) -> list[tuple[int, list[Member]]]:
+    """(batch, members) in the order of training: nobody before a run that it needs.
+
+    Members of one wave begin at the same step, and none needs another.
+
+    Args:
+      members: of each batch.
+    """
+    depth = lineage.depths({m.run: m.needs for part in members for m in part})
+    found: dict[tuple[int, int, int], list[Member]] = {}
+    for b, part in enumerate(members):
+        for m in part:
+            found.setdefault((depth[m.run], b, m.start.step), []).append(m)
+    return [(b, found[d, b, step]) for d, b, step in sorted(found)]
 
 
 def chunks(
@@ -73,11 +84,9 @@ class Arrangement:
         """Args: members: of each batch, those to be trained here."""
         self._batches, self._settings = batches, settings
         self._directory, self._progress = directory, progress
-        parted = [waves(part) for part in members]
-        self._widest = [max(parts, key=len, default=[]) for parts in parted]
-        everyone = [(b, wave) for b, parts in enumerate(parted) for wave in parts]
-        # Twins come after all others: the run that one replays may be in another batch.
-        self.order = sorted(everyone, key=lambda entry: bool(entry[1][0].twin))
+        self.order = waves(members)
+        of_batch = [[wave for b, wave in self.order if b == i] for i in range(len(members))]
+        self._widest = [max(parts, key=len, default=[]) for parts in of_batch]
         self._made: dict[int, Population] = {}
         decided = directory.load_json("layout.json")
         if not directory.on_main(lambda held: held.begun):

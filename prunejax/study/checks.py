@@ -21,6 +21,9 @@ ENTRIES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "prune.end": (int, "whole epochs"),
     "measures.names": (str, "names"),
     "measures.epochs": (int, "whole epochs"),
+    "start.take": (str, "names"),
+    "start.rewind": (str, "names"),
+    "keep": (str, "names of states"),
     "report.figures": (str, "names"),
     "report.correlate": (str, "labels of variants"),
     "report.tests": (str, "pairs of variants like 'a:b'"),
@@ -148,8 +151,18 @@ def twins(arms: Mapping[str, Mapping[str, Any]]) -> None:
                     f"variant {own!r} is a twin of {twin!r} but differs in {part!r}; "
                     "twins share data, model, batch size and epochs"
                 )
-        events = ("schedule", "layers", "fraction", "start", "end", "period")
-        for part in (*events, "granularity", "scope"):
+        events = (
+            "schedule",
+            "layers",
+            "fraction",
+            "start",
+            "end",
+            "period",
+            "unit",
+            "rounds",
+            "of",
+        )
+        for part in (*events, "granularity", "scope", "allocation"):
             if theirs["prune"][part] != ours["prune"][part]:
                 raise ConfigError(
                     f"variant {own!r} is a twin of {twin!r} but differs in prune.{part}; "

@@ -10,19 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from prunejax import interventions
 from prunejax.cluster import distributed
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.errors import Interrupted
-from prunejax.measures import emptied
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress, standing, whose
 from prunejax.record.summary import summarize
+from prunejax.study import lineage
 from prunejax.study import population as population_lib
 from prunejax.study import rows as rows_lib
-from prunejax.study.plan import Member
+from prunejax.study.handover import Handover
+from prunejax.study.happening import Happening
 from prunejax.study.population import Population
+from prunejax.study.programs import Member
 from prunejax.study.saving import Policy as Policy
 from prunejax.study.saving import Saving
 from prunejax.study.targets import Targets
@@ -59,10 +60,16 @@ class Chunk:
         self._saving = Saving(
             self.directory, self.checkpoints, self._targets, self.progress, self.policy.clock
         )
-        table = self.members[0].table  # the members of a program share the steps of its events
-        self._between: dict[int, list[int]] = {}
-        for row in range(self.population.program.epochs + 1, len(table.steps)):
-            self._between.setdefault(int(table.steps[row]), []).append(row)
+        self._events = Happening(
+            list(self.members),
+            self._padded,
+            self.population,
+            self.directory,
+            self._targets,
+            self._saving,
+            self.progress,
+        )
+        self._handover = Handover(self.directory, self.members, self.population)
         self._standing = ""  # loss and accuracy, for the progress line
 
     # -- the loop ---------------------------------------------------------------------------
@@ -100,7 +107,14 @@ class Chunk:
             self.progress.advance(done * len(self.members), text, timed=False)
         self.directory.truncate(marks["sizes"], marks.get("digests"))
         if states is None:
-            states = self._before_training(self.population.initial(self._padded))
+            states = self._handover.begin(self.population.initial(self._padded), self._padded)
+            self._handover.leave(states, 0)
+            states = self._events.due(states, -1, 0)
+            states = self._handover.rewind(states, self._padded)
+            epoch = self._done(states) // program.steps_per_epoch
+            if epoch or self._done(states):
+                done = self._done(states) * len(self.members)
+                self.progress.advance(done, "begins later", timed=False)
         self._saving.rows_written()
         while epoch < program.epochs:
             self._saving.reached(states, epoch)
@@ -122,20 +136,14 @@ class Chunk:
         """Training steps done; the members of a chunk advance together."""
         return int(mesh_lib.fetch(states.step)[0])
 
-    def _before_training(self, states: TrainState) -> TrainState:
-        if any(0 in m.events for m in self.members):
-            states = self._happens(states, -1, 0)
-        for row in self._between.get(0, ()):
-            states = self._happens(states, -1, row)
-        return states
-
     def _train_epoch(self, states: TrainState, epoch: int) -> TrainState:
         program = self.population.program
         per_epoch = program.steps_per_epoch
         full = per_epoch - (1 if program.last_batch < program.batch_size else 0)
         done = self._done(states) - epoch * per_epoch
         begun = epoch * per_epoch
-        ends = [s - begun for s in self._between if 0 < s - begun <= full]
+        stops = {*self._events.between, *self._handover.steps}
+        ends = [s - begun for s in stops if 0 < s - begun <= full]
         while done < full:
             count = min([self._calls, full - done, *(s - done for s in ends if s > done)])
             begin = time.perf_counter()
@@ -153,8 +161,7 @@ class Chunk:
                     train = self.population.summary(states)[0]
                     self._stand(train.loss, "train", train.accuracy)
             self.progress.advance(count * len(self.members), self._text(epoch), timed=warm)
-            for row in self._between.get(begun + done, ()):
-                states = self._happens(states, epoch, row)
+            states = self._arrived(states, epoch, begun + done)
             if done < per_epoch:
                 self._maybe_save(states, epoch, epoch_done=False)
         if done == full < per_epoch:
@@ -165,23 +172,16 @@ class Chunk:
                 )
             self._saving.reached(states, epoch)
             self.progress.advance(len(self.members), self._text(epoch), timed=warm)
-            for row in self._between.get(begun + per_epoch, ()):
-                states = self._happens(states, epoch, row)
+            states = self._arrived(states, epoch, begun + per_epoch)
         return states
 
-    def _happens(self, states: TrainState, epoch: int, row: int) -> TrainState:
-        """An event that is not that of an epoch's end, with its rows."""
-        asked = [m for m in self.members if row in m.events]
-        tested = any(m.evaluate_between or not m.is_between(row) for m in asked)
-        pre = post = None
-        if tested:
-            states, pre = self._test(states, after_event=False)
-        states, info = self._event(states, row)
-        if tested:
-            states, post = self._test(states, after_event=True)
-        self._event_rows(epoch, states, pre, post, info, row)
-        self._saving.rows_written()
-        self._saving.reached(states, max(epoch, 0))
+    def _arrived(self, states: TrainState, epoch: int, step: int) -> TrainState:
+        """What falls on a step: first the states that others take, then the events."""
+        self._handover.leave(states, step)
+        if step in self._events.between:
+            states = self._events.due(states, epoch, step)
+            self._saving.rows_written()
+            self._saving.reached(states, epoch)
         return states
 
     def _next_call(self, steps: int, seconds: float) -> int:
@@ -198,18 +198,16 @@ class Chunk:
         released = self.population.program.features.released
         if released:  # its evaluation changes the windows
             self._saving.keep()
-        states, pre = self._test(states, after_event=False)
+        states, pre = self._events.test(states, after_event=False)
         for i in range(len(self.members)):
             asked = epoch in self.measure_epochs and epoch + 1 < self.population.program.epochs
             if asked and self.measure is not None and bad[i] < 0:  # the end is measured later
                 self._measures(states, i, epoch)
-        post = pre
-        if any(epoch + 1 in m.events for m in self.members):
-            states, info = self._event(states, row=epoch + 1)
-            states, post = self._test(states, after_event=True)
-            self._event_rows(epoch, states, pre, post, info, epoch + 1)
-        elif released:  # the released loop evaluates twice in every epoch
-            states, post = self._test(states, after_event=True)
+        states, post = self._events.at_epoch(states, epoch, pre)
+        if post is None and released:  # the released loop evaluates twice in every epoch
+            states, post = self._events.test(states, after_event=True)
+        elif post is None:
+            post = pre
         _, _, steps, sparsity = self.population.summary(states)
         validation = self._validation(states)
         rows = []
@@ -253,10 +251,6 @@ class Chunk:
         which = [(m.variant, m.seed) for m in self.members]
         return f"{whose(which)}, epoch {epoch + 1}/{self.population.program.epochs}{self._standing}"
 
-    def _test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
-        with self._saving.long(f"test {after_event}"):
-            return self.population.evaluate_test(states, after_event)
-
     def _validation(self, states: TrainState) -> Metrics | None:
         data = self.population.data
         if not data.validation_labels.shape[0]:
@@ -276,55 +270,6 @@ class Chunk:
                 columns = self.measure(state, m, epoch)
             self._saving.measured[key] = {name: float(value) for name, value in columns.items()}
         return self._saving.measured[key]
-
-    def _event(self, states: TrainState, row: int) -> tuple[TrainState, Any]:
-        self._saving.keep()
-        with self._saving.long("event"):
-            replay = None
-            if self._targets.twins:
-                replay = self._targets.replay(self._padded, row, states.windows.targeted)
-            states, info = self.population.event(states, row, replay)
-            self._targets.add(row, info.selected)
-        return states, info
-
-    def _event_rows(
-        self,
-        epoch: int,
-        states: TrainState,
-        pre: Metrics | None,
-        post: Metrics | None,
-        info: Any,
-        number: int,
-    ) -> None:
-        _, bad, steps, _ = self.population.summary(states)
-        asked = [(i, m) for i, m in enumerate(self.members) if bad[i] < 0 and number in m.events]
-        rows = [
-            row
-            for i, m in asked
-            if pre is not None or not m.table.grow[number].any()  # else a row of updates.csv
-            for row in rows_lib.of_event(
-                self.population.program,
-                m,
-                i,
-                epoch,
-                step=steps[i],
-                before=pre,
-                after=post,
-                info=info,
-            )
-        ]
-        kinds = {m.variant: interventions.NAMES[int(m.table.kind)] for m in self.members}
-        for text in emptied.at_event(rows, kinds):
-            self.progress.message(text)
-        self.directory.append("events", rows)
-        if info.growth is not None:
-            layers = self.population.program.groups
-            updates = [
-                row
-                for i, m in asked
-                for row in rows_lib.of_update(layers, m, i, epoch, number, steps[i], info)
-            ]
-            self.directory.append("updates", updates)
 
     def _maybe_save(self, states: TrainState, epoch: int, epoch_done: bool) -> None:
         """Saves when the policy says so; on request of a signal saves and raises Interrupted."""
@@ -360,6 +305,7 @@ class Chunk:
             missing = set(self.directory.tables["runs"]) - set(row)
             rows.append(row | dict.fromkeys(missing))
         self._targets.save()
+        self._handover.leave(states, lineage.END)
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
         # Padding comes after the members.
         final.save(states, {"runs": [m.run for m in self.members], "size": self.size})

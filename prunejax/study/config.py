@@ -12,7 +12,7 @@ from prunejax import allocate, interventions, registry, schedules
 from prunejax import scores as scores_lib
 from prunejax.errors import ConfigError
 from prunejax.measures import suite
-from prunejax.study import checks
+from prunejax.study import checks, lineage
 from prunejax.train import optim, prune
 
 # Tables that the tests of values below refer to; data sets and models check their own names.
@@ -26,6 +26,8 @@ CHOICES = {
     "prune.target": tuple(prune.TARGETS),
     "prune.granularity": ("filter", "weight"),
     "prune.unit": ("epoch", "step"),
+    "prune.of": ("all", "live"),
+    "start.shuffle": ("no", "layer", "global"),
     "prune.allocation": ("rules", *allocate.ALLOCATIONS),
     "prune.evidence": ("first", "batch"),
     "prune.grow": ("none", "gradient", "random"),
@@ -189,6 +191,7 @@ def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
         validate(settings, label)
         arms.append(Variant(label, settings))
     checks.twins({arm.label: to_dict(arm.settings) for arm in arms})
+    lineage.check({arm.label: arm.settings for arm in arms})
     return arms
 
 

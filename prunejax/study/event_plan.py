@@ -57,9 +57,14 @@ class Layer:
 
 
 def layers(
-    settings: ConfigDict, label: str, groups: Sequence[Group], params: Any
+    settings: ConfigDict,
+    label: str,
+    groups: Sequence[Group],
+    params: Any,
+    live: Mapping[str, int],
 ) -> dict[str, Layer]:
-    """The layers that an arm prunes, by name.
+    """The layers that an arm prunes, by name; of what is live (`prune.of`), and with a global
+    scope, one entry for all of them.
 
     With `prune.allocation` "rules" a layer loses the fraction of its rule; with "uniform" or "erk"
     there is one fraction, of all these layers' units together, which the allocation shares out.
@@ -70,6 +75,16 @@ def layers(
     p, of = settings.prune, {g.name: g for g in groups}
     rules = layer_rules(settings, groups)
     number = {name: units(of[name], settings, params) for name in rules}
+    if p.of == "live" and p.scope == "global":
+        if len(set(p.fraction)) != 1:
+            raise ConfigError(
+                f"config.prune.fraction = {tuple(p.fraction)} (variant {label!r}): one number is "
+                "needed of what is live in all layers together"
+            )
+        first = next(iter(rules))
+        return {first: Layer(first, sum(live.values()), 0, schedules.exact(p.fraction[0]))}
+    if p.of == "live":
+        number = {name: live[name] for name in rules}
     if p.allocation == "rules":
         parts = {name: schedules.exact(of_rule(p.fraction, rules[name])) for name in rules}
     else:
@@ -93,16 +108,27 @@ def of_rule(values: Sequence[Any], index: int) -> Any:
 
 
 def event_counts(
-    settings: ConfigDict, label: str, groups: Sequence[Group], params: Any
+    settings: ConfigDict,
+    label: str,
+    groups: Sequence[Group],
+    params: Any,
+    live: Mapping[str, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Layer name -> int32 [epochs + 1]: units to target; row e + 1 follows epoch e, row 0 is
     before training.
+
+    Args:
+      settings: of the arm.
+      label: of it, for errors.
+      groups: of the model.
+      params: shapes of the parameters.
+      live: units that are live at the beginning, for `prune.of` (see `prunejax.study.live`).
     """
     p = settings.prune
     if p.schedule == "none":
         return {}
     counts: dict[str, np.ndarray] = {}
-    chosen = layers(settings, label, groups, params)
+    chosen = layers(settings, label, groups, params, live or {})
     if p.rounds > 1 or (p.unit == "step" and p.schedule != "scratch"):  # see `step_plan`
         return {name: np.zeros(settings.epochs + 1, np.int32) for name in chosen}
     for name, layer in chosen.items():

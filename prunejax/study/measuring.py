@@ -109,7 +109,9 @@ class Measurer:
             x = data_lib.normalize(images, self.program.mean, self.program.std)
             variables = {"params": params, **statistics}
             if not trained:
-                start = step.initial_state(self.program, state.seed, state.table, state.hyper)
+                start = step.initial_state(
+                    self.program, state.seed, state.table, state.hyper, state.seeds
+                )
                 variables = step.variables(self.program, start)
             return normality.normalized_activations(self.program.module, variables, x)
 

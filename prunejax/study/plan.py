@@ -2,34 +2,27 @@
 which arrays (intervention table, learning rates) each of them starts.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax import data as data_lib
-from prunejax import interventions, models, trees
-from prunejax import scores as scores_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
-from prunejax.groups import Group
-from prunejax.interventions import FOREVER, Features, Table
-from prunejax.study import checks, event_plan, step_plan, unit_check
 from prunejax.study import config as config_lib
+from prunejax.study import lineage, programs
 from prunejax.study.config import Variant
-from prunejax.study.step_plan import Filled, Row
-from prunejax.train import optim, prune
-from prunejax.train.step import Hyper, Program
+from prunejax.study.lineage import Start
+from prunejax.study.programs import Batch, Events, Member, Outline
+
+__all__ = ["Batch", "Member", "build"]
 
 # Settings that are arrays of a run, so that runs which differ only here share a program.
 ARRAYS = {
     "optimizer": ("learning_rate", "schedule", "milestones", "decay", "weight_decay"),
     "prune": (
-        *("schedule", "unit", "rounds", "layers", "fraction", "allocation", "start", "end"),
+        *("schedule", "unit", "rounds", "of", "layers", "fraction", "allocation", "start", "end"),
         *("period", "score", "target", "grow", "regrow", "evaluate_between"),
         *("update_every", "update_fraction", "update_schedule", "update_end", "update_score"),
     ),
@@ -44,40 +37,9 @@ NOT_STATIC = (
     "checkpoint",
     "measures",
     "intervention",
+    "start",
+    "keep",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One run of a study."""
-
-    run: str  # "<variant>-<seed>", unique in the study
-    variant: str
-    seed: int
-    table: Table  # NumPy arrays
-    hyper: Hyper  # NumPy arrays
-    twin: str = ""  # the run whose targets are replayed
-    evaluate_between: bool = False  # whether events between epochs are evaluated as others are
-
-    @property
-    def events(self) -> np.ndarray:
-        """Rows of the table in which something is asked for (row e + 1 follows epoch e)."""
-        of_step = self.table.ids > len(self.hyper.learning_rate)  # recorded, also where none swaps
-        return np.flatnonzero(self.table.counts.any(axis=1) | of_step)
-
-    def is_between(self, row: int) -> bool:
-        """Whether a row is none of those before training and after epochs, one each."""
-        return row > len(self.hyper.learning_rate)
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """The members that share one compiled program and one data set."""
-
-    program: Program
-    dataset: Dataset | StreamedSet
-    members: tuple[Member, ...]
-    notes: tuple[str, ...] = ()  # what is not as asked for, in words
 
 
 def load_dataset(settings: ConfigDict) -> Dataset | StreamedSet:
@@ -140,224 +102,63 @@ def build(arms: Sequence[Variant]) -> list[Batch]:
     keyed: dict[str, list[Variant]] = {}
     for arm in arms:
         keyed.setdefault(_static_key(arm.settings), []).append(arm)
-    batches = []
-    for together in keyed.values():
+    outlines: dict[str, Outline] = {}
+    for key, together in keyed.items():
         settings = together[0].settings
         data_key = json.dumps(config_lib.to_dict(settings.data), sort_keys=True)
         if data_key not in datasets:
             datasets[data_key] = load_dataset(settings)
-        batches.append(_batch(together, datasets[data_key]))
-    return batches
+        outlines[key] = programs.outline(settings, datasets[data_key])
+    of = {arm.label: outlines[key] for key, some in keyed.items() for arm in some}
+    graph = _graph(arms, of)
+    planned = _events({arm.label: arm for arm in arms}, of, graph[0])
+    return [
+        programs.batch(together, outlines[key], planned, *graph) for key, together in keyed.items()
+    ]
 
 
-def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
-    settings = arms[0].settings
-    if settings.batch_size > dataset.train_examples:
-        raise ConfigError(
-            f"config.batch_size = {settings.batch_size} is more than the {dataset.train_examples} "
-            "training examples; lower it"
-        )
-    examples = dataset.per_epoch(settings.batch_size)
-    options = settings.model.to_dict()
-    options["dtype"] = jnp.dtype(options["dtype"])
-    module = models.create(options.pop("name"), num_classes=dataset.num_classes, **options)
-    shape = dataset.image_shape
-    variables = jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
-    if settings.population.microbatch and "batch_stats" in variables:
-        raise ConfigError(
-            f"config.population.microbatch = {settings.population.microbatch}: BatchNorm in "
-            f"{settings.model.name!r} needs the whole batch; set it to 0"
-        )
-    if settings.model.unbiased_variance and "batch_stats" not in variables:
-        raise ConfigError(
-            f"config.model.unbiased_variance = True: {settings.model.name!r} has no BatchNorm that "
-            "keeps a variance; leave it at False"
-        )
-    params, all_groups = variables["params"], models.groups(module, variables)
-    counted = {
-        a.label: event_plan.event_counts(a.settings, a.label, all_groups, params) for a in arms
+def _seeds(settings: ConfigDict) -> range:
+    return range(settings.first_seed, settings.first_seed + settings.seeds)
+
+
+def _graph(
+    arms: Sequence[Variant], of: Mapping[str, Outline]
+) -> tuple[dict[str, Start], dict[str, set[int]], dict[str, tuple[int, ...]]]:
+    """How every run begins, which of its states it leaves, and which of those stay."""
+    lengths = {
+        a.label: (of[a.label].per_epoch, a.settings.epochs * of[a.label].per_epoch) for a in arms
     }
-    used = {name for counts in counted.values() for name in counts}
-    groups = tuple(g for g in all_groups if g.name in used)
-    per_epoch = -(-examples // settings.batch_size)
-    between = {
-        a.label: step_plan.rows(
-            a.settings, a.label, all_groups, params, per_epoch, counted[a.label]
-        )
-        for a in arms
-    }
-    scores = tuple(
-        sorted(
-            {a.settings.prune.score for a in arms if counted[a.label]}
-            | {a.settings.prune.update_score for a in arms if _updates(between[a.label])}
-        )
-    )
+    starts: dict[str, Start] = {}
+    asked: dict[str, tuple[int, ...]] = {}
     for arm in arms:
-        if counted[arm.label]:
-            own = [g for g in groups if g.name in counted[arm.label]]
-            _check_score(arm, own, dataset.train_examples)
-    rows = settings.epochs + 1
-    stacked = {
-        a.label: np.stack(
-            [counted[a.label].get(g.name, np.zeros(rows, np.int32)) for g in groups], axis=1
-        ).astype(np.int32)
-        if groups
-        else np.zeros((rows, 1), np.int32)  # checkpoints cannot hold empty arrays
-        for a in arms
-    }
-    o = settings.optimizer
-    try:
-        decays = trees.select(params, o.weight_decay_rule)
-    except ValueError as error:
-        raise ConfigError(f"config.optimizer.weight_decay_rule: {error}") from None
-    program = Program(
-        module=module,
-        groups=groups,
-        optimizer=optim.build(
-            o.name,
-            decays,
-            momentum=o.momentum,
-            nesterov=o.nesterov,
-            clip_norm=o.clip_norm,
-            decoupled=o.weight_decay_kind == "decoupled",
-        ),
-        features=_features(arms, stacked, between),
-        scores=scores,
-        train_examples=examples,
-        image_shape=shape,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        eval_batch_size=min(settings.eval_batch_size, dataset.test_examples),
-        mean=dataset.mean,
-        std=dataset.std,
-        augment=settings.data.augment,
-        label_smoothing=o.label_smoothing,
-        weights=settings.prune.granularity == "weight",
-        global_scope=settings.prune.scope == "global",
-        saliency_examples=settings.prune.saliency_examples,
-        evidence=settings.prune.evidence,
-        forecast=settings.measures.forecast,
-        microbatch=settings.population.microbatch,
-        data_parallel=settings.population.data_parallel,
-    )
-    steps = step_plan.shared_steps(list(between.values()))
-    names = [g.name for g in groups]
-    tables = {
-        a.label: _table(
-            a.settings,
-            step_plan.fill(stacked[a.label], between[a.label], steps, names, per_epoch),
-            scores,
-        )
-        for a in arms
-    }
-    hypers = {a.label: _hyper(a.settings) for a in arms}
-    members = tuple(
-        Member(
-            run=f"{arm.label}-{seed}",
-            variant=arm.label,
-            seed=seed,
-            table=tables[arm.label],
-            hyper=hypers[arm.label],
-            twin=f"{arm.settings.intervention.twin}-{seed}"
-            if arm.settings.intervention.twin
-            else "",
-            evaluate_between=arm.settings.prune.evaluate_between,
-        )
-        for arm in arms
-        for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
-    )
-    if not program.weights:
-        unit_check.check(module, variables, shape, groups)
-    notes = tuple(
-        note
-        for arm in arms
-        for note in event_plan.idle_layers(arm.settings, arm.label, all_groups, params)
-    )
-    return Batch(program, dataset, members, notes)
-
-
-def _updates(rows: Sequence[Row]) -> bool:
-    return any(row.update for row in rows)
-
-
-def _check_score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
-    score = scores_lib.SCORES[arm.settings.prune.score]
-    asked = arm.settings.prune.saliency_examples
-    if "gradient" in score.needs and asked > examples:
-        raise ConfigError(
-            f"config.prune.saliency_examples = {asked} (variant {arm.label!r}) is more than the "
-            f"{examples} training examples; lower it"
-        )
-    for g in groups:
-        if "norm" in score.needs and len(g.norm) < 2:
+        where = f"keep (variant {arm.label!r})"
+        steps = [lineage.point(text, *lengths[arm.label], where) for text in arm.settings.keep]
+        for seed in _seeds(arm.settings):
+            run = f"{arm.label}-{seed}"
+            starts[run] = lineage.start_of(arm.settings, seed, lengths, arm.label)
+            asked[run] = tuple(steps)
+    kept = lineage.kept(starts, asked)
+    for run, left in kept.items():
+        early = [s for s in left if 0 <= s < starts[run].step]
+        if early:
             raise ConfigError(
-                f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) needs "
-                f"a BatchNorm with scale and bias after the layer; {g.name!r} has none"
+                f"the state of {run!r} at step {early[0]} is asked for, but its training begins at "
+                f"step {starts[run].step}; name a later one"
             )
-    weights = arm.settings.prune.granularity == "weight"
-    if weights and not score.per_weight:
-        able = [name for name, s in scores_lib.SCORES.items() if s.per_weight]
-        raise ConfigError(
-            f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) ranks "
-            f"filters, not weights; for prune.granularity = 'weight' use: {', '.join(able)}"
-        )
+    return starts, kept, asked
 
 
-def _features(
-    arms: Sequence[Variant],
-    stacked: Mapping[str, np.ndarray],
-    between: Mapping[str, Sequence[Row]],
-) -> Features:
-    acting = [a for a in arms if stacked[a.label].sum() or between[a.label]]
-    finite = [a for a in acting if a.settings.intervention.duration >= 0]
-    kinds = {a.settings.intervention.kind for a in acting}
-    return Features(
-        finite=bool(finite or kinds & {"zero", "gaussian"}),
-        zero="zero" in kinds,
-        gaussian="gaussian" in kinds,
-        restore=any(a.settings.intervention.restore != "no" for a in finite),
-        released=arms[0].settings.intervention.as_released,
-        growth=any(any(row.grow.values()) for rows in between.values() for row in rows),
-    )
-
-
-def _table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Table:
-    i, p = settings.intervention, settings.prune
-    index = lambda name: scores.index(name) if name in scores else 0  # noqa: E731
-    smallest = prune.TARGETS["smallest"]
-    return Table(
-        kind=np.int32(interventions.KINDS[i.kind]),
-        duration=np.int32(FOREVER if i.duration < 0 else i.duration),
-        cumulative=np.bool_(interventions.SCOPES[i.scope]),
-        restore=np.int32(interventions.RESTORES[i.restore]),
-        mask_norm=np.bool_(i.mask_norm),
-        noise_scale=np.float32(i.noise_scale),
-        replay=np.bool_(bool(i.twin)),
-        random_growth=np.bool_(p.grow == "random"),
-        steps=filled.steps,
-        ids=filled.ids,
-        target=np.where(filled.updates, smallest, prune.TARGETS[p.target]).astype(np.int32),
-        score=np.where(filled.updates, index(p.update_score), index(p.score)).astype(np.int32),
-        counts=filled.counts,
-        grow=filled.grow,
-    )
-
-
-def _hyper(settings: ConfigDict) -> Hyper:
-    o = settings.optimizer
-    try:
-        rates = optim.learning_rates(
-            o.schedule,
-            o.learning_rate,
-            settings.epochs,
-            milestones=tuple(o.milestones),
-            decay=o.decay,
-        )
-        highest = max(rates)
-    except OverflowError:
-        highest = float("inf")
-    if highest > checks.LARGEST:
-        raise ConfigError(
-            f"config.optimizer.decay = {o.decay} takes the learning rate beyond single precision"
-        )
-    return Hyper(np.asarray(rates, np.float32), np.float32(o.weight_decay))
+def _events(
+    arms: Mapping[str, Variant], of: Mapping[str, Outline], starts: Mapping[str, Start]
+) -> dict[str, Events]:
+    """Label -> events, counted from what the runs that an arm starts from leave live."""
+    planned: dict[str, Events] = {}
+    for label in lineage.ordered({name: arm.settings for name, arm in arms.items()}):
+        settings = arms[label].settings
+        start = starts[f"{label}-{settings.first_seed}"]
+        parent, at = None, 0.0
+        if start.source is not None and "masks" in start.source.parts:
+            parent = planned[settings.start.run].live
+            at = start.source.done if start.source.step == lineage.END else start.source.step - 0.5
+        planned[label] = programs.events(arms[label], of[label], parent, at, start.step)
+    return planned

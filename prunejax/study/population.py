@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
-from prunejax.study.plan import Member
+from prunejax.study.programs import Member
 from prunejax.train import evaluation, prune, step
 from prunejax.train.evaluation import Metrics
 from prunejax.train.prune import Event
@@ -180,6 +180,10 @@ class Population:
         arguments = stack([_arguments(m) for m in members])
         return self._initial(mesh_lib.put(arguments, self._members))
 
+    def put(self, states: TrainState) -> TrainState:
+        """Stacked states from the host."""
+        return mesh_lib.put(states, self._states)
+
     def abstract(self, size: int) -> TrainState:
         """Shapes and shardings of the stacked states of `size` members."""
         return jax.tree.map(
@@ -281,7 +285,8 @@ def _without_members(where: NamedSharding) -> NamedSharding:
 
 
 def _arguments(member: Member) -> tuple[Any, ...]:
-    return np.uint32(member.seed), member.table, member.hyper
+    seeds = step.Seeds(*(np.uint32(s) for s in (member.init_seed, member.data_seed)))
+    return np.uint32(member.seed), member.table, member.hyper, seeds
 
 
 def stack(trees: Sequence[Tree]) -> Tree:

@@ -7,7 +7,7 @@ import numpy as np
 
 from prunejax.groups import Group
 from prunejax.record.run_directory import FORECAST
-from prunejax.study.plan import Member
+from prunejax.study.programs import Member
 from prunejax.train.evaluation import Metrics
 from prunejax.train.step import Program
 

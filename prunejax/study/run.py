@@ -24,7 +24,7 @@ from prunejax.record.environment import environment
 from prunejax.record.progress import Progress
 from prunejax.record.run_directory import RunDirectory
 from prunejax.record.times import Times
-from prunejax.study import attributes, layout, measuring, plan
+from prunejax.study import attributes, handover, layout, lineage, measuring, plan
 from prunejax.study import config as config_lib
 from prunejax.study.arrangement import Arrangement
 from prunejax.study.chunk import Chunk, Policy
@@ -71,12 +71,12 @@ def use_devices(
 def shard(members: Sequence[Sequence[Member]], index: int, count: int) -> list[list[Member]]:
     """Of the members of each batch those of shard `index` (from 0) of `count`.
 
-    Twins go with the run they replay, whichever batch that is in; with more shards than there
-    are such groups some are empty.
+    Runs go with those that they need (twins, tickets), whichever batch these are in; with more
+    shards than there are such families some are empty.
     """
-    keys = sorted({m.twin or m.run for batch in members for m in batch})
-    mine = set(keys[index::count])
-    return [[m for m in batch if (m.twin or m.run) in mine] for batch in members]
+    family = lineage.families({m.run: m.needs for batch in members for m in batch})
+    mine = set(sorted(set(family.values()))[index::count])
+    return [[m for m in batch if family[m.run] in mine] for batch in members]
 
 
 def _test_examples(batches: Sequence[Batch]) -> int:
@@ -309,4 +309,5 @@ def _train(
                 chunk.run()
             directory.save_json("progress.json", {"chunk": number, **directory.marks()})
             chunk.checkpoints.clear()
+    handover.clear(directory, [m for members in mine for m in members])
     progress.close("done")

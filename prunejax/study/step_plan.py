@@ -18,7 +18,9 @@ from prunejax import schedules
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
 from prunejax.study import event_plan
+from prunejax.study import live as live_lib
 from prunejax.study.event_plan import Layer
+from prunejax.study.live import ALL, Live
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ def rows(
     params: Any,
     per_epoch: int,
     at_epochs: Mapping[str, np.ndarray],
+    start: Live,
 ) -> list[Row]:
     """The events of an arm that are no rows of `event_plan.event_counts`, in order.
 
@@ -48,6 +51,7 @@ def rows(
       params: shapes of the parameters.
       per_epoch: training steps in an epoch.
       at_epochs: what `event_plan.event_counts` gave.
+      start: what is live at the beginning.
 
     Raises:
       ConfigError: events after the end of training, or growth that cannot be.
@@ -55,7 +59,7 @@ def rows(
     p, total = settings.prune, settings.epochs * per_epoch
     if p.schedule == "none":
         return []
-    layers = event_plan.layers(settings, label, groups, params)
+    layers = event_plan.layers(settings, label, groups, params, start.counts)
     found = [
         Row(step, drop, {}) for step, drop in _scheduled(settings, label, layers, total).items()
     ]
@@ -64,11 +68,11 @@ def rows(
     if p.grow == "none":
         return found
     _check_growth(settings, label)
-    live = _Live(layers, found, at_epochs, per_epoch, p.scope)
+    live = live_lib.with_events(start, label, at_epochs, found, per_epoch)
     if p.regrow > 0:
-        found = [_with_regrowth(row, p.regrow, live) for row in found]
+        found = [_with_regrowth(row, p.regrow, _shares(layers, live, row.step)) for row in found]
     if p.update_every:
-        found += _updates(settings, live, total)
+        found += _updates(settings, layers, live, total)
     return sorted(found, key=lambda row: row.step)
 
 
@@ -134,47 +138,29 @@ def _in_scope(
     return {next(iter(layers)): sum(drop.values())}
 
 
-class _Live:
-    """How many units are live at a step, by the events known so far."""
-
-    def __init__(
-        self,
-        layers: Mapping[str, Layer],
-        found: Sequence[Row],
-        at_epochs: Mapping[str, np.ndarray],
-        per_epoch: int,
-        scope: str,
-    ) -> None:
-        self._drops = [(row.step, row.drop) for row in found]
-        for name, counts in at_epochs.items():
-            self._drops += [(e * per_epoch, {name: int(k)}) for e, k in enumerate(counts) if k]
-        self._sizes = {name: layer.units for name, layer in layers.items()}
-        if scope == "global":  # one ranking, counted under the first layer
-            self._sizes = {next(iter(layers)): sum(self._sizes.values())}
-
-    def at(self, step: int) -> dict[str, int]:
-        """Live units by layer after the events up to that step."""
-        gone: Counter[str] = Counter()
-        for when, drop in self._drops:
-            if when <= step:
-                gone.update(drop)
-        return {name: size - gone[name] for name, size in self._sizes.items()}
+def _shares(layers: Mapping[str, Layer], live: Live, step: int) -> dict[str, int]:
+    """Live units at a step, under the names that rows count them."""
+    left = live.at(step)
+    first = next(iter(layers))
+    return {first: left[ALL]} if ALL in left else {name: left[name] for name in layers}
 
 
-def _with_regrowth(row: Row, share: float, live: _Live) -> Row:
+def _with_regrowth(row: Row, share: float, left: Mapping[str, int]) -> Row:
     """The event with a share of what it leaves dropped besides and regrown (GraNet's form)."""
-    more = {name: math.floor(share * n) for name, n in live.at(row.step).items()}
+    more = {name: math.floor(share * n) for name, n in left.items()}
     grow = {name: more[name] for name in row.drop if more[name]}
     return Row(row.step, {k: n + grow.get(k, 0) for k, n in row.drop.items()}, grow)
 
 
-def _updates(settings: ConfigDict, live: _Live, total: int) -> list[Row]:
+def _updates(
+    settings: ConfigDict, layers: Mapping[str, Layer], live: Live, total: int
+) -> list[Row]:
     """Drop-and-grow updates: every `update_every` steps up to `update_end` of training."""
     p, found = settings.prune, []
     last = math.floor(p.update_end * total)
     for step in range(p.update_every, last, p.update_every):
         share = p.update_fraction * schedules.decayed(p.update_schedule, step, last)
-        swaps = {name: math.floor(share * n) for name, n in live.at(step).items()}
+        swaps = {name: math.floor(share * n) for name, n in _shares(layers, live, step).items()}
         found.append(Row(step, swaps, swaps, update=True))
     return found
 

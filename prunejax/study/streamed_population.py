@@ -81,7 +81,7 @@ class StreamedPopulation(Population):
         """`steps` training steps that stay inside one epoch."""
         del data
         first = int(mesh_lib.fetch(states.step)[0])
-        seeds = [int(seed) for seed in mesh_lib.fetch(states.seed)]
+        seeds = [int(seed) for seed in mesh_lib.fetch(states.seeds.data)]
         for number in range(first, first + int(steps)):
             images, labels = self._batch(seeds, number)
             # One step ahead and no further: else batches would pile up on the devices.

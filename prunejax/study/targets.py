@@ -10,7 +10,7 @@ import numpy as np
 
 from prunejax.cluster import distributed
 from prunejax.errors import RecordError
-from prunejax.study.plan import Member
+from prunejax.study.programs import Member
 from prunejax.system import files
 
 

@@ -42,6 +42,13 @@ class Totals(NamedTuple):
     examples: Array  # int32
 
 
+class Seeds(NamedTuple):
+    """The seeds of streams that a copy of a run may have of its own; uint32 each."""
+
+    init: Value  # of the initial weights
+    data: Value  # of order, augmentation and dropout
+
+
 class TrainState(NamedTuple):
     """One run, complete: what a checkpoint holds."""
 
@@ -56,6 +63,7 @@ class TrainState(NamedTuple):
     hyper: Hyper
     totals: Totals
     bad_step: Array  # int32: first step with a non-finite loss, -1 if none
+    seeds: Seeds
 
 
 class Data(NamedTuple):
@@ -111,9 +119,13 @@ class Program:
         return any("activations" in scores_lib.SCORES[name].needs for name in self.scores)
 
 
-def initial_state(program: Program, seed: Array, table: Table, hyper: Hyper) -> TrainState:
-    """A run before its first step."""
-    variables = models_lib.init(program.module, rng.stream(seed, "init"), program.image_shape)
+def initial_state(
+    program: Program, seed: Array, table: Table, hyper: Hyper, seeds: Seeds | None = None
+) -> TrainState:
+    """A run before its first step; without `seeds` all its streams are of its own seed."""
+    seeds = Seeds(*(jnp.asarray(s, jnp.uint32) for s in seeds or (seed, seed)))
+    key = rng.stream(seeds.init, "init")
+    variables = models_lib.init(program.module, key, program.image_shape)
     params, stats = variables["params"], variables.get("batch_stats", {})
     activations = (
         {g.name: jnp.zeros(g.units) for g in program.groups} if program.needs_activations else {}
@@ -132,6 +144,7 @@ def initial_state(program: Program, seed: Array, table: Table, hyper: Hyper) -> 
         hyper=hyper,
         totals=Totals(jnp.float32(0), jnp.int32(0), jnp.int32(0)),
         bad_step=jnp.int32(-1),
+        seeds=seeds,
     )
 
 
@@ -174,7 +187,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
     )
     collections = ["batch_stats"] + (["activations"] if program.needs_activations else [])
 
-    key = rng.at(state.seed, "dropout", state.step)
+    key = rng.at(state.seeds.data, "dropout", state.step)
 
     def gradient_of(batch: tuple[Array, Array], key: Array) -> tuple[Any, Tree]:
         def loss_fn(params: Tree) -> tuple[Array, tuple[Array, Tree]]:
@@ -273,7 +286,7 @@ def train_last_step(program: Program, state: TrainState, data: Data) -> TrainSta
 
 def _order(program: Program, state: TrainState) -> Array:
     epoch = state.step // program.steps_per_epoch
-    return data_lib.epoch_permutation(state.seed, epoch, program.train_examples)
+    return data_lib.epoch_permutation(state.seeds.data, epoch, program.train_examples)
 
 
 def last_indices(program: Program, state: TrainState) -> Array:
@@ -282,7 +295,7 @@ def last_indices(program: Program, state: TrainState) -> Array:
     done = jnp.maximum(state.step, 1) - 1  # the step of that batch, or a smaller one after it
     epoch = done // program.steps_per_epoch
     number = jnp.minimum(done % program.steps_per_epoch, full - 1)
-    order = data_lib.epoch_permutation(state.seed, epoch, program.train_examples)
+    order = data_lib.epoch_permutation(state.seeds.data, epoch, program.train_examples)
     size = program.batch_size
     return jax.lax.dynamic_slice(order, (number * size,), (size,))
 
@@ -290,7 +303,7 @@ def last_indices(program: Program, state: TrainState) -> Array:
 def _step_on(program: Program, state: TrainState, data: Data, indices: Array) -> TrainState:
     indices = split_batch(program, indices)
     if program.augment:
-        key = rng.at(state.seed, "augment", state.step)
+        key = rng.at(state.seeds.data, "augment", state.step)
         images = data_lib.augment(key, data.train_images, indices)
     else:
         images = jnp.take(data.train_images, indices, axis=0)

@@ -1,0 +1,203 @@
+"""States that runs hand on to others: `states/RUN@STEP.npz`, and how a run begins with one.
+
+A file holds a state by leaf path: "weights/...", "statistics/...", "optimizer/...", "masks/..."
+(bool, True = live, of the layers that can be pruned) and "step". Masks pass between programs: a
+run takes those of the layers that it knows.
+"""
+
+import errno
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+
+from prunejax import trees
+from prunejax.cluster import distributed
+from prunejax.cluster import mesh as mesh_lib
+from prunejax.errors import RecordError
+from prunejax.interventions import FOREVER
+from prunejax.record.directory import SharedDirectory
+from prunejax.study import lineage
+from prunejax.study.lineage import Source
+from prunejax.study.population import Population
+from prunejax.study.programs import Member
+from prunejax.system import files
+from prunejax.train.step import TrainState
+
+FOLDER = "states"
+_FIELDS = {"weights": "params", "statistics": "batch_stats", "optimizer": "opt_state"}
+Arrays = dict[str, np.ndarray]
+
+
+def name(run: str, step: int) -> str:
+    """The file of a state, in the run directory."""
+    when = "end" if step == lineage.END else f"step{step}"
+    return f"{FOLDER}/{files.plain_name(run)}@{when}.npz"
+
+
+class Handover:
+    """What the members of a chunk take from other runs, and leave for them."""
+
+    def __init__(
+        self, directory: SharedDirectory, members: Sequence[Member], population: Population
+    ) -> None:
+        """Args: members: without padding."""
+        self._directory, self._members, self._population = directory, members, population
+        self.steps = sorted({step for m in members for step in m.keep if step > 0})
+
+    def leave(self, states: TrainState, step: int) -> None:
+        """Writes the states that members have to leave at a step (`lineage.END`: after all).
+
+        Raises:
+          RecordError: a file cannot be written.
+        """
+        for i, m in enumerate(self._members):
+            if step in m.keep:
+                arrays = self._arrays(mesh_lib.fetch(self._population.member(states, i)))
+                self._write(name(m.run, step), arrays)
+
+    def _write(self, file: str, arrays: Arrays) -> None:
+        path = self._directory.path / file
+
+        def write() -> None:
+            path.parent.mkdir(exist_ok=True)
+            files.replace(path, lambda opened: np.savez(opened, **arrays))  # type: ignore[arg-type]
+
+        distributed.on_main(write)
+
+    def _arrays(self, state: TrainState) -> Arrays:
+        found: Arrays = {"step": np.asarray(state.step)}
+        for part, field in _FIELDS.items():
+            for path, leaf in trees.leaves_with_paths(getattr(state, field)):
+                found[f"{part}/{path}"] = np.asarray(leaf)
+        for g in self._population.program.groups:
+            live = np.asarray(state.windows.remaining[g.name]) == 0
+            rank = trees.get(state.params, g.kernel).ndim
+            found[f"masks/{g.kernel}"] = live.reshape((1,) * (rank - live.ndim) + live.shape)
+        return found
+
+    def begin(self, states: TrainState, padded: Sequence[Member]) -> TrainState:
+        """The states with what the members take from where they start.
+
+        Raises:
+          RecordError: a state is missing or damaged.
+        """
+        changed = self._taken(states, padded, lambda m: m.start.source)
+        if changed is None:
+            return states
+        for i, m in enumerate(padded):
+            self._shuffle(changed, i, m)
+        return self._put(changed)
+
+    def rewind(self, states: TrainState, padded: Sequence[Member]) -> TrainState:
+        """The states with what is put back after the events before training."""
+        changed = self._taken(states, padded, lambda m: m.start.rewind)
+        return states if changed is None else self._put(changed)
+
+    def _put(self, host: TrainState) -> TrainState:
+        """Back on the devices, dead weights zero."""
+        for g in self._population.program.groups:
+            dead = host.windows.remaining[g.name] > 0
+            kernel = trees.get(host.params, g.kernel)
+            for path in (g.kernel, *(g.affine if dead.ndim == 2 else ())):
+                leaf = trees.get(host.params, path)
+                of = dead
+                if dead.ndim < leaf.ndim:
+                    of = dead.reshape(dead.shape[0], *(1,) * (kernel.ndim - 2), dead.shape[1])
+                np.copyto(leaf, 0, where=of)
+        return self._population.put(host)
+
+    def _taken(
+        self,
+        states: TrainState,
+        padded: Sequence[Member],
+        source_of: Callable[[Member], Source | None],
+    ) -> TrainState | None:
+        """The states on the host with what a source of each member gives; None: nothing does."""
+        if not any(source_of(m) for m in padded):
+            return None
+        host = jax.tree.map(np.array, mesh_lib.fetch(states))
+        read: dict[str, Arrays] = {}
+        for i, m in enumerate(padded):
+            source = source_of(m)
+            if source is None:
+                continue
+            file = name(source.run, source.step)
+            if file not in read:
+                read[file] = distributed.on_main(partial(self._read, file))
+            self._take(host, i, read[file], source, file)
+        return host
+
+    def _read(self, file: str) -> Arrays:
+        path = self._directory.path / file
+        try:
+            with np.load(path) as saved:
+                return dict(saved)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise RecordError(
+                errno.EIO,
+                f"cannot read {path} ({error}), the state that a run starts from; restore it, or "
+                "start over in a new workdir",
+            ) from error
+
+    def _take(self, host: TrainState, i: int, saved: Arrays, source: Source, file: str) -> None:
+        for part in sorted(source.parts & set(_FIELDS)):
+            for path, leaf in trees.leaves_with_paths(getattr(host, _FIELDS[part])):
+                value = saved.get(f"{part}/{path}")
+                if value is None or value.shape != leaf.shape[1:]:
+                    shape = "no such leaf" if value is None else f"shape {value.shape}"
+                    raise RecordError(
+                        errno.EINVAL,
+                        f"{file} has {shape} where {part}/{path} of shape {leaf.shape[1:]} is "
+                        "needed: the runs do not fit each other (optimizer, or model)",
+                    )
+                leaf[i] = value
+        if "step" in source.parts:
+            host.step[i] = source.done
+        if "masks" in source.parts:
+            self._masks(host, i, saved)
+
+    def _masks(self, host: TrainState, i: int, saved: Mapping[str, np.ndarray]) -> None:
+        for g in self._population.program.groups:
+            if f"masks/{g.kernel}" in saved:
+                dead = ~saved[f"masks/{g.kernel}"]
+                _set_dead(host, g.name, i, dead.reshape(host.windows.remaining[g.name].shape[1:]))
+
+    def _shuffle(self, host: TrainState, i: int, m: Member) -> None:
+        """Permutes the dead units that were taken, within layers or over all of them."""
+        if m.start.shuffle == "no":
+            return
+        names = [g.name for g in self._population.program.groups]
+        flat = [(host.windows.remaining[n][i] > 0).ravel() for n in names]
+        if m.start.shuffle == "layer":
+            mixed = [
+                _stream(m.seed, n).permutation(dead) for n, dead in zip(names, flat, strict=True)
+            ]
+        else:
+            together = _stream(m.seed, "").permutation(np.concatenate(flat))
+            mixed = np.split(together, np.cumsum([dead.size for dead in flat])[:-1])
+        for n, dead in zip(names, mixed, strict=True):
+            _set_dead(host, n, i, dead.reshape(host.windows.remaining[n].shape[1:]))
+
+
+def _stream(seed: int, layer: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(f"ticket_shuffle/{layer}".encode())])
+
+
+def _set_dead(host: TrainState, layer: str, i: int, dead: np.ndarray) -> None:
+    host.windows.targeted[layer][i] = dead
+    host.windows.remaining[layer][i] = np.where(dead, FOREVER, 0)
+
+
+def clear(directory: SharedDirectory, members: Sequence[Member]) -> None:
+    """Removes the states that no run needs any more and nobody asked for."""
+
+    def remove() -> None:
+        for m in members:
+            for step in set(m.keep) - set(m.asked):
+                (directory.path / name(m.run, step)).unlink(missing_ok=True)
+
+    distributed.on_main(remove)

@@ -1,0 +1,110 @@
+"""The events of a chunk of members as they happen: tests around them, targets, rows."""
+
+import dataclasses
+from typing import Any
+
+from prunejax import interventions
+from prunejax.measures import emptied
+from prunejax.record.directory import SharedDirectory
+from prunejax.record.progress import Progress
+from prunejax.study import rows as rows_lib
+from prunejax.study.population import Population
+from prunejax.study.programs import Member
+from prunejax.study.saving import Saving
+from prunejax.study.targets import Targets
+from prunejax.train.evaluation import Metrics
+from prunejax.train.step import TrainState
+
+
+@dataclasses.dataclass
+class Happening:
+    """The members' events, and where what they did is recorded."""
+
+    members: list[Member]  # the real ones
+    padded: list[Member]
+    population: Population
+    directory: SharedDirectory
+    targets: Targets
+    saving: Saving
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        table = self.members[0].table  # the members of a program share the steps of its events
+        self.between: dict[int, list[int]] = {}  # step -> rows that are none at an epoch's end
+        for row in range(self.population.program.epochs + 1, len(table.steps)):
+            self.between.setdefault(int(table.steps[row]), []).append(row)
+
+    def test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
+        """Test metrics."""
+        with self.saving.long(f"test {after_event}"):
+            return self.population.evaluate_test(states, after_event)
+
+    def at_epoch(
+        self, states: TrainState, epoch: int, pre: Metrics
+    ) -> tuple[TrainState, Metrics | None]:
+        """The event that follows an epoch, and the test after it; None: there is none."""
+        if not any(epoch + 1 in m.events for m in self.members):
+            return states, None
+        states, info = self._apply(states, epoch + 1)
+        states, post = self.test(states, after_event=True)
+        self._record(epoch, states, pre, post, info, epoch + 1)
+        return states, post
+
+    def due(self, states: TrainState, epoch: int, step: int) -> TrainState:
+        """The events that fall on a step between epochs (of step 0, all before training)."""
+        rows = list(self.between.get(step, ()))
+        if step == 0 and any(0 in m.events for m in self.members):
+            rows.insert(0, 0)
+        for row in rows:
+            asked = [m for m in self.members if row in m.events]
+            tested = any(m.evaluate_between or not m.is_between(row) for m in asked)
+            pre = post = None
+            if tested:
+                states, pre = self.test(states, after_event=False)
+            states, info = self._apply(states, row)
+            if tested:
+                states, post = self.test(states, after_event=True)
+            self._record(epoch, states, pre, post, info, row)
+        return states
+
+    def _apply(self, states: TrainState, row: int) -> tuple[TrainState, Any]:
+        self.saving.keep()
+        with self.saving.long("event"):
+            replay = None
+            if self.targets.twins:
+                replay = self.targets.replay(self.padded, row, states.windows.targeted)
+            states, info = self.population.event(states, row, replay)
+            self.targets.add(row, info.selected)
+        return states, info
+
+    def _record(
+        self,
+        epoch: int,
+        states: TrainState,
+        pre: Metrics | None,
+        post: Metrics | None,
+        info: Any,
+        number: int,
+    ) -> None:
+        _, bad, steps, _ = self.population.summary(states)
+        program = self.population.program
+        asked = [(i, m) for i, m in enumerate(self.members) if bad[i] < 0 and number in m.events]
+        rows = [
+            row
+            for i, m in asked
+            if pre is not None or not m.table.grow[number].any()  # else a row of updates.csv
+            for row in rows_lib.of_event(
+                program, m, i, epoch, step=steps[i], before=pre, after=post, info=info
+            )
+        ]
+        kinds = {m.variant: interventions.NAMES[int(m.table.kind)] for m in self.members}
+        for text in emptied.at_event(rows, kinds):
+            self.progress.message(text)
+        self.directory.append("events", rows)
+        if info.growth is not None:
+            updates = [
+                row
+                for i, m in asked
+                for row in rows_lib.of_update(program.groups, m, i, epoch, number, steps[i], info)
+            ]
+            self.directory.append("updates", updates)

@@ -1,0 +1,240 @@
+"""A study as a graph of runs: what a run takes from another, and which must come first.
+
+The edges of a run lead to runs of the same seed: the one it starts from (`start.run`), the one
+whose state is put back after its events before training (`start.rewind_run`), and the one whose
+targets it replays (`intervention.twin`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prunejax import registry
+from prunejax.errors import ConfigError
+
+PARTS = ("weights", "statistics", "optimizer", "masks", "step")
+END = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a run takes from a state of another."""
+
+    run: str
+    step: int  # names the state: training steps done, END for the one after all events
+    done: int  # training steps done in it
+    parts: frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How a run begins; by default from its own initial weights."""
+
+    source: Source | None = None
+    rewind: Source | None = None  # after the events before training
+    fresh: bool = False  # weights drawn anew
+    shuffle: str = "no"  # the masks that are taken: no | layer | global
+
+    @property
+    def step(self) -> int:
+        """Training steps that count as done when training begins."""
+        for source in (self.rewind, self.source):
+            if source is not None and "step" in source.parts:
+                return source.done
+        return 0
+
+    @property
+    def runs(self) -> set[str]:
+        """The runs that have to come first."""
+        return {s.run for s in (self.source, self.rewind) if s is not None}
+
+
+def parents(settings: ConfigDict) -> list[str]:
+    """Labels of the arms that an arm needs."""
+    s = settings.start
+    return [x for x in (s.run, s.rewind_run, settings.intervention.twin) if x]
+
+
+def ordered(arms: Mapping[str, ConfigDict]) -> list[str]:
+    """Labels, every arm after those that it needs.
+
+    Raises:
+      ConfigError: an arm needs one that is not there, or itself by some way round.
+    """
+    done: list[str] = []
+    trail: list[str] = []
+
+    def visit(label: str) -> None:
+        if label in done:
+            return
+        if label in trail:
+            way = " -> ".join([*trail[trail.index(label) :], label])
+            raise ConfigError(f"variants need each other in a circle: {way}; break it")
+        trail.append(label)
+        for field, name in (
+            ("start.run", arms[label].start.run),
+            ("start.rewind_run", arms[label].start.rewind_run),
+            ("intervention.twin", arms[label].intervention.twin),
+        ):
+            if name:
+                registry.known(f"{field} (variant {label!r})", [name], arms)
+                visit(name)
+        trail.pop()
+        done.append(label)
+
+    for label in arms:
+        visit(label)
+    return done
+
+
+def check(arms: Mapping[str, ConfigDict]) -> None:
+    """Refuses starts that cannot be.
+
+    Raises:
+      ConfigError: names the variant, the field and what is allowed.
+    """
+    ordered(arms)
+    for label, settings in arms.items():
+        s = settings.start
+        for name in ("take", "rewind"):
+            for part in s[name]:
+                if part not in PARTS:
+                    raise ConfigError(
+                        f"config.start.{name} (variant {label!r}): {part!r} is not one of: "
+                        + ", ".join(PARTS)
+                        + registry.suggestion(part, PARTS)
+                    )
+        if s.run and "masks" in s.take and settings.intervention.kind != "prune":
+            raise ConfigError(
+                f"config.start.take (variant {label!r}) has masks, which act by pruning; "
+                f"intervention.kind = {settings.intervention.kind!r} must be 'prune'"
+            )
+        if s.shuffle != "no" and not (s.run and "masks" in s.take):
+            raise ConfigError(
+                f"config.start.shuffle = {s.shuffle!r} (variant {label!r}): no masks are taken "
+                "that could be shuffled; set start.run and 'masks' in start.take"
+            )
+        if "masks" in s.rewind:
+            raise ConfigError(
+                f"config.start.rewind (variant {label!r}) has masks: those of before the events "
+                "would undo them; leave it out"
+            )
+        for other in [x for x in (s.run, s.rewind_run) if x]:
+            if not _fits(arms[other].model.to_dict(), settings.model.to_dict()):
+                raise ConfigError(
+                    f"variant {label!r} takes a state of {other!r} but differs in 'model'; states "
+                    "fit the same model only (dropout and dtype may differ)"
+                )
+            if arms[other].prune.granularity != settings.prune.granularity:
+                raise ConfigError(
+                    f"config.prune.granularity = {settings.prune.granularity!r} (variant "
+                    f"{label!r}) differs from that of {other!r}, whose state it takes; give both "
+                    "the same"
+                )
+
+
+def _fits(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+    free = ("dropout", "dtype", "unbiased_variance")
+    return all(theirs[k] == ours[k] for k in ours if k not in free)
+
+
+def point(text: str, per_epoch: int, total: int, field: str) -> int:
+    """Training steps done in the state that a text names: start, end (`END`), epoch:N or step:N.
+
+    Raises:
+      ConfigError: it names none, or one that training does not reach.
+    """
+    if text in ("start", "end"):
+        return 0 if text == "start" else END
+    found = re.fullmatch(r"(epoch|step):(\d+)", text)
+    if not found:
+        raise ConfigError(f"config.{field} = {text!r} is none of: start, end, epoch:N, step:N")
+    step = int(found[2]) * (per_epoch if found[1] == "epoch" else 1)
+    if step > total:
+        raise ConfigError(
+            f"config.{field} = {text!r} is step {step}, but that run ends after {total}"
+        )
+    return step
+
+
+def depths(needs: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """How many runs have to come before each run, one after another.
+
+    Args:
+      needs: run -> the runs that it needs, without circles; others than the keys are there.
+    """
+    found: dict[str, int] = {}
+
+    def depth(run: str) -> int:
+        if run not in found:
+            found[run] = 1 + max((depth(x) for x in needs[run] if x in needs), default=-1)
+        return found[run]
+
+    for run in needs:
+        depth(run)
+    return found
+
+
+def families(needs: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Run -> the first name (in sorted order) among all that it is connected with."""
+    root = {run: run for run in needs}
+
+    def find(run: str) -> str:
+        while root[run] != run:
+            run = root[run]
+        return run
+
+    for run, others in needs.items():
+        for other in others:
+            a, b = sorted((find(run), find(other)))
+            root[b] = a
+    return {run: find(run) for run in needs}
+
+
+def kept(starts: Mapping[str, Start], asked: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
+    """Run -> the steps whose states it leaves: those that others take, and those asked for."""
+    found: dict[str, set[int]] = {run: set(asked[run]) for run in starts}
+    for start in starts.values():
+        for source in (start.source, start.rewind):
+            if source is not None:
+                found[source.run].add(source.step)
+    return found
+
+
+def start_of(
+    settings: ConfigDict, seed: int, lengths: Mapping[str, tuple[int, int]], label: str
+) -> Start:
+    """How a run of an arm begins.
+
+    Args:
+      settings: of the arm.
+      seed: of the run.
+      lengths: label -> (steps per epoch, steps in all) of every arm.
+      label: of the arm, for errors.
+    """
+    s = settings.start
+    source = rewind = None
+    if s.run:
+        step = point(s.at, *lengths[s.run], f"start.at (variant {label!r})")
+        source = _source(s.run, seed, step, lengths, s.take)
+    if s.rewind_run:
+        step = point(s.rewind_at, *lengths[s.rewind_run], f"start.rewind_at (variant {label!r})")
+        rewind = _source(s.rewind_run, seed, step, lengths, s.rewind)
+    found = Start(source, rewind, s.fresh, s.shuffle)
+    total = lengths[label][1]
+    if found.step >= total:
+        raise ConfigError(
+            f"variant {label!r} would begin at step {found.step}, where its training ends (step "
+            f"{total}): take no 'step', or an earlier state, or set more epochs"
+        )
+    return found
+
+
+def _source(
+    label: str, seed: int, step: int, lengths: Mapping[str, Any], parts: Iterable[str]
+) -> Source:
+    done = lengths[label][1] if step == END else step
+    return Source(f"{label}-{seed}", step, done, frozenset(parts))

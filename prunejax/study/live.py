@@ -1,0 +1,116 @@
+"""How many units of each layer are live when a run begins, and after each of its events."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax.errors import ConfigError
+from prunejax.groups import Group
+from prunejax.study import event_plan
+
+ALL = "*"  # the units of all chosen layers together, where a global ranking shares them out
+
+
+class Live(NamedTuple):
+    """The live units of a run, by layer or only together."""
+
+    names: tuple[str, ...]  # layers whose units may be dead
+    counts: Mapping[str, int]  # at the beginning, by name or under ALL
+    changes: tuple[tuple[int, Mapping[str, int]], ...]  # (step, net drops, by name or under ALL)
+
+    def at(self, step: float) -> dict[str, int]:
+        """Live units after the events up to a step."""
+        gone: Counter[str] = Counter()
+        for when, drops in self.changes:
+            if when <= step:
+                gone.update(drops)
+        return {name: count - gone[name] for name, count in self.counts.items()}
+
+
+def begin(
+    settings: ConfigDict,
+    label: str,
+    groups: Sequence[Group],
+    params: Any,
+    parent: Live | None,
+    at: float,
+) -> Live:
+    """What is live when a run of the arm begins.
+
+    Args:
+      settings: of the arm.
+      label: of it, for errors.
+      groups: of the model.
+      params: shapes of the parameters.
+      parent: of the run whose masks are taken, None: every unit is live.
+      at: the step of that run's state.
+
+    Raises:
+      ConfigError: the counts that its events need cannot be known.
+    """
+    of = {g.name: event_plan.units(g, settings, params) for g in groups}
+    prunes = settings.prune.schedule != "none"
+    own = tuple(event_plan.layer_rules(settings, groups)) if prunes else ()
+    together = prunes and settings.prune.scope == "global"
+    if parent is None:
+        counts = {ALL: sum(of[n] for n in own)} if together else {n: of[n] for n in own}
+        return Live(own, counts, ())
+    before = parent.at(at)
+    names = (*parent.names, *(n for n in own if n not in parent.names))
+    if ALL in before:
+        if prunes and (not together or set(own) != set(parent.names)):
+            raise ConfigError(
+                f"config.prune (variant {label!r}): what is live in each layer of the run it "
+                "starts from is known only in training, since that one prunes globally; choose "
+                "the same layers and prune.scope = 'global', too"
+            )
+        return Live(parent.names, before, ())
+    if together:
+        return Live(names, {ALL: sum(before.get(n, of[n]) for n in own)}, ())
+    return Live(names, {n: before.get(n, of[n]) for n in names}, ())
+
+
+def with_events(
+    start: Live,
+    label: str,
+    at_epochs: Mapping[str, np.ndarray],
+    rows: Sequence[Any],
+    per_epoch: int,
+) -> Live:
+    """`start` with the events of the arm.
+
+    Args:
+      start: see `begin`.
+      label: of the arm, for errors.
+      at_epochs: see `event_plan.event_counts`.
+      rows: see `step_plan.rows`.
+      per_epoch: training steps in an epoch.
+
+    Raises:
+      ConfigError: an event drops more than is live.
+    """
+
+    def named(counts: Mapping[str, int]) -> dict[str, int]:
+        return {ALL: sum(counts.values())} if ALL in start.counts else dict(counts)
+
+    changes = [(row.step, row.drop, row.grow) for row in rows]
+    for name, counts in at_epochs.items():
+        changes += [(e * per_epoch, {name: int(k)}, {}) for e, k in enumerate(counts) if k]
+    found = start
+    for step, drop, grow in sorted(changes, key=lambda change: change[0]):
+        left = found.at(step)
+        for name, count in named(drop).items():
+            if count > left.get(name, 0):
+                where = "of all chosen layers" if name == ALL else f"of layer {name!r}"
+                raise ConfigError(
+                    f"config.prune.fraction (variant {label!r}): an event at step {step} would "
+                    f"remove {count} units {where}, of which {left.get(name, 0)} are live; lower "
+                    "the fraction, or give it of what is live (prune.of = 'live')"
+                )
+        net = Counter(named(drop))
+        net.subtract(named(grow))
+        found = found._replace(changes=(*found.changes, (step, dict(net))))
+    return found

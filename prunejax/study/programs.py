@@ -1,0 +1,368 @@
+"""The compiled program that some arms share, and the arrays with which each run begins."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax import interventions, models, trees
+from prunejax import scores as scores_lib
+from prunejax.data import Dataset, StreamedSet
+from prunejax.errors import ConfigError
+from prunejax.groups import Group
+from prunejax.interventions import FOREVER, Features, Table
+from prunejax.study import checks, event_plan, step_plan, unit_check
+from prunejax.study import live as live_lib
+from prunejax.study.config import Variant
+from prunejax.study.lineage import Start
+from prunejax.study.live import Live
+from prunejax.study.step_plan import Filled, Row
+from prunejax.train import optim, prune
+from prunejax.train.step import Hyper, Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One run of a study."""
+
+    run: str  # "<variant>-<seed>", unique in the study
+    variant: str
+    seed: int
+    table: Table  # NumPy arrays
+    hyper: Hyper  # NumPy arrays
+    twin: str = ""  # the run whose targets are replayed
+    evaluate_between: bool = False  # whether events between epochs are evaluated as others are
+    start: Start = Start()  # noqa: RUF009 (frozen)
+    keep: tuple[int, ...] = ()  # steps whose states it leaves (`lineage.END`: the last)
+    asked: tuple[int, ...] = ()  # of them those that stay when no run needs them any more
+    init_seed: int = 0  # of the initial weights: the run's own, unless drawn anew
+    data_seed: int = 0  # of order, augmentation and dropout: the run's own, unless a copy
+
+    @property
+    def needs(self) -> set[str]:
+        """The runs that have to come first."""
+        return self.start.runs | ({self.twin} if self.twin else set())
+
+    @property
+    def events(self) -> np.ndarray:
+        """Rows of the table in which something is asked for (row e + 1 follows epoch e)."""
+        of_step = self.table.ids > len(self.hyper.learning_rate)  # recorded, also where none swaps
+        return np.flatnonzero(self.table.counts.any(axis=1) | of_step)
+
+    def is_between(self, row: int) -> bool:
+        """Whether a row is none of those before training and after epochs, one each."""
+        return row > len(self.hyper.learning_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The members that share one compiled program and one data set."""
+
+    program: Program
+    dataset: Dataset | StreamedSet
+    members: tuple[Member, ...]
+    notes: tuple[str, ...] = ()  # what is not as asked for, in words
+
+
+class Outline(NamedTuple):
+    """What arms of one program have in common before their events are known."""
+
+    dataset: Dataset | StreamedSet
+    module: models.Model
+    variables: Any  # shapes
+    groups: tuple[Group, ...]  # of the model
+    per_epoch: int  # training steps
+
+    @property
+    def params(self) -> Any:
+        """Shapes of the parameters."""
+        return self.variables["params"]
+
+
+def outline(settings: ConfigDict, dataset: Dataset | StreamedSet) -> Outline:
+    """The model for a data set.
+
+    Raises:
+      ConfigError: model and settings do not go together.
+    """
+    if settings.batch_size > dataset.train_examples:
+        raise ConfigError(
+            f"config.batch_size = {settings.batch_size} is more than the {dataset.train_examples} "
+            "training examples; lower it"
+        )
+    options = settings.model.to_dict()
+    options["dtype"] = jnp.dtype(options["dtype"])
+    module = models.create(options.pop("name"), num_classes=dataset.num_classes, **options)
+    shape = dataset.image_shape
+    variables = jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
+    if settings.population.microbatch and "batch_stats" in variables:
+        raise ConfigError(
+            f"config.population.microbatch = {settings.population.microbatch}: BatchNorm in "
+            f"{settings.model.name!r} needs the whole batch; set it to 0"
+        )
+    if settings.model.unbiased_variance and "batch_stats" not in variables:
+        raise ConfigError(
+            f"config.model.unbiased_variance = True: {settings.model.name!r} has no BatchNorm that "
+            "keeps a variance; leave it at False"
+        )
+    per_epoch = -(-dataset.per_epoch(settings.batch_size) // settings.batch_size)
+    groups = tuple(models.groups(module, variables))
+    return Outline(dataset, module, variables, groups, per_epoch)
+
+
+class Events(NamedTuple):
+    """The events of an arm."""
+
+    at_epochs: Mapping[str, np.ndarray]  # see `event_plan.event_counts`
+    between: Sequence[Row]  # see `step_plan.rows`
+    live: Live
+
+    @property
+    def growth(self) -> bool:
+        """Whether units come back."""
+        return any(any(row.grow.values()) for row in self.between)
+
+
+def events(arm: Variant, of: Outline, parent: Live | None, at: float, begins: int) -> Events:
+    """The events of an arm.
+
+    Args:
+      arm: label and settings.
+      of: its program's outline.
+      parent: of the run whose masks it takes, None without one.
+      at: the step of that run's state.
+      begins: training steps that count as done when training begins.
+
+    Raises:
+      ConfigError: layers, counts or times that cannot be.
+    """
+    common = (arm.settings, arm.label, of.groups, of.params)
+    start = live_lib.begin(*common, parent, at)
+    counts = event_plan.event_counts(*common, start.counts)
+    between = step_plan.rows(*common, of.per_epoch, counts, start)
+    at_epochs = {int(e) for row in counts.values() for e in np.flatnonzero(row)}
+    steps = [of.per_epoch * e for e in sorted(at_epochs)] + [row.step for row in between]
+    early = [s for s in steps if 0 < s <= begins]
+    if early:
+        raise ConfigError(
+            f"config.prune.start (variant {arm.label!r}): an event at step {early[0]}, but its "
+            f"training begins at step {begins}; start the schedule later, or prune before training "
+            "(prune.schedule = 'scratch')"
+        )
+    live = live_lib.with_events(start, arm.label, counts, between, of.per_epoch)
+    return Events(counts, between, live)
+
+
+def batch(
+    arms: Sequence[Variant],
+    of: Outline,
+    planned: Mapping[str, Events],
+    starts: Mapping[str, Start],
+    kept: Mapping[str, set[int]],
+    asked: Mapping[str, tuple[int, ...]],
+) -> Batch:
+    """The arms of one program.
+
+    Args:
+      arms: label and settings of each.
+      of: see `outline`.
+      planned: label -> see `events`.
+      starts: run -> how it begins.
+      kept: run -> the steps whose states it leaves.
+      asked: run -> those of them that stay.
+    """
+    settings, dataset, per_epoch = arms[0].settings, of.dataset, of.per_epoch
+    counted = {a.label: planned[a.label].at_epochs for a in arms}
+    between = {a.label: planned[a.label].between for a in arms}
+    used = {name for a in arms for name in planned[a.label].live.names}
+    groups = tuple(g for g in of.groups if g.name in used)
+    scores = tuple(
+        sorted(
+            {a.settings.prune.score for a in arms if counted[a.label]}
+            | {a.settings.prune.update_score for a in arms if _updates(between[a.label])}
+        )
+    )
+    for arm in arms:
+        if counted[arm.label]:
+            own = [g for g in groups if g.name in event_plan.layer_rules(arm.settings, of.groups)]
+            _check_score(arm, own, dataset.train_examples)
+    rows = settings.epochs + 1
+    stacked = {
+        a.label: np.stack(
+            [counted[a.label].get(g.name, np.zeros(rows, np.int32)) for g in groups], axis=1
+        ).astype(np.int32)
+        if groups
+        else np.zeros((rows, 1), np.int32)  # checkpoints cannot hold empty arrays
+        for a in arms
+    }
+    o = settings.optimizer
+    try:
+        decays = trees.select(of.params, o.weight_decay_rule)
+    except ValueError as error:
+        raise ConfigError(f"config.optimizer.weight_decay_rule: {error}") from None
+    program = Program(
+        module=of.module,
+        groups=groups,
+        optimizer=optim.build(
+            o.name,
+            decays,
+            momentum=o.momentum,
+            nesterov=o.nesterov,
+            clip_norm=o.clip_norm,
+            decoupled=o.weight_decay_kind == "decoupled",
+        ),
+        features=_features(arms, stacked, between),
+        scores=scores,
+        train_examples=dataset.per_epoch(settings.batch_size),
+        image_shape=dataset.image_shape,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        eval_batch_size=min(settings.eval_batch_size, dataset.test_examples),
+        mean=dataset.mean,
+        std=dataset.std,
+        augment=settings.data.augment,
+        label_smoothing=o.label_smoothing,
+        weights=settings.prune.granularity == "weight",
+        global_scope=settings.prune.scope == "global",
+        saliency_examples=settings.prune.saliency_examples,
+        evidence=settings.prune.evidence,
+        forecast=settings.measures.forecast,
+        microbatch=settings.population.microbatch,
+        data_parallel=settings.population.data_parallel,
+    )
+    steps = step_plan.shared_steps(list(between.values()))
+    names = [g.name for g in groups]
+    tables = {
+        a.label: _table(
+            a.settings,
+            step_plan.fill(stacked[a.label], between[a.label], steps, names, per_epoch),
+            scores,
+        )
+        for a in arms
+    }
+    hypers = {a.label: _hyper(a.settings) for a in arms}
+    members = tuple(
+        Member(
+            run=f"{arm.label}-{seed}",
+            variant=arm.label,
+            seed=seed,
+            table=tables[arm.label],
+            hyper=hypers[arm.label],
+            twin=f"{arm.settings.intervention.twin}-{seed}"
+            if arm.settings.intervention.twin
+            else "",
+            evaluate_between=arm.settings.prune.evaluate_between,
+            start=starts[f"{arm.label}-{seed}"],
+            keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
+            asked=asked[f"{arm.label}-{seed}"],
+            init_seed=_named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
+            data_seed=_named(seed, arm.settings.start.copy),
+        )
+        for arm in arms
+        for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
+    )
+    if not program.weights:
+        unit_check.check(of.module, of.variables, dataset.image_shape, groups)
+    notes = tuple(
+        note
+        for arm in arms
+        for note in event_plan.idle_layers(arm.settings, arm.label, of.groups, of.params)
+    )
+    return Batch(program, dataset, members, notes)
+
+
+def _named(seed: int, stream: str) -> int:
+    """The seed of other streams of a run: its own without a name."""
+    return zlib.crc32(f"{seed}/{stream}".encode()) if stream else seed
+
+
+def _updates(rows: Sequence[Row]) -> bool:
+    return any(row.update for row in rows)
+
+
+def _check_score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
+    score = scores_lib.SCORES[arm.settings.prune.score]
+    asked = arm.settings.prune.saliency_examples
+    if "gradient" in score.needs and asked > examples:
+        raise ConfigError(
+            f"config.prune.saliency_examples = {asked} (variant {arm.label!r}) is more than the "
+            f"{examples} training examples; lower it"
+        )
+    for g in groups:
+        if "norm" in score.needs and len(g.norm) < 2:
+            raise ConfigError(
+                f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) needs "
+                f"a BatchNorm with scale and bias after the layer; {g.name!r} has none"
+            )
+    weights = arm.settings.prune.granularity == "weight"
+    if weights and not score.per_weight:
+        able = [name for name, s in scores_lib.SCORES.items() if s.per_weight]
+        raise ConfigError(
+            f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) ranks "
+            f"filters, not weights; for prune.granularity = 'weight' use: {', '.join(able)}"
+        )
+
+
+def _features(
+    arms: Sequence[Variant],
+    stacked: Mapping[str, np.ndarray],
+    between: Mapping[str, Sequence[Row]],
+) -> Features:
+    acting = [a for a in arms if stacked[a.label].sum() or between[a.label]]
+    finite = [a for a in acting if a.settings.intervention.duration >= 0]
+    kinds = {a.settings.intervention.kind for a in acting}
+    return Features(
+        finite=bool(finite or kinds & {"zero", "gaussian"}),
+        zero="zero" in kinds,
+        gaussian="gaussian" in kinds,
+        restore=any(a.settings.intervention.restore != "no" for a in finite),
+        released=arms[0].settings.intervention.as_released,
+        growth=any(any(row.grow.values()) for rows in between.values() for row in rows),
+    )
+
+
+def _table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Table:
+    i, p = settings.intervention, settings.prune
+    index = lambda name: scores.index(name) if name in scores else 0  # noqa: E731
+    smallest = prune.TARGETS["smallest"]
+    return Table(
+        kind=np.int32(interventions.KINDS[i.kind]),
+        duration=np.int32(FOREVER if i.duration < 0 else i.duration),
+        cumulative=np.bool_(interventions.SCOPES[i.scope]),
+        restore=np.int32(interventions.RESTORES[i.restore]),
+        mask_norm=np.bool_(i.mask_norm),
+        noise_scale=np.float32(i.noise_scale),
+        replay=np.bool_(bool(i.twin)),
+        random_growth=np.bool_(p.grow == "random"),
+        steps=filled.steps,
+        ids=filled.ids,
+        target=np.where(filled.updates, smallest, prune.TARGETS[p.target]).astype(np.int32),
+        score=np.where(filled.updates, index(p.update_score), index(p.score)).astype(np.int32),
+        counts=filled.counts,
+        grow=filled.grow,
+    )
+
+
+def _hyper(settings: ConfigDict) -> Hyper:
+    o = settings.optimizer
+    try:
+        rates = optim.learning_rates(
+            o.schedule,
+            o.learning_rate,
+            settings.epochs,
+            milestones=tuple(o.milestones),
+            decay=o.decay,
+        )
+        highest = max(rates)
+    except OverflowError:
+        highest = float("inf")
+    if highest > checks.LARGEST:
+        raise ConfigError(
+            f"config.optimizer.decay = {o.decay} takes the learning rate beyond single precision"
+        )
+    return Hyper(np.asarray(rates, np.float32), np.float32(o.weight_decay))

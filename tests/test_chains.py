@@ -1,0 +1,230 @@
+"""Runs that start from runs: tickets, fine-tuning, copies; refused graphs; kills within a chain."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from prunejax.configs import default
+from prunejax.errors import ConfigError, Interrupted
+from prunejax.study import config as config_lib
+from prunejax.study import lineage, plan, run
+from tests.studies import tiny
+
+MAGNITUDE = {
+    "schedule": "scratch",
+    "granularity": "weight",
+    "score": "magnitude",
+    "scope": "global",
+    "of": "live",
+    "fraction": (0.2,),
+}
+WEIGHT = {"prune": {"granularity": "weight", "scope": "global"}}
+
+
+def level(of, **start):
+    """One level of iterative magnitude pruning: from the end of a run, rewound to step 2."""
+    begin = {"run": of, "rewind_run": "dense", "rewind_at": "step:2"} | start
+    return {"prune": MAGNITUDE, "start": begin}
+
+
+CHAIN = {
+    "dense": WEIGHT,
+    "level1": level("dense"),
+    "level2": level("level1"),
+    "fresh": WEIGHT | {"start": {"run": "level2", "take": ("masks",), "fresh": True}},
+    "shuffled": WEIGHT | {"start": {"run": "level2", "take": ("masks",), "shuffle": "layer"}},
+    "tuned": WEIGHT | {"start": {"run": "level2", "take": ("weights", "statistics", "masks")}},
+}
+
+
+@pytest.fixture(autouse=True)
+def quick_report(monkeypatch):
+    monkeypatch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
+
+
+def rows(path, table):
+    with open(path / f"{table}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def go(config, path, **options):
+    return run.run(config, path, default.get_config(), quiet=True, **options)
+
+
+def planned(**arms):
+    return plan.build(config_lib.variants(tiny(**arms), default.get_config()))
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    path = tmp_path_factory.mktemp("chain") / "run"
+    config = tiny(**CHAIN)
+    config.keep = ("end", "step:2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
+        go(config, path)
+    return path
+
+
+def state(path, name):
+    with np.load(path / "states" / f"{name}.npz") as saved:
+        return dict(saved)
+
+
+def masks_of(saved):
+    return {k: v for k, v in saved.items() if k.startswith("masks/")}
+
+
+def test_every_level_keeps_exactly_four_fifths(chain):
+    sizes = [512, 256, 256]  # of the hidden layers
+    live, expected = {}, sum(m.size for m in masks_of(state(chain, "level1-0@end")).values())
+    for name in ("level1", "level2"):
+        expected = -(-expected * 4 // 5)
+        masks = masks_of(state(chain, f"{name}-0@end"))
+        live[name] = sum(int(m.sum()) for m in masks.values())
+        assert live[name] == expected
+    assert len(sizes) == len(masks)
+    first, second = (masks_of(state(chain, f"{n}-0@end")) for n in live)
+    for path in first:  # what is pruned stays pruned
+        assert not (second[path] & ~first[path]).any()
+
+
+def test_the_ticket_is_what_the_smallest_final_weights_leave(chain):
+    dense, ticket = state(chain, "dense-0@end"), state(chain, "level1-0@end")
+    masks = masks_of(ticket)
+    sizes = np.concatenate(
+        [np.abs(dense[path.replace("masks", "weights")]).ravel() for path in masks]
+    )
+    live = np.concatenate([m.ravel() for m in masks.values()])
+    order = np.argsort(sizes, kind="stable")  # of equal ones the later would go
+    count = int((~live).sum())
+    assert set(order[:count]) == set(np.flatnonzero(~live))
+
+
+def test_survivors_begin_with_the_weights_of_the_step_they_are_rewound_to(tmp_path):
+    config = tiny(dense=WEIGHT, level1=level("dense") | {"optimizer": {"learning_rate": 0.0}})
+    config.keep = ("end", "step:2")
+    go(config, tmp_path / "run")
+    ticket, early = (state(tmp_path / "run", n) for n in ("level1-1@end", "dense-1@step2"))
+    for path, live in masks_of(ticket).items():
+        weights = path.replace("masks", "weights")
+        np.testing.assert_array_equal(ticket[weights], np.where(live, early[weights], 0))
+    epochs = [e for e in rows(tmp_path / "run", "epochs") if e["run"] == "level1-1"]
+    assert [int(e["step"]) for e in epochs] == [4, 8, 12, 16]
+
+
+def test_controls_have_the_ticket_s_counts(chain):
+    ticket = masks_of(state(chain, "level2-0@end"))
+    for name in ("fresh", "tuned"):
+        for path, live in masks_of(state(chain, f"{name}-0@end")).items():
+            np.testing.assert_array_equal(live, ticket[path])
+    shuffled = masks_of(state(chain, "shuffled-0@end"))
+    for path, live in shuffled.items():
+        assert live.sum() == ticket[path].sum()
+        assert (live != ticket[path]).any()
+    for name in ("fresh", "shuffled", "tuned"):
+        saved = state(chain, f"{name}-0@end")
+        for path, live in masks_of(saved).items():
+            assert (saved[path.replace("masks", "weights")][~live] == 0).all()
+
+
+def test_before_and_after_accuracy_come_with_the_event(chain):
+    (event, *_) = [e for e in rows(chain, "events") if e["run"] == "level1-0"]
+    last = [e for e in rows(chain, "epochs") if e["run"] == "dense-0"][-1]
+    assert event["pre_accuracy"] == last["test_accuracy"]
+
+
+def test_parents_are_trained_once_and_children_after_them(chain):
+    runs = [r["run"] for r in rows(chain, "runs")]
+    assert sorted(runs) == sorted(f"{arm}-{seed}" for arm in CHAIN for seed in (0, 1))
+    assert runs.index("dense-0") < runs.index("level1-0") < runs.index("level2-0")
+    assert runs.index("level2-0") < min(runs.index("fresh-0"), runs.index("tuned-0"))
+
+
+@pytest.mark.parametrize("stops", [2, 9])
+def test_a_chain_that_is_stopped_continues_to_the_same_bytes(chain, tmp_path, stops):
+    config = tiny(**CHAIN)
+    config.keep = ("end", "step:2")
+    path, asked, count = tmp_path / "cut", iter(range(1000)), 0
+    while True:
+        try:
+            go(config, path, stop_requested=lambda: next(asked) % (5 + stops) == stops)
+            break
+        except Interrupted:
+            count += 1
+    assert count > 2
+    for table in ("epochs", "events", "runs"):
+        assert (path / f"{table}.csv").read_bytes() == (chain / f"{table}.csv").read_bytes()
+    for file in (chain / "states").iterdir():
+        ours, theirs = (state(p, file.stem) for p in (path, chain))
+        for key, value in theirs.items():
+            np.testing.assert_array_equal(ours[key], value, err_msg=f"{file.stem} {key}")
+
+
+def test_copies_differ_in_their_order_alone(tmp_path):
+    begin = {"run": "dense", "at": "step:2", "take": ("weights", "statistics", "optimizer", "step")}
+    arms = {n: WEIGHT | {"start": begin | {"copy": c}} for n, c in (("same", ""), ("a", "copy_a"))}
+    config = tiny(dense=WEIGHT, **arms)
+    config.seeds = 1
+    go(config, tmp_path / "run")
+    found = {n: [] for n in ("dense", "same", "a")}
+    for e in rows(tmp_path / "run", "epochs"):
+        found[e["variant"]].append((e["test_loss"], e["learning_rate"]))
+    assert found["same"] == found["dense"]
+    assert found["a"] != found["dense"]
+    assert not (tmp_path / "run" / "states").exists() or not list(
+        (tmp_path / "run" / "states").iterdir()
+    )  # nobody asked for them
+
+
+def test_shards_keep_families_together():
+    batches = planned(**CHAIN)
+    parts = [run.shard([b.members for b in batches], i, 2) for i in range(2)]
+    for part in parts:
+        mine = {m.run for members in part for m in members}
+        assert all(m.needs <= mine for members in part for m in members)
+    assert sum(len(members) for part in parts for members in part) == 12
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({"a": {"start": {"run": "b"}}, "b": {"start": {"run": "a"}}}, "circle: a -> b -> a"),
+        ({"a": {"start": {"run": "x"}}}, "'x' is no variant"),
+        ({"a": {}, "b": {"start": {"run": "a", "at": "step:99"}}}, "ends after 16"),
+        ({"a": {}, "b": {"start": {"run": "a", "at": "end+1"}}}, "none of: start, end"),
+        ({"a": {}, "b": {"start": {"run": "a", "take": ("mask",)}}}, "Did you mean 'masks'"),
+        ({"a": {}, "b": {"start": {"run": "a", "take": ("step",)}}}, "where its training ends"),
+        ({"a": {}, "b": {"start": {"run": "a"}, "model": {"width": 0.5}}}, "differs in 'model'"),
+        (
+            {"a": WEIGHT, "b": {"start": {"run": "a"}}},
+            "granularity = 'filter' .* differs from that of 'a'",
+        ),
+        ({"a": {}, "b": {"start": {"shuffle": "layer"}}}, "no masks are taken"),
+        (
+            {
+                "a": {"prune": MAGNITUDE},
+                "b": {"prune": MAGNITUDE | {"scope": "layer"}} | {"start": {"run": "a"}},
+            },
+            "prunes globally",
+        ),
+        (
+            {"a": {"prune": MAGNITUDE | {"of": "all", "fraction": (0.7,)}}}
+            | {
+                "b": {"prune": MAGNITUDE | {"of": "all", "fraction": (0.6,)}}
+                | {"start": {"run": "a"}}
+            },
+            "of which .* are live",
+        ),
+    ],
+)
+def test_refused_before_compilation(arms, message):
+    with pytest.raises(ConfigError, match=message):
+        planned(**arms)
+
+
+def test_depths_and_families():
+    needs = {"a": [], "b": ["a"], "c": ["b", "a"], "x": [], "y": ["x"]}
+    assert lineage.depths(needs) == {"a": 0, "b": 1, "c": 2, "x": 0, "y": 1}
+    assert lineage.families(needs) == {"a": "a", "b": "a", "c": "a", "x": "x", "y": "x"}
