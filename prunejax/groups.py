@@ -1,6 +1,6 @@
 """Prunable groups: what has to be masked together so that a unit is gone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prunejax import trees
@@ -34,6 +34,20 @@ def norm_name(layer: str) -> str:
     """
     name = layer.replace("conv", "bn").replace("dense", "bn")
     return "" if name == layer else name
+
+
+def of_kernels(params: Mapping[str, Any], known: Sequence[Group]) -> tuple[Group, ...]:
+    """Groups of all other kernels, for single weights alone: a leaf each, by its path.
+
+    The classifier, the stem, shortcuts, attention, embeddings: every leaf of two or more axes
+    that is no kernel of a group in `known`. Their biases and norms stay.
+    """
+    mine = {g.kernel for g in known}
+    return tuple(
+        Group(path, path, (), (), None, leaf.shape[-1])
+        for path, leaf in trees.leaves_with_paths(params)
+        if leaf.ndim > 1 and path not in mine
+    )
 
 
 def _leaves(module: Any, entry: Any, params: Mapping[str, Any]) -> tuple[str, str, str]:

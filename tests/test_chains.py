@@ -80,7 +80,7 @@ def test_every_level_keeps_exactly_four_fifths(chain):
     sizes = [512, 256, 256]  # of the hidden layers
     live, expected = {}, sum(m.size for m in masks_of(state(chain, "level1-0@end")).values())
     for name in ("level1", "level2"):
-        expected = -(-expected * 4 // 5)
+        expected -= -(-expected // 5)  # ceil(0.2 n) go
         masks = masks_of(state(chain, f"{name}-0@end"))
         live[name] = sum(int(m.sum()) for m in masks.values())
         assert live[name] == expected

@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "rounds": 1,  # scratch: events before training, each the same share of what is left
                 "layers": (".*",),  # rules over the model's layer names (regular expressions)
                 "fraction": (0.5,),  # final fraction of units removed, per rule
-                "of": "all",  # all | live: what the fraction is of (live: what the run starts with)
+                "of": "all",  # all | live (at the beginning, rounded up): what the fraction is of
                 "allocation": "rules",  # rules | uniform | erk: how layers share one fraction
                 "start": (0,),  # epoch of the first event, per rule
                 "end": (0,),  # last epoch at which an event may fall, per rule

@@ -6,6 +6,7 @@ from prunejax import registry
 from prunejax.report import (
     figures,
     figures_arrays,
+    figures_density,
     figures_dynamics,
     figures_flatness,
     figures_paper,
@@ -24,6 +25,7 @@ FIGURES: dict[str, Draw] = {
     "rate_scatter": figures_paper.rate_scatter,
     "noise": figures_dynamics.noise,
     "corners": figures_paper.corners,
+    "density": figures_density.density,
     "group_scatter": figures_paper.group_scatter,
     "flatness": figures_flatness.flatness,
     "tic": figures_flatness.tic,

@@ -1,6 +1,7 @@
 """Which layers a variant prunes, and how many units at which epoch: from settings to counts."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -13,26 +14,37 @@ from prunejax import allocate, schedules, trees
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
 
+KERNEL = "kernel:"  # before a rule: it is one for the paths of all kernels
+
 
 def layer_rules(settings: ConfigDict, groups: Sequence[Group]) -> dict[str, int]:
     """Layer name -> index of the rule that chooses it (the first that matches).
 
+    A rule is matched with the names of the model's prunable layers; with "kernel:" before it, with
+    the paths of all kernels (classifier, stem, shortcuts, ...), where single weights are pruned.
+
     Raises:
       ConfigError: a rule matches nothing (the message lists the layers), or is no expression.
     """
-    names = [g.name for g in groups]
+    paths = {g.kernel: g.name for g in groups}
+    names = {g.name: g.name for g in groups if g.name != g.kernel}
+    if settings.prune.granularity != "weight":
+        paths = {}
     chosen: dict[str, int] = {}
     for index, rule in enumerate(settings.prune.layers):
+        known = paths if rule.startswith(KERNEL) else names
         try:
-            hits = [name for name in names if re.fullmatch(rule, name)]
+            pattern = re.compile(rule.removeprefix(KERNEL))
+            hits = [name for text, name in known.items() if pattern.fullmatch(text)]
         except re.error as error:
             raise ConfigError(
                 f"config.prune.layers: {rule!r} is no regular expression: {error}"
             ) from None
         if not hits:
             raise ConfigError(
-                f"config.prune.layers: rule {rule!r} matches none of the model's layers: "
-                f"{', '.join(names)}"
+                f"config.prune.layers: rule {rule!r} matches none of the model's "
+                f"{'kernels' if known is paths else 'layers'}: "
+                + (", ".join(known) or "with 'kernel:', set prune.granularity = 'weight'")
             )
         for name in hits:
             chosen.setdefault(name, index)
@@ -81,12 +93,16 @@ def layers(
                 f"config.prune.fraction = {tuple(p.fraction)} (variant {label!r}): one number is "
                 "needed of what is live in all layers together"
             )
-        first = next(iter(rules))
-        return {first: Layer(first, sum(live.values()), 0, schedules.exact(p.fraction[0]))}
+        first, total = next(iter(rules)), sum(live.values())
+        return {first: Layer(first, total, 0, _of_live(p.fraction[0], total))}
     if p.of == "live":
         number = {name: live[name] for name in rules}
     if p.allocation == "rules":
-        parts = {name: schedules.exact(of_rule(p.fraction, rules[name])) for name in rules}
+        of_all = p.of == "all"
+        parts = {
+            name: schedules.exact(f) if of_all else _of_live(f, number[name])
+            for name, f in ((name, of_rule(p.fraction, rules[name])) for name in rules)
+        }
     else:
         if len(p.fraction) != 1 or p.scope == "global" or p.granularity != "weight":
             raise ConfigError(
@@ -100,6 +116,14 @@ def layers(
         kept = allocate.ALLOCATIONS[p.allocation](shapes, keep)
         parts = {name: Fraction(number[name] - kept[name], number[name]) for name in rules}
     return {name: Layer(name, number[name], rules[name], parts[name]) for name in rules}
+
+
+def _of_live(fraction: float, live: int) -> Fraction:
+    """The fraction that takes `ceil(fraction * live)` units, as levels of tickets do.
+
+    (Of all units the paper's rule holds: `ceil((1 - fraction) * units)` are kept.)
+    """
+    return Fraction(math.ceil(schedules.exact(fraction) * live), max(1, live))
 
 
 def of_rule(values: Sequence[Any], index: int) -> Any:

@@ -14,7 +14,7 @@ from prunejax import interventions, models, trees
 from prunejax import scores as scores_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
-from prunejax.groups import Group
+from prunejax.groups import Group, of_kernels
 from prunejax.interventions import FOREVER, Features, Table
 from prunejax.study import checks, event_plan, step_plan, unit_check
 from prunejax.study import live as live_lib
@@ -112,6 +112,8 @@ def outline(settings: ConfigDict, dataset: Dataset | StreamedSet) -> Outline:
         )
     per_epoch = -(-dataset.per_epoch(settings.batch_size) // settings.batch_size)
     groups = tuple(models.groups(module, variables))
+    if settings.prune.granularity == "weight":
+        groups += of_kernels(variables["params"], groups)
     return Outline(dataset, module, variables, groups, per_epoch)
 
 

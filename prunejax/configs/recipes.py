@@ -1,0 +1,119 @@
+"""Functions that make arms: chains of runs that would be long to write by hand.
+
+Each returns a dict from label to overrides for `default.arms`; arms of several recipes and of your
+own go into one study. Settings that all arms share (model, data, optimizer, epochs,
+`prune.granularity`) are set on the config itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+Arms = dict[str, dict[str, Any]]
+RETRAIN = ("weights", "learning_rate", "fine_tune")
+CONTROLS = ("fresh", "layer_shuffle", "global_shuffle", "erk", "one_shot", "inverted", "extended")
+
+
+def lottery(
+    config: ConfigDict,
+    *,
+    levels: int = 12,
+    fraction: float = 0.2,
+    rewind: str = "start",
+    retrain: str = "weights",
+    order: str = "same",
+    layers: Sequence[str] = (".*",),
+    score: str = "magnitude",
+    scope: str = "global",
+    controls: Mapping[str, Sequence[int]] | None = None,
+    prefix: str = "ticket",
+) -> Arms:
+    """Iterative magnitude pruning with rewinding (Frankle & Carbin 2019; Frankle et al. 2020).
+
+    The arm `dense` is trained; level L begins with the weights at the end of level L - 1, loses
+    `ceil(fraction * live)` of what is live, is put back, and is trained again.
+
+    Args:
+      config: the study's: single weights are set as what is pruned, epochs are read.
+      levels: how many.
+      fraction: of the live weights that goes at every level.
+      rewind: to which state of `dense`: "start", "epoch:N" or "step:N".
+      retrain: "weights" (weights, statistics and schedule are put back), "learning_rate" (only
+        the schedule is), "fine_tune" (nothing is; the arm's own learning rate applies).
+      order: "same" data order at every level, or "new" (streams "level1", "level2", ...).
+      layers: rules for the layers that are pruned.
+      score: what is smallest goes.
+      scope: "global" or "layer".
+      controls: name -> levels at which it runs; of CONTROLS. "fresh", "layer_shuffle" and
+        "global_shuffle" have the mask of that level; "erk" as many weights at random, by layer;
+        "one_shot" the smallest final weights of `dense`; "inverted" keeps the smallest where a
+        ticket keeps the largest; "extended" is `dense` trained as long as all levels up to it
+        (in chunks of the same schedule, which the learning rate restarts).
+      prefix: of the labels.
+
+    Raises:
+      ValueError: no such mode or control, or a level that is not there.
+    """
+    if retrain not in RETRAIN:
+        raise ValueError(f"retrain {retrain!r} is not one of: {', '.join(RETRAIN)}")
+    if order not in ("same", "new"):
+        raise ValueError(f"order {order!r} is not one of: same, new")
+    if levels < 1:
+        raise ValueError(f"levels {levels!r} must be at least 1")
+    config.prune.granularity = "weight"
+    config.prune.scope = scope
+    back: dict[str, Any] = {"rewind_run": "dense", "rewind_at": rewind}
+    if retrain == "learning_rate":
+        back["rewind"] = ("step",)
+    elif retrain == "fine_tune":
+        back = {}
+    prune: dict[str, Any] = {
+        "schedule": "scratch",
+        "of": "live",
+        "fraction": (fraction,),
+        "layers": tuple(layers),
+        "score": score,
+    }
+    arms: Arms = {"dense": {}}
+    for level in range(1, levels + 1):
+        parent = "dense" if level == 1 else f"{prefix}{level - 1}"
+        start = {"run": parent} | back
+        if order == "new":
+            start["copy"] = f"level{level}"
+        arms[f"{prefix}{level}"] = {"prune": prune, "start": start}
+    for name, at in (controls or {}).items():
+        if name not in CONTROLS:
+            raise ValueError(f"control {name!r} is not one of: {', '.join(CONTROLS)}")
+        for level in at:
+            if not 1 <= level <= levels:
+                raise ValueError(f"control {name!r} at level {level}: there are 1 to {levels}")
+            arms |= _control(name, level, prefix, prune, back)
+    return arms
+
+
+def _control(
+    name: str, level: int, prefix: str, prune: Mapping[str, Any], back: Mapping[str, Any]
+) -> Arms:
+    ticket, label = f"{prefix}{level}", f"{name}{level}"
+    if name == "fresh":
+        return {label: {"start": {"run": ticket, "take": ("masks",), "fresh": True}}}
+    if name in ("layer_shuffle", "global_shuffle"):
+        # The weights a ticket has: those of the state that it was put back to.
+        start = {"run": ticket, "take": ("masks",), "shuffle": name.removesuffix("_shuffle")}
+        return {label: {"start": start | dict(back)}}
+    kept = (1 - prune["fraction"][0]) ** level  # the levels' roundings aside
+    if name == "erk":
+        random = {"score": "weight_random", "allocation": "erk", "scope": "layer", "of": "all"}
+        return {label: {"prune": {**prune, **random, "fraction": (round(1 - kept, 6),)}}}
+    if name == "one_shot":
+        one = {**prune, "of": "all", "fraction": (round(1 - kept, 6),)}
+        return {label: {"prune": one, "start": {"run": "dense"} | dict(back)}}
+    if name == "inverted":
+        turned = {**prune, "of": "all", "fraction": (round(1 - kept, 6),), "target": "largest"}
+        return {label: {"prune": turned, "start": {"run": "dense"} | dict(back)}}
+    arms: Arms = {}
+    for part in range(1, level + 1):  # `extended`: as many trainings as all levels together
+        parent = "dense" if part == 1 else f"extended{part - 1}"
+        arms[f"extended{part}"] = {"start": {"run": parent, "take": ("weights", "statistics")}}
+    return arms

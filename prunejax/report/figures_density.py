@@ -1,0 +1,67 @@
+"""Accuracy against the share of weights that are left: methods, tickets and their controls."""
+
+import re
+from math import isfinite
+
+import numpy as np
+
+from prunejax.measures import statistics
+from prunejax.measures.summary import by_variant, value
+from prunejax.report.figures import Drawing, listed
+from prunejax.report.results import Study
+from prunejax.report.style import COLORS, GREY, MARKERS, Look, legend, line_handle, panel
+
+
+def family(label: str) -> str:
+    """What arms of several densities share: "ticket12" -> "ticket", "rigl-05" -> "rigl"."""
+    return re.sub(r"[-_=]?\d+$", "", label) or label
+
+
+def density(study: Study, look: Look) -> Drawing | None:
+    """Final accuracy of each family of arms against density, with the baseline as a band."""
+    del look
+    points: dict[str, list[tuple[float, np.ndarray]]] = {}
+    for variant, rows in by_variant(study.good).items():
+        accuracy = 100 * np.array([value(row, "final_test_accuracy") for row in rows])
+        live = 100 * (1 - float(np.mean([value(row, "sparsity") for row in rows])))
+        if variant != study.baseline and live > 0 and np.isfinite(accuracy).all():
+            points.setdefault(family(variant), []).append((live, accuracy))
+    lines = {name: sorted(found, key=lambda p: p[0]) for name, found in points.items()}
+    if not any(len({round(x, 6) for x, _ in found}) > 1 for found in lines.values()):
+        return None  # one density: the comparisons of arms say it
+    made, axes = panel(3.8)
+    handles = []
+    for index, (name, found) in enumerate(lines.items()):
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        means = [statistics.mean(ys) for _, ys in found]
+        for (x, ys), mean in zip(found, means, strict=True):
+            axes.plot([x] * len(ys), ys, ".", color=color, markersize=3, alpha=0.5)
+            if isfinite(mean.low):
+                axes.plot([x, x], [mean.low, mean.high], color=color, linewidth=1.2)
+        axes.plot(
+            [x for x, _ in found],
+            [m.mean for m in means],
+            marker=marker,
+            color=color,
+            markersize=5,
+            linewidth=1.4,
+        )
+        handles.append(line_handle(name, color, marker))
+    base = [row for row in study.good if row["variant"] == study.baseline]
+    whole = statistics.mean(100 * np.array([value(row, "final_test_accuracy") for row in base]))
+    if base and isfinite(whole.mean):
+        axes.axhline(whole.mean, color=GREY, linewidth=1.2, linestyle="--")
+        if isfinite(whole.low):
+            axes.axhspan(whole.low, whole.high, color=GREY, alpha=0.15, linewidth=0)
+        handles.append(line_handle(study.baseline, GREY, line="--"))
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xlabel("weights that are live, % of all (log scale)")
+    axes.set_ylabel("final test accuracy, %")
+    lowest = [(name, statistics.mean(found[0][1]).mean) for name, found in lines.items()]
+    return Drawing(
+        [made, legend(handles)],
+        "Accuracy against density",
+        "Mean over seeds (marker), every seed (dot) and the 95 % interval of the mean (line).",
+        f"At the lowest density of each: {listed(lowest)}.",
+    )
