@@ -325,3 +325,51 @@ def test_labels_at_the_ends_of_lines_stand_apart():
     assert all(b - a > 0.05 for a, b in itertools.pairwise(places))
     assert places[0] >= 0
     assert places[-1] <= 1
+
+
+def test_the_table_of_measures_counts_the_runs_of_a_mean(tmp_path, blank):
+    write(tmp_path, seeds=range(4))
+
+    def infinite(lines):
+        names = lines[0].split(",")
+        return [
+            lines[0] + ",gradient_noise_scale",
+            *(
+                f"{line},{'inf' if line.split(',')[names.index('run')] == 'L-0' else 3 + i}"
+                for i, line in enumerate(lines[1:])
+            ),
+        ]
+
+    change(tmp_path, "runs", infinite)
+    report.build([tmp_path])
+    text = text_of(tmp_path)
+    assert "gradient noise scale of L (1 of 4 runs)" in text
+    assert re.search(r"L 4 [^A-Z]*n = 3", text)
+
+
+def test_claims_and_tests_of_merged_studies_are_judged_each_in_its_own_arms(tmp_path, blank):
+    asked = {"claims": ["L < none in mean_stability"], "tests": ["L:none"]}
+    for model in ("resnet18", "resnet20"):
+        write(tmp_path / model, model={"name": model}, report=asked)
+    out = tmp_path / "out"
+    report.build([tmp_path / "resnet18", tmp_path / "resnet20"], out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert [claim["text"] for claim in summary["claims"]] == [
+        f"{model}/L < {model}/none in mean_stability" for model in ("resnet18", "resnet20")
+    ]
+    assert [claim["n"] for claim in summary["claims"]] == [2, 2]
+    assert [(t["a"], t["b"]) for t in summary["welch"]] == [
+        ("resnet18/L", "resnet18/none"),
+        ("resnet20/L", "resnet20/none"),
+    ]
+
+
+def test_parts_of_one_study_claim_once_and_absent_arms_are_told(tmp_path, blank):
+    asked = {"claims": ["L < none", "L < gone in mean_stability"]}
+    for part, seeds in (("a", range(2)), ("b", range(2, 4))):
+        write(tmp_path / part, seeds=seeds, report=asked)
+    report.build([tmp_path / "a", tmp_path / "b"])
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert [(claim["text"], claim["n"]) for claim in summary["claims"]] == [("L < none", 4)]
+    told = "The claim 'L < gone in mean_stability' of a config is left out: there is no arm gone"
+    assert told in text_of(tmp_path / "a").replace("&#39;", "'").replace("&lt;", "<")

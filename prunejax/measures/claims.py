@@ -77,7 +77,7 @@ def judge(
             verdict, reason = "mechanics only", "a small form shows that the study works, no more"
         elif not ok:
             verdict = "too few seeds"
-            reason = f"both arms have {comparison.n} seeds, a verdict needs {LEAST_SEEDS}"
+            reason = f"a verdict needs {LEAST_SEEDS} that both arms have"
         elif isnan(comparison.p):
             reason = "the differences do not vary from seed to seed beyond rounding"
         elif p < LEVEL:

@@ -223,7 +223,8 @@ def _against_stability(
         for c in columns
     ]
     panels = [made for made, _ in found] + [arm_legend(study, look, variants)]
-    return Drawing(panels, title, caption, f"{scope}: {'; '.join(text for _, text in found)}.")
+    alt = f"{scope[0].upper()}{scope[1:]}: {'; '.join(text for _, text in found)}."
+    return Drawing(panels, title, caption, alt)
 
 
 def scatter(study: Study, look: Look) -> Drawing | None:

@@ -44,8 +44,6 @@ def _unit(column: str) -> str:
 def _amount(found: Found, column: str) -> str:
     """`+2.8 [+2.1, +3.6] points`."""
     times = factor(column)
-    if found["difference"] is None:
-        return "no pair of runs"
     parts = [minus(f"{times * found['difference']:+.2f}")]
     if found["low"] is not None:
         parts.append(interval(times * found["low"], times * found["high"], sign="+"))
@@ -64,15 +62,20 @@ def results(study: Study, summary: Found) -> list[Result]:
     """A sentence per claim; where none is on the final accuracy, one on how arms compare in it."""
     found = []
     for claim in summary.get("claims") or []:
-        text = f"{claim['a']} {claim['direction']} {claim['b']} in {name(claim['column'])}: "
-        text += f"difference {_amount(claim, claim['column'])}"
-        facts = [f"n = {claim['n']} seeds"]
+        text = f"{claim['a']} {claim['direction']} {claim['b']} in {name(claim['column'])}"
+        facts = [f"n = {_count(claim['n'], 'seed')}"]
+        if claim["difference"] is not None:
+            text += f": difference {_amount(claim, claim['column'])}"
         if claim["p_holm"] is not None:
             facts.append(panels.p_text(claim["p_holm"], "Holm p"))
         facts += [claim["reason"]] if claim.get("reason") else []
         found.append(Result(claim["verdict"], f"{text} ({', '.join(facts)})."))
     of_claims = {claim["column"] for claim in summary.get("claims") or []}
-    return found if _MAIN in of_claims else [*found, *_comparison(summary)]
+    rest = [] if _MAIN in of_claims else _comparison(summary)
+    if study.unfinished:
+        for result in rest:
+            result.text = f"So far: {result.text[0].lower()}{result.text[1:]}"
+    return [*found, *rest]
 
 
 def _comparison(summary: Found) -> list[Result]:
@@ -175,7 +178,7 @@ def forest(study: Study, summary: Found, column: str) -> Forest | None:
                 p is not None and p < 0.05,
             )
         )
-    ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
+    ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if 4 <= place(t) <= 96]
     to = next(iter(baselines.values())) if shared else "the unpruned arm of the same group"
     unit = f" ({_unit(column)})" if _unit(column) else ""
     return Forest(
