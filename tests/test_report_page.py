@@ -373,3 +373,53 @@ def test_parts_of_one_study_claim_once_and_absent_arms_are_told(tmp_path, blank)
     assert [(claim["text"], claim["n"]) for claim in summary["claims"]] == [("L < none", 4)]
     told = "The claim 'L < gone in mean_stability' of a config is left out: there is no arm gone"
     assert told in text_of(tmp_path / "a").replace("&#39;", "'").replace("&lt;", "<")
+
+
+def test_small_forms_say_once_that_they_show_mechanics_only(tmp_path, blank):
+    asked = {"claims": ["L < none in mean_stability", "L > none"], "mechanics_only": True}
+    write(tmp_path, seeds=range(4), report=asked)
+    report.build([tmp_path])
+    first = text_of(tmp_path).split("Facts Config ")[1].split("arm Difference")[0]
+    assert first.count("mechanics only.") == 2
+    assert first.count("A small form shows that the study works, no more.") == 1
+    assert "confirmed" not in first
+
+
+def test_many_arms_take_a_line_each_and_one_sentence(tmp_path, blank):
+    arms = {k: v for k, v in fake_study.RATE_ARMS.items() if v[1] in (0, 4, 16, 60)}
+    write(tmp_path, seeds=range(9), arms=arms, epochs=50)
+    report.build([tmp_path])
+    found = Page(tmp_path)
+    assert any(a.get("class") == "forest many" for _, a in found.tags)
+    text = text_of(tmp_path)
+    line = r"(\d) of 9 arms differ from none in final accuracy [^:]*, from [RSL], every \d+ [+−]"
+    told = re.search(line, text)
+    assert told
+    assert int(told[1]) > 3
+
+
+def test_an_unfinished_study_speaks_of_what_there_is_so_far(tmp_path, blank):
+    write(tmp_path, seeds=range(4), report={"claims": ["L < none in mean_stability"]})
+    change(tmp_path, "runs", lambda lines: [line for line in lines if not line.startswith("L-")])
+    (tmp_path / "status.json").unlink(missing_ok=True)
+    report.build([tmp_path])
+    text = text_of(tmp_path).replace("&lt;", "<")
+    assert "L < none in mean stability (n = 0 seeds, a verdict needs 4 that both arms have)" in text
+
+
+def test_ticks_of_a_forest_keep_off_its_edges(study):
+    page = Page(study)
+    places = [
+        float(re.search(r"left: ([\d.]+)%", a["style"])[1])
+        for tag, a in page.tags
+        if tag == "i" and a.get("class") == "tick"
+    ]
+    assert places
+    assert all(4 <= place <= 96 for place in places)
+
+
+def test_words_of_an_arm_count_steps_and_drop_empty_decimals():
+    assert words._intervention({"kind": "zero", "duration": 1}) == ["zeroed for 1 step"]
+    assert words._intervention({"kind": "zero", "duration": 2}) == ["zeroed for 2 steps"]
+    assert words._setting("optimizer.weight_decay", 0.0) == "weight decay 0"
+    assert words._setting("prune.fraction", (0.5, 0.25)) == "fraction 0.5 and 0.25"

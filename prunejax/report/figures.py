@@ -170,6 +170,7 @@ def scatter_panel(
     axes.set_title("\n".join(text for text in (title, found) if text))
     axes.set_xlabel(words.axis(x))
     axes.set_ylabel(words.axis(y))
+    axes.locator_params(axis="x", nbins=5)  # "99.975" needs its room
     pad(axes)
     return made, f"{words.name(y)} against {words.name(x)}: {found}"
 

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from prunejax.measures.claims import MECHANICS
 from prunejax.report import panels, words
 from prunejax.report.results import Study
 from prunejax.report.words import factor, interval, minus, name
 
 Found = Mapping[str, Any]
+_MANY = 8  # more arms than this have one line each
 _MAIN = "final_test_accuracy"
 
 
@@ -68,8 +70,11 @@ def results(study: Study, summary: Found) -> list[Result]:
             text += f": difference {_amount(claim, claim['column'])}"
         if claim["p_holm"] is not None:
             facts.append(panels.p_text(claim["p_holm"], "Holm p"))
-        facts += [claim["reason"]] if claim.get("reason") else []
+        if claim.get("reason") and claim["verdict"] != MECHANICS:
+            facts.append(claim["reason"])
         found.append(Result(claim["verdict"], f"{text} ({', '.join(facts)})."))
+    if any(result.verdict == MECHANICS for result in found):
+        found.append(Result("", f"{claim['reason'].capitalize()}."))
     of_claims = {claim["column"] for claim in summary.get("claims") or []}
     rest = [] if _MAIN in of_claims else _comparison(summary)
     if study.unfinished:
@@ -100,8 +105,12 @@ def _comparison(summary: Found) -> list[Result]:
     verb = "differs" if len(differ) == 1 else "differ"
     text = f"{len(differ)} of {_count(len(known), 'arm')} {verb} from {to} in {name(column)}"
     text += " after Holm's correction"
-    text += ": " + "; ".join(f"{v} {_amount(known[v], column)}" for v in differ[:6])
-    text += f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
+    if len(differ) > 3:  # the forest has them all
+        differ = sorted(differ, key=lambda v: known[v]["difference"])
+        low, high = (f"{v} {_amount(known[v], column)}" for v in (differ[0], differ[-1]))
+        text += f", from {low} to {high}"
+    else:
+        text += ": " + "; ".join(f"{v} {_amount(known[v], column)}" for v in differ)
     return [Result("", text + ".")]
 
 
@@ -135,6 +144,7 @@ class Forest:
     ticks: list[tuple[float, str]]
     zero: float
     alt: str
+    many: bool  # arms: a line each
 
 
 def forest(study: Study, summary: Found, column: str) -> Forest | None:
@@ -187,4 +197,5 @@ def forest(study: Study, summary: Found, column: str) -> Forest | None:
         [(place(t), minus(f"{t:+g}") if t else "0") for t in ticks],
         place(0.0),
         "; ".join(f"{line.label} {line.text}" for line in lines),
+        len(lines) > _MANY,
     )

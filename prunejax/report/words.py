@@ -129,7 +129,9 @@ def arms(study: "Study") -> dict[str, str]:
 
 
 def _plain(value: object) -> str:
-    return " and ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return " and ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _setting(key: str, value: object) -> str:
