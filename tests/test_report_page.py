@@ -392,7 +392,7 @@ def test_many_arms_take_a_line_each_and_one_sentence(tmp_path, blank):
     found = Page(tmp_path)
     assert any(a.get("class") == "forest many" for _, a in found.tags)
     text = text_of(tmp_path)
-    line = r"(\d) of 9 arms differ from none in final accuracy [^:]*, from [RSL], every \d+ [+−]"
+    line = r"(\d) of 9 arms differ from none in final accuracy [^:]*, from [RSL], every \d+ \S"
     told = re.search(line, text)
     assert told
     assert int(told[1]) > 3

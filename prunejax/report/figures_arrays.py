@@ -102,7 +102,7 @@ def spectrum(study: Study, look: Look) -> Drawing | None:
         [made, arm_legend(study, look, list(found), points=False)],
         "Spectrum of the Hessian",
         "Density of the eigenvalues of the first run of each arm, smoothed; the band is one "
-        "standard error over start vectors.",
+        "standard error over start vectors, without a stated coverage.",
         f"The spectra reach, in nats: {spans}.",
     )
 
