@@ -1,12 +1,14 @@
 """What the page says first, how it is built, and what it does with damaged directories."""
 
 import html.parser
+import io
 import itertools
 import json
 import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from prunejax import report
 from prunejax.errors import ConfigError
@@ -423,3 +425,15 @@ def test_words_of_an_arm_count_steps_and_drop_empty_decimals():
     assert words._intervention({"kind": "zero", "duration": 2}) == ["zeroed for 2 steps"]
     assert words._setting("optimizer.weight_decay", 0.0) == "weight decay 0"
     assert words._setting("prune.fraction", (0.5, 0.25)) == "fraction 0.5 and 0.25"
+
+
+def test_a_short_legend_stands_below_the_panels():
+    def size(*heights):
+        png = style.render([style.panel(height)[0] for height in heights])[0]
+        image = Image.open(io.BytesIO(png))
+        return image.width / 150 / style.WIDTH, image.height / 150
+
+    assert size(3, 3, 1) == (2, 4)
+    assert size(3, 1) == (1, 4)
+    assert size(3, 3, 3) == (3, 3)
+    assert size(3, 3, 3, 3, 1) == (2, 7)

@@ -204,7 +204,7 @@ def chosen(study: Study) -> tuple[str, list[Row]]:
 _READING = (
     "One point per run. Line and coefficients (Pearson r, Kendall τ) are about the runs named "
     "above the panel; arms outside are drawn hollow. Runs of one arm share its treatment and runs "
-    "of one seed their start: what the coefficients carry is in the table of relations."
+    'of one seed their start: the table "Stability and accuracy" says what they carry.'
 )
 
 
