@@ -30,6 +30,7 @@ from prunejax.configs import default
 from prunejax.errors import ConfigError, RecordError
 from prunejax.measures.suite import MEASURES
 from prunejax.measures.summary import CONTEXT, is_completed
+from prunejax.record import ledger
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
 from prunejax.study import config as config_lib
@@ -41,6 +42,7 @@ from prunejax.train.step import TrainState
 
 __all__ = ["MEASURES", "main", "measure"]
 TABLE = "measures.csv"
+READ = ("config.json", "runs.csv")  # of a finished study; changed ones are refused
 FIELDS = (
     *("names", "split", "examples", "batch_norm"),
     *("probes", "eigenpairs", "radius", "live_only"),
@@ -51,13 +53,17 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], Con
     """Programs and settings of a finished study, with changes to `config.measures`.
 
     Raises:
-      ConfigError: not finished, no measure is named, or settings that cannot be.
+      ConfigError: not finished, files changed since, no measure is named, or settings that
+        cannot be.
     """
     status = tables.read_json(path / "status.json")
     if not status.get("finished"):
         raise ConfigError(
             f"{path} is not finished; give the command that started it again, then measure"
         )
+    changed = ledger.damage(path, status, only=READ)
+    if changed:
+        raise ConfigError(changed)
     saved = tables.read_json(path / "config.json")
     saved["measures"] |= changes
     labels = saved.pop("variants")

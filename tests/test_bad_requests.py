@@ -127,6 +127,19 @@ def test_labels_that_cannot_name_files(label):
     assert "the label" in refusal(config)
 
 
+@pytest.mark.parametrize(
+    ("label", "offered"), [("S 13 %", "'S_13'"), ("a.b", "'a_b'"), ("..", "'arm'"), ("-x", "'x'")]
+)
+def test_labels_with_dots_and_spaces_are_told_a_name_that_is_fine(label, offered):
+    config = tiny()
+    config.variants = default.arms({label: {}})
+    said = refusal(config)
+    assert f"the label {label!r} names files" in said
+    assert said.rstrip().endswith(f"e.g. {offered}")
+    config.variants = default.arms({offered.strip("'"): {}})
+    config_lib.variants(config, default.get_config())
+
+
 def test_labels_in_other_alphabets_are_fine():
     labels = ["größe", "平均", "S_13", "a-1", "1"]
     arms = config_lib.variants(tiny(**{label: {} for label in labels}), default.get_config())

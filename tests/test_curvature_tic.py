@@ -226,3 +226,21 @@ def test_wrong_inputs_say_what_is_allowed():
         tic(losses, params, batch, key=rng.at(0, "probe"), confidence=95)
     with pytest.raises(ValueError, match="unknown distribution of probes 'sphere'"):
         tic(losses, params, batch, key=rng.at(0, "probe"), distribution="sphere")
+
+
+@pytest.mark.parametrize(
+    ("spread", "least", "most"), [(0.0, 0.93, 0.97), (1.0, 0.9, 0.95), (2.0, 0.6, 0.8)]
+)
+def test_fieller_covers_less_where_tails_are_heavy(spread, least, most):
+    """Ratios of means of 64: log-normal numerators of this log sd (0: normal), n(5, 2) below."""
+    draw, count, n = np.random.default_rng(0), 1500, 64
+    hits = above = 0
+    for _ in range(count):
+        a = draw.lognormal(0, spread, n) if spread else draw.normal(1, 0.3, n)
+        b = draw.normal(5, 2, n)
+        low, high = fieller(a.mean(), b.mean(), np.cov(a, b) / n, float(stats.t.ppf(0.975, n - 1)))
+        truth = np.exp(spread**2 / 2) / 5
+        hits += low <= truth <= high
+        above += truth > high
+    assert least <= hits / count <= most
+    assert not spread or above > 0.8 * (count - hits)

@@ -56,6 +56,26 @@ def test_layers_in_which_nothing_is_targeted_are_noted():
     assert batch.notes == ()
 
 
+def test_milestones_that_training_does_not_reach_are_told():
+    def notes(arms, **optimizer):
+        config_ = tiny(**arms)
+        config_.optimizer.milestones = (2, 4, 9)  # of 4 epochs
+        config_.optimizer.update(optimizer)
+        arms = config.variants(config_, default.get_config())
+        return [note for batch in plan.build(arms) for note in batch.notes]
+
+    two = {"none": {}, "A": {"prune": PRUNE}}
+    (note,) = notes(two)
+    assert note == (
+        "config.optimizer.milestones: training ends before epoch 4, 9 (config.epochs = 4, from 0); "
+        "the learning rate does not fall there."
+    )
+    assert notes(two, milestones=(2, 3)) == []
+    assert notes(two, schedule="cosine") == []
+    (note,) = notes(two | {"A": {"prune": PRUNE, "optimizer": {"milestones": (2,)}}})
+    assert note.startswith("Arm none: config.optimizer.milestones")
+
+
 def test_emptied_layers_are_named_by_the_run_and_by_its_report(monkeypatch, tmp_path, capfd):
     prune = PRUNE | {"fraction": (1.0, 0.05), "score": "l2"}
     c = tiny(cut={"prune": prune})

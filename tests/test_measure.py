@@ -428,6 +428,39 @@ def test_command_on_other_examples_reaches_the_report(finished, capsys):
     assert mean == pytest.approx(float(found["none-0"][name]))
 
 
+def test_command_puts_the_report_elsewhere(finished, tmp_path, capsys):
+    page = (finished / "report.html").read_bytes()
+    there = tmp_path / "new" / "place"
+    given = f"--workdir={finished}", "--run=none.*", "--names=tic"
+    assert command(*given, f"--output={there}") == 0
+    assert (finished / "report.html").read_bytes() == page
+    assert rows(finished, "measures")["none-0"]["tic"]  # the measures go to the study
+    assert sorted(p.name for p in there.iterdir()) == ["figures", "report.html", "summary.json"]
+    capsys.readouterr()
+    (tmp_path / "file").write_text("")
+    assert command(*given, f"--output={tmp_path / 'file'}") in (1, 2)
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("runs.csv", "was changed"), ("config.json", "was changed"), ("", "runs.csv is missing")],
+)
+def test_command_refuses_records_that_were_changed(name, said, finished, tmp_path, capsys):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for file in ("config.json", "status.json", "runs.csv"):
+        (copy / file).write_bytes((finished / file).read_bytes())
+    if name:
+        text = (copy / name).read_text()
+        (copy / name).write_text(text.replace("0", "1", 1))
+    else:
+        (copy / "runs.csv").unlink()
+    assert command(f"--workdir={copy}") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
 def test_command_refuses_what_cannot_be(finished, tmp_path, capsys):
     def told(*arguments):
         assert command(*arguments) == 2

@@ -187,5 +187,19 @@ def test_holm_over_the_arms_of_a_column():
 def test_intervals_past_one_are_explained():
     rows = runs({"none": 0.998, "a": 0.5}, seeds=3)
     (note,) = summary.summarize(rows)["notes"]
-    assert "none (final_test_accuracy)" in note
+    assert "none (final test accuracy)" in note
     assert summary.summarize(runs({"none": 0.5}))["notes"] == []
+
+
+def test_infinite_numbers_are_told_and_counted():
+    rows = runs({"none": 0.9, "a": 0.5}, seeds=5)
+    for row in rows:
+        infinite = row["variant"] == "a" and row["seed"] in ("0", "1", 0, 1)
+        row["gradient_noise_scale"] = "inf" if infinite else "30.5"
+        row["tic"] = "inf"
+    found = summary.summarize(rows)
+    assert found["variants"]["a"]["columns"]["gradient_noise_scale"]["n"] == 3
+    (note,) = found["notes"]
+    assert "gradient noise scale of a (2 of 5 runs)" in note
+    assert "tic of none (5 of 5 runs)" in note
+    assert "gradient noise scale of none" not in note

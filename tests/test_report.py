@@ -16,7 +16,6 @@ from prunejax.measures import statistics
 from prunejax.record.run_directory import EPOCHS, EVENTS, RUNS, RunDirectory
 from prunejax.report import __main__ as cli
 from prunejax.report import gallery, results, style, tables
-from prunejax.report.figures_arrays import _forecast_points
 from prunejax.report.figures_dynamics import accuracy_curves
 from tests import fake_study
 
@@ -333,16 +332,6 @@ def test_event_drops_are_two_points_of_the_curve(tmp_path):
     assert curves[0, at[0]] == float(events[0]["pre_accuracy"])
     assert curves[0, at[1]] == float(events[0]["post_accuracy"])
     assert accuracy_curves(found, "none")[1].shape == (1, 12)
-
-
-def test_forecasts_of_an_event_are_shared_or_added():
-    rows = [
-        {"run": "a", "epoch": "1", "pre_loss": "1", "post_loss": "2.5", "predicted": "0.5"},
-        {"run": "a", "epoch": "1", "pre_loss": "1", "post_loss": "2.5", "predicted": "0.5"},
-        {"run": "a", "epoch": "2", "pre_loss": "1", "post_loss": "1.5", "predicted": "0.5"},
-        {"run": "a", "epoch": "2", "pre_loss": "1", "post_loss": "1.5", "predicted": "0.25"},
-    ]
-    assert _forecast_points(rows, "predicted") == [(1.5, 0.5), (0.5, 0.75)]
 
 
 def open_study(path, config=None):

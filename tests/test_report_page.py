@@ -1,12 +1,14 @@
 """What the page says first, how it is built, and what it does with damaged directories."""
 
 import html.parser
+import io
 import itertools
 import json
 import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from prunejax import report
 from prunejax.errors import ConfigError
@@ -325,3 +327,113 @@ def test_labels_at_the_ends_of_lines_stand_apart():
     assert all(b - a > 0.05 for a, b in itertools.pairwise(places))
     assert places[0] >= 0
     assert places[-1] <= 1
+
+
+def test_the_table_of_measures_counts_the_runs_of_a_mean(tmp_path, blank):
+    write(tmp_path, seeds=range(4))
+
+    def infinite(lines):
+        names = lines[0].split(",")
+        return [
+            lines[0] + ",gradient_noise_scale",
+            *(
+                f"{line},{'inf' if line.split(',')[names.index('run')] == 'L-0' else 3 + i}"
+                for i, line in enumerate(lines[1:])
+            ),
+        ]
+
+    change(tmp_path, "runs", infinite)
+    report.build([tmp_path])
+    text = text_of(tmp_path)
+    assert "gradient noise scale of L (1 of 4 runs)" in text
+    assert re.search(r"L 4 [^A-Z]*n = 3", text)
+
+
+def test_claims_and_tests_of_merged_studies_are_judged_each_in_its_own_arms(tmp_path, blank):
+    asked = {"claims": ["L < none in mean_stability"], "tests": ["L:none"]}
+    for model in ("resnet18", "resnet20"):
+        write(tmp_path / model, model={"name": model}, report=asked)
+    out = tmp_path / "out"
+    report.build([tmp_path / "resnet18", tmp_path / "resnet20"], out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert [claim["text"] for claim in summary["claims"]] == [
+        f"{model}/L < {model}/none in mean_stability" for model in ("resnet18", "resnet20")
+    ]
+    assert [claim["n"] for claim in summary["claims"]] == [2, 2]
+    assert [(t["a"], t["b"]) for t in summary["welch"]] == [
+        ("resnet18/L", "resnet18/none"),
+        ("resnet20/L", "resnet20/none"),
+    ]
+
+
+def test_parts_of_one_study_claim_once_and_absent_arms_are_told(tmp_path, blank):
+    asked = {"claims": ["L < none", "L < gone in mean_stability"]}
+    for part, seeds in (("a", range(2)), ("b", range(2, 4))):
+        write(tmp_path / part, seeds=seeds, report=asked)
+    report.build([tmp_path / "a", tmp_path / "b"])
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert [(claim["text"], claim["n"]) for claim in summary["claims"]] == [("L < none", 4)]
+    told = "The claim 'L < gone in mean_stability' of a config is left out: there is no arm gone"
+    assert told in text_of(tmp_path / "a").replace("&#39;", "'").replace("&lt;", "<")
+
+
+def test_small_forms_say_once_that_they_show_mechanics_only(tmp_path, blank):
+    asked = {"claims": ["L < none in mean_stability", "L > none"], "mechanics_only": True}
+    write(tmp_path, seeds=range(4), report=asked)
+    report.build([tmp_path])
+    first = text_of(tmp_path).split("Facts Config ")[1].split("arm Difference")[0]
+    assert first.count("mechanics only.") == 2
+    assert first.count("A small form shows that the study works, no more.") == 1
+    assert "confirmed" not in first
+
+
+def test_many_arms_take_a_line_each_and_one_sentence(tmp_path, blank):
+    arms = {k: v for k, v in fake_study.RATE_ARMS.items() if v[1] in (0, 4, 16, 60)}
+    write(tmp_path, seeds=range(9), arms=arms, epochs=50)
+    report.build([tmp_path])
+    found = Page(tmp_path)
+    assert any(a.get("class") == "forest many" for _, a in found.tags)
+    text = text_of(tmp_path)
+    line = r"(\d) of 9 arms differ from none in final accuracy [^:]*, from [RSL], every \d+ \S"
+    told = re.search(line, text)
+    assert told
+    assert int(told[1]) > 3
+
+
+def test_an_unfinished_study_speaks_of_what_there_is_so_far(tmp_path, blank):
+    write(tmp_path, seeds=range(4), report={"claims": ["L < none in mean_stability"]})
+    change(tmp_path, "runs", lambda lines: [line for line in lines if not line.startswith("L-")])
+    (tmp_path / "status.json").unlink(missing_ok=True)
+    report.build([tmp_path])
+    text = text_of(tmp_path).replace("&lt;", "<")
+    assert "L < none in mean stability (n = 0 seeds, a verdict needs 4 that both arms have)" in text
+
+
+def test_ticks_of_a_forest_keep_off_its_edges(study):
+    page = Page(study)
+    places = [
+        float(re.search(r"left: ([\d.]+)%", a["style"])[1])
+        for tag, a in page.tags
+        if tag == "i" and a.get("class") == "tick"
+    ]
+    assert places
+    assert all(4 <= place <= 96 for place in places)
+
+
+def test_words_of_an_arm_count_steps_and_drop_empty_decimals():
+    assert words._intervention({"kind": "zero", "duration": 1}) == ["zeroed for 1 step"]
+    assert words._intervention({"kind": "zero", "duration": 2}) == ["zeroed for 2 steps"]
+    assert words._setting("optimizer.weight_decay", 0.0) == "weight decay 0"
+    assert words._setting("prune.fraction", (0.5, 0.25)) == "fraction 0.5 and 0.25"
+
+
+def test_a_short_legend_stands_below_the_panels():
+    def size(*heights):
+        png = style.render([style.panel(height)[0] for height in heights])[0]
+        image = Image.open(io.BytesIO(png))
+        return image.width / 150 / style.WIDTH, image.height / 150
+
+    assert size(3, 3, 1) == (2, 4)
+    assert size(3, 1) == (1, 4)
+    assert size(3, 3, 3) == (3, 3)
+    assert size(3, 3, 3, 3, 1) == (2, 7)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 def arms(variants: dict[str, dict]) -> ConfigDict:
     """Variants (label -> overrides) in the order given; a plain dict would be sorted by label."""
-    return ConfigDict(variants, sort_keys=False)
+    return ConfigDict(variants, sort_keys=False, allow_dotted_keys=True)
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -32,7 +32,11 @@ class Density:
     Attributes:
       grid: [g] eigenvalues.
       density: [g] mean over start vectors.
-      stderr: [g] its standard error over start vectors; NaN for a single one.
+      stderr: [g] its standard error over start vectors; NaN for a single one. It says how much
+        start vectors differ, no more: density ± a multiple of it has no stated coverage. With few
+        starts (4 by default) the error itself is uncertain, away from the bulk the values of one
+        grid point are far from normal (a peak is there or not), and the bias from too few steps
+        and from the kernel is not in it.
       sigma: standard deviation of the normal kernel that smooths it.
       nodes, weights: [starts, steps] raw quadrature; unused entries have weight 0.
       trace, trace_stderr: live_dim times the mean of Σ τ θ.

@@ -1,4 +1,12 @@
-"""Fieller's confidence interval of a ratio of two estimates (Fieller 1954)."""
+"""Fieller's confidence interval of a ratio of two estimates (Fieller 1954).
+
+It covers as it says where numerator and denominator are jointly normal. Means of per-example
+gradient norms are that only in the limit: where their law has heavy tails (a few examples carry
+most of the sum, as late in training), mean and covariance of a finite sample are both too small in
+most draws, and the truth lies above the interval more often than it says: with log-normal norms of
+log sd 1 and 2 a 95 % interval covers 93 and 71 % at 64 examples, 94 and 82 % at 382. More examples
+cure it slowly; the largest share of one example in the sum tells how far off one is.
+"""
 
 import numpy as np
 

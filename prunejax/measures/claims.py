@@ -15,6 +15,7 @@ from prunejax.measures import statistics
 
 LEAST_SEEDS = 4  # no verdict below
 LEVEL = 0.05
+MECHANICS = "mechanics only"  # the verdict on small forms
 DEFAULT_COLUMN = "final_test_accuracy"
 
 
@@ -74,10 +75,10 @@ def judge(
     for claim, comparison, p, ok in zip(claims, found, corrected, enough, strict=True):
         verdict, reason = "undecided", ""
         if mechanics_only:
-            verdict, reason = "mechanics only", "a small form shows that the study works, no more"
+            verdict, reason = MECHANICS, "a small form shows that the study works, no more"
         elif not ok:
             verdict = "too few seeds"
-            reason = f"both arms have {comparison.n} seeds, a verdict needs {LEAST_SEEDS}"
+            reason = f"a verdict needs {LEAST_SEEDS} that both arms have"
         elif isnan(comparison.p):
             reason = "the differences do not vary from seed to seed beyond rounding"
         elif p < LEVEL:

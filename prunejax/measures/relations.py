@@ -186,7 +186,7 @@ def sentences(found: Sequence[dict[str, Any]], mechanics_only: bool = False) -> 
             verdict, sentence = "mechanics only", "mechanics only: no verdict on the relation"
         elif general is None:
             verdict = "too few to tell"
-            sentence = f"{relation['reason']}; see the comparisons of arms"
+            sentence = "nothing beyond the comparisons of arms"
         elif p < 0.05 and general["value"] * relation["between"]["kendall"] > 0:
             verdict = "negative" if general["value"] < 0 else "positive"
             sentence = f"over arms in general, {{x}} and {{y}} go {_WAYS[verdict]}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from typing import Any, TypeVar
 
 from prunejax.measures import claims as claims_lib
@@ -119,7 +119,7 @@ def summarize(
     selected: Sequence[str] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
     comparisons: Sequence[Sequence[str]] = (),
-    claims: Sequence[str] = (),
+    claims: Sequence[str | claims_lib.Claim] = (),
     test_examples: int = 0,
     mechanics_only: bool = False,
 ) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def summarize(
       selected: arms of one more set of correlations, e.g. those of the paper's figure 2.
       groups: name -> arms that are alike but for pruning; correlations are given for each.
       comparisons: pairs of arms for Welch's test, e.g. `[("Prune_L", "Prune_S")]`.
-      claims: lines of `config.report.claims` (`measures.claims`).
+      claims: lines of `config.report.claims` (`measures.claims`), or what they say.
       test_examples: of the test split; 0: not known. A spread below one example is rounding.
       mechanics_only: a small form of a study: no verdicts.
 
@@ -187,7 +187,7 @@ def summarize(
         ):
             paired[name][c]["p_holm"] = p
     judged = claims_lib.judge(
-        [claims_lib.parse(text) for text in claims],
+        [claims_lib.parse(claim) if isinstance(claim, str) else claim for claim in claims],
         lambda a, b, c: pairs(complete.get(a, ()), complete.get(b, ()), c),
         steps,
         mechanics_only,
@@ -205,7 +205,7 @@ def summarize(
         "stopped": stopped,
         "confidence": 0.95,
         "methods": statistics.METHODS,
-        "notes": _notes(variants),
+        "notes": [*_beyond(variants), *_left_out(complete)],
         "claims": judged,
         "relations": _relations(scopes, mechanics_only),
         "variants": variants,
@@ -238,10 +238,32 @@ def _relations(scopes: Mapping[str, Sequence[Row]], mechanics_only: bool) -> lis
     return found
 
 
-def _notes(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What a reader may stumble over."""
+def _left_out(arms: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Runs whose number is infinite, e.g. a noise scale whose mean gradient may be zero."""
+    columns = dict.fromkeys(c for rows in arms.values() for row in rows[:1] for c in row)
+    infinite = [
+        f"{column.replace('_', ' ')} of {name} ({count} of {len(rows)} runs)"
+        for column in columns
+        if column not in _LABELS
+        for name, rows in arms.items()
+        if (count := sum(abs(number(row.get(column))) == inf for row in rows))
+    ]
+    if not infinite:
+        return []
+    return [
+        f"Infinite, and not in means, intervals and tests: {_first(infinite)}. What is shown is "
+        "about the other runs alone (n), and too small where the infinite ones are the largest."
+    ]
+
+
+def _first(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _beyond(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Fractions with an interval that passes 0 or 100 %."""
     beyond = [
-        f"{name} ({column})"
+        f"{name} ({column.replace('_', ' ')})"
         for name, arm in variants.items()
         for column, found in arm["columns"].items()
         if column in (*OUTCOMES[:3], "mean_stability") and (found["high"] > 1 or found["low"] < 0)
@@ -249,11 +271,9 @@ def _notes(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not beyond:
         return []
     return [
-        "Some intervals of fractions pass 0 or 100 %: "
-        + ", ".join(beyond[:6])
-        + (f" and {len(beyond) - 6} more" if len(beyond) > 6 else "")
-        + ". They are symmetric t intervals and are not cut: such a width says that the runs are "
-        "too few, or too close to the bound, for a t interval to be sharp."
+        f"Some intervals of fractions pass 0 or 100 %: {_first(beyond)}. They are symmetric t "
+        "intervals and are not cut: such a width says that the runs are too few, or too close to "
+        "the bound, for a t interval to be sharp."
     ]
 
 

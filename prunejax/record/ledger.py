@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +101,27 @@ def entries(path: Path, tables: Iterable[str]) -> dict[str, list[Any] | None]:
     return found | {str(file.relative_to(path)): None for file in arrays}
 
 
-def damage(path: Path, status: Mapping[str, Any], shown: Path | None = None) -> str | None:
+def damage(
+    path: Path,
+    status: Mapping[str, Any],
+    shown: Path | None = None,
+    only: Collection[str] | None = None,
+) -> str | None:
     """What is wrong with the files of a finished study, None if they are as they were left.
 
     Args:
       path: the run directory.
       status: of `status.json`; one without digests, of an earlier version, is taken at its word.
       shown: how the text calls the directory, `path` by default.
+      only: names of the files to look at, all by default.
     """
     shown = path if shown is None else shown
     remedy = "Restore it, or start over in a new workdir"
     try:
         for name, known in dict(status.get("files") or {}).items():
             file = path / name
+            if only is not None and name not in only:
+                continue
             if not file.is_file():
                 return f"{shown / name} is missing since the study finished. {remedy}"
             if known is None:

@@ -170,6 +170,7 @@ def scatter_panel(
     axes.set_title("\n".join(text for text in (title, found) if text))
     axes.set_xlabel(words.axis(x))
     axes.set_ylabel(words.axis(y))
+    axes.locator_params(axis="x", nbins=5)  # "99.975" needs its room
     pad(axes)
     return made, f"{words.name(y)} against {words.name(x)}: {found}"
 
@@ -203,7 +204,7 @@ def chosen(study: Study) -> tuple[str, list[Row]]:
 _READING = (
     "One point per run. Line and coefficients (Pearson r, Kendall τ) are about the runs named "
     "above the panel; arms outside are drawn hollow. Runs of one arm share its treatment and runs "
-    "of one seed their start: what the coefficients carry is in the table of relations."
+    'of one seed their start: the table "Stability and accuracy" says what they carry.'
 )
 
 
@@ -223,7 +224,8 @@ def _against_stability(
         for c in columns
     ]
     panels = [made for made, _ in found] + [arm_legend(study, look, variants)]
-    return Drawing(panels, title, caption, f"{scope}: {'; '.join(text for _, text in found)}.")
+    alt = f"{scope[0].upper()}{scope[1:]}: {'; '.join(text for _, text in found)}."
+    return Drawing(panels, title, caption, alt)
 
 
 def scatter(study: Study, look: Look) -> Drawing | None:

@@ -9,13 +9,10 @@ Arrays come from `measures/RUN.npz`:
   `normality_untrained` [layers, bins]: densities of normalized activations: B1.
 """
 
-from collections.abc import Sequence
-from math import isfinite
-
 import numpy as np
 
-from prunejax.measures import statistics
-from prunejax.measures.summary import by_variant, number
+from prunejax.measures import forecasts, statistics
+from prunejax.measures.summary import by_variant
 from prunejax.report import words
 from prunejax.report.figures import Drawing, arm_legend, legend_label
 from prunejax.report.results import Study
@@ -105,7 +102,7 @@ def spectrum(study: Study, look: Look) -> Drawing | None:
         [made, arm_legend(study, look, list(found), points=False)],
         "Spectrum of the Hessian",
         "Density of the eigenvalues of the first run of each arm, smoothed; the band is one "
-        "standard error over start vectors.",
+        "standard error over start vectors, without a stated coverage.",
         f"The spectra reach, in nats: {spans}.",
     )
 
@@ -144,21 +141,22 @@ def perturbation(study: Study, look: Look) -> Drawing | None:
     )
 
 
+_ORDERS = {"first": "first order: g·d", "second": "second order: g·d + d·Hd/2"}
+
+
 def forecast(study: Study, look: Look) -> Drawing | None:
     """Predicted against measured change of the loss at each event."""
-    columns = ("predicted_first", "predicted_second")
-    rows = [r for r in study.events if all(isfinite(number(r.get(c))) for c in columns)]
+    rows = forecasts.forecast_rows(study.events)
     if not rows:
         return None
     panels, texts = [], []
-    for column, order in zip(
-        columns, ("first order: g·d", "second order: g·d + d·Hd/2"), strict=True
-    ):
+    judged = forecasts.forecasts(rows)
+    for order, column in forecasts.COLUMNS.items():
         made, axes = panel(4.0)
         panels.append(made)
         pairs: list[tuple[float, float]] = []
         for variant, own in by_variant(rows).items():
-            found = _forecast_points(own, column)
+            found = [point[1:] for point in forecasts.points(own, column)]
             axes.plot(
                 *np.array(found).T,
                 linestyle="none",
@@ -176,35 +174,19 @@ def forecast(study: Study, look: Look) -> Drawing | None:
         axes.set_xlim(max(1.1 * low, -limit), limit)
         axes.set_ylim(max(1.1 * low, -limit), max(limit, 1.05 * float(np.nanmax(predicted))))
         axes.set(xlabel="measured change of the loss (nats)", ylabel="predicted change (nats)")
-        r = statistics.pearson(measured, predicted)
-        error = np.sqrt(np.nanmean((predicted - measured) ** 2))
-        text = f"{words.coefficient('r', r.value)}, rms error {error:.3g} nats, n = {r.n}"
-        axes.set_title(f"{order}\n{text}")
-        texts.append(f"{order}: {text}")
+        r = judged[order]
+        error = "undefined" if r["rms_error"] is None else f"{r['rms_error']:.3g} nats"
+        text = f"{words.coefficient('r', r['value'])}, rms error {error}, n = {r['n']} events"
+        axes.set_title(f"{_ORDERS[order]}\n{text}")
+        texts.append(f"{_ORDERS[order]}: {text}")
     return Drawing(
         [*panels, legend([look.handle(v, v, points=True) for v in by_variant(rows)])],
         "Forecast of each event from gradient and curvature",
         "One point per pruning event of each run. On the line, the expansion of the loss around "
-        "the weights before the event foretells what removing the targeted weights does.",
+        "the weights before the event foretells what removing the targeted weights does. Events of "
+        "one seed share their start: summary.json has the intervals, with seeds as blocks.",
         f"Predicted against measured change of the loss at each event. {'; '.join(texts)}.",
     )
-
-
-def _forecast_points(rows: Sequence[dict[str, str]], column: str) -> list[tuple[float, float]]:
-    """(measured, predicted) per event.
-
-    Layers of one event share the measured change. They share the prediction too if it was made
-    for the event as a whole; predictions of single layers are added.
-    """
-    events: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in rows:
-        events.setdefault((row["run"], row["epoch"], row["step"]), []).append(row)
-    found = []
-    for layers in events.values():
-        values = [number(row[column]) for row in layers]
-        predicted = values[0] if len(set(values)) == 1 else sum(values)
-        found.append((number(layers[0]["post_loss"]) - number(layers[0]["pre_loss"]), predicted))
-    return found
 
 
 def normality(study: Study, look: Look) -> Drawing | None:

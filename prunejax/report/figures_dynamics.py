@@ -135,7 +135,8 @@ def _differences(study: Study, look: Look, variants: Sequence[str], title: str =
 
 _CAPTION = (
     "Means over seeds. Differences are taken between runs of the same seed and smoothed by a "
-    "running mean; their intervals at the end of training are at the top of the page. "
+    "running mean; their intervals at the end of training are at the top of the page. Deep dips "
+    "are cut off. "
 )
 _DROPS = (
     "Vertical drops of the left panel are pruning events: test accuracy right before and right "

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from prunejax.measures.claims import MECHANICS
 from prunejax.report import panels, words
 from prunejax.report.results import Study
 from prunejax.report.words import factor, interval, minus, name
 
 Found = Mapping[str, Any]
+_MANY = 8  # more arms than this have one line each
 _MAIN = "final_test_accuracy"
 
 
@@ -44,8 +46,6 @@ def _unit(column: str) -> str:
 def _amount(found: Found, column: str) -> str:
     """`+2.8 [+2.1, +3.6] points`."""
     times = factor(column)
-    if found["difference"] is None:
-        return "no pair of runs"
     parts = [minus(f"{times * found['difference']:+.2f}")]
     if found["low"] is not None:
         parts.append(interval(times * found["low"], times * found["high"], sign="+"))
@@ -64,15 +64,23 @@ def results(study: Study, summary: Found) -> list[Result]:
     """A sentence per claim; where none is on the final accuracy, one on how arms compare in it."""
     found = []
     for claim in summary.get("claims") or []:
-        text = f"{claim['a']} {claim['direction']} {claim['b']} in {name(claim['column'])}: "
-        text += f"difference {_amount(claim, claim['column'])}"
-        facts = [f"n = {claim['n']} seeds"]
+        text = f"{claim['a']} {claim['direction']} {claim['b']} in {name(claim['column'])}"
+        facts = [f"n = {_count(claim['n'], 'seed')}"]
+        if claim["difference"] is not None:
+            text += f": difference {_amount(claim, claim['column'])}"
         if claim["p_holm"] is not None:
             facts.append(panels.p_text(claim["p_holm"], "Holm p"))
-        facts += [claim["reason"]] if claim.get("reason") else []
+        if claim.get("reason") and claim["verdict"] != MECHANICS:
+            facts.append(claim["reason"])
         found.append(Result(claim["verdict"], f"{text} ({', '.join(facts)})."))
+    if any(result.verdict == MECHANICS for result in found):
+        found.append(Result("", f"{claim['reason'].capitalize()}."))
     of_claims = {claim["column"] for claim in summary.get("claims") or []}
-    return found if _MAIN in of_claims else [*found, *_comparison(summary)]
+    rest = [] if _MAIN in of_claims else _comparison(summary)
+    if study.unfinished:
+        for result in rest:
+            result.text = f"So far: {result.text[0].lower()}{result.text[1:]}"
+    return [*found, *rest]
 
 
 def _comparison(summary: Found) -> list[Result]:
@@ -97,8 +105,12 @@ def _comparison(summary: Found) -> list[Result]:
     verb = "differs" if len(differ) == 1 else "differ"
     text = f"{len(differ)} of {_count(len(known), 'arm')} {verb} from {to} in {name(column)}"
     text += " after Holm's correction"
-    text += ": " + "; ".join(f"{v} {_amount(known[v], column)}" for v in differ[:6])
-    text += f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
+    if len(differ) > 3:  # the forest has them all
+        differ = sorted(differ, key=lambda v: known[v]["difference"])
+        low, high = (f"{v} {_amount(known[v], column)}" for v in (differ[0], differ[-1]))
+        text += f", from {low} to {high}"
+    else:
+        text += ": " + "; ".join(f"{v} {_amount(known[v], column)}" for v in differ)
     return [Result("", text + ".")]
 
 
@@ -132,6 +144,7 @@ class Forest:
     ticks: list[tuple[float, str]]
     zero: float
     alt: str
+    many: bool  # arms: a line each
 
 
 def forest(study: Study, summary: Found, column: str) -> Forest | None:
@@ -175,7 +188,7 @@ def forest(study: Study, summary: Found, column: str) -> Forest | None:
                 p is not None and p < 0.05,
             )
         )
-    ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
+    ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if 4 <= place(t) <= 96]
     to = next(iter(baselines.values())) if shared else "the unpruned arm of the same group"
     unit = f" ({_unit(column)})" if _unit(column) else ""
     return Forest(
@@ -184,4 +197,5 @@ def forest(study: Study, summary: Found, column: str) -> Forest | None:
         [(place(t), minus(f"{t:+g}") if t else "0") for t in ticks],
         place(0.0),
         "; ".join(f"{line.label} {line.text}" for line in lines),
+        len(lines) > _MANY,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
 from prunejax.report import gallery, headline, panels, provenance
 from prunejax.report.figures import Drawing
@@ -41,11 +42,12 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
         baselines=study.baselines,
         selected=study.report_option("correlate", ()),
         groups=study.groups if len(study.groups) > 1 else None,
-        comparisons=panels.comparisons(study),
+        comparisons=study.tests,
         claims=study.claims,
         test_examples=study.test_examples,
         mechanics_only=bool(study.report_option("mechanics_only", False)),
     )
+    summary["forecasts"] = forecasts(study.events)
     summary["directories"] = list(study.directories)
     summary["missing_shards"] = study.missing_shards
     study.relations = summary["relations"]

@@ -32,8 +32,8 @@ def small(*lines: str) -> Markup:
     return Markup("").join(Markup("<small>{}</small>").format(line) for line in lines if line)
 
 
-def _mean(found: Found | None, column: str, digits: str) -> str | Markup:
-    """`93.12 ± 0.40` with the interval below."""
+def _mean(found: Found | None, column: str, digits: str, runs: int) -> str | Markup:
+    """`93.12 ± 0.40` with the interval below, and n where it is not the number of runs."""
     if not found or found["mean"] is None:
         return DASH
     times = factor(column)
@@ -43,7 +43,8 @@ def _mean(found: Found | None, column: str, digits: str) -> str | Markup:
     below = ""
     if found["low"] is not None:
         below = f"[{times * found['low']:{digits}}, {times * found['high']:{digits}}]"
-    return Markup("{}{}").format(minus(text), small(minus(below)))
+    count = f"n = {found['n']}" if found["n"] != runs else ""
+    return Markup("{}{}").format(minus(text), small(minus(below), count))
 
 
 def _means(study: Study, summary: Found, columns: Sequence[str], digits: str) -> list[list[str]]:
@@ -54,7 +55,10 @@ def _means(study: Study, summary: Found, columns: Sequence[str], digits: str) ->
             continue
         count = str(arm["completed"])
         count += f" of {arm['runs']}" if arm["completed"] != arm["runs"] else ""
-        cells = [_mean(arm["columns"].get(column), column, digits) for column in columns]
+        cells = [
+            _mean(arm["columns"].get(column), column, digits, arm["completed"])
+            for column in columns
+        ]
         rows.append([label, count, *cells])
     return rows
 
@@ -155,17 +159,6 @@ def differences(study: Study, summary: Found) -> Table | None:
         "column, * where it is below 0.05. No interval below three seeds, or where the "
         "differences vary by no more than rounding.",
     )
-
-
-def comparisons(study: Study) -> list[tuple[str, str]]:
-    """`config.report.tests`: pairs "a:b" of arms."""
-    found = []
-    for pair in study.report_option("tests", ()):
-        a, separator, b = pair.partition(":")
-        if not separator:
-            raise ValueError(f"config.report.tests: {pair!r} is no pair of variants like 'a:b'")
-        found.append((a, b))
-    return found
 
 
 def tests(summary: Found) -> Table | None:

@@ -7,7 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from prunejax.measures import claims, statistics
+from prunejax.measures import statistics
+from prunejax.measures.claims import Claim
 from prunejax.measures.summary import by_variant, is_completed, number, pairs, value
 
 Row = dict[str, str]
@@ -42,6 +43,8 @@ class Study:
     notes: list[str] = field(default_factory=list)  # what a reader must know: missing, stopped
     missing_shards: list[str] = field(default_factory=list)
     unfinished: bool = False  # runs are still to come
+    claims: list[Claim] = field(default_factory=list)  # of all configs, about arms that are here
+    tests: list[tuple[str, str]] = field(default_factory=list)  # pairs of arms, likewise
     relations: list[dict[str, Any]] = field(default_factory=list)  # of the summary
 
     @property
@@ -52,12 +55,6 @@ class Study:
     def report_option(self, name: str, default: Any) -> Any:
         """`config.report.NAME`, or `default` where the config does not say."""
         return (self.config.get("report") or {}).get(name, default)
-
-    @property
-    def claims(self) -> list[str]:
-        """`config.report.claims`; those of arms that another study's directory renamed are out."""
-        parsed = [claims.parse(text) for text in self.report_option("claims", ())]
-        return [c.text for c in parsed if {c.a, c.b} <= set(self.attributes)]
 
     @property
     def baseline(self) -> str:

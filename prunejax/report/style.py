@@ -30,6 +30,7 @@ BASELINE = "#000000"
 GREY = "#555555"
 FEW = 4  # of fewer runs the runs are drawn: their t interval would be wider than the panel
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LEGEND = 1.5  # inches: panels are higher, legends of a few arms are not
 LINES = ("-", "--", ":", "-.")
 WIDTH = 4.5  # of a panel, in inches: at 10 points, letters are 11 pixels high on a phone
 SETTINGS = {
@@ -170,7 +171,10 @@ def render(panels: Sequence[Figure], name: str = "figure") -> tuple[bytes, bytes
         pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
         FigureCanvasSVG(made).print_svg(svg, metadata={"Date": None, "Creator": "prunejax"})
         drawings.append(_inline(svg.getvalue().decode(), f"{name}-{index}-"))
-    wide = 2 if len(panels) == 4 else min(3, len(panels))
+    count = len(panels)
+    if count > 1 and panels[-1].get_figheight() < _LEGEND:  # it goes below, into a row of its own
+        count -= 1
+    wide = 2 if count == 4 else min(3, count)
     places = []  # (x, y) in inches
     top = 0.0
     for start in range(0, len(panels), wide):

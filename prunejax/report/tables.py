@@ -13,7 +13,7 @@ from prunejax.measures import emptied
 from prunejax.measures.summary import CONTEXT, is_completed
 from prunejax.record import ledger
 from prunejax.record.workdir import differences
-from prunejax.report import intact
+from prunejax.report import asked, intact
 from prunejax.report.results import Row, Study, attributes_of
 from prunejax.system.files import expand, plain_name, read_object
 
@@ -149,6 +149,7 @@ def load(directories: Sequence[str | Path]) -> Study:
         if (reason := ledger.damage(path, read_json(path / "status.json"), Path(path.name)))
     ]
     unfinished = False
+    prefixes = dict.fromkeys(paths, "")
     for kind in dict.fromkeys(kinds):
         same = {path: tables[path] for path, k in zip(paths, kinds, strict=True) if k == kind}
         found = _unfinished(same, called)
@@ -159,6 +160,7 @@ def load(directories: Sequence[str | Path]) -> Study:
         if _collide(paths, tables, kinds):
             for path in paths:
                 _prefix(path, tables[path], attributes)
+                prefixes[path] = f"{path.name}/"
     for table in ("runs", "epochs"):
         _refuse_duplicates(paths, tables, table)
     arrays = {}
@@ -177,6 +179,9 @@ def load(directories: Sequence[str | Path]) -> Study:
     if not merged["epochs"] and not merged["runs"]:
         raise ReportError(f"{paths[0]} holds no results yet; run the study first")
     notes += [note for path in paths for note in stated[path].get("notes", [])]
+    labels = {label for path in paths for label in attributes[path]}
+    own = asked.of_configs([(configs[str(path)], prefixes[path]) for path in paths], labels)
+    notes += own.notes
     kinds_of = {k: str(v["kind"]) for path in paths for k, v in attributes[path].items()}
     notes += emptied.notes(merged["events"], kinds_of)
     stopped = [row for row in merged["runs"] if not is_completed(row)]
@@ -192,6 +197,8 @@ def load(directories: Sequence[str | Path]) -> Study:
         attributes={k: v for path in paths for k, v in attributes[path].items()},
         test_examples=_shared([stated[path].get("test_examples", 0) for path in paths]),
         notes=notes,
+        claims=own.claims,
+        tests=own.tests,
         missing_shards=missing,
         unfinished=unfinished,
         **{name: _same_columns(rows) for name, rows in merged.items()},

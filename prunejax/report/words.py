@@ -129,7 +129,9 @@ def arms(study: "Study") -> dict[str, str]:
 
 
 def _plain(value: object) -> str:
-    return " and ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return " and ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _setting(key: str, value: object) -> str:
@@ -183,7 +185,8 @@ def _intervention(about: Mapping[str, Any]) -> list[str]:
     kinds = {"zero": "zeroed", "gaussian": "replaced by Gaussian noise", "none": "left in place"}
     if kind not in kinds:
         return []
-    span = "" if duration is None else f" for {duration} steps" if duration >= 0 else " for good"
+    steps = f" for {duration} step{'' if duration == 1 else 's'}"
+    span = "" if duration is None else steps if duration >= 0 else " for good"
     restored = about.get("restore") not in (None, "no")
     twin = [f"the targets of {about['twin']}"] if about.get("twin") else []
     span = "" if kind == "none" else span

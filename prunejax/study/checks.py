@@ -76,6 +76,11 @@ def _plain(number: float | None) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
+def _plain_label(text: Any) -> str:
+    """The nearest label that is one."""
+    return re.sub(r"[^\w+=-]+", "_", str(text)).strip("_+=-")[:LABEL_LENGTH] or "arm"
+
+
 def label(text: Any) -> None:
     """Checks a variant's label, which names files and appears in rules for runs.
 
@@ -85,7 +90,7 @@ def label(text: Any) -> None:
     if not isinstance(text, str) or not re.fullmatch(r"\w[\w+=-]*", text):
         raise ConfigError(
             f"variants: the label {text!r} names files; it must start with a letter, digit or "
-            "'_' and go on with those or '+', '=', '-'"
+            f"'_' and go on with those or '+', '=', '-', e.g. {_plain_label(text)!r}"
         )
     if len(text) > LABEL_LENGTH:
         raise ConfigError(
@@ -121,6 +126,16 @@ def rising(name: str, values: Iterable[int], where: str) -> None:
         raise ConfigError(
             f"config.{name} = {values!r}{where}: epochs (from 0) in rising order, each once"
         )
+
+
+def late_milestones(optimizer: Any, epochs: int) -> tuple[int, ...]:
+    """The milestones of a learning rate that training does not reach.
+
+    They are no error, for `--config.epochs=40` shortens a longer study; they are told.
+    """
+    if optimizer.schedule != "multistep":
+        return ()
+    return tuple(m for m in optimizer.milestones if m >= epochs)
 
 
 def twins(arms: Mapping[str, Mapping[str, Any]]) -> None:

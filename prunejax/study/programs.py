@@ -270,12 +270,24 @@ def batch(
     )
     if not program.weights:
         unit_check.check(of.module, of.variables, dataset.image_shape, groups)
-    notes = tuple(
+    notes = _late_milestones(arms) + tuple(
         note
         for arm in arms
         for note in event_plan.idle_layers(arm.settings, arm.label, of.groups, of.params)
     )
     return Batch(program, dataset, members, notes)
+
+
+def _late_milestones(arms: Sequence[Variant]) -> tuple[str, ...]:
+    late = {a.label: checks.late_milestones(a.settings.optimizer, a.settings.epochs) for a in arms}
+    alike = len(set(late.values())) == 1
+    return tuple(
+        f"{'' if alike else f'Arm {label}: '}config.optimizer.milestones: training ends before "
+        f"epoch {', '.join(map(str, found))} (config.epochs = {epochs}, from 0); the learning rate "
+        "does not fall there."
+        for label, found, epochs in [(a.label, late[a.label], a.settings.epochs) for a in arms]
+        if found
+    )[: 1 if alike else None]
 
 
 def _named(seed: int, stream: str) -> int:

@@ -157,7 +157,7 @@ def run(
                 "shard": f"{index}/{count}",
                 "runs": [m.run for b in batches for m in b.members],
                 "test_examples": _test_examples(batches),
-                "notes": [note for b in batches for note in b.notes],
+                "notes": _notes(batches),
                 "command": command,
             },
         )
@@ -176,6 +176,10 @@ def run(
                 "Put it back to continue, or give the same command again to start over",
             ) from error
     return Result(path, page, False)
+
+
+def _notes(batches: Sequence[Batch]) -> list[str]:
+    return list(dict.fromkeys(note for b in batches for note in b.notes))
 
 
 def _mend(directory: RunDirectory, empty: bool) -> bool:
@@ -274,7 +278,7 @@ def _train(
         sum(len(members) * n for members, n in zip(mine, steps, strict=True)),
         quiet=quiet or not distributed.is_main(),
     )
-    for note in (note for b in batches for note in b.notes):
+    for note in _notes(batches):
         progress.message(note)
     c = settings.checkpoint
     policy = Policy(c.every_epochs, c.every_minutes, c.at_events, c.keep, stop_requested)

@@ -53,6 +53,7 @@ class TrainState(NamedTuple):
     """One run, complete: what a checkpoint holds."""
 
     seed: Array  # uint32
+    seeds: Seeds
     step: Array  # int32, training steps done
     params: Tree
     batch_stats: Tree
@@ -63,7 +64,6 @@ class TrainState(NamedTuple):
     hyper: Hyper
     totals: Totals
     bad_step: Array  # int32: first step with a non-finite loss, -1 if none
-    seeds: Seeds
 
 
 class Data(NamedTuple):

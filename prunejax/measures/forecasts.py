@@ -1,0 +1,70 @@
+"""How well gradient and curvature foretell what an event does to the loss.
+
+Before an event that takes the weights d away, the expansion of the loss says g·d (first order) and
+g·d + d·Hd/2 (second order); `events.csv` has both beside the loss before and after. Events of
+one seed belong together: they are the blocks of the interval (`statistics.clustered`), which asks
+what other seeds would give for these arms.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from prunejax.measures import statistics
+from prunejax.measures.summary import jsonable, number
+
+COLUMNS = {"first": "predicted_first", "second": "predicted_second"}  # order -> column
+
+Row = Mapping[str, str]
+
+
+def forecast_rows(events: Sequence[Row]) -> list[Row]:
+    """The rows of `events.csv` that have both forecasts."""
+    return [r for r in events if all(isfinite(number(r.get(c))) for c in COLUMNS.values())]
+
+
+def points(rows: Sequence[Row], column: str) -> list[tuple[str, float, float]]:
+    """(seed, measured, predicted) change of the loss in nats, per event.
+
+    Layers of one event share the measured change. They share the prediction too if it was made
+    for the event as a whole; predictions of single layers are added.
+    """
+    events: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        events.setdefault((row["run"], row["epoch"], row.get("step", "")), []).append(row)
+    found = []
+    for layers in events.values():
+        values = [number(row[column]) for row in layers]
+        predicted = values[0] if len(set(values)) == 1 else sum(values)
+        measured = number(layers[0]["post_loss"]) - number(layers[0]["pre_loss"])
+        found.append((layers[0]["seed"], measured, predicted))
+    return found
+
+
+def forecasts(events: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """By order, "first" and "second": r of measured and predicted, its interval, rms error, n.
+
+    Args:
+      events: rows of `events.csv`.
+
+    Returns:
+      Dicts of `statistics.Correlation` (`n` events, seeds as blocks) with `rms_error` in nats and
+      `seeds`; empty without forecasts.
+    """
+    rows = forecast_rows(events)
+    found: dict[str, dict[str, Any]] = {}
+    for order, column in COLUMNS.items() if rows else ():
+        seeds, measured, predicted = zip(*points(rows, column), strict=True)
+        off = np.array(predicted) - np.array(measured)
+        off = off[np.isfinite(off)]  # an event may leave a loss that is no number
+        error = np.sqrt(np.mean(off**2)) if off.size else np.nan
+        found[order] = {
+            **asdict(statistics.clustered(measured, predicted, seeds)),
+            "rms_error": float(error),
+            "seeds": len(set(seeds)),
+        }
+    result: dict[str, dict[str, Any]] = jsonable(found)
+    return result
