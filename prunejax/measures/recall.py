@@ -119,34 +119,37 @@ def split_half(
 
     Returns:
       NaN where x_A x_B is not positive in more than a tenth of the splits, or fewer than two
-      classes have two examples.
+      classes have two examples; a class with a single one does not count.
     """
     y = np.asarray(labels).reshape(-1)
     both = np.stack([np.asarray(v, bool).reshape(-1) for v in (right_dense, right_pruned)])
-    total = np.bincount(y, minlength=classes)
-    if (total >= 2).sum() < 2:
+    enough = np.flatnonzero(np.bincount(y, minlength=classes) >= 2)
+    if enough.size < 2:
         return nan, "fewer than two classes have two test examples"
-    rng = np.random.default_rng([seed, zlib.crc32(b"split")])
     order = np.argsort(y, kind="stable")
-    ends = np.cumsum(total)
-    place = np.arange(y.size) - np.repeat(ends - total, total)  # within the class
+    order = order[np.isin(y[order], enough)]
+    kind, both = np.searchsorted(enough, y[order]), both[:, order].astype(int)
+    total = np.bincount(kind)
+    starts = np.cumsum(total) - total
+    place = np.arange(kind.size) - np.repeat(starts, total)  # within the class
+    rng = np.random.default_rng([seed, zlib.crc32(b"split")])
     found, bad = [], 0
     for _ in range(splits):
-        # Ranks of random numbers within the class: the first half is A (the odd one by turns).
-        shuffled = order[np.lexsort((rng.random(y.size), y[order]))]
-        odd = rng.integers(0, 2, classes)
-        first = place < (np.repeat(total, total) + np.repeat(odd, total)) // 2
-        half = np.zeros(y.size, np.int64)
-        half[shuffled[~first]] = classes  # classes of half B are counted after those of A
-        size = np.bincount(y + half, minlength=2 * classes).reshape(2, classes)
-        hits = [np.bincount((y + half)[r], minlength=2 * classes).reshape(2, -1) for r in both]
-        nb = np.array(
-            [[normalized_balance(h[i], size[i], weighting) for i in range(2)] for h in hits]
-        )
-        use = np.isfinite(nb).all((0, 1))
-        (xa, xb), (ya, yb) = nb[:, :, use]
+        shuffled = np.argsort(kind + rng.random(kind.size))
+        size = (total + rng.integers(0, 2, total.size)) // 2  # an odd one goes to either half
+        first = np.zeros(kind.size, int)
+        first[shuffled[place < np.repeat(size, total)]] = 1
+        sizes = np.stack([size, total - size])  # [halves, classes]
+        mine = np.add.reduceat(both * first, starts, axis=1)
+        hits = np.stack([mine, np.add.reduceat(both, starts, axis=1) - mine], 1)
+        weights = sizes / sizes.sum(1, keepdims=True)
+        if weighting == "balanced":
+            weights = np.full(sizes.shape, 1 / enough.size)
+        recall = hits / sizes  # [networks, halves, classes]
+        mean = (weights * recall).sum(-1, keepdims=True)
+        (xa, xb), (ya, yb) = recall / np.where(mean > 0, mean, nan) - 1
         product = float(xa @ xb)
-        bad += not product > 0
+        bad += not product > 0  # NaN too: nothing right
         if product > 0:
             found.append(float(xa @ yb + xb @ ya) / (2 * product))
     if bad > splits / 10:
