@@ -123,6 +123,7 @@ def split_half(
     """
     y = np.asarray(labels).reshape(-1)
     both = np.stack([np.asarray(v, bool).reshape(-1) for v in (right_dense, right_pruned)])
+    class_weights(np.bincount(y, minlength=classes), weighting)  # refuses unknown ones
     enough = np.flatnonzero(np.bincount(y, minlength=classes) >= 2)
     if enough.size < 2:
         return nan, "fewer than two classes have two test examples"
