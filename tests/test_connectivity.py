@@ -1,5 +1,6 @@
 """Paths whose values are known, BatchNorm policies by hand, networks and their permuted twins."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,6 +16,7 @@ from prunejax.measures.connectivity import (
     cosine,
     disagreement,
     distance,
+    instability,
     linen_statistics,
     path,
 )
@@ -236,6 +238,17 @@ def test_disagreement_distance_and_cosine():
     assert np.isnan(cosine(a, b, origin=a))
     with pytest.raises(ValueError, match="4 and 3 predictions"):
         disagreement([0, 1, 2, 2], [0, 2, 2])
+
+
+def test_instability_is_over_parents():
+    a, flat = ({"w": jnp.float32(w), "v": jnp.float32(0)} for w in (-1, 1))
+    parents = [barrier_matrix(well, [a, x, a], name="loss", points=3) for x in (flat, a, flat)]
+    assert [p.mean for p in parents] == pytest.approx([2 / 3, 0, 2 / 3])
+    found = instability(parents)
+    assert (found.n, found.mean) == (3, pytest.approx(4 / 9))
+    assert found.low < found.mean < found.high
+    with pytest.raises(ValueError, match="different quantities"):
+        instability([parents[0], dataclasses.replace(parents[1], name="error")])
 
 
 def test_bad_requests():

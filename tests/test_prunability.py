@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from scipy import stats
 
 from prunejax import scores
 from prunejax.measures.prunability import GRID, prunability, prune_curve
-from prunejax.measures.pruned_evaluation import evaluated
+from prunejax.measures.pruned_evaluation import _scores, evaluated
 
 
 def table_of(values):
@@ -184,6 +185,16 @@ def test_random_masks_cost_more_than_magnitude(trained):
     random, magnitude = np.array(found).T
     assert (random >= magnitude).all()
     assert random.mean() > magnitude.mean() + 0.1
+
+
+def test_random_masks_do_not_follow_weights_of_the_same_key():
+    key = jax.random.key(3)
+    drawn = {name: jax.random.uniform(key, (100, 100)) for name in "ab"}
+    params = {name: {"kernel": w} for name, w in drawn.items()}
+    found = _scores("random", params, None, 2, key)
+    columns = [np.ravel(tree[n]["kernel"]) for tree in (*found, params) for n in "ab"]
+    related = stats.spearmanr(np.array(columns[:5]).T).statistic - np.eye(5)
+    assert np.abs(related).max() < 0.05
 
 
 def test_a_loss_of_zero_switches_the_tolerance_and_says_so():

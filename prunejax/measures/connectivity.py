@@ -25,19 +25,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from prunejax import trees
 from prunejax.curvature import base, vectors
 from prunejax.curvature.host import on_host
 from prunejax.curvature.perturb import stacked_groups
-from prunejax.measures import split_means
-from prunejax.measures.norms import distance as distance
+from prunejax.measures import split_means, statistics
+from prunejax.measures.differences import cosine as cosine
+from prunejax.measures.differences import disagreement as disagreement
+from prunejax.measures.differences import distance as distance
 
 Tree = Any
 POLICIES = ("recompute", "interpolate", "first")
 POINTS = 21
-STABLE = 0.02  # error: a state whose copies have a barrier below is called stable
 
 
 class State(NamedTuple):
@@ -243,6 +243,17 @@ def barrier_matrix(
     return Barriers(matrix, ends, float(matrix[np.triu_indices(n, 1)].mean()), name, policy)
 
 
+def instability(parents: Sequence[Barriers]) -> statistics.Mean:
+    """Mean barrier of copies of one state, with the interval over parents (independent runs).
+
+    Args:
+      parents: of each parent the barriers between its copies: their mean is one value.
+    """
+    if len({(found.name, found.policy) for found in parents}) > 1:
+        raise ValueError("the parents' barriers are of different quantities or BatchNorm policies")
+    return statistics.mean([found.mean for found in parents])
+
+
 def linen_statistics(
     module: Any, inputs: Callable[[Tree], jax.Array] = lambda batch: batch[0]
 ) -> Callable[[Tree, Tree, Tree], Tree]:
@@ -269,25 +280,3 @@ def linen_statistics(
         return jax.tree.map(lambda x, y: x / (1 - (y - x) / high), low, far)
 
     return of_batch
-
-
-def disagreement(predictions: ArrayLike, others: ArrayLike) -> float:
-    """Share of examples for which two networks predict different classes."""
-    a, b = np.asarray(predictions).reshape(-1), np.asarray(others).reshape(-1)
-    if a.size != b.size or not a.size:
-        raise ValueError(f"{a.size} and {b.size} predictions; both are of the same examples")
-    return float(np.mean(a != b))
-
-
-def cosine(a: Tree, b: Tree, *, origin: Tree | None = None) -> float:
-    """Cosine of the angle between two trees, seen from `origin` (their start, say); None: 0.
-
-    NaN where one of them is at the origin.
-    """
-    columns = [
-        np.concatenate([np.asarray(x, np.float64).ravel() for x in trees.aligned(a, tree, "trees")])
-        for tree in (a, b, *(() if origin is None else (origin,)))
-    ]
-    x, y = (c - columns[2] if origin is not None else c for c in columns[:2])
-    size = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(x @ y) / size if size else float("nan")

@@ -99,7 +99,7 @@ def pac_bayes_bounds(
         np.concatenate([k.ravel() for k in _kernels(tree, layers)]) for tree in (params, initial)
     )
     move = w - start
-    found = {}
+    found: dict[str, float] = {}
     for name, distance in (("init", move), ("origin", w)):
         square = float(distance @ distance)
         plain = aware = inf
