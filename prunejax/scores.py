@@ -115,6 +115,29 @@ def _product(w: Array, gradient: Array) -> Array:
     return _wide(w) * _wide(gradient)
 
 
+def undecayed(w: Array, gradient: Array, decay: float | Array) -> Array:
+    """|-w g + decay w^2|, same shape: Undecayed Pruning (Good et al., NeurIPS 2022).
+
+    -w g - decay w^2 is what the decayed loss gains to first order if the weight goes; the penalty
+    that goes with it is added back, so that the score is about the data alone. decay = 0 is
+    `saliency`; a large one ranks as `magnitude` does, and so does any where the decayed loss is
+    stationary (g = -decay w gives 2 decay w^2).
+
+    Args:
+      w: weights.
+      gradient: of the loss *without* the decay term. With the term in it, g + decay w, the score is
+        |w g|: `saliency`.
+      decay: the coefficient in "gradient += decay w", at least 0. Decoupled decay (AdamW) is no
+        term of a gradient; give the coefficient that you mean.
+
+    Raises:
+      ValueError: shapes differ; a negative decay.
+    """
+    if not isinstance(decay, jax.Array) and not decay >= 0:
+        raise ValueError(f"decay {decay!r} must be at least 0; 0 is `saliency`")
+    return jnp.abs(decay * jnp.square(_wide(w)) - _product(w, gradient))
+
+
 def filter_saliency(w: Array, gradient: Array, axis: Axis = -1) -> Array:
     """|sum of w * g| over each filter; `axis` and shapes as in `filter_l1`.
 

@@ -1,11 +1,13 @@
 """Scores against closed forms, NumPy and Monte Carlo; the table's entries under jit."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import rng, scores
+from prunejax import masks, rng, scores
 
 
 def kernel():
@@ -115,6 +117,31 @@ def test_sums_and_products_of_16_bits_are_single_precision(dtype):
     assert bool(jnp.isfinite(scores.saliency(big, big)).all())
     one, zero = jnp.ones(2, dtype), jnp.zeros(2, dtype)
     np.testing.assert_allclose(scores.ebn(one, zero), 0.3989423, rtol=1e-6)
+
+
+def test_undecayed_pruning_against_float64_and_its_limits():
+    i = inputs()
+    w, g = (np.asarray(x, np.float64) for x in (i.kernel, i.gradient))
+    found = scores.undecayed(i.kernel, i.gradient, 0.3)
+    np.testing.assert_allclose(found, np.abs(-w * g + 0.3 * w**2), rtol=1e-6, atol=1e-6)
+    mask = lambda s, keep=100: np.asarray(masks.prune({"k": s}, keep)["k"])  # noqa: E731
+    none = scores.undecayed(i.kernel, i.gradient, 0.0)
+    np.testing.assert_array_equal(mask(none), mask(scores.saliency(i.kernel, i.gradient)))
+    much = scores.undecayed(i.kernel, i.gradient, 1e12)
+    by_size = mask(scores.magnitude(i.kernel))
+    np.testing.assert_array_equal(mask(much), by_size)
+    # Where the decayed loss is stationary, any decay ranks as magnitude does.
+    still = scores.undecayed(i.kernel, -0.3 * i.kernel, 0.3)
+    np.testing.assert_allclose(still, 0.6 * w**2, rtol=1e-5)
+    np.testing.assert_array_equal(mask(still), by_size)
+    # With the decay in the gradient the score collapses to |w g|.
+    total = scores.undecayed(i.kernel, i.gradient + 0.3 * i.kernel, 0.3)
+    np.testing.assert_allclose(total, np.abs(w * g), rtol=1e-4, atol=1e-6)
+    # Masks of one score are nested.
+    kept = [mask(found, k) for k in (150, 100, 20, 5)]
+    assert all(not (b & ~a).any() for a, b in itertools.pairwise(kept))
+    with pytest.raises(ValueError, match="decay -1 must be at least 0"):
+        scores.undecayed(i.kernel, i.gradient, -1)
 
 
 def test_a_gradient_of_another_shape_is_refused():

@@ -1,0 +1,147 @@
+"""The linear layers of a Linen network as they are applied, and BatchNorm folded into them.
+
+Norms and margins of a network with BatchNorm mean nothing before its scale is in the weights: the
+kernel before a BatchNorm can be multiplied by anything. `layers` traces the network once, without
+computing, and says of every linear layer which map it sees; `fold` gives variables of the same
+structure, the same function (evaluation mode) and BatchNorms that do nothing but add a bias.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prunejax import trees
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer: `nn.Dense`, or an `nn.Conv` of two dimensions.
+
+    Attributes:
+      name: path of the module, "stage1_block1_conv1".
+      kernel: path in params, its last axis runs over outputs.
+      bias: path in params, "" for none.
+      map: (height, width) of the map that a convolution reads; None for a dense layer.
+      strides: of the convolution.
+      norm: path of the BatchNorm that reads its output and nothing else does, "" for none.
+      epsilon: of that BatchNorm.
+    """
+
+    name: str
+    kernel: str
+    bias: str = ""
+    map: tuple[int, int] | None = None
+    strides: tuple[int, int] = (1, 1)
+    norm: str = ""
+    epsilon: float = 1e-5
+
+
+def layers(module: Any, variables: Tree, input_shape: Sequence[int]) -> tuple[Layer, ...]:
+    """The linear layers of a Linen module in the order in which they are applied.
+
+    Args:
+      module: a Linen module; called as `module.apply(variables, x)`, in evaluation mode.
+      variables: "params", and "batch_stats" where it has them.
+      input_shape: of one example, e.g. (height, width, channels).
+
+    Raises:
+      ValueError: a convolution that is grouped, dilated, or not of two dimensions.
+    """
+    import flax.linen as nn
+
+    found: dict[str, Layer] = {}
+    made: list[tuple[Any, str]] = []  # outputs, kept alive, and the layer each is of
+    params = set(trees.paths(variables["params"]))
+
+    def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        out, module, name = call(*args, **kwargs), context.module, "/".join(context.module.path)
+        if context.method_name != "__call__":
+            return out
+        if isinstance(module, nn.Dense | nn.Conv):
+            own = f"{name}/bias" if f"{name}/bias" in params else ""
+            spatial = _geometry(name, module, args[0]) if isinstance(module, nn.Conv) else {}
+            found[name] = Layer(name, f"{name}/kernel", own, **spatial)
+            made.append((out, name))
+        elif isinstance(module, nn.BatchNorm):
+            for tensor, layer in made:
+                if tensor is args[0]:
+                    options = {"norm": name, "epsilon": float(module.epsilon)}
+                    found[layer] = Layer(**(vars(found[layer]) | options))
+        return out
+
+    def run(variables: Tree, x: jax.Array) -> Any:
+        with nn.intercept_methods(look):
+            return module.apply(variables, x)
+
+    jax.eval_shape(run, variables, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+    return tuple(found.values())
+
+
+def _geometry(name: str, module: Any, x: jax.Array) -> dict[str, Any]:
+    """Map and strides of a convolution."""
+
+    def pair(value: Any) -> tuple[int, ...]:
+        one = 1 if value is None else value
+        return (one,) * len(module.kernel_size) if isinstance(one, int) else tuple(one)
+
+    plain = module.feature_group_count == 1 and set(pair(module.kernel_dilation)) == {1}
+    if len(module.kernel_size) != 2 or not plain or set(pair(module.input_dilation)) != {1}:
+        raise ValueError(
+            f"layer {name!r}: norms of convolutions are for two dimensions without groups and "
+            "dilation; leave the layer out of the list by hand"
+        )
+    return {"map": tuple(x.shape[-3:-1]), "strides": pair(module.strides)}
+
+
+def fold(variables: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, Any]:
+    """The same function with every layer's BatchNorm folded into its kernel, in evaluation mode.
+
+    With gain s = scale / sqrt(var + epsilon): kernel <- s kernel, the layer's own bias b <- 0,
+    BatchNorm's scale 1, mean 0, variance 1 - epsilon, and its bias beta + s (b - mean) (its mean
+    minus that, where it has no bias).
+
+    Args:
+      variables: "params" and "batch_stats".
+      layers: from `layers`; those without a norm stay.
+    """
+    params = dict(trees.leaves_with_paths(variables["params"]))
+    stats = dict(trees.leaves_with_paths(variables.get("batch_stats", {})))
+    new: dict[str, Any] = {}
+    state: dict[str, Any] = {}
+    for layer in layers:
+        if not layer.norm:
+            continue
+        mean, variance = (stats[f"{layer.norm}/{k}"] for k in ("mean", "var"))
+        scale, bias = (params.get(f"{layer.norm}/{k}") for k in ("scale", "bias"))
+        gain = jnp.asarray(1.0 if scale is None else scale) / jnp.sqrt(variance + layer.epsilon)
+        own = params[layer.bias] if layer.bias else 0.0
+        shift = (0.0 if bias is None else bias) + gain * (own - mean)
+        new[layer.kernel] = params[layer.kernel] * gain
+        if layer.bias:
+            new[layer.bias] = jnp.zeros_like(own)
+        if scale is not None:
+            new[f"{layer.norm}/scale"] = jnp.ones_like(scale)
+        if bias is not None:
+            new[f"{layer.norm}/bias"] = shift
+        state[f"{layer.norm}/mean"] = jnp.zeros_like(mean) if bias is not None else -shift
+        state[f"{layer.norm}/var"] = jnp.full_like(variance, 1 - layer.epsilon)
+    found = {**variables, "params": trees.replace(variables["params"], new)}
+    return found | (
+        {"batch_stats": trees.replace(variables["batch_stats"], state)} if state else {}
+    )
+
+
+def weights(params: Tree, layers: Sequence[Layer]) -> Tree:
+    """Masks of what is a weight once BatchNorm is folded: kernels and one bias for each layer.
+
+    False at BatchNorm's scales, which are 1, and at the biases before it, which are 0: noise and
+    norms leave them out. Leaves of other modules are True.
+    """
+    folded = {f"{layer.norm}/scale" for layer in layers if layer.norm}
+    folded |= {layer.bias for layer in layers if layer.norm and layer.bias}
+    return trees.map_with_path(lambda path, _: jnp.array(path not in folded), params)

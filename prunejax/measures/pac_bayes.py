@@ -1,0 +1,148 @@
+"""PAC-Bayes flatness: how much Gaussian noise the weights bear before accuracy falls.
+
+1/sigma^2 for the largest standard deviation sigma whose mean drop of training accuracy is at most
+0.1 (Neyshabur et al. 2017, Jiang et al. 2020). The magnitude-aware form scales the noise of each
+weight with it: standard deviation sqrt(sigma^2 w^2 + epsilon^2).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, nan
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax.curvature import base, vectors
+from prunejax.curvature.host import on_host
+from prunejax.curvature.perturb import stacked_groups
+from prunejax.curvature.scaled import check_positive
+from prunejax.measures import split_means
+
+Tree = Any
+DROP, UPPER, STEPS = 0.1, 2.0, 15
+
+
+@dataclass(frozen=True)
+class Flatness:
+    """The largest noise that a network bears.
+
+    Attributes:
+      value: 1 / sigma^2; inf where even the smallest noise tried is too much.
+      sigma: standard deviation of the noise (magnitude-aware: in units of the weight).
+      drop: mean drop of accuracy there, with `stderr` over the draws.
+      accuracy: without noise.
+      saturated: the upper end of the search was borne: sigma is at least that.
+      draws, examples, live_dim: what it was computed on.
+    """
+
+    value: float
+    sigma: float
+    drop: float
+    stderr: float
+    accuracy: float
+    saturated: bool
+    draws: int
+    examples: int
+    live_dim: int
+
+
+@jax.jit
+def _accuracies(
+    evaluate: Any, params: Tree, live: Tree, key: jax.Array, index: jax.Array, sigma: jax.Array,
+    floor: jax.Array, aware: jax.Array, groups: Any,
+) -> jax.Array:  # fmt: skip
+    """[draws] accuracies at w + deviation * u_i; the same u_i for every sigma."""
+    wide = base.upcast(params)
+
+    def deviation(w: jax.Array) -> jax.Array:
+        return jnp.where(aware, jnp.sqrt((sigma * w) ** 2 + floor**2), sigma)
+
+    def at(i: jax.Array) -> jax.Array:
+        dtype = jnp.result_type(*jax.tree.leaves(wide))
+        noise = base.project(live, vectors.sample(key, i, wide, "gaussian", dtype))
+        moved = jax.tree.map(lambda w, u: w + (deviation(w) * u).astype(w.dtype), wide, noise)
+        point = base.cast_like(moved, params)
+        found = split_means.over_split(lambda batch: base.call(evaluate, point, batch), groups)
+        if "accuracy" not in found:
+            raise ValueError(f"evaluate must return an 'accuracy', not only {', '.join(found)}")
+        return found["accuracy"]
+
+    return jax.lax.map(at, index)
+
+
+@on_host()
+def pac_bayes_flatness(
+    evaluate: Callable[..., Any],
+    params: Tree,
+    batches: base.Batches = None,
+    *,
+    key: jax.Array,
+    magnitude_epsilon: float | None = None,
+    drop: float = DROP,
+    draws: int = 10,
+    upper: float = UPPER,
+    steps: int = STEPS,
+    masks: base.Masks = None,
+    batch_size: int | None = None,
+) -> Flatness:
+    """1/sigma^2 of the largest sigma in [0, `upper`] whose mean drop of accuracy is <= `drop`.
+
+    Bisection with the same draws at every sigma; the split is evaluated at most
+    `draws (steps + 2)` times.
+
+    Args:
+      evaluate: `(params, batch) -> {"accuracy": fraction, ...}`, means over the batch.
+      params: BatchNorm folded (`folding.fold`).
+      batches: the training set; see `curvature.base`.
+      key: draw i depends on (key, i) alone.
+      magnitude_epsilon: None for noise of one size; else epsilon of the magnitude-aware form
+        (1e-3 in the literature).
+      drop: of accuracy, a fraction.
+      draws: of the noise.
+      upper: end of the search.
+      steps: halvings.
+      masks: what gets noise, e.g. the network's masks and `folding.weights`.
+      batch_size: cuts one batch into several.
+
+    Raises:
+      ValueError: draws, upper, steps or drop that are not positive; no accuracy.
+    """
+    check_positive(drop=drop, draws=draws, upper=upper, steps=steps)
+    params = vectors.check_params(params)
+    live = base.expand_masks(masks, params)
+    groups = stacked_groups(batches, batch_size)
+    own, index = vectors.named_key(key, "pac_bayes"), jnp.arange(draws)
+    aware, floor = jnp.array(magnitude_epsilon is not None), float(magnitude_epsilon or 0.0)
+    loss = base.as_argument(evaluate)
+
+    def accuracies(sigma: float, floor: float) -> np.ndarray:
+        size = (jnp.asarray(sigma, jnp.float32), jnp.asarray(floor, jnp.float32), aware)
+        found = _accuracies(loss, params, live, own, index, *size, groups)
+        return np.asarray(found, np.float64)
+
+    accuracy = float(accuracies(0.0, 0.0)[0])
+
+    def drops(sigma: float) -> np.ndarray:
+        return accuracy - accuracies(sigma, floor)
+
+    low, high, borne = 0.0, upper, drops(upper)
+    saturated = bool(borne.mean() <= drop)
+    if saturated:
+        low = upper
+    else:
+        borne = np.full(draws, nan)
+        for _ in range(steps):
+            middle = (low + high) / 2
+            found = drops(middle)
+            if found.mean() <= drop:
+                low, borne = middle, found
+            else:
+                high = middle
+    stderr = float(np.std(borne, ddof=1) / np.sqrt(draws)) if draws > 1 else nan
+    return Flatness(
+        value=1 / low**2 if low else inf, sigma=low, drop=float(borne.mean()), stderr=stderr,
+        accuracy=accuracy, saturated=saturated, draws=draws,
+        examples=split_means.examples(groups), live_dim=base.live_dimension(live, params),
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""Evaluates a network under the masks that keep given fractions of it, all in one program."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial
+from math import ceil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import masks as mask_algebra
+from prunejax import scores as score_functions
+from prunejax import trees
+from prunejax.curvature import base, vectors
+from prunejax.curvature.perturb import stacked_groups
+from prunejax.measures import split_means
+
+Tree = Any
+METHODS = ("magnitude", "random")
+
+
+@partial(jax.jit, static_argnames="scope")
+def evaluated(
+    evaluate: Any, params: Tree, scores: Tree, live: Tree, keeps: Any, groups: Any, scope: str
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Name -> [P] at each mask, and [P, prunable leaves] units kept; `keeps` are data."""
+
+    def at(keep: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+        chosen = mask_algebra.prune(scores, keep, masks=live, scope=scope)
+        kept = mask_algebra.apply(chosen, params)
+        found = split_means.over_split(lambda batch: base.call(evaluate, kept, batch), groups)
+        pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(chosen), strict=True)
+        return found, jnp.stack([jnp.count_nonzero(m) for s, m in pairs if jnp.ndim(s)])
+
+    return jax.lax.map(at, keeps)
+
+
+class Pruner:
+    """A network with its scores; evaluates masks that keep exact fractions."""
+
+    def __init__(
+        self, evaluate: Any, params: Tree, batches: Any, method: Any, scope: str, draws: int,
+        key: Any, prunable: Any, masks: Tree, batch_size: int | None,
+    ) -> None:  # fmt: skip
+        if scope not in mask_algebra.SCOPES:
+            raise ValueError(f"scope {scope!r} is not one of: {', '.join(mask_algebra.SCOPES)}")
+        self.params, self.scope, self.live = jax.tree.map(jnp.asarray, params), scope, masks
+        self.evaluate, self.groups = base.as_argument(evaluate), stacked_groups(batches, batch_size)
+        self.method = method if isinstance(method, str) else "scores"
+        self.scores = _scores(method, self.params, prunable, draws, key)
+        scored = zip(trees.paths(self.params), jax.tree.leaves(self.scores[0]), strict=True)
+        self.sizes = {path: int(s.size) for path, s in scored if jnp.ndim(s)}
+        self.units = sum(self.sizes.values())
+        if not self.units:
+            names = trees.shown(trees.paths(self.params))
+            raise ValueError(f"no leaf is prunable; give rules that match some of: {names}")
+
+    def counts(self, fraction: Fraction) -> tuple[int, ...]:
+        """Units kept, `ceil(a units)`: of the tree, or of every prunable leaf."""
+        sizes = [self.units] if self.scope == "global" else self.sizes.values()
+        return tuple(ceil(fraction * size) for size in sizes)
+
+    def _keeps(self, fractions: Sequence[Fraction]) -> Any:
+        """Counts as data: [P], or a tree of them with the scores' structure."""
+        counts = [
+            jnp.array(column, jnp.int32)
+            for column in zip(*map(self.counts, fractions), strict=True)
+        ]
+        if self.scope == "global":
+            return counts[0]
+        rest = iter(counts)
+        none = jnp.zeros(len(fractions), jnp.int32)  # scalars are not pruned
+        return jax.tree.map(lambda s: next(rest) if jnp.ndim(s) else none, self.scores[0])
+
+    def __call__(self, fractions: Sequence[Fraction]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Name -> [draws, P], and [prunable leaves, P] units kept in the first draw."""
+        keeps = self._keeps(fractions)
+        found = [
+            evaluated(self.evaluate, self.params, s, self.live, keeps, self.groups, self.scope)
+            for s in self.scores
+        ]
+        values = {
+            n: np.stack([np.asarray(v[n], np.float64) for v, _ in found]) for n in found[0][0]
+        }
+        return values, np.asarray(found[0][1]).T
+
+
+def _scores(method: Any, params: Tree, prunable: Any, draws: int, key: Any) -> list[Tree]:
+    """One tree of scores a draw; scalars where nothing is pruned."""
+    if not isinstance(method, str):
+        trees.aligned(params, method, "the scores")
+        if prunable is not None:
+            raise ValueError("a tree of scores says what is prunable itself: no leaf of shape ()")
+        return [jax.tree.map(jnp.asarray, method)]
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is not one of: {', '.join(METHODS)}, or a score tree")
+    if prunable is None:
+        chosen = trees.kernels(params)
+    else:
+        rules = isinstance(prunable, str | list | tuple)
+        chosen = trees.select(params, prunable) if rules else prunable
+        trees.aligned(params, chosen, "prunable")
+    if method == "magnitude":
+        made = [jax.tree.map(score_functions.magnitude, params)]
+    else:
+        if key is None or draws < 1:
+            raise ValueError(f"method 'random' needs a key and at least 1 draw, not {draws!r}")
+        own = vectors.named_key(key, "prunability")
+        made = [vectors.sample(own, i, params, "uniform", jnp.float32) for i in range(draws)]
+    only = lambda use, score: score if use else jnp.zeros(())  # noqa: E731
+    return [jax.tree.map(only, chosen, tree) for tree in made]

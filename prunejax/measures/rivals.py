@@ -1,0 +1,166 @@
+"""The published measures of generalization on one network, as columns of a table.
+
+    found = rivals.of_linen(module, variables, initial, train_batches, key=key)
+
+The other functions are for any folded parameters. L2 norm, distances and PAC-Bayes bounds are
+over the kernels, BatchNorm folded, biases left out, as in the code of Dziugaite et al. 2020. There
+every measure v is divided by the sample size m at last, sqrt(v / m) or (v - log m) / 2, with
+squared norms in v: no matter for ranks within one m.
+"""
+
+from collections.abc import Sequence
+from math import inf, log
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import losses, trees
+from prunejax.curvature import base
+from prunejax.measures import folding, norms
+from prunejax.measures.folding import Layer
+from prunejax.measures.pac_bayes import pac_bayes_flatness
+
+Tree = Any
+EPSILON = 1e-3  # of the magnitude-aware noise
+
+
+def _kernels(params: Tree, layers: Sequence[Layer]) -> list[np.ndarray]:
+    return [np.asarray(trees.get(params, layer.kernel), np.float64) for layer in layers]
+
+
+def of_weights(
+    params: Tree, layers: Sequence[Layer], initial: Tree | None = None
+) -> dict[str, float]:
+    """Norms of the kernels.
+
+    Args:
+      params: folded and masked.
+      layers: from `folding.layers`.
+      initial: folded parameters of the untrained network; None leaves the distances out.
+
+    Returns:
+      parameters (entries of kernels that are not 0), l2_norm, log_spectral_product (exact for each
+      layer's map), log_spectral_product_reshaped (of kernels as matrices [inputs, out], Yoshida
+      and Miyato's approximation), frobenius_over_spectral, log_frobenius_product; and with an
+      initial network distance_to_init, spectral_distance (root of the sum of squared spectral
+      norms of the changes).
+    """
+    kernels = _kernels(params, layers)
+    flat = [k.reshape(-1, k.shape[-1]) for k in kernels]
+    with np.errstate(divide="ignore"):
+        found = {
+            "parameters": float(sum(np.count_nonzero(k) for k in kernels)),
+            "l2_norm": float(np.sqrt(sum(np.sum(k**2) for k in kernels))),
+            "log_spectral_product": norms.log_spectral_product(params, layers),
+            "log_spectral_product_reshaped": float(sum(np.log(np.linalg.norm(k, 2)) for k in flat)),
+            "frobenius_over_spectral": norms.frobenius_over_spectral(params, layers),
+            "log_frobenius_product": float(sum(np.log(np.linalg.norm(k)) for k in flat)),
+        }
+    if initial is not None:
+        moves = [a - b for a, b in zip(kernels, _kernels(initial, layers), strict=True)]
+        tops = [
+            norms.spectral_norm(m, x.map, x.strides) for m, x in zip(moves, layers, strict=True)
+        ]
+        found["distance_to_init"] = float(np.sqrt(sum(np.sum(m**2) for m in moves)))
+        found["spectral_distance"] = float(np.sqrt(np.sum(np.square(tops))))
+    return found
+
+
+def over_margin(found: dict[str, float], inverse_margin: float) -> dict[str, float]:
+    """Norms with the margin taken out: logs minus log(margin), the path norm divided by it."""
+    shift = 0.5 * log(inverse_margin) if inverse_margin < inf else inf
+    return {
+        "inverse_margin": inverse_margin,
+        "log_spectral_over_margin": found["log_spectral_product"] + shift,
+        "log_frobenius_over_margin": found["log_frobenius_product"] + shift,
+        "path_norm_over_margin": found["path_norm"] * inverse_margin**0.5,
+    }
+
+
+def pac_bayes_bounds(
+    params: Tree,
+    initial: Tree,
+    layers: Sequence[Layer],
+    *,
+    sigma: float,
+    magnitude_sigma: float,
+    examples: int,
+    epsilon: float = EPSILON,
+) -> dict[str, float]:
+    """PAC-Bayes bounds around the init and the origin, up to constants (Jiang et al. 2020).
+
+    |w - r|^2 / (4 sigma^2) + log(m / sigma) + 10 for r the init or 0; magnitude-aware with n
+    weights: sum_i log((e^2 + (s^2 + 1) |w - r|^2 / n) / (e^2 + s^2 (w_i - w0_i)^2)) / 4
+    + log(m / s) + 10. inf where no noise was borne (sigma 0).
+    """
+    w, start = (
+        np.concatenate([k.ravel() for k in _kernels(tree, layers)]) for tree in (params, initial)
+    )
+    move = w - start
+    found: dict[str, float] = {}
+    for name, distance in (("init", move), ("origin", w)):
+        square = float(distance @ distance)
+        plain = aware = inf
+        if sigma > 0:
+            plain = square / (4 * sigma**2) + log(examples / sigma) + 10
+        if magnitude_sigma > 0:
+            s = magnitude_sigma**2
+            top = epsilon**2 + (s + 1) * square / w.size
+            terms = np.log(top / (epsilon**2 + s * move**2))
+            aware = float(terms.sum()) / 4 + log(examples / magnitude_sigma) + 10
+        found |= {f"pac_bayes_{name}": plain, f"pac_bayes_magnitude_{name}": aware}
+    return found
+
+
+def of_linen(
+    module: Any,
+    variables: Tree,
+    initial: Tree,
+    batches: base.Batches,
+    *,
+    key: jax.Array,
+    draws: int = 10,
+    steps: int = 15,
+) -> dict[str, float]:
+    """All of them for a trained Linen module: `module.apply(variables, x)` gives logits.
+
+    Args:
+      module: in evaluation mode unless told otherwise.
+      variables: trained and masked: "params", and "batch_stats" where it has them.
+      initial: the untrained variables.
+      batches: the training set, batches (x, labels, ...).
+      key: of the noise, which goes to weights that are not 0.
+      draws, steps: of `pac_bayes.pac_bayes_flatness`.
+    """
+    found = base.batch_list(batches)
+    shape = found[0][0].shape[1:]
+    layers = folding.layers(module, variables, shape)
+    trained, start = (folding.fold(v, layers) for v in (variables, initial))
+    rest = {name: value for name, value in trained.items() if name != "params"}
+    apply = jax.jit(lambda params, x: module.apply({**rest, "params": params}, x))
+    params = trained["params"]
+    columns = of_weights(params, layers, start["params"])
+    columns["path_norm"] = norms.path_norm(apply, params, shape)
+    logits = np.concatenate([np.asarray(apply(params, batch[0])) for batch in found])
+    labels = np.concatenate([np.asarray(batch[1]) for batch in found])
+    columns |= over_margin(columns, norms.inverse_margin(logits, labels))
+
+    def evaluate(params: Tree, batch: Tree) -> dict[str, jax.Array]:
+        out = module.apply({**rest, "params": params}, batch[0])
+        return {"accuracy": jnp.mean(losses.correct(out, batch[1]).astype(jnp.float32))}
+
+    live = jax.tree.map(lambda mask, w: mask & (w != 0), folding.weights(params, layers), params)
+    options: dict[str, Any] = {"key": key, "draws": draws, "steps": steps, "masks": live}
+    plain = pac_bayes_flatness(evaluate, params, found, **options)
+    aware = pac_bayes_flatness(evaluate, params, found, magnitude_epsilon=EPSILON, **options)
+    columns |= {
+        "pac_bayes_flatness": plain.value,
+        "pac_bayes_magnitude_flatness": aware.value,
+        **pac_bayes_bounds(
+            params, start["params"], layers, sigma=plain.sigma, magnitude_sigma=aware.sigma,
+            examples=labels.size,
+        ),
+    }  # fmt: skip
+    return columns
