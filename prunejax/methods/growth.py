@@ -2,7 +2,7 @@
 
     u = drop_and_grow(masks, magnitudes, jax.tree.map(jnp.abs, gradients), swaps=30)
     params = zero(params, u.grown)
-    opt_state = zero_moments(optimizer, opt_state, u.grown)
+    opt_state = zero_moments(opt_state, u.grown)
 
 SET grows at random (`random_growth`), RigL by the magnitude of the dense gradient: the gradient of
 the loss at the masked parameters, itself not masked.
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from prunejax import masks as masks_lib
 from prunejax import registry, rng, scores, trees
@@ -165,32 +164,54 @@ def zero(tree: Tree, where: Tree) -> Tree:
     return masks_lib.apply(jax.tree.map(jnp.logical_not, where), tree)
 
 
-def with_counters(optimizer: Any, state: Any, others: Any) -> Any:
+def with_counters(state: Any, others: Any, params: Tree) -> Any:
     """Moments of one optimizer state with the counters of another: a step not taken, but counted.
 
     Learning-rate schedules inside the optimizer so stay in step with the loop.
     """
-    structure: Any = jax.tree.structure(state)
-    like = optax.tree_utils.tree_map_params(
-        optimizer, lambda x: True, state, transform_non_params=lambda x: False
-    )
-    parts = zip(*(structure.flatten_up_to(t) for t in (state, others, like)), strict=True)
-    return structure.unflatten([x if moment else y for x, y, moment in parts])
+    leaves, structure = jax.tree.flatten(state)
+    moment = [at is not None for at in _whose(state, params)]
+    pairs = zip(leaves, jax.tree.leaves(others), moment, strict=True)
+    return jax.tree.unflatten(structure, [x if m else y for x, y, m in pairs])
 
 
-def zero_moments(optimizer: Any, state: Any, where: Tree) -> Any:
+def zero_moments(state: Any, where: Tree) -> Any:
     """An optimizer's state with every moment 0 where the flags are True.
 
-    Momentum, Adam's two moments and histories of several parameters (L-BFGS) are reached; factored
-    moments (Adafactor) have no entry per weight and stay.
+    Momentum, Adam's two moments and histories of several parameters (L-BFGS) are reached, inside
+    `optax.masked` and `optax.partition` too; factored moments (Adafactor) have no entry per weight
+    and stay.
+
+    Args:
+      state: of any optax transformation.
+      where: flags of the parameters' structure, each of its parameter's shape or a scalar.
     """
+    flags = jax.tree.leaves(where)
+    leaves, structure = jax.tree.flatten(state)
 
-    def forget(x: Any, flags: Array) -> Any:
-        shape, ndim = jnp.shape(x), jnp.ndim(flags)
-        if not ndim:
-            flags = jnp.broadcast_to(flags, shape)
-        elif len(shape) < ndim or shape[len(shape) - ndim :] != jnp.shape(flags):
+    def forget(x: Any, at: int | None) -> Any:
+        if at is None:
             return x
-        return jnp.where(flags, jnp.zeros((), jnp.result_type(x)), x)
+        shape, flag = jnp.shape(x), flags[at]
+        if not jnp.ndim(flag):
+            flag = jnp.broadcast_to(flag, shape)
+        elif shape[max(0, len(shape) - jnp.ndim(flag)) :] != jnp.shape(flag):
+            return x
+        return jnp.where(flag, jnp.zeros((), jnp.result_type(x)), x)
 
-    return optax.tree_utils.tree_map_params(optimizer, forget, state, where)
+    found = zip(leaves, _whose(state, where), strict=True)
+    return jax.tree.unflatten(structure, [forget(x, at) for x, at in found])
+
+
+def _whose(state: Any, params: Tree) -> list[int | None]:
+    """For each leaf of an optimizer's state the number of the parameter that it belongs to.
+
+    A moment's path ends with its parameter's (the longest one that fits); counters have others.
+    """
+    known = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
+
+    def owner(path: tuple[Any, ...]) -> int | None:
+        ends = (path[i:] for i in range(len(path) + 1))
+        return next((known[end] for end in ends if end in known), None)
+
+    return [owner(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]

@@ -128,11 +128,11 @@ def transformation(
             live, grown = changed(optax.apply_updates(params, updates))
         else:
             live, grown = changed(params)
-            inner = _forget(m, optimizer, state.inner, live, grown, due)
+            inner = _forget(m, state.inner, live, grown, due)
             updates, after = optimizer.update(where(live, gradients), inner, params, **extra)
             if m.schedule == "swaps" and not m.gradient_step and len(plan.steps):
                 updates = jax.tree.map(lambda u: jnp.where(due, jnp.zeros_like(u), u), updates)
-                waited = growth.with_counters(optimizer, inner, after)
+                waited = growth.with_counters(inner, after, params)
                 after = jax.tree.map(lambda x, y: jnp.where(due, x, y), waited, after)
             inner = after
             if m.dead == "frozen":
@@ -314,10 +314,10 @@ def _steered(m: Method, gradients: Tree, masks: Tree, params: Tree) -> Tree:
     return structure.unflatten(map(pull, *parts))
 
 
-def _forget(m: Method, optimizer: Any, inner: Any, live: Tree, grown: Tree, due: Array) -> Any:
+def _forget(m: Method, inner: Any, live: Tree, grown: Tree, due: Array) -> Any:
     """The optimizer's state at an event, without the moments that it ends."""
     if m.reset == "all":
         gone = jax.tree.map(lambda x: jnp.broadcast_to(due, x.shape), live)
-        return growth.zero_moments(optimizer, inner, gone)
+        return growth.zero_moments(inner, gone)
     revives = m.growth is not None or m.schedule == "phases"
-    return growth.zero_moments(optimizer, inner, grown) if revives else inner
+    return growth.zero_moments(inner, grown) if revives else inner
