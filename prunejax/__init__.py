@@ -19,6 +19,7 @@ __all__ = [
     "losses",
     "masks",
     "measures",
+    "methods",
     "models",
     "rng",
     "schedules",

@@ -2,7 +2,7 @@
 
 `ALLOCATIONS[name](shapes, keep) -> {path: count}`; the counts add up to `keep` exactly and go
 into `masks.prune(scores, counts, scope="layer")`. A global ranking needs no allocation:
-`masks.prune(scores, keep)`.
+`masks.prune(scores, keep)`. `counts(shapes, sparsity, allocation)` is all of it by name.
 """
 
 import math
@@ -94,3 +94,34 @@ def erk(shapes: Shapes, keep: int) -> dict[str, int]:
 
 
 ALLOCATIONS: dict[str, Callable[[Shapes, int], dict[str, int]]] = {"uniform": uniform, "erk": erk}
+
+
+def counts(
+    shapes: Shapes, sparsity: float | None, allocation: str | Mapping[str, float]
+) -> int | dict[str, int]:
+    """What is kept of a sparsity (fraction removed): one integer if "global", else one a leaf.
+
+    Args:
+      shapes: leaf path -> shape of its units.
+      sparsity: fraction removed of all units, None where `allocation` says it leaf by leaf.
+      allocation: "global", a name in ALLOCATIONS, or path rule -> sparsity (`explicit`).
+
+    Raises:
+      ValueError: an unknown allocation, no sparsity, or two of them.
+    """
+    if not isinstance(allocation, str):
+        if sparsity is not None:
+            raise ValueError(
+                f"sparsity {sparsity!r} beside sparsities by leaf {dict(allocation)!r}: give one "
+                "of them"
+            )
+        return explicit(shapes, allocation)
+    if allocation != "global" and allocation not in ALLOCATIONS:
+        raise ValueError(
+            f"allocation {allocation!r} is not one of: global, {', '.join(ALLOCATIONS)}, or a dict "
+            "from path rule to sparsity"
+        )
+    if sparsity is None:
+        raise ValueError(f"allocation {allocation!r} needs sparsity=, the fraction removed (0..1)")
+    keep = schedules.kept(sum(math.prod(shape) for shape in shapes.values()), sparsity)
+    return keep if allocation == "global" else ALLOCATIONS[allocation](shapes, keep)

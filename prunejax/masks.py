@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from prunejax import schedules, trees
 from prunejax.groups import Group
+from prunejax.ops import counts as counting
 from prunejax.ops import radix, ranking
 from prunejax.sparsity import count as count  # the report belongs to the algebra
 from prunejax.sparsity import fits as _fits
@@ -142,21 +143,77 @@ def prune(
     live: dict[int, Array | None] = dict.fromkeys(units)
     if masks is not None:
         live = {i: _eligible(result[i], leaves[i], names[i]) for i in units}
-    if scope == "global":
-        _check_count(keep, [leaves[i] for i in units], list(live.values()), "the tree")
-        eligible = None if masks is None else list(live.values())
-        chosen = ranking.top([leaves[i] for i in units], keep, eligible=eligible)
-        for i, mask in zip(units, chosen, strict=True):
-            result[i] = mask
-        return structure.unflatten(result)
-    counts = _layer_counts(keep, names, units, structure)
-    for i in units:
-        if i not in counts:
-            result[i] = jnp.broadcast_to(result[i], jnp.shape(leaves[i]))
-            continue
-        _check_count(counts[i], [leaves[i]], [live[i]], f"leaf {names[i]!r}")
-        result[i] = ranking.top(leaves[i], counts[i], eligible=live[i])
+    before_units = [result[i] for i in units]
+    chosen = _choose(leaves, names, units, structure, keep, live, scope, before_units)
+    for i, mask in zip(units, chosen, strict=True):
+        result[i] = mask
     return structure.unflatten(result)
+
+
+def grow(scores: Tree, masks: Tree, counts: Any, *, scope: str = "global") -> Tree:
+    """Masks with the `counts` dead units of the largest scores live again, exactly that many.
+
+    Live units stay live. Ties as in `prune`: the earlier leaf, then the smaller flat index. NaN is
+    grown last, only where no other dead unit is left: counts stay exact in a diverged run as well.
+
+    Args:
+      scores: as in `prune`, e.g. the magnitude of the dense gradient (RigL) or random numbers
+        (SET); leaves that are scalars stay as they are.
+      masks: the masks after the drop: every dead unit is a candidate, a dropped one too.
+      counts: units to grow, integers (traced or not), as `keep` of `prune`.
+      scope: "global" or "layer".
+
+    Raises:
+      ValueError: as in `prune`; a count exceeds the dead units (a traced one is clamped).
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"scope {scope!r} is not one of: {', '.join(SCOPES)}")
+    leaves: list[Array]
+    structure: Any
+    leaves, structure = jax.tree.flatten(scores)
+    names = trees.paths(scores)
+    units = [i for i, leaf in enumerate(leaves) if jnp.ndim(leaf)]
+    result = [jnp.asarray(m, bool) for m in trees.aligned(scores, masks, "masks")]
+    dead: dict[int, Array | None] = {}
+    for i in units:
+        result[i] = _eligible(result[i], leaves[i], names[i])
+        dead[i] = ~result[i]
+    none = [jnp.zeros_like(result[i]) for i in units]
+    chosen = _choose(
+        leaves, names, units, structure, counts, dead, scope, none, what="counts", state="dead"
+    )
+    for i, mask in zip(units, chosen, strict=True):
+        result[i] = result[i] | mask
+    return structure.unflatten(result)
+
+
+def _choose(
+    leaves: list[Array],
+    names: list[str],
+    units: list[int],
+    structure: Any,
+    count: Any,
+    among: Mapping[int, Array | None],
+    scope: str,
+    otherwise: list[Array],
+    what: str = "keep",
+    state: str = "live",
+) -> list[Array]:
+    """The `count` largest of what is `among`; `otherwise` for leaves that no count speaks of."""
+    if scope == "global":
+        eligible = [among[i] for i in units]
+        counting.check(count, [leaves[i] for i in units], eligible, "the tree", what, state)
+        free = all(a is None for a in eligible)
+        return ranking.top([leaves[i] for i in units], count, eligible=None if free else eligible)
+    counts = counting.per_layer(count, names, units, structure, what)
+    chosen = []
+    for i, other in zip(units, otherwise, strict=True):
+        if i not in counts:
+            chosen.append(jnp.broadcast_to(other, jnp.shape(leaves[i])))
+            continue
+        counting.check(counts[i], [leaves[i]], [among[i]], f"leaf {names[i]!r}", what, state)
+        chosen.append(ranking.top(leaves[i], counts[i], eligible=among[i]))
+    return chosen
 
 
 def _eligible(mask: Array, score: Array, name: str) -> Array:
@@ -164,52 +221,13 @@ def _eligible(mask: Array, score: Array, name: str) -> Array:
     return jnp.broadcast_to(mask, jnp.shape(score))
 
 
-def _layer_counts(keep: Any, names: list[str], units: list[int], structure: Any) -> dict[int, Any]:
-    if isinstance(keep, numbers.Integral) or (hasattr(keep, "shape") and not keep.shape):
-        return dict.fromkeys(units, keep)
-    if isinstance(keep, Mapping) and all(key in names for key in keep):
-        return {i: keep[names[i]] for i in units if names[i] in keep}
-    try:
-        counts = structure.flatten_up_to(keep)
-    except ValueError:
-        wrong = [key for key in keep if key not in names] if isinstance(keep, Mapping) else []
-        raise ValueError(
-            "keep must be an integer, a tree of integers with the scores' structure, or a dict "
-            f"from leaf path to integer; {f'no leaf {wrong[0]!r}, ' if wrong else ''}the leaves "
-            f"are: {trees.shown(names)}"
-        ) from None
-    return {i: counts[i] for i in units}
-
-
-def _check_count(
-    keep: Any, scores: Sequence[Array], live: Sequence[Array | None], where: str
-) -> None:
-    """Refuses counts that are no counts; what is traced cannot be looked at and is clamped."""
-    kind = getattr(keep, "dtype", None)
-    whole = kind.kind in "iu" if kind is not None else isinstance(keep, numbers.Integral)
-    whole &= not jnp.shape(keep) if kind is not None else True
-    if not whole or isinstance(keep, bool):
-        raise ValueError(
-            f"keep = {keep!r} for {where} is no integer: it is a count of units; for a fraction "
-            "use masks.keep_count(scores, sparsity)"
-        )
-    if isinstance(keep, jax.core.Tracer):
-        return
-    pairs = zip(scores, live, strict=True)
-    seen = [x.size if m is None or isinstance(m, jax.core.Tracer) else m for x, m in pairs]
-    total = sum(n if isinstance(n, int) else int(jnp.count_nonzero(n)) for n in seen)
-    if not 0 <= int(keep) <= total:
-        hint = "" if scores else " (scores that are scalars are never pruned)"
-        raise ValueError(f"keep = {int(keep)} for {where}: there are {total} live units{hint}")
-
-
-def nm(scores: Tree, n: int, m: int, *, axis: int = -2, masks: Tree | None = None) -> Tree:
+def nm(scores: Tree, n: int | Array, m: int, *, axis: int = -2, masks: Tree | None = None) -> Tree:
     """N:M sparsity: of every `m` consecutive units along `axis` the `n` largest are live.
 
     Args:
       scores: as in `prune`, an array or a tree of them; scalar leaves are never pruned. Ties: the
         earlier entry is kept; NaN goes first.
-      n: kept of every m; 0 <= n <= m.
+      n: kept of every m; 0 <= n <= m (a traced n is clamped by its blocks).
       m: size of a block; must divide the axis.
       axis: the input axis of Dense (in, out) and convolution (h, w, in, out) kernels by default.
       masks: the masks so far; pruned units stay pruned, so blocks may keep fewer than n.
@@ -217,8 +235,9 @@ def nm(scores: Tree, n: int, m: int, *, axis: int = -2, masks: Tree | None = Non
     Raises:
       ValueError: an axis is not divisible by m, or n is not in 0..m.
     """
-    whole = isinstance(n, numbers.Integral) and isinstance(m, numbers.Integral)
-    if not whole or m < 1 or not 0 <= n <= m:
+    traced = isinstance(n, jax.core.Tracer) and jnp.issubdtype(n.dtype, jnp.integer)
+    whole = (traced or isinstance(n, numbers.Integral)) and isinstance(m, numbers.Integral)
+    if not whole or m < 1 or not (traced or 0 <= n <= m):
         raise ValueError(f"N:M sparsity {n}:{m}: m is an integer of at least 1, n one in 0..m")
 
     def blocks(path: str, score: Array, mask: Array) -> Array:

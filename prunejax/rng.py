@@ -12,7 +12,7 @@ import jax
 
 STREAMS = (
     *("init", "order", "augment", "dropout", "labels", "subset"),
-    *("mask", "score", "noise", "noise at events", "probe"),
+    *("mask", "grow", "score", "score batch", "shuffle", "noise", "noise at events", "probe"),
 )
 
 
@@ -32,7 +32,11 @@ def at(seed: int | jax.Array, name: str, *counters: int | str | jax.Array) -> ja
     A layer goes by its name: by its number among the layers that a program may target, what a
     run draws would depend on the other arms of its study.
     """
-    key = stream(seed, name)
+    return fold(stream(seed, name), *counters)
+
+
+def fold(key: jax.Array, *counters: int | str | jax.Array) -> jax.Array:
+    """The key of a stream at counters and names: `at` for those who keep the stream's key."""
     for counter in counters:
         number = zlib.crc32(counter.encode()) if isinstance(counter, str) else counter
         key = jax.random.fold_in(key, number)

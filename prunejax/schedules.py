@@ -85,8 +85,7 @@ def linear(*, units: int, fraction: float | Fraction, start: int, end: int, peri
     _check(units, start, end, period)
     final, epochs = kept(units, fraction), range(start, end + 1, period)
     n = len(epochs)
-    left = [final - (final - units) * (n - i) // n for i in range(1, n + 1)]
-    return _from_kept(epochs, left, units)
+    return _from_kept(epochs, by_power(units, final, n, 1), units)
 
 
 def one_shot(
@@ -125,8 +124,7 @@ def cubic(*, units: int, fraction: float | Fraction, start: int, end: int, perio
     _check(units, start, end, period)
     final, epochs = kept(units, fraction), range(start, end + 1, period)
     n = len(epochs)
-    left = [final - (final - units) * (n - i) ** 3 // n**3 for i in range(1, n + 1)]
-    return _from_kept(epochs, left, units)
+    return _from_kept(epochs, by_power(units, final, n, 3), units)
 
 
 def geometric(
@@ -144,9 +142,23 @@ def geometric(
     final, epochs = kept(units, fraction), range(start, end + 1, period)
     if final == 0:
         raise ValueError("fraction 1.0 cannot be reached in geometric rounds; use 'linear'")
-    n = len(epochs)
-    left = [ceil(round(units * (final / units) ** (i / n), 6)) for i in range(1, n)]
-    return _from_kept(epochs, [*left, final], units)
+    return _from_kept(epochs, by_rate(units, final, len(epochs)), units)
+
+
+def by_power(units: int, final: int, events: int, power: int) -> list[int]:
+    """Units left after each of n events: `final + (units - final) (1 - i/n)^power`, rounded up."""
+    n = events
+    return [final - (final - units) * (n - i) ** power // n**power for i in range(1, n + 1)]
+
+
+def by_rate(units: int, final: int, events: int) -> list[int]:
+    """Units left after each of n events: `units (final / units)^(i/n)`, rounded up.
+
+    >>> by_rate(1000, 512, 3)
+    [800, 640, 512]
+    """
+    rate = final / max(units, 1)
+    return [*(ceil(round(units * rate ** (i / events), 6)) for i in range(1, events)), final]
 
 
 SCHEDULES: dict[str, Callable[..., Events]] = {

@@ -106,10 +106,11 @@ def _expected_relu(s: Array, bias: Array) -> Array:
 
 def saliency(w: Array, gradient: Array) -> Array:
     """|w * g|, same shape: first-order change of the loss if the weight goes."""
-    return jnp.abs(_product(w, gradient))
+    return jnp.abs(product(w, gradient))
 
 
-def _product(w: Array, gradient: Array) -> Array:
+def product(w: Array, gradient: Array) -> Array:
+    """W * g, same shape, in single precision at least."""
     if w.shape != gradient.shape:
         raise ValueError(f"weights of shape {w.shape} and a gradient of shape {gradient.shape}")
     return _wide(w) * _wide(gradient)
@@ -144,7 +145,7 @@ def filter_saliency(w: Array, gradient: Array, axis: Axis = -1) -> Array:
     First-order change of the loss if the whole filter goes (Molchanov et al. 2017), so single
     weights may cancel.
     """
-    return jnp.abs(_sum_per_filter(_product(w, gradient), axis))
+    return jnp.abs(_sum_per_filter(product(w, gradient), axis))
 
 
 def update_activation_mean(old: Array, batch_sum: Array, step: Array) -> Array:

@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,33 +10,41 @@ import numpy as np
 import optax
 
 from prunejax import masks as masks_lib
+from prunejax import methods, sparsity, trees
 from prunejax import scores as scores_lib
-from prunejax import sparsity, trees
+from prunejax.methods.transformation import SparsifyState, transformation, where
 
 Tree = Any
 
 
-class SparsifyState(NamedTuple):
-    """Optimizer state with its masks, so that checkpoints and shardings come for free."""
-
-    inner: optax.OptState
-    masks: Tree
-    step: jax.Array  # int32: updates done
-
-
 def sparsify(
     optimizer: optax.GradientTransformation,
-    events: Sequence[tuple[int, int]] = (),
+    events: str | methods.Method | Sequence[tuple[int, int]] = (),
     *,
     rules: str | Iterable[str] | None = None,
-    score: Callable[[jax.Array], jax.Array] = scores_lib.magnitude,
-    scope: str = "global",
+    score: Callable[[jax.Array], jax.Array] | str | None = None,
+    scope: str | None = None,
     masks: Tree | None = None,
+    loss: Callable[[Tree], jax.Array] | None = None,
+    output: Callable[[Tree], jax.Array] | None = None,
+    seed: int | jax.Array | None = None,
+    forward: Callable[..., Tree] | None = None,
+    **parts: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that its updates also prune: parameters stay masked ever after.
+    """Wraps an optimizer so that its updates also prune: by a method's name, or by events.
 
+        tx = sparsify(optax.adam(1e-3), "rigl", sparsity=0.9, every=100, end=7_500, seed=0)
         tx = sparsify(optax.adam(1e-3), schedules.cubic(units=n, fraction=0.9, start=0,
                       end=5_000, period=100))
+
+    With a name of `methods.METHODS` (docs/methods.md says what each does and needs), every part of
+    the method may be given as a keyword: sparsity, allocation, start, end, every, drop, ...: see
+    `methods.Method`. Masks that a method begins with are made by `init`: mask the parameters then,
+    `params = masked(params, state)`. Growth looks at the gradients that `update` gets: those of the
+    loss at the masked parameters, themselves not masked, which is what `jax.grad` gives. Methods
+    with forward= need `jax.grad(lambda p: loss(forward(p, state)))`; it is right for all of them.
+
+    With events:
 
     At the update numbered `step` of an event, the `count` units with the smallest scores of the
     current parameters go; gradients and momentum of dead weights count as zero and cannot revive
@@ -51,20 +59,59 @@ def sparsify(
 
     Args:
       optimizer: any optax transformation.
-      events: (step, count) pairs: units to remove at that update, e.g. of `prunejax.schedules`
-        with epochs read as steps. May be empty where `masks` are given, which are then kept.
+      events: a method's name, a `methods.Method`, or (step, count) pairs: units to remove at that
+        update, e.g. of `prunejax.schedules` with epochs read as steps. May be empty where `masks`
+        are given, which are then kept.
       rules: path rules (`trees.match`) of the leaves that are pruned. None: `trees.kernels`, every
         leaf with more than one axis but norms and biases.
-      score: parameter leaf -> scores; their shape is the granularity (`masks.prune`).
-      scope: "global" or "layer" (then each leaf loses `count` units).
+      score: parameter leaf -> scores; their shape is the granularity (`masks.prune`). None:
+        `scores.magnitude`, or the method's.
+      scope: "global" (None) or "layer" (then each leaf loses `count` units); methods have
+        `allocation` instead.
       masks: masks to begin with, of the parameters' structure, each broadcasting against its
         parameter: of a ticket, or `masks.of` a sparse checkpoint. None: everything is live.
+      loss: parameters -> loss on one batch, which "snip" and "grasp" differentiate in `init`.
+      output: parameters -> outputs for an input of ones, for "synflow".
+      seed: of masks and growth at random, an integer that may be traced.
+      forward: `prunejax.sparsify.forward`, given to say that the loop applies it: "ste" and
+        "movement" need that.
+      parts: settings of the method.
 
     Raises:
       ValueError: no event and no masks, a step or count that is negative or no integer, an unknown
         scope. From `init`: a rule that matches nothing, a scalar score, masks that do not fit, or
-        events that remove more units than there are.
+        events that remove more units than there are. With a method: what `methods.resolve` says,
+        or an ingredient that it needs is missing.
     """
+    if isinstance(events, str | methods.Method):
+        name = events if isinstance(events, str) else "this method"
+        if scope is not None:
+            raise ValueError(f"{name}: scope= goes with events; methods have allocation=")
+        parts |= {"score": score} if score is not None else {}
+        parts |= {"initial": "masks"} if masks is not None else {}
+        made: dict[str, Any] = {"loss": loss, "output": output, "seed": seed, "forward": forward}
+        method = methods.resolve(events, **parts)
+        return transformation(optimizer, method, name, rules=rules, masks=masks, **made)
+    extra_names = [*parts, *(["score"] if isinstance(score, str) else [])]
+    if extra_names:
+        raise ValueError(
+            f"{extra_names[0]}= is a setting of a method, but the method has no name: "
+            'sparsify(tx, "rigl", ...); there are: ' + ", ".join(methods.METHODS)
+        )
+    return _by_events(
+        optimizer, events, rules, score or scores_lib.magnitude, scope or "global", masks
+    )
+
+
+def _by_events(
+    optimizer: optax.GradientTransformation,
+    events: Sequence[tuple[int, int]],
+    rules: str | Iterable[str] | None,
+    score: Any,
+    scope: str,
+    masks: Tree | None,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of `sparsify` with events."""
     events = sorted((step, count) for step, count in events if count)
     whole = all(isinstance(x, numbers.Integral) for event in events for x in event)
     nothing = not events and masks is None
@@ -80,11 +127,11 @@ def sparsify(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def score_tree(params: Tree) -> Tree:
-        chosen = trees.kernels(params) if rules is None else trees.select(params, rules)
+        chosen = trees.prunable(params, rules)
         return jax.tree.map(lambda c, p: score(p) if c else jnp.float32(0), chosen, params)
 
     def init(params: Tree) -> SparsifyState:
-        chosen = trees.kernels(params) if rules is None else trees.select(params, rules)
+        chosen = trees.prunable(params, rules)
         shapes = jax.eval_shape(score_tree, params)
         for (path, picked), shape in zip(
             trees.leaves_with_paths(chosen), jax.tree.leaves(shapes), strict=True
@@ -136,9 +183,9 @@ def sparsify(
         if events:
             due = jnp.sum(jnp.where(steps == state.step, counts, 0))
             live = jax.lax.cond(due > 0, lambda: shrink(live, params, due), lambda: state.masks)
-        gradients = _where(live, gradients)
+        gradients = where(live, gradients)
         updates, inner = optimizer.update(gradients, state.inner, params, **extra)
-        updates = _where(live, updates, jax.tree.map(jnp.negative, params))
+        updates = where(live, updates, jax.tree.map(jnp.negative, params))
         return updates, SparsifyState(inner, live, state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
@@ -152,6 +199,38 @@ def masked(params: Tree, state: Any) -> Tree:
       state: the optimizer's state, which holds a `SparsifyState` (at any depth).
     """
     return masks_lib.apply(masks_of(state), params)
+
+
+def forward(params: Tree, state: Any) -> Tree:
+    """The network that is trained: `params` masked, with gradients for dead weights too.
+
+        gradients = jax.grad(lambda p: loss(forward(p, state)))(params)
+
+    Values are those of `masked`; derivatives pass as if nothing were masked (straight-through,
+    Bengio et al. 2013). `sparsify` decides what dead weights do with them: they train ("ste"),
+    move their scores ("movement"), or count in growth ("rigl").
+
+    Args:
+      params: parameters, dense or masked.
+      state: the optimizer's state, which holds a `SparsifyState` (at any depth).
+    """
+    masks = masks_of(state)
+    given = trees.aligned(params, masks, "the masks")
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(
+        structure,
+        [_straight(m, p) if jnp.ndim(m) else p for m, p in zip(given, leaves, strict=True)],
+    )
+
+
+@jax.custom_jvp
+def _straight(mask: jax.Array, w: jax.Array) -> jax.Array:
+    return masks_lib.apply(mask, w)
+
+
+@_straight.defjvp
+def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    return _straight(*primals), tangents[1]
 
 
 def masks_of(state: Any) -> Tree:
@@ -210,19 +289,3 @@ def _enough(
             f"events remove {asked} units in all{' from each leaf' if scope == 'layer' else ''}, "
             f"but {where} {most}; remove fewer, or name other leaves with rules="
         )
-
-
-def _where(masks: Tree, tree: Tree, other: Tree | None = None) -> Tree:
-    """`tree` where masks are live, else `other` (0); None, the gradient of no number, stays."""
-
-    def choose(mask: jax.Array, x: Any, y: Any = None) -> Any:
-        if x is None:
-            return None
-        if mask.ndim not in (0, jnp.ndim(x)):
-            mask = jnp.broadcast_to(mask, jnp.shape(x))
-        y = jnp.zeros((), jnp.result_type(x)) if y is None else y.astype(jnp.result_type(x))
-        return jnp.where(mask, x, y)
-
-    structure: Any = jax.tree.structure(masks)
-    parts = [structure.flatten_up_to(t) for t in (tree, *(() if other is None else (other,)))]
-    return structure.unflatten(map(choose, jax.tree.leaves(masks), *parts))

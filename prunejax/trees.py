@@ -154,3 +154,8 @@ def select(tree: Tree, rules: str | Iterable[str]) -> Tree:
     """A tree of Python bools: True at the leaves that a rule of `match` chooses."""
     chosen = set(match(tree, rules))
     return map_with_path(lambda path, _: path in chosen, tree)
+
+
+def prunable(tree: Tree, rules: str | Iterable[str] | None = None) -> Tree:
+    """A tree of Python bools: what `rules` choose, or `kernels` where there are none."""
+    return kernels(tree) if rules is None else select(tree, rules)

@@ -20,10 +20,10 @@ FLOORS = (
     ("ops", "system"),
     (
         *("cluster", "allocate", "groups", "interventions", "losses", "masks"),
-        *("schedules", "scores", "sparsify", "sparsity"),
+        *("schedules", "scores", "sparsity"),
     ),
-    ("curvature", "data", "models", "record"),
-    ("measures", "train"),
+    ("curvature", "data", "methods", "models", "record"),
+    ("measures", "sparsify", "train"),
     ("report",),
     ("study",),
     ("main", "measure"),

@@ -1,0 +1,226 @@
+"""Pruning before training: by a network's scores in rounds, and the controls that belong to it.
+
+    live = before.prune(params, "snip", sparsity=0.95, loss=loss)
+    live = before.prune(params, "synflow", sparsity=0.95, output=output)   # 100 rounds
+    params = masks.apply(live, before.sparse_fan_in(params, live))
+
+Controls (Frankle et al. 2021): `shuffled(live, seed=...)`, `prune(..., invert=True)`, and the same
+mask on freshly drawn weights, which the caller draws.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from prunejax import allocate, rng, schedules, trees
+from prunejax import masks as masks_lib
+from prunejax import sparsity as sparsity_lib
+from prunejax.methods.evidence import Evidence, demand
+from prunejax.ops import ranking
+
+Array = jax.Array
+Tree = Any
+
+
+def prune(
+    params: Tree,
+    score: str | Callable[[Evidence], Tree],
+    *,
+    sparsity: float | None = None,
+    allocation: str | Mapping[str, float] = "global",
+    rounds: int | None = None,
+    nm: tuple[int, int] | None = None,
+    axis: int = -2,
+    min_per_layer: int = 0,
+    invert: bool = False,
+    rules: str | Iterable[str] | None = None,
+    masks: Tree | None = None,
+    loss: Callable[[Tree], Array] | None = None,
+    output: Callable[[Tree], Array] | None = None,
+    seed: int | Array | None = None,
+) -> Tree:
+    """Masks of a sparsity by a score of the untrained (or any) network.
+
+    In round i of T, of N units and K in the end, `N (K/N)^(i/T)` stay, rounded up; scores are
+    computed anew at the weights that are left. Works under jit and vmap.
+
+    Args:
+      params: any pytree of parameters.
+      score: a name in `evidence.EVIDENCE` or a function of `Evidence`.
+      sparsity: fraction removed of the prunable weights.
+      allocation: "global" (one ranking), "uniform", "erk", or path rule -> sparsity.
+      rounds: T. None: 100 for SynFlow, 1 for the others; SNIP in rounds is iterative SNIP.
+      nm: (n, m): n of every m consecutive weights along `axis` stay, instead of a sparsity.
+      axis: the axis of `nm`.
+      min_per_layer: weights that a global ranking leaves every leaf at least, so that none is
+        emptied; `masks.report` names the leaves that are.
+      invert: keep the smallest scores, a control.
+      rules: path rules of the leaves that are pruned. None: `trees.kernels`.
+      masks: where pruning starts; dead weights stay dead. A sparsity is still of all weights.
+      loss: what SNIP and GraSP differentiate; see `Evidence`.
+      output: what SynFlow differentiates.
+      seed: of random scores.
+
+    Returns:
+      Masks: of the weights' shape at prunable leaves, the scalar True elsewhere.
+
+    Raises:
+      ValueError: unknown names; an ingredient, or the sparsity, is missing; too few rounds.
+    """
+    given = {"loss": loss, "output": output, "seed": seed}
+    entry = demand(score, given) if isinstance(score, str) else None
+    fn: Callable[[Evidence], Tree] = entry.fn if entry else score  # type: ignore[assignment]
+    rounds = (entry.rounds if entry else 1) if rounds is None else rounds
+    if nm is not None and sparsity is None:
+        rounds = 1
+    if rounds < 1:
+        raise ValueError(f"rounds = {rounds} must be at least 1")
+    chosen = trees.prunable(params, rules)
+    start = full(params, chosen, masks)
+    shapes = shapes_of(params, chosen)
+
+    def scored(live: Tree) -> Tree:
+        e = Evidence(params, rules=rules, masks=live, loss=loss, output=output, seed=seed)
+        found = fn(e)
+        return jax.tree.map(jnp.negative, found) if invert else found
+
+    if nm is not None:
+        if sparsity is not None:
+            raise ValueError(f"nm = {nm} and sparsity = {sparsity}: n of every m is a sparsity")
+        n, m = nm
+        return jax.jit(lambda live: masks_lib.nm(scored(live), n, m, axis=axis, masks=live))(start)
+    keep = allocate.counts(shapes, sparsity, allocation)
+    if isinstance(keep, int):
+        floor = min_per_layer * len(shapes)
+        if keep < floor:
+            raise ValueError(
+                f"min_per_layer = {min_per_layer}: {len(shapes)} leaves of that many are more "
+                f"than the {keep} weights that stay"
+            )
+        units = sum(int(np.prod(shape)) for shape in shapes.values())
+        table = np.array(schedules.by_rate(units, keep, rounds))
+    else:
+        each = [schedules.by_rate(int(np.prod(shapes[p])), n, rounds) for p, n in keep.items()]
+        table = np.array(each).T
+
+    def once(i: Any, live: Tree) -> Tree:
+        found = scored(live)
+        row = jnp.asarray(table)[i]
+        if isinstance(keep, int):
+            return masks_lib.prune(_floored(found, live, min_per_layer), row, masks=live)
+        counts = {path: row[j] for j, path in enumerate(keep)}
+        return masks_lib.prune(found, counts, masks=live, scope="layer")
+
+    if rounds == 1:
+        return jax.jit(lambda live: once(0, live))(start)
+    return jax.jit(lambda live: lax.fori_loop(0, rounds, once, live))(start)
+
+
+def _floored(scores: Tree, live: Tree, least: int) -> Tree:
+    """Scores in which the `least` best of every leaf outrank everything."""
+    if not least:
+        return scores
+
+    def lift(s: Array, m: Array) -> Array:
+        if not jnp.ndim(s):
+            return s
+        best = ranking.top(s, least, eligible=m)
+        return jnp.where(best, jnp.inf, jnp.minimum(s.astype(jnp.float32), jnp.finfo("f").max))
+
+    return jax.tree.map(lift, scores, live)
+
+
+def full(params: Tree, chosen: Tree, masks: Tree | None = None) -> Tree:
+    """Masks in their final shapes: of the weights' at `chosen` leaves, as given elsewhere."""
+    given = [True] * len(jax.tree.leaves(params))
+    if masks is not None:
+        given = trees.aligned(params, masks, "masks")
+    found = []
+    flags = jax.tree.leaves(chosen)
+    for (path, p), c, m in zip(trees.leaves_with_paths(params), flags, given, strict=True):
+        sparsity_lib.fits(path, m, jnp.shape(p), "its leaf")
+        live = jnp.asarray(m, bool)
+        found.append(jnp.broadcast_to(live, jnp.shape(p)) if c else live)
+    return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
+def shapes_of(params: Tree, chosen: Tree) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of the leaves that are pruned.
+
+    Raises:
+      ValueError: there is none.
+    """
+    pairs = zip(trees.leaves_with_paths(params), jax.tree.leaves(chosen), strict=True)
+    shapes = {path: tuple(jnp.shape(p)) for (path, p), c in pairs if c}
+    if not shapes:
+        raise ValueError(
+            "no leaf is pruned: none has more than one axis; name leaves with rules=, of: "
+            + trees.shown(trees.paths(params))
+        )
+    return shapes
+
+
+def shuffled(masks: Tree, *, seed: int | Array) -> Tree:
+    """Every mask permuted within its leaf: the layers' densities without the choice of weights.
+
+    A masks leaf of a leaf that is not pruned is a scalar and stays. Stream "shuffle" by path.
+    """
+
+    def permuted(path: str, mask: Array) -> Array:
+        mask = jnp.asarray(mask, bool)
+        if not mask.ndim:
+            return mask
+        key = rng.at(seed, "shuffle", path)
+        return jax.random.permutation(key, mask.ravel()).reshape(mask.shape)
+
+    return trees.map_with_path(permuted, masks)
+
+
+def sparse_fan_in(params: Tree, masks: Tree, *, axis: int | tuple[int, ...] = -1) -> Tree:
+    """Weights scaled by `sqrt(fan_in / live fan_in)` of their unit: signals keep their size.
+
+    A dense initialization starves sparse units (Evci et al. 2022 draw anew by the live fan-in; a
+    scaled draw has the same variance). Units without a live weight, and leaves with
+    a scalar mask, stay as they are; dead weights are not masked here.
+
+    Args:
+      params: freshly initialized parameters.
+      masks: their masks.
+      axis: the axis, or axes, that run over the units of a kernel; see `scores.filter_l1`.
+    """
+
+    def scaled(p: Array, m: Any) -> Array:
+        m, p = jnp.asarray(m, bool), jnp.asarray(p)
+        if not m.ndim or p.ndim < 2:
+            return p
+        units = {a % p.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
+        inputs = tuple(a for a in range(p.ndim) if a not in units)
+        live = jnp.sum(jnp.broadcast_to(m, p.shape), inputs, keepdims=True, dtype=jnp.float32)
+        size = np.prod([p.shape[a] for a in inputs])
+        factor = jnp.sqrt(jnp.float32(size) / jnp.where(live == 0, jnp.float32(size), live))
+        return (p * factor.astype(p.dtype)).astype(p.dtype)
+
+    given = trees.aligned(params, masks, "masks")
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, [scaled(p, m) for p, m in zip(leaves, given, strict=True)])
+
+
+def balanced_batch(labels: Sequence[int] | np.ndarray, *, per_class: int, seed: int) -> np.ndarray:
+    """Indices of `per_class` examples of each class, drawn without repetition, class by class.
+
+    Raises:
+      ValueError: a class has fewer examples.
+    """
+    labels = np.asarray(labels)
+    found = []
+    for c in np.unique(labels):
+        where = np.flatnonzero(labels == c)
+        if len(where) < per_class:
+            raise ValueError(f"class {c} has {len(where)} examples, {per_class} are wanted of each")
+        key = rng.at(seed, "score batch", int(c))
+        found.append(where[np.asarray(jax.random.permutation(key, len(where)))[:per_class]])
+    return np.concatenate(found)

@@ -1,0 +1,217 @@
+"""Drop and grow: what sparse training does to masks while it trains, as pure functions.
+
+    u = drop_and_grow(masks, magnitudes, jax.tree.map(jnp.abs, gradients), swaps=30)
+    params = zero(params, u.grown)
+    opt_state = zero_moments(opt_state, u.grown)
+
+SET grows at random (`random_growth`), RigL by the magnitude of the dense gradient: the gradient of
+the loss at the masked parameters, itself not masked.
+"""
+
+import math
+import numbers
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from prunejax import masks as masks_lib
+from prunejax import registry, rng, scores, trees
+
+Array = jax.Array
+Tree = Any
+
+
+def cosine(part: Fraction) -> float:
+    """`(1 + cos(pi t/T)) / 2` (Evci et al. 2020); 0 at the end."""
+    return (1 + math.cos(math.pi * part)) / 2
+
+
+def constant(part: Fraction) -> int:
+    """1 throughout."""
+    del part
+    return 1
+
+
+def linear(part: Fraction) -> Fraction:
+    """`1 - t/T`."""
+    return 1 - part
+
+
+DECAYS: dict[str, Callable[[Fraction], Any]] = {
+    "cosine": cosine,
+    "constant": constant,
+    "linear": linear,
+}
+
+
+def swaps(live: int, fraction: float, *, step: int, end: int, decay: str = "cosine") -> int:
+    """How many weights an update at `step` swaps: `floor(f_t live)`, f_t = fraction * decay.
+
+    >>> [swaps(100, 0.3, step=t, end=400) for t in (0, 100, 200, 400)]
+    [30, 25, 15, 0]
+
+    Args:
+      live: live weights of the layer, or of all where swaps cross layers.
+      fraction: f_0 in [0, 1], read as the decimal number that was written.
+      step: of the update, 0 .. end.
+      end: T, the step at which a decaying fraction is 0.
+      decay: a name in DECAYS.
+
+    Raises:
+      ValueError: a fraction or a step out of range, an unknown decay.
+    """
+    rule = registry.lookup(DECAYS, decay, "decay of the drop fraction")
+    if not isinstance(fraction, numbers.Real) or not 0 <= fraction <= 1:
+        raise ValueError(f"drop = {fraction!r} is not in [0, 1]: it is the share that is swapped")
+    if not 0 <= step <= end:
+        raise ValueError(f"an update at step {step}: drop fractions are defined for 0 to {end}")
+    part = rule(Fraction(step, max(end, 1)))
+    exact = Fraction(str(fraction)) * live * (round(part, 12) if isinstance(part, float) else part)
+    return math.floor(round(exact, 9))
+
+
+class Update(NamedTuple):
+    """What one update did; boolean trees of the masks' structure."""
+
+    masks: Tree  # after it
+    grown: Tree  # made live by it, also what it had dropped itself: they start at 0
+    dropped: Tree  # live before, dead after
+
+
+def update(before: Tree, kept: Tree, after: Tree) -> Update:
+    """The record of an update from masks `before` to `after`; `kept` were live throughout."""
+    grown = jax.tree.map(lambda k, a: a & ~k, kept, after)
+    return Update(after, grown, jax.tree.map(lambda b, a: b & ~a, before, after))
+
+
+def drop_and_grow(
+    masks: Tree, drop: Tree, growth: Tree, swaps: Any, *, keep: Any = None, scope: str = "layer"
+) -> Update:
+    """Drops the live weights of the smallest scores, then makes as many dead ones live.
+
+    Candidates for growth are all that are dead after the drop, so that a dropped weight may return
+    (and then starts at 0). Ties and NaN as in `masks.prune` and `masks.grow`; counts are exact.
+
+    Args:
+      masks: before; a scalar leaf is never pruned.
+      drop: scores, the smallest of the live go, e.g. |w|; scalars at leaves that are not pruned.
+      growth: scores, the largest of the dead come, e.g. |gradient|.
+      swaps: how many, an integer, a dict by path or a tree (layer scope), traced or not.
+      keep: live weights afterwards, like `swaps`; None: as many as before. Fewer makes it gradual
+        pruning with regrowth.
+      scope: "layer" or "global": global drops and growths move weights between layers.
+
+    Raises:
+      ValueError: as in `masks.prune` and `masks.grow`.
+    """
+    rank = jax.tree.map(jnp.ndim, drop)
+    masks = jax.tree.map(
+        lambda m, s: jnp.broadcast_to(m, jnp.shape(s)) if jnp.ndim(s) else jnp.asarray(m),
+        masks,
+        drop,
+    )
+    live = jax.tree.map(lambda m, r: jnp.sum(m, dtype=jnp.int32) if r else 0, masks, rank)
+    if scope == "global":
+        total = sum(jax.tree.leaves(live)) if keep is None else keep
+        left = total - swaps
+    else:
+        swaps = _spread(swaps, jax.tree.map(lambda _: 0, live))
+        final = live if keep is None else _spread(keep, live)
+        left = jax.tree.map(lambda k, n: k - n, final, swaps)
+    kept = masks_lib.prune(drop, left, masks=masks, scope=scope)
+    kept = jax.tree.map(lambda s, k, m: k if jnp.ndim(s) else m, drop, kept, masks)
+    return update(masks, kept, masks_lib.grow(growth, kept, swaps, scope=scope))
+
+
+def _spread(counts: Any, default: Tree) -> Tree:
+    """Counts in any form of layer scope as a tree; `default` where a dict names no count."""
+    if isinstance(counts, numbers.Integral) or not getattr(counts, "shape", True):
+        return jax.tree.map(lambda _: counts, default)
+    if isinstance(counts, dict) and set(counts) <= set(trees.paths(default)):
+        return trees.map_with_path(lambda path, d: counts.get(path, d), default)
+    structure: Any = jax.tree.structure(default)
+    return structure.unflatten(trees.aligned(default, counts, "counts"))
+
+
+def random_growth(key: Array, like: Tree) -> Tree:
+    """Uniform scores for SET: by leaf path from the key of a stream (`rng.at(seed, "grow", step)`).
+
+    Args:
+      key: a typed key.
+      like: a tree of scores; its scalars (leaves that are not pruned) stay scalars.
+    """
+
+    def draw(path: str, s: Array) -> Array:
+        if not jnp.ndim(s):
+            return jnp.float32(0)
+        return jax.random.uniform(rng.fold(key, path), jnp.shape(s))
+
+    return trees.map_with_path(draw, like)
+
+
+def gradient_growth(gradients: Tree, like: Tree) -> Tree:
+    """|gradient| for RigL, where `like` has scores; scalars elsewhere."""
+    pairs = zip(jax.tree.leaves(like), trees.aligned(like, gradients, "gradients"), strict=True)
+    found = [scores.magnitude(g) if jnp.ndim(s) else jnp.float32(0) for s, g in pairs]
+    return jax.tree.unflatten(jax.tree.structure(like), found)
+
+
+def zero(tree: Tree, where: Tree) -> Tree:
+    """`tree` with 0 where the flags are True."""
+    return masks_lib.apply(jax.tree.map(jnp.logical_not, where), tree)
+
+
+def with_counters(state: Any, others: Any, params: Tree) -> Any:
+    """Moments of one optimizer state with the counters of another: a step not taken, but counted.
+
+    Learning-rate schedules inside the optimizer so stay in step with the loop.
+    """
+    leaves, structure = jax.tree.flatten(state)
+    moment = [at is not None for at in _whose(state, params)]
+    pairs = zip(leaves, jax.tree.leaves(others), moment, strict=True)
+    return jax.tree.unflatten(structure, [x if m else y for x, y, m in pairs])
+
+
+def zero_moments(state: Any, where: Tree) -> Any:
+    """An optimizer's state with every moment 0 where the flags are True.
+
+    Momentum, Adam's two moments and histories of several parameters (L-BFGS) are reached, inside
+    `optax.masked` and `optax.partition` too; factored moments (Adafactor) have no entry per weight
+    and stay.
+
+    Args:
+      state: of any optax transformation.
+      where: flags of the parameters' structure, each of its parameter's shape or a scalar.
+    """
+    flags = jax.tree.leaves(where)
+    leaves, structure = jax.tree.flatten(state)
+
+    def forget(x: Any, at: int | None) -> Any:
+        if at is None:
+            return x
+        shape, flag = jnp.shape(x), flags[at]
+        if not jnp.ndim(flag):
+            flag = jnp.broadcast_to(flag, shape)
+        elif shape[max(0, len(shape) - jnp.ndim(flag)) :] != jnp.shape(flag):
+            return x
+        return jnp.where(flag, jnp.zeros((), jnp.result_type(x)), x)
+
+    found = zip(leaves, _whose(state, where), strict=True)
+    return jax.tree.unflatten(structure, [forget(x, at) for x, at in found])
+
+
+def _whose(state: Any, params: Tree) -> list[int | None]:
+    """For each leaf of an optimizer's state the number of the parameter that it belongs to.
+
+    A moment's path ends with its parameter's (the longest one that fits); counters have others.
+    """
+    known = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
+
+    def owner(path: tuple[Any, ...]) -> int | None:
+        ends = (path[i:] for i in range(len(path) + 1))
+        return next((known[end] for end in ends if end in known), None)
+
+    return [owner(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]

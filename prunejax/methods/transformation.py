@@ -1,0 +1,323 @@
+"""A method as an optax transformation: what `sparsify(tx, "rigl", ...)` returns."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prunejax import masks as masks_lib
+from prunejax import rng, scores, trees
+from prunejax.methods import before, growth, timetable
+from prunejax.methods.evidence import demand
+from prunejax.methods.table import Method
+
+Array = jax.Array
+Tree = Any
+LEAST_KEPT = (1, 200)  # soft movement: the share of a leaf that always stays
+
+
+class SparsifyState(NamedTuple):
+    """Optimizer state with its masks, so that checkpoints and shardings come for free."""
+
+    inner: optax.OptState
+    masks: Tree
+    step: Array  # int32: updates done
+    scores: Tree = None  # score parameters of learnt masks, scalars where nothing is pruned
+    gradients: Tree = None  # sum of gradients since the window of the next event began
+    key: Array | None = None  # data of the key of stream "grow"
+
+
+def transformation(
+    optimizer: optax.GradientTransformation,
+    m: Method,
+    name: str,
+    *,
+    rules: str | Iterable[str] | None,
+    masks: Tree | None,
+    loss: Callable[[Tree], Array] | None,
+    output: Callable[[Tree], Array] | None,
+    seed: int | Array | None,
+    forward: Callable[..., Tree] | None,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of a resolved method; arguments and errors as in `sparsify`."""
+    made = {"loss": loss, "output": output, "seed": seed}
+    if isinstance(m.initial, str) and m.initial not in ("dense", "masks"):
+        demand(m.initial, made, name)
+    if m.growth == "random" and seed is None:
+        raise ValueError(f"{name} needs seed=: an integer that random growth is drawn from")
+    if m.dead != "zero" and forward is None:
+        raise ValueError(
+            f"{name} needs forward=prunejax.sparsify.forward: its dead weights are not 0, so the "
+            "loop has to differentiate loss(forward(params, state)), and says so by this argument"
+        )
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def schedule(params: Tree) -> tuple[timetable.Plan, Tree]:
+        chosen = trees.prunable(params, rules)
+        shapes = before.shapes_of(params, chosen)
+        live = None
+        if masks is not None:
+            full = trees.leaves_with_paths(before.full(params, chosen, masks))
+            live = {path: _concrete(name, mask) for path, mask in full if path in shapes}
+        return timetable.plan(m, shapes, live), chosen
+
+    def init(params: Tree) -> SparsifyState:
+        _, chosen = schedule(params)
+        start = before.full(params, chosen, masks)
+        if m.initial not in ("dense", "masks"):
+            start = before.prune(
+                params,
+                m.initial,
+                sparsity=m.sparsity,
+                allocation=m.allocation,
+                rounds=m.rounds,
+                nm=m.nm,
+                axis=m.axis,
+                rules=rules,
+                loss=loss,
+                output=output,
+                seed=seed,
+            )
+        zeros = jax.tree.map(lambda c, p: jnp.zeros(jnp.shape(p) if c else ()), chosen, params)
+        return SparsifyState(
+            optimizer.init(params),
+            start,
+            jnp.int32(0),
+            zeros if m.learnt else None,
+            zeros if m.average > 1 else None,
+            jax.random.key_data(rng.stream(seed, "grow")) if m.growth == "random" else None,  # type: ignore[arg-type]
+        )
+
+    def update(
+        gradients: Tree, state: SparsifyState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, SparsifyState]:
+        if params is None:
+            raise ValueError("sparsify needs the parameters: tx.update(gradients, state, params)")
+        plan, chosen = schedule(params)
+        learnt, window = state.scores, state.gradients
+        if m.learnt:
+            learnt = _learn(m, learnt, gradients, params, chosen)
+        if m.average > 1:
+            window = _summed(m, plan, state.step, window, gradients, chosen)
+        due, row = _now(plan, state.step)
+
+        def event(of: Tree) -> growth.Update:
+            ranks = _scores(m, chosen, of, learnt)
+            towards = None
+            if m.growth == "gradient":
+                towards = growth.gradient_growth(gradients if window is None else window, ranks)
+            elif m.growth == "random":
+                assert state.key is not None
+                key = jax.random.wrap_key_data(state.key)
+                towards = growth.random_growth(rng.fold(key, state.step), ranks)
+            return change(m, plan, row, state.masks, ranks, towards)
+
+        def changed(of: Tree) -> tuple[Tree, Tree]:
+            """Masks now, and what has become live."""
+            nothing = jax.tree.map(jnp.zeros_like, state.masks)
+            if not len(plan.steps):
+                return state.masks, nothing
+            return jax.lax.cond(due, lambda: event(of)[:2], lambda: (state.masks, nothing))
+
+        if m.dead == "trained":  # masks that fit the parameters after the update
+            steered = _steered(m, gradients, state.masks, params)
+            updates, inner = optimizer.update(steered, state.inner, params, **extra)
+            live, grown = changed(optax.apply_updates(params, updates))
+        else:
+            live, grown = changed(params)
+            inner = _forget(m, state.inner, live, grown, due)
+            updates, after = optimizer.update(where(live, gradients), inner, params, **extra)
+            if m.schedule == "swaps" and not m.gradient_step and len(plan.steps):
+                updates = jax.tree.map(lambda u: jnp.where(due, jnp.zeros_like(u), u), updates)
+                waited = growth.with_counters(inner, after, params)
+                after = jax.tree.map(lambda x, y: jnp.where(due, x, y), waited, after)
+            inner = after
+            if m.dead == "frozen":
+                updates = where(live, updates)
+            else:  # dead weights go to 0, grown ones begin there
+                back = jax.tree.map(jnp.negative, params)
+                if m.growth is not None:
+                    updates = _begun(grown, updates, back)
+                updates = where(live, updates, back)
+        return updates, SparsifyState(inner, live, state.step + 1, learnt, window, state.key)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+
+
+def change(
+    m: Method, plan: timetable.Plan, row: Array, masks: Tree, ranks: Tree, towards: Tree | None
+) -> growth.Update:
+    """The masks after an event.
+
+    Args:
+      m: the method.
+      plan: its plan.
+      row: which event, an index that may be traced.
+      masks: before.
+      ranks: what the event keeps the largest of; scalars at leaves that are not pruned.
+      towards: growth scores, None without growth.
+    """
+    keep, swap = jnp.asarray(plan.keep)[row], jnp.asarray(plan.swap)[row]
+    start = masks
+    if plan.reselect:
+        start = jax.tree.map(lambda s, x: jnp.ones_like(x) if jnp.ndim(s) else x, ranks, masks)
+    if m.score == "threshold":
+        found = jax.tree.map(lambda s, x: _above(m, s) if jnp.ndim(s) else x, ranks, masks)
+        kept = jax.tree.map(jnp.logical_and, masks, found)
+        return growth.update(masks, kept, found)
+    if plan.scope == "nm":
+        found = masks_lib.nm(ranks, keep[0], m.nm[1] if m.nm else 1, axis=m.axis, masks=start)
+    else:
+        columns = range(len(plan.paths))
+        counts = keep[0] if plan.scope == "global" else dict(
+            zip(plan.paths, [keep[i] for i in columns], strict=True))  # fmt: skip
+        if towards is not None:
+            swaps = swap[0] if plan.scope == "global" else dict(
+                zip(plan.paths, [swap[i] for i in columns], strict=True))  # fmt: skip
+            return growth.drop_and_grow(masks, ranks, towards, swaps, keep=counts, scope=plan.scope)
+        found = masks_lib.prune(ranks, counts, masks=start, scope=plan.scope)
+    found = jax.tree.map(lambda s, new, old: new if jnp.ndim(s) else old, ranks, found, masks)
+    return growth.update(masks, jax.tree.map(jnp.logical_and, masks, found), found)
+
+
+def where(masks: Tree, tree: Tree, other: Tree | None = None) -> Tree:
+    """`tree` where masks are live, else `other` (0); None, the gradient of no number, stays."""
+
+    def choose(mask: Array, x: Any, y: Any = None) -> Any:
+        if x is None:
+            return None
+        if mask.ndim not in (0, jnp.ndim(x)):
+            mask = jnp.broadcast_to(mask, jnp.shape(x))
+        y = jnp.zeros((), jnp.result_type(x)) if y is None else y.astype(jnp.result_type(x))
+        return jnp.where(mask, x, y)
+
+    structure: Any = jax.tree.structure(masks)
+    parts = [structure.flatten_up_to(t) for t in (tree, *(() if other is None else (other,)))]
+    return structure.unflatten(map(choose, jax.tree.leaves(masks), *parts))
+
+
+def _begun(grown: Tree, updates: Tree, back: Tree) -> Tree:
+    """Updates that first take what has grown to 0, from wherever it was dropped."""
+
+    def shifted(flags: Array, u: Any, b: Array) -> Any:
+        return u if u is None or not flags.ndim else jnp.where(flags, u + b.astype(u.dtype), u)
+
+    structure: Any = jax.tree.structure(grown)
+    parts = [structure.flatten_up_to(t) for t in (grown, updates, back)]
+    return structure.unflatten(map(shifted, *parts))
+
+
+def _concrete(name: str, mask: Array) -> int:
+    if isinstance(mask, jax.core.Tracer):
+        raise ValueError(
+            f"{name}: masks= are traced, but how many weights they leave decides how many are "
+            "swapped; make the transformation outside of jit and vmap"
+        )
+    return int(jnp.count_nonzero(mask))
+
+
+def _now(plan: timetable.Plan, step: Array) -> tuple[Array, Array]:
+    """Whether an event is due at this step, and which."""
+    if not len(plan.steps):
+        return jnp.array(False), jnp.int32(0)
+    steps = jnp.asarray(plan.steps)
+    row = jnp.maximum(jnp.searchsorted(steps, step, side="right") - 1, 0)
+    due = steps[row] == step
+    if plan.again:
+        past = step - steps[-1]
+        due |= (past > 0) & (past % plan.again == 0)
+    return due, row
+
+
+def _scores(m: Method, chosen: Tree, params: Tree, learnt: Tree | None) -> Tree:
+    """What an event keeps the largest of, scalars at leaves that are not pruned."""
+    if learnt is not None:
+        return jax.tree.map(jnp.abs, learnt) if m.score == "learnt_magnitude" else learnt
+    fn = scores.magnitude if isinstance(m.score, str) else m.score
+
+    def of(path: str, c: bool, p: Array) -> Array:
+        if not c:
+            return jnp.float32(0)
+        found = fn(p)
+        if jnp.shape(found) != jnp.shape(p):
+            raise ValueError(
+                f"the score of leaf {path!r} has the shape {jnp.shape(found)}, the leaf "
+                f"{jnp.shape(p)}: methods prune single weights (of filters: sparsify(tx, events))"
+            )
+        return found
+
+    return trees.map_with_path(of, chosen, params)
+
+
+def _learn(m: Method, learnt: Tree, gradients: Tree, params: Tree, chosen: Tree) -> Tree:
+    """Score parameters after a step: S - rate (w dL/d(w m) + penalty d mean sigmoid(S)/dS)."""
+    sizes = [np.size(p) for c, p in zip(*map(jax.tree.leaves, (chosen, params)), strict=True) if c]
+    rate, penalty = m.score_rate, (m.penalty or 0) / sum(sizes)
+
+    def step(c: bool, s: Array, g: Array, w: Array) -> Array:
+        if not c:
+            return s
+        slope = scores.product(w, g)
+        if m.score == "threshold":
+            slope += penalty * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+        return s - (rate or 0) * slope
+
+    structure: Any = jax.tree.structure(chosen)
+    parts = [structure.flatten_up_to(t) for t in (chosen, learnt, gradients, params)]
+    return structure.unflatten(map(step, *parts))
+
+
+def _above(m: Method, s: Array) -> Array:
+    """Scores whose sigmoid exceeds the threshold, and the best of a leaf whatever they are."""
+    part, of = LEAST_KEPT
+    least = masks_lib.prune(s, -(-s.size * part // of))
+    assert m.threshold is not None
+    return least | (jax.nn.sigmoid(s) > m.threshold)
+
+
+def _summed(
+    m: Method, plan: timetable.Plan, step: Array, window: Tree, gradients: Tree, chosen: Tree
+) -> Tree:
+    """The sum of gradients over the `average` batches up to the next event."""
+    if not len(plan.steps):
+        return window
+    steps = jnp.asarray(plan.steps)
+    inside = jnp.any((steps - m.average < step) & (step <= steps))
+    first = jnp.any(steps - m.average + 1 == step)
+
+    def add(c: bool, total: Array, g: Array) -> Array:
+        if not c:
+            return total
+        return jnp.where(inside, jnp.where(first, 0, total) + g.astype(total.dtype), total)
+
+    structure: Any = jax.tree.structure(chosen)
+    parts = [structure.flatten_up_to(t) for t in (chosen, window, gradients)]
+    return structure.unflatten(map(add, *parts))
+
+
+def _steered(m: Method, gradients: Tree, masks: Tree, params: Tree) -> Tree:
+    """Straight-through gradients with SR-STE's pull of dead weights towards 0."""
+    if not m.dead_decay:
+        return gradients
+
+    def pull(mask: Array, g: Any, w: Array) -> Any:
+        if g is None or not mask.ndim:
+            return g
+        decayed = (m.dead_decay * w).astype(g.dtype)
+        return jnp.where(mask, g, g + decayed)
+
+    structure: Any = jax.tree.structure(masks)
+    parts = [structure.flatten_up_to(t) for t in (masks, gradients, params)]
+    return structure.unflatten(map(pull, *parts))
+
+
+def _forget(m: Method, inner: Any, live: Tree, grown: Tree, due: Array) -> Any:
+    """The optimizer's state at an event, without the moments that it ends."""
+    if m.reset == "all":
+        gone = jax.tree.map(lambda x: jnp.broadcast_to(due, x.shape), live)
+        return growth.zero_moments(inner, gone)
+    revives = m.growth is not None or m.schedule == "phases"
+    return growth.zero_moments(inner, grown) if revives else inner

@@ -1,0 +1,84 @@
+"""Counts of units as callers give them: one integer, one a leaf, a tree of them, or by path."""
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prunejax import trees
+
+Array = jax.Array
+
+
+def per_layer(
+    counts: Any, names: list[str], units: list[int], structure: Any, what: str = "keep"
+) -> dict[int, Any]:
+    """Position of a leaf -> its count, for the leaves `units` that `counts` speaks of.
+
+    Args:
+      counts: an integer for every leaf, a tree of integers, or a dict from leaf path to integer.
+      names: the paths of all leaves.
+      units: positions of the leaves that have units.
+      structure: the tree's.
+      what: the argument's name, for the message.
+
+    Raises:
+      ValueError: an unknown path, or a tree of another structure.
+    """
+    if isinstance(counts, numbers.Integral) or (hasattr(counts, "shape") and not counts.shape):
+        return dict.fromkeys(units, counts)
+    if isinstance(counts, Mapping) and all(key in names for key in counts):
+        return {i: counts[names[i]] for i in units if names[i] in counts}
+    try:
+        found = structure.flatten_up_to(counts)
+    except ValueError:
+        wrong = [key for key in counts if key not in names] if isinstance(counts, Mapping) else []
+        raise ValueError(
+            f"{what} must be an integer, a tree of integers with the scores' structure, or a dict "
+            f"from leaf path to integer; {f'no leaf {wrong[0]!r}, ' if wrong else ''}the leaves "
+            f"are: {trees.shown(names)}"
+        ) from None
+    return {i: found[i] for i in units}
+
+
+def check(
+    count: Any,
+    scores: Sequence[Array],
+    among: Sequence[Array | None],
+    where: str,
+    what: str = "keep",
+    state: str = "live",
+) -> None:
+    """Refuses counts that are no counts; what is traced cannot be looked at and is clamped.
+
+    Args:
+      count: what the caller gave.
+      scores: the arrays whose entries are the units.
+      among: which of the units may be chosen, None for all of an array.
+      where: the leaf, or the tree, for the message.
+      what: the argument's name.
+      state: what the units that may be chosen are: "live" or "dead".
+
+    Raises:
+      ValueError: no integer, or more than there is.
+    """
+    kind = getattr(count, "dtype", None)
+    whole = kind.kind in "iu" if kind is not None else isinstance(count, numbers.Integral)
+    whole &= not jnp.shape(count) if kind is not None else True
+    if not whole or isinstance(count, bool):
+        raise ValueError(
+            f"{what} = {count!r} for {where} is no integer: it is a count of units; for a fraction "
+            "use masks.keep_count(scores, sparsity)"
+        )
+    if isinstance(count, jax.core.Tracer):
+        return
+    pairs = zip(scores, among, strict=True)
+    seen = [x.size if m is None or isinstance(m, jax.core.Tracer) else m for x, m in pairs]
+    total = sum(n if isinstance(n, int) else int(jnp.count_nonzero(n)) for n in seen)
+    if not 0 <= int(count) <= total:
+        hint = "" if scores else " (scores that are scalars are never pruned)"
+        raise ValueError(
+            f"{what} = {int(count)} for {where}: there are {total} {state} units{hint}"
+        )

@@ -1,0 +1,156 @@
+"""Drops and growths against brute force; exact counts; moments of what grows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from prunejax import masks, rng
+from prunejax.methods import growth
+
+
+def case(seed=0, density=0.4):
+    r = np.random.default_rng(seed)
+    w = {"a": r.normal(size=(7, 6)), "b": r.normal(size=(6, 5)), "c": np.ones(3)}
+    g = {"a": r.normal(size=(7, 6)), "b": r.normal(size=(6, 5)), "c": np.ones(3)}
+    m = {"a": r.random((7, 6)) < density, "b": r.random((6, 5)) < density, "c": np.array(True)}
+    to = lambda t: jax.tree.map(jnp.asarray, t)  # noqa: E731
+    scores = lambda t: to({"a": np.abs(t["a"]), "b": np.abs(t["b"]), "c": np.float32(0)})  # noqa: E731
+    return to(w), to(m), scores(w), scores(g)
+
+
+def brute(m, drop, grow, swaps):
+    """One layer by sorting."""
+    m, drop, grow = (np.asarray(x).ravel() for x in (m, drop, grow))
+    live = np.flatnonzero(m)
+    kept = np.zeros(m.size, bool)
+    kept[live[np.argsort(-drop[live], kind="stable")][: live.size - swaps]] = True
+    dead = np.flatnonzero(~kept)
+    grown = dead[np.argsort(-grow[dead], kind="stable")][:swaps]
+    after = kept.copy()
+    after[grown] = True
+    return after, grown
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_rigl_grows_the_largest_gradients_of_the_dead(scope):
+    _, m, w, g = case()
+    u = growth.drop_and_grow(m, w, g, 4, scope=scope)
+    if scope == "layer":
+        for k in "ab":
+            after, grown = brute(m[k], w[k], g[k], 4)
+            assert (np.ravel(u.masks[k]) == after).all()
+            assert sorted(np.flatnonzero(u.grown[k])) == sorted(grown)
+            assert u.masks[k].sum() == m[k].sum()
+    else:
+        joined = [np.concatenate([np.ravel(t["a"]), np.ravel(t["b"])]) for t in (m, w, g)]
+        after, grown = brute(*joined, 4)
+        ours = np.concatenate([np.ravel(u.masks[k]) for k in "ab"])
+        assert (ours == after).all()
+        assert sum(int(u.grown[k].sum()) for k in "ab") == 4
+    assert u.masks["c"].shape == ()
+    assert not u.grown["c"]
+    for k in "ab":  # what is dropped and grown at once is no drop, but starts anew
+        before, now = np.asarray(m[k]), np.asarray(u.masks[k])
+        assert (np.asarray(u.dropped[k]) == (before & ~now)).all()
+
+
+def test_gradual_with_regrowth_and_counts_by_path():
+    _, m, w, g = case(1)
+    keep = {"a": 9, "b": 7}
+    u = growth.drop_and_grow(m, w, g, {"a": 3, "b": 0}, keep=keep)
+    assert {k: int(u.masks[k].sum()) for k in keep} == keep
+    assert {k: int(u.grown[k].sum()) for k in keep} == {"a": 3, "b": 0}
+    only = growth.drop_and_grow(m, w, g, {"a": 3})
+    assert (only.masks["b"] == m["b"]).all()
+    same = growth.drop_and_grow(m, w, g, 0)
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), same.masks, m))
+
+
+def test_growth_counts_ties_and_nan():
+    m = {"w": jnp.array([[True, False, False], [False, False, True]])}
+    zeros = {"w": jnp.zeros((2, 3))}
+    assert masks.grow(zeros, m, 2)["w"].tolist() == [[True, True, True], [False, False, True]]
+    nan = {"w": jnp.array([[9.0, jnp.nan, 0], [-jnp.inf, jnp.nan, 9]])}
+    assert masks.grow(nan, m, 2)["w"].tolist() == [[True, False, True], [True, False, True]]
+    assert masks.grow(nan, m, 4)["w"].all()  # only where no other is left
+    assert masks.grow(nan, m, {"w": 1}, scope="layer")["w"].sum() == 3
+    traced = jax.jit(lambda k: masks.grow(zeros, m, k)["w"])(jnp.int32(99))
+    assert traced.all()
+    with pytest.raises(ValueError, match="counts = 5 for the tree: there are 4 dead units"):
+        masks.grow(nan, m, 5)
+    with pytest.raises(ValueError, match=r"counts = 0\.5 for the tree is no integer"):
+        masks.grow(nan, m, 0.5)
+    with pytest.raises(ValueError, match="'tree' is not one of"):
+        masks.grow(nan, m, 1, scope="tree")
+
+
+def test_set_grows_without_regard_to_weights_and_gradients():
+    key = jax.random.key(3)
+    w = {"w": jax.random.normal(key, (100, 100))}
+    drawn = growth.random_growth(rng.at(3, "grow", 40), w)["w"]
+    assert abs(stats.spearmanr(np.ravel(drawn), np.ravel(w["w"])).statistic) < 0.05
+    other = growth.random_growth(rng.at(3, "grow", 60), w)["w"]
+    assert abs(stats.spearmanr(np.ravel(drawn), np.ravel(other)).statistic) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        ("cosine", [30, 25, 15, 4, 0]),
+        ("constant", [30, 30, 30, 30, 30]),
+        ("linear", [30, 22, 15, 7, 0]),
+    ],
+)
+def test_drop_fractions(decay, expected):
+    steps = (0, 100, 200, 300, 400)
+    assert [growth.swaps(100, 0.3, step=t, end=400, decay=decay) for t in steps] == expected
+    assert growth.swaps(3, 0.3, step=0, end=400, decay=decay) == 0  # f n < 1: no swap
+    assert growth.swaps(10, 0.7, step=0, end=1, decay=decay) == 7  # the decimal number
+
+
+def test_bad_fractions():
+    with pytest.raises(ValueError, match=r"drop = 1.5 is not in \[0, 1\]"):
+        growth.swaps(3, 1.5, step=0, end=1)
+    with pytest.raises(ValueError, match="an update at step 3"):
+        growth.swaps(3, 0.5, step=3, end=1)
+    with pytest.raises(ValueError, match="unknown decay of the drop fraction 'cosin'"):
+        growth.swaps(3, 0.5, step=0, end=1, decay="cosin")
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(0.1, 0.9),
+        optax.adamw(0.1),
+        optax.chain(optax.clip(1.0), optax.scale_by_schedule(lambda t: 1.0), optax.adam(1e-3)),
+        optax.lbfgs(memory_size=2),
+        optax.adafactor(0.1, min_dim_size_to_factor=2),
+        optax.masked(optax.adam(0.1), {"a": True, "b": True, "c": False}),
+        optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
+    ],
+    ids=["sgd", "adamw", "chain", "lbfgs", "adafactor", "masked", "inject"],
+)
+def test_moments_of_what_grows(optimizer):
+    w, m, _, _ = case()
+    where = {**m, "c": jnp.array(False)}
+    state = jax.tree.map(lambda x: x + 1, optimizer.init(w))
+    new = growth.zero_moments(state, where)
+    found = 0
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
+        for k in "ab":
+            if np.shape(x)[-2:] == w[k].shape:
+                assert (np.asarray(y)[..., np.asarray(m[k])] == 0).all()
+                assert (np.asarray(y)[..., ~np.asarray(m[k])] != 0).all()
+                found += 1
+        if np.shape(x)[-2:] not in (w["a"].shape, w["b"].shape):
+            np.testing.assert_array_equal(x, y)
+    assert found or "v_row" in str(state)
+    later = jax.tree.map(lambda x: x + 5, state)
+    mixed = growth.with_counters(state, later, w)
+    for x, y, z in zip(*map(jax.tree.leaves, (state, later, mixed)), strict=True):
+        moment = np.shape(x)[-2:] in (w["a"].shape, w["b"].shape)
+        if moment or not np.shape(x):
+            np.testing.assert_array_equal(z, x if moment else y)
