@@ -18,11 +18,9 @@ of the paper's layers and fractions none. An event may have the count 0: nothing
 import numbers
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from math import ceil, cos, pi
+from math import ceil
 
 import numpy as np
-
-from prunejax import registry
 
 Events = list[tuple[int, int]]
 BEFORE_TRAINING = -1  # the epoch of an event before the first training step
@@ -168,21 +166,6 @@ SCHEDULES: dict[str, Callable[..., Events]] = {
     "cubic": cubic,
     "geometric": geometric,
 }
-
-
-DECAYS: dict[str, Callable[[float], float]] = {
-    "constant": lambda t: 1.0,
-    "cosine": lambda t: (1 + cos(pi * t)) / 2,
-    "linear": lambda t: 1 - t,
-}
-
-
-def decayed(name: str, step: int, last: int) -> float:
-    """Part of the first drop fraction that an update at `step` of `last` has (1 at step 0).
-
-    "cosine" is that of RigL (Evci et al. 2020, section 3), "linear" and "constant" its rivals.
-    """
-    return registry.lookup(DECAYS, name, "schedule of updates")(step / last)
 
 
 def counts(events: Events, epochs: int) -> np.ndarray:

@@ -6,7 +6,9 @@ parameters; the last axis of a kernel runs over its filters or neurons unless `a
 studies choose from: each entry reads what it needs from a layer's `ScoreInputs`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ from jax.scipy.stats import norm
 Array = jax.Array
 ACTIVATION_PERIOD = 10  # steps between updates of the running mean of activations
 ACTIVATION_RATE = 0.1
+NETWORK = ("snip", "grasp", "synflow")  # see `prunejax.methods.evidence`
 
 
 def magnitude(w: Array) -> Array:
@@ -136,7 +139,7 @@ def undecayed(w: Array, gradient: Array, decay: float | Array) -> Array:
     """
     if not isinstance(decay, jax.Array) and not decay >= 0:
         raise ValueError(f"decay {decay!r} must be at least 0; 0 is `saliency`")
-    return jnp.abs(decay * jnp.square(_wide(w)) - _product(w, gradient))
+    return jnp.abs(decay * jnp.square(_wide(w)) - product(w, gradient))
 
 
 def filter_saliency(w: Array, gradient: Array, axis: Axis = -1) -> Array:
@@ -170,13 +173,14 @@ class ScoreInputs(NamedTuple):
     activation: Array | None  # running mean [units]
     gradient: Array | None  # of the training loss, kernel's shape
     key: Array
+    network: Mapping[str, Array] = MappingProxyType({})  # scores of the whole network, by name
 
 
 class Score(NamedTuple):
     """An entry of SCORES."""
 
     fn: Callable[[ScoreInputs], Array]
-    needs: frozenset[str] = frozenset()  # of "norm", "activations", "gradient"
+    needs: frozenset[str] = frozenset()  # of "norm", "activations", "gradient", "network"
     per_weight: bool = False  # scores single weights instead of filters
 
 
@@ -184,6 +188,10 @@ def _present(x: Array | None, what: str) -> Array:
     if x is None:
         raise ValueError(f"this score needs {what}, and the layer has none")
     return x
+
+
+def _of_network(name: str, inputs: ScoreInputs) -> Array:
+    return _present(inputs.network.get(name), "evidence on the whole network")
 
 
 SCORES: dict[str, Score] = {
@@ -211,5 +219,9 @@ SCORES: dict[str, Score] = {
         frozenset({"gradient"}),
         per_weight=True,
     ),
+    **{
+        name: Score(partial(_of_network, name), frozenset({"network"}), per_weight=True)
+        for name in NETWORK
+    },
     "weight_random": Score(lambda i: random(i.key, i.kernel), per_weight=True),
 }

@@ -65,7 +65,11 @@ def get_config(arg: str = "") -> ConfigDict:
                 "label_smoothing": 0.0,
             },
             "prune": {
-                "schedule": "none",  # none | linear | one_shot | scratch | cubic | geometric
+                # none, or a way of pruning that sets what follows where you do not: random,
+                # magnitude, snip, grasp, synflow; static, set, rigl; gradual, gradual_regrow, acdc
+                "method": "none",
+                # none | linear | one_shot | scratch | cubic | geometric | phases
+                "schedule": "none",
                 "unit": "epoch",  # epoch | step: what `start`, `end` and `period` count
                 "rounds": 1,  # scratch: events before training, each the same share of what is left
                 "layers": (".*",),  # rules over the model's layer names (regular expressions)
@@ -79,7 +83,11 @@ def get_config(arg: str = "") -> ConfigDict:
                 "target": "smallest",  # smallest | random | largest scores are removed
                 "granularity": "filter",  # filter (a unit with its norm) | weight
                 "scope": "layer",  # layer: counts per layer | global: one ranking over all layers
-                "evidence": "first",  # first | batch: which examples the gradient of scores is of
+                "phases": (),  # phases: steps at which units go and all come back, in turn
+                # Examples of the gradients of scores: first (the first ones), batch (those of the
+                # last training step), balanced (as many of each class, drawn by data.seed).
+                "evidence": "first",
+                "per_class": 10,  # balanced: examples of each class
                 "saliency_examples": 512,  # how many, of the first ones
                 "grow": "none",  # none | gradient | random: which dead units come back
                 "regrow": 0.0,  # of what is live: dropped and regrown at each event besides

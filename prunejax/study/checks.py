@@ -20,6 +20,7 @@ ENTRIES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "prune.start": (int, "whole epochs"),
     "prune.end": (int, "whole epochs"),
     "measures.names": (str, "names"),
+    "prune.phases": (int, "whole steps"),
     "measures.epochs": (int, "whole epochs"),
     "start.take": (str, "names"),
     "start.rewind": (str, "names"),

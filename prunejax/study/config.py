@@ -12,7 +12,8 @@ from prunejax import allocate, interventions, registry, schedules
 from prunejax import scores as scores_lib
 from prunejax.errors import ConfigError
 from prunejax.measures import suite
-from prunejax.study import checks, lineage
+from prunejax.methods import growth
+from prunejax.study import checks, lineage, presets
 from prunejax.train import optim, prune
 
 # Tables that the tests of values below refer to; data sets and models check their own names.
@@ -21,7 +22,7 @@ CHOICES = {
     "optimizer.name": tuple(optim.OPTIMIZERS),
     "optimizer.schedule": optim.SCHEDULES,
     "optimizer.weight_decay_kind": ("coupled", "decoupled"),
-    "prune.schedule": ("none", *schedules.SCHEDULES),
+    "prune.schedule": ("none", *schedules.SCHEDULES, "phases"),
     "prune.score": tuple(scores_lib.SCORES),
     "prune.target": tuple(prune.TARGETS),
     "prune.granularity": ("filter", "weight"),
@@ -29,9 +30,10 @@ CHOICES = {
     "prune.of": ("all", "live"),
     "start.shuffle": ("no", "layer", "global"),
     "prune.allocation": ("rules", *allocate.ALLOCATIONS),
-    "prune.evidence": ("first", "batch"),
+    "prune.evidence": ("first", "batch", "balanced"),
     "prune.grow": ("none", "gradient", "random"),
-    "prune.update_schedule": tuple(schedules.DECAYS),
+    "prune.method": ("none", *presets.METHODS),
+    "prune.update_schedule": tuple(growth.DECAYS),
     "prune.update_score": tuple(scores_lib.SCORES),
     "prune.scope": ("layer", "global"),
     "intervention.kind": tuple(interventions.KINDS),
@@ -63,6 +65,7 @@ RANGES: dict[str, tuple[float | None, float | None, str]] = {
     "optimizer.label_smoothing": (0, 0.999, "fraction"),
     "prune.period": (1, None, "epochs"),
     "prune.rounds": (1, 10_000, "events"),
+    "prune.per_class": (1, None, "examples"),
     "prune.regrow": (0, 1, "fraction of the live units"),
     "prune.update_every": (0, None, "training steps; 0: none"),
     "prune.update_fraction": (0, 1, "fraction of the live units"),
@@ -188,6 +191,7 @@ def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
             if name.split(".")[0] in PER_VARIANT_ONLY:
                 raise ConfigError(f"variant {label!r} sets {name!r}, which is of the whole study")
         _merge(settings, plain, known, f"variant {label!r}")
+        presets.apply(settings.prune, defaults.prune, set(plain.get("prune") or {}))
         validate(settings, label)
         arms.append(Variant(label, settings))
     checks.twins({arm.label: to_dict(arm.settings) for arm in arms})
@@ -260,7 +264,7 @@ def _validate_prune(settings: ConfigDict, where: str) -> None:
                 raise ConfigError(f"config.prune.fraction = {value!r}{where} must be in [0, 1]")
             if name != "fraction" and value < 0:
                 raise ConfigError(f"config.prune.{name} = {value!r}{where} must be 0 or later")
-    if p.schedule in ("none", "scratch"):
+    if p.schedule in ("none", "scratch", "phases"):
         return
     for index in range(len(p.layers)):
         start, end = p.start[index % len(p.start)], p.end[index % len(p.end)]

@@ -153,7 +153,8 @@ def event_counts(
         return {}
     counts: dict[str, np.ndarray] = {}
     chosen = layers(settings, label, groups, params, live or {})
-    if p.rounds > 1 or (p.unit == "step" and p.schedule != "scratch"):  # see `step_plan`
+    # For these see `step_plan`.
+    if p.rounds > 1 or p.schedule == "phases" or (p.unit == "step" and p.schedule != "scratch"):
         return {name: np.zeros(settings.epochs + 1, np.int32) for name in chosen}
     for name, layer in chosen.items():
         size, fraction = layer.units, layer.fraction

@@ -22,8 +22,19 @@ __all__ = ["Batch", "Member", "build"]
 ARRAYS = {
     "optimizer": ("learning_rate", "schedule", "milestones", "decay", "weight_decay"),
     "prune": (
-        *("schedule", "unit", "rounds", "of", "layers", "fraction", "allocation", "start", "end"),
-        *("period", "score", "target", "grow", "regrow", "evaluate_between"),
+        *(
+            "method",
+            "schedule",
+            "unit",
+            "rounds",
+            "of",
+            "layers",
+            "fraction",
+            "allocation",
+            "start",
+            "end",
+        ),
+        *("period", "score", "target", "grow", "regrow", "phases", "evaluate_between"),
         *("update_every", "update_fraction", "update_schedule", "update_end", "update_score"),
     ),
 }

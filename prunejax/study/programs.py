@@ -16,6 +16,7 @@ from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.groups import Group, of_kernels
 from prunejax.interventions import FOREVER, Features, Table
+from prunejax.methods import before
 from prunejax.study import checks, event_plan, step_plan, unit_check
 from prunejax.study import live as live_lib
 from prunejax.study.config import Variant
@@ -233,6 +234,7 @@ def batch(
         global_scope=settings.prune.scope == "global",
         saliency_examples=settings.prune.saliency_examples,
         evidence=settings.prune.evidence,
+        evidence_examples=_balanced(settings, dataset),
         forecast=settings.measures.forecast,
         microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,
@@ -288,6 +290,25 @@ def _late_milestones(arms: Sequence[Variant]) -> tuple[str, ...]:
         for label, found, epochs in [(a.label, late[a.label], a.settings.epochs) for a in arms]
         if found
     )[: 1 if alike else None]
+
+
+def _balanced(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[int, ...]:
+    """Indices of the examples that scores see with `prune.evidence` "balanced", else none."""
+    p = settings.prune
+    if p.evidence != "first" and isinstance(dataset, StreamedSet):
+        raise ConfigError(
+            f"config.prune.evidence = {p.evidence!r}: {settings.data.name!r} is streamed, and only "
+            "its first examples are held in memory; set it to 'first'"
+        )
+    if p.evidence != "balanced" or isinstance(dataset, StreamedSet):
+        return ()
+    try:
+        found = before.balanced_batch(
+            dataset.train_labels, per_class=p.per_class, seed=settings.data.seed
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.prune.per_class = {p.per_class}: {error}") from None
+    return tuple(int(i) for i in found)
 
 
 def _named(seed: int, stream: str) -> int:

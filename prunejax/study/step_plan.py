@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from prunejax import schedules
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
+from prunejax.methods import growth
 from prunejax.study import event_plan
 from prunejax.study import live as live_lib
 from prunejax.study.event_plan import Layer
@@ -65,6 +66,8 @@ def rows(
     ]
     if p.rounds > 1:
         found += _rounds(settings, label, layers)
+    if p.schedule == "phases":
+        return _phases(settings, label, layers, total)
     if p.grow == "none":
         return found
     _check_growth(settings, label)
@@ -81,7 +84,7 @@ def _scheduled(
 ) -> dict[int, dict[str, int]]:
     """Step -> counts of the schedule where `prune.unit` is "step"."""
     p = settings.prune
-    if p.unit != "step" or p.schedule == "scratch":
+    if p.unit != "step" or p.schedule in ("scratch", "phases"):
         return {}
     found: dict[int, dict[str, int]] = {}
     for name, layer in layers.items():
@@ -130,6 +133,26 @@ def _rounds(settings: ConfigDict, label: str, layers: Mapping[str, Layer]) -> li
     return [Row(0, _in_scope(settings, layers, drop), {}) for drop in drops if sum(drop.values())]
 
 
+def _phases(settings: ConfigDict, label: str, layers: Mapping[str, Layer], total: int) -> list[Row]:
+    """AC/DC (Peste et al. 2021): at the steps `prune.phases` units go and all come back in turn."""
+    p = settings.prune
+    steps = list(p.phases)
+    if len(steps) % 2 == 0 or steps != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] < total:
+        raise ConfigError(
+            f"config.prune.phases = {tuple(steps)} (variant {label!r}) must be an odd number of "
+            f"rising steps below {total} (go, come back, ..., go)"
+        )
+    gone = {
+        n: layer.units - schedules.kept(layer.units, layer.fraction) for n, layer in layers.items()
+    }
+    counts = _in_scope(settings, layers, gone)
+    _check_kind(settings, label, "prune.schedule = 'phases'")
+    return [
+        Row(step, {} if number % 2 else counts, counts if number % 2 else {})
+        for number, step in enumerate(steps)
+    ]
+
+
 def _in_scope(
     settings: ConfigDict, layers: Mapping[str, Layer], drop: Mapping[str, int]
 ) -> dict[str, int]:
@@ -159,20 +182,27 @@ def _updates(
     p, found = settings.prune, []
     last = math.floor(p.update_end * total)
     for step in range(p.update_every, last, p.update_every):
-        share = p.update_fraction * schedules.decayed(p.update_schedule, step, last)
-        swaps = {name: math.floor(share * n) for name, n in _shares(layers, live, step).items()}
+        swaps = {
+            name: growth.swaps(n, p.update_fraction, step=step, end=last, decay=p.update_schedule)
+            for name, n in _shares(layers, live, step).items()
+        }
         found.append(Row(step, swaps, swaps, update=True))
     return found
 
 
-def _check_growth(settings: ConfigDict, label: str) -> None:
-    p, i = settings.prune, settings.intervention
+def _check_kind(settings: ConfigDict, label: str, what: str) -> None:
+    i = settings.intervention
     if i.kind != "prune" or i.duration >= 0 or i.twin or i.as_released:
         raise ConfigError(
-            f"config.prune.grow = {p.grow!r} (variant {label!r}): only what is pruned for good can "
-            "grow back; set intervention.kind = 'prune', intervention.duration = -1, no "
-            "intervention.twin and intervention.as_released = False, or prune.grow = 'none'"
+            f"config.{what} (variant {label!r}): only what is pruned for good can grow back; set "
+            "intervention.kind = 'prune', intervention.duration = -1, no intervention.twin and "
+            "intervention.as_released = False, or prune.grow = 'none'"
         )
+
+
+def _check_growth(settings: ConfigDict, label: str) -> None:
+    p = settings.prune
+    _check_kind(settings, label, f"prune.grow = {p.grow!r}")
     if not p.update_every and not p.regrow:
         raise ConfigError(
             f"config.prune.grow = {p.grow!r} (variant {label!r}) never happens: set "

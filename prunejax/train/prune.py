@@ -1,6 +1,8 @@
 """An event: scores -> targets -> windows, as one pure function of the train state."""
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +12,7 @@ from prunejax import data as data_lib
 from prunejax import interventions, losses, rng, trees
 from prunejax import masks as mask_algebra
 from prunejax import scores as scores_lib
+from prunejax.methods.evidence import EVIDENCE, Evidence
 from prunejax.train import evaluation
 from prunejax.train import step as step_lib
 from prunejax.train.step import (
@@ -53,9 +56,14 @@ def evidence_batch(program: Program, state: TrainState, data: Data) -> tuple[Arr
 
     "first": the first `saliency_examples` training examples, so that the score is a function of
     the weights alone. "batch": those of the last training step (before training, of the first).
+    "balanced": `evidence_examples`.
     """
-    if program.evidence == "batch":
-        indices = step_lib.last_indices(program, state)
+    if program.evidence != "first":
+        indices = (
+            jnp.array(program.evidence_examples)
+            if program.evidence == "balanced"
+            else step_lib.last_indices(program, state)
+        )
         images, labels = (jnp.take(x, indices, axis=0) for x in data[:2])
     else:
         n = min(program.saliency_examples, program.train_examples)
@@ -88,11 +96,61 @@ def saliency_gradient(
     return {g.kernel: trees.get(gradients, g.kernel) for g in program.groups}
 
 
+def network_scores(program: Program, state: TrainState, data: Data) -> dict[str, dict[str, Array]]:
+    """Score name -> layer -> score per weight, of the scores that see the whole network.
+
+    BatchNorm uses the statistics of the examples for losses, and is in evaluation form with unit
+    scale for SynFlow; the running statistics stay as they are. Dropout is off. GraSP's logits are
+    divided by 200 (Wang et al. 2020).
+    """
+    images, labels = evidence_batch(program, state, data)
+    found, module = variables(program, state), program.module.clone(dropout=0.0)
+    x = data_lib.normalize(images, program.mean, program.std)
+    train: Any = {"train": True, "mutable": ["batch_stats"]} if "batch_stats" in found else {}
+
+    def loss(params: dict, scale: float = 1.0) -> Array:
+        outputs: Any = module.apply(found | {"params": params}, x, **train)
+        outputs = outputs[0] if train else outputs
+        return jnp.mean(losses.cross_entropy(outputs / scale, labels))
+
+    def output(params: dict) -> Array:
+        kinds = jax.tree.leaves(params)[0].dtype
+        ones = jnp.ones((1, *program.image_shape), kinds)
+        plain = {"params": trees.map_with_path(_unit_norm, params)}
+        if "batch_stats" in found:
+            plain["batch_stats"] = trees.map_with_path(_unit_norm, found["batch_stats"])
+        outputs: Any = module.clone(dtype=kinds).apply(found | plain, ones)
+        return outputs
+
+    rules = [re.escape(g.kernel) for g in program.groups]
+    live = masks(program, state)
+    scores: dict[str, dict[str, Array]] = {}
+    for name in program.scores:
+        if name in scores_lib.NETWORK:
+            given = partial(loss, scale=200.0) if name == "grasp" else loss
+            e = Evidence(found["params"], rules=rules, masks=live, loss=given, output=output)
+            tree = EVIDENCE[name].fn(e)
+            scores[name] = {g.name: trees.get(tree, g.kernel) for g in program.groups}
+    return scores
+
+
+_NORM = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
+
+
+def _unit_norm(path: str, leaf: Array) -> Array:
+    """The leaf; of a BatchNorm ("bn..."), that of one which changes nothing."""
+    *_, module, kind = ("", *path.split("/"))
+    if "bn" not in module and "norm" not in module:
+        return leaf
+    return jnp.full_like(leaf, _NORM[kind]) if kind in _NORM else leaf
+
+
 def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -> dict[str, Array]:
     """Per layer, the score of every unit by the score function of row `event`."""
     chosen, number = state.table.score[event], state.table.ids[event]
     needs = frozenset[str]().union(*(scores_lib.SCORES[s].needs for s in program.scores))
     gradients = saliency_gradient(program, state, data) if "gradient" in needs else {}
+    network = network_scores(program, state, data) if "network" in needs else {}
     result = {}
     for g in program.groups:
         inputs = scores_lib.ScoreInputs(
@@ -102,6 +160,7 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
             activation=state.activations.get(g.name),
             gradient=gradients.get(g.kernel),
             key=rng.at(state.seed, "score", number, g.name),
+            network={name: found[g.name] for name, found in network.items()},
         )
         values = [scores_lib.SCORES[name].fn(inputs) for name in program.scores]
         result[g.name] = jnp.take(jnp.stack(values), chosen, axis=0)

@@ -1,0 +1,45 @@
+"""Ways of pruning by name for studies: what `prune.method` sets of the other fields of `prune`.
+
+Each is the row of `prunejax.methods.METHODS` of that name, as events of a study. Fields that a
+config or an arm sets itself stay as they are, so every part of a method can be replaced.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from ml_collections import ConfigDict
+
+_WEIGHTS = {"granularity": "weight", "layers": ("kernel:.*",)}
+_BEFORE = _WEIGHTS | {"schedule": "scratch", "scope": "global"}
+_STATIC = _WEIGHTS | {"schedule": "scratch", "score": "weight_random", "allocation": "erk"}
+_SWAP = _STATIC | {"evidence": "batch", "update_every": 100}
+_GRADUAL = _WEIGHTS | {"schedule": "cubic", "unit": "step", "score": "magnitude", "scope": "global"}
+METHODS: dict[str, dict[str, Any]] = {
+    # before training
+    "random": _STATIC | {"allocation": "uniform"},
+    "magnitude": _BEFORE | {"score": "magnitude"},
+    "snip": _BEFORE | {"score": "snip", "evidence": "balanced"},
+    "grasp": _BEFORE | {"score": "grasp", "evidence": "balanced"},
+    "synflow": _BEFORE | {"score": "synflow", "rounds": 100},
+    # sparse throughout
+    "static": _STATIC,
+    "set": _SWAP | {"grow": "random"},
+    "rigl": _SWAP | {"grow": "gradient"},
+    # dense to sparse
+    "gradual": _GRADUAL,
+    "gradual_regrow": _GRADUAL | {"grow": "gradient", "regrow": 0.1, "evidence": "batch"},
+    "acdc": _WEIGHTS | {"score": "magnitude", "scope": "global", "schedule": "phases"},
+}
+
+
+def apply(prune: ConfigDict, defaults: ConfigDict, own: Collection[str]) -> None:
+    """Writes the fields of `prune.method` where nothing else was asked for.
+
+    Args:
+      prune: of an arm, changed in place.
+      defaults: of the package: a field that differs from it was set by the study.
+      own: fields that the arm sets itself.
+    """
+    for field, value in METHODS.get(prune.method, {}).items():
+        if field not in own and prune[field] == defaults[field]:
+            prune[field] = value

@@ -1,0 +1,123 @@
+"""Every way of pruning by name in a study: counts, scores against the library, a page's arms."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import trees
+from prunejax.configs import default
+from prunejax.errors import ConfigError
+from prunejax.methods import evidence
+from prunejax.study import config as config_lib
+from prunejax.study import plan, presets, run
+from prunejax.study.arrangement import device_data
+from prunejax.train import prune, step
+from tests.studies import tiny
+
+NEEDED = {
+    "set": {"update_every": 3},
+    "rigl": {"update_every": 3},
+    "gradual": {"start": (2,), "end": (10,), "period": 2},
+    "gradual_regrow": {"start": (2,), "end": (10,), "period": 2},
+    "acdc": {"phases": (2, 6, 10)},
+    "synflow": {"rounds": 5},
+    "snip": {"per_class": 3},
+    "grasp": {"per_class": 3},
+}
+
+
+def arm(method, **changes):
+    return {"prune": {"method": method, "fraction": (0.8,)} | NEEDED.get(method, {}) | changes}
+
+
+@pytest.fixture(autouse=True)
+def quick_report(monkeypatch):
+    monkeypatch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
+
+
+def small(**arms):
+    config = tiny(**arms)
+    config.seeds = 1
+    config.model.name = "mlp128_64"
+    return config
+
+
+def test_every_method_removes_exactly_four_fifths_of_the_kernels(tmp_path):
+    config = small(**{name: arm(name) for name in presets.METHODS})
+    run.run(config, tmp_path / "run", default.get_config(), quiet=True)
+    with open(tmp_path / "run" / "epochs.csv", newline="") as file:
+        last = {row["variant"]: float(row["sparsity"]) for row in csv.DictReader(file)}
+    arms = config_lib.variants(config, default.get_config())
+    program = plan.build(arms[:1])[0].program
+    variables = jax.eval_shape(
+        lambda: program.module.init(jax.random.key(0), jnp.ones((1, *program.image_shape)))
+    )
+    leaves = jax.tree.leaves(variables["params"])
+    every = sum(x.size for x in leaves)
+    kernels = sum(x.size for x in leaves if x.ndim > 1)
+    for name, sparsity in last.items():
+        assert sparsity * every == pytest.approx(0.8 * kernels, abs=4), name
+    assert set(last) == set(presets.METHODS)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
+def test_scores_are_those_of_the_library(name):
+    (batch,) = plan.build(config_lib.variants(small(a=arm(name)), default.get_config()))
+    member, program = batch.members[0], batch.program
+    state = step.initial_state(program, np.uint32(0), member.table, member.hyper)
+    data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
+    ours = prune.unit_scores(program, state, data, jnp.int32(0))
+    images = data.train_images
+    labels = data.train_labels
+    if name != "synflow":
+        chosen = np.array(program.evidence_examples)
+        counts = np.bincount(np.asarray(labels)[chosen])
+        assert (counts == 3).all()
+        images, labels = images[chosen], labels[chosen]
+    x = (images / 255.0 - np.array(program.mean)) / np.array(program.std)
+
+    def loss(params):
+        logits = program.module.apply({"params": params}, x) / (200 if name == "grasp" else 1)
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
+
+    def output(params):
+        kind = jax.tree.leaves(params)[0].dtype
+        module = program.module.clone(dtype=kind)
+        return module.apply({"params": params}, jnp.ones((1, *program.image_shape), kind))
+
+    found = evidence.Evidence(state.params, loss=loss, output=output)
+    theirs = evidence.EVIDENCE[name].fn(found)
+    for g in program.groups:
+        expected = np.asarray(trees.get(theirs, g.kernel))
+        np.testing.assert_allclose(
+            ours[g.name], expected, rtol=2e-3, atol=1e-5 * np.abs(expected).max()
+        )
+
+
+def test_what_an_arm_sets_itself_stays():
+    config = small(a=arm("rigl", grow="random", layers=("dense1",)))
+    config.prune.update_fraction = 0.1
+    (found,) = config_lib.variants(config, default.get_config())
+    assert found.settings.prune.grow == "random"
+    assert tuple(found.settings.prune.layers) == ("dense1",)
+    assert found.settings.prune.update_fraction == 0.1
+    assert found.settings.prune.allocation == "erk"
+
+
+@pytest.mark.parametrize(
+    ("prune_settings", "message"),
+    [
+        ({"method": "rigel"}, "Did you mean 'rigl'"),
+        (arm("acdc", phases=(2, 6))["prune"], "odd number of rising steps"),
+        (arm("snip", per_class=99)["prune"], "per_class = 99: class"),
+        (arm("gradual", end=(99,))["prune"], "training has 16"),
+        (arm("synflow", layers=("kernel:x",))["prune"], "none of the model's kernels: dense1"),
+        (arm("static", layers=("kernel:.*",), granularity="filter")["prune"], "granularity"),
+    ],
+)
+def test_refused(prune_settings, message):
+    with pytest.raises(ConfigError, match=message):
+        plan.build(config_lib.variants(small(a={"prune": prune_settings}), default.get_config()))
