@@ -128,7 +128,7 @@ def test_cost_and_one_program_for_all(trained):
 
 def test_both_readings_of_the_smallest():
     losses = [9, 9, 1, 9, 9, 1.05, 9, 1, 1.05, 1, 1.0]  # by weights left
-    found = prunability(table_of(losses), weights(10), grid=[i / 10 for i in range(1, 11)])
+    found = prunability(table_of(losses), weights(10), grid=[i / 10 for i in range(11)])
     assert (found.value, found.monotone, found.count) == (0.2, 0.7, 2)
     strict = prunability(table_of(losses), weights(10), beta=0, grid=[i / 10 for i in range(11)])
     assert (strict.value, strict.monotone) == (0.2, 0.9)
@@ -198,7 +198,7 @@ def test_random_masks_do_not_follow_weights_of_the_same_key():
 
 
 def test_a_loss_of_zero_switches_the_tolerance_and_says_so():
-    found = prunability(table_of([1, 0.01, 5e-4, 0]), weights(3), grid=[1 / 3, 2 / 3])
+    found = prunability(table_of([1, 0.01, 5e-4, 0]), weights(3), grid=[0, 1 / 3, 2 / 3])
     assert found.switched
     assert found.count == 2
     assert not prunability(table_of([1, 1.0]), weights(1)).switched
