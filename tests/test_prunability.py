@@ -48,8 +48,8 @@ def trained():
         step = lambda p, _: (jax.tree.map(lambda w, g: w - 0.5 * g, p, slope(p)), None)  # noqa: E731
         return jax.lax.scan(step, params, None, 120)[0], (x, y)
 
-    nets, data = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 8))
-    pick = lambda tree, i: jax.tree.map(lambda v: v[i], tree)  # noqa: E731
+    nets, data = jax.device_get(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 8)))
+    pick = lambda tree, i: jax.tree.map(lambda v: jnp.asarray(v[i]), tree)  # noqa: E731
     return [(pick(nets, i), pick(data, i)) for i in range(8)]
 
 
@@ -70,13 +70,14 @@ def test_the_curve_is_that_of_numpys_masks(trained):
     curve = prune_curve(evaluate, params, data)
     assert curve.units == 8 * 12 + 12 * 3
     assert curve.examples == 96
+    one = jax.jit(evaluate)
     for place in (0, 10, 30, -1):
         count = int(np.ceil(round(curve.fractions[place] * curve.units, 9)))
-        expected = evaluate(kept_by_numpy(params, count), data)
+        expected = one(kept_by_numpy(params, count), data)
         assert curve.values["loss"][place] == pytest.approx(float(expected["loss"]), rel=1e-5)
         assert curve.values["accuracy"][place] == pytest.approx(float(expected["accuracy"]))
         assert sum(c[place] for c in curve.layers.values()) == count
-    assert curve.loss == pytest.approx(float(evaluate(params, data)["loss"]), rel=1e-6)
+    assert curve.loss == pytest.approx(float(one(params, data)["loss"]), rel=1e-6)
     # Batches of unequal size give the same means.
     batched = prune_curve(evaluate, params, data, batch_size=40)
     np.testing.assert_allclose(batched.values["loss"], curve.values["loss"], rtol=1e-5)
@@ -223,8 +224,8 @@ def test_area_and_collapse():
 
 def test_scores_masks_and_rules(trained):
     params, data = trained[7]
-    gradient = jax.grad(lambda p: evaluate(p, data)["loss"])(params)
-    tree = jax.tree.map(scores.saliency, params, gradient)
+    slope = jax.jit(jax.grad(lambda p: evaluate(p, data)["loss"]))
+    tree = jax.jit(lambda p: jax.tree.map(scores.saliency, p, slope(p)))(params)
     tree["a"]["bias"] = jnp.zeros(())
     assert prune_curve(evaluate, params, data, method=tree, grid=[0.5]).units == 132
     units = {
