@@ -112,6 +112,12 @@ def test_absent_classes_two_classes_and_networks_at_chance():
     assert np.isnan(found.r_squared)
     dead = recall.distortion(dense, np.ones(40, int), labels, 3)
     assert dead.degenerate
+    known = recall.alphas([found, dead, found])
+    assert np.isnan(known[1])
+    assert recall.neutral([*known, 1.5, 1.6, 1.7]).n == 5
+    assert np.isnan(recall.alphas([found], "split_half")[0])
+    with pytest.raises(ValueError, match="kind 'slope' is not one of"):
+        recall.alphas([found], "slope")
     assert np.isnan(dead.alpha)
 
 

@@ -3,7 +3,7 @@
     found = distortion(dense_predictions, pruned_predictions, labels, classes)
     found.alpha, found.split_half, found.nb_dense, found.nb_pruned
     permutation_test(...)                               # per class
-    neutral([f.alpha for f in models]); compare(alphas_of_one_method, alphas_of_another)
+    neutral(alphas(models)); compare(alphas(models), alphas(of_another_method))
 
 B_t^c = recall_t^c - accuracy_t and NB_t^c = B_t^c / accuracy_t of class c in the network at pruning
 ratio t (0 is the dense one). alpha_t is the slope of NB_t on NB_0 over the classes of one model:
@@ -245,11 +245,27 @@ def permutation_test(
     return np.where(total > 0, observed, nan), np.where(total > 0, p, nan)
 
 
-def neutral(alphas: Sequence[float]) -> statistics.Comparison:
-    """t-test of mean alpha = 1 over models: `difference` is mean alpha - 1, with its interval."""
-    return statistics.paired(alphas, np.ones(len(alphas)))
+def alphas(models: Sequence[Distortion], kind: str = "alpha") -> list[float]:
+    """Alpha of each model; NaN, which the tests leave out, where a network is at chance.
+
+    Args:
+      models: one method at one ratio.
+      kind: "alpha", "alpha_intercept" or "split_half".
+    """
+    kinds = ("alpha", "alpha_intercept", "split_half")
+    if kind not in kinds:
+        raise ValueError(f"kind {kind!r} is not one of: {', '.join(kinds)}")
+    return [nan if m.degenerate else float(getattr(m, kind)) for m in models]
 
 
-def compare(alphas: Sequence[float], others: Sequence[float]) -> statistics.Comparison:
+def neutral(values: Sequence[float]) -> statistics.Comparison:
+    """t-test of mean alpha = 1 over models: `difference` is mean alpha - 1, with its interval.
+
+    Alphas that are NaN do not count: `n` says how many do.
+    """
+    return statistics.paired(values, np.ones(len(values)))
+
+
+def compare(values: Sequence[float], others: Sequence[float]) -> statistics.Comparison:
     """Paired t-test of two methods' alphas over the same models, in the same order."""
-    return statistics.paired(alphas, others)
+    return statistics.paired(values, others)
