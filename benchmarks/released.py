@@ -1,7 +1,8 @@
 """prunejax beside the released code of the paper: the same weights, batches and noise.
 
     git clone https://github.com/bbartoldson/GeneralizationStabilityTradeoff DIR
-    python benchmarks/released.py --released=DIR [--torch-python=PYTHON] [--arms=REGEX] [--save]
+    python benchmarks/released.py --released=DIR [--torch-python=PYTHON] [--arms=REGEX]
+        [--rows=FILE] [--save]
     python benchmarks/released.py --windows=steps      # beside our own PyTorch, see below
 
 With `--released=DIR` the other side is the released code itself: its functions, from the
@@ -12,7 +13,8 @@ does not have. The first line printed says which of the two it is.
 
 Arms are those of configs/paper on a short clock (`released_arms.py`), windows that reach over
 several events included. Both sides start from the same weights and see the same batches; Gaussian
-noise (in standard deviations) and random targets are drawn here and given there. A row per arm:
+noise (in standard deviations) and random targets are drawn here and given there. With
+`--rows=FILE` rows are kept there as they come, and the same command continues. A row per arm:
 
     events        (event, layer) pairs; counts and target sets are equal, or the arm fails
     scores        largest difference of live filters' scores, relative to the layer's largest
