@@ -19,7 +19,7 @@
 #   --out=DIR         results (default: runs/gpu, with --cpu runs/gpu-cpu)
 #   --data=DIR        prepared TFDS sets, with cifar10
 #   --wheels=DIR      wheels of packages that are missing, installed into OUT/packages without a network
-#   --minutes=N       of this call (default 10)
+#   --minutes=N       of this call (default 9: it fits into ten with a start and a copy of the results)
 #   --figure-minutes=N  of stage figure2 in all calls together (default 15)
 #   --python=PYTHON   has JAX for this GPU (default: python3); prunejax itself need not be installed
 #   --torch-python=PYTHON  has PyTorch (default: the same)
@@ -36,7 +36,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch/common.sh"
 ALL=(smoke tests throughput projection memory figure2)
 MARGIN=50 # seconds at the end of a call in which a study saves what it has
 
-OUT='' DATA='' WHEELS='' MINUTES=10 FIGURE=15 PYTHON=python3 TORCH='' BUNDLE='' CPU=no
+OUT='' DATA='' WHEELS='' MINUTES=9 FIGURE=15 PYTHON=python3 TORCH='' BUNDLE='' CPU=no
 stages=("${ALL[@]}")
 
 choose() { # NAMES: sets stages

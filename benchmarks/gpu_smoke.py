@@ -40,7 +40,12 @@ def command(stage: Stage, workdir: Path) -> list[Any]:
     measures = "('hessian_trace',)"
     small = ["--config.seeds=1", "--config.measures.forecast=False"] if stage.cpu else []
     return [
-        *(sys.executable, "-m", "prunejax.main", f"--config={ROOT}/configs/digits.py:quick"),
+        *(
+            sys.executable,
+            "-m",
+            "prunejax.main",
+            f"--config={ROOT}/prunejax/configs/digits.py:quick",
+        ),
         *(f"--workdir={workdir}", "--config.checkpoint.every_epochs=1"),
         *(f"--config.measures.names={'()' if stage.cpu else measures}", *small),
     ]

@@ -39,6 +39,28 @@ print(json.dumps(about | {{"memory_bytes": stats.get("bytes_limit")}}))
 """
 
 
+# What stages import, by the name of its package.
+NEEDED = {
+    "absl-py": "absl.flags", "flax": "flax", "jax": "jax", "jinja2": "jinja2",
+    "matplotlib": "matplotlib.figure", "ml-collections": "ml_collections.config_flags",
+    "numpy": "numpy", "optax": "optax", "orbax-checkpoint": "orbax.checkpoint",
+    "pytest": "pytest", "scikit-learn": "sklearn.datasets", "scipy": "scipy.stats",
+    "tensorboard": "tensorboard.compat.proto.event_pb2",
+}  # fmt: skip
+FOR_DATA = {"tensorflow-datasets": "tensorflow_datasets", "array-record": "array_record",
+            "pillow": "PIL.Image"}  # fmt: skip
+IMPORTS = """
+import importlib, json, sys
+found = {}
+for package, module in json.loads(sys.argv[1]).items():
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        found[package] = (str(error) or type(error).__name__).splitlines()[0]
+print(json.dumps(found))
+"""
+
+
 class UnfinishedError(Exception):
     """The time of this call is up; the same command continues."""
 
@@ -172,19 +194,24 @@ def last_line(log: Path) -> str:
     return lines[-1].strip()[:300] if lines else "(nothing)"
 
 
+def lacking(needed: dict[str, str]) -> dict[str, str]:
+    """Packages of these whose module cannot be imported here, and why."""
+    command = [sys.executable, "-c", IMPORTS, json.dumps(needed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:  # one of them took the process with it
+        return {"the imports": (done.stderr.strip().splitlines() or [str(done.returncode)])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def device(out: Path, cpu: bool, data: bool) -> int:
     """Writes what the stages run on; refuses a folder of another device, and a machine without.
 
-    The last stage should not be the first to find that `data` sets cannot be read.
+    The last stage should not be the first to find that a package is missing.
     """
-    reader = "import tensorflow_datasets, array_record; tensorflow_datasets.builder_from_directory"
-    if data:
-        done = subprocess.run([sys.executable, "-c", reader], capture_output=True, text=True)
-        if done.returncode:
-            missing = [x for x in done.stderr.splitlines() if "No module named" in x]
-            why = (missing or done.stderr.strip().splitlines())[-1].strip()
-            print(f"gpu.sh: --data needs tensorflow-datasets and array-record (--wheels): {why}")
-            return REFUSED
+    lacks = lacking(NEEDED | (FOR_DATA if data else {}))
+    if lacks:
+        print(f"gpu.sh: bring along (--wheels): {'; '.join(f'{k}: {v}' for k, v in lacks.items())}")
+        return REFUSED
     program = DEVICE.format(here=str(HERE))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if done.returncode:

@@ -1,7 +1,8 @@
 """prunejax beside the released code of the paper: the same weights, batches and noise.
 
     git clone https://github.com/bbartoldson/GeneralizationStabilityTradeoff DIR
-    python benchmarks/released.py --released=DIR [--torch-python=PYTHON] [--arms=REGEX] [--save]
+    python benchmarks/released.py --released=DIR [--torch-python=PYTHON] [--arms=REGEX]
+        [--rows=FILE] [--save]
     python benchmarks/released.py --windows=steps      # beside our own PyTorch, see below
 
 With `--released=DIR` the other side is the released code itself: its functions, from the
@@ -12,7 +13,8 @@ does not have. The first line printed says which of the two it is.
 
 Arms are those of configs/paper on a short clock (`released_arms.py`), windows that reach over
 several events included. Both sides start from the same weights and see the same batches; Gaussian
-noise (in standard deviations) and random targets are drawn here and given there. A row per arm:
+noise (in standard deviations) and random targets are drawn here and given there. With
+`--rows=FILE` rows are kept there as they come, and the same command continues. A row per arm:
 
     events        (event, layer) pairs; counts and target sets are equal, or the arm fails
     scores        largest difference of live filters' scores, relative to the layer's largest
@@ -49,13 +51,12 @@ import jax.numpy as jnp
 import numpy as np
 import released_arms
 from released_arms import BATCH, TEST_BATCH, Arm
+from released_compare import LIMITS, Differs, compare
 from released_ours import Ours
 
 from prunejax import data as data_lib
 
 HERE = Path(__file__).parent
-LIMITS = {"scores": 1e-5, "train loss": 1e-5, "test loss": 1e-4, "parameters": 1e-5,
-          "statistics": 1e-5}  # fmt: skip
 
 
 def settings(arm: Arm, ours: Ours) -> dict[str, Any]:
@@ -109,78 +110,6 @@ def settings(arm: Arm, ours: Ours) -> dict[str, Any]:
             },
         },
     }
-
-
-def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference relative to the largest entry."""
-    return float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-12))
-
-
-def compare(label: str, ours: Ours, out: dict[str, np.ndarray], told: dict) -> dict[str, Any]:
-    """A row of the table.
-
-    Raises:
-      SystemExit: other events, counts or targets, or another number of steps.
-    """
-    facts = json.loads(str(out["facts"]))
-    stopped = facts.get("stopped", "")
-    targets = {e: t for e, t in ours.targets.items() if not stopped or e in facts["events"]}
-    if facts["events"] != targets:
-        raise SystemExit(f"{label}: other targets there: {facts['events']}, here: {targets}")
-    if facts["noise left"] and not stopped:
-        raise SystemExit(f"{label}: {facts['noise left']} draws of noise were not used there")
-    scores, gone = [], {}
-    for event, chosen in targets.items():
-        name = event.split("/")[1]
-        live = np.setdiff1d(np.arange(len(ours.scores[event])), gone.get(name, []))
-        scores.append(relative(ours.scores[event][live], out[f"scores/{event}"][live]))
-        gone[name] = gone.get(name, []) + chosen
-    kernels = {"params": 0.0, "batch_stats": 0.0}
-    steps = len(facts["losses"])
-    if not stopped and steps != len(ours.steps):
-        raise SystemExit(f"{label}: {steps} training steps there, {len(ours.steps)} here")
-    for number, tree in enumerate(ours.steps[:steps]):
-        facts_then = (told, targets, number, ours.program.steps_per_epoch)
-        mine = _masked(tree, *facts_then)
-        theirs = _masked({path: out[f"step/{number}/{path}"] for path in tree}, *facts_then)
-        for path, leaf in mine.items():
-            if path.startswith("params/conv") and path.endswith("/bias"):
-                continue  # no gradient but rounding's: see the running means
-            kind = path.split("/")[0]
-            kernels[kind] = max(kernels[kind], relative(leaf, theirs[path]))
-    there = np.array(facts["tests"])
-    mine = np.array(ours.tests)[: len(there) if stopped else None]
-    if told["entry"] and told["arm"]["kind"] in ("zero", "gaussian"):
-        mine, there = mine[:-1], there[:-1]  # the release zeroes all targets before its last test
-    losses = np.array(ours.losses[:steps]) / np.array(facts["losses"]) - 1
-    return {
-        "arm": label,
-        "entry": told["entry"],
-        "events": len(targets),
-        "scores": max(scores, default=0.0),
-        "train loss": float(np.abs(losses).max()),
-        "test loss": float(np.abs(mine[:, 0] / there[:, 0] - 1).max()),
-        "correct": f"{int((mine[:, 1] != there[:, 1]).sum())} of {len(mine)}",
-        "parameters": kernels["params"],
-        "statistics": kernels["batch_stats"],
-        "steps": steps,
-        "note": f"stopped, {stopped}" if stopped else "",
-    }
-
-
-def _masked(tree: dict, told: dict, targets: dict, number: int, per_epoch: int) -> dict:
-    """The tree after step `number` with what is masked, and its statistics, set to zero."""
-    arm, tree = told["arm"], {path: np.array(leaf) for path, leaf in tree.items()}
-    for event, chosen in targets.items() if arm["kind"] == "prune" else ():
-        epoch, name = event.split("/")
-        if number >= (int(epoch) + 1) * per_epoch:
-            norm = name.replace("conv", "bn")
-            paths = [f"params/{name}/kernel", f"batch_stats/{norm}/mean", f"batch_stats/{norm}/var"]
-            if arm["mask_norm"]:
-                paths += [f"params/{norm}/scale", f"params/{norm}/bias"]
-            for path in paths:
-                tree[path][..., chosen] = 0
-    return tree
 
 
 class Other:
@@ -251,6 +180,13 @@ def checkout(folder: str) -> str:
     return str(Path(folder).expanduser().resolve())
 
 
+def kept(path: str) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the arms that an earlier call finished; none without a file."""
+    lines = Path(path).read_text().splitlines() if path and Path(path).exists() else []
+    found = [json.loads(line) for line in lines]
+    return {rows[0]["arm"]: rows for rows in found}
+
+
 def rows_of(arm: Arm, ours: Ours, others: dict[str, Other], start: Any) -> list[dict[str, Any]]:
     """The arm's rows: one, or two where the release stops."""
     told = settings(arm, ours)
@@ -273,6 +209,7 @@ def main() -> None:
     parser.add_argument("--arms", default="", help="only arms in whose label this is found")
     parser.add_argument("--float32", action="store_true", help="prunejax as studies run it")
     parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON")
+    parser.add_argument("--rows", default="", metavar="FILE", help="keep rows here and continue")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
     options = parser.parse_args()
     folder = None if options.released is None else checkout(options.released)
@@ -293,21 +230,31 @@ def main() -> None:
     def start(asserts: bool = True) -> Other:
         return Other(options.torch_python, *script, asserts=asserts)
 
-    others, rows, by_label = {"plain": start()}, [], {a.label: a for a in chosen}
-    for batch in released_arms.build(chosen):
+    others, by_label = {"plain": start()}, {a.label: a for a in chosen}
+    done, wrong = kept(options.rows), []
+    for batch in released_arms.build([a for a in chosen if a.label not in done]):
         ours = Ours(batch, jnp.float32 if options.float32 else jnp.float64)
         for member in batch.members:
             arm = by_label[member.variant]
             ours.run(member, arm.settings.intervention.kind == "gaussian")
-            rows += rows_of(arm, ours, others, start)
-            print(common.table(rows).splitlines()[-1], flush=True)
+            try:
+                done[arm.label] = rows_of(arm, ours, others, start)
+            except Differs as error:
+                wrong.append(str(error))
+                print(error, flush=True)
+                continue
+            print(*common.table(done[arm.label]).splitlines()[1:], sep="\n", flush=True)
+            if options.rows:
+                with open(options.rows, "a") as file:
+                    print(json.dumps(done[arm.label]), file=file)
+    rows = [row for arm in chosen for row in done.get(arm.label, ())]
     for other in others.values():
         other.close()
     print(common.table(rows))
     if options.save:
         name = "released" if folder else "released-mechanics"
         print(f"written to {common.save(name, rows, beside=beside, torch=others['plain'].about)}")
-    wrong = [f"{row['arm']}: {name}" for row in rows for name, most in LIMITS.items()
+    wrong += [f"{row['arm']}: {name}" for row in rows for name, most in LIMITS.items()
              if not row[name] <= most]  # fmt: skip
     if wrong and not options.float32:
         raise SystemExit(f"differences beyond {LIMITS}: {'; '.join(wrong)}")

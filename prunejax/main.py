@@ -19,9 +19,9 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from prunejax.configs import default
-from prunejax.errors import Interrupted
+from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import overrides
-from prunejax.system import command, signals
+from prunejax.system import command, limits, signals
 from prunejax.system.command import BAD_REQUEST, FAILURE, REQUEUE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,6 +183,10 @@ def _unknown_field(text: str, argv: Sequence[str]) -> str:
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     # JAX is imported late: mistakes on the command line are told at once.
+    try:
+        limits.check_addresses()
+    except ConfigError as error:
+        return command.tell(error, BAD_REQUEST)
     from prunejax.cluster import distributed
 
     distributed.follow_parent(os.environ)

@@ -36,7 +36,7 @@ from prunejax.report import tables
 from prunejax.study import config as config_lib
 from prunejax.study import measuring, plan
 from prunejax.study.plan import Batch, Member
-from prunejax.system import command, files
+from prunejax.system import command, files, limits
 from prunejax.train import step
 from prunejax.train.step import TrainState
 
@@ -282,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{__doc__}\n{values.get_help()}")
         return 0
     try:
+        limits.check_addresses()
         rest = values(command.arguments(argv))[1:]
         if rest or values.workdir is None:
             what = f"unexpected argument {rest[0]!r}" if rest else "--workdir is missing"

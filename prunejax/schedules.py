@@ -11,8 +11,9 @@ Every schedule has the signature `schedule(*, units, fraction, start, end, perio
 Counts are exact integers: fractions are read as the decimal numbers that were written (0.9 is
 9/10), and the units finally kept are `ceil((1 - fraction) * units)` (released code of Bartoldson
 et al. 2020). The release rounds up what binary fractions give: `ceil((1 - 0.7) * 10)` is 4 there,
-and exactly 3. Of the 9,900 pairs of 1 to 100 units and whole percents 57 differ so, by one unit;
-of the paper's layers and fractions none. An event may have the count 0: nothing happens then.
+and exactly 3. Of the 9,900 pairs of 1 to 100 units and 1 to 99 percent 57 differ so, by one unit;
+of the 1,881 pairs of 5, 10, ..., 1045 units and tenths 104; of the paper's layers and fractions
+none. An event may have the count 0: nothing happens then.
 """
 
 import numbers

@@ -173,3 +173,15 @@ def test_tables_are_compared_byte_by_byte_and_number_by_number(tmp_path):
     assert not equal
     assert largest == pytest.approx(1e-6, rel=1e-3)
     assert gpu_smoke.same(one, three) == (False, float("inf"))
+
+
+def test_all_packages_that_are_missing_are_named_at_once(tmp_path, monkeypatch, capsys):
+    needed = {"numpy": "numpy", "one": "no_such_module", "two": "numpy.no_such_module"}
+    monkeypatch.setattr(gpu_stage, "NEEDED", needed)
+    assert gpu_stage.device(tmp_path, cpu=True, data=False) == gpu_stage.REFUSED
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == (
+        "gpu.sh: bring along (--wheels): one: No module named 'no_such_module'; "
+        "two: No module named 'numpy.no_such_module'"
+    )
+    assert not (tmp_path / "device.json").exists()

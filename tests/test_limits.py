@@ -1,7 +1,12 @@
 """Memory limits, read from made-up file trees."""
 
+import resource
+import subprocess
+import sys
+
 import pytest
 
+from prunejax.errors import ConfigError
 from prunejax.system import limits
 
 GIB = 2**30
@@ -129,3 +134,28 @@ def test_ulimits_count_what_is_taken(tmp_path):
 
 def test_this_machine():
     assert 0 < limits.resident() < limits.free_host_memory() + 2**45
+
+
+@pytest.mark.parametrize("limit", [0, 900_000 * 1024, int(limits.LEAST_ADDRESSES) - 1])
+def test_jax_cannot_start_with_fewer_addresses(limit):
+    with pytest.raises(ConfigError, match=f"ulimit -v {limit // 1024}: JAX needs 1,464,844 kB"):
+        limits.check_addresses(limit)
+
+
+@pytest.mark.parametrize("limit", [-1, int(limits.LEAST_ADDRESSES), None])
+def test_enough_addresses(limit):
+    limits.check_addresses(limit)
+
+
+def test_a_study_under_a_real_ulimit_is_refused_in_one_line(tmp_path):
+    limit = 900_000 * 1024
+    done = subprocess.run(
+        [sys.executable, "-m", "prunejax.main", "--config=prunejax/configs/digits.py",
+         f"--workdir={tmp_path / 'run'}"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("prunejax: ulimit -v 900000: JAX needs")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -105,6 +105,27 @@ def test_kept_reads_decimals():
     ]
 
 
+PAPER_PAIRS = [  # units and fractions of the pruned layers
+    *((units, f) for units in (256, 512) for f in (0.3, 0.9, 0.25, 0.4, 0.7, 0.8, 0.95)),
+    *((units, f) for units in (16, 32, 64, 128, 256, 512) for f in (0.06, 0.1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "number", "differ"),
+    [
+        ([(n, i / 100) for n in range(1, 101) for i in range(1, 100)], 9900, 57),
+        ([(n, i / 10) for n in range(5, 1046, 5) for i in range(1, 10)], 1881, 104),
+        (PAPER_PAIRS, len(PAPER_PAIRS), 0),
+    ],
+    ids=["percents", "tenths", "paper"],
+)
+def test_the_release_keeps_one_more_where_binary_fractions_round_up(pairs, number, differ):
+    more = [ceil((1 - f) * n) - schedules.kept(n, f) for n, f in pairs]
+    assert (len(pairs), sum(more)) == (number, differ)
+    assert set(more) <= {0, 1}
+
+
 def test_cubic_follows_zhu_and_gupta():
     found = np.cumsum(counts(10_000, 0.8, 0, 99, 1, name="cubic")) / 10_000
     i = np.arange(1, 101) / 100

@@ -10,7 +10,12 @@ import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from prunejax.errors import ConfigError
+
 ROOT = Path("/")
+# Addresses that JAX takes on two cores until it has compiled its first program. With less, threads
+# of its compiler cannot start, and the process is killed without a word that says why.
+LEAST_ADDRESSES = 1.5e9
 # Of the two versions of control groups: the limits, what is used, and what of it is cache that
 # goes when there is need.
 _FILES = {
@@ -30,6 +35,24 @@ def free_host_memory(root: Path = ROOT, rlimits: Mapping[str, int] | None = None
     if not free and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         free.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     return max(0.0, min(free, default=float("inf")))
+
+
+def check_addresses(limit: int | None = None) -> None:
+    """Refuses a `ulimit -v` under which JAX cannot start.
+
+    Args:
+      limit: in bytes, that of this process by default; -1: none.
+
+    Raises:
+      ConfigError: it is below `LEAST_ADDRESSES`.
+    """
+    if limit is None:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= limit < LEAST_ADDRESSES:
+        raise ConfigError(
+            f"ulimit -v {limit // 1024}: JAX needs {LEAST_ADDRESSES / 1024:,.0f} kB of addresses "
+            "before any study; raise it, or limit memory by a control group instead"
+        )
 
 
 def resident(root: Path = ROOT) -> float:
