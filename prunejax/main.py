@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from prunejax.configs import default
+from prunejax.configs import default, shipped
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import overrides
 from prunejax.system import command, limits, signals
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _help()
     values = flags.FlagValues()
     try:
-        argv, of_variants = overrides.split(command.arguments(argv))
+        argv, of_variants = overrides.split(_with_shipped(command.arguments(argv)))
         logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is told below
         handle = define_flags(values, argv)
         rest = values(argv)[1:]
@@ -79,6 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:  # a config file may raise anything, and may exit
         return command.tell(_readable(error, argv), BAD_REQUEST)
     return _run(values, config, shard)
+
+
+def _with_shipped(argv: Sequence[str]) -> list[str]:
+    """Arguments with `--config=prunejax:NAME` as the file of that study."""
+    name = "--config="
+    return [
+        name + shipped.path_of(word.removeprefix(name)) if word.startswith(name) else word
+        for word in argv
+    ]
 
 
 def _help() -> int:
@@ -226,7 +235,11 @@ def _command(values: flags.FlagValues, shard: tuple[int, int]) -> str:
     """
     file, separator, argument = config_flags.get_config_filename(values["config"]).partition(":")
     path = Path(os.path.abspath(file))  # not resolved: configs/ of a clone is a link
-    file = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    if path.is_relative_to(shipped.FOLDER):
+        name = path.relative_to(shipped.FOLDER).with_suffix("").as_posix()
+        file = f"{shipped.PREFIX}{name}"
+    else:
+        file = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
     words = ["python", "-m", "prunejax.main", f"--config={file}{separator}{argument}"]
     for name, value in config_flags.get_override_values(values["config"]).items():
         words.append(f"--config.{name}={value}")

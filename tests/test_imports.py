@@ -26,7 +26,7 @@ FLOORS = (
     ("measures", "sparsify", "train"),
     ("report",),
     ("study",),
-    ("main", "measure"),
+    ("main", "measure", "__main__"),
 )
 LEVELS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MAX_ARROWS = 110  # between rooms

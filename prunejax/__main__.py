@@ -1,0 +1,104 @@
+"""One command line: `prunejax run | list | measure | report | show`.
+
+    prunejax run --config=prunejax:digits --workdir=runs/digits    a study
+    prunejax list                                                  the studies that come along
+    prunejax measure --workdir=DIR --run=RULE --names=tic          more measures of a finished one
+    prunejax report DIR [DIR ...]                                  its page anew, or of several
+    prunejax show DIR                                              what is in a run directory
+
+`python -m prunejax.main`, `.measure` and `.report` are doors to the same commands. Exit codes:
+0 done, 2 bad request, 1 failure, 75 interrupted with everything saved.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prunejax import registry
+from prunejax.configs import shipped
+from prunejax.errors import ConfigError
+from prunejax.system import command, signals
+
+
+def _run(argv: Sequence[str]) -> int:
+    from prunejax import main
+
+    return main.main(["prunejax run", *argv])
+
+
+def _measure(argv: Sequence[str]) -> int:
+    from prunejax import measure
+
+    return measure.main(["prunejax measure", *argv])
+
+
+def _report(argv: Sequence[str]) -> int:
+    from prunejax.report import __main__ as report
+
+    try:
+        return report.main(list(argv))
+    except SystemExit as end:  # of its parser, which has told what is wrong
+        return int(end.code or 0)
+
+
+def _list(argv: Sequence[str]) -> int:
+    if argv:
+        raise ConfigError(f"unexpected argument {argv[0]!r}; prunejax list takes none")
+    for name, path in shipped.studies().items():
+        signals.tell(f"prunejax:{name:24} {shipped.title(path)}", sys.stdout)
+    return 0
+
+
+def _show(argv: Sequence[str]) -> int:
+    if len(argv) != 1:
+        raise ConfigError("prunejax show DIR: give one run directory")
+    path = Path(argv[0]).expanduser()
+    config = path / "config.json"
+    if not config.is_file():
+        raise ConfigError(f"{path} is no run directory: it has no config.json")
+    settings = json.loads(config.read_text())
+    status = path / "status.json"
+    finished = status.is_file() and json.loads(status.read_text()).get("finished")
+    lines = [f"study    {settings.get('name', '?')}{'' if finished else ' (not finished)'}"]
+    lines.append(f"arms     {', '.join(settings.get('variants') or {})}")
+    lines.append(f"seeds    {settings.get('seeds')} from {settings.get('first_seed')}")
+    for table in sorted(path.glob("*.csv")):
+        rows = max(0, table.read_bytes().count(b"\n") - 1)
+        lines.append(f"table    {table.name}: {rows} rows")
+    if (path / "report.html").is_file():
+        lines.append(f"report   {path / 'report.html'}")
+    for line in lines:
+        signals.tell(line, sys.stdout)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": _run,
+    "list": _list,
+    "measure": _measure,
+    "report": _report,
+    "show": _show,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(__doc__)
+        return 0 if words else command.BAD_REQUEST
+    name, *rest = words
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(
+                f"unknown command {name!r}; there are: {', '.join(COMMANDS)}."
+                + registry.suggestion(name, COMMANDS)
+            )
+        return COMMANDS[name](rest)
+    except (ValueError, OSError) as error:
+        return command.tell(*(command.outcome(error) or (error, command.BAD_REQUEST)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

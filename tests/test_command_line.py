@@ -1,0 +1,102 @@
+"""The command `prunejax`, in a clone and from a wheel."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prunejax.__main__ import main
+from prunejax.configs import shipped
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_list_names_every_study_with_its_first_line(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(shipped.studies()) > 15
+    assert any(line.startswith("prunejax:digits ") for line in lines)
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+def test_show_tells_what_is_in_a_directory(tmp_path, capsys):
+    settings = {"name": "small", "variants": {"none": {}, "S": {}}, "seeds": 2, "first_seed": 0}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "runs.csv").write_text("run\nnone-0\n")
+    assert main(["show", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "small (not finished)" in out
+    assert "none, S" in out
+    assert "runs.csv: 1 rows" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rum"], "unknown command 'rum'; there are: run, list, measure, report, show."),
+        (["list", "x"], "unexpected argument 'x'"),
+        (["show"], "give one run directory"),
+        (["show", "/nowhere/at/all"], "is no run directory"),
+        (["run", "--config=prunejax:digit", "--workdir=x"], "no such study comes with prunejax"),
+        (["report"], "DIR"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_bad_requests_are_one_line_and_code_2(words, message, capsys):
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_shipped_studies_keep_their_argument():
+    path = shipped.path_of("prunejax:digits:quick")
+    assert path.endswith("digits.py:quick")
+    assert shipped.path_of("configs/x.py:a") == "configs/x.py:a"
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_from_any_directory(tmp_path):
+    pytest.importorskip("setuptools")
+    pip = [sys.executable, "-m", "pip"]
+    clone = tmp_path / "clone"  # building leaves files behind
+    shutil.copytree(ROOT / "prunejax", clone / "prunejax")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone / name)
+    made = subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(clone)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    (wheel,) = tmp_path.glob("prunejax-*.whl")
+    assert wheel.stat().st_size < 6e6
+    target = tmp_path / "site"
+    install = ["install", "--no-deps", "-q", "--target", str(target), str(wheel)]
+    subprocess.run([*pip, *install], check=True)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "configs").mkdir(parents=True)
+    (elsewhere / "configs" / "__init__.py").write_text("raise ImportError('not ours')\n")
+    code = f"import sys; sys.path.insert(0, {str(target)!r}); import prunejax.__main__ as m; "
+    code += "assert m.__file__.startswith(sys.path[0]); sys.exit(m.main(sys.argv[1:]))"
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code, "list"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "prunejax:tickets" in run.stdout
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code, "run", "--config=prunejax:digits:quick"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert "--workdir is missing" in run.stderr
