@@ -173,6 +173,7 @@ class ScoreInputs(NamedTuple):
     activation: Array | None  # running mean [units]
     gradient: Array | None  # of the training loss, kernel's shape
     key: Array
+    decay: Array | None = None  # the optimizer's weight decay
     network: Mapping[str, Array] = MappingProxyType({})  # scores of the whole network, by name
 
 
@@ -223,5 +224,12 @@ SCORES: dict[str, Score] = {
         name: Score(partial(_of_network, name), frozenset({"network"}), per_weight=True)
         for name in NETWORK
     },
+    "undecayed": Score(
+        lambda i: undecayed(
+            i.kernel, _present(i.gradient, "a gradient"), _present(i.decay, "weight decay")
+        ),
+        frozenset({"gradient", "decay"}),
+        per_weight=True,
+    ),
     "weight_random": Score(lambda i: random(i.key, i.kernel), per_weight=True),
 }

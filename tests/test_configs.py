@@ -23,7 +23,7 @@ from prunejax.train import step
 from tests import fake_tfds, mechanics
 
 ROOT = Path(__file__).parents[1]
-SHARED = ("default", "paper.common")  # not studies, or without arguments
+SHARED = ("default", "paper.common", "recipes", "shipped")  # not studies, or without arguments
 STUDIES = [
     ".".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
     for path in sorted((ROOT / "configs").rglob("*.py"))

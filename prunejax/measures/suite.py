@@ -31,7 +31,7 @@ from prunejax.curvature.products import Hessian
 from prunejax.curvature.sharpness import keskar_sharpness, sharpness
 from prunejax.curvature.tic import Tic, forms_by_example, from_forms, tic
 from prunejax.curvature.trace import estimate_trace, mean_and_stderr
-from prunejax.measures import normality
+from prunejax.measures import normality, predictors
 
 Tree = Any
 Columns = dict[str, float]
@@ -59,6 +59,7 @@ class Context:
       radius: of the ball of `sharpness`, in units of the weights.
       activations: `trained -> {layer: normalized activations}` of this network or of the
         untrained one, for `normality`.
+      outputs: `(params, batch) -> [examples, classes]` logits.
     """
 
     loss: Callable[[Tree, Tree], jax.Array]
@@ -73,6 +74,13 @@ class Context:
     eigenpairs: int = 10
     radius: float = 0.05
     activations: Callable[[bool], Mapping[str, Any]] | None = None
+    outputs: Callable[[Tree, Tree], jax.Array] | None = None
+
+    @property
+    def predict(self) -> Callable[[Tree, Tree], jax.Array] | None:
+        """`(params, batch) -> [examples]`: the class that each example is given."""
+        outputs = self.outputs
+        return outputs and (lambda params, batch: predictors.predicted(outputs(params, batch)))
 
     @cached_property
     def live_dim(self) -> int:
@@ -263,6 +271,8 @@ MEASURES: dict[str, Measure] = {
         ("sharpness_worst", "sharpness_keskar", "sharpness_average", "sharpness_average_stderr"),
     ),
     "spectral_density": Measure(_spectral_density, ()),
+    "predictions": Measure(predictors.predictions, predictors.PREDICTIONS),
+    "prunability": Measure(predictors.prunability, predictors.PRUNABILITY),
     "normality": Measure(
         _normality,
         (

@@ -33,6 +33,7 @@ _CIFAR_RESNET = {"stages": (16, 32, 64), "projection": False, "kaiming": True}
 # name -> (class, attributes that the name fixes); the other attributes of the class are options
 MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "mlp": (MLP, {}),
+    "mlp64_64": (MLP, {"hidden": (64, 64), "batch_norm": False}),
     "mlp128_64": (MLP, {"hidden": (128, 64), "batch_norm": False}),
     # LeNet-300-100: 266,610 parameters on 28x28 images and 10 classes
     "lenet300": (MLP, {"hidden": (300, 100), "batch_norm": False, "glorot": True}),

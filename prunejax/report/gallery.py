@@ -10,6 +10,7 @@ from prunejax.report import (
     figures_dynamics,
     figures_flatness,
     figures_paper,
+    figures_recall,
 )
 from prunejax.report.figures import Draw, Drawing
 from prunejax.report.results import Study
@@ -26,6 +27,7 @@ FIGURES: dict[str, Draw] = {
     "noise": figures_dynamics.noise,
     "corners": figures_paper.corners,
     "density": figures_density.density,
+    "recall": figures_recall.recall_distortion,
     "group_scatter": figures_paper.group_scatter,
     "flatness": figures_flatness.flatness,
     "tic": figures_flatness.tic,

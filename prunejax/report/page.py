@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
-from prunejax.report import gallery, headline, panels, provenance
+from prunejax.report import figures_recall, gallery, headline, panels, provenance
 from prunejax.report.figures import Drawing
 from prunejax.report.results import Study
 from prunejax.report.style import Look, context, render, with_words
@@ -59,10 +59,20 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
             for part in (found.asked, found.more)
         )
     files.save_json(target / "summary.json", summary)
+    _classes(study, target)
     text = _page(study, summary, asked, more, found.empty, target)
     page = target / "report.html"
     files.replace(page, lambda file: file.write(text.encode()))
     return page
+
+
+def _classes(study: Study, target: Path) -> None:
+    """Writes `classes.csv` where predictions were stored; a view of them, like the figures."""
+    rows = figures_recall.table(study)
+    if rows:
+        lines = [",".join(rows[0])] + [",".join(map(files.cell, row.values())) for row in rows]
+        content = ("\n".join(lines) + "\n").encode()
+        files.replace(target / "classes.csv", lambda file: file.write(content))
 
 
 def _figure(name: str, drawing: Drawing, target: Path) -> Figure:

@@ -94,7 +94,10 @@ class Measurer:
             loss, right = losses.cross_entropy(z, batch[1]), losses.correct(z, batch[1])
             return {"loss": jnp.mean(loss), "accuracy": jnp.mean(right.astype(loss.dtype))}
 
-        self._mean, self._evaluate = mean, evaluate
+        def logits(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
+            return outputs(statistics, params, batch[0])
+
+        self._mean, self._evaluate, self._logits = mean, evaluate, jax.jit(logits)
         self._per_example = per_example if running else None
 
     def context(self, state: TrainState) -> suite.Context:
@@ -128,6 +131,7 @@ class Measurer:
             eigenpairs=chosen.eigenpairs,
             radius=chosen.radius,
             activations=activations,
+            outputs=Partial(self._logits, statistics),
         )
 
     def measure(

@@ -328,6 +328,11 @@ def _check_score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
             f"config.prune.saliency_examples = {asked} (variant {arm.label!r}) is more than the "
             f"{examples} training examples; lower it"
         )
+    if "decay" in score.needs and not arm.settings.optimizer.weight_decay:
+        raise ConfigError(
+            f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) without "
+            "optimizer.weight_decay is |w g|: use 'weight_saliency', or set a weight decay"
+        )
     for g in groups:
         if "norm" in score.needs and len(g.norm) < 2:
             raise ConfigError(
