@@ -39,7 +39,8 @@ Search, in order, with everything that was tried (differences of final accuracy,
 Not run: the same with the labels as they are (`:clean`).
 Cost (measured): 24 runs, 650 CPU seconds, compilation included; about 6 minutes on two free CPU
 cores.
-Needs the prepared set (`TFDS_DATA_DIR`), see the README.
+The images are in the package: those that `fashion_mnist` with train_examples=2000 and
+test_examples=2000 gives, which the numbers above were measured on.
 """
 
 from ml_collections import ConfigDict
@@ -61,9 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seeds = 8
     config.epochs = 18
     config.batch_size = 32
-    config.data.name = "fashion_mnist"
-    config.data.train_examples = 2000
-    config.data.test_examples = 2000
+    config.data.name = "fashion"
     config.data.label_noise = 0.4
     config.model.name = "vgg4_bn"
     config.optimizer.learning_rate = 1e-3

@@ -21,6 +21,7 @@ from prunejax.data.batches import (
 )
 from prunejax.data.dataset import Dataset, check_label_noise, take
 from prunejax.data.digits import load_digits
+from prunejax.data.embedded import EXTRACTS, load_embedded
 from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
 from prunejax.data.streamed import StreamedSet, must_stream, open_streamed
 
@@ -44,6 +45,7 @@ Directory = str | os.PathLike[str] | None
 
 DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     "digits": load_digits,
+    **{name: partial(load_embedded, name) for name in EXTRACTS},
     **{name: partial(load_prepared, name) for name in MOMENTS},
 }
 
