@@ -1,14 +1,16 @@
 """Accuracy against the share of weights that are left: methods, tickets and their controls."""
 
 import re
+from collections.abc import Sequence
 from math import isfinite
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, value
 from prunejax.report.figures import Drawing, listed
-from prunejax.report.results import Study
+from prunejax.report.results import Row, Study
 from prunejax.report.style import COLORS, GREY, MARKERS, Look, legend, line_handle, panel
 
 
@@ -17,13 +19,31 @@ def family(label: str) -> str:
     return re.sub(r"[-_=]?\d+$", "", label) or label
 
 
+def density_axis(axes: Axes, live: Sequence[float]) -> None:
+    """A logarithmic axis of the share of live weights in percent, dense on the left."""
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    shown: list[float] = []
+    for x in sorted(set(live), reverse=True):  # labels keep a distance
+        if not shown or shown[-1] / x > 1.35:
+            shown.append(x)
+    axes.set_xticks(shown, [f"{x:.2g}" if x < 10 else f"{x:.0f}" for x in shown])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("weights that are live, % of all (log scale)")
+
+
+def live_share(rows: Sequence[Row]) -> float:
+    """Mean share of all weights that is live at the end, in percent."""
+    return 100 * (1 - float(np.mean([value(row, "sparsity") for row in rows])))
+
+
 def density(study: Study, look: Look) -> Drawing | None:
     """Final accuracy of each family of arms against density, with the baseline as a band."""
     del look
     points: dict[str, list[tuple[float, np.ndarray]]] = {}
     for variant, rows in by_variant(study.good).items():
         accuracy = 100 * np.array([value(row, "final_test_accuracy") for row in rows])
-        live = 100 * (1 - float(np.mean([value(row, "sparsity") for row in rows])))
+        live = live_share(rows)
         if variant != study.baseline and live > 0 and np.isfinite(accuracy).all():
             points.setdefault(family(variant), []).append((live, accuracy))
     lines = {name: sorted(found, key=lambda p: p[0]) for name, found in points.items()}
@@ -54,9 +74,7 @@ def density(study: Study, look: Look) -> Drawing | None:
         if isfinite(whole.low):
             axes.axhspan(whole.low, whole.high, color=GREY, alpha=0.15, linewidth=0)
         handles.append(line_handle(study.baseline, GREY, line="--"))
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    axes.set_xlabel("weights that are live, % of all (log scale)")
+    density_axis(axes, [x for found in lines.values() for x, _ in found])
     axes.set_ylabel("final test accuracy, %")
     lowest = [(name, statistics.mean(found[0][1]).mean) for name, found in lines.items()]
     return Drawing(

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from prunejax.measures import recall
+from prunejax.measures.statistics import Comparison
 from prunejax.measures.summary import by_variant
 from prunejax.report.figures import Drawing
+from prunejax.report.figures_density import density_axis, family, live_share
 from prunejax.report.results import Study
-from prunejax.report.style import COLORS, GREY, Look, legend, line_handle, panel
+from prunejax.report.style import COLORS, GREY, MARKERS, Look, legend, line_handle, panel
 
 
 def _predictions(study: Study) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -66,43 +68,54 @@ def table(study: Study) -> list[Mapping[str, Any]]:
 
 
 def recall_distortion(study: Study, look: Look) -> Drawing | None:
-    """Normalized balance of every class, pruned against the baseline, and alpha of each arm."""
+    """Alpha of every arm against density, one line a family of arms."""
+    del look
     found = distortions(study)
     if not found:
         return None
+    live = {variant: live_share(rows) for variant, rows in by_variant(study.good).items()}
+    families: dict[str, list[str]] = {}
+    for variant in found:
+        families.setdefault(family(variant), []).append(variant)
     made, axes = panel(3.8)
     handles, sentences = [], []
-    span = 0.0
-    for index, (variant, runs) in enumerate(found.items()):
-        color = look.color(variant) if len(found) > 1 else COLORS[index]
-        x = np.concatenate([d.nb_dense for d in runs.values()])
-        y = np.concatenate([d.nb_pruned for d in runs.values()])
-        span = max(span, float(np.abs(x).max()))
-        axes.plot(x, y, ".", color=color, markersize=4, alpha=0.5)
-        alphas = recall.alphas(list(runs.values()))
-        halves = recall.alphas(list(runs.values()), "split_half")
-        test = recall.neutral(alphas)
-        mean = test.difference + 1
-        if isfinite(mean):
-            axes.axline((0, 0), slope=mean, color=color, linewidth=1.2)
-        interval = ""
-        if isfinite(test.low):
-            interval = f" [{test.low + 1:.2f}, {test.high + 1:.2f}]"
-        half = float(np.nanmean(halves)) if np.isfinite(halves).any() else float("nan")
-        split = f", split halves {half:.2f}" if isfinite(half) else ""
-        sentences.append(f"{variant} alpha = {mean:.2f}{interval}{split} (n = {test.n})")
-        handles.append(line_handle(f"{variant}: alpha {mean:.2f}{interval}", color, "o"))
-    axes.axline((0, 0), slope=1, color=GREY, linewidth=1, linestyle="--")
-    handles.append(line_handle("alpha = 1: no distortion", GREY, line="--"))
-    axes.set_xlim(-1.1 * span, 1.1 * span)
-    axes.set_xlabel(f"normalized balance of a class, {study.baseline}")
-    axes.set_ylabel("of the pruned network")
+    for index, (name, arms) in enumerate(families.items()):
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        xs, ys = [], []
+        for variant in sorted(arms, key=lambda v: -live[v]):
+            runs = list(found[variant].values())
+            alphas = recall.alphas(runs)
+            test = recall.neutral(alphas)
+            if not isfinite(test.difference):
+                sentences.append(f"{variant} at chance")
+                continue
+            xs.append(live[variant])
+            ys.append(1 + test.difference)
+            axes.plot([xs[-1]] * len(alphas), alphas, ".", color=color, markersize=3, alpha=0.5)
+            if isfinite(test.low):
+                between = [1 + test.low, 1 + test.high]
+                axes.plot([xs[-1]] * 2, between, color=color, linewidth=1.2)
+            sentences.append(f"{variant} {_words(ys[-1], test, runs)}")
+        axes.plot(xs, ys, marker=marker, color=color, markersize=5, linewidth=1.4)
+        handles.append(line_handle(name, color, marker))
+    axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
+    handles.append(line_handle("1: no distortion", GREY, line="--"))
+    density_axis(axes, [live[v] for v in found])
+    axes.set_ylabel("alpha")
     return Drawing(
         [made, legend(handles)],
         "Recall distortion",
-        "A dot is a class of a run: its recall relative to the accuracy, minus one (Good et al. "
-        "2022). Lines: slope through the origin, mean over runs; above 1 pruning sharpens what the "
-        "network was good and bad at. Small test sets pull the slope towards 0; the split-half "
-        "slope does not have that pull. classes.csv has every class.",
-        "; ".join(sentences) + ".",
+        "alpha: slope through the origin of the classes' normalized balance (recall over accuracy, "
+        f"less one) in the pruned network on that in {study.baseline} of its seed (Good et al. "
+        "2022); above 1 pruning sharpens what the network was good and bad at. Mean over seeds, "
+        "every seed, 95 % interval. Small test sets pull alpha towards 0; split halves do not. "
+        "classes.csv has every class.",
+        "alpha of " + "; ".join(sentences) + ".",
     )
+
+
+def _words(alpha: float, test: Comparison, runs: list[recall.Distortion]) -> str:
+    interval = f" [{1 + test.low:.2f}, {1 + test.high:.2f}]" if isfinite(test.low) else ""
+    halves = np.array(recall.alphas(runs, "split_half"))
+    known = halves[np.isfinite(halves)]
+    return f"{alpha:.2f}{interval}" + (f" (split halves {known.mean():.2f})" if known.size else "")
