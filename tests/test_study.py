@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from prunejax import chunk, plan, prune, step, study
+from prunejax import attributes, chunk, plan, prune, step, study
 from prunejax import config as config_lib
 from prunejax.config import ConfigError
 from tests.studies import PRUNE, tiny
@@ -281,7 +281,7 @@ def test_iterative_rates_are_fractions_of_what_is_ranked():
     found = {}
     for label, changes in rates.items():
         arms = config_lib.variants(tiny(a={"prune": PRUNE | changes}), default.get_config())
-        found[label] = study._attributes(arms, plan.build(arms))["a"]["iterative_rate"]
+        found[label] = attributes.of_arms(arms, plan.build(arms))["a"]["iterative_rate"]
     assert found == pytest.approx({"layer": 0.5 / 3, "weight": 0.5 / 3, "global": 0.5 / 4})
 
 
