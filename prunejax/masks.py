@@ -238,7 +238,7 @@ def nm(scores: Tree, n: int, m: int, *, axis: int = -2, masks: Tree | None = Non
         for j in range(m):
             other = keys[..., j : j + 1]
             first = (other > keys) | ((other == keys) & (j < place))
-            rank += first & live[..., j : j + 1]
+            rank += (first & live[..., j : j + 1]).astype(jnp.int32)
         chosen = live & (rank < n)
         return jnp.moveaxis(chosen.reshape(*keys.shape[:-2], size), -1, axis)
 
