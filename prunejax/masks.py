@@ -254,7 +254,7 @@ def nm(scores: Tree, n: int | Array, m: int, *, axis: int = -2, masks: Tree | No
         keys = keys.reshape(*keys.shape[:-1], size // m, m)
         live = jnp.moveaxis(_eligible(mask, score, path), axis, -1).reshape(keys.shape)
         rank = jnp.zeros(keys.shape, jnp.int32)  # how many of the block come before the entry
-        place = jnp.arange(m)
+        place = jnp.arange(m).reshape((1,) * (keys.ndim - 1) + (m,))
         for j in range(m):
             other = keys[..., j : j + 1]
             first = (other > keys) | ((other == keys) & (j < place))

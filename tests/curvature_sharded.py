@@ -98,8 +98,8 @@ def numbers(params: Any, batches: list[Any], vectors: Any) -> dict[str, Any]:
 def check_measures() -> None:
     rng = np.random.default_rng(0)
     whole = {"w": rng.normal(size=(3, 8)), "b": rng.normal(size=8), "c": rng.normal(size=8)}
-    arrays = [rng.normal(size=(n, 3)) for n in (3, 3)]
-    on_device = [jnp.asarray(x) for x in arrays]
+    arrays = base.batch_list(rng.normal(size=(n, 3)) for n in (3, 3))
+    on_device = base.batch_list(jnp.asarray(x) for x in arrays)
     pairs = curvature.top_eigenpairs(mean, whole, 2, on_device, key=jax.random.key(2), masks=MASKS)
     alone = numbers(whole, on_device, pairs)
     for axis_type in (AxisType.Auto, AxisType.Explicit):

@@ -162,7 +162,7 @@ def test_narrow_parameters_accumulate_in_float32(dtype: Any):
 def test_many_bfloat16_batches_are_summed_in_float32():
     # 1 + 1/300 is 1 in bfloat16: a sum kept in bfloat16 would stop growing.
     params = jnp.ones(1, jnp.bfloat16)
-    batches = [jnp.full((1, 1), 2.0, jnp.bfloat16)] * 300
+    batches = iter([jnp.full((1, 1), 2.0, jnp.bfloat16)] * 300)
     found = curvature.hvp(lambda p, x: jnp.sum(x * p**2) / 2, params, params, batches)
     np.testing.assert_allclose(found, [2.0], rtol=1e-6)
 
@@ -247,7 +247,7 @@ def test_one_trace_per_function_and_shapes():
     x, p = jnp.ones((6, 3)), jnp.ones(3)
     curvature.hvp(loss, p, p, x[:2])
     first = next(traced)
-    operator = curvature.Hessian(loss, p, [x[:2], x[2:4], x[4:]])
+    operator = curvature.Hessian(loss, p, iter([x[:2], x[2:4], x[4:]]))
     for _ in range(3):
         operator.matvec(p)
         curvature.hvp(loss, p + 1, p, x[1:3])

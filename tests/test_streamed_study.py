@@ -8,10 +8,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 from prunejax import data, main
-from prunejax.configs import default, imagenet
+from prunejax.configs import default
 from prunejax.data import StreamedSet, dataset
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import chunk, plan
@@ -263,18 +262,16 @@ def test_ebn_is_refused_without_batch_norm(sets, tmp_path):
         go(config, tmp_path / "run")
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_command_says_what_is_missing_in_a_line(tmp_path, monkeypatch, capsys):
-    config = imagenet.get_config()
-    config.data.data_dir = str(tmp_path)
-    values = flags.FlagValues()
-    command = ["main", f"--workdir={tmp_path / 'run'}"]
-    main.define_flags(values, command)
-    values(command)
-    assert main._study(values, config, (1, 1), 1) == 2
+    monkeypatch.setattr("prunejax.distributed.leave", lambda code: None)
+    words = ["prunejax", "--config=configs/imagenet.py", f"--config.data.data_dir={tmp_path}"]
+    words.append(f"--workdir={tmp_path / 'run'}")
+    assert main.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "'imagenet2012' is not prepared" in line
     monkeypatch.setitem(sys.modules, "grain", None)
-    assert main._study(values, config, (1, 1), 1) == 2
+    assert main.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "prunejax: streaming needs grain: pip install 'prunejax[stream]'"
     assert not (tmp_path / "run").exists()

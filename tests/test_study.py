@@ -9,8 +9,8 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
+from prunejax.study import attributes, plan
 from prunejax.study import config as config_lib
-from prunejax.study import plan
 from prunejax.study import run as study
 from prunejax.train import prune, step
 from tests.studies import PRUNE, tiny
@@ -283,7 +283,7 @@ def test_iterative_rates_are_fractions_of_what_is_ranked():
     found = {}
     for label, changes in rates.items():
         arms = config_lib.variants(tiny(a={"prune": PRUNE | changes}), default.get_config())
-        found[label] = study._attributes(arms, plan.build(arms))["a"]["iterative_rate"]
+        found[label] = attributes.of_arms(arms, plan.build(arms))["a"]["iterative_rate"]
     assert found == pytest.approx({"layer": 0.5 / 3, "weight": 0.5 / 3, "global": 0.5 / 4})
 
 
