@@ -20,6 +20,7 @@ from prunejax.data.batches import (
     steps_per_epoch,
 )
 from prunejax.data.dataset import Dataset, check_label_noise, take
+from prunejax.data.diabetes import load_diabetes
 from prunejax.data.digits import load_digits
 from prunejax.data.embedded import EXTRACTS, load_embedded
 from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
@@ -45,6 +46,7 @@ Directory = str | os.PathLike[str] | None
 
 DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     "digits": load_digits,
+    "diabetes": load_diabetes,
     **{name: partial(load_embedded, name) for name in EXTRACTS},
     **{name: partial(load_prepared, name) for name in MOMENTS},
 }
@@ -60,6 +62,7 @@ def load(
     test_examples: int | None = None,
     validation_examples: int = 0,
     label_noise: float = 0.0,
+    imbalance: float = 1.0,
     seed: int = 0,
 ) -> Dataset:
     """Loads a data set and chooses from it; nothing but `seed` decides which examples.
@@ -72,6 +75,7 @@ def load(
       test_examples: number of test examples; None for all.
       validation_examples: number of training examples held out as validation split.
       label_noise: fraction of training labels, in [0, 1), replaced by another class.
+      imbalance: how many times more examples the most frequent class has than the rarest.
       seed: of these choices; `dataset.take` says how it makes them.
 
     Raises:
@@ -89,5 +93,6 @@ def load(
         test_examples=test_examples,
         validation_examples=validation_examples,
         label_noise=label_noise,
+        imbalance=imbalance,
         seed=seed,
     )

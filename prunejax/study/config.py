@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from prunejax import interventions, registry, schedules
+from prunejax import interventions, losses, registry, schedules
 from prunejax import scores as scores_lib
 from prunejax.errors import ConfigError
 from prunejax.measures import suite
@@ -16,13 +16,14 @@ from prunejax.study import checks
 from prunejax.train import optim, prune
 
 # Tables that the tests of values below refer to; data sets and models check their own names.
-CHOICES = {
+CHOICES: dict[str, Collection[str]] = {
+    "loss": losses.LOSSES,
     "model.dtype": ("float32", "bfloat16"),
     "optimizer.name": tuple(optim.OPTIMIZERS),
     "optimizer.schedule": optim.SCHEDULES,
     "optimizer.weight_decay_kind": ("coupled", "decoupled"),
     "prune.schedule": ("none", *schedules.SCHEDULES),
-    "prune.score": tuple(scores_lib.SCORES),
+    "prune.score": scores_lib.SCORES,
     "prune.target": tuple(prune.TARGETS),
     "prune.granularity": ("filter", "weight"),
     "prune.scope": ("layer", "global"),
@@ -44,6 +45,7 @@ RANGES: dict[str, tuple[float | None, float | None, str]] = {
     "data.test_examples": (0, None, "examples; 0: all"),
     "data.validation_examples": (0, None, "examples"),
     "data.label_noise": (0, 1, "fraction"),
+    "data.imbalance": (1, None, "ratio; 1: as they are"),
     "data.image_size": (1, None, "pixels"),
     "data.seed": (0, 2**32 - 1, "seed"),
     "model.dropout": (0, 0.999, "fraction"),
@@ -214,6 +216,11 @@ def validate(settings: ConfigDict, label: str) -> None:
             f"last seed would be {last}; {2**32 - 1} at most"
         )
     o = settings.optimizer
+    if o.label_smoothing and settings.loss != "cross_entropy":
+        raise ConfigError(
+            f"config.optimizer.label_smoothing = {o.label_smoothing}{where} goes with config.loss "
+            f"= 'cross_entropy', not with {settings.loss!r}"
+        )
     checks.rising("optimizer.milestones", o.milestones, where)
     if o.nesterov and (o.name != "sgd" or not o.momentum):
         raise ConfigError(

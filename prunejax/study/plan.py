@@ -6,19 +6,16 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax import data as data_lib
 from prunejax import interventions, models, trees
-from prunejax import scores as scores_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
-from prunejax.groups import Group
 from prunejax.interventions import FOREVER, Features, Table
-from prunejax.study import checks, event_plan, unit_check
+from prunejax.study import checks, event_plan, fit_check, unit_check
 from prunejax.study import config as config_lib
 from prunejax.study.config import Variant
 from prunejax.train import optim, prune
@@ -82,6 +79,7 @@ def load_dataset(settings: ConfigDict) -> Dataset | StreamedSet:
         test_examples=d.test_examples or None,
         validation_examples=d.validation_examples,
         label_noise=d.label_noise,
+        imbalance=d.imbalance,
         seed=d.seed,
     )
 
@@ -89,11 +87,14 @@ def load_dataset(settings: ConfigDict) -> Dataset | StreamedSet:
 def _check_streamed(settings: ConfigDict) -> None:
     """Refuses what needs the whole set in memory."""
     d, m = settings.data, settings.measures
-    for field in ("train_examples", "test_examples", "validation_examples", "label_noise"):
-        if d[field]:
+    neutral = dict.fromkeys(
+        ("train_examples", "test_examples", "validation_examples", "label_noise"), 0
+    ) | {"imbalance": 1}
+    for field, value in neutral.items():
+        if d[field] != value:
             raise ConfigError(
                 f"config.data.{field} = {d[field]!r}: {d.name!r} is streamed, and such a set "
-                "is used whole and as it is; leave it at 0, or prepare a smaller set"
+                f"is used whole and as it is; leave it at {value}, or prepare a smaller set"
             )
     if settings.intervention.as_released:
         raise ConfigError(
@@ -151,7 +152,7 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
     options["dtype"] = jnp.dtype(options["dtype"])
     module = models.create(options.pop("name"), num_classes=dataset.num_classes, **options)
     shape = dataset.image_shape
-    variables = jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
+    variables = fit_check.variables(settings, module, dataset)
     if settings.population.microbatch and "batch_stats" in variables:
         raise ConfigError(
             f"config.population.microbatch = {settings.population.microbatch}: BatchNorm in "
@@ -172,7 +173,7 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
     for arm in arms:
         if counted[arm.label]:
             own = [g for g in groups if g.name in counted[arm.label]]
-            _check_score(arm, own, dataset.train_examples)
+            fit_check.score(arm, own, dataset.train_examples)
     rows = settings.epochs + 1
     stacked = {
         a.label: np.stack(
@@ -187,6 +188,10 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
         decays = trees.select(params, o.weight_decay_rule)
     except ValueError as error:
         raise ConfigError(f"config.optimizer.weight_decay_rule: {error}") from None
+    try:
+        frozen = trees.select(params, o.frozen) if o.frozen else None
+    except ValueError as error:
+        raise ConfigError(f"config.optimizer.frozen: {error}") from None
     program = Program(
         module=module,
         groups=groups,
@@ -197,6 +202,7 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
             nesterov=o.nesterov,
             clip_norm=o.clip_norm,
             decoupled=o.weight_decay_kind == "decoupled",
+            frozen=frozen,
         ),
         features=_features(arms, stacked),
         scores=scores,
@@ -207,6 +213,9 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
         eval_batch_size=min(settings.eval_batch_size, dataset.test_examples),
         mean=dataset.mean,
         std=dataset.std,
+        prepare=dataset.prepare,
+        has_classes=dataset.has_classes,
+        loss=settings.loss,
         augment=settings.data.augment,
         label_smoothing=o.label_smoothing,
         weights=settings.prune.granularity == "weight",
@@ -240,29 +249,6 @@ def _batch(arms: Sequence[Variant], dataset: Dataset | StreamedSet) -> Batch:
         for note in event_plan.idle_layers(arm.settings, arm.label, all_groups, params)
     )
     return Batch(program, dataset, members, notes)
-
-
-def _check_score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
-    score = scores_lib.SCORES[arm.settings.prune.score]
-    asked = arm.settings.prune.saliency_examples
-    if "gradient" in score.needs and asked > examples:
-        raise ConfigError(
-            f"config.prune.saliency_examples = {asked} (variant {arm.label!r}) is more than the "
-            f"{examples} training examples; lower it"
-        )
-    for g in groups:
-        if "norm" in score.needs and len(g.norm) < 2:
-            raise ConfigError(
-                f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) needs "
-                f"a BatchNorm with scale and bias after the layer; {g.name!r} has none"
-            )
-    weights = arm.settings.prune.granularity == "weight"
-    if weights and not score.per_weight:
-        able = [name for name, s in scores_lib.SCORES.items() if s.per_weight]
-        raise ConfigError(
-            f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) ranks "
-            f"filters, not weights; for prune.granularity = 'weight' use: {', '.join(able)}"
-        )
 
 
 def _features(arms: Sequence[Variant], stacked: dict[str, np.ndarray]) -> Features:

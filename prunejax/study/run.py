@@ -159,6 +159,7 @@ def run(
                 "test_examples": _test_examples(batches),
                 "notes": [note for b in batches for note in b.notes],
                 "command": command,
+                "classes": attributes.of_classes(batches),
             },
         )
         try:

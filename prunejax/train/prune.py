@@ -37,7 +37,8 @@ def saliency_gradient(program: Program, state: TrainState, data: Data) -> dict[s
     images, labels = split_batch(program, data.train_images[:n]), data.train_labels[:n]
 
     def loss(params: dict) -> Array:
-        return jnp.mean(losses.cross_entropy(logits(program, state, images, params), labels))
+        outputs = logits(program, state, images, params)
+        return jnp.mean(losses.objective(program.loss, outputs, labels))
 
     gradients = jax.grad(loss)(state.params)
     return {g.kernel: trees.get(gradients, g.kernel) for g in program.groups}
