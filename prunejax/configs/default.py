@@ -108,7 +108,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "eval_batch_size": 512,  # examples per evaluation batch (no effect on results)
             "loss": "cross_entropy",  # see prunejax.losses.LOSSES
             "data": {
-                "name": "digits",  # see prunejax.data.DATASETS
+                "name": "digits",  # see prunejax.data.DATASETS; or npz:FILE, tfds:NAME
                 "data_dir": "",  # prepared TFDS sets; empty: $TFDS_DATA_DIR, ~/tensorflow_datasets
                 "train_examples": 0,  # size of the training subset; 0: all
                 "test_examples": 0,  # size of the test subset; 0: all

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from prunejax import registry
+from prunejax.data import arrays
 from prunejax.data.batches import (
     augment,
     batch_indices,
@@ -69,7 +70,8 @@ def load(
 
     Args:
       name: a key of `DATASETS`, or "tfds:NAME" or "tfds:NAME/CONFIG" for any other image
-        classification set prepared by TFDS as array_record (all images of one size).
+        classification set prepared by TFDS as array_record (all images of one size), or
+        "npz:FILE" for arrays of one's own, see `arrays.load_arrays`.
       data_dir: directory of prepared sets; else TFDS_DATA_DIR, else ~/tensorflow_datasets.
       train_examples: number of training examples; None for all that are not held out.
       test_examples: number of test examples; None for all.
@@ -83,7 +85,9 @@ def load(
       DataNotFoundError: not prepared; says where it was looked for and how to prepare it.
     """
     check_label_noise(label_noise)
-    if name.startswith(TFDS_PREFIX):
+    if name.startswith(arrays.PREFIX):
+        whole = arrays.load_arrays(name, data_dir)
+    elif name.startswith(TFDS_PREFIX):
         whole = load_prepared(name.removeprefix(TFDS_PREFIX), data_dir)
     else:
         whole = registry.lookup(DATASETS, name, "data set")(data_dir)
