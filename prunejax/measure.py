@@ -35,7 +35,7 @@ from prunejax.report import tables
 from prunejax.study import config as config_lib
 from prunejax.study import measuring, plan
 from prunejax.study.plan import Batch, Member
-from prunejax.system import command, files
+from prunejax.system import command, config_file, files
 from prunejax.train import step
 from prunejax.train.step import TrainState
 
@@ -58,6 +58,7 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], Con
         raise ConfigError(
             f"{path} is not finished; give the command that started it again, then measure"
         )
+    config_file.restore(path)
     saved = tables.read_json(path / "config.json")
     saved["measures"] |= changes
     labels = saved.pop("variants")
