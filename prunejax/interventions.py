@@ -129,20 +129,6 @@ def mask_tree(groups: Sequence[Group], params: Params, windows: Windows, table: 
     return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)
 
 
-def kernel_masks(
-    groups: Sequence[Group], params: Params, units: Mapping[str, Array]
-) -> dict[str, Array]:
-    """Leaf path -> bool that broadcasts against the leaf: where it belongs to one of `units`."""
-    values: dict[str, Array] = {}
-    for g in groups:
-        kernel, of = trees.get(params, g.kernel), units[g.name]
-        if of.ndim < kernel.ndim:
-            values |= dict.fromkeys(g.affine, of)
-            of = of.reshape((1,) * (kernel.ndim - 1) + of.shape)
-        values[g.kernel] = of
-    return values
-
-
 def gates(groups: Sequence[Group], windows: Windows, table: Table) -> dict[str, Array]:
     """Per gate name, which channels pass after a residual addition (bool per unit).
 
@@ -295,40 +281,6 @@ def open_windows(
                     saved[path] = jnp.where(fresh, leaf, saved[path])
         remaining[g.name] = jnp.where(opening, steps, left)
     return windows._replace(targeted=targeted, remaining=remaining, saved=saved)
-
-
-def trained(windows: Windows) -> Windows:
-    """After a training step: the units that are live now have been live in one."""
-    ever = {name: ever | (windows.remaining[name] == 0) for name, ever in windows.ever.items()}
-    return windows._replace(ever=ever)
-
-
-def regrow(
-    groups: Sequence[Group], params: Params, windows: Windows, grown: Mapping[str, Array]
-) -> tuple[Params, Windows]:
-    """Closes the windows of `grown` units, which come back at weight 0 and may be targets again.
-
-    Args:
-      groups, params, windows: as in `act`.
-      grown: bool per unit and layer.
-
-    Returns:
-      The parameters (a filter's norm is as at the start: scale 1, bias 0) and the windows.
-    """
-    values: dict[str, Array] = {}
-    for g in groups:
-        back = grown[g.name]
-        values[g.kernel] = jnp.where(back, 0, trees.get(params, g.kernel))
-        if back.ndim == 1:
-            for path in g.affine:
-                start = 1.0 if path.endswith("scale") else 0.0
-                values[path] = jnp.where(back, start, trees.get(params, path))
-    some = functools.reduce(jnp.logical_or, (jnp.any(back) for back in grown.values()))
-    return trees.replace(params, values), windows._replace(
-        targeted={n: t & ~grown[n] for n, t in windows.targeted.items()},
-        remaining={n: jnp.where(grown[n], 0, r) for n, r in windows.remaining.items()},
-        grown={n: jnp.where(some, grown[n], before) for n, before in windows.grown.items()},
-    )
 
 
 def advance(

@@ -2,10 +2,17 @@
 
 Everything is per example first: partial batches, padding and per-example gradients then need no
 second definition.
+
+`LOSSES` is the table that studies choose from by `config.loss`; a loss of your own is a function
+of (outputs [..., n], targets) to one number per example, and its entry there.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from prunejax import registry
 
 
 def cross_entropy(
@@ -25,8 +32,9 @@ def cross_entropy(
       float32 [...], in nats.
 
     Raises:
-      ValueError: smoothing outside [0, 1).
+      ValueError: smoothing outside [0, 1), or labels that are no integers.
     """
+    _check_classes(labels, "cross_entropy")
     known = not isinstance(smoothing, jax.Array)
     if known and not 0.0 <= smoothing < 1.0:
         raise ValueError(f"label smoothing {smoothing}: must be at least 0 and less than 1")
@@ -62,6 +70,74 @@ def mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     if targets.shape != outputs.shape:
         raise ValueError(f"outputs {outputs.shape} and targets {targets.shape}: shapes differ")
     return jnp.square(outputs - targets).mean(axis=-1)
+
+
+def hinge(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """`max(0, 1 + max_{k != label} z_k - z_label)`: by how much the margin falls short of 1.
+
+    The multiclass hinge of Crammer & Singer 2001: float32 [...]. Where several classes tie for
+    the largest wrong output, the derivative is split among them.
+
+    Args:
+      outputs: z [..., classes], at least two classes.
+      labels: int [...].
+    """
+    _check_classes(labels, "hinge")
+    outputs = _at_least_float32(outputs)
+    own = jnp.arange(outputs.shape[-1]) == labels[..., None]
+    other = jnp.max(jnp.where(own, -jnp.inf, outputs), axis=-1)
+    right = jnp.take_along_axis(outputs, labels[..., None], axis=-1)[..., 0]
+    return jnp.maximum(0.0, 1.0 + other - right)
+
+
+# name -> (outputs [..., n], targets) -> loss per example [...], in at least float32
+LOSSES: dict[str, Callable[..., jax.Array]] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse,
+    "hinge": hinge,
+}
+
+
+def objective(
+    name: str, outputs: jax.Array, targets: jax.Array, smoothing: float | jax.Array = 0.0
+) -> jax.Array:
+    """The loss `name` of each example: what is trained, evaluated, scored and measured.
+
+    Args:
+      name: one of LOSSES.
+      outputs: of the network, [examples, n].
+      targets: class labels (integers [examples]) or numbers (float [examples, n]).
+      smoothing: of labels; of cross_entropy only.
+
+    Raises:
+      ValueError: unknown loss, or smoothing of another loss than cross_entropy.
+    """
+    fn = registry.lookup(LOSSES, name, "loss")
+    if name == "cross_entropy":
+        return fn(outputs, targets, smoothing)
+    if isinstance(smoothing, jax.Array) or smoothing:
+        raise ValueError(f"label smoothing {smoothing} goes with cross_entropy, not with {name!r}")
+    return fn(outputs, targets)
+
+
+def is_classes(targets: jax.Array) -> bool:
+    """Whether targets are class labels (integers), of which alone there is an accuracy."""
+    return bool(jnp.issubdtype(targets.dtype, jnp.integer))
+
+
+def hits(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """`correct` per example [...]; all False where targets are numbers, which have no accuracy."""
+    if not is_classes(targets):
+        return jnp.zeros(targets.shape[:1], bool)
+    return correct(outputs, targets)
+
+
+def _check_classes(labels: jax.Array, loss: str) -> None:
+    if not is_classes(labels):
+        raise ValueError(
+            f"{loss} needs class labels, integers; these targets are {labels.dtype}: use 'mse', or "
+            "a loss of your own"
+        )
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array | None = None) -> jax.Array:

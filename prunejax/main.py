@@ -261,6 +261,7 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
             stop_requested=signals.requested,
             quiet=values.quiet,
             command=_command(values, shard),
+            config_file=config_flags.get_config_filename(values["config"]).partition(":")[0],
         )
     except Interrupted:
         return command.tell("interrupted and saved; the same command continues", REQUEUE)

@@ -36,7 +36,7 @@ from prunejax.report import tables
 from prunejax.study import config as config_lib
 from prunejax.study import measuring, plan
 from prunejax.study.plan import Batch, Member
-from prunejax.system import command, files, limits
+from prunejax.system import command, config_file, files, limits
 from prunejax.train import step
 from prunejax.train.step import TrainState
 
@@ -64,6 +64,7 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], Con
     changed = ledger.damage(path, status, only=READ)
     if changed:
         raise ConfigError(changed)
+    config_file.restore(path)
     saved = tables.read_json(path / "config.json")
     saved["measures"] |= changes
     labels = saved.pop("variants")

@@ -11,7 +11,7 @@ import zlib
 import jax
 
 STREAMS = (
-    *("init", "order", "augment", "dropout", "labels", "subset"),
+    *("init", "order", "augment", "dropout", "labels", "subset", "imbalance"),
     *("mask", "grow", "score", "score batch", "shuffle", "noise", "noise at events", "probe"),
 )
 

@@ -20,14 +20,15 @@ FLOORS = (
     ("ops", "system"),
     (
         *("cluster", "allocate", "groups", "interventions", "losses", "masks"),
-        *("schedules", "scores", "sparsity"),
+        *("regrowth", "schedules", "scores", "sparsity"),
     ),
     ("curvature", "data", "methods", "models", "record"),
     ("measures", "sparsify", "train"),
     ("report",),
     ("study",),
-    ("main", "measure", "__main__"),
+    ("doors",),
 )
+DOORS = ("main", "measure", "__main__")  # one room: the command lines
 LEVELS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MAX_ARROWS = 110  # between rooms
 FORBIDDEN = {"tensorflow", "clu", "chex", "torch", "haiku", "equinox", "matfree"}
@@ -83,7 +84,8 @@ GRAPH = edges()
 
 def unit(module: str) -> str:
     """ "prunejax.curvature.trace" belongs to "curvature"; the package itself to ""."""
-    return module.split(".")[1] if "." in module else ""
+    room = module.split(".")[1] if "." in module else ""
+    return "doors" if room in DOORS else room
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:

@@ -15,6 +15,7 @@ from prunejax.study import config as config_lib
 from prunejax.study import plan, run, step_plan
 from prunejax.study.arrangement import device_data
 from prunejax.study.population import Population
+from prunejax.train import evidence as evidence_lib
 from prunejax.train import prune, step
 from tests.studies import PRUNE, tiny
 
@@ -83,7 +84,7 @@ def rigl():
 
 def test_an_update_drops_the_smallest_and_grows_the_largest_gradients(rigl):
     batch, data, before, row, after, info = rigl
-    indices = np.asarray(step.last_indices(batch.program, before))
+    indices = np.asarray(evidence_lib.last_indices(batch.program, before))
     found = step.variables(batch.program, before)
     dropped_state = before._replace(params=found["params"])  # dead weights are zeros there
 
@@ -138,8 +139,8 @@ def test_what_comes_back_is_zero_without_moments_and_may_go_again(rigl):
 
 def test_dead_weights_have_a_dense_gradient_and_none_through_the_mask(rigl):
     batch, data, before, *_ = rigl
-    masked = prune.saliency_gradient(batch.program, before, data)
-    dense = prune.saliency_gradient(batch.program, before, data, dense=True)
+    masked = evidence_lib.saliency_gradient(batch.program, before, data)
+    dense = evidence_lib.saliency_gradient(batch.program, before, data, dense=True)
     for g in batch.program.groups:
         dead = ~live(before)[g.name]
         assert (np.asarray(masked[g.kernel])[dead] == 0).all()

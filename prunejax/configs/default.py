@@ -106,13 +106,17 @@ def get_config(arg: str = "") -> ConfigDict:
             "epochs": 20,  # passes over the training examples
             "batch_size": 64,  # examples per training step; the last batch of an epoch is smaller
             "eval_batch_size": 512,  # examples per evaluation batch (no effect on results)
+            "loss": "cross_entropy",  # see prunejax.losses.LOSSES
             "data": {
-                "name": "digits",  # see prunejax.data.DATASETS
+                "name": "digits",  # see prunejax.data.DATASETS; or npz:FILE, tfds:NAME
                 "data_dir": "",  # prepared TFDS sets; empty: $TFDS_DATA_DIR, ~/tensorflow_datasets
                 "train_examples": 0,  # size of the training subset; 0: all
                 "test_examples": 0,  # size of the test subset; 0: all
                 "validation_examples": 0,  # held out of the training examples
                 "label_noise": 0.0,  # fraction of training labels replaced by another class
+                # r >= 1: the most frequent class has r times the training examples of the rarest,
+                # the others lie between, geometrically; which are rare is drawn from `seed`.
+                "imbalance": 1.0,
                 "augment": False,  # random crop (padding 4; streamed: of any size) and mirroring
                 # Read images while training; always so for imagenet2012 and sets of images of many
                 # sizes. The rest of an epoch that fills no batch is left out.
@@ -140,6 +144,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "weight_decay": 0.0,  # coefficient lambda
                 "weight_decay_kind": "coupled",  # coupled (L2 in the gradient) | decoupled (AdamW)
                 "weight_decay_rule": ".*",  # parameters that decay: rule over their paths
+                "frozen": "",  # parameters that are not trained: rule over their paths; empty: none
                 "clip_norm": 0.0,  # global gradient norm bound; 0: none
                 "label_smoothing": 0.0,
             },

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from prunejax import registry
+from prunejax.data import arrays
 from prunejax.data.batches import (
     augment,
     batch_indices,
@@ -20,6 +21,7 @@ from prunejax.data.batches import (
     steps_per_epoch,
 )
 from prunejax.data.dataset import Dataset, check_label_noise, take
+from prunejax.data.diabetes import load_diabetes
 from prunejax.data.digits import load_digits
 from prunejax.data.embedded import EXTRACTS, load_embedded
 from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
@@ -45,6 +47,7 @@ Directory = str | os.PathLike[str] | None
 
 DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     "digits": load_digits,
+    "diabetes": load_diabetes,
     **{name: partial(load_embedded, name) for name in EXTRACTS},
     **{name: partial(load_prepared, name) for name in MOMENTS},
 }
@@ -60,18 +63,21 @@ def load(
     test_examples: int | None = None,
     validation_examples: int = 0,
     label_noise: float = 0.0,
+    imbalance: float = 1.0,
     seed: int = 0,
 ) -> Dataset:
     """Loads a data set and chooses from it; nothing but `seed` decides which examples.
 
     Args:
       name: a key of `DATASETS`, or "tfds:NAME" or "tfds:NAME/CONFIG" for any other image
-        classification set prepared by TFDS as array_record (all images of one size).
+        classification set prepared by TFDS as array_record (all images of one size), or
+        "npz:FILE" for arrays of one's own, see `arrays.load_arrays`.
       data_dir: directory of prepared sets; else TFDS_DATA_DIR, else ~/tensorflow_datasets.
       train_examples: number of training examples; None for all that are not held out.
       test_examples: number of test examples; None for all.
       validation_examples: number of training examples held out as validation split.
       label_noise: fraction of training labels, in [0, 1), replaced by another class.
+      imbalance: how many times more examples the most frequent class has than the rarest.
       seed: of these choices; `dataset.take` says how it makes them.
 
     Raises:
@@ -79,7 +85,9 @@ def load(
       DataNotFoundError: not prepared; says where it was looked for and how to prepare it.
     """
     check_label_noise(label_noise)
-    if name.startswith(TFDS_PREFIX):
+    if name.startswith(arrays.PREFIX):
+        whole = arrays.load_arrays(name, data_dir)
+    elif name.startswith(TFDS_PREFIX):
         whole = load_prepared(name.removeprefix(TFDS_PREFIX), data_dir)
     else:
         whole = registry.lookup(DATASETS, name, "data set")(data_dir)
@@ -89,5 +97,6 @@ def load(
         test_examples=test_examples,
         validation_examples=validation_examples,
         label_noise=label_noise,
+        imbalance=imbalance,
         seed=seed,
     )

@@ -34,6 +34,21 @@ class StreamedSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def prepare(self) -> None:
+        """None: images are normalized, as in `dataset.Dataset`."""
+        return None
+
+    @property
+    def has_classes(self) -> bool:
+        """True: streamed sets are of image classification."""
+        return True
+
+    @property
+    def ranked(self) -> tuple[int, ...]:
+        """Empty: they are used as they are."""
+        return ()
+
     def per_epoch(self, batch_size: int) -> int:
         """Examples that an epoch trains on: full batches, the rest of its order is left out."""
         return self.train_examples - self.train_examples % batch_size

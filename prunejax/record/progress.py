@@ -43,6 +43,8 @@ def standing(loss: ArrayLike, split: str, accuracy: ArrayLike) -> str:
         array = np.asarray(values, np.float64)
         kept = array[np.isfinite(array)]
         means.append(float(kept.mean()) if kept.size else np.nan)
+    if np.isnan(means[1]):  # of a regression
+        return f", loss {means[0]:.3g}"
     return f", loss {means[0]:.3g}, {split} accuracy {100 * means[1]:.1f}%"
 
 

@@ -4,7 +4,8 @@ Definitions: Bartoldson et al. 2020 and the released code. The stability of an e
 test accuracy right after the event over that right before it; a run's mean stability is the plain
 mean over its event epochs, 1 for runs without events during training (no pruning, scratch). The
 best accuracy is taken over epochs from the last event on, so that the network has its final
-sparsity.
+sparsity. Of a regression, which has no accuracy, the best epoch is that of the lowest test loss,
+and columns of accuracy, stability and gap are empty.
 """
 
 import math
@@ -22,6 +23,13 @@ def mean_stability(events: Sequence[Row]) -> tuple[float, int]:
     by_event = {(int(e["epoch"]), e.get("step")): 1 - _number(e["instability"]) for e in events}
     values = [v for (epoch, _), v in by_event.items() if epoch >= 0 and not math.isnan(v)]
     return (sum(values) / len(values) if values else 1.0), len(values)
+
+
+def _best(epochs: Sequence[Row], split: str) -> Row:
+    """The epoch of the highest accuracy, or where there is none of the lowest loss; the first."""
+    if any(e[f"{split}_accuracy"] for e in epochs):
+        return max(epochs, key=lambda e: _number(e[f"{split}_accuracy"]))
+    return min(epochs, key=lambda e: _number(e[f"{split}_loss"]))
 
 
 def summarize(epochs: Sequence[Row], events: Sequence[Row], status: str) -> dict[str, object]:
@@ -43,10 +51,12 @@ def summarize(epochs: Sequence[Row], events: Sequence[Row], status: str) -> dict
         "generalization_gap": None,
         "sparsity": None,
     }
+    if epochs and not any(e["test_accuracy"] for e in epochs):  # of a regression
+        row["mean_stability"] = None
     if status != "done" or not epochs:
         return row
     pruned = [e for e in epochs if int(e["epoch"]) >= last_event]
-    best = max(pruned, key=lambda e: _number(e["test_accuracy"]))  # the first one among equals
+    best = _best(pruned, "test")
     row |= {
         "final_test_accuracy": _number(epochs[-1]["test_accuracy"]),
         "best_test_accuracy": _number(best["test_accuracy"]),
@@ -55,7 +65,7 @@ def summarize(epochs: Sequence[Row], events: Sequence[Row], status: str) -> dict
         "sparsity": _number(epochs[-1]["sparsity"]),
     }
     if "validation_accuracy" in epochs[-1]:
-        chosen = max(pruned, key=lambda e: _number(e["validation_accuracy"]))
+        chosen = _best(pruned, "validation")
         row["selected_epoch"] = int(chosen["epoch"])
         row["selected_test_accuracy"] = _number(chosen["test_accuracy"])
     return row

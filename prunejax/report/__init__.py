@@ -15,6 +15,7 @@ from typing import Any
 from prunejax import registry
 from prunejax.errors import ConfigError
 from prunejax.measures import claims
+from prunejax.system import config_file
 from prunejax.system.files import expand
 
 # The names that `config.report.figures` may hold: those of `gallery.FIGURES`, and the tables, which
@@ -47,7 +48,8 @@ def check(options: Any, labels: Sequence[str]) -> None:
             "installation of matplotlib, Pillow and Jinja2 first"
         ) from error
     for name in options.figures:
-        registry.lookup(dict.fromkeys(FIGURES), name, "figure in config.report.figures")
+        there = [*FIGURES, *importlib.import_module("prunejax.report.gallery").FIGURES]
+        registry.lookup(dict.fromkeys(there), name, "figure in config.report.figures")
     if options.baseline != "none":  # the default; a study may have no such variant
         registry.known("report.baseline", [options.baseline], labels)
     registry.known("report.correlate", options.correlate, labels)
@@ -98,4 +100,7 @@ def build(directories: Sequence[str | Path], output: str | Path | None = None) -
     Raises:
       ReportError (a ValueError): no run directory, unreadable tables, a run that appears twice.
     """
-    return _page().write([Path(expand(d)) for d in directories], output and expand(output))
+    page = _page()  # before what a config file registers: that may be figures
+    for path in importlib.import_module("prunejax.report.tables").find(directories):
+        config_file.restore(path)
+    return page.write([Path(expand(d)) for d in directories], output and expand(output))

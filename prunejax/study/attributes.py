@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from prunejax.data import Dataset
 from prunejax.study.config import Variant
 from prunejax.study.plan import Batch
 
@@ -41,4 +42,16 @@ def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]
             "augment": arm.settings.data.augment,
             "model": arm.settings.model.name,
         }
+    return found
+
+
+def of_classes(batches: Sequence[Batch]) -> dict[str, Any]:
+    """Of arms with `data.imbalance`: the classes by rank, the most frequent first, and counts."""
+    found: dict[str, Any] = {}
+    for batch in batches:
+        data = batch.dataset
+        if isinstance(data, Dataset) and data.ranked:
+            counts = np.bincount(data.train_labels, minlength=data.num_classes)
+            row = {"ranked": list(data.ranked), "train_examples": counts.tolist()}
+            found |= dict.fromkeys((m.variant for m in batch.members), row)
     return found

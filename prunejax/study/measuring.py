@@ -84,15 +84,19 @@ class Measurer:
         outputs = _outputs(program, running)
 
         def per_example(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
-            return losses.cross_entropy(outputs(statistics, params, batch[0]), batch[1])
+            z = outputs(statistics, params, batch[0])
+            return losses.objective(program.loss, z, batch[1])
 
         def mean(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
             return jnp.mean(per_example(statistics, params, batch))
 
         def evaluate(statistics: Tree, params: Tree, batch: Tree) -> Mapping[str, jax.Array]:
             z = outputs(statistics, params, batch[0])
-            loss, right = losses.cross_entropy(z, batch[1]), losses.correct(z, batch[1])
-            return {"loss": jnp.mean(loss), "accuracy": jnp.mean(right.astype(loss.dtype))}
+            loss = losses.objective(program.loss, z, batch[1])
+            accuracy = jnp.mean(losses.hits(z, batch[1]).astype(loss.dtype))
+            if not program.has_classes:
+                accuracy = jnp.full_like(accuracy, jnp.nan)
+            return {"loss": jnp.mean(loss), "accuracy": accuracy}
 
         def logits(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
             return outputs(statistics, params, batch[0])
@@ -109,7 +113,7 @@ class Measurer:
 
         def activations(trained: bool) -> Mapping[str, Any]:
             images = jnp.concatenate([images for images, _ in self._batches])
-            x = data_lib.normalize(images, self.program.mean, self.program.std)
+            x = step.inputs(self.program, images)
             variables = {"params": params, **statistics}
             if not trained:
                 start = step.initial_state(
@@ -188,7 +192,7 @@ def hook(
 def _cut(images: np.ndarray, labels: np.ndarray, size: int) -> list[tuple[jax.Array, jax.Array]]:
     """Batches of `size` examples, the last one what is left, on the device."""
     return [
-        (jnp.asarray(images[i : i + size]), jnp.asarray(labels[i : i + size], jnp.int32))
+        (jnp.asarray(images[i : i + size]), jnp.asarray(labels[i : i + size]))
         for i in range(0, len(labels), size)
     ]
 
@@ -205,7 +209,7 @@ def _effective(
 
 
 def _outputs(program: Program, running: bool) -> Callable[[Tree, Tree, jax.Array], jax.Array]:
-    """`(statistics, params, uint8 images) -> logits`, without dropout.
+    """`(statistics, params, stored examples) -> outputs`, without dropout.
 
     Args:
       running: BatchNorm takes its running statistics; else those of the batch.
@@ -213,7 +217,7 @@ def _outputs(program: Program, running: bool) -> Callable[[Tree, Tree, jax.Array
     module = program.module.clone(dropout=0.0)
 
     def outputs(statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
-        x = data_lib.normalize(images, program.mean, program.std)
+        x = step.inputs(program, images)
         variables = {"params": params, **statistics}
         if running:
             return jnp.asarray(module.apply(variables, x, train=False))

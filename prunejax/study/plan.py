@@ -11,10 +11,11 @@ from prunejax import data as data_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.study import config as config_lib
-from prunejax.study import lineage, programs
+from prunejax.study import lineage, outline, programs
 from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
-from prunejax.study.programs import Batch, Events, Member, Outline
+from prunejax.study.outline import Events, Outline
+from prunejax.study.programs import Batch, Member
 
 __all__ = ["Batch", "Member", "build"]
 
@@ -66,6 +67,7 @@ def load_dataset(settings: ConfigDict) -> Dataset | StreamedSet:
         test_examples=d.test_examples or None,
         validation_examples=d.validation_examples,
         label_noise=d.label_noise,
+        imbalance=d.imbalance,
         seed=d.seed,
     )
 
@@ -73,11 +75,14 @@ def load_dataset(settings: ConfigDict) -> Dataset | StreamedSet:
 def _check_streamed(settings: ConfigDict) -> None:
     """Refuses what needs the whole set in memory."""
     d, m = settings.data, settings.measures
-    for field in ("train_examples", "test_examples", "validation_examples", "label_noise"):
-        if d[field]:
+    neutral = dict.fromkeys(
+        ("train_examples", "test_examples", "validation_examples", "label_noise"), 0
+    ) | {"imbalance": 1}
+    for field, value in neutral.items():
+        if d[field] != value:
             raise ConfigError(
                 f"config.data.{field} = {d[field]!r}: {d.name!r} is streamed, and such a set "
-                "is used whole and as it is; leave it at 0, or prepare a smaller set"
+                f"is used whole and as it is; leave it at {value}, or prepare a smaller set"
             )
     if settings.intervention.as_released:
         raise ConfigError(
@@ -119,7 +124,7 @@ def build(arms: Sequence[Variant]) -> list[Batch]:
         data_key = json.dumps(config_lib.to_dict(settings.data), sort_keys=True)
         if data_key not in datasets:
             datasets[data_key] = load_dataset(settings)
-        outlines[key] = programs.outline(settings, datasets[data_key])
+        outlines[key] = outline.outline(settings, datasets[data_key])
     of = {arm.label: outlines[key] for key, some in keyed.items() for arm in some}
     graph = _graph(arms, of)
     planned = _events({arm.label: arm for arm in arms}, of, graph[0])
@@ -171,5 +176,5 @@ def _events(
         if start.source is not None and "masks" in start.source.parts:
             parent = planned[settings.start.run].live
             at = start.source.done if start.source.step == lineage.END else start.source.step - 0.5
-        planned[label] = programs.events(arms[label], of[label], parent, at, start.step)
+        planned[label] = outline.events(arms[label], of[label], parent, at, start.step)
     return planned

@@ -129,7 +129,12 @@ class Population:
             donate=True,
         )
         self._summary = self._lift(
-            lambda s: (evaluation.train_metrics(s), s.bad_step, s.step, prune.sparsity(program, s)),
+            lambda s: (
+                evaluation.train_metrics(program, s),
+                s.bad_step,
+                s.step,
+                prune.sparsity(program, s),
+            ),
             self._members,
         )
         self._member = jax.jit(

@@ -3,25 +3,19 @@
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from prunejax import interventions, models, trees
-from prunejax import scores as scores_lib
+from prunejax import interventions, trees
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
-from prunejax.groups import Group, of_kernels
 from prunejax.interventions import FOREVER, Features, Table
 from prunejax.methods import before
-from prunejax.study import checks, event_plan, step_plan, unit_check
-from prunejax.study import live as live_lib
+from prunejax.study import checks, event_plan, fit_check, step_plan, unit_check
 from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
-from prunejax.study.live import Live
+from prunejax.study.outline import Events, Outline
 from prunejax.study.step_plan import Filled, Row
 from prunejax.train import optim, prune
 from prunejax.train.step import Hyper, Program
@@ -70,97 +64,6 @@ class Batch:
     notes: tuple[str, ...] = ()  # what is not as asked for, in words
 
 
-class Outline(NamedTuple):
-    """What arms of one program have in common before their events are known."""
-
-    dataset: Dataset | StreamedSet
-    module: models.Model
-    variables: Any  # shapes
-    groups: tuple[Group, ...]  # of the model
-    per_epoch: int  # training steps
-
-    @property
-    def params(self) -> Any:
-        """Shapes of the parameters."""
-        return self.variables["params"]
-
-
-def outline(settings: ConfigDict, dataset: Dataset | StreamedSet) -> Outline:
-    """The model for a data set.
-
-    Raises:
-      ConfigError: model and settings do not go together.
-    """
-    if settings.batch_size > dataset.train_examples:
-        raise ConfigError(
-            f"config.batch_size = {settings.batch_size} is more than the {dataset.train_examples} "
-            "training examples; lower it"
-        )
-    options = settings.model.to_dict()
-    options["dtype"] = jnp.dtype(options["dtype"])
-    module = models.create(options.pop("name"), num_classes=dataset.num_classes, **options)
-    shape = dataset.image_shape
-    variables = jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
-    if settings.population.microbatch and "batch_stats" in variables:
-        raise ConfigError(
-            f"config.population.microbatch = {settings.population.microbatch}: BatchNorm in "
-            f"{settings.model.name!r} needs the whole batch; set it to 0"
-        )
-    if settings.model.unbiased_variance and "batch_stats" not in variables:
-        raise ConfigError(
-            f"config.model.unbiased_variance = True: {settings.model.name!r} has no BatchNorm that "
-            "keeps a variance; leave it at False"
-        )
-    per_epoch = -(-dataset.per_epoch(settings.batch_size) // settings.batch_size)
-    groups = tuple(models.groups(module, variables))
-    if settings.prune.granularity == "weight":
-        groups += of_kernels(variables["params"], groups)
-    return Outline(dataset, module, variables, groups, per_epoch)
-
-
-class Events(NamedTuple):
-    """The events of an arm."""
-
-    at_epochs: Mapping[str, np.ndarray]  # see `event_plan.event_counts`
-    between: Sequence[Row]  # see `step_plan.rows`
-    live: Live
-
-    @property
-    def growth(self) -> bool:
-        """Whether units come back."""
-        return any(any(row.grow.values()) for row in self.between)
-
-
-def events(arm: Variant, of: Outline, parent: Live | None, at: float, begins: int) -> Events:
-    """The events of an arm.
-
-    Args:
-      arm: label and settings.
-      of: its program's outline.
-      parent: of the run whose masks it takes, None without one.
-      at: the step of that run's state.
-      begins: training steps that count as done when training begins.
-
-    Raises:
-      ConfigError: layers, counts or times that cannot be.
-    """
-    common = (arm.settings, arm.label, of.groups, of.params)
-    start = live_lib.begin(*common, parent, at)
-    counts = event_plan.event_counts(*common, start.counts)
-    between = step_plan.rows(*common, of.per_epoch, counts, start)
-    at_epochs = {int(e) for row in counts.values() for e in np.flatnonzero(row)}
-    steps = [of.per_epoch * e for e in sorted(at_epochs)] + [row.step for row in between]
-    early = [s for s in steps if 0 < s <= begins]
-    if early:
-        raise ConfigError(
-            f"config.prune.start (variant {arm.label!r}): an event at step {early[0]}, but its "
-            f"training begins at step {begins}; start the schedule later, or prune before training "
-            "(prune.schedule = 'scratch')"
-        )
-    live = live_lib.with_events(start, arm.label, counts, between, of.per_epoch)
-    return Events(counts, between, live)
-
-
 def batch(
     arms: Sequence[Variant],
     of: Outline,
@@ -193,7 +96,7 @@ def batch(
     for arm in arms:
         if counted[arm.label]:
             own = [g for g in groups if g.name in event_plan.layer_rules(arm.settings, of.groups)]
-            _check_score(arm, own, dataset.train_examples)
+            fit_check.score(arm, own, dataset.train_examples)
     rows = settings.epochs + 1
     stacked = {
         a.label: np.stack(
@@ -208,6 +111,10 @@ def batch(
         decays = trees.select(of.params, o.weight_decay_rule)
     except ValueError as error:
         raise ConfigError(f"config.optimizer.weight_decay_rule: {error}") from None
+    try:
+        frozen = trees.select(of.params, o.frozen) if o.frozen else None
+    except ValueError as error:
+        raise ConfigError(f"config.optimizer.frozen: {error}") from None
     program = Program(
         module=of.module,
         groups=groups,
@@ -218,6 +125,7 @@ def batch(
             nesterov=o.nesterov,
             clip_norm=o.clip_norm,
             decoupled=o.weight_decay_kind == "decoupled",
+            frozen=frozen,
         ),
         features=_features(arms, stacked, between),
         scores=scores,
@@ -228,6 +136,9 @@ def batch(
         eval_batch_size=min(settings.eval_batch_size, dataset.test_examples),
         mean=dataset.mean,
         std=dataset.std,
+        prepare=dataset.prepare,
+        has_classes=dataset.has_classes,
+        loss=settings.loss,
         augment=settings.data.augment,
         label_smoothing=o.label_smoothing,
         weights=settings.prune.granularity == "weight",
@@ -318,34 +229,6 @@ def _named(seed: int, stream: str) -> int:
 
 def _updates(rows: Sequence[Row]) -> bool:
     return any(row.update for row in rows)
-
-
-def _check_score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
-    score = scores_lib.SCORES[arm.settings.prune.score]
-    asked = arm.settings.prune.saliency_examples
-    if "gradient" in score.needs and asked > examples:
-        raise ConfigError(
-            f"config.prune.saliency_examples = {asked} (variant {arm.label!r}) is more than the "
-            f"{examples} training examples; lower it"
-        )
-    if "decay" in score.needs and not arm.settings.optimizer.weight_decay:
-        raise ConfigError(
-            f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) without "
-            "optimizer.weight_decay is |w g|: use 'weight_saliency', or set a weight decay"
-        )
-    for g in groups:
-        if "norm" in score.needs and len(g.norm) < 2:
-            raise ConfigError(
-                f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) needs "
-                f"a BatchNorm with scale and bias after the layer; {g.name!r} has none"
-            )
-    weights = arm.settings.prune.granularity == "weight"
-    if weights and not score.per_weight:
-        able = [name for name, s in scores_lib.SCORES.items() if s.per_weight]
-        raise ConfigError(
-            f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) ranks "
-            f"filters, not weights; for prune.granularity = 'weight' use: {', '.join(able)}"
-        )
 
 
 def _features(

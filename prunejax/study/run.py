@@ -24,12 +24,13 @@ from prunejax.record.environment import environment
 from prunejax.record.progress import Progress
 from prunejax.record.run_directory import RunDirectory
 from prunejax.record.times import Times
-from prunejax.study import attributes, handover, layout, lineage, measuring, plan
+from prunejax.study import attributes, handover, layout, lineage, measuring, plan, plugins
 from prunejax.study import config as config_lib
 from prunejax.study.arrangement import Arrangement
 from prunejax.study.chunk import Chunk, Policy
 from prunejax.study.config import Variant
 from prunejax.study.plan import Batch, Member
+from prunejax.system import config_file as config_file_lib
 from prunejax.system.files import expand
 
 
@@ -94,6 +95,7 @@ def run(
     stop_requested: Callable[[], bool] = lambda: False,
     quiet: bool = False,
     command: str = "",
+    config_file: str | None = None,
 ) -> Result:
     """Runs a study to its end, or continues it, and writes its report.
 
@@ -105,6 +107,7 @@ def run(
       stop_requested: asked between calls; True saves a checkpoint and raises Interrupted.
       quiet: print nothing.
       command: what starts this study, but for its workdir: told in the report.
+      config_file: where `config` is from; kept where that file registered things of its own.
 
     Raises:
       ValueError (ConfigError, WorkdirError, ...): the request cannot be carried out; nothing was
@@ -128,6 +131,7 @@ def run(
     except ValueError as error:  # of data sets, models, registries: all are bad requests here
         raise ConfigError(str(error)) from error
     settings = arms[0].settings
+    origin = config_file_lib.describe(config_file) if config_file and plugins.registered() else None
     for arm in arms:
         layout.check(arm.settings)
     measuring.check(settings, batches)
@@ -159,6 +163,8 @@ def run(
                 "test_examples": _test_examples(batches),
                 "notes": _notes(batches),
                 "command": command,
+                "classes": attributes.of_classes(batches),
+                config_file_lib.KEY: origin,
             },
         )
         try:

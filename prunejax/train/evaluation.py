@@ -9,22 +9,28 @@ import numpy as np
 
 from prunejax import data as data_lib
 from prunejax import interventions, losses
-from prunejax.train.step import Program, TrainState, logits, split_batch, variables
+from prunejax.train.step import Program, TrainState, inputs, logits, split_batch, variables
 
 Array = jax.Array
 
 
 class Metrics(NamedTuple):
-    """Mean loss in nats and accuracy (fraction) over a split."""
+    """Mean loss (of cross entropy in nats) and accuracy (fraction; NaN without classes)."""
 
     loss: Array
     accuracy: Array
 
 
-def train_metrics(state: TrainState) -> Metrics:
+def _accuracy(program: Program, correct: Array, examples: Array | np.float32) -> Array:
+    """Fraction of right answers; NaN, an empty cell in tables, where targets are numbers."""
+    fraction = correct / examples
+    return fraction if program.has_classes else jnp.full_like(fraction, jnp.nan)
+
+
+def train_metrics(program: Program, state: TrainState) -> Metrics:
     """Means over the epoch's training batches, taken as they were trained (train mode)."""
     n = jnp.maximum(state.totals.examples, 1)
-    return Metrics(state.totals.loss / n, state.totals.correct / n)
+    return Metrics(state.totals.loss / n, _accuracy(program, state.totals.correct, n))
 
 
 def evaluate(program: Program, state: TrainState, images: Array, labels: Array) -> Metrics:
@@ -40,7 +46,7 @@ def evaluate(program: Program, state: TrainState, images: Array, labels: Array) 
     zero = (jnp.float32(0), jnp.int32(0))
     (loss, correct), _ = jax.lax.scan(body, zero, (jnp.asarray(indices), jnp.asarray(weights)))
     n = np.float32(labels.shape[0])
-    return Metrics(loss / n, correct / n)
+    return Metrics(loss / n, _accuracy(program, correct, n))
 
 
 def batch_sums(
@@ -48,8 +54,8 @@ def batch_sums(
 ) -> tuple[Array, Array]:
     """Sum of the losses and number of correct answers over the examples of weight above 0."""
     outputs = logits(program, state, images)
-    loss = jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, labels), 0.0))
-    correct = jnp.sum(losses.correct(outputs, labels) & (weight > 0))
+    loss = jnp.sum(jnp.where(weight > 0, losses.objective(program.loss, outputs, labels), 0.0))
+    correct = jnp.sum(losses.hits(outputs, labels) & (weight > 0))
     return loss, correct.astype(jnp.int32)
 
 
@@ -93,14 +99,15 @@ def expansion(
     change = jax.tree.map(jnp.subtract, continuous(after), start)
 
     def along(images: Array, labels: Array, weight: Array) -> Array:
-        x = data_lib.normalize(images, program.mean, program.std)
+        x = inputs(program, images)
 
         def loss(t: Array) -> Array:
             moved = jax.tree.map(lambda w, d: w + (t * d).astype(w.dtype), start, change)
             if before.batch_stats:
                 moved["batch_stats"] = before.batch_stats
             outputs: Any = program.module.apply(moved, x, train=False)
-            return jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, labels), 0.0))
+            values = losses.objective(program.loss, outputs, labels)
+            return jnp.sum(jnp.where(weight > 0, values, 0.0))
 
         def slope(t: Array) -> Array:
             return jax.jvp(loss, (t,), (jnp.ones_like(t),))[1]
@@ -142,8 +149,9 @@ def released_evaluate(
         state = state._replace(params=params)
         outputs = logits(program, state, jnp.take(images, index, axis=0))
         target = jnp.take(labels, index, axis=0)
-        loss += jnp.sum(jnp.where(weight > 0, losses.cross_entropy(outputs, target), 0.0))
-        correct += jnp.sum(losses.correct(outputs, target) & (weight > 0)).astype(jnp.int32)
+        values = losses.objective(program.loss, outputs, target)
+        loss += jnp.sum(jnp.where(weight > 0, values, 0.0))
+        correct += jnp.sum(losses.hits(outputs, target) & (weight > 0)).astype(jnp.int32)
         params, stats, windows = interventions.advance(
             program.groups,
             state.params,
@@ -162,4 +170,4 @@ def released_evaluate(
     numbers = jnp.arange(batches)
     carry, _ = jax.lax.scan(body, carry, (numbers, jnp.asarray(indices), jnp.asarray(weights)))
     n = np.float32(labels.shape[0])
-    return carry[0], Metrics(carry[1] / n, carry[2] / n)
+    return carry[0], Metrics(carry[1] / n, _accuracy(program, carry[2], n))

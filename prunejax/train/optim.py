@@ -41,6 +41,7 @@ class Optimizer(NamedTuple):
     clip_norm: float
     decoupled: bool
     decays: Tree  # bool per parameter leaf (static): whether weight decay applies
+    frozen: Tree = None  # bool per parameter leaf (static): what is not trained; None: nothing
 
     def init(self, params: Tree) -> optax.OptState:
         """Optimizer state: moments of zero."""
@@ -72,8 +73,15 @@ class Optimizer(NamedTuple):
 
         Gradients of dead weights count as zero, and neither momentum nor decay moves a dead
         weight. Order as in PyTorch: clip, add the coupled decay, momentum or Adam, scale.
+        A frozen leaf stays as it is: its gradient counts as zero (in the norm of a clip as well),
+        and no decay moves it.
         """
         gradients = masks_lib.apply(masks, gradients)
+        start = params
+        if self.frozen is not None:
+            gradients = jax.tree.map(
+                lambda f, g: jnp.zeros_like(g) if f else g, self.frozen, gradients
+            )
         if self.clip_norm > 0:
             norm = optax.tree.norm(gradients)
             factor = jnp.minimum(1.0, self.clip_norm / (norm + 1e-6))
@@ -89,12 +97,12 @@ class Optimizer(NamedTuple):
         updates, state = self.transform.update(gradients, state, params)
         if self.decoupled:
             updates = decayed(updates, weight_decay)
-        return (
-            jax.tree.map(
-                lambda m, p, u: jnp.where(m, p - learning_rate * u, p), masks, params, updates
-            ),
-            state,
+        params = jax.tree.map(
+            lambda m, p, u: jnp.where(m, p - learning_rate * u, p), masks, params, updates
         )
+        if self.frozen is not None:
+            params = jax.tree.map(lambda f, old, p: old if f else p, self.frozen, start, params)
+        return params, state
 
 
 def build(
@@ -105,6 +113,7 @@ def build(
     nesterov: bool = False,
     clip_norm: float = 0.0,
     decoupled: bool = False,
+    frozen: Tree = None,
 ) -> Optimizer:
     """The optimizer `name` ("adam", "sgd").
 
@@ -115,9 +124,10 @@ def build(
       nesterov: whether sgd looks ahead.
       clip_norm: bound of the global gradient norm; 0 for none.
       decoupled: weight decay as in AdamW (scaled by the learning rate, outside the moments).
+      frozen: tree of bools as `decays`: leaves that are not trained; None for none.
     """
     make = registry.lookup(OPTIMIZERS, name, "optimizer")
-    return Optimizer(make(momentum, nesterov), clip_norm, decoupled, decays)
+    return Optimizer(make(momentum, nesterov), clip_norm, decoupled, decays, frozen)
 
 
 def learning_rates(

@@ -1,28 +1,20 @@
 """An event: scores -> targets -> windows, as one pure function of the train state."""
 
-import re
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from prunejax import data as data_lib
-from prunejax import interventions, losses, rng, trees
+from prunejax import interventions, regrowth, rng, trees
 from prunejax import masks as mask_algebra
 from prunejax import scores as scores_lib
-from prunejax.methods.evidence import EVIDENCE, Evidence
-from prunejax.train import evaluation
-from prunejax.train import step as step_lib
+from prunejax.train import evaluation, evidence
 from prunejax.train.step import (
     Data,
     Program,
     TrainState,
-    logits,
     masks,
-    split_batch,
-    variables,
 )
 
 Array = jax.Array
@@ -51,106 +43,12 @@ class Growth(NamedTuple):
     ever: Array  # units that were live in some training step
 
 
-def evidence_batch(program: Program, state: TrainState, data: Data) -> tuple[Array, Array]:
-    """Images and labels that scores see, by `program.evidence`.
-
-    "first": the first `saliency_examples` training examples, so that the score is a function of
-    the weights alone. "batch": those of the last training step (before training, of the first).
-    "balanced": `evidence_examples`.
-    """
-    if program.evidence != "first":
-        indices = (
-            jnp.array(program.evidence_examples)
-            if program.evidence == "balanced"
-            else step_lib.last_indices(program, state)
-        )
-        images, labels = (jnp.take(x, indices, axis=0) for x in data[:2])
-    else:
-        n = min(program.saliency_examples, program.train_examples)
-        images, labels = data.train_images[:n], data.train_labels[:n]
-    return split_batch(program, images), labels
-
-
-def saliency_gradient(
-    program: Program, state: TrainState, data: Data, *, dense: bool = False
-) -> dict[str, Array]:
-    """Gradient of the mean training loss at the running BatchNorm statistics, per kernel path.
-
-    Args:
-      program, state, data: as in `apply_event`.
-      dense: of the masked parameters themselves, so that dead weights have one too: what the loss
-        would gain if they came back. Else through the mask: 0 at dead weights.
-    """
-    images, labels = evidence_batch(program, state, data)
-    found = variables(program, state)
-
-    def loss(params: dict) -> Array:
-        if dense:
-            x = data_lib.normalize(images, program.mean, program.std)
-            outputs: Any = program.module.apply(found | {"params": params}, x, train=False)
-        else:
-            outputs = logits(program, state, images, params)
-        return jnp.mean(losses.cross_entropy(outputs, labels))
-
-    gradients = jax.grad(loss)(found["params"] if dense else state.params)
-    return {g.kernel: trees.get(gradients, g.kernel) for g in program.groups}
-
-
-def network_scores(program: Program, state: TrainState, data: Data) -> dict[str, dict[str, Array]]:
-    """Score name -> layer -> score per weight, of the scores that see the whole network.
-
-    BatchNorm uses the statistics of the examples for losses, and is in evaluation form with unit
-    scale for SynFlow; the running statistics stay as they are. Dropout is off. GraSP's logits are
-    divided by 200 (Wang et al. 2020).
-    """
-    images, labels = evidence_batch(program, state, data)
-    found, module = variables(program, state), program.module.clone(dropout=0.0)
-    x = data_lib.normalize(images, program.mean, program.std)
-    train: Any = {"train": True, "mutable": ["batch_stats"]} if "batch_stats" in found else {}
-
-    def loss(params: dict, scale: float = 1.0) -> Array:
-        outputs: Any = module.apply(found | {"params": params}, x, **train)
-        outputs = outputs[0] if train else outputs
-        return jnp.mean(losses.cross_entropy(outputs / scale, labels))
-
-    def output(params: dict) -> Array:
-        kinds = jax.tree.leaves(params)[0].dtype
-        ones = jnp.ones((1, *program.image_shape), kinds)
-        plain = {"params": trees.map_with_path(_unit_norm, params)}
-        if "batch_stats" in found:
-            plain["batch_stats"] = trees.map_with_path(_unit_norm, found["batch_stats"])
-        outputs: Any = module.clone(dtype=kinds).apply(found | plain, ones)
-        return outputs
-
-    rules = [re.escape(g.kernel) for g in program.groups]
-    live = masks(program, state)
-    scores: dict[str, dict[str, Array]] = {}
-    for name in program.scores:
-        if name in scores_lib.NETWORK:
-            given = partial(loss, scale=200.0) if name == "grasp" else loss
-            e = Evidence(found["params"], rules=rules, masks=live, loss=given, output=output)
-            tree = EVIDENCE[name].fn(e)
-            scores[name] = {g.name: trees.get(tree, g.kernel) for g in program.groups}
-    return scores
-
-
-_NORM = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
-
-
-def _unit_norm(path: str, leaf: Array) -> Array:
-    """The leaf; of a BatchNorm ("bn..."), that of one which changes nothing."""
-    *_, module, kind = ("", *path.split("/"))
-    if "bn" not in module and "norm" not in module:
-        return leaf
-    return jnp.full_like(leaf, _NORM[kind]) if kind in _NORM else leaf
-
-
 def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -> dict[str, Array]:
     """Per layer, the score of every unit by the score function of row `event`."""
     chosen, number = state.table.score[event], state.table.ids[event]
     needs = frozenset[str]().union(*(scores_lib.SCORES[s].needs for s in program.scores))
-    gradients = saliency_gradient(program, state, data) if "gradient" in needs else {}
-    network = network_scores(program, state, data) if "network" in needs else {}
+    gradients = evidence.saliency_gradient(program, state, data) if "gradient" in needs else {}
+    network = evidence.network_scores(program, state, data) if "network" in needs else {}
     result = {}
     for g in program.groups:
         inputs = scores_lib.ScoreInputs(
@@ -218,7 +116,7 @@ def grow(
     Returns:
       Bool per unit and layer, and how many of them have a gradient of exactly 0, int32 [layers].
     """
-    table, gradients = state.table, saliency_gradient(program, state, data, dense=True)
+    table, gradients = state.table, evidence.saliency_gradient(program, state, data, dense=True)
     number, worth, dead, sizes = table.ids[event], [], [], {}
     for g in program.groups:
         gone = state.windows.remaining[g.name] > 0
@@ -251,8 +149,8 @@ def _with_growth(
 
     def back(state: TrainState) -> tuple[TrainState, Array, Array]:
         grown, zero = grow(program, state, data, event)
-        params, windows = interventions.regrow(program.groups, state.params, state.windows, grown)
-        forgotten = interventions.kernel_masks(program.groups, params, grown)
+        params, windows = regrowth.regrow(program.groups, state.params, state.windows, grown)
+        forgotten = regrowth.kernel_masks(program.groups, params, grown)
         moments = program.optimizer.forget(state.opt_state, params, forgotten)
         changed = state._replace(params=params, windows=windows, opt_state=moments)
         return changed, number(grown), zero

@@ -6,6 +6,7 @@ that states can be stacked, mapped and sharded without touching the step.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from prunejax import data as data_lib
-from prunejax import interventions, losses, rng
+from prunejax import interventions, losses, regrowth, rng
 from prunejax import masks as masks_lib
 from prunejax import models as models_lib
 from prunejax import scores as scores_lib
@@ -67,7 +68,7 @@ class TrainState(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Images and labels of the splits on the device (uint8 [n, h, w, c], int32 [n])."""
+    """Inputs and targets of the splits on the device: see `data.Dataset`."""
 
     train_images: Value
     train_labels: Value
@@ -87,12 +88,15 @@ class Program:
     features: Features
     scores: tuple[str, ...]  # the scores that arms use; Table.score indexes it
     train_examples: int  # that an epoch trains on
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]  # of a network's input
     epochs: int
     batch_size: int
     eval_batch_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    prepare: Callable[[Array], Array] | None = None  # see `data.Dataset`
+    has_classes: bool = True  # else there is no accuracy
+    loss: str = "cross_entropy"  # one of `losses.LOSSES`
     augment: bool = False
     label_smoothing: float = 0.0
     weights: bool = False  # units are single weights
@@ -166,15 +170,22 @@ def variables(program: Program, state: TrainState, params: Tree | None = None) -
     return found
 
 
+def inputs(program: Program, images: Array) -> Array:
+    """What the network gets of stored examples: `prepare`, or normalized uint8 images."""
+    if program.prepare is not None:
+        return program.prepare(images)
+    return data_lib.normalize(images, program.mean, program.std)
+
+
 def logits(program: Program, state: TrainState, images: Array, params: Tree | None = None) -> Array:
-    """Evaluation-mode outputs [batch, classes] for uint8 images (running BatchNorm statistics)."""
-    x = data_lib.normalize(images, program.mean, program.std)
+    """Evaluation-mode outputs [batch, n] for stored examples (running BatchNorm statistics)."""
+    x = inputs(program, images)
     outputs: Any = program.module.apply(variables(program, state, params), x, train=False)
     return outputs
 
 
 def train_step(program: Program, state: TrainState, images: Array, labels: Array) -> TrainState:
-    """One training step on a batch (float images [b, h, w, c], int32 labels [b])."""
+    """One training step on a batch (`inputs` [b, ...] and their targets [b] or [b, n])."""
     groups, features, table = program.groups, program.features, state.table
     params = interventions.act(
         groups,
@@ -199,8 +210,8 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
                 mutable=collections,
                 rngs={"dropout": key},
             )
-            values = losses.cross_entropy(outputs, batch[1], program.label_smoothing)
-            correct = jnp.sum(losses.correct(outputs, batch[1])).astype(jnp.int32)
+            values = losses.objective(program.loss, outputs, batch[1], program.label_smoothing)
+            correct = jnp.sum(losses.hits(outputs, batch[1])).astype(jnp.int32)
             return jnp.mean(values), (correct, updated)
 
         return jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -229,7 +240,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         groups, params, updated.get("batch_stats", {}), state.windows, table, features
     )
     if features.growth:
-        windows = interventions.trained(windows)
+        windows = regrowth.trained(windows)
     activations = state.activations
     if program.needs_activations:
         sums = updated["activations"]
@@ -290,17 +301,6 @@ def _order(program: Program, state: TrainState) -> Array:
     return data_lib.epoch_permutation(state.seeds.data, epoch, program.train_examples)
 
 
-def last_indices(program: Program, state: TrainState) -> Array:
-    """The training examples of the last full batch (of the first, where there was none yet)."""
-    full = program.train_examples // program.batch_size  # of an epoch
-    done = jnp.maximum(state.step, 1) - 1  # the step of that batch, or a smaller one after it
-    epoch = done // program.steps_per_epoch
-    number = jnp.minimum(done % program.steps_per_epoch, full - 1)
-    order = data_lib.epoch_permutation(state.seeds.data, epoch, program.train_examples)
-    size = program.batch_size
-    return jax.lax.dynamic_slice(order, (number * size,), (size,))
-
-
 def _step_on(program: Program, state: TrainState, data: Data, indices: Array) -> TrainState:
     indices = split_batch(program, indices)
     if program.augment:
@@ -312,8 +312,8 @@ def _step_on(program: Program, state: TrainState, data: Data, indices: Array) ->
 
 
 def train_batch(program: Program, state: TrainState, images: Array, labels: Array) -> TrainState:
-    """One training step on a batch that is there already (uint8 images, int32 labels)."""
-    images = split_batch(program, data_lib.normalize(images, program.mean, program.std))
+    """One training step on a batch of stored examples that is there already."""
+    images = split_batch(program, inputs(program, images))
     return train_step(program, state, images, labels)
 
 

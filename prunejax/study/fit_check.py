@@ -1,0 +1,91 @@
+"""Checks that model, loss and scores of an arm fit its data set and each other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax.errors import FlaxError
+from ml_collections import ConfigDict
+
+from prunejax import losses, models
+from prunejax import scores as scores_lib
+from prunejax.data import Dataset, StreamedSet
+from prunejax.errors import ConfigError
+from prunejax.groups import Group
+from prunejax.study.config import Variant
+
+
+def variables(
+    settings: ConfigDict, module: models.Model, dataset: Dataset | StreamedSet
+) -> dict[str, Any]:
+    """The model's variables (shapes only); refuses a model or a loss that the data does not fit.
+
+    Raises:
+      ConfigError: names the field and what the data is.
+    """
+    shape, name = dataset.image_shape, settings.data.name
+    if settings.data.augment and (dataset.prepare is not None or len(shape) != 3):
+        raise ConfigError(
+            f"config.data.augment = True: crops and mirrors need images, which {name!r} has not; "
+            "set it to False"
+        )
+    try:
+        variables: dict[str, Any] = jax.eval_shape(
+            lambda key: models.init(module, key, shape), jax.random.key(0)
+        )
+    except (ValueError, TypeError, IndexError, FlaxError) as error:
+        if len(shape) == 3:
+            raise
+        raise ConfigError(
+            f"config.model.name = {settings.model.name!r} does not take the examples of {name!r}, "
+            f"of shape {shape}: {' '.join(str(error).split())[:120]}; try 'mlp'"
+        ) from None
+    labels = jax.ShapeDtypeStruct(
+        (2,) if dataset.has_classes else (2, dataset.num_classes),
+        np.int32 if dataset.has_classes else np.float32,
+    )
+    outputs = jax.ShapeDtypeStruct((2, dataset.num_classes), np.float32)
+    try:
+        values = jax.eval_shape(lambda z, y: losses.objective(settings.loss, z, y), outputs, labels)
+        if values.shape != (2,):
+            raise ValueError(f"it gives {values.shape} for 2 examples, not one number each")
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"config.loss = {settings.loss!r} does not fit the data set {name!r}: "
+            + " ".join(str(error).split())
+        ) from None
+    return variables
+
+
+def score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
+    """Refuses a score that the layers or the examples do not serve.
+
+    Raises:
+      ConfigError: names the score, the variant, and what it needs.
+    """
+    score = scores_lib.SCORES[arm.settings.prune.score]
+    asked = arm.settings.prune.saliency_examples
+    if "gradient" in score.needs and asked > examples:
+        raise ConfigError(
+            f"config.prune.saliency_examples = {asked} (variant {arm.label!r}) is more than the "
+            f"{examples} training examples; lower it"
+        )
+    if "decay" in score.needs and not arm.settings.optimizer.weight_decay:
+        raise ConfigError(
+            f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) without "
+            "optimizer.weight_decay is |w g|: use 'weight_saliency', or set a weight decay"
+        )
+    for g in groups:
+        if "norm" in score.needs and len(g.norm) < 2:
+            raise ConfigError(
+                f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) needs "
+                f"a BatchNorm with scale and bias after the layer; {g.name!r} has none"
+            )
+    weights = arm.settings.prune.granularity == "weight"
+    if weights and not score.per_weight:
+        able = [name for name, s in scores_lib.SCORES.items() if s.per_weight]
+        raise ConfigError(
+            f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) ranks "
+            f"filters, not weights; for prune.granularity = 'weight' use: {', '.join(able)}"
+        )

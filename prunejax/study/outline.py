@@ -1,0 +1,108 @@
+"""The model of some arms on their data, and the events of each arm, before anything is compiled."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax import models
+from prunejax.data import Dataset, StreamedSet
+from prunejax.errors import ConfigError
+from prunejax.groups import Group, of_kernels
+from prunejax.study import event_plan, fit_check, step_plan
+from prunejax.study import live as live_lib
+from prunejax.study.config import Variant
+from prunejax.study.live import Live
+from prunejax.study.step_plan import Row
+
+
+class Outline(NamedTuple):
+    """What arms of one program have in common before their events are known."""
+
+    dataset: Dataset | StreamedSet
+    module: models.Model
+    variables: Any  # shapes
+    groups: tuple[Group, ...]  # of the model
+    per_epoch: int  # training steps
+
+    @property
+    def params(self) -> Any:
+        """Shapes of the parameters."""
+        return self.variables["params"]
+
+
+def outline(settings: ConfigDict, dataset: Dataset | StreamedSet) -> Outline:
+    """The model for a data set.
+
+    Raises:
+      ConfigError: model and settings do not go together.
+    """
+    if settings.batch_size > dataset.train_examples:
+        raise ConfigError(
+            f"config.batch_size = {settings.batch_size} is more than the {dataset.train_examples} "
+            "training examples; lower it"
+        )
+    options = settings.model.to_dict()
+    options["dtype"] = jnp.dtype(options["dtype"])
+    module = models.create(options.pop("name"), num_classes=dataset.num_classes, **options)
+    variables = fit_check.variables(settings, module, dataset)
+    if settings.population.microbatch and "batch_stats" in variables:
+        raise ConfigError(
+            f"config.population.microbatch = {settings.population.microbatch}: BatchNorm in "
+            f"{settings.model.name!r} needs the whole batch; set it to 0"
+        )
+    if settings.model.unbiased_variance and "batch_stats" not in variables:
+        raise ConfigError(
+            f"config.model.unbiased_variance = True: {settings.model.name!r} has no BatchNorm that "
+            "keeps a variance; leave it at False"
+        )
+    per_epoch = -(-dataset.per_epoch(settings.batch_size) // settings.batch_size)
+    groups = tuple(models.groups(module, variables))
+    if settings.prune.granularity == "weight":
+        groups += of_kernels(variables["params"], groups)
+    return Outline(dataset, module, variables, groups, per_epoch)
+
+
+class Events(NamedTuple):
+    """The events of an arm."""
+
+    at_epochs: Mapping[str, np.ndarray]  # see `event_plan.event_counts`
+    between: Sequence[Row]  # see `step_plan.rows`
+    live: Live
+
+    @property
+    def growth(self) -> bool:
+        """Whether units come back."""
+        return any(any(row.grow.values()) for row in self.between)
+
+
+def events(arm: Variant, of: Outline, parent: Live | None, at: float, begins: int) -> Events:
+    """The events of an arm.
+
+    Args:
+      arm: label and settings.
+      of: its program's outline.
+      parent: of the run whose masks it takes, None without one.
+      at: the step of that run's state.
+      begins: training steps that count as done when training begins.
+
+    Raises:
+      ConfigError: layers, counts or times that cannot be.
+    """
+    common = (arm.settings, arm.label, of.groups, of.params)
+    start = live_lib.begin(*common, parent, at)
+    counts = event_plan.event_counts(*common, start.counts)
+    between = step_plan.rows(*common, of.per_epoch, counts, start)
+    at_epochs = {int(e) for row in counts.values() for e in np.flatnonzero(row)}
+    steps = [of.per_epoch * e for e in sorted(at_epochs)] + [row.step for row in between]
+    early = [s for s in steps if 0 < s <= begins]
+    if early:
+        raise ConfigError(
+            f"config.prune.start (variant {arm.label!r}): an event at step {early[0]}, but its "
+            f"training begins at step {begins}; start the schedule later, or prune before training "
+            "(prune.schedule = 'scratch')"
+        )
+    live = live_lib.with_events(start, arm.label, counts, between, of.per_epoch)
+    return Events(counts, between, live)

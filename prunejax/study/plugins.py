@@ -1,0 +1,26 @@
+"""What others have put into the registries: a study that uses it has to find it again."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from prunejax import data, losses, models, scores
+from prunejax.measures import suite
+
+
+def registered() -> list[str]:
+    """Names in the registries of models, data, scores, losses, measures and figures not of here."""
+    # Late: it loads matplotlib, which `report.check` does with care for MPLBACKEND.
+    gallery = importlib.import_module("prunejax.report.gallery")
+    tables: tuple[Mapping[str, Any], ...] = (
+        *(models.MODELS, data.DATASETS, scores.SCORES),
+        *(losses.LOSSES, suite.MEASURES, gallery.FIGURES),
+    )
+    return [name for table in tables for name, value in table.items() if not _ours(value)]
+
+
+def _ours(value: Any) -> bool:
+    """Whether what an entry holds (a function, a class, or a tuple with one) is of this package."""
+    parts = value if isinstance(value, tuple) else (value,)
+    code = [getattr(part, "func", part) for part in parts if callable(part)]
+    return all(str(getattr(part, "__module__", "")).startswith("prunejax.") for part in code)

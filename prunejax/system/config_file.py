@@ -1,0 +1,69 @@
+"""A config file that registers things of its own, found again by `measure` and `report`."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from prunejax.errors import ConfigError
+
+KEY = "config_file"  # in study.json
+_loaded: set[str] = set()  # digests of files whose registrations this process has
+
+
+def describe(file: str | os.PathLike[str]) -> dict[str, str]:
+    """Path and SHA-256 of a config file that this process has loaded.
+
+    Raises:
+      ConfigError: it cannot be read any more.
+    """
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--config={file} cannot be read: {error.strerror}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    _loaded.add(digest)
+    return {"path": os.path.abspath(file), "sha256": digest}
+
+
+def restore(workdir: Path) -> None:
+    """Runs the config file of a study again where the study needs what it registers.
+
+    Nothing happens for other studies, or where this process has run that file.
+
+    Raises:
+      ConfigError: the file is gone, was changed, or raises.
+    """
+    try:
+        known: Any = json.loads((workdir / "study.json").read_text()).get(KEY)
+    except (OSError, ValueError, AttributeError):
+        return  # no study: told by who reads it
+    if not known or known["sha256"] in _loaded:
+        return
+    file, digest = Path(known["path"]), known["sha256"]
+    way_out = f"restore it, or write its new place into {workdir / 'study.json'}"
+    try:
+        content = file.read_bytes()
+    except OSError:
+        raise ConfigError(
+            f"{workdir} needs what {file} registers, and it is not there; {way_out}"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ConfigError(
+            f"{workdir} needs what {file} registered, and it was changed since (SHA-256 "
+            f"{digest[:12]}... then); {way_out}"
+        )
+    name = f"prunejax_config_{digest[:12]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{file} raises {type(error).__name__}: {error}") from error
+    _loaded.add(digest)

@@ -1,0 +1,130 @@
+"""What scores see of a network in training: gradients on chosen examples, whole-network scores."""
+
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prunejax import data as data_lib
+from prunejax import losses, trees
+from prunejax import scores as scores_lib
+from prunejax.methods.evidence import EVIDENCE, Evidence
+from prunejax.train.step import (
+    Data,
+    Program,
+    TrainState,
+    inputs,
+    logits,
+    masks,
+    split_batch,
+    variables,
+)
+
+Array = jax.Array
+
+
+def last_indices(program: Program, state: TrainState) -> Array:
+    """The training examples of the last full batch (of the first, where there was none yet)."""
+    full = program.train_examples // program.batch_size  # of an epoch
+    done = jnp.maximum(state.step, 1) - 1  # the step of that batch, or a smaller one after it
+    epoch = done // program.steps_per_epoch
+    number = jnp.minimum(done % program.steps_per_epoch, full - 1)
+    order = data_lib.epoch_permutation(state.seeds.data, epoch, program.train_examples)
+    size = program.batch_size
+    return jax.lax.dynamic_slice(order, (number * size,), (size,))
+
+
+def evidence_batch(program: Program, state: TrainState, data: Data) -> tuple[Array, Array]:
+    """Images and labels that scores see, by `program.evidence`.
+
+    "first": the first `saliency_examples` training examples, so that the score is a function of
+    the weights alone. "batch": those of the last training step (before training, of the first).
+    "balanced": `evidence_examples`.
+    """
+    if program.evidence != "first":
+        indices = (
+            jnp.array(program.evidence_examples)
+            if program.evidence == "balanced"
+            else last_indices(program, state)
+        )
+        images, labels = (jnp.take(x, indices, axis=0) for x in data[:2])
+    else:
+        n = min(program.saliency_examples, program.train_examples)
+        images, labels = data.train_images[:n], data.train_labels[:n]
+    return split_batch(program, images), labels
+
+
+def saliency_gradient(
+    program: Program, state: TrainState, data: Data, *, dense: bool = False
+) -> dict[str, Array]:
+    """Gradient of the mean training loss at the running BatchNorm statistics, per kernel path.
+
+    Args:
+      program, state, data: as in `apply_event`.
+      dense: of the masked parameters themselves, so that dead weights have one too: what the loss
+        would gain if they came back. Else through the mask: 0 at dead weights.
+    """
+    images, labels = evidence_batch(program, state, data)
+    found = variables(program, state)
+
+    def loss(params: dict) -> Array:
+        if dense:
+            x = inputs(program, images)
+            outputs: Any = program.module.apply(found | {"params": params}, x, train=False)
+        else:
+            outputs = logits(program, state, images, params)
+        return jnp.mean(losses.objective(program.loss, outputs, labels))
+
+    gradients = jax.grad(loss)(found["params"] if dense else state.params)
+    return {g.kernel: trees.get(gradients, g.kernel) for g in program.groups}
+
+
+def network_scores(program: Program, state: TrainState, data: Data) -> dict[str, dict[str, Array]]:
+    """Score name -> layer -> score per weight, of the scores that see the whole network.
+
+    BatchNorm uses the statistics of the examples for losses, and is in evaluation form with unit
+    scale for SynFlow; the running statistics stay as they are. Dropout is off. GraSP's logits are
+    divided by 200 (Wang et al. 2020).
+    """
+    images, labels = evidence_batch(program, state, data)
+    found, module = variables(program, state), program.module.clone(dropout=0.0)
+    x = inputs(program, images)
+    train: Any = {"train": True, "mutable": ["batch_stats"]} if "batch_stats" in found else {}
+
+    def loss(params: dict, scale: float = 1.0) -> Array:
+        outputs: Any = module.apply(found | {"params": params}, x, **train)
+        outputs = outputs[0] if train else outputs
+        return jnp.mean(losses.objective(program.loss, outputs / scale, labels))
+
+    def output(params: dict) -> Array:
+        kinds = jax.tree.leaves(params)[0].dtype
+        ones = jnp.ones((1, *program.image_shape), kinds)
+        plain = {"params": trees.map_with_path(_unit_norm, params)}
+        if "batch_stats" in found:
+            plain["batch_stats"] = trees.map_with_path(_unit_norm, found["batch_stats"])
+        outputs: Any = module.clone(dtype=kinds).apply(found | plain, ones)
+        return outputs
+
+    rules = [re.escape(g.kernel) for g in program.groups]
+    live = masks(program, state)
+    scores: dict[str, dict[str, Array]] = {}
+    for name in program.scores:
+        if name in scores_lib.NETWORK:
+            given = partial(loss, scale=200.0) if name == "grasp" else loss
+            e = Evidence(found["params"], rules=rules, masks=live, loss=given, output=output)
+            tree = EVIDENCE[name].fn(e)
+            scores[name] = {g.name: trees.get(tree, g.kernel) for g in program.groups}
+    return scores
+
+
+_NORM = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
+
+
+def _unit_norm(path: str, leaf: Array) -> Array:
+    """The leaf; of a BatchNorm ("bn..."), that of one which changes nothing."""
+    *_, module, kind = ("", *path.split("/"))
+    if "bn" not in module and "norm" not in module:
+        return leaf
+    return jnp.full_like(leaf, _NORM[kind]) if kind in _NORM else leaf
