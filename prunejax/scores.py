@@ -8,7 +8,6 @@ studies choose from: each entry reads what it needs from a layer's `ScoreInputs`
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -174,7 +173,7 @@ class ScoreInputs(NamedTuple):
     gradient: Array | None  # of the training loss, kernel's shape
     key: Array
     decay: Array | None = None  # the optimizer's weight decay
-    network: Mapping[str, Array] = MappingProxyType({})  # scores of the whole network, by name
+    network: Mapping[str, Array] | None = None  # scores of the whole network, by name
 
 
 class Score(NamedTuple):
@@ -192,7 +191,7 @@ def _present(x: Array | None, what: str) -> Array:
 
 
 def _of_network(name: str, inputs: ScoreInputs) -> Array:
-    return _present(inputs.network.get(name), "evidence on the whole network")
+    return _present((inputs.network or {}).get(name), "evidence on the whole network")
 
 
 SCORES: dict[str, Score] = {

@@ -12,7 +12,7 @@ from prunejax import schedules, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import config as config_lib
-from prunejax.study import plan, run, step_plan
+from prunejax.study import plan, run, saving, step_plan
 from prunejax.study.arrangement import device_data
 from prunejax.study.population import Population
 from prunejax.train import evidence as evidence_lib
@@ -192,6 +192,31 @@ def test_a_study_continues_between_any_two_steps(tmp_path, stops):
     asked = iter([False] * stops + [True])
     with pytest.raises(Interrupted):
         go(config, tmp_path / "cut", stop_requested=lambda: next(asked, False))
+    go(config, tmp_path / "cut")
+    for table in ("epochs", "events", "updates", "runs"):
+        whole, cut = ((tmp_path / d / f"{table}.csv").read_bytes() for d in ("whole", "cut"))
+        assert whole == cut, table
+
+
+@pytest.mark.parametrize("nth", [2, 4])
+def test_a_failure_within_an_event_is_no_event_lost(tmp_path, monkeypatch, nth):
+    """What is saved then is from before the step of the event, or from after all its rows."""
+    config = tiny(rigl={"prune": RIGL})
+    go(config, tmp_path / "whole")
+    original, left = Population.event, [nth]
+
+    def fails(*args, **options):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("nobody foresaw this")
+        return original(*args, **options)
+
+    monkeypatch.setattr(saving, "WORTH_SAVING", 0.0)
+    monkeypatch.setattr(saving, "COST", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Population, "event", fails)
+        with pytest.raises(RuntimeError, match="nobody foresaw this"):
+            go(config, tmp_path / "cut")
     go(config, tmp_path / "cut")
     for table in ("epochs", "events", "updates", "runs"):
         whole, cut = ((tmp_path / d / f"{table}.csv").read_bytes() for d in ("whole", "cut"))

@@ -37,7 +37,8 @@ class Method:
       start: step of the first event. None: `every` for swaps, else 0.
       end: last step at which masks change (swaps, cubic); about three quarters of training.
       every: steps between events.
-      drop: f_0, share of the live weights that an event swaps.
+      drop: f_0, share of the live weights that an event swaps, of a layer (or of all, where layers
+        are ranked together) at most as many as are dead.
       decay: of the drop fraction until `end`: "cosine", "constant" or "linear".
       redistribute: swaps rank all layers together, so that densities move between layers.
       gradient_step: whether an update that swaps also takes its gradient step.

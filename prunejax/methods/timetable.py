@@ -75,9 +75,11 @@ def plan(
     if m.growth is not None:
         assert m.end is not None
         for i, step in enumerate(steps):
-            swap[i] = [
+            wanted = [
                 growth.swaps(n, m.drop, step=int(step), end=m.end, decay=m.decay) for n in keep[i]
             ]
+            # No more than there are dead weights: a layer that is dense has nothing to swap.
+            swap[i] = [min(w, u - n) for w, u, n in zip(wanted, units, keep[i], strict=True)]
     if not reselect and len(steps):  # events that change nothing are steps like others
         before = np.concatenate([[final if m.initial != "dense" else units], keep[:-1]])
         some = (swap > 0).any(1) | (keep != before).any(1)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from prunejax import masks as masks_lib
-from prunejax import rng, scores, trees
+from prunejax import rng, scores, sparsity, trees
 from prunejax.methods import before, growth, timetable
 from prunejax.methods.evidence import demand
 from prunejax.methods.table import Method
@@ -60,8 +60,8 @@ def transformation(
         shapes = before.shapes_of(params, chosen)
         live = None
         if masks is not None:
-            full = trees.leaves_with_paths(before.full(params, chosen, masks))
-            live = {path: _concrete(name, mask) for path, mask in full if path in shapes}
+            given = zip(trees.paths(params), trees.aligned(params, masks, "masks"), strict=True)
+            live = {path: _live(name, m, shapes[path]) for path, m in given if path in shapes}
         return timetable.plan(m, shapes, live), chosen
 
     def init(params: Tree) -> SparsifyState:
@@ -210,13 +210,15 @@ def _begun(grown: Tree, updates: Tree, back: Tree) -> Tree:
     return structure.unflatten(map(shifted, *parts))
 
 
-def _concrete(name: str, mask: Array) -> int:
+def _live(name: str, mask: Any, shape: tuple[int, ...]) -> int:
+    """Live weights of a leaf, counted on the host: they are the same in every trace."""
     if isinstance(mask, jax.core.Tracer):
         raise ValueError(
             f"{name}: masks= are traced, but how many weights they leave decides how many are "
             "swapped; make the transformation outside of jit and vmap"
         )
-    return int(jnp.count_nonzero(mask))
+    sparsity.fits(name, mask, shape, "its leaf")
+    return int(np.count_nonzero(np.broadcast_to(np.asarray(mask, bool), shape)))
 
 
 def _now(plan: timetable.Plan, step: Array) -> tuple[Array, Array]:

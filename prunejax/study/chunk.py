@@ -153,7 +153,7 @@ class Chunk:
                     self.population.train(states, self.population.data, np.int32(count))
                 )
             seconds = time.perf_counter() - begin
-            self._saving.reached(states, epoch)
+            self._reached(states, epoch, begun + done + count)
             self._calls = distributed.on_main(partial(self._next_call, count, seconds))
             done += count
             if done < full:  # the epoch takes more than one call: how it goes so far
@@ -170,10 +170,17 @@ class Chunk:
                 states = jax.block_until_ready(
                     self.population.train_last(states, self.population.data)
                 )
-            self._saving.reached(states, epoch)
+            self._reached(states, epoch, begun + per_epoch)
             self.progress.advance(len(self.members), self._text(epoch), timed=warm)
             states = self._arrived(states, epoch, begun + per_epoch)
         return states
+
+    def _reached(self, states: TrainState, epoch: int, step: int) -> None:
+        """As `Saving.reached`, but for states whose events are still to come: a study that went on
+        from those would take them as done.
+        """
+        if step not in self._events.between:
+            self._saving.reached(states, epoch)
 
     def _arrived(self, states: TrainState, epoch: int, step: int) -> TrainState:
         """What falls on a step: first the states that others take, then the events."""

@@ -290,7 +290,8 @@ def _without_members(where: NamedSharding) -> NamedSharding:
 
 
 def _arguments(member: Member) -> tuple[Any, ...]:
-    seeds = step.Seeds(*(np.uint32(s) for s in (member.init_seed, member.data_seed)))
+    own = (member.init_seed, member.data_seed)
+    seeds = step.Seeds(*(np.uint32(member.seed if s is None else s) for s in own))
     return np.uint32(member.seed), member.table, member.hyper, seeds
 
 

@@ -35,8 +35,8 @@ class Member:
     start: Start = Start()  # noqa: RUF009 (frozen)
     keep: tuple[int, ...] = ()  # steps whose states it leaves (`lineage.END`: the last)
     asked: tuple[int, ...] = ()  # of them those that stay when no run needs them any more
-    init_seed: int = 0  # of the initial weights: the run's own, unless drawn anew
-    data_seed: int = 0  # of order, augmentation and dropout: the run's own, unless a copy
+    init_seed: int | None = None  # of the initial weights: the run's own, unless drawn anew
+    data_seed: int | None = None  # of order, augmentation and dropout: the run's own, unless a copy
 
     @property
     def needs(self) -> set[str]:
