@@ -7,7 +7,7 @@ The embedded Fashion-MNIST extract at 14x14 (6,000 training, 10,000 test images)
 of its seed, loses 50, 75, 90, 95 or 98 % of the weights of its hidden layers at once, and is tuned
 with the mask for a third of the training: by magnitude (mp), |w g| (gp), |w g - decay w^2| (up,
 Good et al. 2022) or at random. The settings are those of a pilot on other seeds; the study runs
-seeds 500 to 507.
+seeds 500 to 507. Only the quick form has been run so far.
 
 `:quick` has 2 seeds, 2 ratios, 1,000 images and 3 epochs (mechanics only).
 """

@@ -5,7 +5,8 @@
 Scikit-learn's 8x8 digits, an MLP 64-128-64-10 of which every kernel is pruned, SGD with momentum,
 cosine schedule, equal steps for all. Densities 20, 10, 5 and 2 % of the kernels' weights. Equal
 steps are not equal cost: gradual pruning and AC/DC train dense for a part of them. Settings are
-those of pilots on other seeds; the study runs seeds 600 to 607.
+those of pilots on other seeds; the study runs seeds 600 to 607. It has not been run
+so far: its claims are open.
 
 `:quick` has 2 seeds, 2 densities and 6 epochs (mechanics only).
 """
