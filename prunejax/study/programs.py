@@ -222,9 +222,9 @@ def _balanced(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[int
     return tuple(int(i) for i in found)
 
 
-def _named(seed: int, stream: str) -> int:
-    """The seed of other streams of a run: its own without a name."""
-    return zlib.crc32(f"{seed}/{stream}".encode()) if stream else seed
+def _named(seed: int, stream: str) -> int | None:
+    """The seed of other streams of a run; None without a name: its own."""
+    return zlib.crc32(f"{seed}/{stream}".encode()) if stream else None
 
 
 def _updates(rows: Sequence[Row]) -> bool:
