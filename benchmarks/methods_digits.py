@@ -1,6 +1,6 @@
 """Sparse training by the library on scikit-learn's digits, beside the ranges it has to meet.
 
-    python benchmarks/methods_digits.py [density]
+    PYTHONPATH=. python benchmarks/methods_digits.py [density]
 
 MLP 64-128-64-10, 900 training and 897 test images, 600 steps of SGD (momentum 0.9, rate 0.1 by a
 cosine after 5 % of warm-up, decay 1e-4, batch 64), all layers pruned, ERK, masks change every 20
