@@ -19,7 +19,7 @@ COMPILED = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 def program(body, number, before=""):
     """Runs a program that prints "ready"; then it gets the signal. Exit code and output."""
     start = "import hashlib, os, signal, sys, time\n"
-    start += "from prunejax import signals\n"
+    start += "from prunejax.system import signals\n"
     text = start + textwrap.dedent(body).replace("COMPILED", COMPILED)
     command = [sys.executable, "-u", "-c", text]
     process = subprocess.Popen(
@@ -131,7 +131,7 @@ def test_what_was_there_before_comes_back():
 
 
 def test_a_line_that_cannot_be_written_changes_no_exit_code():
-    text = "from prunejax import signals; import sys; signals.tell('a', sys.stdout)"
+    text = "from prunejax.system import signals; import sys; signals.tell('a', sys.stdout)"
     with subprocess.Popen(
         [sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE
     ) as process:
