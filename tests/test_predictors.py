@@ -5,8 +5,8 @@ import pytest
 
 from prunejax.measures import predictors, recall
 from prunejax.report import figures_density, figures_recall
-from prunejax.report.results import load
 from prunejax.report.style import Look
+from prunejax.report.tables import load
 from prunejax.study import run
 from tests.studies import tiny
 

@@ -264,7 +264,7 @@ def test_ebn_is_refused_without_batch_norm(sets, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_command_says_what_is_missing_in_a_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("prunejax.distributed.leave", lambda code: None)
+    monkeypatch.setattr("prunejax.cluster.distributed.leave", lambda code: None)
     words = ["prunejax", "--config=configs/imagenet.py", f"--config.data.data_dir={tmp_path}"]
     words.append(f"--workdir={tmp_path / 'run'}")
     assert main.main(words) == 2
