@@ -159,7 +159,7 @@ def test_verdicts():
     few = summary.summarize(runs({"none": 0.5, "a": 0.6}, seeds=3), claims=["a > none"])["claims"]
     assert few[0]["verdict"] == "too few seeds"
     assert few[0]["p_holm"] is None
-    small = summary.summarize(rows, claims=lines, mechanics_only=True)
+    small = summary.summarize(rows, claims=lines, withheld="mechanics only")
     assert {f["verdict"] for f in small["claims"]} == {"mechanics only"}
     assert {f["verdict"] for f in small["relations"]} <= {"mechanics only"}
 

@@ -406,7 +406,26 @@ def test_an_unfinished_study_speaks_of_what_there_is_so_far(tmp_path, blank):
     (tmp_path / "status.json").unlink(missing_ok=True)
     report.build([tmp_path])
     text = text_of(tmp_path).replace("&lt;", "<")
-    assert "L < none in mean stability (n = 0 seeds, a verdict needs 4 that both arms have)" in text
+    assert "not finished." in text
+    assert "L < none in mean stability (n = 0 seeds)" in text
+    assert "A verdict waits until all runs have ended." in text
+
+
+def test_no_verdict_is_given_while_runs_are_to_come(tmp_path, blank):
+    """Four seeds of six have ended and would confirm the claim."""
+    write(tmp_path, seeds=range(6), report={"claims": ["L < none in mean_stability"]})
+    promised = [f"{arm}-{seed}" for arm in ("none", "L") for seed in range(6)]
+    (tmp_path / "study.json").write_text(json.dumps({"runs": promised}))
+    (tmp_path / "status.json").unlink(missing_ok=True)
+    change(
+        tmp_path, "runs", lambda lines: [line for line in lines if not re.match(r"\w+-[45],", line)]
+    )
+    report.build([tmp_path])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (claim,) = summary["claims"]
+    assert (claim["n"], claim["verdict"]) == (4, "not finished")
+    assert {found["verdict"] for found in summary["relations"]} <= {"not finished"}
+    assert claim["p"] is not None
 
 
 def test_ticks_of_a_forest_keep_off_its_edges(study):

@@ -16,6 +16,11 @@ from prunejax.measures import statistics
 LEAST_SEEDS = 4  # no verdict below
 LEVEL = 0.05
 MECHANICS = "mechanics only"  # the verdict on small forms
+UNFINISHED = "not finished"  # and while runs are to come: looking early finds too much
+WITHHELD = {
+    MECHANICS: "a small form shows that the study works, no more",
+    UNFINISHED: "a verdict waits until all runs have ended",
+}
 DEFAULT_COLUMN = "final_test_accuracy"
 
 
@@ -49,7 +54,7 @@ def judge(
     claims: Sequence[Claim],
     values: Callable[[str, str, str], tuple[Sequence[float], Sequence[float]]],
     resolution: Mapping[str, float],
-    mechanics_only: bool = False,
+    withheld: str = "",
 ) -> list[dict[str, Any]]:
     """Each claim with difference, interval, n, p, Holm's p and verdict.
 
@@ -57,11 +62,11 @@ def judge(
       claims: of the page.
       values: `(a, b, column) -> ` the values of both arms for the seeds that both have.
       resolution: smallest difference by column, see `statistics.is_rounding`.
-      mechanics_only: a small form of a study, which shows that it works and no more.
+      withheld: a key of `WITHHELD`: the verdict that all claims get instead of their own.
 
     Returns:
       Dicts with the claim's parts, those of a paired comparison, `p_holm`, `verdict` ("confirmed",
-      "contradicted", "undecided", "too few seeds", "mechanics only") and `reason`.
+      "contradicted", "undecided", "too few seeds", or the one of `withheld`) and `reason`.
     """
     found = [
         statistics.paired(*values(c.a, c.b, c.column), resolution=resolution.get(c.column, 0.0))
@@ -74,8 +79,8 @@ def judge(
     judged = []
     for claim, comparison, p, ok in zip(claims, found, corrected, enough, strict=True):
         verdict, reason = "undecided", ""
-        if mechanics_only:
-            verdict, reason = MECHANICS, "a small form shows that the study works, no more"
+        if withheld:
+            verdict, reason = withheld, WITHHELD[withheld]
         elif not ok:
             verdict = "too few seeds"
             reason = f"a verdict needs {LEAST_SEEDS} that both arms have"

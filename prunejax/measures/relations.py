@@ -171,19 +171,20 @@ def relate(values: Values, x: str, y: str, scope: str) -> dict[str, Any]:
     }
 
 
-def sentences(found: Sequence[dict[str, Any]], mechanics_only: bool = False) -> None:
+def sentences(found: Sequence[dict[str, Any]], withheld: str = "") -> None:
     """Adds `p_holm`, `verdict` and `sentence` to the relations of a page.
 
     A page has several relations: Holm's correction goes over those with an interval for arms in
     general. One is claimed where its corrected p is below 0.05 and Kendall's tau of the arms'
-    means has the same sign (no single arm makes it).
+    means has the same sign (no single arm makes it). `withheld`: the verdict that all get instead
+    (`claims.WITHHELD`).
     """
     for relation, p in zip(found, statistics.holm([r["p"] for r in found]), strict=True):
         general = relation["arms_in_general"]
         relation["p_holm"] = p
         verdict = "undecided"
-        if mechanics_only:
-            verdict, sentence = "mechanics only", "mechanics only: no verdict on the relation"
+        if withheld:
+            verdict, sentence = withheld, f"{withheld}: no verdict on the relation"
         elif general is None:
             verdict = "too few to tell"
             sentence = "nothing beyond the comparisons of arms"

@@ -121,7 +121,7 @@ def summarize(
     comparisons: Sequence[Sequence[str]] = (),
     claims: Sequence[str | claims_lib.Claim] = (),
     test_examples: int = 0,
-    mechanics_only: bool = False,
+    withheld: str = "",
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
@@ -134,7 +134,7 @@ def summarize(
       comparisons: pairs of arms for Welch's test, e.g. `[("Prune_L", "Prune_S")]`.
       claims: lines of `config.report.claims` (`measures.claims`), or what they say.
       test_examples: of the test split; 0: not known. A spread below one example is rounding.
-      mechanics_only: a small form of a study: no verdicts.
+      withheld: a key of `claims.WITHHELD`: why no verdicts are given.
 
     Returns:
       A JSON-able dict; undefined numbers are None. Correlations are given over all runs and over
@@ -190,7 +190,7 @@ def summarize(
         [claims_lib.parse(claim) if isinstance(claim, str) else claim for claim in claims],
         lambda a, b, c: pairs(complete.get(a, ()), complete.get(b, ()), c),
         steps,
-        mechanics_only,
+        withheld,
     )
     tests = [
         {"a": a, "b": b, "columns": _welch(complete[a], complete[b], columns, steps)}
@@ -207,7 +207,7 @@ def summarize(
         "methods": statistics.METHODS,
         "notes": [*_beyond(variants), *_left_out(complete)],
         "claims": judged,
-        "relations": _relations(scopes, mechanics_only),
+        "relations": _relations(scopes, withheld),
         "variants": variants,
         "correlations": {name: correlations(scope) for name, scope in scopes.items()},
         "paired": {
@@ -220,7 +220,7 @@ def summarize(
     return jsonable(summary)
 
 
-def _relations(scopes: Mapping[str, Sequence[Row]], mechanics_only: bool) -> list[dict[str, Any]]:
+def _relations(scopes: Mapping[str, Sequence[Row]], withheld: str) -> list[dict[str, Any]]:
     """Stability against accuracy: for each group of arms, or for the arms with events."""
     groups = [name for name in scopes if name.startswith("group: ")]
     chosen = groups or ["selected" if "selected" in scopes else "runs_with_events"]
@@ -234,7 +234,7 @@ def _relations(scopes: Mapping[str, Sequence[Row]], mechanics_only: bool) -> lis
                     values.setdefault(str(row["variant"]), {})[str(row["seed"])] = pair
             if len(values) > 1:
                 found.append(relations.relate(values, "mean_stability", y, scope))
-    relations.sentences(found, mechanics_only)
+    relations.sentences(found, withheld)
     return found
 
 

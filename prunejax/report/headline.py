@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from prunejax.measures.claims import MECHANICS
+from prunejax.measures.claims import WITHHELD
 from prunejax.report import panels, words
 from prunejax.report.results import Study
 from prunejax.report.words import factor, interval, minus, name
@@ -70,10 +70,10 @@ def results(study: Study, summary: Found) -> list[Result]:
             text += f": difference {_amount(claim, claim['column'])}"
         if claim["p_holm"] is not None:
             facts.append(panels.p_text(claim["p_holm"], "Holm p"))
-        if claim.get("reason") and claim["verdict"] != MECHANICS:
+        if claim.get("reason") and claim["verdict"] not in WITHHELD:
             facts.append(claim["reason"])
         found.append(Result(claim["verdict"], f"{text} ({', '.join(facts)})."))
-    if any(result.verdict == MECHANICS for result in found):
+    if any(result.verdict in WITHHELD for result in found):
         found.append(Result("", f"{claim['reason'].capitalize()}."))
     of_claims = {claim["column"] for claim in summary.get("claims") or []}
     rest = [] if _MAIN in of_claims else _comparison(summary)

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from prunejax.measures.claims import MECHANICS, UNFINISHED
 from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
 from prunejax.report import figures_recall, gallery, headline, panels, provenance
@@ -30,6 +31,13 @@ class Figure:
     alt: str
 
 
+def _withheld(study: Study) -> str:
+    """Why the page gives no verdicts; empty: it does."""
+    if study.report_option("mechanics_only", False):
+        return MECHANICS
+    return UNFINISHED if study.unfinished else ""
+
+
 def write(directories: Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Builds figures, summary and page; see `prunejax.report.build`."""
     study = load(directories)
@@ -45,7 +53,7 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
         comparisons=study.tests,
         claims=study.claims,
         test_examples=study.test_examples,
-        mechanics_only=bool(study.report_option("mechanics_only", False)),
+        withheld=_withheld(study),
     )
     summary["forecasts"] = forecasts(study.events)
     summary["directories"] = list(study.directories)
