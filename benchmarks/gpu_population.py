@@ -88,15 +88,18 @@ def measure(model: str, members: int, dtype: str, smallest: bool) -> dict[str, A
 
     step = clock(train, least) / steps
     evaluation = clock(lambda: people.evaluate_test(state["s"], after_event=False)[1], least)
-    stats = device.memory_stats() or {}  # before events, which the prediction leaves out
-    measured = stats.get("peak_bytes_in_use", resident("VmHWM") - before)
+
+    def peak() -> float:
+        stats = device.memory_stats() or {}
+        return stats.get("peak_bytes_in_use", resident("VmHWM") - before)
+
+    measured = peak()  # before events, which the prediction leaves out
 
     def event() -> Any:
         state["s"], found = people.event(state["s"], 0)
         return found
 
     seconds = clock(event, least)
-    after = (device.memory_stats() or {}).get("peak_bytes_in_use", math.nan)
     return {
         "network": model,
         "dtype": dtype,
@@ -112,8 +115,8 @@ def measure(model: str, members: int, dtype: str, smallest: bool) -> dict[str, A
         "epochs with events": len({int(row) for m in batch.members for row in m.events}),
         "predicted": predicted._asdict() | {"total": predicted.total},
         "measured": measured,
-        "with events": after,
-        "clock": "allocator" if stats else "process",
+        "with events": peak(),
+        "clock": "allocator" if device.memory_stats() else "process",
     }
 
 
