@@ -178,7 +178,7 @@ def with_spectrum(values: Any, seed: int = 0) -> tuple[np.ndarray, Any, Callable
     n = len(values)
     q = np.linalg.qr(rng.normal(size=(n, n)))[0]
     matrix = (q * values) @ q.T
-    like = {"a": jnp.zeros((n - n // 3,)), "b": (jnp.zeros((1, n // 3)),)}
+    like: dict[str, Any] = {"a": jnp.zeros((n - n // 3,)), "b": (jnp.zeros((1, n // 3)),)}
     unravel = ravel_pytree(like)[1]
     on_device = jnp.asarray(matrix, like["a"].dtype)
 

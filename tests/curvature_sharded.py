@@ -65,7 +65,8 @@ def mean(params: Any, x: Any) -> jax.Array:
 
 def numbers(params: Any, batches: list[Any], vectors: Any) -> dict[str, Any]:
     """Gradient moments, the TIC proxy, perturbation, slices, sharpness, a forecast."""
-    key, few = jax.random.key(0), {"key": jax.random.key(1), "masks": MASKS}
+    key = jax.random.key(0)
+    few: dict[str, Any] = {"key": jax.random.key(1), "masks": MASKS}
     moment = curvature.gradient_second_moment(losses, params, batches, centered=True, masks=MASKS)
     scale = curvature.gradient_noise_scale(losses, params, batches, unbiased=True, masks=MASKS)
     proxy = curvature.tic(losses, params, batches, key=key, probes=4, masks=MASKS)

@@ -12,6 +12,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 from prunejax.measures.summary import by_variant, number
 from prunejax.report import headline, tables, words
@@ -83,9 +84,8 @@ def images(found):
 
 def _cell(mean, times, digits):
     text = f"{times * mean['mean']:.{digits}f}"
-    block = words.interval(
-        *(None if mean[e] is None else times * mean[e] for e in ("low", "high")), digits
-    )
+    low, high = (None if mean[e] is None else times * mean[e] for e in ("low", "high"))
+    block = words.interval(low, high, digits)
     return f"{text} {block}".strip()
 
 
@@ -114,7 +114,7 @@ def _differing(found, column):
 
 def sentences(found):
     """The page's own lines, then what it says of flatness, of the relation, and of forecasts."""
-    lines = headline.results(SimpleNamespace(unfinished=False), found)
+    lines = headline.results(cast(Any, SimpleNamespace(unfinished=False)), found)
     texts = [f"**{r.verdict.capitalize()}.** {r.text}" if r.verdict else r.text for r in lines]
     differ = _differing(found, "hessian_trace")
     who = f"{', '.join(differ)} differ" if differ else "No arm differs"

@@ -1,5 +1,7 @@
 """A run directory as a real study leaves it, with numbers made up but plausible, in no time."""
 
+from typing import Any
+
 import numpy as np
 
 from prunejax.record.run_directory import EPOCHS, EVENTS, RUNS, RunDirectory
@@ -54,7 +56,7 @@ FORECAST = ("predicted_first", "predicted_second")
 
 def noise_variants():
     """The `variants` of a config of noise arms."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for label, changes in NOISE.items():
         schedule = "linear" if changes else "none"
         found[label] = {"prune": {"schedule": schedule, "target": "largest"}}
@@ -130,7 +132,7 @@ def _run(directory, arms, arm, seed, epochs, measures, forecast):
     plans = {layer: schedule(period, layer, epochs) for layer in LAYERS}
     live = {layer: LAYERS[layer][0] for layer in LAYERS}
     gain, drop, stabilities = 0.0, 0.0, []
-    recorded = ([], [])  # epochs, events
+    recorded: tuple[list[Any], list[Any]] = ([], [])  # epochs, events
     for epoch in range(epochs):
         smooth = 0.86 - 0.5 * np.exp(-epoch / 4) - 0.02 * (epoch < 27) * np.exp(-epoch / 90)
         drop *= 0.35
@@ -161,7 +163,8 @@ def _run(directory, arms, arm, seed, epochs, measures, forecast):
     for table, rows in zip(("epochs", "events"), recorded, strict=True):
         directory.append(table, rows)
     stability = float(np.mean(stabilities)) if stabilities else 1.0
-    row = base | summarize(*([as_text(r) for r in rows] for rows in recorded), "done")
+    epochs_csv, events_csv = ([as_text(r) for r in rows] for rows in recorded)
+    row = base | summarize(epochs_csv, events_csv, "done")
     if measures:
         trace = 300 * (1 - 2 * (1 - stability)) + rng.normal(0, 12)
         noise = 3000 * (1 - 2.5 * (1 - stability)) + rng.normal(0, 150)

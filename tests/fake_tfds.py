@@ -44,7 +44,7 @@ def write(
         "test": random_split(test, shape, num_classes, 1),
     }
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         # TFDS looks for metadata in a builder's package, by a module that is not installed.
         __module__ = "fake_tfds"
         name = dataset

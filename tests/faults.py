@@ -141,7 +141,7 @@ def child(path, moment, nth, code):
       code: file that gets the exit code of the command line.
     """
     if moment != "report.build":
-        report.build = lambda paths: Path(paths[0]) / "report.html"
+        setattr(report, "build", lambda paths: Path(paths[0]) / "report.html")  # noqa: B010
     left = [nth]
 
     def deadly(function):

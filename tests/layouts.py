@@ -70,7 +70,9 @@ def trace(people, members, saved=None):
             if epoch == 1 and saved is not None:
                 checkpoints = Checkpoints(saved, keep=1)
                 checkpoints.save(states, {})
-                states = checkpoints.restore(people.abstract(len(stack))).states
+                restored = checkpoints.restore(people.abstract(len(stack)))
+                assert restored is not None
+                states = restored.states
                 same = jax.tree.map(
                     lambda a, w: a.sharding.is_equivalent_to(w, a.ndim), states, people._states
                 )

@@ -67,15 +67,15 @@ def first_difference(before, after):
         return "the same arrays"
     if before.suffix != ".csv":
         return "other bytes"
-    old, new = (list(csv.reader(f.read_text().splitlines())) for f in (before, after))
-    if not old or not new or old[0] != new[0]:
-        return f"columns {old[:1]} became {new[:1]}"
-    for number, (a, b) in enumerate(itertools.zip_longest(old[1:], new[1:]), 1):
-        if a is None or b is None:
-            return f"{len(old) - 1} rows became {len(new) - 1}"
-        for column, x, y in itertools.zip_longest(old[0], a, b):
+    rows, others = (list(csv.reader(f.read_text().splitlines())) for f in (before, after))
+    if not rows or not others or rows[0] != others[0]:
+        return f"columns {rows[:1]} became {others[:1]}"
+    for number, (one, other) in enumerate(itertools.zip_longest(rows[1:], others[1:]), 1):
+        if one is None or other is None:
+            return f"{len(rows) - 1} rows became {len(others) - 1}"
+        for column, x, y in itertools.zip_longest(rows[0], one, other):
             if x != y:
-                return f"row {number} ({a[0]}), column {column}: {x} became {y}"
+                return f"row {number} ({one[0]}), column {column}: {x} became {y}"
     return "other line ends"
 
 
