@@ -126,7 +126,7 @@ def _find(histogram: Array, k: Array) -> tuple[Array, Array]:
 
 def _last(counts: Array, k: Array) -> tuple[Array, Array]:
     index = jnp.arange(counts.size, dtype=jnp.uint32)
-    beyond = jnp.sum(jnp.where(index[:, None] < index, counts, 0), axis=1)  # entries above each
+    beyond = jnp.sum(jnp.where(index[:, None] < index[None], counts[None], 0), axis=1)
     place = jnp.sum(beyond + counts >= k, dtype=jnp.uint32) - 1
     return place, beyond[place]
 
