@@ -11,7 +11,16 @@ LIMITS = {"scores": 1e-5, "train loss": 1e-5, "test loss": 1e-4, "parameters": 1
 
 
 class Differs(Exception):
-    """An arm has other events, targets or steps there."""
+    """An arm has other events or steps there."""
+
+
+class Parted(Differs):
+    """An arm has the same events there, but from some event on other targets."""
+
+
+def parting(a: dict[str, list[int]], b: dict[str, list[int]]) -> str:
+    """The first event ("epoch/layer", in the order of `a`) with other targets; "": none."""
+    return next((event for event, chosen in a.items() if b.get(event) != chosen), "")
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -19,17 +28,33 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-12))
 
 
-def compare(label: str, ours: Ours, out: dict[str, np.ndarray], told: dict) -> dict[str, Any]:
+def compare(
+    label: str, ours: Ours, out: dict[str, np.ndarray], told: dict, until: str = ""
+) -> dict[str, Any]:
     """A row of the table.
 
+    Args:
+      until: the event at which the two part: what comes from its epoch's events on is left out.
+
     Raises:
-      Differs: other events, counts or targets, or another number of steps.
+      Parted: other targets from some event on.
+      Differs: other events or counts, or another number of steps.
     """
     facts = json.loads(str(out["facts"]))
     stopped = facts.get("stopped", "")
     targets = {e: t for e, t in ours.targets.items() if not stopped or e in facts["events"]}
-    if facts["events"] != targets:
-        raise Differs(f"{label}: other targets there: {facts['events']}, here: {targets}")
+    if facts["events"].keys() != targets.keys():
+        odd = sorted(facts["events"].keys() ^ targets.keys())
+        raise Differs(f"{label}: {len(odd)} events are on one side only, {odd[0]} first")
+    if until:
+        epoch = int(until.split("/")[0])
+        targets = {e: t for e, t in targets.items() if int(e.split("/")[0]) < epoch}
+        size = (epoch + 1) * ours.program.steps_per_epoch
+        facts["losses"] = facts["losses"][:size]
+        facts["tests"] = facts["tests"][: 2 * epoch + 1]
+    elif first := parting(targets, facts["events"]):
+        there, here = facts["events"][first], targets[first]
+        raise Parted(f"{label}: targets of {first}: {there} there, {here} here")
     if facts["noise left"] and not stopped:
         raise Differs(f"{label}: {facts['noise left']} draws of noise were not used there")
     scores, gone = [], {}
@@ -40,7 +65,7 @@ def compare(label: str, ours: Ours, out: dict[str, np.ndarray], told: dict) -> d
         gone[name] = gone.get(name, []) + chosen
     kernels = {"params": 0.0, "batch_stats": 0.0}
     steps = len(facts["losses"])
-    if not stopped and steps != len(ours.steps):
+    if not stopped and not until and steps != len(ours.steps):
         raise Differs(f"{label}: {steps} training steps there, {len(ours.steps)} here")
     for number, tree in enumerate(ours.steps[:steps]):
         facts_then = (told, targets, number, ours.program.steps_per_epoch)
@@ -52,8 +77,8 @@ def compare(label: str, ours: Ours, out: dict[str, np.ndarray], told: dict) -> d
             kind = path.split("/")[0]
             kernels[kind] = max(kernels[kind], relative(leaf, theirs[path]))
     there = np.array(facts["tests"])
-    mine = np.array(ours.tests)[: len(there) if stopped else None]
-    if told["entry"] and told["arm"]["kind"] in ("zero", "gaussian"):
+    mine = np.array(ours.tests)[: len(there) if stopped or until else None]
+    if told["entry"] and told["arm"]["kind"] in ("zero", "gaussian") and not until:
         mine, there = mine[:-1], there[:-1]  # the release zeroes all targets before its last test
     losses = np.array(ours.losses[:steps]) / np.array(facts["losses"]) - 1
     return {

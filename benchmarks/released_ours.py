@@ -99,14 +99,18 @@ class Ours:
                 draw = (new[..., i] - old[..., i]) / sigma
                 self.noise.setdefault(g.name, []).append(draw.transpose(2, 0, 1))
 
-    def run(self, member: plan.Member, gaussian: bool) -> None:
-        """Trains the member in the order of the study's loop, and keeps what happened."""
+    def run(self, member: plan.Member, gaussian: bool, nudge: float = 0.0) -> None:
+        """Trains the member in the order of the study's loop, and keeps what happened.
+
+        `nudge`: changes every parameter at the start by so much of itself.
+        """
         p = self.program
         table, hyper = (jax.tree.map(jnp.asarray, x) for x in (member.table, member.hyper))
         s = self._initial(jnp.uint32(member.seed), table, hyper)
         wide = ("params", "batch_stats", "opt_state", "activations", "windows", "totals")
         s = s._replace(params=_spread(s.params))
         s = s._replace(**{name: _as(self.dtype, getattr(s, name)) for name in wide})
+        s = s._replace(params=jax.tree.map(lambda leaf: leaf * (1 + nudge), s.params))
         self.start = dict(
             trees.leaves_with_paths({"params": s.params, "batch_stats": s.batch_stats})
         )
