@@ -1,10 +1,11 @@
-"""One command line: `prunejax run | list | measure | report | show`.
+"""One command line: `prunejax run | list | measure | report | show | export`.
 
     prunejax run --config=prunejax:digits --workdir=runs/digits    a study
     prunejax list                                                  the studies that come along
     prunejax measure --workdir=DIR --run=RULE --names=tic          more measures of a finished one
     prunejax report DIR [DIR ...]                                  its page anew, or of several
     prunejax show DIR                                              what is in a run directory
+    prunejax export --ticket=RUN --workdir=DIR --output=FILE       masks and start state of a run
 
 `python -m prunejax.main`, `.measure` and `.report` are doors to the same commands. Exit codes:
 0 done, 2 bad request, 1 failure, 75 interrupted with everything saved.
@@ -73,12 +74,30 @@ def _show(argv: Sequence[str]) -> int:
     return 0
 
 
+def _export(argv: Sequence[str]) -> int:
+    from prunejax.study import ticket_file
+
+    names = ("ticket", "workdir", "output")
+    given = dict(word.removeprefix("--").split("=", 1) for word in argv if "=" in word)
+    if set(given) != set(names) or len(given) != len(argv):
+        raise ConfigError("prunejax export needs --ticket=RUN --workdir=DIR --output=FILE.npz")
+    told = ticket_file.export(given["workdir"], given["ticket"], given["output"])
+    total = sum(told["size"].values())
+    signals.tell(
+        f"{given['output']}: {told['live_total']:,} of {total:,} weights live, level "
+        f"{told['level']} of {told['run']}, start state {told['rewound_to']}",
+        sys.stdout,
+    )
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
     "list": _list,
     "measure": _measure,
     "report": _report,
     "show": _show,
+    "export": _export,
 }
 
 

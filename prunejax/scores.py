@@ -17,7 +17,8 @@ from jax.scipy.stats import norm
 Array = jax.Array
 ACTIVATION_PERIOD = 10  # steps between updates of the running mean of activations
 ACTIVATION_RATE = 0.1
-NETWORK = ("snip", "grasp", "synflow")  # see `prunejax.methods.evidence`
+# See `prunejax.methods.evidence` and `prunejax.methods.modes`.
+NETWORK = ("snip", "grasp", "synflow", "curvature", "curvature_saliency", "mode_leverage")
 
 
 def magnitude(w: Array) -> Array:

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import datasets
 
 from prunejax import data, rng
-from prunejax.data import batches, cache, dataset, prepared
+from prunejax.data import batches, cache, dataset, pooled, prepared
 from tests import fake_tfds
 
 
@@ -576,3 +576,41 @@ def test_draws_are_uniform_and_independent():
 def test_bad_padding():
     with pytest.raises(ValueError, match="padding=-1"):
         batches.augment(jax.random.key(0), jnp.zeros((1, 2, 2, 1)), jnp.array([0]), padding=-1)
+
+
+def test_mixed_digits_are_the_same_images_in_another_order():
+    mixed, plain = data.load("digits_mixed"), data.load("digits")
+    assert (mixed.train_examples, mixed.test_examples) == (1000, 797)
+    pixels = [
+        np.concatenate([d.train_images, d.test_images]).reshape(1797, -1) for d in (mixed, plain)
+    ]
+    rows = [sorted(map(bytes, p)) for p in pixels]
+    assert rows[0] == rows[1]
+    labels = [np.concatenate([d.train_labels, d.test_labels]) for d in (mixed, plain)]
+    assert np.array_equal(*(np.bincount(x) for x in labels))
+
+
+def test_gaussian_classes_have_the_spreads_they_state():
+    found = data.load("gaussians")
+    assert found.train_images.shape == (2000, 20)
+    x, y = found.test_images, found.test_labels
+    assert np.bincount(y).tolist() == [1000] * 10
+    spread = [x[y == c].std(0).mean() for c in range(10)]
+    np.testing.assert_allclose(spread, np.linspace(0.7, 2.2, 10), rtol=0.02)
+
+
+def test_halved_images_are_means_of_blocks():
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 2), dtype=np.uint8)
+    found = pooled.halved(images)
+    expected = images.reshape(3, 2, 2, 3, 2, 2).astype(float).mean((2, 4))
+    assert found.dtype == np.uint8
+    assert np.abs(found - expected).max() <= 0.5
+    with pytest.raises(ValueError, match="4x5 pixels"):
+        pooled.halved(images[:, :, :5])
+
+
+def test_prepared_sets_at_half_their_side(prepared_sets):
+    small, whole = (data.load(n, data_dir=prepared_sets) for n in ("mnist14", "mnist"))
+    assert small.train_images.shape == (40, 14, 14, 1)
+    np.testing.assert_array_equal(small.test_images, pooled.halved(whole.test_images))
+    np.testing.assert_array_equal(small.test_labels, whole.test_labels)

@@ -8,7 +8,7 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError
-from prunejax.study import arrangement, config, layout, memory, plan, population
+from prunejax.study import arrangement, config, layout, lineage, memory, plan, population
 from prunejax.study.plan import Member
 from tests import layouts
 from tests.studies import PRUNE, tiny
@@ -93,6 +93,34 @@ def test_chunks_are_few_and_equal(members, multiple, fits, sizes):
         padded = population.pad(part, size)
         assert len(padded) == size
         assert padded[: len(part)] == part
+
+
+@pytest.mark.parametrize(
+    ("members", "sizes", "expected"),
+    [
+        (10, (5,), [5, 5]),
+        (20, (6,), [6, 6, 6, 6]),
+        (9, (16,), [9]),
+        (4, (6, 5), [5]),
+        (3, (5,), [3]),
+    ],
+)
+def test_sizes_that_are_compiled_are_taken_where_padding_is_cheap(members, sizes, expected):
+    everyone = [Member(str(i), "v", i, None, None) for i in range(members)]
+    parts = arrangement.chunks(everyone, "vectorized", 1, 32, sizes)
+    assert [size for _, size in parts] == expected
+    assert [m for part, _ in parts for m in part] == everyone
+
+
+def test_waves_stay_with_a_program_as_long_as_they_can():
+    def member(run, *needs):
+        sources = [lineage.Source(n, 0, 0, frozenset()) for n in needs]
+        return Member(run, run, 0, None, None, start=lineage.Start(*sources))
+
+    chain = [member("a"), member("b", "a"), member("c", "b", "y")]
+    other = [member("x"), member("y", "b"), member("z", "c")]
+    order = [(b, [m.run for m in wave]) for b, wave in arrangement.waves([chain, other])]
+    assert order == [(0, ["a"]), (0, ["b"]), (1, ["x"]), (1, ["y"]), (0, ["c"]), (1, ["z"])]
 
 
 def test_other_architectures_and_batch_sizes_are_other_groups():

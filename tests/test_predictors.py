@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from prunejax.measures import predictors, recall
-from prunejax.report import figures_density, figures_recall
+from prunejax.measures import predictors, recall, summary
+from prunejax.report import figures_classes, figures_density, figures_recall
 from prunejax.report.style import Look
 from prunejax.report.tables import load
 from prunejax.study import run
@@ -61,6 +62,53 @@ def test_classes_csv_and_alpha_follow_from_the_predictions(study):
     assert "Accuracy against density" in page
 
 
+def test_undecayed_pruning_without_decay_is_refused_and_with_decoupled_decay_noted():
+    from prunejax.configs import default
+    from prunejax.errors import ConfigError
+    from prunejax.study import config as config_lib
+    from prunejax.study import plan
+
+    def planned(optimizer, **prune):
+        arm = {"prune": WEIGHTS | {"score": "undecayed"} | prune, "optimizer": optimizer}
+        config = tiny(up=arm)
+        config.prune.saliency_examples = 50
+        return plan.build(config_lib.variants(config, default.get_config()))
+
+    with pytest.raises(ConfigError, match="use 'weight_saliency'"):
+        planned({"weight_decay": 0.0})
+    (batch,) = planned({"weight_decay": 0.0}, decay_coef=0.01)
+    assert float(batch.members[0].hyper.score_decay) == pytest.approx(0.01)
+    (batch,) = planned({"weight_decay": 1e-3})
+    assert float(batch.members[0].hyper.score_decay) == pytest.approx(1e-3)
+    assert not batch.notes
+    (batch,) = planned({"weight_decay": 1e-3, "weight_decay_kind": "decoupled"})
+    assert "undecayed (up)" in batch.notes[0]
+
+
+def test_alpha_is_a_column_that_claims_may_be_about(study):
+    from prunejax.measures import claims
+
+    loaded = load([study])
+    figures_recall.annotate(loaded)
+    found = figures_recall.distortions(loaded)
+    for row in loaded.runs:
+        if row["variant"] == "none":
+            assert row["alpha"] == ""
+        else:
+            one = found[row["variant"]][row["seed"]]
+            assert row["alpha"] == ("" if one.degenerate else repr(one.alpha))
+    claim = claims.parse("mp-80 > 1.0 in alpha")
+    assert (claim.arms, claim.constant) == (("mp-80",), 1.0)
+    assert claims.parse("a < b").arms == ("a", "b")
+
+
+def test_recalls_are_drawn_class_by_class(study):
+    loaded = load([study])
+    for draw in (figures_classes.balance, figures_classes.classes):
+        drawing = draw(loaded, Look(loaded.variants, {"none"}))
+        assert "mp" in drawing.alt
+
+
 def test_families_of_arms():
     names = {"ticket12": "ticket", "rigl-05": "rigl", "none": "none", "7": "7", "a_b-3": "a_b"}
     assert {name: figures_density.family(name) for name in names} == names
@@ -76,3 +124,17 @@ def test_nothing_is_drawn_of_a_study_without_predictions(study):
 
 def test_columns_are_those_of_the_measures():
     assert set(predictors.PREDICTIONS) == {"recall_lowest", "recall_spread"}
+
+
+def test_a_claim_against_a_number_is_a_one_sample_t_test():
+    values = [1.2, 1.1, 1.25, 0.98, 1.3]
+    rows = [
+        {"run": f"a-{i}", "variant": "a", "seed": str(i), "status": "done", "alpha": repr(x)}
+        for i, x in enumerate(values)
+    ]
+    (claim,) = summary.summarize(rows, claims=("a > 1 in alpha",))["claims"]
+    expected = stats.ttest_1samp(values, 1)
+    assert claim["difference"] == pytest.approx(np.mean(values) - 1)
+    assert claim["p"] == pytest.approx(expected.pvalue)
+    assert claim["low"] == pytest.approx(expected.confidence_interval(0.95).low - 1)
+    assert claim["verdict"] == ("confirmed" if expected.pvalue < 0.05 else "undecided")

@@ -173,6 +173,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "evidence": "first",
                 "per_class": 10,  # balanced: examples of each class
                 "saliency_examples": 512,  # how many, of the first ones
+                "decay_coef": -1.0,  # lambda of the score undecayed; -1: optimizer.weight_decay
                 "grow": "none",  # none | gradient | random: which dead units come back
                 "regrow": 0.0,  # of what is live: dropped and regrown at each event besides
                 "update_every": 0,  # training steps between drop-and-grow updates; 0: none
@@ -199,9 +200,12 @@ def get_config(arg: str = "") -> ConfigDict:
                 "at": "end",  # which of its states: start | end | epoch:N | step:N
                 # Of weights, statistics, optimizer, masks, step (order and rates go on from there).
                 "take": ("weights", "statistics", "masks"),
+                # Or a file of masks and a start state (`prunejax export`); {seed}: the run's seed.
+                "ticket": "",
                 "rewind_run": "",  # label of the arm whose state is put back; "": none
                 "rewind_at": "start",  # which of its states
                 "rewind": ("weights", "statistics", "step"),  # what of it; dead weights stay dead
+                "redraw": "",  # parameters drawn anew at last, e.g. "classifier/.*"; "": none
                 "fresh": False,  # draw the initial weights anew (stream "ticket_reinit")
                 "shuffle": "no",  # no | layer | global: permute the masks that are taken
                 "copy": "",  # other order, augmentation and dropout: the name of their streams
@@ -237,14 +241,26 @@ def get_config(arg: str = "") -> ConfigDict:
                 "live_only": True,  # the live subspace of the mask
                 "forecast": False,  # predicted loss change of each event, into events.csv
             },
+            # Error and loss along the line between the ends of two runs, into barriers.csv and
+            # paths.csv: see prunejax.measures.connectivity.
+            "connect": {
+                # "a:b": the runs of arms a and b of each seed; "a": each two runs of arm a.
+                "pairs": (),
+                "points": 21,  # on the line, ends included
+                "batch_norm": "recompute",  # recompute | interpolate | first: its statistics there
+                "statistics_examples": 2000,  # recompute: training examples they are taken of
+                "examples": 0,  # first examples of the training and test split; 0: all
+                "matching": False,  # a second line, to b with its units permuted (chains only)
+            },
             "report": {
                 "baseline": "none",  # variant that paired differences refer to
                 "figures": ("dynamics", "scatter", "gap", "table"),
                 "correlate": (),  # variants of the scatter's line and coefficients; (): with events
                 "tests": (),  # pairs "a:b" of variants compared by a t-test
-                # What the study claims: "A > B in COLUMN" (or <), A and B variants, COLUMN of
-                # runs.csv, compared seed by seed; the page says confirmed, contradicted, undecided.
+                # What the study claims: "A > B in COLUMN" (or <), A a variant, B one or a number,
+                # COLUMN of the runs, seed by seed; the page: confirmed, contradicted, undecided.
                 "claims": (),
+                "remarks": (),  # sentences above the results: limits, what is not known
                 # A small form that shows that a study works: the page gives no verdicts.
                 "mechanics_only": False,
             },

@@ -12,7 +12,28 @@ from ml_collections import ConfigDict
 
 Arms = dict[str, dict[str, Any]]
 RETRAIN = ("weights", "learning_rate", "fine_tune")
-CONTROLS = ("fresh", "layer_shuffle", "global_shuffle", "erk", "one_shot", "inverted", "extended")
+CONTROLS = (
+    *("fresh", "layer_shuffle", "global_shuffle", "erk", "one_shot", "inverted"),
+    *("extended", "restart"),
+)
+QUICK = {"quick": "mechanics only"}
+
+
+def form(arg: str, file: str, known: Mapping[str, str] = QUICK) -> str:
+    """The form of a study that a config file's argument (the text after its colon) names.
+
+    Args:
+      arg: "" for the study itself, or a name.
+      file: the config file, for the message.
+      known: name -> what it is.
+
+    Raises:
+      ValueError: a name that is not known.
+    """
+    if arg and arg not in known:
+        there = "; ".join(f"{name} ({what})" for name, what in known.items())
+        raise ValueError(f"{file}:{arg}: unknown argument {arg!r}; there are: {there}")
+    return arg
 
 
 def lottery(
@@ -47,9 +68,11 @@ def lottery(
       scope: "global" or "layer".
       controls: name -> levels at which it runs; of CONTROLS. "fresh", "layer_shuffle" and
         "global_shuffle" have the mask of that level; "erk" as many weights at random, by layer;
-        "one_shot" the smallest final weights of `dense`; "inverted" keeps the smallest where a
-        ticket keeps the largest; "extended" is `dense` trained as long as all levels up to it
-        (in chunks of the same schedule, which the learning rate restarts).
+        "one_shot" is without the smallest final weights of `dense`; "inverted" keeps the smallest
+        where that keeps the largest. Two are dense and have had as many steps as all levels up to
+        it: "extended" in one schedule of that length, "restart" in trainings of which each goes
+        on from the weights of the one before and begins the schedule anew (learning-rate
+        rewinding of the dense network).
       prefix: of the labels.
 
     Raises:
@@ -88,12 +111,32 @@ def lottery(
         for level in at:
             if not 1 <= level <= levels:
                 raise ValueError(f"control {name!r} at level {level}: there are 1 to {levels}")
-            arms |= _control(name, level, prefix, prune, back)
+            arms |= _control(config, name, level, prefix, prune, back)
     return arms
 
 
+def copies(label: str, start: Mapping[str, Any], prune: Mapping[str, Any] | None = None) -> Arms:
+    """Two arms, LABEL-a and LABEL-b, from one state, that differ in order, augmentation, dropout.
+
+    With `config.connect.pairs = ("LABEL-a:LABEL-b",)` they tell how stable the state is
+    (Frankle et al., ICML 2020).
+
+    Args:
+      label: what stands before "-a" and "-b".
+      start: `start` of an arm: how both begin.
+      prune: `prune` of both, where they have any.
+    """
+    more = {"prune": dict(prune)} if prune else {}
+    return {f"{label}-{copy}": {"start": {**start, "copy": copy}, **more} for copy in ("a", "b")}
+
+
 def _control(
-    name: str, level: int, prefix: str, prune: Mapping[str, Any], back: Mapping[str, Any]
+    config: ConfigDict,
+    name: str,
+    level: int,
+    prefix: str,
+    prune: Mapping[str, Any],
+    back: Mapping[str, Any],
 ) -> Arms:
     ticket, label = f"{prefix}{level}", f"{name}{level}"
     if name == "fresh":
@@ -112,8 +155,10 @@ def _control(
     if name == "inverted":
         turned = {**prune, "of": "all", "fraction": (round(1 - kept, 6),), "target": "largest"}
         return {label: {"prune": turned, "start": {"run": "dense"} | dict(back)}}
+    if name == "extended":
+        return {label: {"epochs": config.epochs * (level + 1)}}
     arms: Arms = {}
-    for part in range(1, level + 1):  # `extended`: as many trainings as all levels together
-        parent = "dense" if part == 1 else f"extended{part - 1}"
-        arms[f"extended{part}"] = {"start": {"run": parent, "take": ("weights", "statistics")}}
+    for part in range(1, level + 1):  # each from the one before
+        parent = "dense" if part == 1 else f"restart{part - 1}"
+        arms[f"restart{part}"] = {"start": {"run": parent, "take": ("weights", "statistics")}}
     return arms

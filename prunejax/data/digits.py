@@ -49,3 +49,23 @@ def load_digits(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     labels = table[:, 64].astype(np.int32)
     cut = FIRST_TEST_EXAMPLE
     return make("digits", (images[:cut], labels[:cut]), (images[cut:], labels[cut:]), 10)
+
+
+MIXED_TRAIN = 1000
+
+
+def load_mixed(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """1,000 training and 797 test examples in a fixed random order: both splits share writers.
+
+    Easier than `load_digits`; for studies whose settings were found on such a split.
+
+    Args:
+      data_dir: ignored.
+    """
+    del data_dir
+    table = _table()[np.random.default_rng(0).permutation(1797)]
+    images = (table[:, :64] * SCALE).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = table[:, 64].astype(np.int32)
+    cut = MIXED_TRAIN
+    train, test = (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
+    return make("digits_mixed", train, test, 10)

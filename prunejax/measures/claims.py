@@ -1,8 +1,8 @@
 """What a study claims, in its config, and whether its runs bear it out.
 
 A claim is one line of `config.report.claims`: "L_large > S_small in final_test_accuracy" says that
-the arm L_large ends above S_small. Arms are compared seed by seed; Holm's correction goes over
-the claims of the page.
+the arm L_large ends above S_small, "mp-98 > 1 in alpha" that the mean of an arm is above a number.
+Arms are compared seed by seed; Holm's correction goes over the claims of the page.
 """
 
 import re
@@ -26,13 +26,26 @@ DEFAULT_COLUMN = "final_test_accuracy"
 
 @dataclass(frozen=True)
 class Claim:
-    """`a` is larger (">") or smaller ("<") than `b` in a column of runs.csv."""
+    """`a` is larger (">") or smaller ("<") than `b` in a column of the runs."""
 
     text: str
     a: str
     direction: str
-    b: str
+    b: str  # an arm or a number
     column: str
+
+    @property
+    def constant(self) -> float | None:
+        """The number that `a` is compared with; None: with an arm."""
+        try:
+            return float(self.b)
+        except ValueError:
+            return None
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that it speaks of."""
+        return (self.a, self.b) if self.constant is None else (self.a,)
 
 
 def parse(text: str) -> Claim:

@@ -1,4 +1,4 @@
-"""Measures of `suite.MEASURES` that look at predictions and at what a network can lose.
+"""Measures of `suite.MEASURES` that look at predictions, at masks and at what a network can lose.
 
 Each is a function of a `suite.Context`, as those beside them.
 """
@@ -10,12 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prunejax import masks as masks_lib
+from prunejax import sparsity, trees
+from prunejax.measures import differences
 from prunejax.measures.prunability import prune_curve
 
 Columns = dict[str, float]
 Arrays = dict[str, np.ndarray]
 PREDICTIONS = ("recall_lowest", "recall_spread")
 PRUNABILITY = ("prunability", "prunability_monotone", "prunability_area", "core_fraction")
+
+TICKET = ("live_weights", "effective_sparsity", "distance_to_init", "cosine_to_init")
 
 
 def predictions(context: Any) -> tuple[Columns, Arrays]:
@@ -57,6 +62,37 @@ def prunability(context: Any) -> tuple[Columns, Arrays]:
         "prunability_loss": np.asarray(curve.values["loss"]),
         "prunability_accuracy": np.asarray(curve.values["accuracy"]),
     }
+
+
+def ticket(context: Any) -> tuple[Columns, Arrays]:
+    """The mask, and how far its weights went from their initial values.
+
+    Columns: live entries of the kernels of prunable layers, exact; the effective sparsity of all
+    parameters (`sparsity.report`); Euclidean distance and cosine between the live parameters now
+    and as they were drawn. Arrays: "mask:PATH" bits of each such kernel (`np.unpackbits` with
+    "shape:PATH").
+    """
+    if context.masks is None or context.initial is None or context.feeds is None:
+        raise ValueError(
+            "ticket needs masks (config.measures.live_only), initial parameters and what units feed"
+        )
+    found = sparsity.report(context.masks, context.params, feeds=context.feeds)
+    start = masks_lib.apply(context.masks, context.initial())
+    leaves = dict(trees.leaves_with_paths(context.params))
+    masks = dict(zip(leaves, trees.aligned(context.params, context.masks, "masks"), strict=True))
+    kernels = [p for p in leaves if p in context.feeds or np.ndim(masks[p]) > 1]
+    columns = {
+        "live_weights": float(sum(x.live for x in found.leaves if x.path in kernels)),
+        "effective_sparsity": found.effective,
+        "distance_to_init": differences.distance(context.params, start),
+        "cosine_to_init": differences.cosine(context.params, start),
+    }
+    arrays: Arrays = {}
+    for path in kernels:
+        mask = np.broadcast_to(np.asarray(masks[path]), leaves[path].shape)
+        arrays[f"mask:{path}"] = np.packbits(mask)
+        arrays[f"shape:{path}"] = np.array(mask.shape)
+    return columns, arrays
 
 
 def predicted(outputs: jax.Array) -> jax.Array:

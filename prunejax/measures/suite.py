@@ -60,6 +60,8 @@ class Context:
       activations: `trained -> {layer: normalized activations}` of this network or of the
         untrained one, for `normality`.
       outputs: `(params, batch) -> [examples, classes]` logits.
+      initial: gives the run's initial parameters, without masks.
+      feeds: kernel path -> what its units feed, see `sparsity.report`.
     """
 
     loss: Callable[[Tree, Tree], jax.Array]
@@ -75,6 +77,8 @@ class Context:
     radius: float = 0.05
     activations: Callable[[bool], Mapping[str, Any]] | None = None
     outputs: Callable[[Tree, Tree], jax.Array] | None = None
+    initial: Callable[[], Tree] | None = None
+    feeds: Mapping[str, Sequence[tuple[str, int]]] | None = None
 
     @property
     def predict(self) -> Callable[[Tree, Tree], jax.Array] | None:
@@ -273,6 +277,7 @@ MEASURES: dict[str, Measure] = {
     "spectral_density": Measure(_spectral_density, ()),
     "predictions": Measure(predictors.predictions, predictors.PREDICTIONS),
     "prunability": Measure(predictors.prunability, predictors.PRUNABILITY),
+    "ticket": Measure(predictors.ticket, predictors.TICKET),
     "normality": Measure(
         _normality,
         (

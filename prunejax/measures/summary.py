@@ -89,6 +89,16 @@ def pairs(a: Sequence[Row], b: Sequence[Row], column: str) -> tuple[list[float],
     return [value(row, column) for row in both], [theirs[row["seed"]] for row in both]
 
 
+def _compared(
+    arms: Mapping[str, Sequence[Row]], a: str, b: str, column: str
+) -> tuple[list[float], list[float]]:
+    """The values that a claim compares: of two arms, or of an arm and a number."""
+    if b not in arms and isfinite(number(b)):
+        values = [value(row, column) for row in arms.get(a, ())]
+        return values, [number(b)] * len(values)
+    return pairs(arms.get(a, ()), arms.get(b, ()), column)
+
+
 def correlate(rows: Sequence[Row], x: str, y: str) -> dict[str, Any]:
     """Pearson, Kendall and Spearman of two columns over runs, with seeds as blocks."""
     a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
@@ -188,7 +198,7 @@ def summarize(
             paired[name][c]["p_holm"] = p
     judged = claims_lib.judge(
         [claims_lib.parse(claim) if isinstance(claim, str) else claim for claim in claims],
-        lambda a, b, c: pairs(complete.get(a, ()), complete.get(b, ()), c),
+        lambda a, b, c: _compared(complete, a, b, c),
         steps,
         withheld,
     )

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from prunejax import masks as masks_lib
 from prunejax import registry, rng, scores, trees
+from prunejax.methods import modes
 
 Array = jax.Array
 Tree = Any
@@ -57,8 +58,8 @@ class Evidence:
     @functools.cached_property
     def gradient(self) -> Tree:
         """dL/dw of the prunable weights, dead ones too (dense), scalar 0 elsewhere."""
-        part, whole = self._split(self.weights)
-        return self._tree(jax.grad(lambda p: self.loss(whole(p)))(part))
+        part, whole = self.parts(self.weights)
+        return self.tree(jax.grad(lambda p: self.loss(whole(p)))(part))
 
     @functools.cached_property
     def hessian_gradient(self) -> Tree:
@@ -66,11 +67,16 @@ class Evidence:
 
         One forward derivative of the gradient; scalar 0 at leaves that are not pruned.
         """
-        part, whole = self._split(self.weights)
+        part, whole = self.parts(self.weights)
         gradient = jax.grad(lambda p: self.loss(whole(p)))
-        live, _ = self._split(self.masks)
+        live, _ = self.parts(self.masks)
         along = [jnp.where(m, g, 0) for m, g in zip(live, gradient(part), strict=True)]
-        return self._tree(jax.jvp(gradient, (part,), (along,))[1])
+        return self.tree(jax.jvp(gradient, (part,), (along,))[1])
+
+    @functools.cached_property
+    def hessian(self) -> Array:
+        """The exact Hessian among prunable weights, see `modes.hessian`."""
+        return modes.hessian(self)
 
     @functools.cached_property
     def flow(self) -> Tree:
@@ -82,13 +88,13 @@ class Evidence:
         output = self.need("output")
 
         def flow(weights: Tree) -> list[Array]:
-            part, whole = self._split(jax.tree.map(_wide_magnitude, weights))
+            part, whole = self.parts(jax.tree.map(_wide_magnitude, weights))
             slopes = jax.grad(lambda p: jnp.sum(output(whole(p)), dtype=jnp.float64))(part)
             flows = [w * g for w, g in zip(part, slopes, strict=True)]
             top = jnp.max(jnp.stack([jnp.max(x, initial=0) for x in flows]))
             return [(x / jnp.where(top == 0, 1, top)).astype(jnp.float32) for x in flows]
 
-        return self._tree(_in_double(flow)(self.weights))
+        return self.tree(_in_double(flow)(self.weights))
 
     @functools.cached_property
     def noise(self) -> Tree:
@@ -114,7 +120,7 @@ class Evidence:
 
         return trees.map_with_path(at, self.chosen, self.weights, *rest)
 
-    def _split(self, tree: Tree) -> tuple[list[Array], Callable[[list[Array]], Tree]]:
+    def parts(self, tree: Tree) -> tuple[list[Array], Callable[[list[Array]], Tree]]:
         """The prunable leaves of `tree`, and how to put others in their place."""
         leaves, structure = jax.tree.flatten(tree)
         where = [i for i, c in enumerate(jax.tree.leaves(self.chosen)) if c]
@@ -130,7 +136,8 @@ class Evidence:
 
         return [jnp.asarray(leaves[i]) for i in where], whole
 
-    def _tree(self, part: list[Array]) -> Tree:
+    def tree(self, part: list[Array]) -> Tree:
+        """A tree with these prunable leaves, scalar 0 elsewhere."""
         rest = iter(part)
         return jax.tree.map(lambda c: next(rest) if c else jnp.float32(0), self.chosen)
 
@@ -211,6 +218,9 @@ EVIDENCE: dict[str, NetworkScore] = {
     "snip": NetworkScore(snip, "loss"),
     "grasp": NetworkScore(grasp, "loss"),
     "synflow": NetworkScore(synflow, "output", 100),
+    "curvature": NetworkScore(modes.curvature, "loss"),
+    "curvature_saliency": NetworkScore(modes.curvature_saliency, "loss"),
+    "mode_leverage": NetworkScore(modes.mode_leverage, "loss"),
 }
 
 

@@ -22,7 +22,8 @@ from prunejax.system.files import expand
 # every page has. Stated here, because the gallery imports matplotlib.
 FIGURES = (
     *("dynamics", "stability", "scatter", "gap", "rate", "rate_scatter", "noise", "corners"),
-    *("density", "recall"),
+    *("density", "recall", "balance", "classes", "tickets", "early_stop", "overlap"),
+    *("barriers", "paths", "matrix"),
     *("group_scatter", "flatness", "tic", "epsilon", "eigenvalues", "spectrum", "perturbation"),
     *("measures", "forecast", "normality", "table"),
 )
@@ -62,7 +63,7 @@ def check(options: Any, labels: Sequence[str]) -> None:
             claim = claims.parse(text)
         except ValueError as error:
             raise ConfigError(f"config.report.claims: {error}") from None
-        registry.known("report.claims", (claim.a, claim.b), labels)
+        registry.known("report.claims", claim.arms, labels)
         if claim.a == claim.b:
             raise ConfigError(
                 f"config.report.claims: {text!r} compares {claim.a!r} with itself; name two"

@@ -37,7 +37,7 @@ def of_configs(configs: Sequence[tuple[Mapping[str, Any], str]], labels: Collect
         report = config.get("report") or {}
         for text in report.get("claims", ()):
             claim = _claim(text, prefix)
-            _take(found, found.claims, claim, f"claim {text!r}", (claim.a, claim.b), labels)
+            _take(found, found.claims, claim, f"claim {text!r}", claim.arms, labels)
         for pair in report.get("tests", ()):
             a, separator, b = pair.partition(":")
             if not separator:
@@ -56,7 +56,7 @@ def _claim(text: str, prefix: str) -> Claim:
         raise ReportError(f"config.report.claims: {error}") from None
     if not prefix:
         return claim
-    a, b = prefix + claim.a, prefix + claim.b
+    a, b = prefix + claim.a, claim.b if claim.constant is not None else prefix + claim.b
     return replace(claim, a=a, b=b, text=f"{a} {claim.direction} {b} in {claim.column}")
 
 

@@ -1,7 +1,7 @@
 """Recall distortion: what pruning does to the recalls of classes, from stored predictions."""
 
 from collections.abc import Mapping
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from prunejax.report.figures import Drawing
 from prunejax.report.figures_density import density_axis, family, live_share
 from prunejax.report.results import Study
 from prunejax.report.style import COLORS, GREY, MARKERS, Look, legend, line_handle, panel
+from prunejax.report.words import interval, minus
 
 
 def _predictions(study: Study) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -30,19 +31,54 @@ def _predictions(study: Study) -> dict[str, dict[str, tuple[np.ndarray, np.ndarr
     return found
 
 
+def parent(study: Study, variant: str) -> str:
+    """The arm that a chain of runs began with (`start.run`), or the baseline."""
+    seen = {variant}
+    while run := (study.overrides.get(variant, {}).get("start") or {}).get("run"):
+        if run in seen or run not in study.overrides:
+            break
+        variant = str(run)
+        seen.add(variant)
+    return variant if len(seen) > 1 else study.baseline
+
+
 def distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
-    """Arm -> seed -> how the baseline's run of that seed and the arm's differ."""
+    """Arm -> seed -> how the dense run of that seed (of `parent`) and the arm's differ."""
+    if "distortions" not in study.known:
+        study.known["distortions"] = _distortions(study)
+    return study.known["distortions"]  # type: ignore[no-any-return]
+
+
+def _distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
     known = _predictions(study)
-    dense = known.pop(study.baseline, {})
     found: dict[str, dict[str, recall.Distortion]] = {}
     for variant, runs in known.items():
+        dense = known.get(parent(study, variant), {})
         for seed, (predicted, labels) in runs.items():
-            if seed in dense and np.array_equal(labels, dense[seed][1]):
+            if variant == parent(study, variant) or variant == study.baseline or seed not in dense:
+                continue
+            if np.array_equal(labels, dense[seed][1]):
                 classes = int(labels.max()) + 1
                 found.setdefault(variant, {})[seed] = recall.distortion(
                     dense[seed][0], predicted, labels, classes, seed=int(seed)
                 )
     return found
+
+
+def annotate(study: Study) -> None:
+    """Gives every run with a distortion its columns `alpha` and `alpha_split_half`.
+
+    Empty where a network is at chance: its alpha counts for nothing.
+    """
+    known = distortions(study)
+    if not known:
+        return
+    for row in study.runs:
+        found = known.get(row["variant"], {}).get(row["seed"])
+        values = {"alpha": nan, "alpha_split_half": nan}
+        if found is not None and not found.degenerate:
+            values = {"alpha": found.alpha, "alpha_split_half": found.split_half}
+        row.update({k: repr(v) if isfinite(v) else "" for k, v in values.items()})
 
 
 def table(study: Study) -> list[Mapping[str, Any]]:
@@ -78,10 +114,11 @@ def recall_distortion(study: Study, look: Look) -> Drawing | None:
     for variant in found:
         families.setdefault(family(variant), []).append(variant)
     made, axes = panel(3.8)
+    other, beside = panel(3.8)
     handles, sentences = [], []
     for index, (name, arms) in enumerate(families.items()):
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-        xs, ys = [], []
+        points = []
         for variant in sorted(arms, key=lambda v: -live[v]):
             runs = list(found[variant].values())
             alphas = recall.alphas(runs)
@@ -89,29 +126,78 @@ def recall_distortion(study: Study, look: Look) -> Drawing | None:
             if not isfinite(test.difference):
                 sentences.append(f"{variant} at chance")
                 continue
-            xs.append(live[variant])
-            ys.append(1 + test.difference)
-            axes.plot([xs[-1]] * len(alphas), alphas, ".", color=color, markersize=3, alpha=0.5)
-            if isfinite(test.low):
-                between = [1 + test.low, 1 + test.high]
-                axes.plot([xs[-1]] * 2, between, color=color, linewidth=1.2)
-            sentences.append(f"{variant} {_words(ys[-1], test, runs)}")
-        axes.plot(xs, ys, marker=marker, color=color, markersize=5, linewidth=1.4)
+            accuracy = 100 * float(np.mean([d.accuracy_pruned for d in runs]))
+            points.append((live[variant], 1 + test.difference, 1 + test.low, 1 + test.high))
+            axes.plot([live[variant]] * len(alphas), alphas, ".", color=color, ms=3, alpha=0.5)
+            beside.plot(
+                [live[variant]] * len(runs), [100 * d.accuracy_pruned for d in runs], ".",
+                color=color, ms=3, alpha=0.5,
+            )  # fmt: skip
+            sentences.append(
+                f"{variant} {_words(points[-1][1], test, runs)} at {accuracy:.1f}% accuracy"
+            )
+        if not points:
+            continue
+        xs, means, low, high = map(np.asarray, zip(*points, strict=True))
+        axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(xs, means, marker=marker, color=color, markersize=5, linewidth=1.4)
+        accuracies = [
+            100 * np.mean([d.accuracy_pruned for d in found[v].values()])
+            for v in sorted(arms, key=lambda v: -live[v])
+        ]
+        shares = sorted((live[v] for v in arms), reverse=True)
+        beside.plot(shares, accuracies, marker=marker, color=color, markersize=5, linewidth=1.4)
         handles.append(line_handle(name, color, marker))
     axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
     handles.append(line_handle("1: no distortion", GREY, line="--"))
-    density_axis(axes, [live[v] for v in found])
+    for each in (axes, beside):
+        density_axis(each, [live[v] for v in found])
     axes.set_ylabel("alpha")
+    beside.set_ylabel("final test accuracy, %")
     return Drawing(
-        [made, legend(handles)],
+        [made, other, legend(handles)],
         "Recall distortion",
         "alpha: slope through the origin of the classes' normalized balance (recall over accuracy, "
-        f"less one) in the pruned network on that in {study.baseline} of its seed (Good et al. "
-        "2022); above 1 pruning sharpens what the network was good and bad at. Mean over seeds, "
-        "every seed, 95 % interval. Small test sets pull alpha towards 0; split halves do not. "
-        "classes.csv has every class.",
+        "less one) in the pruned network on that in the dense one it came from (Good et al. "
+        "2022; that alpha is this slope is a reading of ours); above 1 pruning sharpens what the "
+        "network was good and bad at. Accuracy is weighted by test examples. Mean over seeds, "
+        "every seed, 95 % interval as a band. Small test sets pull alpha towards 0; split halves "
+        "do not. Accuracy beside it: alpha of a network that has forgotten much means little. "
+        "classes.csv has every class. " + _undecayed(study, found),
         "alpha of " + "; ".join(sentences) + ".",
     )
+
+
+def _undecayed(study: Study, found: Mapping[str, Mapping[str, recall.Distortion]]) -> str:
+    """Whether Undecayed Pruning's alpha is below that of magnitudes, ratio by ratio."""
+    scores = {v: (study.overrides.get(v, {}).get("prune") or {}).get("score") for v in found}
+    words = []
+    for variant, score in scores.items():
+        twin = next(
+            (v for v, s in scores.items() if s == "magnitude" and _alike(study, variant, v)), None
+        )
+        if score != "undecayed" or twin is None:
+            continue
+        seeds = [s for s in found[variant] if s in found[twin]]
+        test = recall.compare(
+            *(recall.alphas([found[v][s] for s in seeds]) for v in (variant, twin))
+        )
+        if isfinite(test.low):
+            verdict = "reproduced" if test.high < 0 else "not reproduced"
+            words.append(
+                f"{variant} minus {twin} {minus(f'{test.difference:+.3f}')} "
+                f"{interval(test.low, test.high, 3, sign='+')}: {verdict}"
+            )
+    if not words or study.report_option("mechanics_only", False):
+        return ""
+    return "Published: Undecayed Pruning has the lower alpha. Here: " + "; ".join(words) + "."
+
+
+def _alike(study: Study, a: str, b: str) -> bool:
+    """Whether two arms differ in the score alone."""
+    x, y = (dict(study.overrides.get(v, {})) for v in (a, b))
+    p, q = ({k: v for k, v in (o.pop("prune", None) or {}).items() if k != "score"} for o in (x, y))
+    return x == y and p == q
 
 
 def _words(alpha: float, test: Comparison, runs: list[recall.Distortion]) -> str:

@@ -6,11 +6,14 @@ from prunejax import registry
 from prunejax.report import (
     figures,
     figures_arrays,
+    figures_barriers,
+    figures_classes,
     figures_density,
     figures_dynamics,
     figures_flatness,
     figures_paper,
     figures_recall,
+    figures_tickets,
 )
 from prunejax.report.figures import Draw, Drawing
 from prunejax.report.results import Study
@@ -28,6 +31,14 @@ FIGURES: dict[str, Draw] = {
     "corners": figures_paper.corners,
     "density": figures_density.density,
     "recall": figures_recall.recall_distortion,
+    "balance": figures_classes.balance,
+    "classes": figures_classes.classes,
+    "tickets": figures_tickets.accuracy,
+    "early_stop": figures_tickets.early_stop,
+    "overlap": figures_tickets.overlap,
+    "barriers": figures_barriers.instability,
+    "paths": figures_barriers.paths,
+    "matrix": figures_barriers.matrix,
     "group_scatter": figures_paper.group_scatter,
     "flatness": figures_flatness.flatness,
     "tic": figures_flatness.tic,

@@ -16,8 +16,19 @@ from prunejax.record.summary import summarize
 
 Row = Mapping[str, str]
 
-_WORDS = {"run", "variant", "status", "layer", "split", "batch_norm"}
-_WHOLE = {"seed", "epoch", "step", "targeted", "live", "events", "best_epoch", "selected_epoch"}
+_WORDS = {"run", "variant", "status", "layer", "split", "batch_norm", "pair", "run_a", "run_b"}
+_WHOLE = {
+    "seed",
+    "seed_a",
+    "seed_b",
+    "epoch",
+    "step",
+    "targeted",
+    "live",
+    "events",
+    "best_epoch",
+    "selected_epoch",
+}
 _ALWAYS = {"run", "variant", "seed", "epoch"}  # never empty
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.IGNORECASE)
 _NEEDED = {
@@ -59,6 +70,7 @@ def rows(
     config: Mapping[str, Any],
     tables: Mapping[str, Sequence[Row]],
     promised: Sequence[str] = (),
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Refuses tables that do not belong together.
 
@@ -67,6 +79,8 @@ def rows(
       config: its config.
       tables: "epochs", "events" and "runs".
       promised: the runs of a finished study; empty: of one that is still to end.
+      variants: what study.json says of each: a run that goes on from a later state than the start
+        has no rows of the epochs before `first_epoch`.
 
     Raises:
       ReportError: names the table, the run, and what is missing.
@@ -82,7 +96,8 @@ def rows(
         )
     epochs, events = (_by_run(tables[name]) for name in ("epochs", "events"))
     for run, row in ended.items():
-        _epochs(path, config, row, epochs.get(run, []))
+        first = int(((variants or {}).get(row["variant"]) or {}).get("first_epoch", 0))
+        _epochs(path, config, row, epochs.get(run, []), first)
     _events(path, config, [row for row in tables["runs"] if is_completed(row)], events)
     for run, row in ended.items():
         _agrees(path, row, epochs.get(run, []), events.get(run, []))
@@ -95,14 +110,17 @@ def _by_run(table: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _epochs(path: Path, config: Mapping[str, Any], run: Row, own: Sequence[Row]) -> None:
-    """Epochs of a run count from 0 without a gap; of one that was trained to the end, all."""
+def _epochs(
+    path: Path, config: Mapping[str, Any], run: Row, own: Sequence[Row], first: int
+) -> None:
+    """Epochs of a run count from `first` without a gap; of one trained to the end, all."""
     arm = (config.get("variants") or {}).get(run["variant"]) or {}
     asked = int(arm.get("epochs") or config.get("epochs") or 0)
     found = [int(row["epoch"]) for row in own]
-    expected = asked if asked and is_completed(run) else max(found, default=-1) + 1
-    if found != list(range(expected)):
-        missing = sorted(set(range(expected)) - set(found))
+    end = asked if asked and is_completed(run) else max(found, default=first - 1) + 1
+    expected = end - first
+    if found != list(range(first, end)):
+        missing = sorted(set(range(first, end)) - set(found))
         what = f"epoch {missing[0]} is missing" if missing else "an epoch is there twice"
         raise ReportError(
             f"{path / 'epochs.csv'}: run {run['run']} has {len(found)} rows for {expected} epochs "

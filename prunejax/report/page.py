@@ -12,7 +12,15 @@ from markupsafe import Markup
 from prunejax.measures.claims import MECHANICS, UNFINISHED
 from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
-from prunejax.report import figures_recall, gallery, headline, panels, provenance
+from prunejax.report import (
+    figures_barriers,
+    figures_recall,
+    gallery,
+    headline,
+    levels,
+    panels,
+    provenance,
+)
 from prunejax.report.figures import Drawing
 from prunejax.report.results import Study
 from prunejax.report.style import Look, context, render, with_words
@@ -41,6 +49,8 @@ def _withheld(study: Study) -> str:
 def write(directories: Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Builds figures, summary and page; see `prunejax.report.build`."""
     study = load(directories)
+    figures_recall.annotate(study)
+    figures_barriers.annotate(study)
     target = Path(output) if output is not None else Path(directories[0])
     with files.writing(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -67,20 +77,21 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
             for part in (found.asked, found.more)
         )
     files.save_json(target / "summary.json", summary)
-    _classes(study, target)
+    _views(study, target)
     text = _page(study, summary, asked, more, found.empty, target)
     page = target / "report.html"
     files.replace(page, lambda file: file.write(text.encode()))
     return page
 
 
-def _classes(study: Study, target: Path) -> None:
-    """Writes `classes.csv` where predictions were stored; a view of them, like the figures."""
-    rows = figures_recall.table(study)
-    if rows:
-        lines = [",".join(rows[0])] + [",".join(map(files.cell, row.values())) for row in rows]
-        content = ("\n".join(lines) + "\n").encode()
-        files.replace(target / "classes.csv", lambda file: file.write(content))
+def _views(study: Study, target: Path) -> None:
+    """Writes the tables that follow from stored arrays; views of them, like the figures."""
+    for name, rows in (
+        ("classes", figures_recall.table(study)),
+        ("tickets", levels.records(study)),
+    ):
+        if rows:
+            files.save_rows(target / f"{name}.csv", rows)
 
 
 def _figure(name: str, drawing: Drawing, target: Path) -> Figure:
@@ -101,6 +112,7 @@ def _page(
     target: Path,
 ) -> str:
     forests = [headline.forest(study, summary, column) for column in headline.columns(summary)]
+    own = (levels.table(study), figures_barriers.table(study))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("prunejax.report", ""),
         autoescape=True,
@@ -119,7 +131,7 @@ def _page(
         figures=asked,
         more=more,
         empty=empty,
-        tables=panels.all_of(study, summary),
+        tables=[*panels.all_of(study, summary), *filter(None, own)],
         correlations=panels.correlations(summary),
         facts=provenance.facts(study, target),
         settings=provenance.settings(study),

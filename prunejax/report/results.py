@@ -46,6 +46,8 @@ class Study:
     claims: list[Claim] = field(default_factory=list)  # of all configs, about arms that are here
     tests: list[tuple[str, str]] = field(default_factory=list)  # pairs of arms, likewise
     relations: list[dict[str, Any]] = field(default_factory=list)  # of the summary
+    # What several figures read, read once.
+    known: dict[str, Any] = field(default_factory=dict, init=False)
 
     @property
     def title(self) -> str:

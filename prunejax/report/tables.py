@@ -137,7 +137,8 @@ def load(directories: Sequence[str | Path]) -> Study:
     stated = {path: read_json(path / "study.json") for path in paths}
     for path in paths:
         promised = stated[path].get("runs", ()) if read_json(path / "status.json") else ()
-        intact.rows(path, configs[str(path)], tables[path], promised)
+        about = stated[path].get("variants")
+        intact.rows(path, configs[str(path)], tables[path], promised, about)
         _remeasured(path, tables[path]["runs"])
     attributes = {
         path: attributes_of(configs[str(path)], stated[path], tables[path]) for path in paths
@@ -179,6 +180,12 @@ def load(directories: Sequence[str | Path]) -> Study:
     if not merged["epochs"] and not merged["runs"]:
         raise ReportError(f"{paths[0]} holds no results yet; run the study first")
     notes += [note for path in paths for note in stated[path].get("notes", [])]
+    notes += [
+        str(text)
+        for config in configs.values()
+        for text in (config.get("report") or {}).get("remarks", ())
+        if text not in notes
+    ]
     labels = {label for path in paths for label in attributes[path]}
     own = asked.of_configs([(configs[str(path)], prefixes[path]) for path in paths], labels)
     notes += own.notes

@@ -35,7 +35,8 @@ def waves(
 ) -> list[tuple[int, list[Member]]]:
     """(batch, members) in the order of training: nobody before a run that it needs.
 
-    Members of one wave begin at the same step, and none needs another.
+    Members of one wave begin at the same step, and none needs another. A batch goes on as long as
+    none of its waves has to wait for another batch, whose program would have to be compiled.
 
     Args:
       members: of each batch.
@@ -45,11 +46,24 @@ def waves(
     for b, part in enumerate(members):
         for m in part:
             found.setdefault((depth[m.run], b, m.start.step), []).append(m)
-    return [(b, found[d, b, step]) for d, b, step in sorted(found)]
+    missing, last = set(depth), 0
+    order: list[tuple[int, list[Member]]] = []
+    left = sorted(found)
+    while left:
+        ready = [key for key in left if not any(missing & m.needs for m in found[key])]
+        key = next((k for k in ready if k[1] == last), ready[0])
+        left.remove(key)
+        last = key[1]
+        missing -= {m.run for m in found[key]}
+        order.append((last, found[key]))
+    return order
+
+
+PADDING = 1.25  # times the members: padding that is cheaper than compiling for one more size
 
 
 def chunks(
-    members: Sequence[Member], layout: str, multiple: int, fits: int
+    members: Sequence[Member], layout: str, multiple: int, fits: int, sizes: Sequence[int] = ()
 ) -> list[tuple[list[Member], int]]:
     """Members that are trained together, and the size of their stack with padding.
 
@@ -60,9 +74,15 @@ def chunks(
       layout: one of LAYOUTS.
       multiple: the stack's size must be a multiple of this.
       fits: members whose states fit into memory at once, a multiple of `multiple`.
+      sizes: for which there is a compiled program already; taken where little is lost.
     """
     if layout == "sequential":
         return [([m], 1) for m in members]
+    least = -(-len(members) // multiple) * multiple
+    known = [(-(-len(members) // s) * s, -s, s) for s in sizes if s <= fits]
+    if known and min(known)[0] <= PADDING * least:
+        size = min(known)[2]
+        return [(list(members[i : i + size]), size) for i in range(0, len(members), size)]
     count = -(-len(members) // fits)
     size = -(-len(members) // count)
     size = -(-size // multiple) * multiple
@@ -115,8 +135,15 @@ class Arrangement:
             entries = {str(i): dataclasses.asdict(d) for i, d in self._decided.items()}
             self._directory.save_json("layout.json", entries)
         found = self._decided[b]
-        across = found.devices // found.share
-        return chunks(wave, found.layout, across, found.fits)
+        across, sizes = found.devices // found.share, list[int]()
+        for other, before in self.order:  # from the first on, also where a study is continued
+            if other != b:
+                continue
+            parts = chunks(before, found.layout, across, found.fits, sizes)
+            if before is wave:
+                return parts
+            sizes += [size for _, size in parts if size not in sizes]
+        raise AssertionError("the wave is none of this batch")
 
     def population(self, b: int) -> Population:
         """The compiled functions of a batch."""

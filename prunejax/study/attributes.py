@@ -42,6 +42,8 @@ def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]
             "augment": arm.settings.data.augment,
             "model": arm.settings.model.name,
         }
+        if m.start.step >= program.steps_per_epoch:  # the epochs before were its parent's
+            found[arm.label]["first_epoch"] = m.start.step // program.steps_per_epoch
     return found
 
 

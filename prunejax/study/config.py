@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from prunejax import registry
 from prunejax.errors import ConfigError
 from prunejax.measures import suite
-from prunejax.study import checks, lineage, presets
+from prunejax.study import checks, lineage, pairs, presets
 from prunejax.study.ranges import CHOICES, RANGES
 
 PER_VARIANT_ONLY = (
     *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
-    "measures",
+    *("measures", "connect"),
 )
 
 
@@ -125,6 +125,7 @@ def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
         arms.append(Variant(label, settings))
     checks.twins({arm.label: to_dict(arm.settings) for arm in arms})
     lineage.check({arm.label: arm.settings for arm in arms})
+    pairs.check({arm.label: arm.settings for arm in arms})
     return arms
 
 

@@ -71,10 +71,12 @@ def score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
             f"config.prune.saliency_examples = {asked} (variant {arm.label!r}) is more than the "
             f"{examples} training examples; lower it"
         )
-    if "decay" in score.needs and not arm.settings.optimizer.weight_decay:
+    o, given = arm.settings.optimizer, arm.settings.prune.decay_coef
+    if "decay" in score.needs and not o.weight_decay and given < 0:
         raise ConfigError(
             f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) without "
-            "optimizer.weight_decay is |w g|: use 'weight_saliency', or set a weight decay"
+            "optimizer.weight_decay is |w g|: use 'weight_saliency', or set a weight decay or "
+            "prune.decay_coef"
         )
     for g in groups:
         if "norm" in score.needs and len(g.norm) < 2:
@@ -89,3 +91,20 @@ def score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
             f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) ranks "
             f"filters, not weights; for prune.granularity = 'weight' use: {', '.join(able)}"
         )
+
+
+def decoupled(arms: Sequence[Variant]) -> tuple[str, ...]:
+    """A note on arms whose score takes a decay out of the gradient that never was in it."""
+    found = [
+        arm.label
+        for arm in arms
+        if arm.settings.prune.schedule != "none"
+        and arm.settings.prune.score == "undecayed"
+        and arm.settings.optimizer.weight_decay_kind == "decoupled"
+    ]
+    if not found:
+        return ()
+    return (
+        f"The score undecayed ({', '.join(found)}) is made for decay that is a part of the "
+        "gradient; optimizer.weight_decay_kind = 'decoupled' is not, and its coefficient was used.",
+    )

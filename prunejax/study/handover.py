@@ -10,20 +10,21 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from prunejax import trees
+from prunejax import models, rng, trees
 from prunejax.cluster import distributed
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.errors import RecordError
 from prunejax.interventions import FOREVER
 from prunejax.record.directory import SharedDirectory
-from prunejax.study import lineage
+from prunejax.study import lineage, ticket_file
 from prunejax.study.lineage import Source
 from prunejax.study.population import Population
-from prunejax.study.programs import Member
+from prunejax.study.programs import Member, named_seed
 from prunejax.system import files
 from prunejax.train.step import TrainState
 
@@ -36,6 +37,23 @@ def name(run: str, step: int) -> str:
     """The file of a state, in the run directory."""
     when = "end" if step == lineage.END else f"step{step}"
     return f"{FOLDER}/{files.plain_name(run)}@{when}.npz"
+
+
+def read(path: Path) -> Arrays:
+    """The arrays of a state by leaf path.
+
+    Raises:
+      RecordError: there is no such file, or it is damaged.
+    """
+    try:
+        with np.load(path) as saved:
+            return dict(saved)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise RecordError(
+            errno.EIO,
+            f"cannot read {path} ({error}), the state that a run starts from; restore it, or "
+            "start over in a new workdir",
+        ) from error
 
 
 class Handover:
@@ -95,7 +113,22 @@ class Handover:
     def rewind(self, states: TrainState, padded: Sequence[Member]) -> TrainState:
         """The states with what is put back after the events before training."""
         changed = self._taken(states, padded, lambda m: m.start.rewind)
+        if any(m.start.redraw for m in padded):
+            if changed is None:
+                changed = jax.tree.map(np.array, mesh_lib.fetch(states))
+            for i, m in enumerate(padded):
+                self._redraw(changed, i, m)
         return states if changed is None else self._put(changed)
+
+    def _redraw(self, host: TrainState, i: int, m: Member) -> None:
+        """Draws some parameters anew, from the stream that fresh weights are drawn from."""
+        if not m.start.redraw:
+            return
+        program = self._population.program
+        key = rng.stream(named_seed(m.seed, "ticket_reinit"), "init")
+        drawn = models.init(program.module, key, program.image_shape)["params"]
+        for path in trees.match(drawn, m.start.redraw):
+            trees.get(host.params, path)[i] = np.asarray(trees.get(drawn, path))
 
     def _put(self, host: TrainState) -> TrainState:
         """Back on the devices, dead weights zero."""
@@ -120,28 +153,19 @@ class Handover:
         if not any(source_of(m) for m in padded):
             return None
         host = jax.tree.map(np.array, mesh_lib.fetch(states))
-        read: dict[str, Arrays] = {}
+        known: dict[str, Arrays] = {}
         for i, m in enumerate(padded):
             source = source_of(m)
             if source is None:
                 continue
-            file = name(source.run, source.step)
-            if file not in read:
-                read[file] = distributed.on_main(partial(self._read, file))
-            self._take(host, i, read[file], source, file)
+            file = source.file or name(source.run, source.step)
+            if file not in known:
+                known[file] = distributed.on_main(partial(self._read, source, file))
+            self._take(host, i, known[file], source, file)
         return host
 
-    def _read(self, file: str) -> Arrays:
-        path = self._directory.path / file
-        try:
-            with np.load(path) as saved:
-                return dict(saved)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise RecordError(
-                errno.EIO,
-                f"cannot read {path} ({error}), the state that a run starts from; restore it, or "
-                "start over in a new workdir",
-            ) from error
+    def _read(self, source: Source, file: str) -> Arrays:
+        return ticket_file.read(file) if source.file else read(self._directory.path / file)
 
     def _take(self, host: TrainState, i: int, saved: Arrays, source: Source, file: str) -> None:
         for part in sorted(source.parts & set(_FIELDS)):

@@ -27,6 +27,7 @@ class Source:
     step: int  # names the state: training steps done, END for the one after all events
     done: int  # training steps done in it
     parts: frozenset[str]
+    file: str = ""  # a ticket file (see `ticket_file`) instead of a run's state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Start:
     rewind: Source | None = None  # after the events before training
     fresh: bool = False  # weights drawn anew
     shuffle: str = "no"  # the masks that are taken: no | layer | global
+    redraw: str = ""  # rule over the parameters that are drawn anew at last
 
     @property
     def step(self) -> int:
@@ -49,7 +51,7 @@ class Start:
     @property
     def runs(self) -> set[str]:
         """The runs that have to come first."""
-        return {s.run for s in (self.source, self.rewind) if s is not None}
+        return {s.run for s in (self.source, self.rewind) if s is not None and not s.file}
 
 
 def parents(settings: ConfigDict) -> list[str]:
@@ -107,12 +109,29 @@ def check(arms: Mapping[str, ConfigDict]) -> None:
                         + ", ".join(PARTS)
                         + registry.suggestion(part, PARTS)
                     )
-        if s.run and "masks" in s.take and settings.intervention.kind != "prune":
+        if s.run and s.ticket:
+            raise ConfigError(
+                f"config.start (variant {label!r}) has run = {s.run!r} and ticket = {s.ticket!r}: "
+                "a run begins from one of them; leave the other empty"
+            )
+        if s.ticket and settings.prune.schedule != "none":
+            raise ConfigError(
+                f"config.start.ticket (variant {label!r}) goes not with prune.schedule = "
+                f"{settings.prune.schedule!r}: train the ticket in an arm of its own, and start "
+                "the pruned one from that"
+            )
+        if s.ticket and {"optimizer", "step"} & set(s.take):
+            raise ConfigError(
+                f"config.start.take (variant {label!r}): a ticket file has no optimizer and no "
+                "step; take some of: weights, statistics, masks"
+            )
+        taken = s.run or s.ticket
+        if taken and "masks" in s.take and settings.intervention.kind != "prune":
             raise ConfigError(
                 f"config.start.take (variant {label!r}) has masks, which act by pruning; "
                 f"intervention.kind = {settings.intervention.kind!r} must be 'prune'"
             )
-        if s.shuffle != "no" and not (s.run and "masks" in s.take):
+        if s.shuffle != "no" and not (taken and "masks" in s.take):
             raise ConfigError(
                 f"config.start.shuffle = {s.shuffle!r} (variant {label!r}): no masks are taken "
                 "that could be shuffled; set start.run and 'masks' in start.take"
@@ -199,7 +218,7 @@ def kept(starts: Mapping[str, Start], asked: Mapping[str, Sequence[int]]) -> dic
     found: dict[str, set[int]] = {run: set(asked[run]) for run in starts}
     for start in starts.values():
         for source in (start.source, start.rewind):
-            if source is not None:
+            if source is not None and not source.file:
                 found[source.run].add(source.step)
     return found
 
@@ -223,7 +242,10 @@ def start_of(
     if s.rewind_run:
         step = point(s.rewind_at, *lengths[s.rewind_run], f"start.rewind_at (variant {label!r})")
         rewind = _source(s.rewind_run, seed, step, lengths, s.rewind)
-    found = Start(source, rewind, s.fresh, s.shuffle)
+    if s.ticket:
+        file = s.ticket.replace("{seed}", str(seed))
+        source = Source("", 0, 0, frozenset(s.take), file)
+    found = Start(source, rewind, s.fresh, s.shuffle, s.redraw)
     total = lengths[label][1]
     if found.step >= total:
         raise ConfigError(

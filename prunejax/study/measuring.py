@@ -14,11 +14,11 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from prunejax import data as data_lib
-from prunejax import interventions, losses, rng
+from prunejax import interventions, losses, models, rng
 from prunejax import masks as masks_lib
 from prunejax.cluster import distributed, mesh
 from prunejax.errors import ConfigError
-from prunejax.measures import normality, suite
+from prunejax.measures import matching, normality, suite
 from prunejax.record.directory import SharedDirectory
 from prunejax.study.plan import Batch, Member
 from prunejax.train import step
@@ -80,6 +80,8 @@ class Measurer:
         tests = chosen.examples if isinstance(dataset, data_lib.StreamedSet) else 0
         self._test = _cut(*dataset.first("test", tests), program.eval_batch_size)
         self._prepare = jax.jit(lambda *state: _effective(program, *state))
+        self._initial = jax.jit(lambda *begin: step.initial_state(program, *begin).params)
+        self._feeds = _feeds(program) if "ticket" in chosen.names else None
         # Made once, so that kernels compiled for them serve all runs.
         outputs = _outputs(program, running)
 
@@ -111,15 +113,14 @@ class Measurer:
             state.params, state.batch_stats, state.windows, state.table
         )
 
+        begin = state.seed, state.table, state.hyper, state.seeds
+
         def activations(trained: bool) -> Mapping[str, Any]:
             images = jnp.concatenate([images for images, _ in self._batches])
             x = step.inputs(self.program, images)
             variables = {"params": params, **statistics}
             if not trained:
-                start = step.initial_state(
-                    self.program, state.seed, state.table, state.hyper, state.seeds
-                )
-                variables = step.variables(self.program, start)
+                variables = step.variables(self.program, step.initial_state(self.program, *begin))
             return normality.normalized_activations(self.program.module, variables, x)
 
         return suite.Context(
@@ -136,6 +137,8 @@ class Measurer:
             radius=chosen.radius,
             activations=activations,
             outputs=Partial(self._logits, statistics),
+            initial=lambda: self._initial(*begin),
+            feeds=self._feeds,
         )
 
     def measure(
@@ -206,6 +209,24 @@ def _effective(
     if batch_stats:
         fixed["batch_stats"] = batch_stats
     return masks_lib.apply(masks, params), masks, fixed
+
+
+def _feeds(program: Program) -> dict[str, list[tuple[str, int]]]:
+    """Kernel of each prunable layer -> the leaves that its units feed; of others than chains the
+    layer's own norm and bias only.
+    """
+    variables = jax.eval_shape(
+        lambda key: models.init(program.module, key, program.image_shape), jax.random.key(0)
+    )
+    groups = models.groups(program.module, variables)
+    try:
+        chain = matching.permutations(groups, variables["params"])
+    except ValueError:  # residual sums and the like
+        return {g.kernel: [(path, 0) for path in (*g.norm, *g.bias)] for g in groups}
+    return {
+        g.kernel: [place for place in layer.params if place[0] != g.kernel]
+        for g, layer in zip(groups, chain, strict=True)
+    }
 
 
 def _outputs(program: Program, running: bool) -> Callable[[Tree, Tree, jax.Array], jax.Array]:

@@ -11,7 +11,7 @@ from prunejax import data as data_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.study import config as config_lib
-from prunejax.study import lineage, outline, programs
+from prunejax.study import lineage, outline, programs, ticket_file
 from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
@@ -36,6 +36,7 @@ ARRAYS = {
             "end",
         ),
         *("period", "score", "target", "grow", "regrow", "phases", "evaluate_between"),
+        "decay_coef",
         *("update_every", "update_fraction", "update_schedule", "update_end", "update_score"),
     ),
 }
@@ -51,6 +52,7 @@ NOT_STATIC = (
     "intervention",
     "start",
     "keep",
+    "connect",
 )
 
 
@@ -153,7 +155,12 @@ def _graph(
             run = f"{arm.label}-{seed}"
             starts[run] = lineage.start_of(arm.settings, seed, lengths, arm.label)
             asked[run] = tuple(steps)
-    kept = lineage.kept(starts, asked)
+    ends = {label for pair in arms[0].settings.connect.pairs for label in pair.split(":")}
+    taken = {
+        run: (*steps, *((lineage.END,) if run.rpartition("-")[0] in ends else ()))
+        for run, steps in asked.items()
+    }
+    kept = lineage.kept(starts, taken)
     for run, left in kept.items():
         early = [s for s in left if 0 <= s < starts[run].step]
         if early:
@@ -173,7 +180,9 @@ def _events(
         settings = arms[label].settings
         start = starts[f"{label}-{settings.first_seed}"]
         parent, at = None, 0.0
-        if start.source is not None and "masks" in start.source.parts:
+        if settings.start.ticket:
+            parent = ticket_file.check(settings, label, of[label])
+        elif start.source is not None and "masks" in start.source.parts:
             parent = planned[settings.start.run].live
             at = start.source.done if start.source.step == lineage.END else start.source.step - 0.5
         planned[label] = outline.events(arms[label], of[label], parent, at, start.step)

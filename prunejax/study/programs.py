@@ -115,6 +115,12 @@ def batch(
         frozen = trees.select(of.params, o.frozen) if o.frozen else None
     except ValueError as error:
         raise ConfigError(f"config.optimizer.frozen: {error}") from None
+    for arm in arms:
+        try:
+            if arm.settings.start.redraw:
+                trees.match(of.params, arm.settings.start.redraw)
+        except ValueError as error:
+            raise ConfigError(f"config.start.redraw (variant {arm.label!r}): {error}") from None
     program = Program(
         module=of.module,
         groups=groups,
@@ -175,19 +181,22 @@ def batch(
             start=starts[f"{arm.label}-{seed}"],
             keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
             asked=asked[f"{arm.label}-{seed}"],
-            init_seed=_named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
-            data_seed=_named(seed, arm.settings.start.copy),
+            init_seed=named_seed(seed, "ticket_reinit") if arm.settings.start.fresh else None,
+            data_seed=named_seed(seed, arm.settings.start.copy)
+            if arm.settings.start.copy
+            else None,
         )
         for arm in arms
         for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
     )
     if not program.weights:
         unit_check.check(of.module, of.variables, dataset.image_shape, groups)
-    notes = _late_milestones(arms) + tuple(
+    idle = [
         note
         for arm in arms
         for note in event_plan.idle_layers(arm.settings, arm.label, of.groups, of.params)
-    )
+    ]
+    notes = (*_late_milestones(arms), *fit_check.decoupled(arms), *idle)
     return Batch(program, dataset, members, notes)
 
 
@@ -222,9 +231,9 @@ def _balanced(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[int
     return tuple(int(i) for i in found)
 
 
-def _named(seed: int, stream: str) -> int | None:
-    """The seed of other streams of a run; None without a name: its own."""
-    return zlib.crc32(f"{seed}/{stream}".encode()) if stream else None
+def named_seed(seed: int, stream: str) -> int:
+    """The seed of other streams of a run."""
+    return zlib.crc32(f"{seed}/{stream}".encode())
 
 
 def _updates(rows: Sequence[Row]) -> bool:
@@ -288,4 +297,6 @@ def _hyper(settings: ConfigDict) -> Hyper:
         raise ConfigError(
             f"config.optimizer.decay = {o.decay} takes the learning rate beyond single precision"
         )
-    return Hyper(np.asarray(rates, np.float32), np.float32(o.weight_decay))
+    asked = settings.prune.decay_coef
+    decay = o.weight_decay if asked < 0 else asked
+    return Hyper(np.asarray(rates, np.float32), np.float32(o.weight_decay), np.float32(decay))

@@ -24,7 +24,7 @@ from prunejax.record.environment import environment
 from prunejax.record.progress import Progress
 from prunejax.record.run_directory import RunDirectory
 from prunejax.record.times import Times
-from prunejax.study import attributes, handover, layout, lineage, measuring, plan, plugins
+from prunejax.study import attributes, connecting, layout, lineage, measuring, plan, plugins
 from prunejax.study import config as config_lib
 from prunejax.study.arrangement import Arrangement
 from prunejax.study.chunk import Chunk, Policy
@@ -319,5 +319,5 @@ def _train(
                 chunk.run()
             directory.save_json("progress.json", {"chunk": number, **directory.marks()})
             chunk.checkpoints.clear()
-    handover.clear(directory, [m for members in mine for m in members])
+    connecting.close(batches, mine, settings, directory, progress.message)
     progress.close("done")

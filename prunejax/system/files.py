@@ -8,7 +8,7 @@ import re
 import socket
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -65,6 +65,13 @@ def cell(value: object) -> str:
     if isinstance(value, float | np.floating):
         return "" if np.isnan(value) else str(value)
     return " ".join(str(value).split())
+
+
+def save_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes a whole CSV table, atomically; its columns are those of the first row."""
+    lines = [",".join(rows[0])] + [",".join(map(cell, row.values())) for row in rows]
+    content = ("\n".join(lines) + "\n").encode()
+    replace(path, lambda file: file.write(content))
 
 
 def plain_name(text: str) -> str:

@@ -110,10 +110,15 @@ def network_scores(program: Program, state: TrainState, data: Data) -> dict[str,
     rules = [re.escape(g.kernel) for g in program.groups]
     live = masks(program, state)
     scores: dict[str, dict[str, Array]] = {}
+    kinds = {"grasp": partial(loss, scale=200.0)}
+    plain = Evidence(found["params"], rules=rules, masks=live, loss=loss, output=output)
     for name in program.scores:
         if name in scores_lib.NETWORK:
-            given = partial(loss, scale=200.0) if name == "grasp" else loss
-            e = Evidence(found["params"], rules=rules, masks=live, loss=given, output=output)
+            e = plain
+            if name in kinds:
+                e = Evidence(
+                    found["params"], rules=rules, masks=live, loss=kinds[name], output=output
+                )
             tree = EVIDENCE[name].fn(e)
             scores[name] = {g.name: trees.get(tree, g.kernel) for g in program.groups}
     return scores

@@ -58,7 +58,7 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
             activation=state.activations.get(g.name),
             gradient=gradients.get(g.kernel),
             key=rng.at(state.seed, "score", number, g.name),
-            decay=jnp.asarray(state.hyper.weight_decay),
+            decay=jnp.asarray(state.hyper.score_decay),
             network={name: found[g.name] for name, found in network.items()},
         )
         values = [scores_lib.SCORES[name].fn(inputs) for name in program.scores]

@@ -33,6 +33,7 @@ class Hyper(NamedTuple):
 
     learning_rate: Value  # float32 [epochs]
     weight_decay: Value  # float32 []
+    score_decay: Value  # float32 [], lambda of the score `undecayed`
 
 
 class Totals(NamedTuple):

@@ -1,0 +1,129 @@
+"""Is a state stable? Barriers between copies trained from it on data in different order.
+
+    bash launch/local.sh --config=configs/connectivity.py --workdir=runs/connectivity
+
+Dense networks and tickets (Frankle et al., ICML 2020). From the state of a dense network after k
+steps two copies are trained that differ in the order of the data alone; the barrier is the highest
+error on the line between their ends, less the mean error of the ends. By default: the embedded
+Fashion-MNIST extract (6,000 training images, 14x14), an MLP 196-128-64-10, rate 0.05, 16 epochs;
+copies from steps 0, 50 and 200; between seeds, plain and with units matched.
+
+`:cifar10` is the same question on CIFAR-10 (prepared; 16x16, 20,000 training and 4,000 test
+images), 2,000 steps, k of 0, 100 and 400, seeds 700 to 703. `:tickets` compares tickets rewound to
+step 0 and to step 200 there (rate 0.06, 1,000 steps, 30 % a level, levels 1 and 2), with lines
+between levels and to the dense end, seeds 720 to 723. `:batchnorm` asks it of a convolutional
+network with BatchNorm (vgg4_bn at a quarter of its width, rate 0.1, 60 % a level, 8,000 training
+images, 750 steps, statistics recomputed, seeds 740 and 741). `:quick` has 2 seeds, 2 epochs and 5
+points (mechanics only). `:resnet20` is CIFAR-10 at full size, statistics recomputed, copies from
+epochs 0, 1 and 5 of 160, 3 seeds, 7 trainings a seed: not run.
+
+Settings are those of pilots on other seeds.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prunejax.configs import default, recipes
+
+FORMS = {
+    "quick": "mechanics only",
+    "cifar10": "CIFAR-10 at 16x16, dense networks",
+    "tickets": "CIFAR-10 at 16x16, tickets rewound to steps 0 and 200",
+    "batchnorm": "the same in convolutions with BatchNorm",
+    "resnet20": "CIFAR-10; not run",
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the study. `arg`: "" or one of FORMS."""
+    form = recipes.form(arg, "configs/connectivity.py", FORMS)
+    config = default.get_config()
+    config.name = "linear mode connectivity" + (f", {form}" if form else "")
+    config.seeds, config.first_seed = 4, 680
+    config.batch_size = 64
+    config.optimizer.name, config.optimizer.momentum = "sgd", 0.9
+    config.optimizer.learning_rate, config.optimizer.schedule = 0.05, "cosine"
+    config.prune.granularity, config.prune.scope = "weight", "global"
+    config.model.name = "mlp128_64"
+    config.report.baseline = "dense"
+    config.report.figures = ("barriers", "paths", "table")
+    if form in ("", "quick"):
+        config.data.name, config.epochs = "fashion14", 16
+        steps: tuple[str, ...] = ("step:0", "step:50", "step:200")
+        if form:
+            config.seeds, config.epochs, steps = 2, 2, ("step:0", "step:10")
+            config.data.train_examples, config.data.test_examples = 1000, 500
+            config.connect.points = 5
+        config.connect.examples = 500 if form else 6000
+        config.connect.matching = True
+        _dense(config, steps, ("dense",))
+    elif form == "resnet20":
+        config.seeds, config.data.name, config.data.augment = 3, "cifar10", True
+        config.epochs, config.batch_size, config.model.name = 160, 128, "resnet20"
+        config.optimizer.learning_rate = 0.1
+        config.optimizer.weight_decay, config.optimizer.weight_decay_rule = 1e-4, ".*/kernel"
+        config.connect.examples = 10_000
+        _dense(config, ("epoch:0", "epoch:1", "epoch:5"), ())
+    else:
+        config.data.name, config.data.train_examples = "cifar10_16", 20_000
+        config.data.test_examples = config.connect.examples = 4000
+        if form == "cifar10":
+            config.first_seed, config.connect.points = 700, 21
+            config.epochs = 7  # of 313 steps
+            _dense(config, ("step:0", "step:100", "step:400"), ())
+        elif form == "tickets":
+            config.first_seed, config.optimizer.learning_rate = 720, 0.06
+            config.epochs = 3
+            _tickets(config, levels=2, fraction=0.3, steps=(0, 200))
+        else:
+            config.seeds, config.first_seed, config.optimizer.learning_rate = 2, 740, 0.1
+            config.data.train_examples, config.epochs = 8000, 6
+            config.data.test_examples, config.connect.points = 2000, 11
+            config.connect.examples = 2000
+            config.model.name, config.model.width = "vgg4_bn", 0.25
+            _tickets(config, levels=2, fraction=0.6, steps=(0, 200))
+    config.report.mechanics_only = form == "quick"
+    return config
+
+
+def _dense(config: ConfigDict, steps: tuple[str, ...], more: tuple[str, ...]) -> None:
+    """Copies of the dense network from its states after some steps."""
+    arms: dict[str, dict[str, Any]] = {"dense": {}}
+    labels = [f"k{at.partition(':')[2]}" for at in steps]
+    for label, at in zip(labels, steps, strict=True):
+        start = {"run": "dense", "at": at, "take": ("weights", "statistics", "optimizer", "step")}
+        arms |= recipes.copies(label, start)
+    config.variants = default.arms(arms)
+    config.connect.pairs = (*(f"{label}-a:{label}-b" for label in labels), *more)
+    config.report.claims = (
+        *(f"{labels[0]}-b > {label}-b in barrier_error" for label in labels[1:]),
+    )
+
+
+def _tickets(config: ConfigDict, levels: int, fraction: float, steps: tuple[int, ...]) -> None:
+    """Tickets rewound to each of the steps, copies of them and of the dense network."""
+    arms: dict[str, dict[str, Any]] = {"dense": {}}
+    names, more = [], []
+    for k in steps:
+        at = f"step:{k}"
+        chain = recipes.lottery(
+            config, levels=levels, fraction=fraction, rewind=at, prefix=f"rewound{k}-level"
+        )
+        arms |= chain
+        start = {"run": "dense", "at": at, "take": ("weights", "statistics", "optimizer", "step")}
+        arms |= recipes.copies(f"level0-k{k}", start)
+        names.append(f"level0-k{k}")
+        for level in range(1, levels + 1):
+            ticket = f"rewound{k}-level{level}"
+            back = {"run": ticket, "take": ("masks",), "rewind_run": "dense", "rewind_at": at}
+            arms |= recipes.copies(f"level{level}-k{k}", back)
+            names.append(f"level{level}-k{k}")
+            before = "dense" if level == 1 else f"rewound{k}-level{level - 1}"
+            more += [f"{before}:{ticket}"] + [f"dense:{ticket}"] * (level > 1)
+    config.variants = default.arms(arms)
+    config.connect.pairs = (*(f"{name}-a:{name}-b" for name in names), *more)
+    first, last = steps[0], steps[-1]
+    config.report.claims = tuple(
+        f"level{level}-k{first}-b > level{level}-k{last}-b in barrier_error" for level in (0, 1)
+    )

@@ -1,0 +1,83 @@
+"""Inertial-manifold pruning: a reconstruction, experimental (Zhang et al., NeurIPS 2021).
+
+    bash launch/local.sh --config=configs/manifold.py --workdir=runs/manifold
+
+The paper's idea: ten SGD steps give a reference point W*, a gap in a spectrum there says which k of
+d dimensions are dropped, once, and what is left is trained. Which operator's spectrum, which side
+of the gap, how eigen-directions become single weights, and all settings are not known to us (the
+page lists it), so that this is a reconstruction and says nothing of the paper's results. Here: the
+exact Hessian of the training loss at W*, weights kept by what they share with its 20 fastest modes
+(fast), by the least of it (slow), by H_jj w^2 (obd), H_jj (diagonal) and |w dL/dw| (snip), beside
+three scores at step 0 (init-snip, init-magnitude, random). Scikit-learn's digits (900 training
+images, writers mixed), an MLP 64-16-10, all kernels, 20, 10, 5 and 3 % kept; then 600 steps from
+the initial weights. `benchmarks/manifold.py` has the spectrum, its gaps, and training inside
+subspaces. Settings are those of a pilot on other seeds; the study runs seeds 900 to 903.
+
+`:quick` has 2 seeds, 2 shares and 3 epochs (mechanics only).
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prunejax.configs import default, recipes
+
+AT_REFERENCE = {
+    "fast": ("mode_leverage", "smallest"),
+    "slow": ("mode_leverage", "largest"),
+    "obd": ("curvature_saliency", "smallest"),
+    "diagonal": ("curvature", "smallest"),
+    "snip": ("snip", "smallest"),
+}
+AT_START = {
+    "init-snip": "snip",
+    "init-magnitude": "magnitude",
+    "random": "weight_random",
+}
+UNKNOWN = (
+    "Experimental: a reconstruction of Zhang et al. (NeurIPS 2021), of which no code is public. "
+    "Not known to us: which operator's spectrum is cut; which side of the gap is kept; how "
+    "eigen-directions become single weights; the steps after the reference point; every setting "
+    "and every number of the paper. Nothing here confirms or contradicts it."
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the study. `arg`: "" or "quick"."""
+    quick = recipes.form(arg, "configs/manifold.py") == "quick"
+    config = default.get_config()
+    config.name = "inertial manifolds (a reconstruction)"
+    config.seeds, config.first_seed = (2, 900) if quick else (4, 900)
+    config.epochs, config.batch_size = (3, 64) if quick else (40, 64)
+    config.data.name, config.data.train_examples = "digits_mixed", 900
+    config.model.name, config.model.batch_norm, config.model.hidden = "mlp", False, (16,)
+    config.optimizer.name, config.optimizer.momentum = "sgd", 0.9
+    config.optimizer.learning_rate, config.optimizer.schedule = 0.1, "cosine"
+    config.prune.granularity, config.prune.scope = "weight", "global"
+    config.prune.saliency_examples = 900
+    start = {
+        "run": "dense", "at": "step:10", "take": ("weights",),
+        "rewind_run": "dense", "rewind_at": "start", "rewind": ("weights",),
+    }  # fmt: skip
+    common = {"schedule": "scratch", "layers": ("kernel:.*",)}
+    shares = (0.2, 0.05) if quick else (0.2, 0.1, 0.05, 0.03)
+    arms: dict[str, dict[str, Any]] = {"dense": {}}
+    for share in shares:
+        rest = {"fraction": (round(1 - share, 6),)} | common
+        ending = f"-{round(100 * share)}"
+        for name, (score, target) in AT_REFERENCE.items():
+            prune = {"score": score, "target": target} | rest
+            arms[name + ending] = {"prune": prune, "start": start}
+        for name, score in AT_START.items():
+            arms[name + ending] = {"prune": {"score": score} | rest}
+    config.variants = default.arms(arms)
+    config.report.baseline = "dense"
+    config.report.figures = ("density", "table")
+    config.report.remarks = (UNKNOWN,)
+    if not quick:
+        config.report.claims = (
+            *("obd-10 > init-magnitude-10 in final_test_accuracy", "slow-10 < random-10"),
+            *(f"obd-{round(100 * t)} > random-{round(100 * t)}" for t in shares),
+        )
+    config.report.mechanics_only = quick
+    return config

@@ -1,0 +1,43 @@
+"""Prepared sets at half their side: every 2x2 block of pixels becomes its mean."""
+
+import os
+from functools import partial
+
+import numpy as np
+
+from prunejax.data.dataset import Dataset, make
+from prunejax.data.prepared import load_prepared
+
+# name -> the prepared set it is made from
+POOLED = {"mnist14": "mnist", "fashion_mnist14": "fashion_mnist", "cifar10_16": "cifar10"}
+
+
+def halved(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, h, w, c] with even sides -> [n, h/2, w/2, c], means rounded to the next integer."""
+    n, h, w, c = images.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"images of {h}x{w} pixels cannot be halved: both sides must be even")
+    blocks = images.reshape(n, h // 2, 2, w // 2, 2, c).astype(np.uint16)
+    return ((blocks.sum(axis=(2, 4)) + 2) // 4).astype(np.uint8)
+
+
+def load_pooled(source: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """A prepared set at half its side; mean and std are those of the smaller training images.
+
+    Args:
+      source: name of the prepared set.
+      data_dir: where it is, see `prepared.find`.
+    """
+    whole = load_prepared(source, data_dir)
+    name = next(name for name, of in POOLED.items() if of == source)
+    train, test = (
+        (halved(images), labels)
+        for images, labels in (
+            (whole.train_images, whole.train_labels),
+            (whole.test_images, whole.test_labels),
+        )
+    )
+    return make(name, train, test, whole.num_classes)
+
+
+LOADERS = {name: partial(load_pooled, source) for name, source in POOLED.items()}

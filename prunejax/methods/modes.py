@@ -1,0 +1,76 @@
+"""Scores of single weights from the modes of the exact Hessian; small networks only.
+
+    masks.prune(mode_leverage(evidence), keep=...)
+
+Used by the reconstruction of inertial-manifold pruning (`configs/manifold.py`). The Hessian is that
+of the evidence's loss among all prunable weights, dense, so that `LIMIT` bounds its side.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Tree = Any
+Evidence = Any  # `prunejax.methods.evidence.Evidence`, which imports this module
+LIMIT = 5000  # weights: the Hessian has the square of it
+FAST = 20  # modes that `mode_leverage` looks at
+
+
+def hessian(e: Evidence) -> Array:
+    """[n, n] second derivatives of the loss by the prunable weights, leaf by leaf, flat.
+
+    Raises:
+      ValueError: more than `LIMIT` weights.
+    """
+    part, whole = e.parts(e.weights)
+    size = sum(x.size for x in part)
+    if size > LIMIT:
+        raise ValueError(
+            f"{size} prunable weights: the exact Hessian is for {LIMIT} at most; prune fewer "
+            "layers, or use a smaller network"
+        )
+
+    def loss(flat: Array) -> Array:
+        return e.loss(whole(_unflat(flat, part)))
+
+    return jax.hessian(loss)(jnp.concatenate([x.ravel() for x in part]))
+
+
+def _unflat(flat: Array, like: list[Array]) -> list[Array]:
+    found, at = [], 0
+    for x in like:
+        found.append(flat[at : at + x.size].reshape(x.shape).astype(x.dtype))
+        at += x.size
+    return found
+
+
+def _scored(e: Evidence, flat: Array) -> Tree:
+    part, _ = e.parts(e.weights)
+    return e.tree(_unflat(flat, part))
+
+
+def curvature(e: Evidence) -> Tree:
+    """H_jj: the curvature along each weight."""
+    return _scored(e, jnp.diagonal(e.hessian))
+
+
+def curvature_saliency(e: Evidence) -> Tree:
+    """H_jj w_j^2: twice what the loss gains, to second order at a minimum, when a weight goes.
+
+    LeCun, Denker and Solla 1990 (optimal brain damage). Away from a minimum the gradient's part
+    is missing.
+    """
+    part, _ = e.parts(e.weights)
+    flat = jnp.concatenate([x.ravel() for x in part])
+    return _scored(e, jnp.diagonal(e.hessian) * jnp.square(flat))
+
+
+def mode_leverage(e: Evidence) -> Tree:
+    """sum_j V_ij^2 over the `FAST` modes of largest eigenvalue: how much of weight i is in them.
+
+    The smallest of it are the weights of the slow modes.
+    """
+    _, vectors = jnp.linalg.eigh(e.hessian)
+    return _scored(e, jnp.square(vectors[:, -FAST:]).sum(axis=1))

@@ -1,0 +1,252 @@
+"""Lines between networks: barriers against the step of the common state, error along the way."""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prunejax.measures import statistics
+from prunejax.measures.summary import number
+from prunejax.report.figures import Drawing, listed
+from prunejax.report.panels import Table
+from prunejax.report.results import Row, Study
+from prunejax.report.style import COLORS, LINES, MARKERS, Look, legend, line_handle, panel
+from prunejax.report.tables import read_csv
+from prunejax.report.words import DASH, minus, percent
+
+COLUMNS = {  # of runs, for claims -> (split, column of barriers.csv)
+    "barrier_error": ("test", "barrier_error"),
+    "barrier_loss": ("test", "barrier_loss"),
+    "barrier_train_error": ("train", "barrier_error"),
+}
+_READING = (
+    "Barrier: highest error on the line between two networks less the mean of the ends. Where the "
+    "training error of the ends is far above that of others, copies have diverged: such a barrier "
+    "says nothing of stability."
+)
+
+
+def barriers(study: Study) -> list[Row]:
+    """The rows of barriers.csv, of all directories."""
+    return [r for path in study.directories.values() for r in read_csv(path / "barriers.csv")]
+
+
+def _same_seed(row: Row) -> bool:
+    return row["seed_a"] == row["seed_b"]
+
+
+def annotate(study: Study) -> None:
+    """Gives a run that ends one line of its seed (as `run_b`) the columns of `COLUMNS`."""
+    rows = [r for r in barriers(study) if r["matched"] == "0" and _same_seed(r)]
+    if not rows:
+        return
+    ending: dict[str, set[str]] = {}
+    for row in rows:
+        ending.setdefault(row["run_b"], set()).add(row["run_a"])
+    values = {
+        (row["run_b"], name): row[column]
+        for row in rows
+        for name, (split, column) in COLUMNS.items()
+        if len(ending[row["run_b"]]) == 1 and row["split"] == split
+    }
+    for run in study.runs:
+        run.update({name: values.get((run["run"], name), "") for name in COLUMNS})
+
+
+def _step(study: Study, label: str) -> float:
+    """The step of the state that an arm was taken from; NaN where it is no such arm."""
+    start = study.overrides.get(label, {}).get("start") or {}
+    text = start.get("rewind_at") if start.get("rewind_run") else start.get("at", "end")
+    found = re.fullmatch(r"(step|epoch):(\d+)", str(text))
+    if not start.get("copy") or (not found and text != "start"):
+        return nan
+    return float(found[2]) if found else 0.0
+
+
+def _by_pair(study: Study, **where: str) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in barriers(study):
+        if all(row[k] == v for k, v in where.items()):
+            found.setdefault(row["pair"], []).append(row)
+    return found
+
+
+def _line(axes: Axes, points: Sequence[tuple[float, list[float]]], color: str, marker: str) -> None:
+    xs = [x for x, _ in points]
+    means = [statistics.mean(ys) for _, ys in points]
+    for (x, ys), mean in zip(points, means, strict=True):
+        axes.plot([x] * len(ys), ys, ".", color=color, markersize=3, alpha=0.5)
+        if isfinite(mean.low):
+            axes.plot([x, x], [mean.low, mean.high], color=color, linewidth=1.2)
+    axes.plot(xs, [m.mean for m in means], color=color, marker=marker, markersize=5)
+
+
+def instability(study: Study, look: Look) -> Drawing | None:
+    """Barrier between copies against the step they part at; training error of the ends beside."""
+    del look
+    series: dict[str, list[tuple[float, list[float], list[float]]]] = {}
+    train = _by_pair(study, split="train", matched="0")
+    for pair, rows in _by_pair(study, split="test", matched="0").items():
+        label = pair.rpartition(":")[2]
+        step = _step(study, label)
+        if isfinite(step) and _same_seed(rows[0]):
+            name = re.sub(r"-?k\d+-\w+$", "", label) or "dense"
+            ends = [100 * (number(r["error_a"]) + number(r["error_b"])) / 2 for r in train[pair]]
+            values = [100 * number(r["barrier_error"]) for r in rows]
+            series.setdefault(name, []).append((step, values, ends))
+    if not series:
+        return None
+    (made, axes), (other, beside) = panel(3.6), panel(3.6)
+    handles, numbers = [], []
+    for index, (name, points) in enumerate(series.items()):
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        points.sort(key=lambda p: p[0])
+        _line(axes, [(x, ys) for x, ys, _ in points], color, marker)
+        _line(beside, [(x, ends) for x, _, ends in points], color, marker)
+        handles.append(line_handle(name, color, marker))
+        numbers += [(f"{name} at {x:g}", float(np.mean(ys))) for x, ys, _ in points]
+    for each in (axes, beside):
+        each.set_xlabel("step at which the copies part")
+    axes.set_ylabel("barrier, points of test error")
+    beside.set_ylabel("training error of the ends, %")
+    return Drawing(
+        [made, other, legend(handles)],
+        "Instability",
+        _READING + " Mean over parents (marker), every parent (dot), 95 % interval over parents.",
+        f"Barriers in points: {listed(numbers, '')}.",
+    )
+
+
+def paths(study: Study, look: Look) -> Drawing | None:
+    """Test and training error along the lines, mean over seeds."""
+    del look
+    rows = [r for path in study.directories.values() for r in read_csv(path / "paths.csv")]
+    if not rows:
+        return None
+    found: dict[str, dict[str, dict[float, list[float]]]] = {"test": {}, "train": {}}
+    for r in rows:
+        name = r["pair"] + (", matched" if r["matched"] == "1" else "")
+        line = found[r["split"]].setdefault(name, {})
+        line.setdefault(number(r["t"]), []).append(100 * number(r["error"]))
+    panels, handles = [], []
+    for split, lines in found.items():
+        made, axes = panel(3.6)
+        for index, (name, line) in enumerate(lines.items()):
+            color, style = COLORS[index % len(COLORS)], LINES[(index // len(COLORS)) % len(LINES)]
+            axes.plot(
+                list(line), [np.mean(ys) for ys in line.values()], color=color, linestyle=style
+            )
+            if split == "test":
+                handles.append(line_handle(name, color, line=style))
+        axes.set_xlabel("place on the line, from the first network to the second")
+        axes.set_ylabel(f"{split} error, %")
+        panels.append(made)
+    highest = [
+        (name, float(max(np.mean(ys) for ys in line.values())))
+        for name, line in found["test"].items()
+    ]
+    return Drawing(
+        [*panels, legend(handles)],
+        "Error along the lines",
+        "Means over seeds, or over pairs of seeds. BatchNorm statistics on the way: "
+        f"{_policy(study)}.",
+        f"Highest test error on the way: {listed(highest)}.",
+    )
+
+
+def _policy(study: Study) -> str:
+    known = {r["batch_norm"] for r in barriers(study)}
+    return ", ".join(sorted(known - {""})) or "none, the networks have none"
+
+
+def matrix(study: Study, look: Look) -> Drawing | None:
+    """Barriers between each two seeds of an arm."""
+    del look
+    panels: list[Figure] = []
+    numbers: list[tuple[str, float]] = []
+    for matched in ("0", "1"):
+        for pair, rows in _by_pair(study, split="test", matched=matched).items():
+            if _same_seed(rows[0]):
+                continue
+            runs = sorted({run for r in rows for run in (r["run_a"], r["run_b"])})
+            values = np.zeros((len(runs), len(runs)))
+            for r in rows:
+                i, j = runs.index(r["run_a"]), runs.index(r["run_b"])
+                values[i, j] = values[j, i] = 100 * number(r["barrier_error"])
+            made, axes = panel(3.4)
+            image = axes.imshow(values, cmap="viridis", vmin=0)
+            axes.grid(visible=False)
+            made.colorbar(image, ax=axes, label="barrier, points of test error")
+            axes.set_xticks(range(len(runs)), [run.rpartition("-")[2] for run in runs])
+            axes.set_yticks(range(len(runs)), [run.rpartition("-")[2] for run in runs])
+            name = pair + (", units matched" if matched == "1" else "")
+            axes.set_title(name)
+            panels.append(made)
+            numbers.append((name, float(values[np.triu_indices(len(runs), 1)].mean())))
+    if not panels:
+        return None
+    return Drawing(
+        panels,
+        "Barriers between seeds",
+        "Networks of independent initial weights. Units matched: those of the second network are "
+        "permuted so that its weights are nearest the first's (weight matching, Ainsworth et al. "
+        "2023), which changes no function.",
+        f"Mean barrier in points: {listed(numbers, '')}.",
+    )
+
+
+def table(study: Study) -> Table | None:
+    """The barriers on the page, means over seeds."""
+    rows = []
+    train: Mapping[tuple[str, str], list[Row]] = {
+        (pair, m): found
+        for m in ("0", "1")
+        for pair, found in _by_pair(study, split="train", matched=m).items()
+    }
+    for m in ("0", "1"):
+        for pair, found in _by_pair(study, split="test", matched=m).items():
+            other = train[pair, m]
+            rows.append(
+                (
+                    pair + (", units matched" if m == "1" else ""),
+                    str(len(found)),
+                    _barrier(found, pair),
+                    _barrier(other, pair),
+                    f"{_mean(found, 'barrier_loss'):.3f}",
+                    percent((_mean(other, "error_a") + _mean(other, "error_b")) / 2),
+                    percent((_mean(found, "error_a") + _mean(found, "error_b")) / 2),
+                    percent(_mean(found, "disagreement")),
+                    f"{_mean(found, 'distance'):.2f}",
+                    f"{_mean(found, 'cosine'):.3f}",
+                )
+            )
+    if not rows:
+        return None
+    return Table(
+        (
+            *("pair", "lines", "barrier, test (points)", "barrier, train (points)"),
+            *("barrier, loss", "train error of ends", "test error of ends"),
+            *("disagreement", "distance", "cosine"),
+        ),
+        rows,
+        "Barriers",
+        _READING + f" BatchNorm statistics on the line: {_policy(study)}. Intervals are over "
+        "parents (seeds); of pairs of seeds, which share networks, there is none. barriers.csv has "
+        "every line, paths.csv every point.",
+    )
+
+
+def _mean(rows: Sequence[Row], column: str) -> float:
+    return float(np.mean([number(r[column]) for r in rows]))
+
+
+def _barrier(rows: Sequence[Row], pair: str) -> str:
+    found: Any = statistics.mean([100 * number(r["barrier_error"]) for r in rows])
+    text = minus(f"{found.mean:.2f}")
+    if ":" not in pair or not isfinite(found.low):
+        return text if isfinite(found.mean) else DASH
+    return minus(f"{text} [{found.low:.2f}, {found.high:.2f}]")

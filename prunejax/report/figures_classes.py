@@ -1,0 +1,117 @@
+"""Recall distortion class by class: balances against each other, recalls as a heat map."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from prunejax.measures import recall
+from prunejax.measures.summary import by_variant
+from prunejax.report.figures import Drawing
+from prunejax.report.figures_density import family, live_share
+from prunejax.report.figures_recall import distortions
+from prunejax.report.results import Study
+from prunejax.report.style import COLORS, GREY, MARKERS, WIDTH, Look, legend, line_handle, panel
+
+Runs = Mapping[str, recall.Distortion]  # by seed
+
+
+def _families(study: Study, found: Mapping[str, Runs]) -> dict[str, list[str]]:
+    """Family -> its arms, densest first."""
+    rows = by_variant(study.good)
+    families: dict[str, list[str]] = {}
+    for variant in sorted(found, key=lambda v: -live_share(rows[v])):
+        families.setdefault(family(variant), []).append(variant)
+    return families
+
+
+def _mean(runs: Runs, name: str) -> np.ndarray:
+    return np.mean([getattr(d, name) for d in runs.values()], axis=0)
+
+
+def _same_classes(runs: Runs) -> bool:
+    return len({d.classes for d in runs.values()}) == 1
+
+
+def balance(study: Study, look: Look) -> Drawing | None:
+    """Normalized balance of pruned against dense, a point a class, a line an arm."""
+    del look
+    found = {v: runs for v, runs in distortions(study).items() if _same_classes(runs)}
+    if not found:
+        return None
+    panels: list[Figure] = []
+    sentences: list[str] = []
+    handles: dict[str, Line2D] = {}
+    for name, arms in _families(study, found).items():
+        made, axes = panel(3.6)
+        reach = 0.0
+        for index, variant in enumerate(arms):
+            color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+            x, y = _mean(found[variant], "nb_dense"), _mean(found[variant], "nb_pruned")
+            slope = recall.slopes(x, y)[0]
+            reach = max(reach, float(np.abs(x).max()))
+            axes.plot(x, y, linestyle="none", marker=marker, color=color, markersize=4)
+            axes.plot(x[[x.argmin(), x.argmax()]], slope * x[[x.argmin(), x.argmax()]],
+                      color=color, linewidth=1.1)  # fmt: skip
+            ending = variant.removeprefix(name).strip("-_=") or variant
+            handles.setdefault(ending, line_handle(ending, color, marker))
+            sentences.append(f"{variant} {slope:.2f}")
+        axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1)
+        axes.set_title(name)
+        axes.set_xlabel("normalized balance, dense")
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_ylabel("normalized balance, pruned")
+        panels.append(made)
+    return Drawing(
+        [*panels, legend(list(handles.values()), "ending of the arm's label")],
+        "Balance of classes, pruned against dense",
+        "A point a class: recall over accuracy, less one, mean over seeds; the line through the "
+        "origin that fits; dashed: no distortion. Slopes of means over seeds: the means of "
+        "slopes are in the figure Recall distortion.",
+        "Slopes: " + "; ".join(sentences) + ".",
+    )
+
+
+def classes(study: Study, look: Look) -> Drawing | None:
+    """Recalls by class (row) in the dense network and in each arm (column)."""
+    del look
+    found = {v: runs for v, runs in distortions(study).items() if _same_classes(runs)}
+    if not found:
+        return None
+    panels, sentences = [], []
+    for name, arms in _families(study, found).items():
+        columns = [_mean(found[arms[0]], "recall_dense")]
+        columns += [_mean(found[variant], "recall_pruned") for variant in arms]
+        endings = [variant.removeprefix(name).strip("-_=") or variant for variant in arms]
+        kinds = next(iter(found[arms[0]].values())).classes
+        panels.append(_map(100 * np.array(columns).T, ["dense", *endings], kinds, name))
+        lowest = [100 * float(column.min()) for column in columns]
+        sentences.append(f"{name} from {lowest[0]:.0f}% to {lowest[-1]:.0f}%")
+    return Drawing(
+        panels,
+        "Recall of every class",
+        "Percent of the class's test examples that are recognized, mean over seeds; dense network "
+        "and arms from the densest on. classes.csv has every run.",
+        "The lowest mean recall of a class, dense and at the lowest density: "
+        + "; ".join(sentences)
+        + ".",
+    )
+
+
+def _map(values: np.ndarray, columns: Sequence[str], kinds: Sequence[int], title: str) -> Figure:
+    made, axes = panel(max(2.2, 0.9 + 0.27 * len(kinds)))
+    axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    axes.grid(visible=False)
+    if len(kinds) <= 20 and len(columns) <= 9:
+        size = min(9.0, 62 * WIDTH / len(columns) / 8)
+        for (i, j), x in np.ndenumerate(values):
+            axes.text(
+                j, i, f"{x:.0f}", ha="center", va="center", fontsize=size,
+                color="black" if x > 55 else "white",
+            )  # fmt: skip
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(kinds)), [str(k) for k in kinds])
+    axes.set_ylabel("class")
+    axes.set_title(title)
+    return made

@@ -1,0 +1,145 @@
+"""Lines between runs of a study: same stream, known path, pairs of seeds, matching, the page."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from prunejax import report
+from prunejax.configs import default, recipes
+from prunejax.errors import ConfigError
+from prunejax.report import figures_barriers
+from prunejax.report.tables import load
+from prunejax.study import config as config_lib
+from prunejax.study import run
+from prunejax.study.pairs import pairs
+from tests.studies import tiny
+
+WEIGHT = {"prune": {"granularity": "weight", "scope": "global"}}
+WHOLE = ("weights", "statistics", "optimizer", "step")
+
+
+def config(**connect):
+    start = {"run": "dense", "at": "step:4", "take": WHOLE}
+    made = tiny(
+        dense={},
+        again={"start": start | {"copy": "a"}},
+        **recipes.copies("k4", start),
+        on={"start": start},
+    )
+    made.prune.granularity, made.prune.scope = "weight", "global"
+    made.model.name, made.model.width = "mlp64_64", 0.25
+    made.seeds = 3
+    made.connect.points, made.connect.matching = 5, True
+    made.connect.pairs = ("k4-a:again", "k4-a:k4-b", "dense:on", "dense")
+    made.report.baseline, made.report.figures = "dense", ("barriers", "paths", "matrix")
+    for name, value in connect.items():
+        made.connect[name] = value
+    return made
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("connect") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
+        run.run(config(), path, default.get_config(), quiet=True)
+    report.build([path])
+    return path
+
+
+def rows(path, table, **where):
+    with open(path / f"{table}.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    return [r for r in found if all(r[k] == v for k, v in where.items())]
+
+
+def test_copies_with_the_same_stream_have_no_barrier_at_all(study):
+    found = rows(study, "barriers", pair="k4-a:again", matched="0")
+    assert len(found) == 2 * 3  # splits, seeds
+    for row in found:
+        assert float(row["barrier_error"]) == float(row["distance"]) == 0
+        assert float(row["disagreement"]) == 0
+        assert abs(float(row["barrier_loss"])) < 1e-6
+
+
+def test_a_run_that_goes_on_from_a_state_ends_where_its_parent_ends(study):
+    for row in rows(study, "barriers", pair="dense:on", matched="0"):
+        assert float(row["distance"]) == 0
+
+
+def test_copies_with_streams_of_their_own_part(study):
+    for row in rows(study, "barriers", pair="k4-a:k4-b", matched="0"):
+        assert float(row["distance"]) > 0
+        assert 0 < float(row["cosine"]) < 1
+
+
+def test_the_ends_are_what_the_study_recorded(study):
+    accuracy = {r["run"]: float(r["final_test_accuracy"]) for r in rows(study, "runs")}
+    for row in rows(study, "barriers", split="test"):
+        assert 1 - float(row["error_a"]) == pytest.approx(accuracy[row["run_a"]], abs=1e-6)
+        assert 1 - float(row["error_b"]) == pytest.approx(accuracy[row["run_b"]], abs=1e-6)
+
+
+def test_barriers_follow_from_the_paths(study):
+    for row in rows(study, "barriers"):
+        keys = ("pair", "run_a", "run_b", "split", "matched")
+        line = rows(study, "paths", **{k: row[k] for k in keys})
+        errors = np.array([float(p["error"]) for p in line])
+        assert len(errors) == 5
+        expected = errors.max() - (errors[0] + errors[-1]) / 2
+        assert float(row["barrier_error"]) == pytest.approx(expected, abs=1e-7)
+
+
+def test_pairs_of_seeds_come_nearer_when_their_units_are_matched(study):
+    plain, matched = (rows(study, "barriers", pair="dense", matched=m) for m in ("0", "1"))
+    assert len(plain) == len(matched) == 2 * 3  # splits, pairs of three seeds
+    for before, after in zip(plain, matched, strict=True):
+        assert before["seed_a"] != before["seed_b"]
+        assert float(after["distance"]) < float(before["distance"])
+        assert float(after["error_b"]) == pytest.approx(float(before["error_b"]), abs=1e-6)
+
+
+def test_the_page_shows_barriers_and_claims_may_be_about_them(study):
+    loaded = load([study])
+    figures_barriers.annotate(loaded)
+    found = {r["run"]: r for r in loaded.runs}
+    (line,) = rows(study, "barriers", pair="k4-a:k4-b", run_b="k4-b-1", split="test", matched="0")
+    assert found["k4-b-1"]["barrier_error"] == line["barrier_error"]
+    assert found["dense-1"]["barrier_error"] == ""
+    text = (study / "report.html").read_text()
+    for title in ("Instability", "Error along the lines", "Barriers between seeds", "Barriers"):
+        assert title in text
+    assert not list((study / "states").glob("*@end.npz"))  # nobody asked for them to stay
+
+
+def test_pairs_in_order_of_config_and_seed():
+    runs = [("a", 0, "a-0"), ("a", 1, "a-1"), ("b", 1, "b-1"), ("a", 2, "a-2")]
+    found = [(p.a, p.b, p.seed_a, p.seed_b) for p in pairs(("a:b", "a"), runs)]
+    assert found == [
+        ("a-1", "b-1", 1, 1),
+        *(("a-0", "a-1", 0, 1), ("a-0", "a-2", 0, 2), ("a-1", "a-2", 1, 2)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("dense:nobody",), "nobody"),
+        (("dense:on:again",), "neither a variant nor two"),
+        (("dense:dense",), "for pairs of seeds"),
+        (("dense:wide",), "differ in 'model'"),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused(names, message):
+    made = config(pairs=names)
+    made.variants["wide"] = {"model": {"width": 0.5}}
+    with pytest.raises(ConfigError, match=message):
+        config_lib.variants(made, default.get_config())
+
+
+def test_one_seed_makes_no_pair():
+    made = config(pairs=("dense",))
+    made.seeds = 1
+    with pytest.raises(ConfigError, match="has one seed"):
+        config_lib.variants(made, default.get_config())

@@ -1,0 +1,184 @@
+"""Ticket studies: counts, nesting, learning rate 0, early stop, overlap, matching, the page."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from prunejax import report
+from prunejax.configs import default, recipes
+from prunejax.measures import tickets
+from prunejax.report import figures_tickets, levels
+from prunejax.report.tables import load
+from prunejax.study import config as config_lib
+from prunejax.study import plan, run
+from tests.studies import tiny
+
+LEVELS = 2
+SEEDS = 2
+FRACTION = 0.3
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    config = tiny()
+    config.data.name, config.data.validation_examples = "digits_mixed", 32
+    config.seeds, config.batch_size = SEEDS, 64
+    config.epochs = 2
+    config.optimizer.name, config.optimizer.learning_rate = "sgd", 0.05
+    same = [c for c in recipes.CONTROLS if c not in ("erk", "extended")]  # one compiled program
+    controls = dict.fromkeys(same, (LEVELS,))
+    arms = recipes.lottery(config, levels=LEVELS, fraction=FRACTION, controls=controls)
+    still = recipes.lottery(config, levels=LEVELS, fraction=FRACTION, prefix="still")
+    frozen = {"optimizer": {"learning_rate": 0.0}}
+    arms["still0"] = frozen | {"keep": ("start",)}
+    for level in range(1, LEVELS + 1):
+        start = still[f"still{level}"]["start"] | {"rewind_run": "still0"}
+        start["run"] = f"still{level - 1}"
+        arms[f"still{level}"] = still[f"still{level}"] | {"start": start} | frozen
+    config.variants = default.arms(arms)
+    config.measures.names, config.measures.examples = ("ticket",), 0
+    config.report.baseline, config.report.figures = "dense", ("tickets", "early_stop", "overlap")
+    path = tmp_path_factory.mktemp("tickets") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
+        run.run(config, path, default.get_config(), quiet=True)
+    report.build([path])
+    return load([path])
+
+
+def of(study, variant, seed="0"):
+    return levels.of(study)[variant].masks[seed]
+
+
+def test_counts_follow_the_integer_recursion_and_levels_are_nested(study):
+    found = levels.of(study)
+    live = sum(found["dense"].sizes.values())
+    before = of(study, "dense")
+    assert all(m.all() for m in before.values())
+    for level in range(1, LEVELS + 1):
+        live -= -(-int(3 * live) // 10)  # ceil(0.3 n) go
+        assert set(found[f"ticket{level}"].live) == {live}
+        now = of(study, f"ticket{level}")
+        assert not any((now[k] & ~before[k]).any() for k in now)
+        before = now
+
+
+def test_without_learning_a_ticket_is_one_shot_pruning_of_the_initial_weights(study):
+    path = next(iter(study.directories.values()))
+    with np.load(path / "states" / "still0-0@step0.npz") as saved:
+        start = {k.removeprefix("weights/"): v for k, v in saved.items()}
+    masks = of(study, f"still{LEVELS}")
+    size = np.concatenate([np.abs(start[k]).ravel() for k in masks])
+    live = np.concatenate([m.ravel() for m in masks.values()])
+    order = np.argsort(size, kind="stable")
+    assert set(np.flatnonzero(~live)) == set(order[: (~live).sum()])
+    (row,) = [r for r in study.runs if r["run"] == f"still{LEVELS}-0"]
+    assert float(row["distance_to_init"]) == 0
+    assert float(row["cosine_to_init"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_controls_have_the_counts_of_their_ticket(study):
+    found = levels.of(study)
+    ticket = found[f"ticket{LEVELS}"]
+    for name in ("fresh", "layer_shuffle", "global_shuffle"):
+        assert found[f"{name}{LEVELS}"].live == ticket.live
+    for name in ("one_shot", "inverted"):  # their fraction is stated, not counted
+        assert found[f"{name}{LEVELS}"].live == pytest.approx(ticket.live, abs=LEVELS)
+    shuffled = of(study, f"layer_shuffle{LEVELS}")
+    for layer, mask in of(study, f"ticket{LEVELS}").items():
+        assert shuffled[layer].sum() == mask.sum()
+    assert found[f"restart{LEVELS}"].keep == 1
+
+
+def test_controls_of_other_programs_as_planned(study):
+    config = tiny()
+    config.seeds = 1
+    controls = dict.fromkeys(("erk", "extended"), (LEVELS,))
+    arms = recipes.lottery(config, levels=LEVELS, fraction=FRACTION, controls=controls)
+    config.variants = default.arms(arms)
+    config.data.name, config.batch_size = "digits_mixed", 64
+    members, steps = {}, {}
+    for batch in plan.build(config_lib.variants(config, default.get_config())):
+        for m in batch.members:
+            members[m.variant] = m
+            steps[m.variant] = batch.program.epochs * batch.program.steps_per_epoch
+    assert steps["extended2"] == (LEVELS + 1) * steps["dense"]
+    ticket = levels.of(study)["ticket2"]
+    gone = sum(ticket.sizes.values()) - ticket.live[0]
+    assert members["erk2"].table.counts.sum() == pytest.approx(gone, abs=LEVELS)
+    assert not members["extended2"].table.counts.any()
+    assert len([r for r in study.runs if r["variant"].startswith("restart")]) == LEVELS * SEEDS
+
+
+def test_the_early_stop_step_is_that_of_the_lowest_validation_loss(study):
+    level = levels.of(study)["dense"]
+    rows = [r for r in study.epochs if r["run"] == "dense-1"]
+    lowest = min(rows, key=lambda r: float(r["validation_loss"]))
+    assert level.stops["dense-1"] == (
+        int(lowest["epoch"]), int(lowest["step"]), float(lowest["test_accuracy"]),
+    )  # fmt: skip
+
+
+def test_the_page_has_the_levels_and_no_sentence_without_longer_training(study, monkeypatch):
+    path = next(iter(study.directories.values()))
+    with open(path / "tickets.csv", newline="") as file:
+        rows = {r["variant"]: r for r in csv.DictReader(file)}
+    assert int(rows["ticket1"]["live_weights"]) == levels.of(study)["ticket1"].live[0]
+    assert float(rows["ticket1"]["density:dense1/kernel"]) < 1
+    assert float(rows["dense"]["overlap"]) == float(rows["dense"]["overlap_chance"]) == 1
+    text = (path / "report.html").read_text()
+    assert "Levels" in text
+    assert "best ticket" not in text
+    known = levels.of(study)
+    known["extended2"] = dataclasses.replace(known["restart2"], variant="extended2")
+    monkeypatch.setattr(levels, "of", lambda study: known)
+    assert "The best ticket of the chain" in figures_tickets.accuracy(study, None).caption
+
+
+def test_jaccard_and_its_chance_value():
+    rng = np.random.default_rng(0)
+    sizes, counts = {"a": 4000, "b": 1000}, [{"a": 400, "b": 500}, {"a": 600, "b": 100}]
+
+    def drawn(live):
+        return {k: rng.permutation(np.arange(n) < live[k]) for k, n in sizes.items()}
+
+    found = [tickets.jaccard(drawn(counts[0]), drawn(counts[1])) for _ in range(200)]
+    chance = tickets.chance_jaccard(*counts, sizes)
+    assert chance == pytest.approx((60 + 50) / (1600 - 110))
+    assert np.mean(found) == pytest.approx(chance, rel=0.01)
+    mask = drawn(counts[0])
+    assert tickets.jaccard(mask, mask) == 1
+    assert tickets.jaccard(mask, {k: ~m for k, m in mask.items()}) == 0
+    with pytest.raises(ValueError, match="do not fit"):
+        tickets.jaccard(mask, {"a": mask["a"]})
+
+
+def test_early_stop_takes_the_first_of_the_lowest_and_no_nan():
+    assert tickets.early_stop([3, np.nan, 1, 1, 2, -np.inf]) == 2
+    with pytest.raises(ValueError, match="no finite"):
+        tickets.early_stop([np.nan, np.inf])
+
+
+def test_matching_is_a_one_sided_t_test_with_the_right_size():
+    rng = np.random.default_rng(1)
+    d = rng.normal(-0.004, 0.003, 6)
+    dense = rng.normal(0.9, 0.01, 6)
+    found = tickets.matching(dense + d, dense, 0.01)
+    assert found.p == pytest.approx(stats.ttest_1samp(d, -0.01, alternative="greater").pvalue)
+    assert found.low == pytest.approx(
+        stats.ttest_1samp(d, 0, alternative="greater").confidence_interval(0.95).low
+    )
+    assert found.not_inferior == (found.p < 0.05)
+    assert found.within_std == (d.mean() >= -dense.std(ddof=1))
+    worst = [  # truly worse by the margin: refused in 5 % at most
+        tickets.matching(rng.normal(-0.01, 0.003, 5), np.zeros(5), 0.01).not_inferior
+        for _ in range(2000)
+    ]
+    assert np.mean(worst) == pytest.approx(0.05, abs=0.015)
+    assert not tickets.matching([0.5], [0.5], 0.01).not_inferior  # nothing is known of others
+    for values, margin in (([1.0], 0.0), ([], 0.1)):
+        with pytest.raises(ValueError, match=r"margin|values"):
+            tickets.matching(values, values, margin)
