@@ -6,10 +6,12 @@ from prunejax import registry
 from prunejax.report import (
     figures,
     figures_arrays,
+    figures_before,
     figures_density,
     figures_dynamics,
     figures_flatness,
     figures_paper,
+    figures_predictors,
     figures_recall,
 )
 from prunejax.report.figures import Draw, Drawing
@@ -28,6 +30,10 @@ FIGURES: dict[str, Draw] = {
     "corners": figures_paper.corners,
     "density": figures_density.density,
     "recall": figures_recall.recall_distortion,
+    "predictors": figures_predictors.predictors,
+    "double_descent": figures_predictors.double_descent,
+    "before_training": figures_before.before_training,
+    "trackers": figures_before.trackers,
     "group_scatter": figures_paper.group_scatter,
     "flatness": figures_flatness.flatness,
     "tic": figures_flatness.tic,
@@ -40,7 +46,11 @@ FIGURES: dict[str, Draw] = {
     "normality": figures_arrays.normality,
 }
 # Shown only if asked for; the others whenever the study has what they show.
-_ON_REQUEST = {"rate": ("rate", "rate_scatter")}
+_ON_REQUEST = {
+    "rate": ("rate", "rate_scatter"),
+    "predictors": ("predictors",),
+    "double_descent": ("double_descent",),
+}
 _TABLES = ("table",)  # names that stand for tables, which every page has
 
 

@@ -96,13 +96,20 @@ def _by_run(table: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _epochs(path: Path, config: Mapping[str, Any], run: Row, own: Sequence[Row]) -> None:
-    """Epochs of a run count from 0 without a gap; of one that was trained to the end, all."""
+    """Epochs of a run count from 0 without a gap; of one that was trained to the end, all.
+
+    With `evaluate_every` those in between may be missing; a run that stopped ends where it did.
+    """
     arm = (config.get("variants") or {}).get(run["variant"]) or {}
     asked = int(arm.get("epochs") or config.get("epochs") or 0)
     found = [int(row["epoch"]) for row in own]
-    expected = asked if asked and is_completed(run) else max(found, default=-1) + 1
-    if found != list(range(expected)):
-        missing = sorted(set(range(expected)) - set(found))
+    stopped, last = run.get("stopped_step"), own[-1]["step"] if own else ""
+    whole = asked and is_completed(run) and (not stopped or stopped != last)
+    expected = asked if whole else max(found, default=-1) + 1
+    every = int(config.get("evaluate_every") or 1)
+    needed = {e for e in range(expected) if (e + 1) % every == 0 or e + 1 == asked}
+    missing = sorted(needed - set(found))
+    if missing or found != sorted(set(found)) or max(found, default=-1) >= max(expected, 0):
         what = f"epoch {missing[0]} is missing" if missing else "an epoch is there twice"
         raise ReportError(
             f"{path / 'epochs.csv'}: run {run['run']} has {len(found)} rows for {expected} epochs "

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
-from prunejax.report import figures_recall, gallery, headline, panels, provenance
+from prunejax.report import figures_recall, gallery, headline, panels, provenance, ranking
 from prunejax.report.figures import Drawing
 from prunejax.report.results import Study
 from prunejax.report.style import Look, context, render, with_words
@@ -60,6 +60,8 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
         )
     files.save_json(target / "summary.json", summary)
     _classes(study, target)
+    ranked = ranking.of(study)
+    _csv(ranked[1] if ranked else (), target / "predictors.csv")
     text = _page(study, summary, asked, more, found.empty, target)
     page = target / "report.html"
     files.replace(page, lambda file: file.write(text.encode()))
@@ -68,11 +70,14 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
 
 def _classes(study: Study, target: Path) -> None:
     """Writes `classes.csv` where predictions were stored; a view of them, like the figures."""
-    rows = figures_recall.table(study)
+    _csv(figures_recall.table(study), target / "classes.csv")
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     if rows:
         lines = [",".join(rows[0])] + [",".join(map(files.cell, row.values())) for row in rows]
         content = ("\n".join(lines) + "\n").encode()
-        files.replace(target / "classes.csv", lambda file: file.write(content))
+        files.replace(file, lambda opened: opened.write(content))
 
 
 def _figure(name: str, drawing: Drawing, target: Path) -> Figure:

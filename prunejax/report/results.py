@@ -46,6 +46,7 @@ class Study:
     claims: list[Claim] = field(default_factory=list)  # of all configs, about arms that are here
     tests: list[tuple[str, str]] = field(default_factory=list)  # pairs of arms, likewise
     relations: list[dict[str, Any]] = field(default_factory=list)  # of the summary
+    memory: dict[str, Any] = field(default_factory=dict)  # what figures and tables share
 
     @property
     def title(self) -> str:

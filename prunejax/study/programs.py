@@ -18,6 +18,7 @@ from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
 from prunejax.study.step_plan import Filled, Row
 from prunejax.train import optim, prune
+from prunejax.train.hardening import Harden
 from prunejax.train.step import Hyper, Program
 
 
@@ -71,6 +72,7 @@ def batch(
     starts: Mapping[str, Start],
     kept: Mapping[str, set[int]],
     asked: Mapping[str, tuple[int, ...]],
+    seeds: Sequence[int],
 ) -> Batch:
     """The arms of one program.
 
@@ -81,6 +83,7 @@ def batch(
       starts: run -> how it begins.
       kept: run -> the steps whose states it leaves.
       asked: run -> those of them that stay.
+      seeds: of the runs of each arm on this data set.
     """
     settings, dataset, per_epoch = arms[0].settings, of.dataset, of.per_epoch
     counted = {a.label: planned[a.label].at_epochs for a in arms}
@@ -146,6 +149,9 @@ def batch(
         saliency_examples=settings.prune.saliency_examples,
         evidence=settings.prune.evidence,
         evidence_examples=_balanced(settings, dataset),
+        harden=Harden(**settings.harden.to_dict(), mean=dataset.mean, std=dataset.std),
+        trackers=tuple(settings.trackers),
+        stops=any(a.settings.stop_loss for a in arms),
         forecast=settings.measures.forecast,
         microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,
@@ -175,11 +181,11 @@ def batch(
             start=starts[f"{arm.label}-{seed}"],
             keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
             asked=asked[f"{arm.label}-{seed}"],
-            init_seed=_named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
-            data_seed=_named(seed, arm.settings.start.copy),
+            init_seed=named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
+            data_seed=named(seed, arm.settings.start.copy),
         )
         for arm in arms
-        for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
+        for seed in seeds
     )
     if not program.weights:
         unit_check.check(of.module, of.variables, dataset.image_shape, groups)
@@ -222,7 +228,7 @@ def _balanced(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[int
     return tuple(int(i) for i in found)
 
 
-def _named(seed: int, stream: str) -> int | None:
+def named(seed: int, stream: str) -> int | None:
     """The seed of other streams of a run; None without a name: its own."""
     return zlib.crc32(f"{seed}/{stream}".encode()) if stream else None
 
@@ -280,6 +286,7 @@ def _hyper(settings: ConfigDict) -> Hyper:
             settings.epochs,
             milestones=tuple(o.milestones),
             decay=o.decay,
+            restarts=tuple(o.restarts),
         )
         highest = max(rates)
     except OverflowError:
@@ -288,4 +295,9 @@ def _hyper(settings: ConfigDict) -> Hyper:
         raise ConfigError(
             f"config.optimizer.decay = {o.decay} takes the learning rate beyond single precision"
         )
-    return Hyper(np.asarray(rates, np.float32), np.float32(o.weight_decay))
+    return Hyper(
+        np.asarray(rates, np.float32),
+        np.float32(o.weight_decay),
+        np.float32(settings.start.scale),
+        np.float32(settings.stop_loss),
+    )
