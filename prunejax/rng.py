@@ -12,6 +12,7 @@ import jax
 
 STREAMS = (
     *("init", "order", "augment", "dropout", "labels", "subset", "imbalance"),
+    *("signal_noise", "input noise", "gaussian", "attack"),
     *("mask", "grow", "score", "score batch", "shuffle", "noise", "noise at events", "probe"),
 )
 

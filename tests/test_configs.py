@@ -91,7 +91,7 @@ def test_loads_and_validates_with_every_argument(name):
         arms = config_lib.variants(load(name, arg), default.get_config())
         labels = [arm.label for arm in arms]
         assert len(set(labels)) == len(labels)
-        assert all(re.fullmatch(r"[\w-]+", label) for label in labels), labels
+        assert all(re.fullmatch(r"[\w=+-]+", label) for label in labels), labels
 
 
 @pytest.mark.parametrize("name", [*PAPER, "review"])

@@ -19,7 +19,7 @@ FLOORS = (
     ("configs", "errors", "registry", "rng", "trees"),
     ("ops", "system"),
     (
-        *("cluster", "allocate", "groups", "interventions", "losses", "masks"),
+        *("attacks", "cluster", "allocate", "groups", "interventions", "losses", "masks"),
         *("regrowth", "schedules", "scores", "sparsity"),
     ),
     ("curvature", "data", "methods", "models", "record"),

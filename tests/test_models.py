@@ -19,6 +19,7 @@ INPUTS = {
     "mlp": (8, 8, 1),
     "mlp64_64": (14, 14, 1),
     "mlp128_64": (8, 8, 1),
+    "two_patch": (8, 8, 1),
     "lenet300": (28, 28, 1),
     "lenet5": (28, 28, 1),
     "conv4": (32, 32, 3),
@@ -60,6 +61,7 @@ PARAMETERS = {
     "mlp": (43_018, 43_018 + 90 * 129),
     "mlp64_64": (17_418, 17_418 + 90 * 65),
     "mlp128_64": (17_226, 17_226 + 90 * 65),
+    "two_patch": (64 * 10 * 10, 64 * 10 * 100),
     "lenet300": (266_610, 266_610 + 90 * 101),
     "lenet5": (61_706, 61_706 + 90 * 85),
     "conv4": (2_425_930, 2_425_930 + 90 * 257),
@@ -76,6 +78,7 @@ GROUPS = {
     "mlp": 3,
     "mlp64_64": 2,
     "mlp128_64": 2,
+    "two_patch": 1,
     "lenet300": 2,
     "lenet5": 4,
     "conv4": 6,
@@ -162,7 +165,8 @@ def test_groups_cover_what_is_prunable_and_resolve(name):
             assert trees.get(params, path).shape == (group.units,)
         for path in group.stats:
             assert trees.get(stats, path).shape == (group.units,)
-        assert group.norm or group.bias  # else the unit could not be made exactly zero
+        # Else the unit could not be made exactly zero; a neuron without a bias is, by ReLU(0) = 0.
+        assert group.norm or group.bias or name == "two_patch"
         last = "_conv3" if name == "resnet50" else "_conv2"  # of a block
         assert (group.gate is not None) == group.name.endswith(last)
         if group.gate:

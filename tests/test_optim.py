@@ -110,6 +110,10 @@ def test_learning_rates():
     assert optim.learning_rates("constant", 0.5, 3) == [0.5] * 3
     cosine = optim.learning_rates("cosine", 2.0, 4)
     np.testing.assert_allclose(cosine, [1 + np.cos(np.pi * e / 4) for e in range(4)], rtol=1e-6)
+    again = optim.learning_rates("cosine", 2.0, 6, restarts=(2,))
+    assert again == optim.learning_rates("cosine", 2.0, 2) + cosine
+    steps = optim.learning_rates("multistep", 1.0, 6, milestones=(1, 5), restarts=(3,))
+    np.testing.assert_allclose(steps, [1, 0.1, 0.1, 1, 0.1, 0.1])
     with pytest.raises(ValueError, match="Did you mean 'cosine'"):
         optim.learning_rates("cosin", 1.0, 3)
 

@@ -106,6 +106,14 @@ def get_config(arg: str = "") -> ConfigDict:
             "epochs": 20,  # passes over the training examples
             "batch_size": 64,  # examples per training step; the last batch of an epoch is smaller
             "eval_batch_size": 512,  # examples per evaluation batch (no effect on results)
+            "evaluate_every": 1,  # epochs between rows of epochs.csv; with events, and last: always
+            # Evaluate the training set as well, without dropout and on running statistics:
+            # columns final_train_loss and final_train_accuracy of runs.csv.
+            "evaluate_train": False,
+            # A run stops training when, at an evaluation after its last event, the loss on the
+            # training set is at most this (nats); its step becomes `stopped_step`. 0: never.
+            "stop_loss": 0.0,
+            "trackers": (),  # what else is followed, in trackers.csv: see train.trackers.TRACKERS
             "loss": "cross_entropy",  # see prunejax.losses.LOSSES
             "data": {
                 "name": "digits",  # see prunejax.data.DATASETS; or npz:FILE, tfds:NAME
@@ -117,12 +125,17 @@ def get_config(arg: str = "") -> ConfigDict:
                 # r >= 1: the most frequent class has r times the training examples of the rarest,
                 # the others lie between, geometrically; which are rare is drawn from `seed`.
                 "imbalance": 1.0,
+                # Images as vectors, with coordinates of pure noise behind them (`pad`), and with
+                # normal noise on all (`noise`, its standard deviation), drawn once an example.
+                "pad": 0,
+                "noise": 0.0,
                 "augment": False,  # random crop (padding 4; streamed: of any size) and mirroring
                 # Read images while training; always so for imagenet2012 and sets of images of many
                 # sizes. The rest of an epoch that fills no batch is left out.
                 "stream": False,
                 "image_size": 224,  # streamed sets: side of the square images, in pixels
                 "seed": 0,  # of the subset and the label noise: the same for all runs of a study
+                "by_seed": False,  # choose and draw data anew for each seed of a run
             },
             "model": {
                 "name": "mlp",  # see prunejax.models.MODELS
@@ -139,6 +152,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "schedule": "multistep",  # constant | multistep | cosine
                 "milestones": (),  # multistep: epochs at which the rate is multiplied by `decay`
                 "decay": 0.1,
+                "restarts": (),  # epochs at which the schedule begins anew
                 "momentum": 0.9,  # sgd
                 "nesterov": False,  # sgd
                 "weight_decay": 0.0,  # coefficient lambda
@@ -147,6 +161,14 @@ def get_config(arg: str = "") -> ConfigDict:
                 "frozen": "",  # parameters that are not trained: rule over their paths; empty: none
                 "clip_norm": 0.0,  # global gradient norm bound; 0: none
                 "label_smoothing": 0.0,
+            },
+            # Training inputs: with fresh normal noise in every step, or the worst that signed
+            # gradient steps find in a box around them (Madry et al. 2018; the network in evaluation
+            # mode). In pixels of 0..1 for images, else in units of the inputs; 0: neither.
+            "harden": {
+                "noise": 0.0,  # standard deviation
+                "radius": 0.0,  # half width of the box
+                "steps": 3,
             },
             "prune": {
                 # none, or a way of pruning that sets what follows where you do not: random,
@@ -206,6 +228,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "rewind_at": "start",  # which of its states
                 "rewind": ("weights", "statistics", "step"),  # what of it; dead weights stay dead
                 "redraw": "",  # parameters drawn anew at last, e.g. "classifier/.*"; "": none
+                "scale": 1.0,  # factor on the initial kernels
                 "fresh": False,  # draw the initial weights anew (stream "ticket_reinit")
                 "shuffle": "no",  # no | layer | global: permute the masks that are taken
                 "copy": "",  # other order, augmentation and dropout: the name of their streams
@@ -238,6 +261,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "probes": 64,  # random vectors of the trace estimate
                 "eigenpairs": 10,
                 "radius": 0.05,  # of the ball of `sharpness`, in units of the weights
+                "attack_radius": 0.1,  # robustness: of the box, in pixels of 0..1 (or in inputs)
+                "smoothing_sigma": 0.25,  # smoothing: of the noise, in the same units
                 "live_only": True,  # the live subspace of the mask
                 "forecast": False,  # predicted loss change of each event, into events.csv
             },

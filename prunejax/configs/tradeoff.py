@@ -47,15 +47,22 @@ from ml_collections import ConfigDict
 
 from prunejax.configs import default
 
+ARGUMENTS = {
+    "clean": "no label is spoiled",
+    "choice": "the seeds on which the settings were chosen",
+    "explained": "the cheap explanations beside the claim, on other seeds",
+    "early": "400 examples with clean labels to stop by",
+}
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the study. `arg`: "" or "clean" (no label is spoiled), "choice" (seeds 100, ...)."""
+    """Returns the study. `arg`: "" or some of ARGUMENTS, with commas between them."""
     given = [word for word in arg.split(",") if word]
     for word in given:
-        if word not in ("clean", "choice"):
+        if word not in ARGUMENTS:
+            listed = "; ".join(f"{name} ({what})" for name, what in ARGUMENTS.items())
             raise ValueError(
-                f"configs/tradeoff.py:{arg}: unknown argument {word!r}; there are: clean (no label "
-                "is spoiled); choice (the seeds on which the settings were chosen)"
+                f"configs/tradeoff.py:{arg}: unknown argument {word!r}; there are: {listed}"
             )
     config = default.get_config()
     config.name = "Tradeoff on Fashion-MNIST"
@@ -89,9 +96,41 @@ def get_config(arg: str = "") -> ConfigDict:
             "L_large": {"prune": prune | {"target": "largest", "period": 5}},
         }
     )
+    if "explained" in given:
+        _explain(config, prune | {"target": "largest", "period": 5})
+    if "early" in given:
+        config.name += ", stopped early by clean labels"
+        config.data.validation_examples = 400
+        config.report.claims = ("L_large > none in selected_test_accuracy",)
+    if "explained" in given or "early" in given:
+        config.first_seed = 300
     if "clean" in given:
         config.name += ", labels as they are"
         config.data.label_noise = 0.0
     if "choice" in given:
         config.seeds, config.first_seed = 4, 100
     return config
+
+
+def _explain(config: ConfigDict, large: dict) -> None:
+    """Adds the arms that could explain the gain of L_large without removal."""
+    config.name += ", and what may explain it"
+    steps = 63  # an epoch: longer than a shock, shorter than the pause between two events
+    twin = {"twin": "L_large", "duration": steps, "mask_norm": False}
+    arms: dict[str, dict] = {
+        "long": {"epochs": 36, "optimizer": {"milestones": (33, 35)}},
+        "cosine": {"optimizer": {"schedule": "cosine"}},
+        # The rate begins anew in the epochs that follow L_large's events.
+        "restart": {"optimizer": {"schedule": "cosine", "restarts": (4, 9, 14)}},
+        "small": {"prune": large | {"schedule": "scratch", "target": "random"}},
+        "zero": {"prune": large, "intervention": twin | {"kind": "zero", "restore": "weights"}},
+        "gauss": {"prune": large, "intervention": twin | {"kind": "gaussian"}},
+    }
+    config.variants = default.arms({**config.variants.to_dict(), **arms})
+    config.report.claims = (
+        "L_large > S_small in final_test_accuracy",
+        "L_large > none in final_test_accuracy",
+        *(f"L_large > {label} in final_test_accuracy" for label in arms),
+        "zero > none in final_test_accuracy",
+        "gauss > none in final_test_accuracy",
+    )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from prunejax import registry
-from prunejax.data import arrays
+from prunejax.data import arrays, gaussian, signal_noise
 from prunejax.data.batches import (
     augment,
     batch_indices,
@@ -47,11 +47,25 @@ __all__ = [
 
 Directory = str | os.PathLike[str] | None
 
+# Sets that are drawn: constants in their names, by the seed of `load`.
+DRAWN = {
+    signal_noise.NAME: signal_noise.load_signal_noise,
+    gaussian.NAME: gaussian.load_gaussian,
+}
+
+
+def _drawn(name: str, seed: int, data_dir: Directory = None) -> Dataset:
+    del data_dir
+    return DRAWN[name.partition(":")[0]](name, seed)
+
+
 DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     "digits": load_digits,
     "digits_mixed": load_mixed,
     "diabetes": load_diabetes,
     "gaussians": load_gaussians,
+    signal_noise.NAME: partial(_drawn, signal_noise.NAME, 0),
+    gaussian.NAME: partial(_drawn, gaussian.NAME, 0),
     **{name: partial(load_embedded, name) for name in EXTRACTS},
     **{name: partial(load_prepared, name) for name in MOMENTS},
     **POOLED,
@@ -69,6 +83,8 @@ def load(
     validation_examples: int = 0,
     label_noise: float = 0.0,
     imbalance: float = 1.0,
+    pad: int = 0,
+    noise: float = 0.0,
     seed: int = 0,
 ) -> Dataset:
     """Loads a data set and chooses from it; nothing but `seed` decides which examples.
@@ -76,13 +92,16 @@ def load(
     Args:
       name: a key of `DATASETS`, or "tfds:NAME" or "tfds:NAME/CONFIG" for any other image
         classification set prepared by TFDS as array_record (all images of one size), or
-        "npz:FILE" for arrays of one's own, see `arrays.load_arrays`.
+        "npz:FILE" for arrays of one's own, see `arrays.load_arrays`, or a set of `DRAWN` with its
+        constants, "signal_noise:dimension=500", drawn by `seed`.
       data_dir: directory of prepared sets; else TFDS_DATA_DIR, else ~/tensorflow_datasets.
       train_examples: number of training examples; None for all that are not held out.
       test_examples: number of test examples; None for all.
       validation_examples: number of training examples held out as validation split.
       label_noise: fraction of training labels, in [0, 1), replaced by another class.
       imbalance: how many times more examples the most frequent class has than the rarest.
+      pad: coordinates of pure noise behind an image's; see `signal_noise.with_noise`.
+      noise: standard deviation of what is added to every coordinate, once for each example.
       seed: of these choices; `dataset.take` says how it makes them.
 
     Raises:
@@ -94,9 +113,11 @@ def load(
         whole = arrays.load_arrays(name, data_dir)
     elif name.startswith(TFDS_PREFIX):
         whole = load_prepared(name.removeprefix(TFDS_PREFIX), data_dir)
+    elif name.partition(":")[0] in DRAWN:
+        whole = _drawn(name, seed)
     else:
         whole = registry.lookup(DATASETS, name, "data set")(data_dir)
-    return take(
+    chosen = take(
         whole,
         train_examples=train_examples,
         test_examples=test_examples,
@@ -105,3 +126,4 @@ def load(
         imbalance=imbalance,
         seed=seed,
     )
+    return signal_noise.with_noise(chosen, pad, noise, seed) if pad or noise else chosen

@@ -12,12 +12,17 @@ import numpy as np
 
 from prunejax import masks as masks_lib
 from prunejax import sparsity, trees
-from prunejax.measures import differences
+from prunejax.measures import differences, rivals
 from prunejax.measures.prunability import prune_curve
 
 Columns = dict[str, float]
 Arrays = dict[str, np.ndarray]
 PREDICTIONS = ("recall_lowest", "recall_spread")
+FORMS = (
+    *("prunability_relative1", "prunability_absolute", "prunability_layerwise"),
+    *("prunability_random", "prunability_count"),
+)
+RANDOM_DRAWS = 4
 PRUNABILITY = ("prunability", "prunability_monotone", "prunability_area", "core_fraction")
 
 TICKET = ("live_weights", "effective_sparsity", "distance_to_init", "cosine_to_init")
@@ -47,8 +52,7 @@ def prunability(context: Any) -> tuple[Columns, Arrays]:
     `measures.split`. What is dead stays dead and counts. `core_fraction`: accuracy falls by at
     most five points. `prunability_area`: under min(loss, log C).
     """
-    masks = context.masks
-    curve = prune_curve(context.evaluate, context.params, context.batches, masks=masks)
+    curve = context.curve
     found = curve.at()
     shape = jax.eval_shape(context.outputs, context.params, context.test[0]).shape
     columns = {
@@ -93,6 +97,37 @@ def ticket(context: Any) -> tuple[Columns, Arrays]:
         arrays[f"mask:{path}"] = np.packbits(mask)
         arrays[f"shape:{path}"] = np.array(mask.shape)
     return columns, arrays
+
+
+def prunability_forms(context: Any) -> tuple[Columns, Arrays]:
+    """Prunability with other tolerances, scopes and masks (systems page, 2.1).
+
+    `prunability_relative1`: loss <= 2 L. `prunability_absolute`: loss <= L + 0.1 nats.
+    `prunability_layerwise`: the same share of each layer, loss <= 1.1 L. `prunability_random`:
+    random masks (the mean loss of 4 draws), loss <= 2 L. `prunability_count`: weights kept at
+    `prunability`, which grow with the network.
+    """
+    of = (context.evaluate, context.params, context.batches)
+    layerwise = prune_curve(*of, masks=context.masks, scope="layer")
+    chance = prune_curve(
+        *of, masks=context.masks, method="random", draws=RANDOM_DRAWS, key=context.key
+    )
+    return {
+        "prunability_relative1": context.curve.at(1.0).value,
+        "prunability_absolute": context.curve.at(0.1, "absolute").value,
+        "prunability_layerwise": layerwise.at().value,
+        "prunability_random": chance.at(1.0).value,
+        "prunability_count": float(context.curve.at().count),
+    }, {"prunability_random_loss": np.asarray(chance.values["loss"])}
+
+
+def rival_measures(context: Any) -> tuple[Columns, Arrays]:
+    """Norms, margins and PAC-Bayes measures of `rivals.of_linen`, BatchNorm folded."""
+    if context.network is None:
+        raise ValueError("rivals need a network of the package")
+    of = context.network()
+    found = rivals.of_linen(of.module, of.variables, of.untrained, of.batches, key=context.key)
+    return found, {}
 
 
 def predicted(outputs: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ every measure v is divided by the sample size m at last, sqrt(v / m) or (v - log
 squared norms in v: no matter for ranks within one m.
 """
 
+import functools
 from collections.abc import Sequence
 from math import inf, log
 from typing import Any
@@ -24,6 +25,14 @@ from prunejax.measures.pac_bayes import pac_bayes_flatness
 
 Tree = Any
 EPSILON = 1e-3  # of the magnitude-aware noise
+COLUMNS = (
+    *("parameters", "l2_norm", "log_spectral_product", "log_spectral_product_reshaped"),
+    *("frobenius_over_spectral", "log_frobenius_product", "distance_to_init", "spectral_distance"),
+    *("path_norm", "inverse_margin", "log_spectral_over_margin", "log_frobenius_over_margin"),
+    *("path_norm_over_margin", "pac_bayes_flatness", "pac_bayes_magnitude_flatness"),
+    *("pac_bayes_init", "pac_bayes_magnitude_init"),
+    *("pac_bayes_origin", "pac_bayes_magnitude_origin"),
+)
 
 
 def _kernels(params: Tree, layers: Sequence[Layer]) -> list[np.ndarray]:
@@ -114,6 +123,21 @@ def pac_bayes_bounds(
     return found
 
 
+@functools.lru_cache(maxsize=16)
+def _applied(module: Any) -> tuple[Any, Any]:
+    """`(rest, params, x) -> logits`, compiled, and the same as an evaluation: one for a module."""
+
+    def apply(rest: Tree, params: Tree, x: jax.Array) -> jax.Array:
+        logits: jax.Array = module.apply({**rest, "params": params}, x)
+        return logits
+
+    def evaluate(rest: Tree, params: Tree, batch: Tree) -> dict[str, jax.Array]:
+        right = losses.correct(apply(rest, params, batch[0]), batch[1])
+        return {"accuracy": jnp.mean(right.astype(jnp.float32))}
+
+    return jax.jit(apply), evaluate
+
+
 def of_linen(
     module: Any,
     variables: Tree,
@@ -125,6 +149,8 @@ def of_linen(
     steps: int = 15,
 ) -> dict[str, float]:
     """All of them for a trained Linen module: `module.apply(variables, x)` gives logits.
+
+    Networks of one module share what is compiled.
 
     Args:
       module: in evaluation mode unless told otherwise.
@@ -139,7 +165,8 @@ def of_linen(
     layers = folding.layers(module, variables, shape)
     trained, start = (folding.fold(v, layers) for v in (variables, initial))
     rest = {name: value for name, value in trained.items() if name != "params"}
-    apply = jax.jit(lambda params, x: module.apply({**rest, "params": params}, x))
+    compiled, evaluate = _applied(module)
+    apply = functools.partial(compiled, rest)
     params = trained["params"]
     columns = of_weights(params, layers, start["params"])
     columns["path_norm"] = norms.path_norm(apply, params, shape)
@@ -147,14 +174,11 @@ def of_linen(
     labels = np.concatenate([np.asarray(batch[1]) for batch in found])
     columns |= over_margin(columns, norms.inverse_margin(logits, labels))
 
-    def evaluate(params: Tree, batch: Tree) -> dict[str, jax.Array]:
-        out = module.apply({**rest, "params": params}, batch[0])
-        return {"accuracy": jnp.mean(losses.correct(out, batch[1]).astype(jnp.float32))}
-
     live = jax.tree.map(lambda mask, w: mask & (w != 0), folding.weights(params, layers), params)
     options: dict[str, Any] = {"key": key, "draws": draws, "steps": steps, "masks": live}
-    plain = pac_bayes_flatness(evaluate, params, found, **options)
-    aware = pac_bayes_flatness(evaluate, params, found, magnitude_epsilon=EPSILON, **options)
+    accuracy = jax.tree_util.Partial(evaluate, rest)
+    plain = pac_bayes_flatness(accuracy, params, found, **options)
+    aware = pac_bayes_flatness(accuracy, params, found, magnitude_epsilon=EPSILON, **options)
     columns |= {
         "pac_bayes_flatness": plain.value,
         "pac_bayes_magnitude_flatness": aware.value,

@@ -31,7 +31,9 @@ from prunejax.curvature.products import Hessian
 from prunejax.curvature.sharpness import keskar_sharpness, sharpness
 from prunejax.curvature.tic import Tic, forms_by_example, from_forms, tic
 from prunejax.curvature.trace import estimate_trace, mean_and_stderr
-from prunejax.measures import normality, predictors
+from prunejax.measures import normality, predictors, rivals, robustness
+from prunejax.measures.network import Network as Network
+from prunejax.measures.prunability import Curve, prune_curve
 
 Tree = Any
 Columns = dict[str, float]
@@ -62,6 +64,7 @@ class Context:
       outputs: `(params, batch) -> [examples, classes]` logits.
       initial: gives the run's initial parameters, without masks.
       feeds: kernel path -> what its units feed, see `sparsity.report`.
+      network, attack_radius, smoothing_sigma: see `Network` and `robustness`.
     """
 
     loss: Callable[[Tree, Tree], jax.Array]
@@ -79,6 +82,14 @@ class Context:
     outputs: Callable[[Tree, Tree], jax.Array] | None = None
     initial: Callable[[], Tree] | None = None
     feeds: Mapping[str, Sequence[tuple[str, int]]] | None = None
+    network: Callable[[], Network] | None = None
+    attack_radius: float = 0.1
+    smoothing_sigma: float = 0.25
+
+    @cached_property
+    def curve(self) -> Curve:
+        """Loss and accuracy against the share of weights kept, largest magnitudes first."""
+        return prune_curve(self.evaluate, self.params, self.batches, masks=self.masks)
 
     @property
     def predict(self) -> Callable[[Tree, Tree], jax.Array] | None:
@@ -278,6 +289,10 @@ MEASURES: dict[str, Measure] = {
     "predictions": Measure(predictors.predictions, predictors.PREDICTIONS),
     "prunability": Measure(predictors.prunability, predictors.PRUNABILITY),
     "ticket": Measure(predictors.ticket, predictors.TICKET),
+    "prunability_forms": Measure(predictors.prunability_forms, predictors.FORMS),
+    "rivals": Measure(predictors.rival_measures, rivals.COLUMNS, True),
+    "robustness": Measure(robustness.attacked, robustness.ATTACKED, True),
+    "smoothing": Measure(robustness.smoothed, robustness.SMOOTHED, True),
     "normality": Measure(
         _normality,
         (

@@ -23,6 +23,7 @@ from prunejax.models.base import Model
 from prunejax.models.convnets import ConvNet
 from prunejax.models.mlp import MLP
 from prunejax.models.resnet import Bottleneck, ResNet
+from prunejax.models.two_patch import TwoPatch
 from prunejax.models.vgg import VGG, VGG4, VGG11, VGG16
 from prunejax.models.vit import ViT
 
@@ -35,6 +36,7 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "mlp": (MLP, {}),
     "mlp64_64": (MLP, {"hidden": (64, 64), "batch_norm": False}),
     "mlp128_64": (MLP, {"hidden": (128, 64), "batch_norm": False}),
+    "two_patch": (TwoPatch, {}),  # random pruning at initialization, Yang et al. 2025
     # LeNet-300-100: 266,610 parameters on 28x28 images and 10 classes
     "lenet300": (MLP, {"hidden": (300, 100), "batch_norm": False, "glorot": True}),
     # LeNet-5 as in LeCun et al. 1998 with ReLU and max pooling: 61,706 parameters on 28x28

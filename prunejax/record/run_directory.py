@@ -26,8 +26,10 @@ from prunejax.system import files
 __all__ = [
     "EPOCHS",
     "EVENTS",
+    "FIT",
     "FORECAST",
     "RUNS",
+    "STOPPED",
     "UPDATES",
     "RecordError",
     "RunDirectory",
@@ -60,6 +62,9 @@ RUNS = (
     *("status", "final_test_accuracy", "best_test_accuracy", "best_epoch", "mean_stability"),
     *("events", "generalization_gap", "sparsity"),
 )
+# On the whole training set at the end, evaluation mode; see `config.evaluate_train`.
+FIT = ("final_train_loss", "final_train_accuracy")
+STOPPED = "stopped_step"  # training steps done when a run stopped by `config.stop_loss`
 
 
 class RunDirectory:

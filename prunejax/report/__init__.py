@@ -23,7 +23,8 @@ from prunejax.system.files import expand
 FIGURES = (
     *("dynamics", "stability", "scatter", "gap", "rate", "rate_scatter", "noise", "corners"),
     *("density", "recall", "balance", "classes", "tickets", "early_stop", "overlap"),
-    *("barriers", "paths", "matrix"),
+    *("barriers", "paths", "matrix", "before_training", "trackers"),
+    *("predictors", "double_descent"),
     *("group_scatter", "flatness", "tic", "epsilon", "eigenvalues", "spectrum", "perturbation"),
     *("measures", "forecast", "normality", "table"),
 )

@@ -7,11 +7,13 @@ from prunejax.report import (
     figures,
     figures_arrays,
     figures_barriers,
+    figures_before,
     figures_classes,
     figures_density,
     figures_dynamics,
     figures_flatness,
     figures_paper,
+    figures_predictors,
     figures_recall,
     figures_tickets,
 )
@@ -39,6 +41,10 @@ FIGURES: dict[str, Draw] = {
     "barriers": figures_barriers.instability,
     "paths": figures_barriers.paths,
     "matrix": figures_barriers.matrix,
+    "predictors": figures_predictors.predictors,
+    "double_descent": figures_predictors.double_descent,
+    "before_training": figures_before.before_training,
+    "trackers": figures_before.trackers,
     "group_scatter": figures_paper.group_scatter,
     "flatness": figures_flatness.flatness,
     "tic": figures_flatness.tic,
@@ -51,7 +57,11 @@ FIGURES: dict[str, Draw] = {
     "normality": figures_arrays.normality,
 }
 # Shown only if asked for; the others whenever the study has what they show.
-_ON_REQUEST = {"rate": ("rate", "rate_scatter")}
+_ON_REQUEST = {
+    "rate": ("rate", "rate_scatter"),
+    "predictors": ("predictors",),
+    "double_descent": ("double_descent",),
+}
 _TABLES = ("table",)  # names that stand for tables, which every page has
 
 

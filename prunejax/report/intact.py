@@ -113,14 +113,22 @@ def _by_run(table: Sequence[Row]) -> dict[str, list[Row]]:
 def _epochs(
     path: Path, config: Mapping[str, Any], run: Row, own: Sequence[Row], first: int
 ) -> None:
-    """Epochs of a run count from `first` without a gap; of one trained to the end, all."""
+    """Epochs of a run count from `first` without a gap; of one trained to the end, all.
+
+    With `evaluate_every` those in between may be missing; a run that stopped ends where it did.
+    """
     arm = (config.get("variants") or {}).get(run["variant"]) or {}
     asked = int(arm.get("epochs") or config.get("epochs") or 0)
     found = [int(row["epoch"]) for row in own]
-    end = asked if asked and is_completed(run) else max(found, default=first - 1) + 1
+    stopped, last = run.get("stopped_step"), own[-1]["step"] if own else ""
+    whole = asked and is_completed(run) and (not stopped or stopped != last)
+    end = asked if whole else max(found, default=first - 1) + 1
     expected = end - first
-    if found != list(range(first, end)):
-        missing = sorted(set(range(first, end)) - set(found))
+    every = int(config.get("evaluate_every") or 1)
+    needed = {e for e in range(first, end) if (e + 1) % every == 0 or e + 1 == asked}
+    missing = sorted(needed - set(found))
+    beyond = [e for e in found if not first <= e < end]
+    if missing or beyond or found != sorted(set(found)):
         what = f"epoch {missing[0]} is missing" if missing else "an epoch is there twice"
         raise ReportError(
             f"{path / 'epochs.csv'}: run {run['run']} has {len(found)} rows for {expected} epochs "

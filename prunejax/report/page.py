@@ -20,6 +20,7 @@ from prunejax.report import (
     levels,
     panels,
     provenance,
+    ranking,
 )
 from prunejax.report.figures import Drawing
 from prunejax.report.results import Study
@@ -86,9 +87,11 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
 
 def _views(study: Study, target: Path) -> None:
     """Writes the tables that follow from stored arrays; views of them, like the figures."""
+    ranked = ranking.of(study)
     for name, rows in (
         ("classes", figures_recall.table(study)),
         ("tickets", levels.records(study)),
+        ("predictors", ranked[1] if ranked else ()),
     ):
         if rows:
             files.save_rows(target / f"{name}.csv", rows)

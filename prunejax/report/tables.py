@@ -208,7 +208,9 @@ def load(directories: Sequence[str | Path]) -> Study:
         tests=own.tests,
         missing_shards=missing,
         unfinished=unfinished,
-        **{name: _same_columns(rows) for name, rows in merged.items()},
+        epochs=_same_columns(merged["epochs"]),
+        events=_same_columns(merged["events"]),
+        runs=_same_columns(merged["runs"]),
     )
 
 

@@ -120,8 +120,24 @@ class Arrangement:
                 f"({error}). Restore it, or start over in a new workdir"
             ) from error
 
+    def _like(self, b: int) -> int:
+        """The first batch whose compiled functions serve `b`: only their data differ."""
+
+        def shapes(i: int) -> object:
+            data = device_data(self._batches[i].dataset)
+            return isinstance(data, Data) and [(x.shape, x.dtype) for x in data]
+
+        for i in range(b):
+            same = self._batches[i].program is self._batches[b].program
+            if same and len(self._widest[i]) == len(self._widest[b]) and shapes(i) == shapes(b):
+                return i
+        return b
+
     def chunks(self, b: int, wave: Sequence[Member]) -> list[tuple[list[Member], int]]:
         """Members of a wave that train together, and the size of their stack."""
+        first = self._like(b)
+        if b not in self._decided and first in self._decided:
+            self._decide(b, self._decided[first])
         if b not in self._decided:
             with self._progress.excluded("choosing a layout"):
                 found, self._made[b] = layout.decide(
@@ -131,9 +147,7 @@ class Arrangement:
                     self._settings,
                 )
             self._progress.message(found.why)
-            self._decided[b] = found
-            entries = {str(i): dataclasses.asdict(d) for i, d in self._decided.items()}
-            self._directory.save_json("layout.json", entries)
+            self._decide(b, found)
         found = self._decided[b]
         across, sizes = found.devices // found.share, list[int]()
         for other, before in self.order:  # from the first on, also where a study is continued
@@ -145,8 +159,18 @@ class Arrangement:
             sizes += [size for _, size in parts if size not in sizes]
         raise AssertionError("the wave is none of this batch")
 
+    def _decide(self, b: int, found: layout.Decision) -> None:
+        self._decided[b] = found
+        entries = {str(i): dataclasses.asdict(d) for i, d in self._decided.items()}
+        self._directory.save_json("layout.json", entries)
+
     def population(self, b: int) -> Population:
         """The compiled functions of a batch."""
+        first = self._like(b)
+        for made in [i for i in self._made if i != b and self._like(i) == first]:
+            data = device_data(self._batches[b].dataset)
+            assert isinstance(data, Data)
+            self._made = {b: self._made[made].on(data)}
         for other in [i for i in self._made if i != b]:
             del self._made[other]  # its data would stay in memory
         if b not in self._made:

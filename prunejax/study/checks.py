@@ -15,11 +15,13 @@ LABEL_LENGTH = 80  # names of files hold a label, a seed, and more
 # What the entries of a tuple have to be.
 ENTRIES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "optimizer.milestones": (int, "whole epochs"),
+    "optimizer.restarts": (int, "whole epochs"),
     "prune.layers": (str, "regular expressions"),
     "prune.fraction": ((int, float), "numbers"),
     "prune.start": (int, "whole epochs"),
     "prune.end": (int, "whole epochs"),
     "measures.names": (str, "names"),
+    "trackers": (str, "names"),
     "prune.phases": (int, "whole steps"),
     "measures.epochs": (int, "whole epochs"),
     "start.take": (str, "names"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -27,14 +27,11 @@ from prunejax.study.programs import Member
 from prunejax.study.saving import Policy as Policy
 from prunejax.study.saving import Saving
 from prunejax.study.targets import Targets
+from prunejax.study.watching import Measure, Watch
 from prunejax.system import signals
-from prunejax.train.evaluation import Metrics
 from prunejax.train.step import TrainState
 
 CALL_SECONDS = 1.0  # aim for one call of training steps: how long a signal may have to wait
-
-
-Measure = Callable[[TrainState, Member, int], dict[str, float]]
 
 
 @dataclasses.dataclass
@@ -51,6 +48,7 @@ class Chunk:
     progress: Progress
     measure: Measure | None = None  # (one member's state, member, epoch) -> columns of runs.csv
     measure_epochs: frozenset[int] = frozenset()
+    every: int = 1  # epochs between evaluations
 
     def __post_init__(self) -> None:
         self._padded = population_lib.pad(self.members, self.size)
@@ -70,6 +68,7 @@ class Chunk:
             self.progress,
         )
         self._handover = Handover(self.directory, self.members, self.population)
+        self._watch = Watch(self, self._padded, self._saving)
         self._standing = ""  # loss and accuracy, for the progress line
 
     # -- the loop ---------------------------------------------------------------------------
@@ -111,6 +110,7 @@ class Chunk:
             self._handover.leave(states, 0)
             states = self._events.due(states, -1, 0)
             states = self._handover.rewind(states, self._padded)
+            self._watch.track(states, -1)
             epoch = self._done(states) // program.steps_per_epoch
             if epoch or self._done(states):
                 done = self._done(states) * len(self.members)
@@ -119,6 +119,11 @@ class Chunk:
         while epoch < program.epochs:
             self._saving.reached(states, epoch)
             states = self._train_epoch(states, epoch)
+            if not self._due(epoch):
+                epoch += 1
+                self._saving.reached(states, epoch)
+                self._maybe_save(states, epoch, epoch_done=True)
+                continue
             first = "end of an epoch" not in self._warm  # it compiles what no other call has
             self._warm.add("end of an epoch")
             with self.progress.excluded() if first else nullcontext():
@@ -127,9 +132,19 @@ class Chunk:
             self._saving.rows_written()
             self._saving.reached(states, epoch)
             if stopped:
+                left = program.epochs - epoch
+                self.progress.advance(
+                    left * program.steps_per_epoch * len(self.members), "stopped", timed=False
+                )
                 break
             self._maybe_save(states, epoch, epoch_done=True)
         self._finish(states)
+
+    def _due(self, epoch: int) -> bool:
+        """Whether an epoch ends with tests and rows: every so many, with events, and the last."""
+        due = (epoch + 1) % self.every == 0 or epoch + 1 == self.population.program.epochs
+        due |= epoch in self.measure_epochs
+        return due or any(epoch + 1 in m.events for m in self.members)
 
     @staticmethod
     def _done(states: TrainState) -> int:
@@ -202,6 +217,7 @@ class Chunk:
     def _end_epoch(self, states: TrainState, epoch: int) -> tuple[TrainState, bool]:
         """Evaluation, measures, events, rows. Returns the states and whether all runs stopped."""
         train, bad, _, _ = self.population.summary(states)
+        over = self._watch.over(states)
         released = self.population.program.features.released
         if released:  # its evaluation changes the windows
             self._saving.keep()
@@ -209,14 +225,14 @@ class Chunk:
         for i in range(len(self.members)):
             asked = epoch in self.measure_epochs and epoch + 1 < self.population.program.epochs
             if asked and self.measure is not None and bad[i] < 0:  # the end is measured later
-                self._measures(states, i, epoch)
+                self._watch.measures(states, i, epoch)
         states, post = self._events.at_epoch(states, epoch, pre)
         if post is None and released:  # the released loop evaluates twice in every epoch
             states, post = self._events.test(states, after_event=True)
         elif post is None:
             post = pre
         _, _, steps, sparsity = self.population.summary(states)
-        validation = self._validation(states)
+        validation = self._watch.validation(states)
         rows = []
         for i, m in enumerate(self.members):
             if bad[i] >= 0:
@@ -224,6 +240,8 @@ class Chunk:
                     self.progress.message(
                         f"{m.run}: stopped, the loss is not finite at step {bad[i]}"
                     )
+                continue
+            if over[i]:  # its last row is there
                 continue
             rows.append(
                 rows_lib.of_epoch(
@@ -238,8 +256,11 @@ class Chunk:
                 )
             )
         self.directory.append("epochs", rows)
+        self._watch.track(states, epoch, over)
         self._stand(train.loss, "test", post.accuracy)
-        return states, bool(np.all(bad[: len(self.members)] >= 0))
+        states = self._watch.stop(states, epoch)
+        ended = (bad >= 0) | self._watch.over(states)
+        return states, bool(np.all(ended[: len(self.members)]))
 
     # -- parts ------------------------------------------------------------------------------
 
@@ -257,26 +278,6 @@ class Chunk:
     def _text(self, epoch: int) -> str:
         which = [(m.variant, m.seed) for m in self.members]
         return f"{whose(which)}, epoch {epoch + 1}/{self.population.program.epochs}{self._standing}"
-
-    def _validation(self, states: TrainState) -> Metrics | None:
-        data = self.population.data
-        if not data.validation_labels.shape[0]:
-            return None
-        with self._saving.long("validation"):
-            return self.population.evaluate(states, data.validation_images, data.validation_labels)
-
-    def _measures(self, states: TrainState, index: int, epoch: int) -> dict[str, float]:
-        """The measures of a member after an epoch, once: a checkpoint remembers them."""
-        assert self.measure is not None
-        m = self.members[index]
-        key = f"{m.run}/{epoch}"
-        if key not in self._saving.measured:
-            which = f"{index + 1} of {len(self.members)}"
-            with self._saving.long("measuring", f"measuring {m.run} ({which})"):
-                state = self.population.member(states, index)
-                columns = self.measure(state, m, epoch)
-            self._saving.measured[key] = {name: float(value) for name, value in columns.items()}
-        return self._saving.measured[key]
 
     def _maybe_save(self, states: TrainState, epoch: int, epoch_done: bool) -> None:
         """Saves when the policy says so; on request of a signal saves and raises Interrupted."""
@@ -297,6 +298,7 @@ class Chunk:
         _, bad, _, _ = self.population.summary(states)
         epochs, events = self.directory.rows("epochs"), self.directory.rows("events")
         last = self.population.program.epochs - 1
+        fit = self._watch.ends(states)
         rows = []
         for i, m in enumerate(self.members):
             status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
@@ -306,8 +308,10 @@ class Chunk:
                 [r for r in events if r["run"] == m.run],
                 status,
             )
+            if bad[i] < 0:
+                row |= fit[i]
             if self.measure is not None and bad[i] < 0:
-                row |= self._measures(states, i, last)
+                row |= self._watch.measures(states, i, last)
                 self._maybe_save(states, last + 1, epoch_done=False)
             missing = set(self.directory.tables["runs"]) - set(row)
             rows.append(row | dict.fromkeys(missing))

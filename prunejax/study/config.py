@@ -13,10 +13,11 @@ from prunejax.errors import ConfigError
 from prunejax.measures import suite
 from prunejax.study import checks, lineage, pairs, presets
 from prunejax.study.ranges import CHOICES, RANGES
+from prunejax.train import trackers
 
 PER_VARIANT_ONLY = (
     *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
-    *("measures", "connect"),
+    *("measures", "connect", "evaluate_every", "evaluate_train", "trackers"),
 )
 
 
@@ -168,6 +169,7 @@ def validate(settings: ConfigDict, label: str) -> None:
             f"= 'cross_entropy', not with {settings.loss!r}"
         )
     checks.rising("optimizer.milestones", o.milestones, where)
+    checks.rising("optimizer.restarts", o.restarts, where)
     if o.nesterov and (o.name != "sgd" or not o.momentum):
         raise ConfigError(
             f"config.optimizer.nesterov = True{where} goes with config.optimizer.name = 'sgd' and "
@@ -177,6 +179,17 @@ def validate(settings: ConfigDict, label: str) -> None:
         raise ConfigError(
             f"config.intervention.duration = 0{where}: 1 or more steps, or -1: forever (0 only "
             "with config.intervention.as_released, which adds one pass)"
+        )
+    for name in settings.trackers:
+        if name not in trackers.TRACKERS:
+            raise ConfigError(
+                f"config.trackers: unknown tracker {name!r}; there are: "
+                f"{', '.join(trackers.TRACKERS)}." + registry.suggestion(name, trackers.TRACKERS)
+            )
+    if settings.evaluate_every > 1 and settings.intervention.as_released:
+        raise ConfigError(
+            f"config.evaluate_every = {settings.evaluate_every} goes not with config.intervention."
+            "as_released: its evaluations change the network, one after every epoch; set it to 1"
         )
     _validate_prune(settings, where)
     _validate_intervention(settings, where)

@@ -82,6 +82,10 @@ class Measurer:
         self._prepare = jax.jit(lambda *state: _effective(program, *state))
         self._initial = jax.jit(lambda *begin: step.initial_state(program, *begin).params)
         self._feeds = _feeds(program) if "ticket" in chosen.names else None
+        self._inputs = jax.jit(lambda images: step.inputs(program, images))
+        self._untrained = jax.jit(
+            lambda *run: step.variables(program, step.initial_state(program, *run))
+        )
         # Made once, so that kernels compiled for them serve all runs.
         outputs = _outputs(program, running)
 
@@ -113,14 +117,29 @@ class Measurer:
             state.params, state.batch_stats, state.windows, state.table
         )
 
-        begin = state.seed, state.table, state.hyper, state.seeds
+        def initial() -> Tree:
+            begin = state.seed, state.table, state.hyper, state.seeds
+            return self._initial(*begin)
+
+        def untrained() -> Tree:
+            return self._untrained(state.seed, state.table, state.hyper, state.seeds)
+
+        def network() -> suite.Network:
+            module = self.program.module.clone(dropout=0.0)
+            inputs = [(self._inputs(images), labels) for images, labels in self._batches]
+            variables = {"params": params, **statistics}
+            mean, std = np.array(self.program.mean or (0.0,)), np.array(self.program.std or (1.0,))
+            low, high = -mean / std, (1 - mean) / std
+            if self.program.prepare is not None:
+                low, high = np.array(-np.inf), np.array(np.inf)
+            return suite.Network(module, variables, untrained(), inputs, 1 / std, low, high)
 
         def activations(trained: bool) -> Mapping[str, Any]:
             images = jnp.concatenate([images for images, _ in self._batches])
             x = step.inputs(self.program, images)
             variables = {"params": params, **statistics}
             if not trained:
-                variables = step.variables(self.program, step.initial_state(self.program, *begin))
+                variables = untrained()
             return normality.normalized_activations(self.program.module, variables, x)
 
         return suite.Context(
@@ -137,8 +156,11 @@ class Measurer:
             radius=chosen.radius,
             activations=activations,
             outputs=Partial(self._logits, statistics),
-            initial=lambda: self._initial(*begin),
+            initial=initial,
             feeds=self._feeds,
+            network=network,
+            attack_radius=chosen.attack_radius,
+            smoothing_sigma=chosen.smoothing_sigma,
         )
 
     def measure(

@@ -2,6 +2,7 @@
 which arrays (intervention table, learning rates) each of them starts.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
@@ -16,12 +17,15 @@ from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
 from prunejax.study.programs import Batch, Member
+from prunejax.train import trackers
 
 __all__ = ["Batch", "Member", "build"]
 
 # Settings that are arrays of a run, so that runs which differ only here share a program.
 ARRAYS = {
-    "optimizer": ("learning_rate", "schedule", "milestones", "decay", "weight_decay"),
+    "optimizer": (
+        *("learning_rate", "schedule", "milestones", "decay", "restarts", "weight_decay"),
+    ),
     "prune": (
         *(
             "method",
@@ -50,14 +54,18 @@ NOT_STATIC = (
     "checkpoint",
     "measures",
     "intervention",
-    "start",
-    "keep",
-    "connect",
+    *("start", "keep", "connect"),
+    *("stop_loss", "evaluate_every", "evaluate_train", "trackers"),
 )
 
 
-def load_dataset(settings: ConfigDict) -> Dataset | StreamedSet:
-    """The data set of one arm's settings (ValueError where it does not exist or is too small)."""
+def load_dataset(settings: ConfigDict, seed: int | None = None) -> Dataset | StreamedSet:
+    """The data set of one arm's settings (ValueError where it does not exist or is too small).
+
+    Args:
+      settings: of the arm.
+      seed: of the run, where every seed has data of its own (`data.by_seed`).
+    """
     d = settings.data
     if d.stream or data_lib.must_stream(d.name, d.data_dir or None):
         _check_streamed(settings)
@@ -70,21 +78,28 @@ def load_dataset(settings: ConfigDict) -> Dataset | StreamedSet:
         validation_examples=d.validation_examples,
         label_noise=d.label_noise,
         imbalance=d.imbalance,
-        seed=d.seed,
+        pad=d.pad,
+        noise=d.noise,
+        seed=d.seed if seed is None else programs.named_seed(seed, f"data/{d.seed}"),
     )
 
 
 def _check_streamed(settings: ConfigDict) -> None:
     """Refuses what needs the whole set in memory."""
     d, m = settings.data, settings.measures
-    neutral = dict.fromkeys(
-        ("train_examples", "test_examples", "validation_examples", "label_noise"), 0
-    ) | {"imbalance": 1}
+    names = ("train_examples", "test_examples", "validation_examples", "label_noise")
+    neutral = dict.fromkeys((*names, "pad", "noise"), 0) | {"imbalance": 1, "by_seed": False}
     for field, value in neutral.items():
         if d[field] != value:
             raise ConfigError(
                 f"config.data.{field} = {d[field]!r}: {d.name!r} is streamed, and such a set "
                 f"is used whole and as it is; leave it at {value}, or prepare a smaller set"
+            )
+    for field in ("evaluate_train", "stop_loss", "trackers"):
+        if settings[field]:
+            raise ConfigError(
+                f"config.{field} = {settings[field]!r}: {d.name!r} is streamed, and this needs the "
+                "training set in memory; leave it out"
             )
     if settings.intervention.as_released:
         raise ConfigError(
@@ -110,6 +125,12 @@ def _static_key(settings: ConfigDict) -> str:
     return json.dumps([plain, released], sort_keys=True)
 
 
+def _check_trackers(batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        for name in batch.program.trackers:
+            trackers.TRACKERS[name].check(batch.program)
+
+
 def build(arms: Sequence[Variant]) -> list[Batch]:
     """Programs and members of a study, grouped by what has to be compiled together.
 
@@ -117,22 +138,47 @@ def build(arms: Sequence[Variant]) -> list[Batch]:
       ConfigError (or another ValueError): data, model, layer or schedule that cannot be had.
     """
     datasets: dict[str, Dataset | StreamedSet] = {}
-    keyed: dict[str, list[Variant]] = {}
+    keyed: dict[tuple[str, int | None], list[Variant]] = {}
     for arm in arms:
-        keyed.setdefault(_static_key(arm.settings), []).append(arm)
-    outlines: dict[str, Outline] = {}
-    for key, together in keyed.items():
+        of_arm = _seeds(arm.settings) if arm.settings.data.by_seed else (None,)
+        for seed in of_arm:
+            keyed.setdefault((_static_key(arm.settings), seed), []).append(arm)
+    outlines: dict[tuple[str, int | None], Outline] = {}
+    for (key, seed), together in keyed.items():
         settings = together[0].settings
-        data_key = json.dumps(config_lib.to_dict(settings.data), sort_keys=True)
+        data_key = json.dumps([config_lib.to_dict(settings.data), seed], sort_keys=True)
         if data_key not in datasets:
-            datasets[data_key] = load_dataset(settings)
-        outlines[key] = outline.outline(settings, datasets[data_key])
+            datasets[data_key] = load_dataset(settings, seed)
+        outlines[key, seed] = outline.outline(settings, datasets[data_key])
     of = {arm.label: outlines[key] for key, some in keyed.items() for arm in some}
     graph = _graph(arms, of)
     planned = _events({arm.label: arm for arm in arms}, of, graph[0])
-    return [
-        programs.batch(together, outlines[key], planned, *graph) for key, together in keyed.items()
-    ]
+    made = [
+        programs.batch(
+            together, outlines[key, seed], planned, *graph,
+            _seeds(together[0].settings) if seed is None else (seed,),
+        )
+        for (key, seed), together in keyed.items()
+    ]  # fmt: skip
+    _check_trackers(made)
+    return _sharing(made, [key for key, _ in keyed])
+
+
+def _sharing(batches: list[Batch], keys: Sequence[str]) -> list[Batch]:
+    """The batches; those that differ in nothing but their data have one and the same program.
+
+    Args:
+      batches: of a study.
+      keys: what their settings have in common with those that may share a program.
+    """
+    first: dict[str, Batch] = {}
+    found = []
+    for batch, key in zip(batches, keys, strict=True):
+        one = first.setdefault(key, batch).program
+        # Two optimizers of one key are alike, but optax has no way to see that.
+        alike = dataclasses.replace(batch.program, optimizer=one.optimizer) == one
+        found.append(dataclasses.replace(batch, program=one) if alike else batch)
+    return found
 
 
 def _seeds(settings: ConfigDict) -> range:

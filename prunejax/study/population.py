@@ -6,6 +6,7 @@ devices ("sharded"; on each device one after another on CPU, vectorized on accel
 layout, `data_parallel` devices may share one member (`prunejax.cluster.mesh`).
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
 from prunejax.study.programs import Member
-from prunejax.train import evaluation, prune, step
+from prunejax.train import evaluation, prune, step, stopping, trackers
 from prunejax.train.evaluation import Metrics
 from prunejax.train.prune import Event
 from prunejax.train.step import Data, Program, TrainState
@@ -137,10 +138,20 @@ class Population:
             ),
             self._members,
         )
+        self._stop = self._lift(lambda m: stopping.stopped(*m), self._members)
+        self._track = self._lift(
+            lambda s, images, labels: trackers.track(program, s, images, labels), self._members
+        )
         self._member = jax.jit(
             lambda s, i: jax.tree.map(lambda leaf: leaf[i], s),
             out_shardings=jax.tree.map(_without_members, self._states),
         )
+
+    def on(self, data: Data) -> "Population":
+        """The same compiled functions on other data of the same shapes."""
+        other = copy.copy(self)
+        other.data = mesh_lib.put(data, mesh_lib.sharding(self.mesh))
+        return other
 
     def _lift(
         self,
@@ -272,6 +283,16 @@ class Population:
             pair = (states, mesh_lib.put(replay, self._states.windows.targeted))
             states, event = self._twin_event(pair, self.data, np.int32(row))
         return states, mesh_lib.fetch(event)
+
+    def stop(self, states: TrainState, loss: Any, ready: Any) -> TrainState:
+        """Members whose loss [members] is low enough stop here if they are ready [members]."""
+        flags = mesh_lib.put((np.asarray(loss), np.asarray(ready)), self._members)
+        return states._replace(stopped=self._stop((states, *flags)))
+
+    def track(self, states: TrainState) -> np.ndarray:
+        """[members, columns] of the program's trackers."""
+        data = self.data
+        return mesh_lib.fetch(self._track(states, data.train_images, data.train_labels))
 
     def summary(self, states: TrainState) -> tuple[Metrics, Array, Array, Array]:
         """Training metrics of the epoch, first bad step, steps done, sparsity [members] each."""

@@ -18,6 +18,7 @@ from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
 from prunejax.study.step_plan import Filled, Row
 from prunejax.train import optim, prune
+from prunejax.train.hardening import Harden
 from prunejax.train.step import Hyper, Program
 
 
@@ -71,6 +72,7 @@ def batch(
     starts: Mapping[str, Start],
     kept: Mapping[str, set[int]],
     asked: Mapping[str, tuple[int, ...]],
+    seeds: Sequence[int],
 ) -> Batch:
     """The arms of one program.
 
@@ -81,6 +83,7 @@ def batch(
       starts: run -> how it begins.
       kept: run -> the steps whose states it leaves.
       asked: run -> those of them that stay.
+      seeds: of the runs of each arm on this data set.
     """
     settings, dataset, per_epoch = arms[0].settings, of.dataset, of.per_epoch
     counted = {a.label: planned[a.label].at_epochs for a in arms}
@@ -152,6 +155,9 @@ def batch(
         saliency_examples=settings.prune.saliency_examples,
         evidence=settings.prune.evidence,
         evidence_examples=_balanced(settings, dataset),
+        harden=Harden(**settings.harden.to_dict(), mean=dataset.mean, std=dataset.std),
+        trackers=tuple(settings.trackers),
+        stops=any(a.settings.stop_loss for a in arms),
         forecast=settings.measures.forecast,
         microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,
@@ -181,13 +187,11 @@ def batch(
             start=starts[f"{arm.label}-{seed}"],
             keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
             asked=asked[f"{arm.label}-{seed}"],
-            init_seed=named_seed(seed, "ticket_reinit") if arm.settings.start.fresh else None,
-            data_seed=named_seed(seed, arm.settings.start.copy)
-            if arm.settings.start.copy
-            else None,
+            init_seed=_named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
+            data_seed=_named(seed, arm.settings.start.copy),
         )
         for arm in arms
-        for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
+        for seed in seeds
     )
     if not program.weights:
         unit_check.check(of.module, of.variables, dataset.image_shape, groups)
@@ -234,6 +238,11 @@ def _balanced(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[int
 def named_seed(seed: int, stream: str) -> int:
     """The seed of other streams of a run."""
     return zlib.crc32(f"{seed}/{stream}".encode())
+
+
+def _named(seed: int, stream: str) -> int | None:
+    """The same; None without a name: the run's own."""
+    return named_seed(seed, stream) if stream else None
 
 
 def _updates(rows: Sequence[Row]) -> bool:
@@ -289,6 +298,7 @@ def _hyper(settings: ConfigDict) -> Hyper:
             settings.epochs,
             milestones=tuple(o.milestones),
             decay=o.decay,
+            restarts=tuple(o.restarts),
         )
         highest = max(rates)
     except OverflowError:
@@ -299,4 +309,10 @@ def _hyper(settings: ConfigDict) -> Hyper:
         )
     asked = settings.prune.decay_coef
     decay = o.weight_decay if asked < 0 else asked
-    return Hyper(np.asarray(rates, np.float32), np.float32(o.weight_decay), np.float32(decay))
+    return Hyper(
+        np.asarray(rates, np.float32),
+        np.float32(o.weight_decay),
+        np.float32(decay),
+        np.float32(settings.start.scale),
+        np.float32(settings.stop_loss),
+    )

@@ -24,7 +24,16 @@ from prunejax.record.environment import environment
 from prunejax.record.progress import Progress
 from prunejax.record.run_directory import RunDirectory
 from prunejax.record.times import Times
-from prunejax.study import attributes, connecting, layout, lineage, measuring, plan, plugins
+from prunejax.study import (
+    attributes,
+    connecting,
+    layout,
+    lineage,
+    measuring,
+    plan,
+    plugins,
+    watching,
+)
 from prunejax.study import config as config_lib
 from prunejax.study.arrangement import Arrangement
 from prunejax.study.chunk import Chunk, Policy
@@ -32,6 +41,7 @@ from prunejax.study.config import Variant
 from prunejax.study.plan import Batch, Member
 from prunejax.system import config_file as config_file_lib
 from prunejax.system.files import expand
+from prunejax.train.step import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +158,7 @@ def run(
         path,
         resolved,
         environment(),
-        _tables(settings, any(b.program.features.growth for b in batches)),
+        _tables(settings, [b.program for b in batches]),
         ignore=("checkpoint", "population.memory_gib"),
     ) as directory:
         if directory.finished:
@@ -250,7 +260,7 @@ def _resolved(arms: Sequence[Variant], config: ConfigDict, defaults: ConfigDict)
     return resolved
 
 
-def _tables(settings: ConfigDict, growth: bool) -> dict[str, tuple[str, ...]]:
+def _tables(settings: ConfigDict, programs: Sequence[Program]) -> dict[str, tuple[str, ...]]:
     """The columns of each table."""
     tables: dict[str, tuple[str, ...]] = {
         "epochs": record.EPOCHS,
@@ -260,8 +270,11 @@ def _tables(settings: ConfigDict, growth: bool) -> dict[str, tuple[str, ...]]:
     if settings.data.validation_examples:
         tables["epochs"] += ("validation_loss", "validation_accuracy")
         tables["runs"] += ("selected_epoch", "selected_test_accuracy")
-    if growth:
+    more = watching.tables(settings, programs)
+    tables["runs"] += more.pop("runs")
+    if any(p.features.growth for p in programs):
         tables["updates"] = record.UPDATES
+    tables |= more
     if settings.measures.forecast:
         tables["events"] += record.FORECAST
     tables["runs"] += suite.columns(settings.measures.names)
@@ -311,6 +324,7 @@ def _train(
                 progress=progress,
                 measure=measure(b),
                 measure_epochs=frozenset(settings.measures.epochs),
+                every=settings.evaluate_every,
             )
             number += 1
             if (directory.load_json("progress.json") or {}).get("chunk") != chunk.index:

@@ -1,5 +1,6 @@
 """Optimizers as optax chains without a learning rate: rate and weight decay are data of a run."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -131,13 +132,29 @@ def build(
 
 
 def learning_rates(
-    schedule: str, rate: float, epochs: int, *, milestones: tuple[int, ...] = (), decay: float = 0.1
+    schedule: str,
+    rate: float,
+    epochs: int,
+    *,
+    milestones: tuple[int, ...] = (),
+    decay: float = 0.1,
+    restarts: tuple[int, ...] = (),
 ) -> list[float]:
     """The learning rate of every epoch (a list of `epochs` numbers).
 
     constant: `rate`. multistep: times `decay` from each milestone epoch on. cosine: half a cosine
-    from `rate` to 0 over the epochs (stepped per epoch, as PyTorch's CosineAnnealingLR).
+    from `rate` to 0 over the epochs (stepped per epoch, as PyTorch's CosineAnnealingLR). At each
+    epoch of `restarts` the schedule begins anew: with milestones counted from there, and half a
+    cosine for each stretch (Loshchilov & Hutter 2017).
     """
+    cuts = [0, *(r for r in restarts if 0 < r < epochs), epochs]
+    if len(cuts) > 2:
+        options: dict[str, Any] = {"milestones": milestones, "decay": decay}
+        return [
+            value
+            for start, end in itertools.pairwise(cuts)
+            for value in learning_rates(schedule, rate, end - start, **options)
+        ]
     if schedule == "constant":
         return [rate] * epochs
     if schedule == "multistep":

@@ -7,76 +7,31 @@ that states can be stacked, mapped and sharded without touching the step.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from prunejax import data as data_lib
-from prunejax import interventions, losses, regrowth, rng
+from prunejax import interventions, losses, regrowth, rng, trees
 from prunejax import masks as masks_lib
 from prunejax import models as models_lib
 from prunejax import scores as scores_lib
 from prunejax.groups import Group
-from prunejax.interventions import Features, Table, Windows
-from prunejax.train import microbatch
+from prunejax.interventions import Features, Table
+from prunejax.train import microbatch, stopping
 from prunejax.train import optim as optim_lib
+from prunejax.train.hardening import Harden
+from prunejax.train.state import Data as Data
+from prunejax.train.state import Hyper as Hyper
+from prunejax.train.state import Seeds as Seeds
+from prunejax.train.state import Totals as Totals
+from prunejax.train.state import TrainState as TrainState
 
 Array = jax.Array
 Value = Any  # an array of JAX or NumPy
 Tree = Any
-
-
-class Hyper(NamedTuple):
-    """Numbers of a run's optimizer."""
-
-    learning_rate: Value  # float32 [epochs]
-    weight_decay: Value  # float32 []
-    score_decay: Value  # float32 [], lambda of the score `undecayed`
-
-
-class Totals(NamedTuple):
-    """Sums over the current epoch's training examples."""
-
-    loss: Array  # float32, nats
-    correct: Array  # int32
-    examples: Array  # int32
-
-
-class Seeds(NamedTuple):
-    """The seeds of streams that a copy of a run may have of its own; uint32 each."""
-
-    init: Value  # of the initial weights
-    data: Value  # of order, augmentation and dropout
-
-
-class TrainState(NamedTuple):
-    """One run, complete: what a checkpoint holds."""
-
-    seed: Array  # uint32
-    seeds: Seeds
-    step: Array  # int32, training steps done
-    params: Tree
-    batch_stats: Tree
-    opt_state: Tree
-    activations: dict[str, Array]  # running means of |pre-ReLU activations| (scores only)
-    windows: Windows
-    table: Table
-    hyper: Hyper
-    totals: Totals
-    bad_step: Array  # int32: first step with a non-finite loss, -1 if none
-
-
-class Data(NamedTuple):
-    """Inputs and targets of the splits on the device: see `data.Dataset`."""
-
-    train_images: Value
-    train_labels: Value
-    test_images: Value
-    test_labels: Value
-    validation_images: Value
-    validation_labels: Value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +60,9 @@ class Program:
     saliency_examples: int = 512
     evidence: str = "first"  # which examples scores see: see `prune.evidence_batch`
     evidence_examples: tuple[int, ...] = ()  # "balanced": their indices
+    harden: Harden = Harden()  # noqa: RUF009 (frozen)
+    trackers: tuple[str, ...] = ()  # of `trackers.TRACKERS`
+    stops: bool = False  # whether some run may stop by its training loss
     forecast: bool = False  # events predict their change of the test loss
     microbatch: int = 0  # examples whose gradient is taken at once; 0: the whole batch
     data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch
@@ -133,6 +91,9 @@ def initial_state(
     key = rng.stream(seeds.init, "init")
     variables = models_lib.init(program.module, key, program.image_shape)
     params, stats = variables["params"], variables.get("batch_stats", {})
+    params = jax.tree.map(
+        lambda kernel, p: p * hyper.init_scale if kernel else p, trees.kernels(params), params
+    )
     activations = (
         {g.name: jnp.zeros(g.units) for g in program.groups} if program.needs_activations else {}
     )
@@ -150,6 +111,7 @@ def initial_state(
         hyper=hyper,
         totals=Totals(jnp.float32(0), jnp.int32(0), jnp.int32(0)),
         bad_step=jnp.int32(-1),
+        stopped=jnp.int32(-1),
         seeds=seeds,
     )
 
@@ -286,15 +248,25 @@ def train_steps(program: Program, state: TrainState, data: Data, steps: Array) -
 
     def body(_: Array, state: TrainState) -> TrainState:
         start = (state.step % program.steps_per_epoch) * size
-        return _step_on(program, state, data, jax.lax.dynamic_slice(order, (start,), (size,)))
+        indices = jax.lax.dynamic_slice(order, (start,), (size,))
+        return stopping.unless_stopped(
+            program.stops, state, lambda s: _step_on(program, s, data, indices)
+        )
 
     return jax.lax.fori_loop(0, steps, body, state)
 
 
 def train_last_step(program: Program, state: TrainState, data: Data) -> TrainState:
     """The last, smaller batch of an epoch."""
-    order = _order(program, state)
-    return _step_on(program, state, data, order[-program.last_batch :])
+    indices = _order(program, state)[-program.last_batch :]
+    return stopping.unless_stopped(
+        program.stops, state, lambda s: _step_on(program, s, data, indices)
+    )
+
+
+def _unless_stopped(program: Program, state: TrainState, data: Data, indices: Array) -> TrainState:
+    step = lambda s: _step_on(program, s, data, indices)  # noqa: E731
+    return stopping.unless_stopped(program.stops, state, step)
 
 
 def _order(program: Program, state: TrainState) -> Array:
@@ -314,8 +286,25 @@ def _step_on(program: Program, state: TrainState, data: Data, indices: Array) ->
 
 def train_batch(program: Program, state: TrainState, images: Array, labels: Array) -> TrainState:
     """One training step on a batch of stored examples that is there already."""
-    images = split_batch(program, inputs(program, images))
-    return train_step(program, state, images, labels)
+    images = inputs(program, images)
+    if program.harden.acts:
+        images = _hardened(program, state, images, labels)
+    return train_step(program, state, split_batch(program, images), labels)
+
+
+def _hardened(program: Program, state: TrainState, x: Array, labels: Array) -> Array:
+    found = variables(program, state)
+
+    def outputs(z: Array) -> Array:
+        return jnp.asarray(program.module.apply(found, z, train=False))
+
+    return program.harden.harden(
+        x,
+        labels,
+        outputs,
+        rng.at(state.seeds.data, "input noise", state.step),
+        rng.at(state.seeds.data, "attack", state.step),
+    )
 
 
 def split_batch(program: Program, batch: Array) -> Array:

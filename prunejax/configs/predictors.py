@@ -1,0 +1,135 @@
+"""What predicts generalization? Prunability and its rivals over a grid of trained networks.
+
+    python -m prunejax.main --config=configs/predictors.py --workdir=runs/predictors
+    python -m prunejax.main --config=configs/predictors.py:synthetic --workdir=runs/predictors2
+
+Kuhn et al. (arXiv 2103.06002) ask for the smallest fraction of weights that keeps the training
+loss; the smaller, the simpler, the better on test data, they say. Here that measure stands beside
+norms, margins, PAC-Bayes flatness, curvature and the speed of training, on networks that all end
+at one training loss, so that the training loss cannot order them. The page has Kendall's tau with
+its interval, tau along each axis of the grid, conditional mutual information, and what measures
+share with each other; predictors.csv has every statistic.
+
+`""`: 1,000 Fashion-MNIST images of 14x14, an MLP of two hidden layers; width, batch size, learning
+rate, initial scale and weight decay vary; training stops at a loss of 0.05.
+`:synthetic`: ten Gaussian classes in 20 dimensions, width, learning rate, decay and batch size vary
+(81 networks, 2,000 steps, no stop).
+`:quick`: 8 small networks (mechanics only).
+`:nin`, `:resnet18`: the full-size grids of the literature, not run here: 216 VGG11 networks on
+CIFAR-10 (width, dropout, augmentation, decay; two seeds; about 216 x 1e15 floating-point
+operations a network and 100 epochs: a day on one H200-class GPU at 30 TFLOP/s), and ResNet-18
+in ten widths.
+"""
+
+from ml_collections import ConfigDict
+
+from prunejax.configs import default
+
+MEASURES = ("prunability", "prunability_forms", "rivals")
+CURVATURE = ("hessian_trace", "gradient_second_moment", "gradient_noise_scale", "tic", "sharpness")
+ARGUMENTS = ("synthetic", "quick", "nin", "resnet18")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the study. `arg`: "" or one of ARGUMENTS."""
+    if arg and arg not in ARGUMENTS:
+        raise ValueError(
+            f"configs/predictors.py:{arg}: unknown argument {arg!r}; there are: synthetic "
+            "(Gaussian classes); quick (mechanics only); nin (full size); resnet18 (full size)"
+        )
+    config = default.get_config()
+    config.name = "What predicts generalization"
+    config.optimizer.name, config.optimizer.momentum = "sgd", 0.9
+    config.optimizer.schedule = "constant"
+    config.optimizer.weight_decay_rule = ".*/kernel"
+    config.evaluate_train = True
+    config.model.name = "mlp64_64"
+    config.measures.names = (*MEASURES, *CURVATURE)
+    config.measures.split, config.measures.examples = "train", 0
+    config.measures.probes = 16
+    config.report.figures = ("predictors", "table")
+    {"synthetic": _synthetic, "nin": _nin, "resnet18": _resnet}.get(arg, _real)(config)
+    if arg == "quick":
+        _quick(config)
+    config.report.baseline = next(iter(config.variants))
+    return config
+
+
+def _real(config: ConfigDict) -> None:
+    config.first_seed = 800
+    config.epochs, config.evaluate_every, config.stop_loss = 400, 4, 0.05
+    config.data.name, config.data.train_examples = "fashion14", 1000
+    config.variants = default.product(
+        {
+            "model.width": (0.5, 1.0, 2.0),
+            "batch_size": (16, 128),
+            "optimizer.learning_rate": (0.01, 0.03),
+            "start.scale": (1.0, 2.0, 3.0),
+            "optimizer.weight_decay": (0.0, 1e-3),
+        }
+    )
+
+
+def _synthetic(config: ConfigDict) -> None:
+    config.name += ", Gaussian classes"
+    config.first_seed, config.evaluate_every = 820, 20
+    config.data.name = "gaussian:classes=10,dimension=20,train=800,test=10000,std=1.5"
+    sizes = {str(b): {"batch_size": b, "epochs": -(-2000 // -(-800 // b))} for b in (16, 64, 256)}
+    config.optimizer.schedule = "cosine"
+    grid = default.product(
+        {
+            "model.width": (0.5, 1.0, 2.0),
+            "optimizer.learning_rate": (0.01, 0.03, 0.1),
+            "optimizer.weight_decay": (0.0, 1e-3, 3e-3),
+        }
+    )
+    config.variants = default.arms(
+        {
+            f"{label}-batch_size={size}": {**changes.to_dict(), **own}
+            for label, changes in grid.items()
+            for size, own in sizes.items()
+        }
+    )
+
+
+def _quick(config: ConfigDict) -> None:
+    config.first_seed, config.epochs, config.stop_loss = 0, 40, 0.5
+    config.data.train_examples, config.data.test_examples = 200, 200
+    config.measures.names = MEASURES
+    config.variants = default.product(
+        {
+            "optimizer.learning_rate": (0.03, 0.1),
+            "start.scale": (1.0, 2.0),
+            "optimizer.weight_decay": (0.0, 1e-2),
+        },
+        {"model": {"width": 0.25}, "batch_size": 32},
+    )
+    config.report.mechanics_only = True
+
+
+def _nin(config: ConfigDict) -> None:
+    config.name += ", 216 networks on CIFAR-10"
+    config.seeds, config.epochs, config.batch_size, config.stop_loss = 2, 300, 128, 0.01
+    config.data.name, config.model.name = "cifar10", "vgg11_bn"
+    config.measures.examples = 2048
+    config.variants = default.product(
+        {
+            "model.width": (0.25, 0.375, 0.5),
+            "model.dropout": (0.0, 0.2, 0.5),
+            "data.augment": (False, True),
+            "optimizer.weight_decay": (0.0, 1e-3, 5e-3),
+            "optimizer.learning_rate": (0.01, 0.03),
+        }
+    )
+
+
+def _resnet(config: ConfigDict) -> None:
+    config.name += ", ResNet-18 by width"
+    config.seeds, config.epochs, config.batch_size = 3, 200, 128
+    config.data.name, config.data.label_noise = "cifar10", 0.15
+    config.model.name, config.optimizer.schedule = "resnet18", "cosine"
+    config.optimizer.learning_rate = 0.05
+    config.measures.names, config.measures.examples = MEASURES, 2048
+    widths = tuple(k / 64 for k in (1, 2, 4, 6, 8, 12, 16, 24, 32, 64))
+    config.variants = default.product({"model.width": widths})
+    config.report.figures = ("double_descent", "predictors", "table")

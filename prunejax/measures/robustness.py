@@ -1,0 +1,109 @@
+"""Measures of `suite.MEASURES` about small changes of the inputs; see `attacks`, `bounds`,
+`smoothing`.
+
+Each is a function of a `suite.Context`. Radii and noise are in pixels of 0..1 for images, and the
+boxes of attacks and bounds end where pixels do; for other inputs in units of the inputs.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import attacks
+from prunejax.curvature import vectors
+from prunejax.measures import bounds, smoothing
+
+Columns = dict[str, float]
+Arrays = dict[str, np.ndarray]
+ATTACKED = ("pgd_accuracy", "interval_certified", "crown_certified", "unstable_relus")
+SMOOTHED = ("smoothed_accuracy", "smoothed_certified", "smoothed_abstentions")
+PGD_STEPS, RESTARTS = 20, 2
+DRAWS = 500  # of the noise, beside those that choose the class
+
+
+@functools.lru_cache(maxsize=16)
+def _outputs(module: Any) -> Any:
+    """One function for a module, so that its networks share what is compiled."""
+    return lambda variables, x: module.apply(variables, x)
+
+
+@functools.lru_cache(maxsize=16)
+def _bounded(module: Any, shape: tuple[int, ...], classes: int) -> Any:
+    """`(variables, labels, low, high) -> certified by intervals, by CROWN, unstable ReLUs`."""
+
+    def run(variables: Any, labels: jax.Array, low: jax.Array, high: jax.Array) -> Any:
+        steps = bounds.steps_of(module, variables, shape)
+        rows = bounds.margins_of(labels, classes)
+        plain = bounds.interval(steps, low, high, rows)
+        tight = bounds.crown(steps, low, high, rows)
+        return bounds.certified(plain), bounds.certified(tight), tight.unstable
+
+    return jax.jit(run)
+
+
+def _network(context: Any) -> Any:
+    if context.network is None:
+        raise ValueError("robustness needs a network of the package")
+    return context.network()
+
+
+def attacked(context: Any) -> tuple[Columns, Arrays]:
+    """Accuracy in a box of half width `measures.attack_radius` around each example.
+
+    Columns: `pgd_accuracy`, the share that stays right under projected gradient descent (20 steps,
+    2 restarts), an upper bound of the robust accuracy; `interval_certified` and
+    `crown_certified`, shares that are proven right (MLP, ConvNet, VGG; else empty), lower bounds;
+    `unstable_relus`, the share of ReLUs whose sign CROWN does not settle.
+    """
+    of = _network(context)
+    key = vectors.named_key(context.key, "attack")
+    outputs = jax.tree_util.Partial(_outputs(of.module), of.variables)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ATTACKED}
+    for number, (x, labels) in enumerate(of.batches):
+        radius = context.attack_radius * of.unit
+        low = jnp.maximum(x - radius, of.low).astype(x.dtype)
+        high = jnp.minimum(x + radius, of.high).astype(x.dtype)
+        own = jax.random.fold_in(key, number)
+        right = attacks.survives(outputs, x, labels, low, high, own, PGD_STEPS, RESTARTS)
+        found["pgd_accuracy"].append(np.asarray(right))
+        if isinstance(of.module, bounds.KINDS):
+            run = _bounded(of.module, x.shape[1:], of.module.num_classes)
+            proven = run(of.variables, labels, low, high)
+            for name, values in zip(ATTACKED[1:], proven, strict=True):
+                found[name].append(np.asarray(values))
+    columns = {k: float(np.concatenate(v).mean()) for k, v in found.items() if v}
+    return columns, {f"{k}_by_example": np.concatenate(v) for k, v in found.items() if v}
+
+
+def smoothed(context: Any) -> tuple[Columns, Arrays]:
+    """The smoothed classifier (Cohen et al. 2019) with noise `measures.smoothing_sigma`.
+
+    Columns: `smoothed_accuracy`, the share with the right class (abstentions are wrong);
+    `smoothed_certified`, the share for which it is right in a ball of radius sigma (L2, inputs);
+    `smoothed_abstentions`.
+    """
+    of = _network(context)
+    key = vectors.named_key(context.key, "smoothing")
+    outputs = jax.tree_util.Partial(_outputs(of.module), of.variables)
+    sigma = float(context.smoothing_sigma * np.mean(of.unit))
+    parts = [
+        smoothing.smooth(
+            outputs, x, of.module.num_classes, sigma, key=jax.random.fold_in(key, i), draws=DRAWS
+        )
+        for i, (x, _) in enumerate(of.batches)
+    ]
+    labels = np.concatenate([np.asarray(labels) for _, labels in of.batches])
+    whole = smoothing.Smoothed(
+        classes=np.concatenate([p.classes for p in parts]),
+        radii=np.concatenate([p.radii for p in parts]),
+        probabilities=np.concatenate([p.probabilities for p in parts]),
+        confidence=parts[0].confidence,
+    )
+    return {
+        "smoothed_accuracy": whole.certified(labels),
+        "smoothed_certified": whole.certified(labels, sigma),
+        "smoothed_abstentions": whole.abstentions,
+    }, {"smoothed_radii": whole.radii, "smoothed_classes": whole.classes}

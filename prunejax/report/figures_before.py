@@ -1,0 +1,199 @@
+"""Pruning before training: accuracy against what is kept beside its control, and trackers."""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import isfinite
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from prunejax.measures import statistics
+from prunejax.measures.summary import by_variant, number, pairs, value
+from prunejax.report import tables
+from prunejax.report.figures import Drawing
+from prunejax.report.results import Row, Study
+from prunejax.report.style import BASELINE, COLORS, MARKERS, Look, legend, line_handle, panel
+
+FITS = 0.99  # of the training set: points below are hollow
+KINDS = ("keep", "scaled", "rescaled", "magnitude", "snip", "during")
+WORDS = {
+    "keep": "random mask",
+    "scaled": "control: dense, start times √p",
+    "rescaled": "random mask, weights over √p",
+    "magnitude": "largest initial weights",
+    "snip": "SNIP",
+    "during": "random, in ten events",
+}
+
+Points = dict[float, list[Row]]  # share kept -> rows of the arm's runs
+
+
+def _value(text: str) -> float:
+    return float(text.replace("_", "."))
+
+
+def arms(study: Study) -> dict[float, dict[str, Points]]:
+    """Initial standard deviation -> kind of arm -> share kept -> runs, from labels std=S-KIND=P.
+
+    The dense arm keep=1 is the end of both the curve of masks and that of its control.
+    """
+    found: dict[float, dict[str, Points]] = {}
+    for label, rows in by_variant(study.good).items():
+        hit = re.fullmatch(r"std=(\d+(?:_\d+)?)-(\w+)=(\d+(?:_\d+)?)", label)
+        if hit and hit[2] in KINDS:
+            kinds = found.setdefault(_value(hit[1]), {})
+            kinds.setdefault(hit[2], {})[_value(hit[3])] = rows
+    for kinds in found.values():
+        dense = kinds.get("keep", {}).get(1.0)
+        if dense and "scaled" in kinds:
+            kinds["scaled"][1.0] = dense
+    return {std: found[std] for std in sorted(found, reverse=True)}
+
+
+def _accuracies(rows: Sequence[Row]) -> list[float]:
+    return [100 * value(row, "final_test_accuracy") for row in rows]
+
+
+def _fits(rows: Sequence[Row]) -> bool:
+    found = [value(row, "final_train_accuracy") for row in rows]
+    return not np.mean(found) < FITS  # where it was not recorded nothing is known
+
+
+def _panel(std: float, kinds: Mapping[str, Points]) -> Figure:
+    made, axes = panel(3.6)
+    for index, kind in enumerate(k for k in KINDS if k in kinds):
+        color = BASELINE if kind == "scaled" else COLORS[KINDS.index(kind) % len(COLORS)]
+        marker = MARKERS[KINDS.index(kind) % len(MARKERS)]
+        points = sorted(kinds[kind].items())
+        means = [statistics.mean(_accuracies(rows)) for _, rows in points]
+        xs = [100 * p for p, _ in points]
+        if kind in ("keep", "scaled"):
+            for x, (_, rows) in zip(xs, points, strict=True):
+                ys = _accuracies(rows)
+                axes.plot([x] * len(ys), ys, ".", color=color, markersize=2.5, alpha=0.4)
+            low, high = [m.low for m in means], [m.high for m in means]
+            axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
+            line = "--" if kind == "scaled" else "-"
+            axes.plot(xs, [m.mean for m in means], line, color=color, linewidth=1.4)
+        for x, (_, rows), mean in zip(xs, points, means, strict=True):
+            axes.plot(
+                [x], [mean.mean], marker, color=color, markersize=6, zorder=3 + index,
+                markerfacecolor=color if _fits(rows) else "white",
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    shares = sorted({100 * p for points in kinds.values() for p in points}, reverse=True)
+    shown: list[float] = []
+    for x in shares:
+        if not shown or shown[-1] / x > 1.45:
+            shown.append(x)
+    axes.set_xticks(shown, [f"{x:g}" for x in shown])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("p, first-layer weights kept (%, log scale)")
+    axes.set_ylabel("final test accuracy, %")
+    axes.set_title(f"initial standard deviation {std:g}")
+    return made
+
+
+def _gain(kinds: Mapping[str, Points], a: tuple[str, float], b: tuple[str, float]) -> str:
+    """`+10.0 [7.5, 12.5]` points, paired by seed."""
+    rows = [kinds.get(kind, {}).get(p, []) for kind, p in (a, b)]
+    found = statistics.paired(*pairs(rows[0], rows[1], "final_test_accuracy"))
+    if not isfinite(found.difference):
+        return ""
+    text = f"{100 * found.difference:+.1f}"
+    if isfinite(found.low):
+        text += f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return text
+
+
+def before_training(study: Study, look: Look) -> Drawing | None:
+    """Accuracy against the share of weights kept before training, a panel for each start."""
+    del look
+    found = arms(study)
+    if not any("keep" in kinds and len(kinds["keep"]) > 1 for kinds in found.values()):
+        return None
+    swept = {std: kinds for std, kinds in found.items() if len(kinds.get("keep", {})) > 2}
+    used = [k for k in KINDS if any(k in kinds for kinds in (swept or found).values())]
+    handles = [
+        line_handle(
+            WORDS[k],
+            BASELINE if k == "scaled" else COLORS[KINDS.index(k) % len(COLORS)],
+            MARKERS[KINDS.index(k) % len(MARKERS)],
+            {"keep": "-", "scaled": "--"}.get(k, "none"),
+        )
+        for k in used
+    ]
+    sentences = []
+    for std, kinds in found.items():
+        inside = [p for p in kinds.get("keep", {}) if p < 1]
+        if not inside or 1.0 not in kinds["keep"]:
+            continue
+        mean = {p: np.mean(_accuracies(kinds["keep"][p])) for p in inside}
+        best = max(inside, key=lambda p: float(mean[p]))
+        text = f"start {std:g}: the best mask (p = {best:g}) against dense "
+        text += _gain(kinds, ("keep", best), ("keep", 1.0))
+        control = _gain(kinds, ("scaled", best), ("keep", best))
+        sentences.append(text + (f", its control against it {control}" if control else ""))
+    return Drawing(
+        [*(_panel(std, kinds) for std, kinds in (swept or found).items()), legend(handles)],
+        "Pruning before training and its control",
+        "Random masks shrink the first answer to noise by √p. The control does that and no more: "
+        "a dense network that starts √p smaller. Mean over seeds with its 95 % interval, every "
+        f"seed as a dot; hollow: less than {100 * FITS:g} % of the training set is fitted, where "
+        "test accuracy mixes two effects. Masks of a seed are nested. Points of accuracy, paired "
+        "by seed: " + "; ".join(sentences) + ".",
+        "; ".join(sentences) + ".",
+    )
+
+
+def _rows(study: Study) -> dict[str, list[Row]]:
+    """Arm -> rows of `trackers.csv`."""
+    rows = [
+        r for path in study.directories.values() for r in tables.read_csv(path / "trackers.csv")
+    ]
+    return by_variant(rows)
+
+
+def _mean_curve(rows: Sequence[Row], column: str) -> tuple[list[int], list[float]]:
+    """Mean over the runs that still train at each step."""
+    at: dict[int, list[float]] = {}
+    for row in rows:
+        at.setdefault(int(row["step"]), []).append(number(row[column]))
+    return sorted(at), [float(np.mean(at[step])) for step in sorted(at)]
+
+
+def trackers(study: Study, look: Look) -> Drawing | None:
+    """How the neurons' answers to signal and to noise grow: dense, best mask, smallest mask."""
+    del look
+    recorded, found = _rows(study), arms(study)
+    kinds = next((k for k in found.values() if len(k.get("keep", {})) > 1), None)
+    if not recorded or kinds is None:
+        return None
+    keep = kinds["keep"]
+    best = max(keep, key=lambda p: float(np.mean(_accuracies(keep[p]))))
+    shares = list(dict.fromkeys(p for p in (max(keep), best, min(keep))))
+    panels = []
+    lines = {"signal": "signal", "noise_own_max": "noise, own class (largest)",
+             "noise_own_mean": "noise, own class (mean)"}  # fmt: skip
+    for p in shares:
+        made, axes = panel(3.2)
+        rows = recorded.get(keep[p][0]["variant"], [])
+        if not rows or not set(lines) <= set(rows[0]):
+            return None
+        for index, column in enumerate(lines):
+            axes.plot(*_mean_curve(rows, column), color=COLORS[index], linewidth=1.4)
+        kept = _mean_curve(rows, "signal_neurons")[1][0]
+        axes.set_title(f"p = {p:g}: the signal reaches {kept:.1f} neurons a class")
+        axes.set_xlabel("training step")
+        axes.set_ylabel("<w, signal> and <w, noise>")
+        panels.append(made)
+    handles = [line_handle(text, COLORS[i]) for i, text in enumerate(lines.values())]
+    return Drawing(
+        [*panels, legend(handles)],
+        "Answers to signal and noise",
+        "Of the neurons of each class: the largest answer to the class's mean signal, and answers "
+        "to the noise of its training examples. Mean over the seeds that still train at a step. "
+        "The table trackers.csv has other classes too.",
+        f"Answers over steps for p = {', '.join(f'{p:g}' for p in shares)}.",
+    )

@@ -1,0 +1,238 @@
+"""What predicts generalization: measures ranked over a grid of models.
+
+Bars of Kendall's tau, scatters of the first measures, the axes' own tau, information.
+"""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from prunejax.measures import pair_information, statistics
+from prunejax.report import ranking
+from prunejax.report.figures import Drawing
+from prunejax.report.ranking import Grid
+from prunejax.report.results import Row, Study
+from prunejax.report.style import COLORS, GREY, MARKERS, WIDTH, Look, legend, line_handle, panel
+from prunejax.report.words import minus, name
+
+SHOWN = 3  # scatters
+TITLES = {
+    "test_loss": "test loss",
+    "test_error": "test error",
+    "loss_gap": "test loss less train loss",
+    "error_gap": "test error less train error",
+}
+Rows = Sequence[dict[str, Any]]
+
+
+def _bars(rows: Rows, target: str) -> Figure:
+    """Tau-a of every measure with its interval, sorted."""
+    made, axes = panel(1.0 + 0.2 * len(rows))
+    for place, row in enumerate(rows):
+        value, low, high = (row[c] for c in ("tau_a", "tau_a_low", "tau_a_high"))
+        if not isfinite(value):
+            continue
+        sure = isfinite(low) and low * high > 0
+        color = COLORS[0] if row["measure"].startswith("prunability") else COLORS[4]
+        axes.barh(place, value, color=color, alpha=0.85 if sure else 0.35, height=0.7)
+        if isfinite(low):
+            axes.plot([low, high], [place, place], color="black", linewidth=1.1)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [name(row["measure"])[:34] for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(-1, 1)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"Kendall's tau-a with {TITLES[target]}")
+    return made
+
+
+def _widest(grid: Grid, keep: np.ndarray) -> str:
+    """The axis along which the mean test loss differs most."""
+    y = grid.targets["test_loss"][keep]
+
+    def spread(axis: str) -> float:
+        column = [v for v, k in zip(grid.axes[axis], keep, strict=True) if k]
+        codes = pair_information.codes(column)
+        means = [y[codes == c].mean() for c in range(int(codes.max()) + 1)] if codes.size else [0.0]
+        return float(max(means) - min(means))
+
+    return max(grid.axes, key=spread)
+
+
+def _levels(values: Sequence[Any]) -> list[Any]:
+    found = list(dict.fromkeys(values))
+    return sorted(found, key=lambda v: (v is None, str(type(v)), v if v is not None else 0))
+
+
+def _scatter(grid: Grid, measure: str, axis: str, levels: Sequence[Any]) -> Figure:
+    made, axes = panel(3.2)
+    x, y = grid.measures[measure], grid.targets["test_loss"]
+    for i, (a, b) in enumerate(zip(x, y, strict=True)):
+        place = levels.index(grid.axes[axis][i])
+        color = COLORS[place % len(COLORS)]
+        axes.plot(
+            [a], [b], MARKERS[place % len(MARKERS)], color=color, markersize=5,
+            markerfacecolor=color if grid.fit.keep[i] else "white",
+        )  # fmt: skip
+    axes.set_xlabel(name(measure))
+    axes.set_ylabel("test loss (nats)")
+    axes.margins(0.06)
+    return made
+
+
+def _table(title: str, columns: Sequence[str], names: Sequence[str], cells: np.ndarray) -> Figure:
+    """A matrix of numbers in [-1, 1] with colours."""
+    size = 0.62 + 0.19 * len(names) + 0.06 * max(map(len, columns), default=1)
+    made = Figure(figsize=(WIDTH, size), dpi=150, layout="constrained")
+    axes = made.subplots()
+    axes.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    axes.grid(visible=False)
+    axes.set_yticks(range(len(names)), [n[:34] for n in names], fontsize=7)
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+    if len(columns) <= 10:
+        for i, j in np.ndindex(*cells.shape):
+            if isfinite(cells[i, j]):
+                dark = abs(cells[i, j]) > 0.6
+                axes.text(
+                    j, i, minus(f"{cells[i, j]:.2f}"), ha="center", va="center", fontsize=6.5,
+                    color="white" if dark else "black",
+                )  # fmt: skip
+    axes.set_title(title)
+    return made
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """`magnitude +0.71 [0.60, 0.79]`."""
+    text = f"{name(row['measure'])} {minus(format(row['tau_a'], '+.2f'))}"
+    if isfinite(row["tau_a_low"]):
+        text += minus(f" [{row['tau_a_low']:.2f}, {row['tau_a_high']:.2f}]")
+    return text
+
+
+def predictors(study: Study, look: Look) -> Drawing | None:
+    """The statistics page of a grid: bars, scatters, axes, information."""
+    del look
+    found = ranking.of(study)
+    if found is None:
+        return None
+    grid, rows = found
+    keep = grid.fit.keep
+    models = "fit" if keep.sum() >= ranking.LEAST else "all"
+    by_loss = [r for r in ranking.chosen(rows, "test_loss", models) if isfinite(r["tau_a"])]
+    by_error = [r for r in ranking.chosen(rows, "test_error", models) if isfinite(r["tau_a"])]
+    if not by_loss:
+        return None
+    axis = _widest(grid, keep if models == "fit" else np.ones(len(keep), bool))
+    levels = _levels(grid.axes[axis])
+    strongest = sorted(by_loss, key=lambda r: -abs(r["tau_a"]))
+    shown = ["prunability"] if "prunability" in grid.measures else []
+    shown += [r["measure"] for r in strongest if r["measure"] not in shown]
+    panels = [_bars(by_loss, "test_loss"), _bars(by_error, "test_error")]
+    panels += [_scatter(grid, m, axis, levels) for m in shown[:SHOWN]]
+    handles = [
+        line_handle(f"{axis} = {level}", COLORS[i % 7], MARKERS[i % 7], "none")
+        for i, level in enumerate(levels)
+    ]
+    panels.append(legend(handles))
+    names = [r["measure"] for r in by_loss]
+    psi = np.array([[r[f"psi_{a}"] for a in grid.axes] + [r["Psi"], r["K"]] for r in by_loss])
+    words = [name(n) for n in names]
+    panels.append(_table("tau along each axis, Psi; K", [*grid.axes, "Psi", "K"], words, psi))
+    values = {n: grid.measures[n][keep if models == "fit" else slice(None)] for n in names}
+    finite = {n: v for n, v in values.items() if np.isfinite(v).all()}
+    order, shared = pair_information.mutual_matrix(finite)
+    labels = [name(n) for n in order]
+    panels.append(_table("what measures share of each other's order", labels, labels, shared))
+    best = "; ".join(sentence(r) for r in strongest[:4])
+    return Drawing(
+        panels,
+        "What predicts generalization",
+        f"{grid.fit.sentence}. {by_loss[0]['n']} models ({models}), resampled by configuration "
+        f"({ranking_draws()} draws, 95 %). Bars: Kendall's tau-a; pale where the interval holds 0. "
+        "Scatters: test loss, hollow for models that do not fit. Along each axis: tau over pairs "
+        "that differ there alone, and Psi, their mean; K: normalized mutual information with the "
+        "order of test losses, the least over sets of up to two axes (0 nothing, 1 all). Last: "
+        "mutual information of the orders of two measures over the root of their entropies. All "
+        "statistics, without the filter too, are in predictors.csv.",
+        f"With test loss: {best}.",
+    )
+
+
+def ranking_draws() -> int:
+    """Resamplings of the intervals."""
+    return ranking.ranking_table.DRAWS
+
+
+def _by_width(study: Study, rows: Sequence[Row]) -> dict[float, list[int]]:
+    """Model width -> places of its runs."""
+    found: dict[float, list[int]] = {}
+    for i, row in enumerate(rows):
+        width = ((study.overrides.get(row["variant"]) or {}).get("model") or {}).get("width")
+        if width is not None:
+            found.setdefault(float(width), []).append(i)
+    return dict(sorted(found.items()))
+
+
+def double_descent(study: Study, look: Look) -> Drawing | None:
+    """Train loss, test loss, test error and prunability against width."""
+    del look
+    rows = [row for row in study.good if row.get("final_train_loss")]
+    by_width = _by_width(study, rows)
+    if len(by_width) < 4:
+        return None
+    last, _ = ranking._ends(study)
+    curves = {
+        "train loss (nats)": [float(r["final_train_loss"]) for r in rows],
+        "test loss (nats)": [float(last[r["run"]]["test_loss"]) for r in rows],
+        "test error (%)": [100 - 100 * float(last[r["run"]]["test_accuracy"]) for r in rows],
+    }
+    prunable = {
+        "loss + 0.1 nats": "prunability_absolute",
+        "loss x 1.1": "prunability",
+    }
+    panels, peak = [], ""
+    for index, (title, values) in enumerate(curves.items()):
+        made, axes = panel(2.9)
+        means = _curve(axes, by_width, values, COLORS[index])
+        if index == 1:
+            width = max(means, key=lambda w: means[w])
+            peak = f"test loss is largest, {means[width]:.2f} nats, at width {width:g}"
+        axes.set_ylabel(title)
+        panels.append(made)
+    made, axes = panel(2.9)
+    handles = []
+    for index, (text, column) in enumerate(prunable.items()):
+        if all(row.get(column) for row in rows):
+            color = COLORS[3 + index]
+            _curve(axes, by_width, [float(row[column]) for row in rows], color)
+            handles.append(line_handle(f"prunability, {text}", color, "o"))
+    axes.set_ylabel("share of weights needed")
+    panels += [made, legend(handles)] if handles else []
+    return Drawing(
+        panels,
+        "Double descent",
+        "Mean over seeds (line), every seed (dot), 95 % interval where there are enough. "
+        "Prunability: the smallest share of weights, largest magnitudes first, that keeps the "
+        "training loss within the tolerance.",
+        f"{peak}.",
+    )
+
+
+def _curve(
+    axes: Any, by_width: dict[float, list[int]], values: Sequence[float], color: str
+) -> dict[float, float]:
+    means = {w: statistics.mean([values[i] for i in places]) for w, places in by_width.items()}
+    for w, places in by_width.items():
+        axes.plot([w] * len(places), [values[i] for i in places], ".", color=color, alpha=0.4)
+        if isfinite(means[w].low) and means[w].n >= 4:
+            axes.plot([w, w], [means[w].low, means[w].high], color=color, linewidth=1.1)
+    axes.plot(list(means), [m.mean for m in means.values()], "o-", color=color, markersize=4)
+    axes.set_xscale("log")
+    shown = list(by_width)
+    axes.set_xticks(shown, [f"{w:g}" for w in shown], fontsize=8)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("width (log scale)")
+    return {w: m.mean for w, m in means.items()}

@@ -1,0 +1,129 @@
+"""A study as a grid of models: which measure ranks them as their generalization does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+import numpy as np
+
+from prunejax.measures import pair_information, ranking_table
+from prunejax.measures.ranking_statistics import Fit, fit_filter
+from prunejax.measures.summary import measure_columns, number
+from prunejax.report.results import Row, Study
+
+LEAST = 8  # models
+TARGETS = ("test_loss", "test_error", "loss_gap", "error_gap")
+NO_MEASURE = ("recall_lowest", "recall_spread", "eigen_residual")  # of other questions
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The completed runs of a study as models.
+
+    Attributes:
+      runs: names, [models].
+      variants: the configuration of each.
+      axes: field -> its value in each model, of the fields in which arms differ.
+      measures, targets: name -> [models].
+      train_loss: [models], at the end, evaluation mode.
+      fit: which models fit the training set.
+    """
+
+    runs: list[str]
+    variants: list[str]
+    axes: dict[str, list[Any]]
+    measures: dict[str, np.ndarray]
+    targets: dict[str, np.ndarray]
+    train_loss: np.ndarray
+    fit: Fit
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def axes(study: Study, variants: list[str]) -> dict[str, list[Any]]:
+    """Field -> its value in the arm of each model, of the fields that arms set differently.
+
+    Fields that go together (a learning rate with its optimizer) are one axis, named by the first.
+    """
+    flat = {v: _flat(study.overrides.get(v) or {}) for v in dict.fromkeys(variants)}
+    names = dict.fromkeys(name for values in flat.values() for name in values)
+    found: dict[str, list[Any]] = {}
+    seen: set[tuple[int, ...]] = set()
+    for name in names:
+        column = [flat[v].get(name) for v in variants]
+        codes = tuple(pair_information.codes(column).tolist())
+        if len(set(codes)) > 1 and codes not in seen:
+            seen.add(codes)
+            found[name] = column
+    return found
+
+
+def _ends(study: Study) -> tuple[dict[str, Row], dict[str, float]]:
+    """Run -> its last row of epochs.csv, and the sum of its epochs' training losses."""
+    last: dict[str, Row] = {}
+    sums: dict[str, float] = {}
+    for row in study.epochs:
+        last[row["run"]] = row
+        sums[row["run"]] = sums.get(row["run"], 0.0) + number(row["train_loss"])
+    return last, sums
+
+
+def grid(study: Study) -> Grid | None:
+    """The models of a study; None where it is no grid: too few, no axes, no training loss."""
+    rows = [row for row in study.good if row.get("final_train_loss")]
+    if len(rows) < LEAST:
+        return None
+    variants = [row["variant"] for row in rows]
+    last, sums = _ends(study)
+    found_axes = axes(study, variants)
+    if not found_axes:
+        return None
+    column = lambda name: np.array([number(row.get(name)) for row in rows])  # noqa: E731
+    loss, accuracy = column("final_train_loss"), column("final_train_accuracy")
+    names = [c for c in measure_columns(rows) if c not in NO_MEASURE]
+    measures = {name: column(name) for name in names}
+    every = study.config.get("evaluate_every", 1)
+    if every == 1:
+        measures["training_loss_sum"] = np.array([sums.get(row["run"], nan) for row in rows])
+    measures |= {"train_loss": loss, "train_error": 1 - accuracy}
+    ends = [last[row["run"]] for row in rows]
+    test = np.array([number(end["test_loss"]) for end in ends])
+    error = 1 - np.array([number(end["test_accuracy"]) for end in ends])
+    targets = dict(zip(TARGETS, (test, error, test - loss, error - (1 - accuracy)), strict=True))
+    # A study in which every run had to come down to one training loss fits by that rule.
+    bound = max(0.01, number(study.config.get("stop_loss") or 0.0))
+    fit = fit_filter(accuracy, loss, loss=bound)
+    runs = [row["run"] for row in rows]
+    return Grid(runs, variants, found_axes, measures, targets, loss, fit)
+
+
+def of(study: Study) -> tuple[Grid, list[dict[str, Any]]] | None:
+    """The grid and `ranking_table.rows` of it, computed once a study; None where it is no grid.
+
+    Models are resampled by configuration.
+    """
+    if "ranking" not in study.known:
+        found = grid(study) if "predictors" in study.report_option("figures", ()) else None
+        study.known["ranking"] = found and (
+            found,
+            ranking_table.rows(
+                found.measures, found.targets, found.axes, train_loss=found.train_loss,
+                clusters=found.variants, fit=found.fit,
+            ),
+        )  # fmt: skip
+    return study.known["ranking"]
+
+
+def chosen(rows: list[dict[str, Any]], target: str, models: str = "fit") -> list[dict[str, Any]]:
+    """The rows of one target over the models that fit, by tau-a, the largest first."""
+    some = [r for r in rows if r["target"] == target and r["models"] == models]
+    return sorted(some, key=lambda r: -r["tau_a"] if np.isfinite(r["tau_a"]) else np.inf)

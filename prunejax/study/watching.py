@@ -1,0 +1,127 @@
+"""What is watched of a chunk of members beside the test set: training loss, stops, trackers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax.cluster import mesh as mesh_lib
+from prunejax.record import run_directory as record
+from prunejax.record.directory import SharedDirectory
+from prunejax.study.population import Population
+from prunejax.study.programs import Member
+from prunejax.study.saving import Saving
+from prunejax.train import trackers
+from prunejax.train.evaluation import Metrics
+from prunejax.train.step import Program, TrainState
+
+
+def tables(settings: ConfigDict, programs: Sequence[Program]) -> dict[str, tuple[str, ...]]:
+    """Columns that a study's tables have on top, by table, and those of `trackers.csv`."""
+    stops = any(p.stops for p in programs)
+    found: dict[str, tuple[str, ...]] = {
+        "runs": record.FIT if stops or settings.evaluate_train else ()
+    }
+    if stops:
+        found["runs"] += (record.STOPPED,)
+    if settings.trackers:
+        found["trackers"] = (*record.EPOCHS[:5], *trackers.columns(settings.trackers))
+    return found
+
+
+Measure = Callable[[TrainState, Member, int], dict[str, float]]
+
+
+class Watched(Protocol):
+    """A chunk of members that train together."""
+
+    members: Sequence[Member]  # the real ones
+    population: Population
+    directory: SharedDirectory
+    measure: Measure | None
+
+
+class Watch:
+    """The members of a chunk, watched at the ends of epochs."""
+
+    def __init__(self, chunk: Watched, padded: Sequence[Member], saving: Saving) -> None:
+        """Args: padded: the members as they are stacked."""
+        self.members, self.padded, self.saving = chunk.members, padded, saving
+        self.population, self.directory = chunk.population, chunk.directory
+        self._measure = chunk.measure
+
+    def over(self, states: TrainState) -> np.ndarray:
+        """Bool [size]: which members have stopped by their training loss."""
+        return np.asarray(mesh_lib.fetch(states.stopped)) >= 0
+
+    def _fit(self, states: TrainState) -> Metrics:
+        """Loss and accuracy on the whole training set, evaluation mode [size]."""
+        data = self.population.data
+        with self.saving.long("training set"):
+            return self.population.evaluate(states, data.train_images, data.train_labels)
+
+    def stop(self, states: TrainState, epoch: int) -> TrainState:
+        """Stops the members whose training loss has come down and that have no event to come."""
+        if not self.population.program.stops:
+            return states
+        done = (epoch + 1) * self.population.program.steps_per_epoch
+        ready = [
+            all(m.table.steps[e] < done if m.is_between(e) else e <= epoch + 1 for e in m.events)
+            for m in self.padded
+        ]
+        loss = self._fit(states).loss
+        with self.saving.long("stopping"):
+            return self.population.stop(states, loss, np.array(ready))
+
+    def track(self, states: TrainState, epoch: int, over: np.ndarray | None = None) -> None:
+        """Rows of `trackers.csv`, but for members that are over."""
+        names = self.population.program.trackers
+        if not names:
+            return
+        with self.saving.long("trackers"):
+            found = self.population.track(states)
+        steps = mesh_lib.fetch(states.step)
+        columns = trackers.columns(names)
+        rows = [
+            {"run": m.run, "variant": m.variant, "seed": m.seed, "epoch": epoch, "step": steps[i]}
+            | dict(zip(columns, found[i], strict=True))
+            for i, m in enumerate(self.members)
+            if over is None or not over[i]
+        ]
+        self.directory.append("trackers", rows)
+
+    def validation(self, states: TrainState) -> Metrics | None:
+        """Loss and accuracy on the validation split [size]; None without one."""
+        data = self.population.data
+        if not data.validation_labels.shape[0]:
+            return None
+        with self.saving.long("validation"):
+            return self.population.evaluate(states, data.validation_images, data.validation_labels)
+
+    def measures(self, states: TrainState, index: int, epoch: int) -> dict[str, float]:
+        """The measures of a member after an epoch, once: a checkpoint remembers them."""
+        assert self._measure is not None
+        m = self.members[index]
+        key = f"{m.run}/{epoch}"
+        if key not in self.saving.measured:
+            which = f"{index + 1} of {len(self.members)}"
+            with self.saving.long("measuring", f"measuring {m.run} ({which})"):
+                state = self.population.member(states, index)
+                columns = self._measure(state, m, epoch)
+            self.saving.measured[key] = {name: float(value) for name, value in columns.items()}
+        return self.saving.measured[key]
+
+    def ends(self, states: TrainState) -> list[dict[str, Any]]:
+        """The cells of `runs.csv` about fit and stop, a dict for each member."""
+        asked = self.directory.tables["runs"]
+        found: list[dict[str, Any]] = [{} for _ in self.members]
+        if record.FIT[0] in asked:
+            fit = self._fit(states)
+            for i, row in enumerate(found):
+                row |= dict(zip(record.FIT, (fit.loss[i], fit.accuracy[i]), strict=True))
+        if record.STOPPED in asked:
+            stopped = mesh_lib.fetch(states.stopped)
+            for i, row in enumerate(found):
+                row[record.STOPPED] = stopped[i] if stopped[i] >= 0 else None
+        return found

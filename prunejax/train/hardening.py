@@ -1,0 +1,65 @@
+"""Training inputs under noise or attack: recipes for networks that small changes do not turn."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import attacks
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Harden:
+    """What is done to a batch of training inputs; see `config.harden`.
+
+    Attributes:
+      noise: standard deviation of fresh normal noise, in pixels of 0..1 (or inputs).
+      radius: half width of the box that an attack may use, in the same units.
+      steps: of the attack.
+      mean, std: of pixels, per channel; (): inputs are no images.
+    """
+
+    noise: float = 0.0
+    radius: float = 0.0
+    steps: int = 3
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is done."""
+        return bool(self.noise or self.radius)
+
+    def harden(
+        self,
+        x: Array,
+        labels: Array,
+        outputs: Callable[[Array], Array],
+        noise_key: Array,
+        attack_key: Array,
+    ) -> Array:
+        """The batch with noise, then moved to the worst place of the box that the attack finds.
+
+        Args:
+          x: normalized inputs.
+          labels: of them.
+          outputs: the network, x -> logits.
+          noise_key, attack_key: streams of this step.
+        """
+        mean, std = np.array(self.mean or (0.0,)), np.array(self.std or (1.0,))
+        if self.noise:
+            noise = self.noise / std * jax.random.normal(noise_key, x.shape)
+            x = x + noise.astype(x.dtype)
+        if not self.radius:
+            return x
+        least, most = (-mean / std, (1 - mean) / std) if self.mean else (-inf, inf)
+        low = jnp.maximum(x - self.radius / std, least).astype(x.dtype)
+        high = jnp.minimum(x + self.radius / std, most).astype(x.dtype)
+        return attacks.projected_gradient(
+            outputs, x, labels, low, high, key=attack_key, steps=self.steps
+        )

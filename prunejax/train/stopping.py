@@ -1,0 +1,37 @@
+"""Runs that stop by their training loss while others of their stack go on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+State = Any  # a `train.step.TrainState`
+
+
+def unless_stopped(stops: bool, state: State, step: Callable[[State], State]) -> State:
+    """A training step; of a run that has stopped only the count of steps goes on.
+
+    Args:
+      stops: whether some run of the program may stop (static).
+      state: of a run.
+      step: the training step.
+    """
+    if not stops:
+        return step(state)
+    return jax.lax.cond(state.stopped < 0, step, lambda s: s._replace(step=s.step + 1), state)
+
+
+def stopped(state: State, loss: Array, ready: Array) -> Array:
+    """`state.stopped`: the step at which the run has stopped, or stops now; -1 if it goes on.
+
+    It stops if `loss` on the training set is at most its `stop_loss`.
+
+    Args:
+      state: of a run.
+      loss: on the whole training set, evaluation mode, nats.
+      ready: whether all its events are behind it.
+    """
+    now = (state.stopped < 0) & ready & (loss <= state.hyper.stop_loss)
+    return jnp.where(now, state.step, state.stopped)

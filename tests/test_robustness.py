@@ -1,0 +1,256 @@
+"""Bounds, attacks and smoothing against sampling, closed forms and simulation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from prunejax import attacks, models, rng, trees
+from prunejax.configs import default
+from prunejax.measures import bounds, smoothing
+from prunejax.models.convnets import ConvNet
+from prunejax.models.mlp import MLP
+from prunejax.models.vgg import VGG
+from prunejax.study import config as config_lib
+from prunejax.study import plan
+from prunejax.study.arrangement import device_data
+from prunejax.train import step
+from prunejax.train.hardening import Harden
+from tests.studies import tiny
+
+NETWORKS = {
+    "mlp": (MLP(num_classes=3, hidden=(7, 6), batch_norm=True), (2, 3, 1)),
+    "convnet": (
+        ConvNet(num_classes=3, features=(3, "M", 4), hidden=(5,), kernel=3, valid=True), (8, 8, 1)
+    ),
+    "vgg": (VGG(num_classes=3, features=(3, "M", 4)), (6, 6, 2)),
+}  # fmt: skip
+
+
+@functools.cache
+def network(name):
+    """Module, variables of random BatchNorms, steps, and inputs."""
+    module, shape = NETWORKS[name]
+    generator = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        values = generator.normal(size=leaf.shape)
+        if path.endswith("kernel"):
+            values *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        return jnp.asarray(0.5 + np.abs(values) if path.endswith("var") else values, leaf.dtype)
+
+    shapes = jax.eval_shape(lambda: models.init(module, rng.at(0, "init"), shape))
+    variables = trees.map_with_path(fill, shapes)
+    x = jnp.asarray(generator.normal(size=(4, *shape)), jnp.float32)
+    return module, variables, bounds.steps_of(module, variables, shape), x
+
+
+@functools.cache
+def compiled(name, fn):
+    """`(low, high, rows) -> bounds` of a network, in one program."""
+    steps = network(name)[2]
+
+    def run(low, high, rows):
+        found = fn(steps, low, high, rows)
+        return found.lower, found.upper, found.unstable
+
+    program = jax.jit(run, compiler_options={"xla_backend_optimization_level": 1})
+    return lambda *box: bounds.Bounds(*program(*box))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_steps_are_the_network(name):
+    module, variables, steps, x = network(name)
+    np.testing.assert_allclose(
+        bounds.forward(steps, x), module.apply(variables, x), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bounds_hold_sampled_outputs_and_crown_is_tighter(name):
+    _, _, steps, x = network(name)
+    radius, samples = 0.15, 25_000 if name == "mlp" else 2500  # of each of four inputs
+    draw = jax.random.uniform(rng.at(1, "box"), (samples, *x.shape), minval=-radius, maxval=radius)
+    outputs = jax.lax.map(lambda d: bounds.forward(steps, x + d), draw, batch_size=1250)
+    rows = jnp.eye(3)
+    found = {
+        kind: compiled(name, fn)(x - radius, x + radius, rows)
+        for kind, fn in (("interval", bounds.interval), ("crown", bounds.crown))
+    }
+    for bound in found.values():
+        assert np.all(np.asarray(outputs.min(0)) >= bound.lower - 1e-4)
+        assert np.all(np.asarray(outputs.max(0)) <= bound.upper + 1e-4)
+    width = {k: float(jnp.mean(b.upper - b.lower)) for k, b in found.items()}
+    assert width["crown"] < width["interval"]
+    assert np.all(found["crown"].unstable <= found["interval"].unstable)
+
+
+def test_one_linear_layer_is_exact():
+    generator = np.random.default_rng(2)
+    kernel, bias = generator.normal(size=(5, 3)), generator.normal(size=3)
+    steps = [bounds.Affine(jnp.asarray(kernel), jnp.asarray(bias), bounds._dense)]
+    x = jnp.asarray(generator.normal(size=(2, 5)))
+    exact = np.asarray(x) @ kernel + bias
+    spread = 0.3 * np.abs(kernel).sum(0)
+    for fn in (bounds.interval, bounds.crown):
+        found = fn(steps, x - 0.3, x + 0.3, jnp.eye(3))
+        np.testing.assert_allclose(found.lower, exact - spread, rtol=1e-5)
+        np.testing.assert_allclose(found.upper, exact + spread, rtol=1e-5)
+        assert not found.unstable.any()
+
+
+def test_crown_of_two_layers_by_hand():
+    """y = relu(x) - relu(-x) / 2 on [-1, 2]: the lines around both ReLUs, written out."""
+    first = bounds.Affine(jnp.array([[1.0, -1.0]]), jnp.zeros(2), bounds._dense)
+    last = bounds.Affine(jnp.array([[1.0], [-0.5]]), jnp.zeros(1), bounds._dense)
+    steps = [first, bounds.Relu(), last]
+    low, high = jnp.array([[-1.0]]), jnp.array([[2.0]])
+    found = bounds.crown(steps, low, high, jnp.eye(1))
+    boxes, rows = bounds.tightened(steps, low, high), jnp.ones((1, 1, 1))
+    # Below: relu(x) >= x (2 > 1), relu(-x) <= (2 - x) / 3: y >= x - (2 - x) / 6, at -1: -1.5.
+    assert float(bounds._lower(steps, boxes, rows)[0, 0]) == pytest.approx(-1.5)
+    assert float(found.lower[0, 0]) == pytest.approx(-0.5)  # of intervals, which is tighter here
+    # Above: relu(x) <= 2 (x + 1) / 3, relu(-x) >= 0: y <= 2.
+    assert float(found.upper[0, 0]) == pytest.approx(2.0)
+    assert float(found.unstable[0]) == 1
+
+
+def test_a_point_is_certified_as_it_is_classified():
+    _, _, steps, x = network("mlp")
+    logits = bounds.forward(steps, x)
+    right = jnp.argmax(logits, -1)
+    rows = bounds.margins_of(right, 3)
+    crown = compiled("mlp", bounds.crown)
+    found = crown(x, x, rows)
+    assert bounds.certified(found).all()
+    margins = np.sort(np.asarray(logits), axis=1)
+    np.testing.assert_allclose(
+        found.lower.min(1), margins[:, -1] - margins[:, -2], rtol=1e-3, atol=1e-5
+    )
+    assert not bounds.certified(crown(x - 50, x + 50, rows)).any()
+    wrong = bounds.margins_of((right + 1) % 3, 3)
+    assert not bounds.certified(crown(x, x, wrong)).any()
+
+
+def test_other_networks_are_refused():
+    module = models.create("resnet20")
+    with pytest.raises(ValueError, match="not for ResNet"):
+        bounds.steps_of(module, {}, (8, 8, 3))
+
+
+def test_the_attack_finds_the_worst_corner_of_a_linear_network():
+    generator = np.random.default_rng(0)
+    w = jnp.asarray(generator.normal(size=(6, 2)), jnp.float32)
+    x, labels = jnp.asarray(generator.normal(size=(5, 6)), jnp.float32), jnp.zeros(5, int)
+    low, high = x - 0.2, x + 0.2
+    outputs = jax.tree_util.Partial(lambda w, z: z @ w, w)
+    worst = attacks.projected_gradient(
+        outputs, x, labels, low, high, key=rng.at(0, "probe"), steps=10
+    )
+    np.testing.assert_allclose(worst, x + 0.2 * jnp.sign(w[:, 1] - w[:, 0]), atol=1e-6)
+    margin = np.asarray(x @ (w[:, 0] - w[:, 1])) - 0.2 * np.abs(np.asarray(w[:, 0] - w[:, 1])).sum()
+    survives = attacks.survives(outputs, x, labels, low, high, rng.at(0, "probe"), 10, 2)
+    np.testing.assert_array_equal(survives, margin > 0)
+
+
+def test_attacked_accuracy_is_never_below_what_is_certified():
+    module, variables, _, x = network("mlp")
+    outputs = jax.tree_util.Partial(module.apply, variables)
+    labels = jnp.argmax(outputs(x), -1)
+    for radius in (0.02, 0.1, 0.4):
+        low, high = x - radius, x + radius
+        safe = bounds.certified(
+            compiled("mlp", bounds.crown)(low, high, bounds.margins_of(labels, 3))
+        )
+        survived = attacks.survives(outputs, x, labels, low, high, rng.at(0, "probe"), 20, 2)
+        assert np.all(np.asarray(survived) | ~np.asarray(safe))
+
+
+def test_more_restarts_never_help_the_network():
+    module, variables, _, x = network("convnet")
+    outputs = jax.tree_util.Partial(module.apply, variables)
+    labels = jnp.argmax(outputs(x), -1)
+    box = (x - 0.3, x + 0.3)
+    one, many = (
+        attacks.survives(outputs, x, labels, *box, rng.at(0, "probe"), 5, n) for n in (1, 4)
+    )
+    assert np.all(~np.asarray(many) | np.asarray(one))
+
+
+def test_clopper_pearson_covers_and_is_scipys():
+    for k, n, alpha in ((0, 10, 0.05), (7, 10, 0.05), (10, 10, 0.01), (990, 1000, 0.001)):
+        found = smoothing.clopper_pearson(k, n, alpha)
+        test = stats.binomtest(k, n, alternative="greater")
+        expected = test.proportion_ci(1 - alpha, method="exact").low
+        assert float(found) == pytest.approx(expected, abs=1e-12)
+    generator = np.random.default_rng(0)
+    counts = generator.binomial(200, 0.8, size=20_000)
+    missed = np.mean(smoothing.clopper_pearson(counts, 200, 0.05) > 0.8)
+    assert 0.02 < missed < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 20_000)
+
+
+def test_smoothing_a_half_space_gives_its_distance():
+    """Of a half space the smoothed radius is the distance to it (Cohen et al., section 3.2)."""
+    w = jnp.array([3.0, 4.0])
+    outputs = jax.tree_util.Partial(lambda w, z: jnp.stack([z @ w, jnp.zeros(len(z))], 1), w)
+    x = jnp.array([[0.3, 0.3], [0.0, 0.001], [-0.2, -0.2]])
+    found = smoothing.smooth(outputs, x, 2, 0.5, key=rng.at(0, "probe"), draws=4000)
+    distance = np.abs(np.asarray(x @ w)) / 5
+    assert list(found.classes[[0, 2]]) == [0, 1]
+    assert found.classes[1] == -1  # too near to tell
+    assert found.abstentions == pytest.approx(1 / 3)
+    for i in (0, 2):
+        assert 0.8 * distance[i] < found.radii[i] < distance[i]
+    labels = np.array([0, 0, 1])
+    assert found.certified(labels) == pytest.approx(2 / 3)
+    assert found.certified(labels, radius=0.35) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="a positive sigma"):
+        smoothing.smooth(outputs, x, 2, 0.0, key=rng.at(0, "probe"))
+
+
+def test_stability_is_the_share_of_settled_signs():
+    module, variables, steps, x = network("mlp")
+    found = bounds.stability(module, variables, x, 0.2)
+    assert set(found) == {"dense1", "dense2"}
+    flat = x.reshape(4, -1)  # of the first layer intervals are exact: by hand
+    kernel, bias = np.asarray(steps[0].kernel), np.asarray(steps[0].bias)
+    middle, spread = flat @ kernel + bias, 0.2 * np.abs(kernel).sum(0)
+    unstable = (middle - spread < 0) & (middle + spread > 0)
+    np.testing.assert_allclose(found["dense1"], -unstable.mean(0), atol=1e-6)
+    assert not bounds.stability(module, variables, x, 0.0)["dense2"].any()
+
+
+def test_hardened_inputs_are_noisy_or_worst():
+    x = jnp.full((2000, 3), 0.5)
+    w = jnp.array([[1.0, -1.0], [2.0, 0.0], [0.0, 1.0]])
+    keys = rng.at(0, "input noise"), rng.at(0, "attack")
+    labels = jnp.zeros(2000, int)
+    noisy = Harden(noise=0.2).harden(x, labels, lambda z: z @ w, *keys)
+    assert float(jnp.std(noisy - x)) == pytest.approx(0.2, rel=0.05)
+    # Pixels of 0..1 with mean 0.5 and std 0.25: inputs are in [-2, 2], a radius of 0.1 is 0.4.
+    image = Harden(radius=0.1, mean=(0.5,), std=(0.25,))
+    found = image.harden(jnp.array([[0.5, -1.9, 1.8]]), labels[:1], lambda z: z @ w, *keys)
+    np.testing.assert_allclose(found, [[0.1, -2.0, 2.0]], atol=1e-6)
+    assert not Harden().acts
+
+
+def test_a_hardened_study_trains_on_other_inputs():
+    """One step of the plain study, and of one with noise and an attack: two networks."""
+    kernels = {}
+    for name, changes in {
+        "plain": {}, "both": {"noise": 0.3, "radius": 0.1, "steps": 1}
+    }.items():  # fmt: skip
+        config = tiny(a={"harden": changes})
+        config.model.name, config.model.width = "mlp64_64", 0.125
+        (batch,) = plan.build(config_lib.variants(config, default.get_config()))
+        member = batch.members[0]
+        state = step.initial_state(batch.program, np.uint32(0), member.table, member.hyper)
+        data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
+        one = jax.jit(lambda s, d, b=batch: step.train_steps(b.program, s, d, jnp.int32(1)))
+        after = one(state, data)
+        kernels[name] = np.asarray(after.params["dense1"]["kernel"])
+        assert int(after.bad_step) == -1
+    assert not np.array_equal(kernels["plain"], kernels["both"])
