@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from prunejax import losses
 
 Array = jax.Array
 Outputs = Callable[[Array], Array]
@@ -41,7 +42,7 @@ def projected_gradient(
     """
 
     def loss(z: Array) -> Array:
-        return optax.softmax_cross_entropy_with_integer_labels(outputs(z), labels)
+        return losses.objective("cross_entropy", outputs(z), labels)
 
     gradient = jax.grad(lambda z: jnp.sum(loss(z)))
     size = rate * (high - low) / 2 / max(steps, 1)
