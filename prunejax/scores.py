@@ -175,13 +175,14 @@ class ScoreInputs(NamedTuple):
     key: Array
     decay: Array | None = None  # the optimizer's weight decay
     network: Mapping[str, Array] | None = None  # scores of the whole network, by name
+    stability: Array | None = None  # minus the share of inputs at which a unit's sign is not sure
 
 
 class Score(NamedTuple):
     """An entry of SCORES."""
 
     fn: Callable[[ScoreInputs], Array]
-    needs: frozenset[str] = frozenset()  # of "norm", "activations", "gradient", "network"
+    needs: frozenset[str] = frozenset()  # "norm", "activations", "gradient", "network", ...
     per_weight: bool = False  # scores single weights instead of filters
 
 
@@ -212,6 +213,10 @@ SCORES: dict[str, Score] = {
     "saliency": Score(
         lambda i: filter_saliency(i.kernel, _present(i.gradient, "a gradient")),
         frozenset({"gradient"}),
+    ),
+    # Units by instability of their bounds in a small box of inputs: `measures.bounds.stability`.
+    "stability": Score(
+        lambda i: _present(i.stability, "bounds of a network"), frozenset({"stability"})
     ),
     "random": Score(lambda i: random(i.key, i.kernel[(0,) * (i.kernel.ndim - 1)])),
     "magnitude": Score(lambda i: magnitude(i.kernel), per_weight=True),

@@ -29,8 +29,13 @@ NAMES = (
     *("top_eigenvalues", "epsilon_flatness"),
 )
 
-# Those that need no classifier and no kernels; for the others see test_predictors.py.
-OF_LOSSES = tuple(n for n in suite.MEASURES if n not in ("predictions", "prunability"))
+# Those that need no classifier and no kernels; for the others see test_predictors.py,
+# test_predictors_page.py and test_robustness.py.
+OF_NETWORKS = (
+    *("predictions", "prunability", "prunability_forms"),
+    *("rivals", "robustness", "smoothing"),
+)
+OF_LOSSES = tuple(n for n in suite.MEASURES if n not in OF_NETWORKS)
 
 
 # -- every measure on a quadratic ------------------------------------------------------------

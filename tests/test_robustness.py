@@ -10,13 +10,15 @@ from scipy import stats
 
 from prunejax import attacks, models, rng, trees
 from prunejax.configs import default
+from prunejax.errors import ConfigError
 from prunejax.measures import bounds, smoothing
 from prunejax.models.convnets import ConvNet
 from prunejax.models.mlp import MLP
 from prunejax.models.vgg import VGG
 from prunejax.study import config as config_lib
-from prunejax.study import plan
+from prunejax.study import measuring, plan
 from prunejax.study.arrangement import device_data
+from prunejax.train import prune as prune_lib
 from prunejax.train import step
 from prunejax.train.hardening import Harden
 from tests.studies import tiny
@@ -237,6 +239,24 @@ def test_hardened_inputs_are_noisy_or_worst():
     assert not Harden().acts
 
 
+def measured(config, batch, state):
+    """The measures of a study: between what is proven and what is right without an attack."""
+    settings = config_lib.variants(config, default.get_config())[0].settings
+    measurer = measuring.Measurer(batch, settings)
+    columns, arrays, failed = measurer.measure(jax.tree.map(np.asarray, state))
+    assert not failed
+    assert columns["interval_certified"] <= columns["crown_certified"] <= columns["pgd_accuracy"]
+    context = measurer.context(jax.tree.map(np.asarray, state))
+    of = context.network()
+    x, labels = of.batches[0]
+    right = np.asarray(jnp.argmax(of.module.apply(of.variables, x), -1) == labels)
+    assert np.all(right | ~arrays["pgd_accuracy_by_example"][: len(right)])
+    assert arrays["smoothed_radii"].shape == (context.examples,)
+    # Inputs are pixels in 0..1 less mean over std.
+    assert float(jnp.min(x)) >= float(of.low.min()) - 1e-5
+    assert float(jnp.max(x)) <= float(of.high.max()) + 1e-5
+
+
 def test_a_hardened_study_trains_on_other_inputs():
     """One step of the plain study, and of one with noise and an attack: two networks."""
     kernels = {}
@@ -245,12 +265,39 @@ def test_a_hardened_study_trains_on_other_inputs():
     }.items():  # fmt: skip
         config = tiny(a={"harden": changes})
         config.model.name, config.model.width = "mlp64_64", 0.125
+        config.measures.names, config.measures.examples = ("robustness", "smoothing"), 40
         (batch,) = plan.build(config_lib.variants(config, default.get_config()))
         member = batch.members[0]
         state = step.initial_state(batch.program, np.uint32(0), member.table, member.hyper)
         data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
         one = jax.jit(lambda s, d, b=batch: step.train_steps(b.program, s, d, jnp.int32(1)))
         after = one(state, data)
+        if not changes:
+            measured(config, batch, after)
         kernels[name] = np.asarray(after.params["dense1"]["kernel"])
         assert int(after.bad_step) == -1
     assert not np.array_equal(kernels["plain"], kernels["both"])
+
+
+def test_a_study_prunes_the_least_stable_units():
+    """The targets of an event are the units of lowest `bounds.stability` on the first examples."""
+    prune = {"schedule": "scratch", "score": "stability", "fraction": (0.5,), "layers": ("dense2",)}
+    config = tiny(a={"prune": prune})
+    config.model.name, config.model.width = "mlp64_64", 0.125
+    config.prune.saliency_examples = 16
+    (batch,) = plan.build(config_lib.variants(config, default.get_config()))
+    member = batch.members[0]
+    state = step.initial_state(batch.program, np.uint32(0), member.table, member.hyper)
+    data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
+    chosen = jax.jit(lambda s, d: prune_lib.select(batch.program, s, d, jnp.int32(0)))(state, data)
+    x = step.inputs(batch.program, data.train_images[:16])
+    radius = 0.1 / np.array(batch.dataset.std)
+    found = bounds.stability(batch.program.module, {"params": state.params}, x, radius)
+    order = np.argsort(np.asarray(found["dense2"]), kind="stable")
+    worst = found["dense2"][order[3]]
+    assert chosen["dense2"].sum() == 4
+    assert np.all(np.asarray(found["dense2"])[np.asarray(chosen["dense2"])] <= worst)
+    config.model.name = "resnet20"
+    config.variants.a.prune.layers = (".*",)
+    with pytest.raises(ConfigError, match="bounds MLPs"):
+        plan.build(config_lib.variants(config, default.get_config()))

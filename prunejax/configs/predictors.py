@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from prunejax.configs import default
 
 MEASURES = ("prunability", "prunability_forms", "rivals")
-CURVATURE = ("hessian_trace", "gradient_second_moment", "gradient_noise_scale", "tic", "sharpness")
+CURVATURE = ("hessian_trace", "gradient_second_moment", "gradient_noise_scale", "tic")
 ARGUMENTS = ("synthetic", "quick", "nin", "resnet18")
 
 
@@ -58,6 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def _real(config: ConfigDict) -> None:
     config.first_seed = 800
     config.epochs, config.evaluate_every, config.stop_loss = 400, 4, 0.05
+    config.eval_batch_size = 1000
     config.data.name, config.data.train_examples = "fashion14", 1000
     config.variants = default.product(
         {
@@ -72,7 +73,7 @@ def _real(config: ConfigDict) -> None:
 
 def _synthetic(config: ConfigDict) -> None:
     config.name += ", Gaussian classes"
-    config.first_seed, config.evaluate_every = 820, 20
+    config.first_seed, config.evaluate_every, config.eval_batch_size = 820, 20, 800
     config.data.name = "gaussian:classes=10,dimension=20,train=800,test=10000,std=1.5"
     sizes = {str(b): {"batch_size": b, "epochs": -(-2000 // -(-800 // b))} for b in (16, 64, 256)}
     config.optimizer.schedule = "cosine"

@@ -5,7 +5,8 @@
 
 Li et al. (TMLR 2023) report that pruning raises the certified L-infinity accuracy of ReLU networks.
 An MLP on scikit-learn's digits, dense and pruned after half of the training to rates of 20 to
-90 % of the weights of its hidden layers by magnitude, SNIP and at random. Measured on the test
+90 % of the weights of its hidden layers by magnitude, SNIP and at random, and of whole neurons by
+instability of their bounds ("stability") and at random ("units"), up to 70 %. Measured on the test
 set: accuracy under projected gradient descent (20 steps, 2 restarts) in boxes of half width 0.05
 (pixels of 0..1), the share certified by intervals and by CROWN, the share of ReLUs that are not
 settled, and accuracy of the randomly smoothed classifier (sigma 0.25).
@@ -60,6 +61,22 @@ def get_config(arg: str = "") -> ConfigDict:
                 }
                 | how
             }
+    for name, how in (
+        ("stability", {"score": "stability"}),
+        ("units", {"score": "l2", "target": "random"}),
+    ):
+        for rate in RATES[1:2] if quick else RATES[:3]:
+            arms[f"{name}-{round(100 * rate)}"] = {
+                "prune": {
+                    "schedule": "one_shot",
+                    "start": (1 if quick else 19,),
+                    "fraction": (rate,),
+                    "granularity": "filter",
+                    "scope": "layer",
+                }
+                | how
+            }
+    config.prune.saliency_examples = 128
     config.variants = default.arms(arms)
     config.report.baseline = "dense"
     config.report.figures = ("density", "measures", "table")
@@ -69,6 +86,7 @@ def get_config(arg: str = "") -> ConfigDict:
         f"magnitude-{rate} > dense in pgd_accuracy",
         f"magnitude-{rate} < dense in unstable_relus",
         f"magnitude-{rate} > random-{rate} in crown_certified",
+        "stability-50 > units-50 in crown_certified",
     )
     config.report.mechanics_only = quick
     return config

@@ -4,6 +4,7 @@ What depends on the run (parameters, statistics, masks) is data of the compiled 
 loss is one function per program: all runs of a program share one compilation.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,28 +87,15 @@ class Measurer:
         self._untrained = jax.jit(
             lambda *run: step.variables(program, step.initial_state(program, *run))
         )
-        # Made once, so that kernels compiled for them serve all runs.
-        outputs = _outputs(program, running)
-
-        def per_example(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
-            z = outputs(statistics, params, batch[0])
-            return losses.objective(program.loss, z, batch[1])
-
-        def mean(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
-            return jnp.mean(per_example(statistics, params, batch))
-
-        def evaluate(statistics: Tree, params: Tree, batch: Tree) -> Mapping[str, jax.Array]:
-            z = outputs(statistics, params, batch[0])
-            loss = losses.objective(program.loss, z, batch[1])
-            accuracy = jnp.mean(losses.hits(z, batch[1]).astype(loss.dtype))
-            if not program.has_classes:
-                accuracy = jnp.full_like(accuracy, jnp.nan)
-            return {"loss": jnp.mean(loss), "accuracy": accuracy}
-
-        def logits(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
-            return outputs(statistics, params, batch[0])
-
-        self._mean, self._evaluate, self._logits = mean, evaluate, jax.jit(logits)
+        of = (
+            program.module.clone(dropout=0.0), program.loss, program.prepare, program.mean,
+            program.std, program.has_classes, running,
+        )  # fmt: skip
+        try:
+            functions = _functions(*of)
+        except TypeError:  # a user's module that cannot be hashed
+            functions = _functions.__wrapped__(*of)
+        per_example, self._mean, self._evaluate, self._logits = functions
         self._per_example = per_example if running else None
 
     def context(self, state: TrainState) -> suite.Context:
@@ -251,20 +239,49 @@ def _feeds(program: Program) -> dict[str, list[tuple[str, int]]]:
     }
 
 
-def _outputs(program: Program, running: bool) -> Callable[[Tree, Tree, jax.Array], jax.Array]:
-    """`(statistics, params, stored examples) -> outputs`, without dropout.
+@functools.lru_cache(maxsize=32)
+def _functions(
+    module: Any,
+    loss: str,
+    prepare: Any,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    has_classes: bool,
+    running: bool,
+) -> tuple[Any, Any, Any, Any]:
+    """Loss per example, mean loss, evaluation and outputs of `(statistics, params, batch)`.
+
+    Made once for what they depend on, so that kernels compiled for them serve all runs, and all
+    programs that train such networks in different ways. Without dropout.
 
     Args:
+      module, loss, prepare, mean, std, has_classes: of the program.
       running: BatchNorm takes its running statistics; else those of the batch.
     """
-    module = program.module.clone(dropout=0.0)
 
     def outputs(statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
-        x = step.inputs(program, images)
+        x = prepare(images) if prepare is not None else data_lib.normalize(images, mean, std)
         variables = {"params": params, **statistics}
         if running:
             return jnp.asarray(module.apply(variables, x, train=False))
         outputs, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
         return outputs
 
-    return outputs
+    def per_example(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
+        return losses.objective(loss, outputs(statistics, params, batch[0]), batch[1])
+
+    def mean_loss(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
+        return jnp.mean(per_example(statistics, params, batch))
+
+    def evaluate(statistics: Tree, params: Tree, batch: Tree) -> Mapping[str, jax.Array]:
+        z = outputs(statistics, params, batch[0])
+        values = losses.objective(loss, z, batch[1])
+        accuracy = jnp.mean(losses.hits(z, batch[1]).astype(values.dtype))
+        if not has_classes:
+            accuracy = jnp.full_like(accuracy, jnp.nan)
+        return {"loss": jnp.mean(values), "accuracy": accuracy}
+
+    def logits(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
+        return outputs(statistics, params, batch[0])
+
+    return per_example, mean_loss, evaluate, jax.jit(logits)

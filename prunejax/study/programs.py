@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,6 +12,7 @@ from prunejax import interventions, trees
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.interventions import FOREVER, Features, Table
+from prunejax.measures import bounds
 from prunejax.methods import before
 from prunejax.study import checks, event_plan, fit_check, step_plan, unit_check
 from prunejax.study.config import Variant
@@ -155,6 +157,7 @@ def batch(
         saliency_examples=settings.prune.saliency_examples,
         evidence=settings.prune.evidence,
         evidence_examples=_balanced(settings, dataset),
+        stability=_stability(settings, of.module, dataset) if "stability" in scores else None,
         harden=Harden(**settings.harden.to_dict(), mean=dataset.mean, std=dataset.std),
         trackers=tuple(settings.trackers),
         stops=any(a.settings.stop_loss for a in arms),
@@ -202,6 +205,18 @@ def batch(
     ]
     notes = (*_late_milestones(arms), *fit_check.decoupled(arms), *idle)
     return Batch(program, dataset, members, notes)
+
+
+def _stability(settings: ConfigDict, module: Any, dataset: Dataset | StreamedSet) -> Any:
+    """The bounds of the score "stability": in boxes of `measures.attack_radius`."""
+    if not isinstance(module, bounds.KINDS):
+        raise ConfigError(
+            f"config.prune.score = 'stability' bounds MLPs, ConvNets and VGGs, not "
+            f"{settings.model.name!r}; use another score"
+        )
+    radius = settings.measures.attack_radius / np.array(dataset.std or (1.0,))
+    own = module.clone(dropout=0.0)
+    return lambda variables, x: bounds.stability(own, variables, x, radius)
 
 
 def _late_milestones(arms: Sequence[Variant]) -> tuple[str, ...]:

@@ -81,6 +81,13 @@ def saliency_gradient(
     return {g.kernel: trees.get(gradients, g.kernel) for g in program.groups}
 
 
+def stability(program: Program, state: TrainState, data: Data) -> dict[str, Array]:
+    """Layer -> stability of each unit on the examples of scores, by the program's bounds."""
+    assert program.stability is not None
+    images, _ = evidence_batch(program, state, data)
+    return program.stability(variables(program, state), inputs(program, images))
+
+
 def network_scores(program: Program, state: TrainState, data: Data) -> dict[str, dict[str, Array]]:
     """Score name -> layer -> score per weight, of the scores that see the whole network.
 

@@ -49,6 +49,7 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
     needs = frozenset[str]().union(*(scores_lib.SCORES[s].needs for s in program.scores))
     gradients = evidence.saliency_gradient(program, state, data) if "gradient" in needs else {}
     network = evidence.network_scores(program, state, data) if "network" in needs else {}
+    settled = evidence.stability(program, state, data) if "stability" in needs else {}
     result = {}
     for g in program.groups:
         inputs = scores_lib.ScoreInputs(
@@ -60,6 +61,7 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
             key=rng.at(state.seed, "score", number, g.name),
             decay=jnp.asarray(state.hyper.score_decay),
             network={name: found[g.name] for name, found in network.items()},
+            stability=settled.get(g.name),
         )
         values = [scores_lib.SCORES[name].fn(inputs) for name in program.scores]
         result[g.name] = jnp.take(jnp.stack(values), chosen, axis=0)

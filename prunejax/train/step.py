@@ -60,6 +60,8 @@ class Program:
     saliency_examples: int = 512
     evidence: str = "first"  # which examples scores see: see `prune.evidence_batch`
     evidence_examples: tuple[int, ...] = ()  # "balanced": their indices
+    # (variables, inputs) -> layer -> stability of each unit, for the score of that name
+    stability: Callable[[Any, Array], dict[str, Array]] | None = None
     harden: Harden = Harden()  # noqa: RUF009 (frozen)
     trackers: tuple[str, ...] = ()  # of `trackers.TRACKERS`
     stops: bool = False  # whether some run may stop by its training loss
