@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from prunejax.losses import predicted as predicted
 from prunejax.measures.prunability import prune_curve
 
 Columns = dict[str, float]
@@ -57,8 +57,3 @@ def prunability(context: Any) -> tuple[Columns, Arrays]:
         "prunability_loss": np.asarray(curve.values["loss"]),
         "prunability_accuracy": np.asarray(curve.values["accuracy"]),
     }
-
-
-def predicted(outputs: jax.Array) -> jax.Array:
-    """[examples] classes of logits; of equal ones the first."""
-    return jnp.argmax(outputs, axis=-1)

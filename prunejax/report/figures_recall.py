@@ -46,7 +46,7 @@ def distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
 
 
 def table(study: Study) -> list[Mapping[str, Any]]:
-    """The rows of `classes.csv`: recalls and normalized balances by run and class."""
+    """The rows of `recalls.csv`: recalls and normalized balances by run and class."""
     rows: list[Mapping[str, Any]] = []
     for variant, runs in distortions(study).items():
         for seed, d in runs.items():
@@ -109,7 +109,7 @@ def recall_distortion(study: Study, look: Look) -> Drawing | None:
         f"less one) in the pruned network on that in {study.baseline} of its seed (Good et al. "
         "2022); above 1 pruning sharpens what the network was good and bad at. Mean over seeds, "
         "every seed, 95 % interval. Small test sets pull alpha towards 0; split halves do not. "
-        "classes.csv has every class.",
+        "recalls.csv has every class.",
         "alpha of " + "; ".join(sentences) + ".",
     )
 

@@ -17,7 +17,17 @@ from prunejax.record.summary import summarize
 Row = Mapping[str, str]
 
 _WORDS = {"run", "variant", "status", "layer", "split", "batch_norm"}
-_WHOLE = {"seed", "epoch", "step", "targeted", "live", "events", "best_epoch", "selected_epoch"}
+_WHOLE = {
+    "dead_units",
+    "seed",
+    "epoch",
+    "step",
+    "targeted",
+    "live",
+    "events",
+    "best_epoch",
+    "selected_epoch",
+}
 _ALWAYS = {"run", "variant", "seed", "epoch"}  # never empty
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.IGNORECASE)
 _NEEDED = {

@@ -67,12 +67,12 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
 
 
 def _classes(study: Study, target: Path) -> None:
-    """Writes `classes.csv` where predictions were stored; a view of them, like the figures."""
+    """Writes `recalls.csv` where predictions were stored; a view of them, like the figures."""
     rows = figures_recall.table(study)
     if rows:
         lines = [",".join(rows[0])] + [",".join(map(files.cell, row.values())) for row in rows]
         content = ("\n".join(lines) + "\n").encode()
-        files.replace(target / "classes.csv", lambda file: file.write(content))
+        files.replace(target / "recalls.csv", lambda file: file.write(content))
 
 
 def _figure(name: str, drawing: Drawing, target: Path) -> Figure:

@@ -40,7 +40,7 @@ AXES = {
     "generalization_gap": f"train {MINUS} test accuracy (points)",
     "mean_stability": "mean stability (%)",
 }
-FRACTIONS = (*OUTCOMES, "mean_stability", "sparsity")  # shown in percent
+FRACTIONS = (*OUTCOMES, "mean_stability", "sparsity", "effective_sparsity")  # shown in percent
 SCORES = {
     "ebn": "E[BN]",
     "ebn_signed": "signed E[BN]",

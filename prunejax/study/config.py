@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from prunejax import registry
 from prunejax.errors import ConfigError
 from prunejax.measures import suite
-from prunejax.study import checks, lineage, presets
+from prunejax.study import checks, lineage, presets, probing
 from prunejax.study.ranges import CHOICES, RANGES
 
 PER_VARIANT_ONLY = (
     *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
-    "measures",
+    *("measures", "probes"),
 )
 
 
@@ -180,6 +180,7 @@ def validate(settings: ConfigDict, label: str) -> None:
     _validate_prune(settings, where)
     _validate_intervention(settings, where)
     _validate_measures(settings, where)
+    probing.check(settings)
 
 
 def _validate_prune(settings: ConfigDict, where: str) -> None:

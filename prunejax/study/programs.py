@@ -12,7 +12,7 @@ from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.interventions import FOREVER, Features, Table
 from prunejax.methods import before
-from prunejax.study import checks, event_plan, fit_check, step_plan, unit_check
+from prunejax.study import checks, event_plan, fit_check, probing, step_plan, unit_check
 from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
@@ -146,6 +146,7 @@ def batch(
         saliency_examples=settings.prune.saliency_examples,
         evidence=settings.prune.evidence,
         evidence_examples=_balanced(settings, dataset),
+        probes=probing.named(settings, dataset.has_classes),
         forecast=settings.measures.forecast,
         microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,

@@ -104,6 +104,7 @@ class Program:
     saliency_examples: int = 512
     evidence: str = "first"  # which examples scores see: see `prune.evidence_batch`
     evidence_examples: tuple[int, ...] = ()  # "balanced": their indices
+    probes: tuple[str, ...] = ()  # of `probes.PROBES`, besides loss and accuracy
     forecast: bool = False  # events predict their change of the test loss
     microbatch: int = 0  # examples whose gradient is taken at once; 0: the whole batch
     data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch
