@@ -24,9 +24,11 @@ __all__ = [
     "rng",
     "schedules",
     "scores",
+    "shrink",
     "sparsify",
     "sparsity",
     "trees",
+    "wiring",
 ]
 
 

@@ -4,6 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prunejax import trees
+from prunejax import wiring as wiring_lib
+from prunejax.wiring import INPUT as INPUT
+from prunejax.wiring import OUTPUT as OUTPUT
+from prunejax.wiring import Link as Link
+from prunejax.wiring import Live as Live
+from prunejax.wiring import kept as kept
+from prunejax.wiring import live as live
+from prunejax.wiring import whole as whole
 
 
 class Group(NamedTuple):
@@ -20,6 +28,9 @@ class Group(NamedTuple):
     gate: str | None  # name in collection "gates" of the gate after a residual addition
     units: int  # number of filters or neurons
     bias: tuple[str, ...] = ()  # leaf path in params of the layer's own bias, or ()
+    # (leaf path in params, axis) of each kernel that reads the units; an axis k times as long (a
+    # flattened map) has the unit as its fastest index. () where nobody said.
+    reads: tuple[tuple[str, int], ...] = ()
 
     @property
     def affine(self) -> tuple[str, ...]:
@@ -105,6 +116,7 @@ def groups(module: Any, variables: Mapping[str, Any]) -> tuple[Group, ...]:
             "make the groups by hand: prunejax.models.Group(name, kernel, norm, ...)"
         )
     params = dict(trees.leaves_with_paths(variables["params"]))
+    links = wiring(module)
     stats = set(trees.paths(variables.get("batch_stats", {})))
     gates = variables.get("gates", {})
     found = []
@@ -120,6 +132,29 @@ def groups(module: Any, variables: Mapping[str, Any]) -> tuple[Group, ...]:
                 gate=name if name in gates else None,
                 units=params[kernel].shape[-1],
                 bias=(bias,) if bias else (),
+                reads=readers(links, kernel),
             )
         )
     return tuple(found)
+
+
+def wiring(module: Any) -> tuple[Link, ...]:
+    """The links of a model that states them by a method `wiring`, else ()."""
+    return tuple(module.wiring()) if hasattr(module, "wiring") else ()
+
+
+def readers(links: Sequence[Link], kernel: str) -> tuple[tuple[str, int], ...]:
+    """(leaf, axis) of all that reads the units that a kernel writes; () where no link has it."""
+    streams = dict.fromkeys(k.target for k in links if k.kernel == kernel)
+    return tuple(r for stream in streams for r in wiring_lib.readers(links, stream))
+
+
+def feeds(groups: Sequence[Group]) -> dict[str, list[tuple[str, int]]]:
+    """What `sparsity.report` takes as `feeds`: a unit's own leaves and its readers.
+
+    For chains of layers: where a residual sum adds other units (a group with a gate), its readers
+    get those too, and the group is left out. `wiring.live` follows those paths as well.
+    """
+    return {
+        g.kernel: [*((path, -1) for path in g.affine), *g.reads] for g in groups if g.gate is None
+    }

@@ -125,6 +125,11 @@ def is_classes(targets: jax.Array) -> bool:
     return bool(jnp.issubdtype(targets.dtype, jnp.integer))
 
 
+def predicted(outputs: jax.Array) -> jax.Array:
+    """[examples] classes of logits; of equal ones the first."""
+    return jnp.argmax(outputs, axis=-1)
+
+
 def hits(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """`correct` per example [...]; all False where targets are numbers, which have no accuracy."""
     if not is_classes(targets):

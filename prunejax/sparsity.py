@@ -38,7 +38,8 @@ class Report:
       prunable: of the entries of prunable leaves.
       overall: of all entries.
       effective: of all entries, counting as removed also those that only dead units feed or read
-        (their own norm and bias, the next kernels' inputs, as far as `feeds` says).
+        (their own norm and bias, the next kernels' inputs, and the kernels of units that nothing
+        live reads), as far as `feeds` says; `wiring.live` follows residual sums, too.
       collapsed: paths of prunable leaves with nothing live: no signal passes there.
     """
 
@@ -121,8 +122,8 @@ def report(
         whose mask is not a scalar.
       feeds: kernel path -> the leaves that its units feed, each with the axis that runs over the
         units, e.g. `{"conv1/kernel": [("bn1/scale", 0), ("conv2/kernel", -2)]}`; for the
-        effective sparsity. An axis that is k times as long (a flattened map) has the unit as its
-        fastest index.
+        effective sparsity; `groups.feeds` makes it from groups. An axis that is k times as long (a
+        flattened map) has the unit as its fastest index.
     """
     counts = count(masks, params)
     flat = dict(zip(counts, map(np.asarray, trees.aligned(params, masks, "")), strict=True))
@@ -162,13 +163,21 @@ def _effective(
         changed = False
         for kernel, readers in feeds.items():
             alive: np.ndarray = np.any(live[kernel].reshape(-1, shapes[kernel][-1]), axis=0)
-            for path, axis in readers:
-                view = np.moveaxis(live[path], axis, -1)
+            views = [(path, np.moveaxis(live[path], axis, -1)) for path, axis in readers]
+            for (path, view), (_, axis) in zip(views, readers, strict=True):
                 if view.shape[-1] % len(alive):
                     raise ValueError(
                         f"feeds: axis {axis} of {path!r} {shapes[path]} is no multiple of the "
                         f"{len(alive)} units of {kernel!r}"
                     )
+            ways = [view for _, view in views if view.ndim > 1]  # kernels; norms pass nothing on
+            if ways:  # what nobody reads is as dead as what nobody feeds
+                read = [v.reshape(-1, len(alive)).any(axis=0) for v in ways]
+                alive &= np.any(read, axis=0)
+            if live[kernel][..., ~alive].any():
+                live[kernel][..., ~alive] = False
+                changed = True
+            for _, view in views:
                 dead = np.tile(~alive, view.shape[-1] // len(alive))
                 if view[..., dead].any():
                     view[..., dead] = False

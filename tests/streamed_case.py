@@ -53,6 +53,7 @@ def study(directory, **variants):
     )
     config.prune.saliency_examples = 24
     config.measures.forecast = True
+    config.probes.names = ("loss", "accuracy", "classes", "predictions")
     config.report.figures = ("table",)
     return config
 

@@ -20,7 +20,7 @@ FLOORS = (
     ("ops", "system"),
     (
         *("attacks", "cluster", "allocate", "groups", "interventions", "losses", "masks"),
-        *("regrowth", "schedules", "scores", "sparsity"),
+        *("regrowth", "schedules", "scores", "shrink", "sparsity", "wiring"),
     ),
     ("curvature", "data", "methods", "models", "record"),
     ("measures", "sparsify", "train"),

@@ -194,6 +194,7 @@ def test_group_order_is_that_of_the_forward_pass():
         None,
         32,
         ("conv5/bias",),
+        (("conv6/kernel", -2),),
     )
 
 

@@ -49,10 +49,10 @@ def test_prunability_is_on_the_recorded_curve(study):
         assert kept[-1] == 1
 
 
-def test_classes_csv_and_alpha_follow_from_the_predictions(study):
+def test_recalls_csv_and_alpha_follow_from_the_predictions(study):
     found = figures_recall.distortions(load([study]))
     assert set(found) == {"mp-50", "mp-80"}
-    lines = (study / "classes.csv").read_text().splitlines()
+    lines = (study / "recalls.csv").read_text().splitlines()
     assert len(lines) == 1 + sum(len(d.classes) for runs in found.values() for d in runs.values())
     (one, *_) = found["mp-80"].values()
     expected = recall.slopes(one.nb_dense, one.nb_pruned)[0]

@@ -40,7 +40,7 @@ def rows(path, table):
 
 
 def content(path):
-    return {t: (path / f"{t}.csv").read_bytes() for t in TABLES}
+    return {t: (path / f"{t}.csv").read_bytes() for t in (*TABLES, "classes")}
 
 
 RUNS = ("S-0", "S-1", "L-0", "L-1")
@@ -110,6 +110,18 @@ def test_records_are_complete(finished):
     assert len(events) == 2 * 2 * 2 * 2
     assert all(np.isfinite(float(e["predicted_second"])) for e in events)
     assert [r["status"] for r in runs] == ["done"] * 4
+    counted = rows(finished, "classes")
+    for e in epochs:
+        mine = [
+            r for r in counted if (r["run"], r["step"], r["when"]) == (e["run"], e["step"], "epoch")
+        ]
+        assert [int(r["count"]) for r in mine] == [TESTS // 3] * 3
+        right = sum(int(r["correct"]) for r in mine)
+        assert float(e["test_accuracy"]) == pytest.approx(right / TESTS)
+        with np.load(finished / "measures" / f"{e['run']}-epoch-step{e['step']}.npz") as file:
+            np.testing.assert_array_equal(file["labels"], np.arange(TESTS) % 3)
+            assert np.sum(file["predicted"] == file["labels"]) == right
+    assert {r["when"] for r in counted} == {"epoch", "before", "after"}
     assert all(np.isfinite(float(r["hessian_trace"])) for r in runs)
     assert (finished / "report.html").exists()
     assert (finished / "checkpoints" / "final-0").exists()
@@ -132,7 +144,7 @@ def test_interrupted_within_an_epoch_continues_to_the_same_bytes(
     (facts,) = saved.glob("*/facts.json")
     assert json.loads(facts.read_text())["epoch"] == 1 == len(rows(path, "epochs"))
     go(streamed_case.study(sets), path)
-    for table in ("epochs", "events"):
+    for table in ("epochs", "events", "classes"):
         assert content(path)[table] == content(finished)[table]
     assert_same_targets(path, finished)
 

@@ -368,3 +368,20 @@ def test_host_devices_are_those_of_all_processes_together(tmp_path, monkeypatch)
     config.population.devices = 8
     study.use_devices(config, tmp_path, 2)
     assert set_to == [2, 3, 4]
+
+
+def test_layers_and_effective_sparsity(finished):
+    """16 hidden units a layer; in S 4 of dense2 and 8 of dense3 are gone, and who reads them."""
+    kernels, norms = 64 * 16 + 2 * 256 + 160, 3 * 32 + 10
+    live = {"none": (64 * 16, 256, 256, 160), "S": (64 * 16, 16 * 12, 12 * 8, 80)}
+    for variant, dead in (("none", (0, 0, 0)), ("S", (0, 4, 8))):
+        mine = [r for r in rows(finished, "layers") if r["run"] == f"{variant}-1"]
+        assert [r["layer"] for r in mine] == ["dense1", "dense2", "dense3", "classifier"]
+        assert tuple(int(r["effective_weights"]) for r in mine) == live[variant]
+        assert tuple(int(r["dead_units"]) for r in mine[:3]) == dead
+        assert tuple(int(r["masked_units"]) for r in mine[:3]) == dead
+        (run,) = (r for r in rows(finished, "runs") if r["run"] == f"{variant}-1")
+        gone = 1 - (sum(live[variant]) + norms - 2 * sum(dead)) / (kernels + norms)
+        assert float(run["effective_sparsity"]) == pytest.approx(gone)
+        assert int(run["dead_units"]) == sum(dead)
+        assert float(run["effective_sparsity"]) >= float(run["sparsity"])

@@ -102,7 +102,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "name": "default",  # title of the report
             "seeds": 1,  # runs per variant: seeds first_seed, first_seed + 1, ...
-            "first_seed": 0,
+            "first_seed": 0,  # of each variant
             "epochs": 20,  # passes over the training examples
             "batch_size": 64,  # examples per training step; the last batch of an epoch is smaller
             "eval_batch_size": 512,  # examples per evaluation batch (no effect on results)
@@ -148,10 +148,10 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "optimizer": {
                 "name": "adam",  # adam | sgd
-                "learning_rate": 1e-3,
+                "learning_rate": 1e-3,  # at first
                 "schedule": "multistep",  # constant | multistep | cosine
                 "milestones": (),  # multistep: epochs at which the rate is multiplied by `decay`
-                "decay": 0.1,
+                "decay": 0.1,  # multistep: factor at each milestone
                 "restarts": (),  # epochs at which the schedule begins anew
                 "momentum": 0.9,  # sgd
                 "nesterov": False,  # sgd
@@ -160,7 +160,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "weight_decay_rule": ".*",  # parameters that decay: rule over their paths
                 "frozen": "",  # parameters that are not trained: rule over their paths; empty: none
                 "clip_norm": 0.0,  # global gradient norm bound; 0: none
-                "label_smoothing": 0.0,
+                "label_smoothing": 0.0,  # share of a target that goes to all classes alike
             },
             # Training inputs: with fresh normal noise in every step, or the worst that signed
             # gradient steps find in a box around them (Madry et al. 2018; the network in evaluation
@@ -248,9 +248,15 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "checkpoint": {
                 "every_epochs": 0,  # 0: only by time and at the end of members
-                "every_minutes": 10.0,
-                "at_events": False,
+                "every_minutes": 10.0,  # 0: not by time
+                "at_events": False,  # after epochs with an event as well
                 "keep": 2,  # checkpoints kept: the newest and those before it
+            },
+            "probes": {
+                # What evaluations look at: loss and accuracy (always) and others of
+                # prunejax.train.probes.PROBES: classes (classes.csv), predictions (arrays).
+                "names": ("loss", "accuracy"),
+                "at": ("epochs", "events"),  # when others are recorded: epochs | events | end
             },
             "measures": {
                 "names": (),  # see prunejax.measure.MEASURES
@@ -259,7 +265,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "examples": 512,  # first examples of the split; 0: all (not of streamed sets)
                 "batch_norm": "eval",  # eval (running statistics) | train (batch statistics)
                 "probes": 64,  # random vectors of the trace estimate
-                "eigenpairs": 10,
+                "eigenpairs": 10,  # of largest magnitude
                 "radius": 0.05,  # of the ball of `sharpness`, in units of the weights
                 "attack_radius": 0.1,  # robustness: of the box, in pixels of 0..1 (or in inputs)
                 "smoothing_sigma": 0.25,  # smoothing: of the noise, in the same units
@@ -279,7 +285,7 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "report": {
                 "baseline": "none",  # variant that paired differences refer to
-                "figures": ("dynamics", "scatter", "gap", "table"),
+                "figures": ("dynamics", "scatter", "gap", "table"),  # see prunejax.report
                 "correlate": (),  # variants of the scatter's line and coefficients; (): with events
                 "tests": (),  # pairs "a:b" of variants compared by a t-test
                 # What the study claims: "A > B in COLUMN" (or <), A a variant, B one or a number,

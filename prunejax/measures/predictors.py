@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prunejax import masks as masks_lib
 from prunejax import sparsity, trees
+from prunejax.losses import predicted as predicted
 from prunejax.measures import differences, rivals
 from prunejax.measures.prunability import prune_curve
 
@@ -25,7 +25,7 @@ FORMS = (
 RANDOM_DRAWS = 4
 PRUNABILITY = ("prunability", "prunability_monotone", "prunability_area", "core_fraction")
 
-TICKET = ("live_weights", "effective_sparsity", "distance_to_init", "cosine_to_init")
+TICKET = ("live_weights", "distance_to_init", "cosine_to_init")
 
 
 def predictions(context: Any) -> tuple[Columns, Arrays]:
@@ -71,23 +71,21 @@ def prunability(context: Any) -> tuple[Columns, Arrays]:
 def ticket(context: Any) -> tuple[Columns, Arrays]:
     """The mask, and how far its weights went from their initial values.
 
-    Columns: live entries of the kernels of prunable layers, exact; the effective sparsity of all
-    parameters (`sparsity.report`); Euclidean distance and cosine between the live parameters now
-    and as they were drawn. Arrays: "mask:PATH" bits of each such kernel (`np.unpackbits` with
-    "shape:PATH").
+    Columns: live entries of the kernels of prunable layers, exact; Euclidean distance and cosine
+    between the live parameters now and as they were drawn. Arrays: "mask:PATH" bits of each such
+    kernel (`np.unpackbits` with "shape:PATH").
     """
-    if context.masks is None or context.initial is None or context.feeds is None:
+    if context.masks is None or context.initial is None or context.kernels is None:
         raise ValueError(
-            "ticket needs masks (config.measures.live_only), initial parameters and what units feed"
+            "ticket needs masks (config.measures.live_only), initial parameters, names of kernels"
         )
-    found = sparsity.report(context.masks, context.params, feeds=context.feeds)
+    live = sparsity.count(context.masks, context.params)
     start = masks_lib.apply(context.masks, context.initial())
     leaves = dict(trees.leaves_with_paths(context.params))
     masks = dict(zip(leaves, trees.aligned(context.params, context.masks, "masks"), strict=True))
-    kernels = [p for p in leaves if p in context.feeds or np.ndim(masks[p]) > 1]
+    kernels = [p for p in leaves if p in context.kernels or np.ndim(masks[p]) > 1]
     columns = {
-        "live_weights": float(sum(x.live for x in found.leaves if x.path in kernels)),
-        "effective_sparsity": found.effective,
+        "live_weights": float(sum(live[path][0] for path in kernels)),
         "distance_to_init": differences.distance(context.params, start),
         "cosine_to_init": differences.cosine(context.params, start),
     }
@@ -128,8 +126,3 @@ def rival_measures(context: Any) -> tuple[Columns, Arrays]:
     of = context.network()
     found = rivals.of_linen(of.module, of.variables, of.untrained, of.batches, key=context.key)
     return found, {}
-
-
-def predicted(outputs: jax.Array) -> jax.Array:
-    """[examples] classes of logits; of equal ones the first."""
-    return jnp.argmax(outputs, axis=-1)

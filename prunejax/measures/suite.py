@@ -63,7 +63,7 @@ class Context:
         untrained one, for `normality`.
       outputs: `(params, batch) -> [examples, classes]` logits.
       initial: gives the run's initial parameters, without masks.
-      feeds: kernel path -> what its units feed, see `sparsity.report`.
+      kernels: paths of the kernels of prunable layers.
       network, attack_radius, smoothing_sigma: see `Network` and `robustness`.
     """
 
@@ -81,7 +81,7 @@ class Context:
     activations: Callable[[bool], Mapping[str, Any]] | None = None
     outputs: Callable[[Tree, Tree], jax.Array] | None = None
     initial: Callable[[], Tree] | None = None
-    feeds: Mapping[str, Sequence[tuple[str, int]]] | None = None
+    kernels: Sequence[str] | None = None
     network: Callable[[], Network] | None = None
     attack_radius: float = 0.1
     smoothing_sigma: float = 0.25

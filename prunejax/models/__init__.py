@@ -89,7 +89,8 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
 def options(name: str) -> dict[str, Any]:
     """The options of model `name` besides `num_classes`, with their defaults."""
     kind, fixed = registry.lookup(MODELS, name, "model")
-    hidden = {"parent", "name", "num_classes", *fixed}
+    made = {"folded", "cut"}  # by `prunejax.shrink`
+    hidden = {"parent", "name", "num_classes", *made, *fixed}
     return {
         field.name: field.default for field in dataclasses.fields(kind) if field.name not in hidden
     }

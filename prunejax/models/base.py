@@ -1,11 +1,14 @@
 """What all models share: options, layer helpers, scaling of widths."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from prunejax.groups import Link
 from prunejax.ops import layers
 from prunejax.ops.conv import Method
 
@@ -24,6 +27,7 @@ class Model(nn.Module):
       dtype: of the computation; parameters, BatchNorm statistics and logits stay float32.
       conv_method: "auto" or "lax", see `prunejax.ops.conv.conv`.
       unbiased_variance: BatchNorm keeps PyTorch's running variance, n/(n-1) of the biased one.
+      folded: BatchNorm is in the kernels and biases (`prunejax.shrink`); for evaluation.
     """
 
     num_classes: int = 10
@@ -32,6 +36,7 @@ class Model(nn.Module):
     dtype: Any = jnp.float32
     conv_method: Method = "auto"
     unbiased_variance: bool = False
+    folded: bool = False
 
     def prunable(self) -> tuple[str | tuple[str, ...], ...]:
         """The prunable layers in forward order.
@@ -43,6 +48,29 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def wiring(self) -> tuple[Link, ...]:
+        """Who reads whom, layer by layer in forward order; () where a model does not say.
+
+        A stream that holds a prunable unit after a gate is called like the gate. It tells groups
+        their readers, a study the effective sparsity, and `prunejax.shrink` what to cut.
+        """
+        return ()
+
+    def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["Model", dict[str, np.ndarray]]:
+        """The model without units that are gone, as far as its layers can do without.
+
+        Args:
+          gone: stream -> bool per unit, True where it may go.
+
+        Returns:
+          The smaller model, and stream -> indices of the units that it keeps; a stream that is
+          not named is whole.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no method `shrunk` of its own; write one, or give groups "
+            "that name their readers, and rebuild"
+        )
+
     def scaled(self, units: int) -> int:
         """`units` times the width factor."""
         return max(1, round(units * self.width))
@@ -53,7 +81,9 @@ class Model(nn.Module):
         return layers.convolution(features, kernel, **options)(x)
 
     def norm(self, x: jax.Array, train: bool, name: str) -> jax.Array:
-        """A BatchNorm with this model's dtype and kind of running variance."""
+        """A BatchNorm with this model's dtype and kind of running variance; none once folded."""
+        if self.folded:
+            return x
         return layers.batch_norm(train, self.dtype, name, self.unbiased_variance)(x)
 
     def drop(self, x: jax.Array, train: bool) -> jax.Array:

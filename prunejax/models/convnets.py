@@ -1,9 +1,14 @@
 """Plain convolutional networks without BatchNorm: LeNet-5 and Conv-4."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from prunejax.groups import INPUT, OUTPUT, Link
+from prunejax.groups import kept as kept_units
 from prunejax.models.base import Model
 from prunejax.models.mlp import glorot_normal
 from prunejax.ops import layers
@@ -34,6 +39,23 @@ class ConvNet(Model):
             *(f"conv{i}" for i in range(1, convs + 1)),
             *(f"dense{i}" for i in range(1, len(self.hidden) + 1)),
         )
+
+    def wiring(self) -> tuple[Link, ...]:
+        """A chain; the first dense layer reads a channel at each position of its map."""
+        names = [*self.prunable(), "classifier"]
+        return tuple(
+            Link(before, after, f"{name}/kernel", (), (f"{name}/bias",))
+            for before, after, name in zip(
+                [INPUT, *names], [*names[:-1], OUTPUT], names, strict=False
+            )
+        )
+
+    def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["ConvNet", dict[str, np.ndarray]]:
+        """As `Model.shrunk`."""
+        kept = {name: kept_units(gone[name]) for name in self.prunable()}
+        sizes = iter([k.size for k in kept.values()])
+        features = tuple(e if e == "M" else next(sizes) for e in self.features)
+        return self.clone(features=features, hidden=tuple(sizes), width=1.0), kept
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -1,9 +1,14 @@
 """Fully connected networks."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from prunejax.groups import INPUT, OUTPUT, Link
+from prunejax.groups import kept as kept_units
 from prunejax.models.base import Model
 from prunejax.ops import layers
 
@@ -28,6 +33,22 @@ class MLP(Model):
         """dense1, dense2, ..."""
         return tuple(f"dense{i}" for i in range(1, len(self.hidden) + 1))
 
+    def wiring(self) -> tuple[Link, ...]:
+        """A chain."""
+        links, before = list[Link](), INPUT
+        for i, name in enumerate(self.prunable(), 1):
+            link = Link(before, name, f"{name}/kernel", (f"bn{i}/scale",), (f"bn{i}/bias",))
+            if self.folded or not self.batch_norm:
+                link = link._replace(gains=(), biases=(f"{name}/bias",))
+            links.append(link)
+            before = name
+        return (*links, Link(before, OUTPUT, "classifier/kernel", (), ("classifier/bias",)))
+
+    def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["MLP", dict[str, np.ndarray]]:
+        """As `Model.shrunk`."""
+        kept = {name: kept_units(gone[name]) for name in self.prunable()}
+        return self.clone(hidden=tuple(k.size for k in kept.values()), width=1.0), kept
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Logits [batch, classes] of images (or vectors) [batch, ...]."""
@@ -35,7 +56,7 @@ class MLP(Model):
         for i, units in enumerate(self.hidden, 1):
             x = nn.Dense(
                 self.scaled(units),
-                use_bias=not self.batch_norm,
+                use_bias=self.folded or not self.batch_norm,
                 kernel_init=glorot_normal if self.glorot else layers.kaiming_normal_in,
                 dtype=self.dtype,
                 name=f"dense{i}",

@@ -1,9 +1,14 @@
 """VGG with BatchNorm for small images (Simonyan & Zisserman 2015, torchvision's A and D)."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from prunejax.groups import INPUT, OUTPUT, Link
+from prunejax.groups import kept as kept_units
 from prunejax.models.base import Model
 from prunejax.ops import layers
 
@@ -31,6 +36,25 @@ class VGG(Model):
         """conv1, conv2, ... (all convolutions)."""
         convs = sum(entry != "M" for entry in self.features)
         return tuple(f"conv{i}" for i in range(1, convs + 1))
+
+    def wiring(self) -> tuple[Link, ...]:
+        """A chain."""
+        links, before = list[Link](), INPUT
+        for i, name in enumerate(self.prunable(), 1):
+            link = Link(before, name, f"{name}/kernel", (), (f"{name}/bias",))
+            if not self.folded:
+                biases = (f"{name}/bias", f"bn{i}/bias")
+                link = link._replace(gains=(f"bn{i}/scale",), biases=biases)
+            links.append(link)
+            before = name
+        return (*links, Link(before, OUTPUT, "classifier/kernel", (), ("classifier/bias",)))
+
+    def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["VGG", dict[str, np.ndarray]]:
+        """As `Model.shrunk`."""
+        kept = {name: kept_units(gone[name]) for name in self.prunable()}
+        sizes = iter([k.size for k in kept.values()])
+        features = tuple(e if e == "M" else next(sizes) for e in self.features)
+        return self.clone(features=features, width=1.0), kept
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

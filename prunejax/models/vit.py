@@ -1,9 +1,14 @@
 """Vision Transformer (Dosovitskiy et al. 2021): ViT-S/16."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from prunejax.groups import INPUT, OUTPUT, Link
+from prunejax.groups import kept as kept_units
 from prunejax.models.base import Model
 from prunejax.ops import layers
 
@@ -44,6 +49,7 @@ class ViT(Model):
       head_units: units of a head; the width of the network is heads * head_units.
       mlp_units: hidden units of the MLP.
       patch: side of the square patches in pixels; must divide height and width of the images.
+      cut: of a shrunken network, (heads, hidden units of the MLP) of each block.
     """
 
     depth: int = 12
@@ -51,10 +57,69 @@ class ViT(Model):
     head_units: int = 64
     mlp_units: int = 1536
     patch: int = 16
+    cut: tuple[tuple[int, int], ...] = ()
+
+    def _sizes(self, block: int) -> tuple[int, int]:
+        """Heads and hidden units of the MLP of a block, counted from 1."""
+        return self.cut[block - 1] if self.cut else (self.heads, self.scaled(self.mlp_units))
 
     def prunable(self) -> tuple[str, ...]:
         """block1_dense1, block2_dense1, ..."""
         return tuple(f"block{b}_dense1" for b in range(1, self.depth + 1))
+
+    def wiring(self) -> tuple[Link, ...]:
+        """Every addition to the tokens makes a stream of its own; LayerNorm mixes all units.
+
+        Queries and keys act as products, unit by unit, on all values of their head.
+        """
+
+        def dense(source: str, target: str, name: str, part: int | None = None) -> Link:
+            units = heads * self.scaled(self.head_units)
+            columns = None if part is None else (part * units, (part + 1) * units)
+            return Link(source, target, f"{name}/kernel", (), (f"{name}/bias",), columns)
+
+        def norm(source: str, target: str) -> Link:
+            return Link(source, target, "", (f"{target}/scale",), (f"{target}/bias",), blocks=1)
+
+        added = ("patches/bias", "tokens/class", "tokens/positions")
+        links, x = [Link(INPUT, "tokens", "patches/kernel", (), added)], "tokens"
+        for b in range(1, self.depth + 1):
+            block, heads = f"block{b}", self._sizes(b)[0]
+            q, k, v, attended, y, z = (
+                f"{block}_{n}" for n in ("query", "key", "value", "attended", "tokens1", "tokens2")
+            )
+            normed, into = f"{block}_norm1", f"{block}_attention_in"
+            links += [
+                norm(x, normed),
+                *(dense(normed, t, into, i) for i, t in enumerate((q, k, v))),
+            ]
+            links += [
+                Link(v, attended),
+                Link(q, attended, blocks=heads, times=k),
+                Link(k, attended, blocks=heads, times=q),
+                Link(x, y),
+                dense(attended, y, f"{block}_attention_out"),
+                norm(y, f"{block}_norm2"),
+                dense(f"{block}_norm2", f"{block}_dense1", f"{block}_dense1"),
+                Link(y, z),
+                dense(f"{block}_dense1", z, f"{block}_dense2"),
+            ]
+            x = z
+        return (*links, norm(x, "norm"), dense("norm", OUTPUT, "classifier"))
+
+    def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["ViT", dict[str, np.ndarray]]:
+        """As `Model.shrunk`: hidden units of MLPs, and heads whose values are all gone."""
+        kept, cut = dict[str, np.ndarray](), list[tuple[int, int]]()
+        for b in range(1, self.depth + 1):
+            hidden = kept_units(gone[f"block{b}_dense1"])
+            by_head = gone[f"block{b}_attended"].reshape(self._sizes(b)[0], -1)
+            heads = kept_units(np.all(by_head, axis=1))
+            size = by_head.shape[1]
+            units = (heads[:, None] * size + np.arange(size)).reshape(-1)
+            names = ("query", "key", "value", "attended")
+            kept |= {f"block{b}_dense1": hidden} | {f"block{b}_{n}": units for n in names}
+            cut.append((heads.size, hidden.size))
+        return self.clone(cut=tuple(cut)), kept
 
     def _dense(self, x: jax.Array, features: int, name: str) -> jax.Array:
         return nn.Dense(features, kernel_init=truncated, dtype=self.dtype, name=name)(x)
@@ -81,16 +146,17 @@ class ViT(Model):
         )
         return Tokens(name="tokens")(x.reshape(x.shape[0], -1, x.shape[-1]))
 
-    def _attention(self, x: jax.Array, block: str) -> jax.Array:
+    def _attention(self, x: jax.Array, block: str, heads: int) -> jax.Array:
         batch, tokens, units = x.shape
-        x = self._dense(x, 3 * units, f"{block}_attention_in")
-        q, k, v = jnp.moveaxis(x.reshape(batch, tokens, 3, self.heads, -1), 2, 0)
+        inside = heads * self.scaled(self.head_units)
+        x = self._dense(x, 3 * inside, f"{block}_attention_in")
+        q, k, v = jnp.moveaxis(x.reshape(batch, tokens, 3, heads, -1), 2, 0)
         x = jax.nn.dot_product_attention(q, k, v, implementation="xla")
-        return self._dense(x.reshape(batch, tokens, units), units, f"{block}_attention_out")
+        return self._dense(x.reshape(batch, tokens, inside), units, f"{block}_attention_out")
 
-    def _mlp(self, x: jax.Array, train: bool, block: str) -> jax.Array:
+    def _mlp(self, x: jax.Array, train: bool, block: str, hidden: int) -> jax.Array:
         units = x.shape[-1]
-        x = self._dense(x, self.scaled(self.mlp_units), f"{block}_dense1")
+        x = self._dense(x, hidden, f"{block}_dense1")
         layers.record_activation(self, f"{block}_dense1", x)
         x = self.drop(nn.gelu(x, approximate=False), train)
         return self.drop(self._dense(x, units, f"{block}_dense2"), train)
@@ -100,8 +166,8 @@ class ViT(Model):
         """Logits [batch, classes] of images [batch, height, width, channels]."""
         x = self.drop(self._embedded(jnp.asarray(x, self.dtype)), train)
         for b in range(1, self.depth + 1):
-            block = f"block{b}"
-            attended = self._attention(self._norm(x, f"{block}_norm1"), block)
+            block, (heads, hidden) = f"block{b}", self._sizes(b)
+            attended = self._attention(self._norm(x, f"{block}_norm1"), block, heads)
             x = x + self.drop(attended, train)
-            x = x + self._mlp(self._norm(x, f"{block}_norm2"), train, block)
+            x = x + self._mlp(self._norm(x, f"{block}_norm2"), train, block, hidden)
         return self.logits(self._norm(x, "norm")[:, 0], truncated)

@@ -28,8 +28,10 @@ __all__ = [
     "EVENTS",
     "FIT",
     "FORECAST",
+    "LAYERS",
     "RUNS",
     "STOPPED",
+    "STRUCTURE",
     "UPDATES",
     "RecordError",
     "RunDirectory",
@@ -57,6 +59,15 @@ UPDATES = (
 )
 # Of an event, if asked for: the change of the test loss that gradient and curvature foretell.
 FORECAST = ("predicted_first", "predicted_second")
+# Of each layer at the end of a run; `dead_units`, masked or not, and `effective_weights` go by live
+# paths from input to output: see `prunejax.wiring`.
+LAYERS = (
+    *_RUN,
+    *("layer", "units", "masked_units", "dead_units"),
+    *("weights", "live_weights", "effective_weights"),
+)
+# The same of the whole network, in `runs.csv`; empty where a model states no wiring.
+STRUCTURE = ("effective_sparsity", "dead_units")
 RUNS = (
     *_RUN,
     *("status", "final_test_accuracy", "best_test_accuracy", "best_epoch", "mean_stability"),

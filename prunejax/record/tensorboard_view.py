@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-_KEYS = frozenset({"run", "variant", "seed", "epoch", "step", "layer"})
+_PLACES = ("when", "layer", "class")  # what tells rows of one step apart
+_KEYS = frozenset({"run", "variant", "seed", "epoch", "step", *_PLACES})
 # Layers pruned in one epoch share these: one value for the event, not one per layer.
 _SHARED = frozenset({"pre_accuracy", "post_accuracy", "pre_loss", "post_loss", "instability"})
 
@@ -104,7 +105,9 @@ def _tag(table: str, column: str, row: Mapping[str, str]) -> str:
         if split in ("train", "test", "validation"):
             return f"{split}/{rest}"
         return f"prune/{column}" if column == "sparsity" else f"schedule/{column}"
-    return f"{table.removesuffix('s')}/{column}"
+    places = [row[key] for key in _PLACES if key in row]
+    head = table.removesuffix("es" if table.endswith("sses") else "s")
+    return "/".join([head, *places, column])
 
 
 def _event(step: int, values: Mapping[str, float], **fields: str) -> bytes:

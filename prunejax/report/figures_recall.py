@@ -82,7 +82,7 @@ def annotate(study: Study) -> None:
 
 
 def table(study: Study) -> list[Mapping[str, Any]]:
-    """The rows of `classes.csv`: recalls and normalized balances by run and class."""
+    """The rows of `recalls.csv`: recalls and normalized balances by run and class."""
     rows: list[Mapping[str, Any]] = []
     for variant, runs in distortions(study).items():
         for seed, d in runs.items():
@@ -163,7 +163,7 @@ def recall_distortion(study: Study, look: Look) -> Drawing | None:
         "network was good and bad at. Accuracy is weighted by test examples. Mean over seeds, "
         "every seed, 95 % interval as a band. Small test sets pull alpha towards 0; split halves "
         "do not. Accuracy beside it: alpha of a network that has forgotten much means little. "
-        "classes.csv has every class. " + _undecayed(study, found),
+        "recalls.csv has every class. " + _undecayed(study, found),
         "alpha of " + "; ".join(sentences) + ".",
     )
 

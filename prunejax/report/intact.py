@@ -18,6 +18,7 @@ Row = Mapping[str, str]
 
 _WORDS = {"run", "variant", "status", "layer", "split", "batch_norm", "pair", "run_a", "run_b"}
 _WHOLE = {
+    "dead_units",
     "seed",
     "seed_a",
     "seed_b",

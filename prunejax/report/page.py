@@ -89,7 +89,7 @@ def _views(study: Study, target: Path) -> None:
     """Writes the tables that follow from stored arrays; views of them, like the figures."""
     ranked = ranking.of(study)
     for name, rows in (
-        ("classes", figures_recall.table(study)),
+        ("recalls", figures_recall.table(study)),
         ("tickets", levels.records(study)),
         ("predictors", ranked[1] if ranked else ()),
     ):

@@ -40,7 +40,9 @@ AXES = {
     "generalization_gap": f"train {MINUS} test accuracy (points)",
     "mean_stability": "mean stability (%)",
 }
-FRACTIONS = (*OUTCOMES, "final_train_accuracy", "mean_stability", "sparsity")  # shown in percent
+FRACTIONS = (  # shown in percent
+    *(*OUTCOMES, "final_train_accuracy", "mean_stability", "sparsity", "effective_sparsity"),
+)
 SCORES = {
     "ebn": "E[BN]",
     "ebn_signed": "signed E[BN]",

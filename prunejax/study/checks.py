@@ -24,6 +24,8 @@ ENTRIES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "trackers": (str, "names"),
     "prune.phases": (int, "whole steps"),
     "measures.epochs": (int, "whole epochs"),
+    "probes.names": (str, "names"),
+    "probes.at": (str, "moments"),
     "start.take": (str, "names"),
     "start.rewind": (str, "names"),
     "keep": (str, "names of states"),

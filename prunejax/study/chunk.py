@@ -23,9 +23,11 @@ from prunejax.study import rows as rows_lib
 from prunejax.study.handover import Handover
 from prunejax.study.happening import Happening
 from prunejax.study.population import Population
+from prunejax.study.probing import Probing
 from prunejax.study.programs import Member
 from prunejax.study.saving import Policy as Policy
 from prunejax.study.saving import Saving
+from prunejax.study.structure import Structure
 from prunejax.study.targets import Targets
 from prunejax.study.watching import Measure, Watch
 from prunejax.system import signals
@@ -46,6 +48,7 @@ class Chunk:
     checkpoints: Checkpoints
     policy: Policy
     progress: Progress
+    probing: Probing
     measure: Measure | None = None  # (one member's state, member, epoch) -> columns of runs.csv
     measure_epochs: frozenset[int] = frozenset()
     every: int = 1  # epochs between evaluations
@@ -66,6 +69,7 @@ class Chunk:
             self._targets,
             self._saving,
             self.progress,
+            self.probing,
         )
         self._handover = Handover(self.directory, self.members, self.population)
         self._watch = Watch(self, self._padded, self._saving)
@@ -257,6 +261,9 @@ class Chunk:
             )
         self.directory.append("epochs", rows)
         self._watch.track(states, epoch, over)
+        whole = [(i, m) for i, m in enumerate(self.members) if bad[i] < 0]
+        last = epoch + 1 == self.population.program.epochs
+        self.probing.epoch(whole, post, epoch, steps, last)
         self._stand(train.loss, "test", post.accuracy)
         states = self._watch.stop(states, epoch)
         ended = (bad >= 0) | self._watch.over(states)
@@ -299,25 +306,27 @@ class Chunk:
         epochs, events = self.directory.rows("epochs"), self.directory.rows("events")
         last = self.population.program.epochs - 1
         fit = self._watch.ends(states)
-        rows = []
+        rows, layers = list[rows_lib.Row](), list[rows_lib.Row]()
+        structure = Structure(self.population.program, states)
         for i, m in enumerate(self.members):
             status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
-            row: dict[str, Any] = {"run": m.run, "variant": m.variant, "seed": m.seed}
-            row |= summarize(
+            run = {"run": m.run, "variant": m.variant, "seed": m.seed}
+            row = run | summarize(
                 [r for r in epochs if r["run"] == m.run],
                 [r for r in events if r["run"] == m.run],
                 status,
             )
             if bad[i] < 0:
-                row |= fit[i]
+                columns, found = structure.of(i)
+                row, layers = row | fit[i] | columns, layers + [run | layer for layer in found]
             if self.measure is not None and bad[i] < 0:
                 row |= self._watch.measures(states, i, last)
                 self._maybe_save(states, last + 1, epoch_done=False)
-            missing = set(self.directory.tables["runs"]) - set(row)
-            rows.append(row | dict.fromkeys(missing))
+            rows.append(dict.fromkeys(self.directory.tables["runs"]) | row)
         self._targets.save()
         self._handover.leave(states, lineage.END)
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
         # Padding comes after the members.
         final.save(states, {"runs": [m.run for m in self.members], "size": self.size})
+        self.directory.append("layers", layers)
         self.directory.append("runs", rows)

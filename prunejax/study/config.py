@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from prunejax import registry
 from prunejax.errors import ConfigError
 from prunejax.measures import suite
-from prunejax.study import checks, lineage, pairs, presets
+from prunejax.study import checks, lineage, pairs, presets, probing
 from prunejax.study.ranges import CHOICES, RANGES
 from prunejax.train import trackers
 
 PER_VARIANT_ONLY = (
     *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
-    *("measures", "connect", "evaluate_every", "evaluate_train", "trackers"),
+    *("measures", "probes", "connect", "evaluate_every", "evaluate_train", "trackers"),
 )
 
 
@@ -194,6 +194,7 @@ def validate(settings: ConfigDict, label: str) -> None:
     _validate_prune(settings, where)
     _validate_intervention(settings, where)
     _validate_measures(settings, where)
+    probing.check(settings)
 
 
 def _validate_prune(settings: ConfigDict, where: str) -> None:

@@ -9,6 +9,7 @@ from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress
 from prunejax.study import rows as rows_lib
 from prunejax.study.population import Population
+from prunejax.study.probing import Probing
 from prunejax.study.programs import Member
 from prunejax.study.saving import Saving
 from prunejax.study.targets import Targets
@@ -27,6 +28,7 @@ class Happening:
     targets: Targets
     saving: Saving
     progress: Progress
+    probing: Probing
 
     def __post_init__(self) -> None:
         table = self.members[0].table  # the members of a program share the steps of its events
@@ -101,6 +103,7 @@ class Happening:
         for text in emptied.at_event(rows, kinds):
             self.progress.message(text)
         self.directory.append("events", rows)
+        self.probing.event(asked, pre, post, epoch, steps)
         if info.growth is not None:
             updates = [
                 row

@@ -19,7 +19,7 @@ from prunejax import interventions, losses, models, rng
 from prunejax import masks as masks_lib
 from prunejax.cluster import distributed, mesh
 from prunejax.errors import ConfigError
-from prunejax.measures import matching, normality, suite
+from prunejax.measures import normality, suite
 from prunejax.record.directory import SharedDirectory
 from prunejax.study.plan import Batch, Member
 from prunejax.train import step
@@ -82,7 +82,7 @@ class Measurer:
         self._test = _cut(*dataset.first("test", tests), program.eval_batch_size)
         self._prepare = jax.jit(lambda *state: _effective(program, *state))
         self._initial = jax.jit(lambda *begin: step.initial_state(program, *begin).params)
-        self._feeds = _feeds(program) if "ticket" in chosen.names else None
+        self._kernels = _kernels(program) if "ticket" in chosen.names else None
         self._inputs = jax.jit(lambda images: step.inputs(program, images))
         self._untrained = jax.jit(
             lambda *run: step.variables(program, step.initial_state(program, *run))
@@ -145,7 +145,7 @@ class Measurer:
             activations=activations,
             outputs=Partial(self._logits, statistics),
             initial=initial,
-            feeds=self._feeds,
+            kernels=self._kernels,
             network=network,
             attack_radius=chosen.attack_radius,
             smoothing_sigma=chosen.smoothing_sigma,
@@ -221,22 +221,12 @@ def _effective(
     return masks_lib.apply(masks, params), masks, fixed
 
 
-def _feeds(program: Program) -> dict[str, list[tuple[str, int]]]:
-    """Kernel of each prunable layer -> the leaves that its units feed; of others than chains the
-    layer's own norm and bias only.
-    """
+def _kernels(program: Program) -> tuple[str, ...]:
+    """Paths of the kernels of all prunable layers."""
     variables = jax.eval_shape(
         lambda key: models.init(program.module, key, program.image_shape), jax.random.key(0)
     )
-    groups = models.groups(program.module, variables)
-    try:
-        chain = matching.permutations(groups, variables["params"])
-    except ValueError:  # residual sums and the like
-        return {g.kernel: [(path, 0) for path in (*g.norm, *g.bias)] for g in groups}
-    return {
-        g.kernel: [place for place in layer.params if place[0] != g.kernel]
-        for g, layer in zip(groups, chain, strict=True)
-    }
+    return tuple(g.kernel for g in models.groups(program.module, variables))
 
 
 @functools.lru_cache(maxsize=32)

@@ -6,15 +6,16 @@ from typing import Any
 
 from prunejax import data, losses, models, scores
 from prunejax.measures import suite
+from prunejax.train import probes
 
 
 def registered() -> list[str]:
-    """Names in the registries of models, data, scores, losses, measures and figures not of here."""
+    """Names in the registries (models, data, scores, losses, ..., figures) that are not of here."""
     # Late: it loads matplotlib, which `report.check` does with care for MPLBACKEND.
     gallery = importlib.import_module("prunejax.report.gallery")
     tables: tuple[Mapping[str, Any], ...] = (
         *(models.MODELS, data.DATASETS, scores.SCORES),
-        *(losses.LOSSES, suite.MEASURES, gallery.FIGURES),
+        *(losses.LOSSES, suite.MEASURES, probes.PROBES, gallery.FIGURES),
     )
     return [name for table in tables for name, value in table.items() if not _ours(value)]
 

@@ -14,7 +14,7 @@ from prunejax.errors import ConfigError
 from prunejax.interventions import FOREVER, Features, Table
 from prunejax.measures import bounds
 from prunejax.methods import before
-from prunejax.study import checks, event_plan, fit_check, step_plan, unit_check
+from prunejax.study import checks, event_plan, fit_check, probing, step_plan, unit_check
 from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
@@ -161,6 +161,7 @@ def batch(
         harden=Harden(**settings.harden.to_dict(), mean=dataset.mean, std=dataset.std),
         trackers=tuple(settings.trackers),
         stops=any(a.settings.stop_loss for a in arms),
+        probes=probing.named(settings, dataset.has_classes),
         forecast=settings.measures.forecast,
         microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,

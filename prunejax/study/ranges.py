@@ -59,6 +59,7 @@ RANGES: dict[str, tuple[float | None, float | None, str]] = {
     "data.imbalance": (1, None, "ratio; 1: as they are"),
     "data.image_size": (1, None, "pixels"),
     "data.seed": (0, 2**32 - 1, "seed"),
+    "model.width": (0, None, "factor, above 0"),
     "model.dropout": (0, 0.999, "fraction"),
     "optimizer.learning_rate": (0, None, "rate"),
     "optimizer.decay": (0, 1000, "factor"),

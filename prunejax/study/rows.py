@@ -1,17 +1,48 @@
-"""The rows of `epochs.csv` and `events.csv`, from what a stack of runs has measured."""
+"""Tables of a study: their columns, and rows of epochs and events from what runs have measured."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from prunejax.groups import Group
+from prunejax.measures import suite
+from prunejax.record import run_directory as record
 from prunejax.record.run_directory import FORECAST
 from prunejax.study.programs import Member
+from prunejax.train import probes, trackers
 from prunejax.train.evaluation import Metrics
 from prunejax.train.step import Program
 
 Row = dict[str, Any]
+
+
+def tables(settings: ConfigDict, programs: Sequence[Program]) -> dict[str, tuple[str, ...]]:
+    """The columns of each table of a study, whose arms run these programs."""
+    found: dict[str, tuple[str, ...]] = {
+        "epochs": record.EPOCHS,
+        "events": record.EVENTS,
+        "layers": record.LAYERS,
+        "runs": (*record.RUNS, *record.STRUCTURE),
+    }
+    found |= probes.tables(tuple(settings.probes.names))
+    if settings.data.validation_examples:
+        found["epochs"] += ("validation_loss", "validation_accuracy")
+        found["runs"] += ("selected_epoch", "selected_test_accuracy")
+    stops = any(p.stops for p in programs)
+    if stops or settings.evaluate_train:
+        found["runs"] += record.FIT
+    if stops:
+        found["runs"] += (record.STOPPED,)
+    if settings.trackers:
+        found["trackers"] = (*record.EPOCHS[:5], *trackers.columns(settings.trackers))
+    if any(p.features.growth for p in programs):
+        found["updates"] = record.UPDATES
+    if settings.measures.forecast:
+        found["events"] += record.FORECAST
+    found["runs"] += suite.columns(settings.measures.names)
+    return found
 
 
 def _run(member: Member) -> Row:

@@ -15,9 +15,7 @@ from ml_collections import ConfigDict
 from prunejax import report
 from prunejax.cluster import distributed
 from prunejax.errors import ConfigError, RecordError, ReportError, WorkdirError
-from prunejax.measures import suite
 from prunejax.record import ledger
-from prunejax.record import run_directory as record
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.environment import environment
@@ -32,16 +30,16 @@ from prunejax.study import (
     measuring,
     plan,
     plugins,
-    watching,
 )
 from prunejax.study import config as config_lib
+from prunejax.study import rows as rows_lib
 from prunejax.study.arrangement import Arrangement
 from prunejax.study.chunk import Chunk, Policy
 from prunejax.study.config import Variant
 from prunejax.study.plan import Batch, Member
+from prunejax.study.probing import Probing
 from prunejax.system import config_file as config_file_lib
 from prunejax.system.files import expand
-from prunejax.train.step import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +156,7 @@ def run(
         path,
         resolved,
         environment(),
-        _tables(settings, [b.program for b in batches]),
+        rows_lib.tables(settings, [b.program for b in batches]),
         ignore=("checkpoint", "population.memory_gib"),
     ) as directory:
         if directory.finished:
@@ -260,27 +258,6 @@ def _resolved(arms: Sequence[Variant], config: ConfigDict, defaults: ConfigDict)
     return resolved
 
 
-def _tables(settings: ConfigDict, programs: Sequence[Program]) -> dict[str, tuple[str, ...]]:
-    """The columns of each table."""
-    tables: dict[str, tuple[str, ...]] = {
-        "epochs": record.EPOCHS,
-        "events": record.EVENTS,
-        "runs": record.RUNS,
-    }
-    if settings.data.validation_examples:
-        tables["epochs"] += ("validation_loss", "validation_accuracy")
-        tables["runs"] += ("selected_epoch", "selected_test_accuracy")
-    more = watching.tables(settings, programs)
-    tables["runs"] += more.pop("runs")
-    if any(p.features.growth for p in programs):
-        tables["updates"] = record.UPDATES
-    tables |= more
-    if settings.measures.forecast:
-        tables["events"] += record.FORECAST
-    tables["runs"] += suite.columns(settings.measures.names)
-    return tables
-
-
 def _train(
     batches: Sequence[Batch],
     mine: Sequence[Sequence[Member]],
@@ -325,6 +302,12 @@ def _train(
                 measure=measure(b),
                 measure_epochs=frozenset(settings.measures.epochs),
                 every=settings.evaluate_every,
+                probing=Probing(
+                    batches[b].program.probes,
+                    settings.probes.at,
+                    directory,
+                    batches[b].dataset.test_examples,
+                ),
             )
             number += 1
             if (directory.load_json("progress.json") or {}).get("chunk") != chunk.index:

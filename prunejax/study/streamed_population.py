@@ -66,9 +66,10 @@ class StreamedPopulation(Population):
             out_shardings=self._states,
         )
         self.train = self._train
-        self._sums = self._lift(_added(partial(evaluation.batch_sums, program)), self._members)
+        looked = partial(evaluation.batch_sums, program, examples=source.test_examples)
+        self._sums = self._lift(_added(looked), self._members)
         self._forecast = self._lift(
-            _added(lambda pair, *batch: evaluation.expansion(program, *pair)(*batch)),
+            _added(lambda pair, *batch: evaluation.expansion(program, *pair)(*batch[:3])),
             self._members,
         )
         self._copied = jax.jit(
@@ -128,7 +129,7 @@ class StreamedPopulation(Population):
             self._test = self._source.evaluation(size, part=part)
         offset = part[0] * (size // part[1])
         total = mesh_lib.put(total, self._members)
-        for read in self._test.iterate():
+        for number, read in enumerate(self._test.iterate()):
 
             def place(host: np.ndarray) -> jax.Array:
                 return _placed(
@@ -136,6 +137,7 @@ class StreamedPopulation(Population):
                 )
 
             batch = [place(read[key]) for key in ("image", "label", "weight")]
+            batch.append(self._positions(number))
             jax.block_until_ready(total)
             total = fn((of, total), *batch)
         return mesh_lib.fetch(total)
@@ -143,11 +145,26 @@ class StreamedPopulation(Population):
     def evaluate_test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
         """Metrics on the evaluation split, each example counted once."""
         del after_event
-        members = states.step.shape[0]
-        zero = (np.zeros(members, np.float32), np.zeros(members, np.int32))
-        loss, correct = self._over_test(self._sums, states, zero)
-        n = np.float32(self._source.test_examples)
-        return states, Metrics(loss / n, correct.astype(np.float32) / n)
+        members, n = states.step.shape[0], self._source.test_examples
+        zero = jax.tree.map(lambda x: np.zeros((members, *x.shape), x.dtype), self._no_sums())
+        return states, evaluation.metrics(
+            self.program, self._over_test(self._sums, states, zero), n
+        )
+
+    def _no_sums(self) -> Tree:
+        """Shapes of the sums of one member."""
+        images: Any = jax.ShapeDtypeStruct((1, *self.program.image_shape), np.uint8)
+        labels: Any = jax.ShapeDtypeStruct((1,), np.int32)
+        n = self._source.test_examples
+        return jax.eval_shape(
+            lambda state: evaluation.zeros(self.program, state, images, labels, n), self._one
+        )
+
+    def _positions(self, number: int) -> jax.Array:
+        """Of the examples of a batch of the evaluation split, in it."""
+        size = self._eval_size
+        here = np.arange(number * size, (number + 1) * size, dtype=np.int32)
+        return jax.make_array_from_callback((size,), self._of_all, lambda index: here[index])
 
     def event(self, states: TrainState, row: int, replay: Tree = None) -> tuple[TrainState, Event]:
         """As `Population.event`; a forecast is a pass of its own over the evaluation split."""
@@ -176,12 +193,17 @@ class StreamedPopulation(Population):
         size = self.program.batch_size
         programs = [self._step.lower(states, *abstract(self._of_members, members, size))]
         if with_evaluation:
-            totals = tuple(
-                jax.ShapeDtypeStruct((members,), kind, sharding=self._members)
-                for kind in (np.float32, np.int32)
+            totals = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(
+                    (members, *x.shape), x.dtype, sharding=self._members
+                ),
+                self._no_sums(),
             )
-            weight = jax.ShapeDtypeStruct((self._eval_size,), np.float32, sharding=self._of_all)
-            batch = [*abstract(self._of_all, self._eval_size), weight]
+            batch = abstract(self._of_all, self._eval_size)
+            batch += [
+                jax.ShapeDtypeStruct((self._eval_size,), kind, sharding=self._of_all)
+                for kind in (np.float32, np.int32)
+            ]
             programs.append(self._sums.lower((states, totals), *batch))
         return programs
 

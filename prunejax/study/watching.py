@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.record import run_directory as record
@@ -14,21 +13,7 @@ from prunejax.study.programs import Member
 from prunejax.study.saving import Saving
 from prunejax.train import trackers
 from prunejax.train.evaluation import Metrics
-from prunejax.train.step import Program, TrainState
-
-
-def tables(settings: ConfigDict, programs: Sequence[Program]) -> dict[str, tuple[str, ...]]:
-    """Columns that a study's tables have on top, by table, and those of `trackers.csv`."""
-    stops = any(p.stops for p in programs)
-    found: dict[str, tuple[str, ...]] = {
-        "runs": record.FIT if stops or settings.evaluate_train else ()
-    }
-    if stops:
-        found["runs"] += (record.STOPPED,)
-    if settings.trackers:
-        found["trackers"] = (*record.EPOCHS[:5], *trackers.columns(settings.trackers))
-    return found
-
+from prunejax.train.step import TrainState
 
 Measure = Callable[[TrainState, Member, int], dict[str, float]]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from prunejax import data as data_lib
 from prunejax import interventions, losses
+from prunejax.train.probes import ALWAYS, PROBES, Seen
 from prunejax.train.step import Program, TrainState, inputs, logits, split_batch, variables
 
 Array = jax.Array
@@ -19,6 +20,7 @@ class Metrics(NamedTuple):
 
     loss: Array
     accuracy: Array
+    probed: Any = ()  # name -> sums of the program's other probes
 
 
 def _accuracy(program: Program, correct: Array, examples: Array | np.float32) -> Array:
@@ -34,29 +36,58 @@ def train_metrics(program: Program, state: TrainState) -> Metrics:
 
 
 def evaluate(program: Program, state: TrainState, images: Array, labels: Array) -> Metrics:
-    """Mean loss and accuracy over a whole split, the last partial batch weighted exactly."""
+    """What the probes see of a whole split, the last partial batch weighted exactly."""
     indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
+    n = labels.shape[0]
 
-    def body(sums: tuple[Array, Array], batch: tuple[Array, Array]) -> tuple[Any, None]:
+    def body(sums: dict[str, Any], batch: tuple[Array, Array]) -> tuple[Any, None]:
         index = split_batch(program, batch[0])
-        some = jnp.take(images, index, axis=0), jnp.take(labels, index, axis=0), batch[1]
-        loss, correct = batch_sums(program, state, *some)
-        return (sums[0] + loss, sums[1] + correct), None
+        some = jnp.take(images, index, axis=0), jnp.take(labels, index, axis=0), batch[1], batch[0]
+        return jax.tree.map(jnp.add, sums, batch_sums(program, state, *some, examples=n)), None
 
-    zero = (jnp.float32(0), jnp.int32(0))
-    (loss, correct), _ = jax.lax.scan(body, zero, (jnp.asarray(indices), jnp.asarray(weights)))
-    n = np.float32(labels.shape[0])
-    return Metrics(loss / n, _accuracy(program, correct, n))
+    zero = zeros(program, state, images, labels, n)
+    sums, _ = jax.lax.scan(body, zero, (jnp.asarray(indices), jnp.asarray(weights)))
+    return metrics(program, sums, n)
+
+
+def metrics(program: Program, sums: dict[str, Any], examples: int) -> Metrics:
+    """Means of loss and accuracy, and the sums of the other probes, from those over a split."""
+    sums, n = dict(sums), np.float32(examples)
+    loss, correct = sums.pop("loss") / n, sums.pop("accuracy").astype(np.float32)
+    return Metrics(loss, _accuracy(program, correct, n), sums or ())
+
+
+def zeros(
+    program: Program, state: TrainState, images: Array, labels: Array, examples: int
+) -> dict[str, Any]:
+    """The sums of no batch; `images` and `labels` are read for their shapes past the first axis."""
+    if not program.probes:  # known, without another look at the network
+        return {"loss": jnp.float32(0), "accuracy": jnp.int32(0)}
+    size = program.eval_batch_size
+    one = lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)  # noqa: E731
+    weight, place = (jax.ShapeDtypeStruct((size,), kind) for kind in (jnp.float32, jnp.int32))
+    found = jax.eval_shape(
+        lambda *batch: batch_sums(program, *batch, examples=examples),
+        *(state, one(images), one(labels), weight, place),
+    )
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
 
 
 def batch_sums(
-    program: Program, state: TrainState, images: Array, labels: Array, weight: Array
-) -> tuple[Array, Array]:
-    """Sum of the losses and number of correct answers over the examples of weight above 0."""
+    program: Program,
+    state: TrainState,
+    images: Array,
+    labels: Array,
+    weight: Array,
+    positions: Array,
+    *,
+    examples: int,
+) -> dict[str, Any]:
+    """Probe -> its sums over the examples of weight above 0; see `probes.Seen`."""
     outputs = logits(program, state, images)
-    loss = jnp.sum(jnp.where(weight > 0, losses.objective(program.loss, outputs, labels), 0.0))
-    correct = jnp.sum(losses.hits(outputs, labels) & (weight > 0))
-    return loss, correct.astype(jnp.int32)
+    values = losses.objective(program.loss, outputs, labels)
+    seen = Seen(outputs, labels, values, weight, positions, examples)
+    return {name: PROBES[name].sums(seen) for name in (*ALWAYS, *program.probes)}
 
 
 def forecast(

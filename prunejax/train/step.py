@@ -65,6 +65,7 @@ class Program:
     harden: Harden = Harden()  # noqa: RUF009 (frozen)
     trackers: tuple[str, ...] = ()  # of `trackers.TRACKERS`
     stops: bool = False  # whether some run may stop by its training loss
+    probes: tuple[str, ...] = ()  # of `probes.PROBES`, besides loss and accuracy
     forecast: bool = False  # events predict their change of the test loss
     microbatch: int = 0  # examples whose gradient is taken at once; 0: the whole batch
     data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch

@@ -1,0 +1,322 @@
+"""Smaller networks, for real: arrays without the units that are gone, and the same outputs.
+
+    small, variables = shrink.shrink(module, variables, masks)              # a model of prunejax
+    small, variables = shrink.shrink(module, variables, masks, fold=True)   # without BatchNorm
+
+A unit is cut where it is exactly 0 behind its activation, or where nothing live reads it on the
+way to the output. Outputs (evaluation mode) are those of the masked network up to rounding: sums
+have fewer terms. In residual networks every block's output has units of its own, so that a channel
+whose gate is shut goes in that block, whatever the others do.
+
+A model of your own takes part by a method `shrunk` beside `wiring` (see `models.base.Model`), or
+without either, through groups that name their readers:
+
+    groups = [Group("l1", "l1/kernel", norm=(), stats=(), gate=None, units=64,
+                    bias=("l1/bias",), reads=(("l2/kernel", 0),))]
+    small, variables = shrink.shrink(net, variables, masks, groups=groups,
+                                     rebuild=lambda sizes: Net(hidden=sizes["l1"]))
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import groups as groups_lib
+from prunejax import trees
+from prunejax.groups import INPUT, OUTPUT, Group, Link
+
+Tree = Any
+Array = np.ndarray
+EPSILON = 1e-5  # of this package's BatchNorm
+TOLERANCE = 1e-5  # of outputs, relative to the largest
+CONSTANTS = ("refuse", "keep")
+
+
+def shrink(
+    model: Any,
+    variables: Mapping[str, Any],
+    masks: Tree = None,
+    *,
+    fold: bool = False,
+    constants: str = "refuse",
+    example: Any = None,
+    groups: Sequence[Group] | None = None,
+    rebuild: Callable[[dict[str, int]], Any] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """The network without its dead units.
+
+    Args:
+      model: a module with the methods `wiring` and `shrunk`, or any with `groups` and `rebuild`.
+      variables: "params", and "batch_stats" and "gates" where it has them; a gate that is not
+        given is open.
+      masks: of the parameters; None: the zeros of the parameters are their masks, as in a study's
+        states.
+      fold: BatchNorm goes into kernels and biases (models of this package); for evaluation only.
+      constants: what is done where a kernel's mask leaves nothing of a unit, but its bias or norm
+        gives something else than 0: "refuse", or "keep" the unit.
+      example: a batch of inputs; both networks are run on it and compared.
+      groups: of a model without `wiring`; each names in `reads` all that reads its units.
+      rebuild: group -> number of units -> the smaller model.
+
+    Returns:
+      The smaller model and its variables. At least one unit of each layer stays.
+
+    Raises:
+      ValueError: the model cannot be shrunk, a pruned unit is not exactly 0 (see `constants`), or
+        the outputs on `example` differ by more than 1e-5 of the largest.
+    """
+    if constants not in CONSTANTS:
+        raise ValueError(f"constants {constants!r} is not one of: {', '.join(CONSTANTS)}")
+    params = variables["params"]
+    if masks is None:
+        masks = trees.map_with_path(lambda _, p: np.asarray(p) != 0, params)
+    live = dict(variables) | {"params": _applied(groups_lib.whole(params, masks), params)}
+    if groups is not None:
+        if rebuild is None or fold:
+            raise ValueError(
+                "groups: give rebuild as well, a function from {group: units} to the smaller "
+                "model, and no fold"
+            )
+        gone, cuts = _of_groups(groups, live, masks, constants)
+        small = rebuild({g.name: int(groups_lib.kept(gone[g.name]).size) for g in groups})
+        found = {name: _cut(tree, cuts) for name, tree in live.items()}
+    else:
+        if not hasattr(model, "shrunk") or not groups_lib.wiring(model):
+            raise ValueError(
+                f"{type(model).__name__} has no method `shrunk` beside `wiring`; give groups that "
+                "name their readers, and rebuild"
+            )
+        small, found = _of_links(model, live, masks, constants)
+        if fold:
+            small, found = _folded(small, found)
+    if example is not None:
+        _compare(model, live, small, found, example)
+    return small, found
+
+
+def _applied(masks: Mapping[str, Array], params: Tree) -> Tree:
+    """Masked parameters on the host: one compilation for each shape would take longer."""
+
+    def one(path: str, leaf: Any) -> Array:
+        host = np.asarray(leaf)
+        return np.where(masks[path], host, np.zeros((), host.dtype))
+
+    return trees.map_with_path(one, params)
+
+
+def _compare(model: Any, live: Tree, small: Any, found: Tree, example: Any) -> None:
+    before, after = (np.asarray(m.apply(v, example)) for m, v in ((model, live), (small, found)))
+    worst = float(np.max(np.abs(before - after), initial=0))
+    largest = float(np.max(np.abs(before), initial=0))
+    if not worst <= TOLERANCE * max(largest, 1):
+        raise ValueError(
+            f"the smaller network's outputs differ by {worst:.2g} where the largest is "
+            f"{largest:.2g}; check that groups name all that reads their units"
+        )
+
+
+def _cut(tree: Tree, cuts: Mapping[str, Sequence[tuple[int, Array]]]) -> Tree:
+    def cut(path: str, leaf: Any) -> Any:
+        for axis, index in cuts.get(path, ()):
+            leaf = np.take(np.asarray(leaf), index, axis=axis)
+        return jnp.asarray(leaf)
+
+    return trees.map_with_path(cut, tree)
+
+
+def _host(tree: Tree) -> dict[str, Array]:
+    return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(tree)}
+
+
+def _repeated(kept: Array, units: int, length: int) -> Array:
+    """Entries of an axis of `length` on which the unit is the fastest index."""
+    return (np.arange(length // units)[:, None] * units + kept).reshape(-1)
+
+
+# -- models of this package ----------------------------------------------------------------------
+
+
+def _of_links(
+    model: Any, live: Mapping[str, Any], masks: Tree, constants: str
+) -> tuple[Any, dict[str, Any]]:
+    links = groups_lib.wiring(model)
+    gates = _host(live.get("gates", {}))
+    net = groups_lib.live(links, live["params"], masks, gates=gates)
+    zero = _zeros(links, live, masks, gates, net.read if constants == "refuse" else {})
+    small, kept = model.shrunk({s: zero[s] | ~net.read[s] for s in zero if s != OUTPUT})
+    whole = {s: np.arange(z.size) for s, z in zero.items()}
+    index = whole | dict(kept)
+    shapes = {path: x.shape for path, x in trees.leaves_with_paths(live["params"])}
+    columns: dict[str, list[Array]] = {}
+    cuts: dict[str, list[tuple[int, Array]]] = {}
+    done = set()
+    for link in links:
+        units = index[link.target]
+        for path in filter(None, (link.kernel, *link.leaves)):
+            if (path, link.columns) not in done:  # one leaf may stand in several links
+                done.add((path, link.columns))
+                columns.setdefault(path, []).append(units + (link.columns or (0, 0))[0])
+        if link.kernel and link.source != INPUT and link.kernel not in cuts:
+            before = whole[link.source].size
+            rows = _repeated(index[link.source], before, shapes[link.kernel][-2])
+            cuts[link.kernel] = [(-2, rows)]
+    for path, parts in columns.items():
+        cuts.setdefault(path, []).append((-1, np.concatenate(parts)))
+    stats = {
+        f"{gain.rpartition('/')[0]}/{name}": [(-1, index[link.target])]
+        for link in links
+        for gain in link.gains
+        for name in ("mean", "var")
+    }
+    found = {"params": _cut(live["params"], cuts)}
+    if live.get("batch_stats"):
+        found["batch_stats"] = _cut(live["batch_stats"], stats)
+    if gates:
+        found["gates"] = {name: jnp.asarray(gate[index[name]]) for name, gate in gates.items()}
+    return small, found
+
+
+def _zeros(
+    links: Sequence[Link],
+    live: Mapping[str, Any],
+    masks: Tree,
+    gates: Mapping[str, Array],
+    refused: Mapping[str, Array],
+) -> dict[str, Array]:
+    """Stream -> the units that are exactly 0 behind their activation, whatever the input.
+
+    Args:
+      links, live, masks, gates: of the network; `live` with masked parameters.
+      refused: stream -> units that are read: if the kernel of one is wholly masked, and it is not
+        0 all the same, ValueError tells so.
+    """
+    params, stats = _host(live["params"]), _host(live.get("batch_stats", {}))
+    masked = groups_lib.whole(live["params"], masks)
+    zero: dict[str, Array] = {}
+    alone = [link.target for link in links if not link.times]
+    for link in links:
+        if link.times:
+            continue
+        part, value = _zero_part(link, params, stats, zero)
+        gate = gates.get(link.target, np.ones(part.size, bool))
+        if link.kernel and link.target in refused and alone.count(link.target) == 1:
+            kernel = _columns(link, masked[link.kernel])
+            pruned = ~kernel.any(axis=tuple(range(kernel.ndim - 1)))
+            wrong = np.flatnonzero(pruned & ~part & gate & refused[link.target])
+            if wrong.size and link.target != OUTPUT:
+                raise ValueError(
+                    f"layer {link.kernel!r}: nothing is live of unit {wrong[0]}, but it gives "
+                    f"{value[wrong[0]]:.4g}, not 0; mask its bias and norm with it "
+                    "(masks.from_units), or keep such units by constants='keep'"
+                )
+        part = part | ~gate
+        zero[link.target] = zero.get(link.target, np.ones(part.size, bool)) & part
+    return zero
+
+
+def _columns(link: Link, leaf: Array) -> Array:
+    return leaf[..., slice(*link.columns)] if link.columns else leaf
+
+
+def _zero_part(
+    link: Link, params: dict[str, Array], stats: dict[str, Array], zero: dict[str, Array]
+) -> tuple[Array, Array]:
+    """Of what one link adds to its target: where it is exactly 0, and what it is without inputs."""
+    source = zero.get(link.source, np.zeros(1, bool))
+    if link.kernel:
+        kernel = _columns(link, params[link.kernel])
+        there = (kernel != 0).any(axis=tuple(range(kernel.ndim - 2)))
+        there = there.reshape(-1, source.size, there.shape[-1]).any(axis=0)
+        signal = (there & ~source[:, None]).any(axis=0)
+    elif link.take is not None:
+        index = np.asarray(link.take)
+        signal = (index >= 0) & ~source[np.maximum(index, 0)]
+    else:
+        signal = np.ones(source.size, bool) if link.blocks else ~source
+    after = {gain.rpartition("/")[0] for gain in link.gains}
+    before = [p for p in link.biases if p.rpartition("/")[0] not in after]
+    behind = [p for p in link.biases if p.rpartition("/")[0] in after]
+    rows = lambda paths: [_columns(link, params[p]) for p in paths]  # noqa: E731
+    flat = [x.reshape(-1, x.shape[-1]) for x in rows(before)]
+    constant: Array = sum((x.sum(axis=0) for x in flat), np.zeros(signal.size, np.float32))
+    biased = np.any([(x != 0).any(axis=0) for x in flat] or [np.zeros(signal.size, bool)], axis=0)
+    if not link.gains:
+        return ~signal & ~biased, constant
+    (gain,), norm = rows(link.gains), link.gains[0].rpartition("/")[0]
+    shift: Array = sum(rows(behind), np.zeros(signal.size, np.float32))
+    if f"{norm}/var" not in stats:  # LayerNorm: never without a signal
+        return (gain == 0) & (shift == 0), shift
+    scale = gain / np.sqrt(stats[f"{norm}/var"] + EPSILON)
+    value = scale * (constant - stats[f"{norm}/mean"]) + shift
+    return np.where(signal, (gain == 0) & (shift == 0), value == 0), value
+
+
+def _folded(model: Any, variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same function with BatchNorm in kernels and biases, and no BatchNorm left.
+
+    With s = scale / sqrt(var + epsilon): kernel s, and bias beta + s (own bias - mean).
+    """
+    params, stats = _host(variables["params"]), _host(variables.get("batch_stats", {}))
+    for link in groups_lib.wiring(model):
+        norm = link.gains[0].rpartition("/")[0] if link.gains else ""
+        if not link.kernel or f"{norm}/var" not in stats:
+            continue
+        layer = link.kernel.rpartition("/")[0]
+        gain = params.pop(f"{norm}/scale") / np.sqrt(stats[f"{norm}/var"] + EPSILON)
+        own = params.get(f"{layer}/bias", np.zeros_like(gain))
+        params[link.kernel] = params[link.kernel] * gain
+        params[f"{layer}/bias"] = params.pop(f"{norm}/bias") + gain * (own - stats[f"{norm}/mean"])
+    nested: dict[str, Any] = {}
+    for path, leaf in params.items():
+        *parents, name = path.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = jnp.asarray(leaf)
+    found = {k: v for k, v in variables.items() if k != "batch_stats"} | {"params": nested}
+    return model.clone(folded=True), found
+
+
+# -- models of others ----------------------------------------------------------------------------
+
+
+def _of_groups(
+    groups: Sequence[Group], live: Mapping[str, Any], masks: Tree, constants: str
+) -> tuple[dict[str, Array], dict[str, list[tuple[int, Array]]]]:
+    """Group -> units that go, and leaf -> (axis, entries that stay)."""
+    params = _host(live["params"])
+    gone: dict[str, Array] = {}
+    cuts: dict[str, list[tuple[int, Array]]] = {}
+    for g in groups:
+        if g.gate is not None or not g.reads:
+            why = "ends in a residual sum" if g.gate is not None else "names no readers"
+            raise ValueError(
+                f"group {g.name!r} {why}; state the model's wiring, or leave the group out"
+            )
+        kernel = params[g.kernel]
+        empty = ~(kernel != 0).any(axis=tuple(range(kernel.ndim - 1)))
+        zero = empty & np.all([params[p] == 0 for p in g.affine] or [empty], axis=0)
+        views = [np.moveaxis(params[path], axis, -1) for path, axis in g.reads]
+        for view, (path, axis) in zip(views, g.reads, strict=True):
+            if view.shape[-1] % g.units:
+                raise ValueError(
+                    f"group {g.name!r}: axis {axis} of {path!r} {params[path].shape} is no "
+                    f"multiple of its {g.units} units"
+                )
+        read = np.any([(v != 0).reshape(-1, g.units).any(axis=0) for v in views], axis=0)
+        wrong = np.flatnonzero(empty & ~zero & read)
+        if wrong.size and constants == "refuse":
+            raise ValueError(
+                f"layer {g.kernel!r}: nothing is live of unit {wrong[0]}, but its bias or norm is "
+                "not 0; mask them with it (masks.from_units), or constants='keep'"
+            )
+        gone[g.name] = zero | ~read
+        kept = groups_lib.kept(gone[g.name])
+        for path in dict.fromkeys((g.kernel, *g.norm, *g.bias, *g.stats)):
+            cuts.setdefault(path, []).append((-1, kept))
+        for path, axis in g.reads:
+            length = params[path].shape[axis]
+            cuts.setdefault(path, []).append((axis, _repeated(kept, g.units, length)))
+    return gone, cuts

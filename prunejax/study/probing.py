@@ -1,0 +1,129 @@
+"""A study's probes: which ones, when, and the rows and arrays that they leave."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax import registry
+from prunejax.errors import ConfigError
+from prunejax.record.directory import SharedDirectory
+from prunejax.train.evaluation import Metrics
+from prunejax.train.probes import ALWAYS, PROBES, tables
+
+WHEN = ("epochs", "events", "end")
+
+
+def check(settings: ConfigDict) -> None:
+    """Refuses unknown probes and moments.
+
+    Raises:
+      ConfigError: names the field, the value, and what is allowed.
+    """
+    names, at = tuple(settings.probes.names), tuple(settings.probes.at)
+    for field, values, known in (("names", names, PROBES), ("at", at, WHEN)):
+        for value in values:
+            if value not in known:
+                raise ConfigError(
+                    f"config.probes.{field}: {value!r} is not one of: {', '.join(known)}."
+                    + registry.suggestion(value, known)
+                )
+        if len(set(values)) < len(values):
+            raise ConfigError(f"config.probes.{field} = {values!r} names something twice")
+    try:
+        tables(names)
+    except ValueError as error:
+        raise ConfigError(f"config.probes.names: {error}") from None
+    more = [name for name in names if name not in ALWAYS]
+    if more and settings.intervention.as_released:
+        raise ConfigError(
+            f"config.probes.names: {more[0]!r} goes not with config.intervention.as_released: the "
+            "released evaluation changes the network while it looks; leave it out"
+        )
+
+
+def named(settings: ConfigDict, has_classes: bool) -> tuple[str, ...]:
+    """The probes of a program besides loss and accuracy.
+
+    Raises:
+      ConfigError: one needs classes, and the data set has numbers.
+    """
+    names = tuple(name for name in settings.probes.names if name not in ALWAYS)
+    for name in names:
+        if PROBES[name].classes and not has_classes:
+            raise ConfigError(
+                f"config.probes.names: {name!r} counts classes, and the targets of "
+                f"{settings.data.name!r} are numbers; leave it out"
+            )
+    return names
+
+
+class Probing:
+    """Records what the probes saw of a chunk's members."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        at: Iterable[str],
+        directory: SharedDirectory,
+        examples: int,
+    ) -> None:
+        """Args: names: of `Program.probes`. at: of WHEN. examples: in the test split."""
+        self._names, self._at = tuple(names), frozenset(at)
+        self._directory, self._examples = directory, examples
+
+    def epoch(
+        self,
+        members: Sequence[tuple[int, Any]],
+        metrics: Metrics,
+        epoch: int,
+        steps: Any,
+        last: bool,
+    ) -> None:
+        """After an epoch and its event; `members` with their place in the stack."""
+        if "epochs" in self._at:
+            self._record(members, metrics, "epoch", epoch, steps)
+        if last and "end" in self._at:
+            self._record(members, metrics, "end", epoch, steps)
+
+    def event(
+        self,
+        members: Sequence[tuple[int, Any]],
+        before: Metrics | None,
+        after: Metrics | None,
+        epoch: int,
+        steps: Any,
+    ) -> None:
+        """Around an event that was tested."""
+        for when, metrics in (("before", before), ("after", after)):
+            if metrics is not None and "events" in self._at:
+                self._record(members, metrics, when, epoch, steps)
+
+    def _record(
+        self,
+        members: Sequence[tuple[int, Any]],
+        metrics: Metrics,
+        when: str,
+        epoch: int,
+        steps: Any,
+    ) -> None:
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for i, m in members:
+            keys = {"run": m.run, "variant": m.variant, "seed": m.seed, "epoch": epoch}
+            keys |= {"step": steps[i], "when": when}
+            arrays: dict[str, np.ndarray] = {}
+            for name in self._names:
+                probe, total = PROBES[name], metrics.probed[name]
+                total = jax.tree.map(lambda x, i=i: np.asarray(x)[i], total)
+                if probe.rows is not None:
+                    found = probe.rows(total, self._examples)
+                    rows.setdefault(probe.table, []).extend(keys | row for row in found)
+                if probe.arrays is not None:
+                    arrays |= probe.arrays(total, self._examples)
+            if arrays:
+                place = f"{m.run}-{when}" + ("" if when == "end" else f"-step{steps[i]}")
+                self._directory.save_arrays(place, **arrays)
+        for table, some in rows.items():
+            self._directory.append(table, some)

@@ -1,0 +1,242 @@
+"""Smaller networks against the masked ones: outputs, sizes, what is refused."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import masks as masks_lib
+from prunejax import models, rng, shrink, trees, wiring
+from prunejax.groups import Group
+from tests.test_models import INPUTS
+from tests.test_wiring import SMALL, compiled, drawn, masks_at_random
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "shrink.md"
+
+
+def halved(module, variables, seed=0, keep=0.5):
+    """Masks with about half of each group's units, and the gates that go with them."""
+    r = np.random.default_rng(seed)
+    groups = models.groups(module, variables)
+    units = {g.name: r.random(g.units) < keep for g in groups}
+    units[groups[0].name] = np.arange(groups[0].units) == 1
+    gates = {g.gate: units[g.name] for g in groups if g.gate is not None}
+    own = {path: units[g.name] for g in groups for path in (g.kernel, *g.affine)}
+    masks = trees.map_with_path(lambda path, _: own.get(path, np.array(True)), variables["params"])
+    return masks, gates, units
+
+
+def inputs(examples, shape):
+    return np.random.default_rng(1).normal(size=(examples, *shape)).astype(np.float32)
+
+
+def outputs(module, variables, x):
+    return np.asarray(compiled(module.apply)(variables, x))
+
+
+def masked(variables, masks, gates):
+    zeroed = jax.tree.map(lambda m, p: np.where(m, p, np.zeros_like(p)), masks, variables["params"])
+    found = dict(variables) | {"params": zeroed}
+    return found | {"gates": dict(variables.get("gates", {})) | gates}
+
+
+def sizes(tree):
+    return {path: np.shape(x) for path, x in trees.leaves_with_paths(tree)}
+
+
+def assert_shapes(small, variables, shape):
+    """The variables are those that the smaller module would make itself."""
+    expected = jax.eval_shape(lambda: models.init(small, jax.random.key(0), shape))
+    assert sizes(variables["params"]) == sizes(expected["params"])
+    assert sizes(variables.get("batch_stats", {})) == sizes(expected.get("batch_stats", {}))
+    assert sizes(variables.get("gates", {})) == sizes(expected.get("gates", {}))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_pruned_filters_go_and_outputs_stay(name):
+    module, shape, variables = drawn(name)
+    masks, gates, units = halved(module, variables)
+    before = masked(variables, masks, gates)
+    small, found = shrink.shrink(module, before, masks)
+    x = inputs(8, shape)
+    expected = outputs(module, before, x)
+    assert np.ptp(expected) > 0.01
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(outputs(small, found, x), expected, rtol=0, atol=1e-5 * scale)
+    assert_shapes(small, found, shape)
+    for g in models.groups(small, found):
+        assert g.units <= max(1, int(units[g.name].sum()))
+    again, same = shrink.shrink(small, found)  # the zeros are the masks; nothing more to cut
+    assert sizes(same["params"]) == sizes(found["params"])
+    assert again.wiring() == small.wiring()
+    if "batch_stats" in variables:
+        folded, flat = shrink.shrink(module, before, masks, fold=True)
+        assert "batch_stats" not in flat
+        got = outputs(folded, flat, x)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * scale)
+        assert_shapes(folded, flat, shape)
+        whole = jax.tree.map(lambda p: np.array(True), flat["params"])
+        assert wiring.live(folded.wiring(), flat["params"], whole).sparsity == 0
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_every_shipped_model_can_be_cut(name):
+    """Shapes of each; the outputs of one of each kind are compared above."""
+    shape = (32, 32, 3) if name in ("resnet50", "vit_s16") else INPUTS[name]
+    module = models.create(name, width=0.25)
+    shapes = jax.eval_shape(lambda: models.init(module, rng.at(0, "init"), shape))
+    variables = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
+    masks, gates, units = halved(module, variables, seed=1)
+    small, found = shrink.shrink(module, masked(variables, masks, gates), masks)
+    assert_shapes(small, found, shape)
+    assert sum(x.size for x in jax.tree.leaves(found["params"])) < 0.75 * sum(
+        x.size for x in jax.tree.leaves(variables["params"])
+    )
+    for g in models.groups(small, found):  # fewer where all that reads a unit is gone as well
+        assert g.units <= max(1, int(units[g.name].sum()))
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet", "resnet_a", "bottleneck", "vit"])
+def test_single_weights_leave_units_that_nobody_reads(name):
+    """What has no live weight, or feeds none, goes; units of a bias alone are kept on request."""
+    module, shape, variables = drawn(name)
+    masks = masks_at_random(name, 0, 0.3)
+    before = masked(variables, masks, {})
+    small, found = shrink.shrink(module, before, masks, constants="keep")
+    x = inputs(8, shape)
+    expected = outputs(module, before, x)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(outputs(small, found, x), expected, rtol=0, atol=1e-5 * scale)
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
+    assert count(found["params"]) < count(before["params"])
+
+
+def test_heads_without_values_go():
+    module, shape, variables = drawn("vit")
+    params = dict(trees.leaves_with_paths(variables["params"]))
+    masks = {path: np.ones(x.shape, bool) for path, x in params.items()}
+    masks["block2_attention_in/kernel"][:, 12:15] = False  # the values of head 0
+    masks["block2_attention_in/bias"][12:15] = False
+    masks = trees.map_with_path(lambda path, _: masks[path], variables["params"])
+    small, found = shrink.shrink(module, variables, masks)
+    assert small.cut == ((2, 5), (1, 5))
+    assert found["params"]["block2_attention_in"]["kernel"].shape == (6, 9)
+    x = inputs(3, shape)
+    expected = outputs(module, masked(variables, masks, {}), x)
+    np.testing.assert_allclose(outputs(small, found, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pruned_unit_that_is_not_zero_is_refused():
+    module, _, variables = drawn("mlp")
+    masks = jax.tree.map(lambda p: np.ones(p.shape, bool), variables["params"])
+    masks["dense2"]["kernel"][:, 3] = False
+    message = r"layer 'dense2/kernel': nothing is live of unit 3, but it gives .*, not 0"
+    with pytest.raises(ValueError, match=message):
+        shrink.shrink(module, variables, masks)
+    small, _ = shrink.shrink(module, variables, masks, constants="keep")
+    assert small.hidden == (6, 5, 4)
+    masks["bn2"]["scale"][3] = masks["bn2"]["bias"][3] = False
+    small, _ = shrink.shrink(module, variables, masks)
+    assert small.hidden == (6, 4, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """Somebody's network: a convolution, a flattened map, two dense layers; leaves of their own."""
+
+    channels: int = 4
+    hidden: int = 6
+
+    def apply(self, variables, x):
+        p = variables["params"]
+        dims = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, p["c"]["w"], (1, 1), "SAME", dimension_numbers=dims)
+        y = jax.nn.relu(y + p["c"]["b"]).reshape(x.shape[0], -1)
+        y = jax.nn.relu(y @ p["d"]["w"] + p["d"]["b"])
+        return y @ p["out"]["w"].T
+
+
+def own():
+    r = np.random.default_rng(0)
+    shapes = {"c": {"w": (3, 3, 1, 4), "b": (4,)}, "d": {"w": (36, 6), "b": (6,)}}
+    shapes["out"] = {"w": (2, 6)}
+    params = jax.tree.map(
+        lambda s: r.normal(size=s).astype(np.float32), shapes, is_leaf=lambda s: type(s) is tuple
+    )
+    groups = [
+        Group("c", "c/w", (), (), None, 4, ("c/b",), (("d/w", 0),)),
+        Group("d", "d/w", (), (), None, 6, ("d/b",), (("out/w", 1),)),
+    ]
+    return Net(), {"params": params}, groups
+
+
+def rebuild(sizes):
+    return Net(sizes["c"], sizes["d"])
+
+
+def test_a_model_of_ones_own_through_stated_groups():
+    net, variables, groups = own()
+    units = {"c": np.array([1, 0, 1, 1], bool), "d": np.array([1, 1, 0, 1, 0, 1], bool)}
+    masks = masks_lib.from_units(jax.tree.map(jnp.asarray, units), groups, variables["params"])
+    masks["out"]["w"] = np.arange(12).reshape(2, 6) % 6 != 5  # nobody reads unit 5 of "d"
+    x = inputs(5, (3, 3, 1))
+    small, found = shrink.shrink(net, variables, masks, groups=groups, rebuild=rebuild, example=x)
+    assert small == Net(3, 3)
+    assert found["params"]["d"]["w"].shape == (27, 3)
+    assert found["params"]["out"]["w"].shape == (2, 3)
+    live = {"params": masks_lib.apply(masks, variables["params"])}
+    np.testing.assert_allclose(small.apply(found, x), net.apply(live, x), atol=1e-5)
+
+
+def test_bad_requests():
+    net, variables, groups = own()
+    masks = masks_lib.ones(variables["params"])
+
+    def refused(message, model=net, masks=masks, **options):
+        with pytest.raises(ValueError, match=message):
+            shrink.shrink(model, variables, masks, **options)
+
+    refused("constants 'drop' is not one of: refuse, keep", constants="drop")
+    refused("Net has no method `shrunk`")
+    refused("give rebuild as well", groups=groups)
+    stated = {"groups": [groups[0]._replace(reads=())], "rebuild": rebuild}
+    refused("group 'c' names no readers", **stated)
+    stated["groups"] = [groups[0]._replace(gate="g")]
+    refused("group 'c' ends in a residual sum", **stated)
+    stated["groups"] = [groups[0]._replace(reads=(("out/w", 0),))]
+    refused("axis 0 of 'out/w' .* is no multiple of its 4 units", **stated)
+    first = {
+        "c": masks["c"],
+        "d": {"w": jnp.array([[1, 1, 1, 1, 1, 0]], bool), "b": masks["d"]["b"]},
+    }
+    refused("nothing is live of unit 5", masks=masks | first, groups=groups, rebuild=rebuild)
+    # A reader that is left out is found by the example.
+    units = {"d": jnp.arange(6) != 2}
+    pruned = masks_lib.from_units(units, groups[1:], variables["params"])
+    short = [groups[1]._replace(bias=())]
+    with pytest.raises((ValueError, TypeError)):
+        shrink.shrink(
+            net, variables, pruned, groups=short, rebuild=lambda sizes: Net(4, sizes["d"]),
+            example=jnp.ones((2, 3, 3, 1)),
+        )  # fmt: skip
+
+
+def test_kept():
+    assert wiring.kept(np.array([True, False, True])).tolist() == [1]
+    assert wiring.kept(np.ones(3, bool)).tolist() == [0]
+
+
+def test_the_page_runs():
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(compile(block, "docs/shrink.md", "exec"), names)
+    assert names["small"].features == (4, "M", 8, "M", 64, "M", 64)
+    x = inputs(2, (28, 28, 1))
+    expected = outputs(names["small"], names["weights"], x)
+    np.testing.assert_allclose(outputs(names["folded"], names["plain"], x), expected, atol=1e-5)
+    assert names["cut"]["params"]["w2"].shape == (4, 2)
+    assert names["smaller"].hidden == 4
