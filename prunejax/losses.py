@@ -8,6 +8,8 @@ of (outputs [..., n], targets) to one number per example, and its entry there.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -161,3 +163,84 @@ def weighted_mean(values: jax.Array, weights: jax.Array | None = None) -> jax.Ar
 
 def _at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+# -- under attack: projected gradient descent in a box (Madry et al., ICLR 2018) ----
+
+
+def projected_gradient(
+    outputs: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    labels: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    *,
+    key: jax.Array,
+    steps: int = 20,
+    restarts: int = 1,
+    rate: float = 2.5,
+) -> jax.Array:
+    """Inputs of the box at which the cross entropy is largest, of all that were seen.
+
+    Signed gradient steps of `rate (high - low) / 2 / steps`, cut to the box. The first restart
+    begins at x, the others at uniform points.
+
+    Args:
+      outputs: x -> logits [n, classes].
+      x: [n, ...].
+      labels: int32 [n].
+      low, high: the box, of x's shape.
+      key: of the points that restarts begin at.
+      steps: 0 gives the largest of the points that restarts begin at.
+      restarts: at least 1.
+      rate: total way of a coordinate, in half widths of the box.
+    """
+
+    def loss(z: jax.Array) -> jax.Array:
+        return objective("cross_entropy", outputs(z), labels)
+
+    gradient = jax.grad(lambda z: jnp.sum(loss(z)))
+    size = rate * (high - low) / 2 / max(steps, 1)
+    wide = (-1,) + (1,) * (x.ndim - 1)
+
+    def better(best: tuple[jax.Array, jax.Array], z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = loss(z)
+        more = values > best[1]
+        return jnp.where(more.reshape(wide), z, best[0]), jnp.maximum(values, best[1])
+
+    def restart(best: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[Any, None]:
+        drawn = jax.random.uniform(
+            jax.random.fold_in(key, number), x.shape, minval=low, maxval=high
+        )
+        start = jnp.clip(jnp.where(number == 0, x, drawn), low, high)
+
+        def step(carry: Any, _: jax.Array) -> tuple[Any, None]:
+            z, found = carry
+            z = jnp.clip(z + size * jnp.sign(gradient(z)), low, high)
+            return (z, better(found, z)), None
+
+        (_, best), _ = jax.lax.scan(step, (start, better(best, start)), jnp.arange(steps))
+        return best, None
+
+    nothing = (x, jnp.full(x.shape[0], -jnp.inf))
+    best, _ = jax.lax.scan(restart, nothing, jnp.arange(restarts))
+    return best[0]
+
+
+@partial(jax.jit, static_argnames=("steps", "restarts"))
+def survives(
+    outputs: Any,
+    x: jax.Array,
+    labels: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    key: jax.Array,
+    steps: int,
+    restarts: int,
+) -> jax.Array:
+    """Bool [n]: classified right at x and at the worst input that the attack found."""
+    worst = projected_gradient(
+        outputs, x, labels, low, high, key=key, steps=steps, restarts=restarts
+    )
+    right = correct(outputs(x), labels)
+    return right & correct(outputs(worst), labels)

@@ -19,8 +19,8 @@ FLOORS = (
     ("configs", "errors", "registry", "rng", "trees"),
     ("ops", "system"),
     (
-        *("attacks", "cluster", "allocate", "groups", "interventions", "losses", "masks"),
-        *("regrowth", "schedules", "scores", "shrink", "sparsity", "wiring"),
+        *("cluster", "allocate", "groups", "interventions", "losses", "masks"),
+        *("schedules", "scores", "shrink", "sparsity", "wiring"),
     ),
     ("curvature", "data", "methods", "models", "record"),
     ("measures", "sparsify", "train"),

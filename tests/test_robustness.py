@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunejax import attacks, models, rng, trees
+from prunejax import losses, models, rng, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.measures import bounds, smoothing
@@ -149,12 +149,12 @@ def test_the_attack_finds_the_worst_corner_of_a_linear_network():
     x, labels = jnp.asarray(generator.normal(size=(5, 6)), jnp.float32), jnp.zeros(5, int)
     low, high = x - 0.2, x + 0.2
     outputs = jax.tree_util.Partial(lambda w, z: z @ w, w)
-    worst = attacks.projected_gradient(
+    worst = losses.projected_gradient(
         outputs, x, labels, low, high, key=rng.at(0, "probe"), steps=10
     )
     np.testing.assert_allclose(worst, x + 0.2 * jnp.sign(w[:, 1] - w[:, 0]), atol=1e-6)
     margin = np.asarray(x @ (w[:, 0] - w[:, 1])) - 0.2 * np.abs(np.asarray(w[:, 0] - w[:, 1])).sum()
-    survives = attacks.survives(outputs, x, labels, low, high, rng.at(0, "probe"), 10, 2)
+    survives = losses.survives(outputs, x, labels, low, high, rng.at(0, "probe"), 10, 2)
     np.testing.assert_array_equal(survives, margin > 0)
 
 
@@ -167,7 +167,7 @@ def test_attacked_accuracy_is_never_below_what_is_certified():
         safe = bounds.certified(
             compiled("mlp", bounds.crown)(low, high, bounds.margins_of(labels, 3))
         )
-        survived = attacks.survives(outputs, x, labels, low, high, rng.at(0, "probe"), 20, 2)
+        survived = losses.survives(outputs, x, labels, low, high, rng.at(0, "probe"), 20, 2)
         assert np.all(np.asarray(survived) | ~np.asarray(safe))
 
 
@@ -177,7 +177,7 @@ def test_more_restarts_never_help_the_network():
     labels = jnp.argmax(outputs(x), -1)
     box = (x - 0.3, x + 0.3)
     one, many = (
-        attacks.survives(outputs, x, labels, *box, rng.at(0, "probe"), 5, n) for n in (1, 4)
+        losses.survives(outputs, x, labels, *box, rng.at(0, "probe"), 5, n) for n in (1, 4)
     )
     assert np.all(~np.asarray(many) | np.asarray(one))
 

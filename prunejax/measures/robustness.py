@@ -1,4 +1,4 @@
-"""Measures of `suite.MEASURES` about small changes of the inputs; see `attacks`, `bounds`,
+"""Measures of `suite.MEASURES` about small changes of the inputs; see `losses`, `bounds`,
 `smoothing`.
 
 Each is a function of a `suite.Context`. Radii and noise are in pixels of 0..1 for images, and the
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import attacks
+from prunejax import losses
 from prunejax.curvature import vectors
 from prunejax.measures import bounds, smoothing
 
@@ -67,7 +67,7 @@ def attacked(context: Any) -> tuple[Columns, Arrays]:
         low = jnp.maximum(x - radius, of.low).astype(x.dtype)
         high = jnp.minimum(x + radius, of.high).astype(x.dtype)
         own = jax.random.fold_in(key, number)
-        right = attacks.survives(outputs, x, labels, low, high, own, PGD_STEPS, RESTARTS)
+        right = losses.survives(outputs, x, labels, low, high, own, PGD_STEPS, RESTARTS)
         found["pgd_accuracy"].append(np.asarray(right))
         if isinstance(of.module, bounds.KINDS):
             run = _bounded(of.module, x.shape[1:], of.module.num_classes)

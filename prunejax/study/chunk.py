@@ -311,11 +311,8 @@ class Chunk:
         for i, m in enumerate(self.members):
             status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
             run = {"run": m.run, "variant": m.variant, "seed": m.seed}
-            row = run | summarize(
-                [r for r in epochs if r["run"] == m.run],
-                [r for r in events if r["run"] == m.run],
-                status,
-            )
+            own = [[r for r in table if r["run"] == m.run] for table in (epochs, events)]
+            row = run | summarize(own[0], own[1], status)
             if bad[i] < 0:
                 columns, found = structure.of(i)
                 row, layers = row | fit[i] | columns, layers + [run | layer for layer in found]

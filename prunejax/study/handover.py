@@ -24,7 +24,7 @@ from prunejax.record.directory import SharedDirectory
 from prunejax.study import lineage, ticket_file
 from prunejax.study.lineage import Source
 from prunejax.study.population import Population
-from prunejax.study.programs import Member, named_seed
+from prunejax.study.programs import Member
 from prunejax.system import files
 from prunejax.train.step import TrainState
 
@@ -125,7 +125,7 @@ class Handover:
         if not m.start.redraw:
             return
         program = self._population.program
-        key = rng.stream(named_seed(m.seed, "ticket_reinit"), "init")
+        key = rng.stream(lineage.named_seed(m.seed, "ticket_reinit"), "init")
         drawn = models.init(program.module, key, program.image_shape)["params"]
         for path in trees.match(drawn, m.start.redraw):
             trees.get(host.params, path)[i] = np.asarray(trees.get(drawn, path))

@@ -7,6 +7,7 @@ targets it replays (`intervention.twin`).
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -260,3 +261,13 @@ def _source(
 ) -> Source:
     done = lengths[label][1] if step == END else step
     return Source(f"{label}-{seed}", step, done, frozenset(parts))
+
+
+def named_seed(seed: int, stream: str) -> int:
+    """The seed of other streams of a run."""
+    return zlib.crc32(f"{seed}/{stream}".encode())
+
+
+def named(seed: int, stream: str) -> int | None:
+    """The same; None without a name: the run's own."""
+    return named_seed(seed, stream) if stream else None

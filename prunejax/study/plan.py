@@ -80,7 +80,7 @@ def load_dataset(settings: ConfigDict, seed: int | None = None) -> Dataset | Str
         imbalance=d.imbalance,
         pad=d.pad,
         noise=d.noise,
-        seed=d.seed if seed is None else programs.named_seed(seed, f"data/{d.seed}"),
+        seed=d.seed if seed is None else lineage.named_seed(seed, f"data/{d.seed}"),
     )
 
 

@@ -1,7 +1,6 @@
 """The compiled program that some arms share, and the arrays with which each run begins."""
 
 import dataclasses
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from prunejax.errors import ConfigError
 from prunejax.interventions import FOREVER, Features, Table
 from prunejax.measures import bounds
 from prunejax.methods import before
-from prunejax.study import checks, event_plan, fit_check, probing, step_plan, unit_check
+from prunejax.study import checks, event_plan, fit_check, lineage, probing, step_plan, unit_check
 from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
@@ -191,8 +190,8 @@ def batch(
             start=starts[f"{arm.label}-{seed}"],
             keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
             asked=asked[f"{arm.label}-{seed}"],
-            init_seed=_named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
-            data_seed=_named(seed, arm.settings.start.copy),
+            init_seed=lineage.named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
+            data_seed=lineage.named(seed, arm.settings.start.copy),
         )
         for arm in arms
         for seed in seeds
@@ -249,16 +248,6 @@ def _balanced(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[int
     except ValueError as error:
         raise ConfigError(f"config.prune.per_class = {p.per_class}: {error}") from None
     return tuple(int(i) for i in found)
-
-
-def named_seed(seed: int, stream: str) -> int:
-    """The seed of other streams of a run."""
-    return zlib.crc32(f"{seed}/{stream}".encode())
-
-
-def _named(seed: int, stream: str) -> int | None:
-    """The same; None without a name: the run's own."""
-    return named_seed(seed, stream) if stream else None
 
 
 def _updates(rows: Sequence[Row]) -> bool:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import attacks
+from prunejax import losses
 
 Array = jax.Array
 
@@ -60,6 +60,6 @@ class Harden:
         least, most = (-mean / std, (1 - mean) / std) if self.mean else (-inf, inf)
         low = jnp.maximum(x - self.radius / std, least).astype(x.dtype)
         high = jnp.minimum(x + self.radius / std, most).astype(x.dtype)
-        return attacks.projected_gradient(
+        return losses.projected_gradient(
             outputs, x, labels, low, high, key=attack_key, steps=self.steps
         )

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from prunejax import interventions, regrowth, rng, trees
+from prunejax import interventions, rng, trees
 from prunejax import masks as mask_algebra
 from prunejax import scores as scores_lib
-from prunejax.train import evaluation, evidence
+from prunejax.train import evaluation, evidence, regrowth
 from prunejax.train.step import (
     Data,
     Program,

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from prunejax import data as data_lib
-from prunejax import interventions, losses, regrowth, rng, trees
+from prunejax import interventions, losses, rng, trees
 from prunejax import masks as masks_lib
 from prunejax import models as models_lib
 from prunejax import scores as scores_lib
 from prunejax.groups import Group
 from prunejax.interventions import Features, Table
-from prunejax.train import microbatch, stopping
+from prunejax.train import microbatch, regrowth, stopping
 from prunejax.train import optim as optim_lib
 from prunejax.train.hardening import Harden
 from prunejax.train.state import Data as Data

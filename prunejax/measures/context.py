@@ -1,0 +1,136 @@
+"""A trained network as measures see it; what they share is computed once."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax.curvature import base, vectors
+from prunejax.curvature.gradients import (
+    GradientMoment,
+    gradient_second_moment,
+)
+from prunejax.curvature.lanczos import Eigenpairs, eigenpairs
+from prunejax.curvature.products import Hessian
+from prunejax.curvature.tic import forms_by_example
+from prunejax.curvature.trace import estimate_trace
+from prunejax.measures import predictors
+from prunejax.measures.network import Network as Network
+from prunejax.measures.prunability import Curve, prune_curve
+
+Tree = Any
+TOLERANCE = 1e-3  # of eigenpairs: residual over the largest |eigenvalue|; both are recorded
+
+
+@dataclasses.dataclass
+class Context:
+    """A trained network as measures see it.
+
+    Attributes:
+      loss: `(params, batch) -> scalar`, the mean over the batch in nats.
+      per_example: `(params, batch) -> [examples]`; None where examples see each other (BatchNorm
+        with batch statistics).
+      evaluate: `(params, batch) -> {"loss": mean, "accuracy": fraction}`.
+      params: parameters, masks applied.
+      masks: the live subspace, or None for all coordinates.
+      batches: the examples that curvature is taken over.
+      test: batches of the full test split.
+      key: PRNG key of probes and start vectors.
+      probes: random vectors of traces; samples of the average sharpness.
+      eigenpairs: how many, at most the live dimension.
+      radius: of the ball of `sharpness`, in units of the weights.
+      activations: `trained -> {layer: normalized activations}` of this network or of the
+        untrained one, for `normality`.
+      outputs: `(params, batch) -> [examples, classes]` logits.
+      initial: gives the run's initial parameters, without masks.
+      kernels: paths of the kernels of prunable layers.
+      network, attack_radius, smoothing_sigma: see `Network` and `robustness`.
+    """
+
+    loss: Callable[[Tree, Tree], jax.Array]
+    per_example: Callable[[Tree, Tree], jax.Array] | None
+    evaluate: Callable[[Tree, Tree], Mapping[str, jax.Array]]
+    params: Tree
+    masks: Tree
+    batches: list[Tree]
+    test: list[Tree]
+    key: jax.Array
+    probes: int = 64
+    eigenpairs: int = 10
+    radius: float = 0.05
+    activations: Callable[[bool], Mapping[str, Any]] | None = None
+    outputs: Callable[[Tree, Tree], jax.Array] | None = None
+    initial: Callable[[], Tree] | None = None
+    kernels: Sequence[str] | None = None
+    network: Callable[[], Network] | None = None
+    attack_radius: float = 0.1
+    smoothing_sigma: float = 0.25
+
+    @cached_property
+    def curve(self) -> Curve:
+        """Loss and accuracy against the share of weights kept, largest magnitudes first."""
+        return prune_curve(self.evaluate, self.params, self.batches, masks=self.masks)
+
+    @property
+    def predict(self) -> Callable[[Tree, Tree], jax.Array] | None:
+        """`(params, batch) -> [examples]`: the class that each example is given."""
+        outputs = self.outputs
+        return outputs and (lambda params, batch: predictors.predicted(outputs(params, batch)))
+
+    @cached_property
+    def live_dim(self) -> int:
+        """Coordinates that are live."""
+        return base.live_dimension(base.expand_masks(self.masks, self.params), self.params)
+
+    @cached_property
+    def examples(self) -> int:
+        """Examples that curvature is taken over."""
+        return sum(map(base.batch_size, self.batches))
+
+    @cached_property
+    def hessian(self) -> Hessian:
+        """The Hessian of the mean loss on the live subspace."""
+        return Hessian(self.loss, self.params, self.batches, masks=self.masks)
+
+    @cached_property
+    def forms(self) -> np.ndarray:
+        """[examples, probes] quadratic forms v'H_i v with every example's own Hessian."""
+        assert self.per_example is not None
+        source = (vectors.named_key(self.key, "probe"), jnp.arange(self.probes))
+        return forms_by_example(
+            self.per_example, self.params, self.batches, source,
+            distribution="rademacher", masks=self.masks,
+        )  # fmt: skip
+
+    @cached_property
+    def trace_samples(self) -> np.ndarray:
+        """[probes] quadratic forms v'Hv."""
+        if self.per_example is not None:  # costs no more, and `tic` needs them
+            return self.forms.mean(0)
+        return estimate_trace(self.hessian, key=self.key, probes=self.probes).samples
+
+    @cached_property
+    def moment(self) -> GradientMoment:
+        """The uncentered second moment of per-example gradients."""
+        assert self.per_example is not None
+        return gradient_second_moment(self.per_example, self.params, self.batches, masks=self.masks)
+
+    @cached_property
+    def pairs(self) -> Eigenpairs:
+        """Eigenpairs of largest magnitude, in descending order of the signed eigenvalue."""
+        count = min(self.eigenpairs, self.live_dim)
+        found = eigenpairs(
+            self.hessian, count, key=self.key, which="magnitude", tolerance=TOLERANCE
+        )
+        order = np.argsort(-found.values, kind="stable")
+        return dataclasses.replace(
+            found,
+            values=found.values[order],
+            vectors=jax.tree.map(lambda x: x[order], found.vectors),
+            residuals=found.residuals[order],
+            converged=found.converged[order],
+        )
