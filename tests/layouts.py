@@ -37,6 +37,7 @@ def batch(data_parallel=1):
     )
     c.seeds, c.epochs = 1, 4
     c.prune.scope = "global"
+    c.probes.names = ("loss", "accuracy", "classes")
     c.optimizer.name, c.optimizer.learning_rate = "sgd", 0.05
     (found,) = plan.build(config.variants(c, default.get_config()))
     members = [dataclasses.replace(m, seed=i) for i, m in enumerate(found.members)]
@@ -83,7 +84,11 @@ def trace(people, members, saved=None):
             _, bad, _, sparsity = people.summary(states)
             states, test = people.evaluate_test(states, after_event=True)
             assert (bad < 0).all()
-            epochs.append(((event.selected, event.live, live, sparsity), (train.loss, test.loss)))
+            counted, examples = test.probed["classes"], people.data.test_labels.size
+            right = counted["correct"].sum(axis=-1)
+            np.testing.assert_allclose(right / examples, test.accuracy, rtol=1e-6)
+            exact = (event.selected, event.live, live, sparsity, counted["count"])
+            epochs.append((exact, (train.loss, test.loss)))
         whole = jax.tree.map(lambda *x: np.stack(x, axis=1), *epochs)
         found += [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(len(stack))]
     return found
