@@ -29,6 +29,12 @@ NAMES = {
     "sharpness_worst": "largest rise in the ball (nats)",
     "sharpness_keskar": "Keskar's sharpness (%)",
     "sharpness_average": "mean rise under noise (nats)",
+    "alpha": "alpha (recall distortion)",
+    "alpha_split_half": "alpha by split halves",
+    "barrier_error": "barrier, test error",
+    "barrier_train_error": "barrier, training error",
+    "barrier_loss": "barrier, test loss (nats)",
+    "live_weights": "live weights",
     "normality_ks": "KS distance to N(0, 1), mean",
     "normality_ks_worst": "KS distance to N(0, 1), largest",
     "normality_skewness": "skewness of activations",
@@ -40,7 +46,8 @@ AXES = {
     "generalization_gap": f"train {MINUS} test accuracy (points)",
     "mean_stability": "mean stability (%)",
 }
-FRACTIONS = (*OUTCOMES, "mean_stability", "sparsity")  # shown in percent
+# Shown in percent.
+FRACTIONS = (*OUTCOMES, "mean_stability", "sparsity", "barrier_error", "barrier_train_error")
 SCORES = {
     "ebn": "E[BN]",
     "ebn_signed": "signed E[BN]",
