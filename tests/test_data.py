@@ -592,7 +592,7 @@ def test_mixed_digits_are_the_same_images_in_another_order():
 
 def test_gaussian_classes_have_the_spreads_they_state():
     found = data.load("gaussians")
-    assert found.train_images.shape == (2000, 20)
+    assert found.train_images.shape == (1000, 20)
     x, y = found.test_images, found.test_labels
     assert np.bincount(y).tolist() == [1000] * 10
     spread = [x[y == c].std(0).mean() for c in range(10)]

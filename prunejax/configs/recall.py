@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.train_examples, config.data.test_examples = 1000, 1000
     elif form == "synthetic":
         config.seeds, config.first_seed, config.data.name = 12, 520, "gaussians"
-        scores = ("mp", "up")
+        config.epochs, tuning, scores = 40, 20, ("mp", "up")
     elif form == "imbalanced":
         config.data.imbalance = 10.0
     elif form == "resnet56":

@@ -7,12 +7,12 @@ import numpy as np
 from prunejax.data.dataset import Dataset, Standardize, make
 
 CLASSES, DIMENSIONS = 10, 20
-TRAIN, TEST = 200, 1000  # examples of each class
+TRAIN, TEST = 100, 1000  # examples of each class
 SPREADS = (0.7, 2.2)  # standard deviations of the first and the last class, linear between
 
 
 def load_gaussians(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """2,000 training and 10,000 test examples, float32 [n, 20], as many of each of ten classes.
+    """1,000 training and 10,000 test examples, float32 [n, 20], as many of each of ten classes.
 
     Class c has mean N(0, I) (drawn once) and covariance s_c^2 I with s_c from 0.7 to 2.2: the wide
     classes are the hard ones. Always the same examples.

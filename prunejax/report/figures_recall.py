@@ -53,6 +53,9 @@ def _distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
     known = _predictions(study)
     found: dict[str, dict[str, recall.Distortion]] = {}
     for variant, runs in known.items():
+        start = (study.overrides.get(variant, {}).get("start") or {}).get("run")
+        if not start and study.attribute(variant, "target") is None:
+            continue  # dense itself
         dense = known.get(parent(study, variant), {})
         for seed, (predicted, labels) in runs.items():
             if variant == parent(study, variant) or variant == study.baseline or seed not in dense:

@@ -29,6 +29,12 @@ NAMES = {
     "sharpness_worst": "largest rise in the ball (nats)",
     "sharpness_keskar": "Keskar's sharpness (%)",
     "sharpness_average": "mean rise under noise (nats)",
+    "alpha": "alpha (recall distortion)",
+    "alpha_split_half": "alpha by split halves",
+    "barrier_error": "barrier, test error",
+    "barrier_train_error": "barrier, training error",
+    "barrier_loss": "barrier, test loss (nats)",
+    "live_weights": "live weights",
     "normality_ks": "KS distance to N(0, 1), mean",
     "normality_ks_worst": "KS distance to N(0, 1), largest",
     "normality_skewness": "skewness of activations",
@@ -42,6 +48,7 @@ AXES = {
 }
 FRACTIONS = (  # shown in percent
     *(*OUTCOMES, "final_train_accuracy", "mean_stability", "sparsity", "effective_sparsity"),
+    *("barrier_error", "barrier_train_error"),
 )
 SCORES = {
     "ebn": "E[BN]",
