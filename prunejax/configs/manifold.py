@@ -14,7 +14,10 @@ the initial weights. `benchmarks/manifold.py` has the spectrum, its gaps, and tr
 subspaces. Settings are those of a pilot on other seeds; the study runs seeds 900 to 903. It has not
 been run whole: its claims are open. The benchmark's spectra of seeds 900 to 902: the largest gap is
 at rank 1, 1 and 4, the five largest lie at ranks 1 to 9; W* is no minimum (loss 1.25, 1.09, 1.29,
-gradient norm 0.76, 0.74, 0.66, smallest eigenvalues -0.56, -0.60, -0.41).
+gradient norm 0.76, 0.74, 0.66, smallest eigenvalues -0.56, -0.60, -0.41). Accuracy of training
+inside 5, 20, 80 and 160 dimensions (dense 0.964): fast 0.12, 0.17, 0.64, 0.83; random 0.14, 0.30,
+0.76, 0.89; slow 0.26, 0.60, 0.93, 0.94, where slow is the smallest signed eigenvalues, that is the
+directions of negative curvature first.
 
 `:quick` has 2 seeds, 2 shares and 3 epochs (mechanics only).
 """
