@@ -58,6 +58,8 @@ class Spectrum:
     def basis(self, kind: str, dimensions: int, seed: int = 0) -> np.ndarray:
         """[d, dimensions] orthonormal columns: the fast or slow modes, or random directions.
 
+        Fast are the largest signed eigenvalues, slow the smallest: negative ones come first.
+
         Raises:
           ValueError: unknown kind, or not 1 to d dimensions.
         """
