@@ -14,6 +14,8 @@ share with each other; predictors.csv has every statistic.
 rate, initial scale and weight decay vary; training stops at a loss of 0.05.
 `:synthetic`: ten Gaussian classes in 20 dimensions, width, learning rate, decay and batch size vary
 (81 networks, 2,000 steps, no stop).
+Run here: `:quick` only; what the two grids give is open.
+
 `:quick`: 8 small networks (mechanics only).
 `:nin`, `:resnet18`: the full-size grids of the literature, not run here: 216 VGG11 networks on
 CIFAR-10 (width, dropout, augmentation, decay; two seeds; about 216 x 1e15 floating-point
@@ -74,6 +76,7 @@ def _real(config: ConfigDict) -> None:
 def _synthetic(config: ConfigDict) -> None:
     config.name += ", Gaussian classes"
     config.first_seed, config.evaluate_every, config.eval_batch_size = 820, 20, 800
+    config.measures.names = MEASURES
     config.data.name = "gaussian:classes=10,dimension=20,train=800,test=10000,std=1.5"
     sizes = {str(b): {"batch_size": b, "epochs": -(-2000 // -(-800 // b))} for b in (16, 64, 256)}
     config.optimizer.schedule = "cosine"

@@ -12,7 +12,8 @@ set: accuracy under projected gradient descent (20 steps, 2 restarts) in boxes o
 settled, and accuracy of the randomly smoothed classifier (sigma 0.25).
 
 `:adversarial` trains on the worst inputs that 3 steps find in those boxes; `:noise` on inputs with
-normal noise of 0.25; `:quick` is mechanics only.
+normal noise of 0.25; `:quick` is mechanics only. Run here: nothing but tests of the measures; the
+claims are open.
 """
 
 from ml_collections import ConfigDict

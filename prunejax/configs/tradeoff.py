@@ -36,7 +36,11 @@ Search, in order, with everything that was tried (differences of final accuracy,
   (S against none: +3.3 [+0.2, +6.4]).
 * This study on seeds 100-103 (`:choice`): +4.1 [+2.5, +5.8]. Then the seeds above, once.
 
-Not run: the same with the labels as they are (`:clean`).
+Not run: the same with the labels as they are (`:clean`); the arms of `:explained`, on seeds 300 to
+307, which ask whether the gain needs removal: twice the training (long), a cosine without and with
+restarts after L_large's events (cosine, restart), the same units' number gone from the start
+(small), L_large's targets zeroed for an epoch and put back (zero) or under Gaussian noise for one
+(gauss); and `:early`, which stops by 400 examples with clean labels.
 Cost (measured): 24 runs, 650 CPU seconds, compilation included; about 6 minutes on two free CPU
 cores.
 The images are in the package: those that `fashion_mnist` with train_examples=2000 and
