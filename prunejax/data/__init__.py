@@ -22,7 +22,7 @@ from prunejax.data.batches import (
 )
 from prunejax.data.dataset import Dataset, check_label_noise, take
 from prunejax.data.diabetes import load_diabetes
-from prunejax.data.digits import load_digits
+from prunejax.data.digits import load_digits, load_digits_mixed
 from prunejax.data.embedded import EXTRACTS, load_embedded
 from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
 from prunejax.data.streamed import StreamedSet, must_stream, open_streamed
@@ -47,6 +47,7 @@ Directory = str | os.PathLike[str] | None
 
 DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     "digits": load_digits,
+    "digits_mixed": load_digits_mixed,
     "diabetes": load_diabetes,
     **{name: partial(load_embedded, name) for name in EXTRACTS},
     **{name: partial(load_prepared, name) for name in MOMENTS},

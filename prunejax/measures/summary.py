@@ -17,7 +17,10 @@ OUTCOMES = (
     "selected_test_accuracy",
     "generalization_gap",
 )
-_STUDY = (*OUTCOMES, "best_epoch", "selected_epoch", "mean_stability", "events", "sparsity")
+_STUDY = (
+    *(*OUTCOMES, "best_epoch", "selected_epoch", "mean_stability", "events", "sparsity"),
+    *("training_flops", "inference_flops"),
+)
 CONTEXT = ("split", "batch_norm", "examples", "live_dim")  # what measures were taken on
 _LABELS = ("run", "variant", "seed", "status")
 COMPLETED = ("", "done", "completed", "finished", "ok")  # else: stopped, its numbers do not count

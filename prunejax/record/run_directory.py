@@ -27,6 +27,7 @@ __all__ = [
     "EPOCHS",
     "EVENTS",
     "FORECAST",
+    "LAYERS",
     "RUNS",
     "UPDATES",
     "RecordError",
@@ -52,6 +53,13 @@ UPDATES = (
     *_RUN,
     *("epoch", "step", "layer", "dropped", "grown", "live"),
     *("zero_gradient", "survival", "ever_live"),
+)
+# Of studies that name a method (`prune.method`): one row a run and layer, after training. Counts of
+# weights, of units (and those without a live input), multiply-adds of one example in one pass.
+LAYERS = (
+    *_RUN,
+    *("layer", "weights", "live", "mean_live", "ever_live", "units", "dead_units"),
+    "multiply_adds",
 )
 # Of an event, if asked for: the change of the test loss that gradient and curvature foretell.
 FORECAST = ("predicted_first", "predicted_second")

@@ -104,7 +104,8 @@ def _tag(table: str, column: str, row: Mapping[str, str]) -> str:
         if split in ("train", "test", "validation"):
             return f"{split}/{rest}"
         return f"prune/{column}" if column == "sparsity" else f"schedule/{column}"
-    return f"{table.removesuffix('s')}/{column}"
+    layer = f"{row['layer']}/" if "layer" in row else ""
+    return f"{table.removesuffix('s')}/{layer}{column}"
 
 
 def _event(step: int, values: Mapping[str, float], **fields: str) -> bytes:

@@ -22,7 +22,7 @@ from prunejax.system.files import expand
 # every page has. Stated here, because the gallery imports matplotlib.
 FIGURES = (
     *("dynamics", "stability", "scatter", "gap", "rate", "rate_scatter", "noise", "corners"),
-    *("density", "recall"),
+    *("density", "flops", "sanity", "layers", "updates", "recall"),
     *("group_scatter", "flatness", "tic", "epsilon", "eigenvalues", "spectrum", "perturbation"),
     *("measures", "forecast", "normality", "table"),
 )

@@ -9,6 +9,7 @@ from prunejax.report import (
     figures_density,
     figures_dynamics,
     figures_flatness,
+    figures_methods,
     figures_paper,
     figures_recall,
 )
@@ -27,6 +28,10 @@ FIGURES: dict[str, Draw] = {
     "noise": figures_dynamics.noise,
     "corners": figures_paper.corners,
     "density": figures_density.density,
+    "flops": figures_methods.flops,
+    "sanity": figures_methods.sanity,
+    "layers": figures_methods.layers,
+    "updates": figures_methods.updates,
     "recall": figures_recall.recall_distortion,
     "group_scatter": figures_paper.group_scatter,
     "flatness": figures_flatness.flatness,

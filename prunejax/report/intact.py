@@ -59,6 +59,7 @@ def rows(
     config: Mapping[str, Any],
     tables: Mapping[str, Sequence[Row]],
     promised: Sequence[str] = (),
+    scopes: Mapping[str, str] | None = None,
 ) -> None:
     """Refuses tables that do not belong together.
 
@@ -67,6 +68,7 @@ def rows(
       config: its config.
       tables: "epochs", "events" and "runs".
       promised: the runs of a finished study; empty: of one that is still to end.
+      scopes: arm -> "layer" or "global", where a preset may have set what the config does not say.
 
     Raises:
       ReportError: names the table, the run, and what is missing.
@@ -83,7 +85,8 @@ def rows(
     epochs, events = (_by_run(tables[name]) for name in ("epochs", "events"))
     for run, row in ended.items():
         _epochs(path, config, row, epochs.get(run, []))
-    _events(path, config, [row for row in tables["runs"] if is_completed(row)], events)
+    done = [row for row in tables["runs"] if is_completed(row)]
+    _events(path, config, done, events, scopes or {})
     for run, row in ended.items():
         _agrees(path, row, epochs.get(run, []), events.get(run, []))
 
@@ -132,7 +135,11 @@ def _agrees(path: Path, run: Row, epochs: Sequence[Row], events: Sequence[Row]) 
 
 
 def _events(
-    path: Path, config: Mapping[str, Any], runs: Sequence[Row], events: Mapping[str, Sequence[Row]]
+    path: Path,
+    config: Mapping[str, Any],
+    runs: Sequence[Row],
+    events: Mapping[str, Sequence[Row]],
+    scopes: Mapping[str, str],
 ) -> None:
     """Schedules know no seed: the runs of an arm have the same layers in the same epochs."""
     arms: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
@@ -142,7 +149,7 @@ def _events(
     for variant, found in arms.items():
         changes = ((config.get("variants") or {}).get(variant) or {}).get("prune") or {}
         common = {**(config.get("prune") or {}), **changes}
-        if common.get("scope", "layer") != "layer":
+        if scopes.get(variant, common.get("scope", "layer")) != "layer":
             continue  # what a layer loses is up to the scores
         several = int(common.get("rounds", 1)) > 1  # events of one step
         everywhere = dict.fromkeys(key for own in found.values() for key in own)

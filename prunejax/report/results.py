@@ -45,6 +45,8 @@ class Study:
     unfinished: bool = False  # runs are still to come
     claims: list[Claim] = field(default_factory=list)  # of all configs, about arms that are here
     tests: list[tuple[str, str]] = field(default_factory=list)  # pairs of arms, likewise
+    layers: list[Row] = field(default_factory=list)  # layers.csv, where a method is named
+    updates: list[Row] = field(default_factory=list)  # updates.csv, where units come back
     relations: list[dict[str, Any]] = field(default_factory=list)  # of the summary
 
     @property
@@ -169,7 +171,7 @@ def attributes_of(
             "iterative_rate": iterative_rate(events.get(label, [])),
             **stated.get(label, {}),
         }
-        if setting("prune.schedule") == "none":
+        if setting("prune.schedule") == "none" and setting("prune.method") in (None, "none"):
             found[label]["target"] = None
     return found
 

@@ -21,6 +21,8 @@ from prunejax.system.files import expand, plain_name, read_object
 _SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")
 
 
+_TABLES = ("epochs", "events", "runs", "layers", "updates")  # the last two not of every study
+
 # What parts of a run directory's JSON files have to be.
 _PARTS: dict[str, dict[str, type]] = {
     "config.json": {"variants": dict, "report": dict, "measures": dict, "prune": dict},
@@ -130,14 +132,13 @@ def load(directories: Sequence[str | Path]) -> Study:
     paths = find(directories)
     called = shown(paths)
     configs = {str(path): read_json(path / "config.json") for path in paths}
-    tables = {
-        path: {name: read_csv(path / f"{name}.csv") for name in ("epochs", "events", "runs")}
-        for path in paths
-    }
+    tables = {path: {name: read_csv(path / f"{name}.csv") for name in _TABLES} for path in paths}
     stated = {path: read_json(path / "study.json") for path in paths}
     for path in paths:
         promised = stated[path].get("runs", ()) if read_json(path / "status.json") else ()
-        intact.rows(path, configs[str(path)], tables[path], promised)
+        arms = stated[path].get("variants", {})
+        scopes = {k: v["scope"] for k, v in arms.items() if isinstance(v, dict) and "scope" in v}
+        intact.rows(path, configs[str(path)], tables[path], promised, scopes)
         _remeasured(path, tables[path]["runs"])
     attributes = {
         path: attributes_of(configs[str(path)], stated[path], tables[path]) for path in paths
@@ -175,7 +176,7 @@ def load(directories: Sequence[str | Path]) -> Study:
         f"Shard {shard} is missing: its runs are not in any number here." for shard in missing
     ]
     merged = {name: [row for path in paths for row in tables[path][name]]
-              for name in ("epochs", "events", "runs")}  # fmt: skip
+              for name in _TABLES}  # fmt: skip
     if not merged["epochs"] and not merged["runs"]:
         raise ReportError(f"{paths[0]} holds no results yet; run the study first")
     notes += [note for path in paths for note in stated[path].get("notes", [])]

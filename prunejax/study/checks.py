@@ -21,6 +21,7 @@ ENTRIES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "prune.end": (int, "whole epochs"),
     "measures.names": (str, "names"),
     "prune.phases": (int, "whole steps"),
+    "prune.nm": (int, "whole weights"),
     "measures.epochs": (int, "whole epochs"),
     "start.take": (str, "names"),
     "start.rewind": (str, "names"),

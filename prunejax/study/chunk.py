@@ -111,6 +111,8 @@ class Chunk:
             self._handover.leave(states, 0)
             states = self._events.due(states, -1, 0)
             states = self._handover.rewind(states, self._padded)
+            if any(bool(m.table.fan_in) for m in self.members):
+                states = self.population.scale(states)
             epoch = self._done(states) // program.steps_per_epoch
             if epoch or self._done(states):
                 done = self._done(states) * len(self.members)

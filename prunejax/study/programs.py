@@ -36,6 +36,7 @@ class Member:
     keep: tuple[int, ...] = ()  # steps whose states it leaves (`lineage.END`: the last)
     asked: tuple[int, ...] = ()  # of them those that stay when no run needs them any more
     init_seed: int | None = None  # of the initial weights: the run's own, unless drawn anew
+    gradient_updates: int = 0  # passes with a dense gradient that its growth takes
     data_seed: int | None = None  # of order, augmentation and dropout: the run's own, unless a copy
 
     @property
@@ -146,6 +147,9 @@ def batch(
         saliency_examples=settings.prune.saliency_examples,
         evidence=settings.prune.evidence,
         evidence_examples=_balanced(settings, dataset),
+        average=settings.prune.average,
+        forward=settings.prune.forward,
+        nm=tuple(settings.prune.nm) or None,
         forecast=settings.measures.forecast,
         microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,
@@ -175,6 +179,7 @@ def batch(
             start=starts[f"{arm.label}-{seed}"],
             keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
             asked=asked[f"{arm.label}-{seed}"],
+            gradient_updates=_gradient_updates(arm.settings, between[arm.label]),
             init_seed=_named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
             data_seed=_named(seed, arm.settings.start.copy),
         )
@@ -227,6 +232,12 @@ def _named(seed: int, stream: str) -> int | None:
     return zlib.crc32(f"{seed}/{stream}".encode()) if stream else None
 
 
+def _gradient_updates(settings: ConfigDict, rows: Sequence[Row]) -> int:
+    p = settings.prune
+    growing = sum(any(row.grow.values()) for row in rows)
+    return growing * p.average if p.grow == "gradient" else 0
+
+
 def _updates(rows: Sequence[Row]) -> bool:
     return any(row.update for row in rows)
 
@@ -245,7 +256,10 @@ def _features(
         gaussian="gaussian" in kinds,
         restore=any(a.settings.intervention.restore != "no" for a in finite),
         released=arms[0].settings.intervention.as_released,
-        growth=any(any(row.grow.values()) for rows in between.values() for row in rows),
+        growth=arms[0].settings.prune.forward != "masked"
+        or any(any(row.grow.values()) for rows in between.values() for row in rows),
+        pooled=any(a.settings.prune.redistribute for a in arms),
+        threshold=any(a.settings.prune.schedule == "threshold" for a in arms),
     )
 
 
@@ -268,6 +282,12 @@ def _table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Tab
         score=np.where(filled.updates, index(p.update_score), index(p.score)).astype(np.int32),
         counts=filled.counts,
         grow=filled.grow,
+        pooled=filled.pooled,
+        fan_in=np.bool_(p.weight_init == "sparse_fan_in"),
+        dead_decay=np.float32(p.dead_decay),
+        score_rate=np.float32(p.score_rate),
+        threshold=np.float32(p.threshold if p.schedule == "threshold" else -1),
+        penalty=np.float32(p.penalty),
     )
 
 
