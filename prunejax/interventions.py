@@ -27,6 +27,7 @@ NAMES = {number: name for name, number in KINDS.items()}
 RESTORE_NO, RESTORE_WEIGHTS, RESTORE_ALL = range(3)
 RESTORES = {"no": RESTORE_NO, "weights": RESTORE_WEIGHTS, "weights+norm": RESTORE_ALL}
 SCOPES = {"newest": False, "cumulative": True}
+FORWARDS = ("masked", "straight_through", "movement")  # see `prunejax.train.forward`
 FOREVER = 2**30  # steps; never counted down
 
 Array = jax.Array
@@ -53,6 +54,13 @@ class Table(NamedTuple):
     random_growth: Value = ()  # bool: random units come back, not those of the largest gradient
     steps: Value = ()  # int32 [rows]: training steps done before it
     ids: Value = ()  # int32 [rows]: names its random draws; of the run alone, whoever shares rows
+    pooled: Value = ()  # bool [rows]: its counts are of all layers together
+    fan_in: Value = ()  # bool: initial weights scaled to the live inputs of their unit
+    # Of programs with another forward rule than "masked", float32 each.
+    dead_decay: Value = ()  # times w, added to gradients of dead weights
+    score_rate: Value = ()
+    threshold: Value = ()  # live where sigmoid(score) exceeds it; negative: by counts
+    penalty: Value = ()  # weight of the mean sigmoid of scores
 
 
 class Features(NamedTuple):
@@ -64,6 +72,8 @@ class Features(NamedTuple):
     restore: bool = False
     released: bool = False  # windows count evaluation passes too, as the released code does
     growth: bool = False  # dead units may come back
+    pooled: bool = False  # some events rank all layers together, others layer by layer
+    threshold: bool = False  # some events keep scores above a threshold
 
 
 class Windows(NamedTuple):
@@ -217,8 +227,7 @@ def act(
     """
     if not (features.zero or features.gaussian or opening):
         return params
-    values: dict[str, Array] = {}
-    kernels, noisy_units = {}, {}
+    values, kernels, noisy_units = dict[str, Array](), {}, {}
     for g in groups:
         kernel = trees.get(params, g.kernel)
         left = windows.remaining[g.name]

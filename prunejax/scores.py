@@ -176,6 +176,7 @@ class ScoreInputs(NamedTuple):
     decay: Array | None = None  # the optimizer's weight decay
     network: Mapping[str, Array] | None = None  # scores of the whole network, by name
     stability: Array | None = None  # minus the share of inputs at which a unit's sign is not sure
+    learnt: Array | None = None  # score parameters of movement pruning, kernel's shape
 
 
 class Score(NamedTuple):
@@ -234,6 +235,14 @@ SCORES: dict[str, Score] = {
             i.kernel, _present(i.gradient, "a gradient"), _present(i.decay, "weight decay")
         ),
         frozenset({"gradient", "decay"}),
+        per_weight=True,
+    ),
+    "learnt": Score(
+        lambda i: _present(i.learnt, "score parameters"), frozenset({"learnt"}), per_weight=True
+    ),
+    "learnt_magnitude": Score(
+        lambda i: jnp.abs(_present(i.learnt, "score parameters")),
+        frozenset({"learnt"}),
         per_weight=True,
     ),
     "weight_random": Score(lambda i: random(i.key, i.kernel), per_weight=True),

@@ -68,6 +68,21 @@ def test_digits_are_scikit_learns():
     np.testing.assert_allclose([normalized.mean(), normalized.std()], [0, 1], atol=1e-5)
 
 
+def test_mixed_digits_are_the_same_ones_in_another_order():
+    mixed, whole = data.load("digits_even"), data.load("digits")
+    assert mixed.train_images.shape == (900, 8, 8, 1)
+    assert mixed.test_images.shape == (897, 8, 8, 1)
+
+    def bag(d):
+        images = np.concatenate([d.train_images, d.test_images])
+        labels = np.concatenate([d.train_labels, d.test_labels])
+        return sorted((int(y), x.tobytes()) for x, y in zip(images, labels, strict=True))
+
+    assert bag(mixed) == bag(whole)
+    shared = {x.tobytes() for x in whole.test_images}
+    assert 150 < sum(x.tobytes() in shared for x in mixed.test_images) < 230  # 382 * 897 / 1797
+
+
 def test_digits_without_scikit_learns_file(monkeypatch):
     expected = data.load("digits")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

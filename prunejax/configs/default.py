@@ -172,9 +172,10 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "prune": {
                 # none, or a way of pruning that sets what follows where you do not: random,
-                # magnitude, snip, grasp, synflow; static, set, rigl; gradual, gradual_regrow, acdc
+                # magnitude, nm, snip, grasp, synflow; static, set, rigl; gradual, gradual_regrow,
+                # acdc, ste, movement, movement_soft
                 "method": "none",
-                # none | linear | one_shot | scratch | cubic | geometric | phases
+                # none | linear | one_shot | scratch | cubic | geometric | phases | threshold
                 "schedule": "none",
                 "unit": "epoch",  # epoch | step: what `start`, `end` and `period` count
                 "rounds": 1,  # scratch: events before training, each the same share of what is left
@@ -204,6 +205,19 @@ def get_config(arg: str = "") -> ConfigDict:
                 "update_end": 0.75,  # of the training steps: no update from there on
                 "update_score": "magnitude",  # the smallest are dropped at updates
                 "evaluate_between": False,  # test before and after events between epochs, too
+                "redistribute": False,  # updates rank all layers together: densities move
+                "average": 1,  # evidence "batch": last batches whose mean gradient growth sees
+                "weight_init": "dense",  # dense | sparse_fan_in: scaled up by sqrt(inputs / live)
+                "nm": (),  # (n, m): n of every m consecutive inputs stay, instead of `fraction`
+                # What forward passes do: masked | straight_through (gradients train dead weights,
+                # too) | movement (dead weights wait; scores learn). Events of the last two choose
+                # among all weights, and again every `refresh_every` steps after the schedule.
+                "forward": "masked",
+                "refresh_every": 0,
+                "dead_decay": 0.0,  # straight_through: times w, added to gradients of dead weights
+                "score_rate": 1.0,  # movement: learning rate of scores, which begin at 0
+                "threshold": 0.0,  # schedule "threshold": live where sigmoid(score) exceeds it
+                "penalty": 0.0,  # movement: weight of the mean sigmoid of scores
             },
             "intervention": {
                 "kind": "prune",  # prune (mask) | zero | gaussian | none: what is done to targets

@@ -130,6 +130,32 @@ def copies(label: str, start: Mapping[str, Any], prune: Mapping[str, Any] | None
     return {f"{label}-{copy}": {"start": {**start, "copy": copy}, **more} for copy in ("a", "b")}
 
 
+def sanity(label: str, prune: Mapping[str, Any]) -> Arms:
+    """Controls of a mask made before training (Frankle et al. 2021): is it the weights it chose?
+
+    `<label>` with its mask shuffled within every layer on the same weights, with its mask on
+    weights drawn anew, and with the score turned round (the smallest stay). A number at the end of
+    the label stays there: "snip-05" gives "snip_shuffled-05", "snip_fresh-05", "snip_inverted-05".
+
+    Args:
+      label: of the arm.
+      prune: its overrides of `prune`.
+
+    Returns:
+      The three arms, without the one they belong to.
+    """
+    name, dash, number = label.rpartition("-")
+    if not number.isdigit():
+        name, dash, number = label, "", ""
+    called = lambda word: f"{name}_{word}{dash}{number}"  # noqa: E731
+    masks = {"run": label, "at": "end", "take": ("masks",)}
+    return {
+        called("shuffled"): {"start": masks | {"shuffle": "layer"}},
+        called("fresh"): {"start": masks | {"fresh": True}},
+        called("inverted"): {"prune": {**prune, "target": "largest"}},
+    }
+
+
 def _control(
     config: ConfigDict,
     name: str,

@@ -20,6 +20,7 @@ OUTCOMES = (
 _STUDY = (
     *(*OUTCOMES, "best_epoch", "selected_epoch", "mean_stability", "events", "sparsity"),
     *("final_train_loss", "final_train_accuracy", "stopped_step"),
+    *("training_flops", "inference_flops"),
 )
 CONTEXT = ("split", "batch_norm", "examples", "live_dim")  # what measures were taken on
 _LABELS = ("run", "variant", "seed", "status")

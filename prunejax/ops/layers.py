@@ -226,3 +226,15 @@ def record_activation(module: nn.Module, name: str, x: jax.Array) -> None:
         jnp.abs(x), axis=tuple(range(x.ndim - 1)), dtype=jnp.promote_types(x.dtype, jnp.float32)
     )
     module.put_variable("activations", name, total)
+
+
+def recorded_activation(collection: Any, name: str) -> jax.Array:
+    """What `record_activation` stored under a layer's name, wherever in the module tree.
+
+    Raises:
+      KeyError: the model records none for that layer.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(collection):
+        if any(getattr(entry, "key", None) == name for entry in path):
+            return leaf
+    raise KeyError(f"the model sows no activations for layer {name!r}")

@@ -22,7 +22,8 @@ from prunejax.system.files import expand
 # every page has. Stated here, because the gallery imports matplotlib.
 FIGURES = (
     *("dynamics", "stability", "scatter", "gap", "rate", "rate_scatter", "noise", "corners"),
-    *("density", "recall", "balance", "classes", "tickets", "early_stop", "overlap"),
+    *("density", "flops", "sanity", "layers", "updates"),
+    *("recall", "balance", "classes", "tickets", "early_stop", "overlap"),
     *("barriers", "paths", "matrix", "before_training", "trackers"),
     *("predictors", "double_descent"),
     *("group_scatter", "flatness", "tic", "epsilon", "eigenvalues", "spectrum", "perturbation"),

@@ -81,7 +81,8 @@ def rows(
       tables: "epochs", "events" and "runs".
       promised: the runs of a finished study; empty: of one that is still to end.
       variants: what study.json says of each: a run that goes on from a later state than the start
-        has no rows of the epochs before `first_epoch`.
+        has no rows of the epochs before `first_epoch`; `scope` is "layer" or "global", where a
+        preset may have set what the config does not say.
 
     Raises:
       ReportError: names the table, the run, and what is missing.
@@ -99,7 +100,13 @@ def rows(
     for run, row in ended.items():
         first = int(((variants or {}).get(row["variant"]) or {}).get("first_epoch", 0))
         _epochs(path, config, row, epochs.get(run, []), first)
-    _events(path, config, [row for row in tables["runs"] if is_completed(row)], events)
+    done = [row for row in tables["runs"] if is_completed(row)]
+    scopes = {
+        name: arm["scope"]
+        for name, arm in (variants or {}).items()
+        if isinstance(arm, dict) and "scope" in arm
+    }
+    _events(path, config, done, events, scopes)
     for run, row in ended.items():
         _agrees(path, row, epochs.get(run, []), events.get(run, []))
 
@@ -159,7 +166,11 @@ def _agrees(path: Path, run: Row, epochs: Sequence[Row], events: Sequence[Row]) 
 
 
 def _events(
-    path: Path, config: Mapping[str, Any], runs: Sequence[Row], events: Mapping[str, Sequence[Row]]
+    path: Path,
+    config: Mapping[str, Any],
+    runs: Sequence[Row],
+    events: Mapping[str, Sequence[Row]],
+    scopes: Mapping[str, str],
 ) -> None:
     """Schedules know no seed: the runs of an arm have the same layers in the same epochs."""
     arms: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
@@ -169,7 +180,7 @@ def _events(
     for variant, found in arms.items():
         changes = ((config.get("variants") or {}).get(variant) or {}).get("prune") or {}
         common = {**(config.get("prune") or {}), **changes}
-        if common.get("scope", "layer") != "layer":
+        if scopes.get(variant, common.get("scope", "layer")) != "layer":
             continue  # what a layer loses is up to the scores
         several = int(common.get("rounds", 1)) > 1  # events of one step
         everywhere = dict.fromkeys(key for own in found.values() for key in own)

@@ -45,6 +45,8 @@ class Study:
     unfinished: bool = False  # runs are still to come
     claims: list[Claim] = field(default_factory=list)  # of all configs, about arms that are here
     tests: list[tuple[str, str]] = field(default_factory=list)  # pairs of arms, likewise
+    layers: list[Row] = field(default_factory=list)  # layers.csv
+    updates: list[Row] = field(default_factory=list)  # updates.csv, where units come back
     relations: list[dict[str, Any]] = field(default_factory=list)  # of the summary
     # What several figures read, read once.
     known: dict[str, Any] = field(default_factory=dict, init=False)
@@ -171,7 +173,7 @@ def attributes_of(
             "iterative_rate": iterative_rate(events.get(label, [])),
             **stated.get(label, {}),
         }
-        if setting("prune.schedule") == "none":
+        if setting("prune.schedule") == "none" and setting("prune.method") in (None, "none"):
             found[label]["target"] = None
     return found
 

@@ -21,6 +21,8 @@ from prunejax.system.files import expand, plain_name, read_object
 _SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")
 
 
+_TABLES = ("epochs", "events", "runs", "layers", "updates")  # the last two not of every study
+
 # What parts of a run directory's JSON files have to be.
 _PARTS: dict[str, dict[str, type]] = {
     "config.json": {"variants": dict, "report": dict, "measures": dict, "prune": dict},
@@ -130,10 +132,7 @@ def load(directories: Sequence[str | Path]) -> Study:
     paths = find(directories)
     called = shown(paths)
     configs = {str(path): read_json(path / "config.json") for path in paths}
-    tables = {
-        path: {name: read_csv(path / f"{name}.csv") for name in ("epochs", "events", "runs")}
-        for path in paths
-    }
+    tables = {path: {name: read_csv(path / f"{name}.csv") for name in _TABLES} for path in paths}
     stated = {path: read_json(path / "study.json") for path in paths}
     for path in paths:
         promised = stated[path].get("runs", ()) if read_json(path / "status.json") else ()
@@ -176,7 +175,7 @@ def load(directories: Sequence[str | Path]) -> Study:
         f"Shard {shard} is missing: its runs are not in any number here." for shard in missing
     ]
     merged = {name: [row for path in paths for row in tables[path][name]]
-              for name in ("epochs", "events", "runs")}  # fmt: skip
+              for name in _TABLES}  # fmt: skip
     if not merged["epochs"] and not merged["runs"]:
         raise ReportError(f"{paths[0]} holds no results yet; run the study first")
     notes += [note for path in paths for note in stated[path].get("notes", [])]
@@ -208,9 +207,7 @@ def load(directories: Sequence[str | Path]) -> Study:
         tests=own.tests,
         missing_shards=missing,
         unfinished=unfinished,
-        epochs=_same_columns(merged["epochs"]),
-        events=_same_columns(merged["events"]),
-        runs=_same_columns(merged["runs"]),
+        **{name: _same_columns(rows) for name, rows in merged.items()},
     )
 
 

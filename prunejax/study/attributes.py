@@ -20,6 +20,7 @@ def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]
         counts = np.asarray(m.table.counts)
         used = [layer for layer in range(counts.shape[1]) if counts[:, layer].any()]
         rate = None
+        acts = used or p.schedule == "threshold"
         if used:
             last = max(used, key=lambda layer: counts[:, layer].sum())
             number = np.count_nonzero(counts[:, last])
@@ -28,12 +29,14 @@ def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]
             else:
                 rate = float(counts[:, last].sum() / program.groups[last].units / number)
         found[arm.label] = {
-            "target": p.target[0].upper() if used else None,
-            "score": p.score if used else None,
+            "target": p.target[0].upper() if acts else None,
+            "score": p.score if acts else None,
+            "method": p.method,
+            "scope": p.scope,  # of its preset, too, which the config does not say
             "iterative_rate": rate,  # mean fraction of the most-pruned layer per event
             "events": int(np.count_nonzero(counts.sum(axis=1))),
-            "kind": i.kind if used else "none",
-            "duration": i.duration if used else None,
+            "kind": i.kind if acts else "none",
+            "duration": i.duration if acts else None,
             "restore": i.restore,
             "twin": i.twin or None,
             "optimizer": arm.settings.optimizer.name,

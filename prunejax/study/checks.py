@@ -23,6 +23,7 @@ ENTRIES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "measures.names": (str, "names"),
     "trackers": (str, "names"),
     "prune.phases": (int, "whole steps"),
+    "prune.nm": (int, "whole weights"),
     "measures.epochs": (int, "whole epochs"),
     "probes.names": (str, "names"),
     "probes.at": (str, "moments"),

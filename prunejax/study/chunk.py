@@ -114,6 +114,8 @@ class Chunk:
             self._handover.leave(states, 0)
             states = self._events.due(states, -1, 0)
             states = self._handover.rewind(states, self._padded)
+            if any(bool(m.table.fan_in) for m in self.members):
+                states = self.population.scale(states)
             self._watch.track(states, -1)
             epoch = self._done(states) // program.steps_per_epoch
             if epoch or self._done(states):
@@ -323,7 +325,8 @@ class Chunk:
         self._targets.save()
         self._handover.leave(states, lineage.END)
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
-        # Padding comes after the members.
-        final.save(states, {"runs": [m.run for m in self.members], "size": self.size})
+        final.save(
+            states, {"runs": [m.run for m in self.members], "size": self.size}
+        )  # then padding
         self.directory.append("layers", layers)
         self.directory.append("runs", rows)

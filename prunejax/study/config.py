@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from prunejax import registry
 from prunejax.errors import ConfigError
 from prunejax.measures import suite
-from prunejax.study import checks, lineage, pairs, presets, probing
+from prunejax.study import checks, lineage, pairs, presets, probing, rule_check
 from prunejax.study.ranges import CHOICES, RANGES
 from prunejax.train import trackers
 
@@ -192,6 +192,7 @@ def validate(settings: ConfigDict, label: str) -> None:
             "as_released: its evaluations change the network, one after every epoch; set it to 1"
         )
     _validate_prune(settings, where)
+    rule_check.check(settings, where)
     _validate_intervention(settings, where)
     _validate_measures(settings, where)
     probing.check(settings)
@@ -213,7 +214,7 @@ def _validate_prune(settings: ConfigDict, where: str) -> None:
                 raise ConfigError(f"config.prune.fraction = {value!r}{where} must be in [0, 1]")
             if name != "fraction" and value < 0:
                 raise ConfigError(f"config.prune.{name} = {value!r}{where} must be 0 or later")
-    if p.schedule in ("none", "scratch", "phases"):
+    if p.schedule in ("none", "scratch", "phases", "threshold"):
         return
     for index in range(len(p.layers)):
         start, end = p.start[index % len(p.start)], p.end[index % len(p.end)]

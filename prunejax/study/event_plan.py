@@ -95,6 +95,17 @@ def layers(
             )
         first, total = next(iter(rules)), sum(live.values())
         return {first: Layer(first, total, 0, _of_live(p.fraction[0], total))}
+    if p.nm:
+        n, m = p.nm
+        for name in rules:
+            shape = trees.get(params, of[name].kernel).shape
+            if shape[-2] % m:
+                raise ConfigError(
+                    f"config.prune.nm = {(n, m)} (variant {label!r}): the {shape[-2]} inputs of "
+                    f"layer {name!r}, of shape {shape}, are no multiple of {m}; leave that layer "
+                    "out of prune.layers, or choose another m"
+                )
+        return {name: Layer(name, number[name], rules[name], Fraction(m - n, m)) for name in rules}
     if p.of == "live":
         number = {name: live[name] for name in rules}
     if p.allocation == "rules":
@@ -154,7 +165,11 @@ def event_counts(
     counts: dict[str, np.ndarray] = {}
     chosen = layers(settings, label, groups, params, live or {})
     # For these see `step_plan`.
-    if p.rounds > 1 or p.schedule == "phases" or (p.unit == "step" and p.schedule != "scratch"):
+    if (
+        p.rounds > 1
+        or p.schedule in ("phases", "threshold")
+        or (p.unit == "step" and p.schedule != "scratch")
+    ):
         return {name: np.zeros(settings.epochs + 1, np.int32) for name in chosen}
     for name, layer in chosen.items():
         size, fraction = layer.units, layer.fraction

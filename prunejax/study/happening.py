@@ -90,11 +90,12 @@ class Happening:
     ) -> None:
         _, bad, steps, _ = self.population.summary(states)
         program = self.population.program
+        hidden = program.forward != "masked"
         asked = [(i, m) for i, m in enumerate(self.members) if bad[i] < 0 and number in m.events]
         rows = [
             row
             for i, m in asked
-            if pre is not None or not m.table.grow[number].any()  # else a row of updates.csv
+            if pre is not None or not (hidden or m.table.grow[number].any())  # else updates.csv
             for row in rows_lib.of_event(
                 program, m, i, epoch, step=steps[i], before=pre, after=post, info=info
             )

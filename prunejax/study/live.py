@@ -20,6 +20,7 @@ class Live(NamedTuple):
     names: tuple[str, ...]  # layers whose units may be dead
     counts: Mapping[str, int]  # at the beginning, by name or under ALL
     changes: tuple[tuple[int, Mapping[str, int]], ...]  # (step, net drops, by name or under ALL)
+    unknown: bool = False  # scores decide how many are live
 
     def at(self, step: float) -> dict[str, int]:
         """Live units after the events up to a step."""
@@ -58,6 +59,14 @@ def begin(
     if parent is None:
         counts = {ALL: sum(of[n] for n in own)} if together else {n: of[n] for n in own}
         return Live(own, counts, ())
+    if parent.unknown:
+        if prunes:
+            raise ConfigError(
+                f"config.prune (variant {label!r}): how many weights are live in the run it starts "
+                "from is up to a threshold (prune.schedule = 'threshold'), so its own events have "
+                "no counts; leave 'masks' out of start.take, or set prune.schedule = 'none'"
+            )
+        return parent
     before = parent.at(at)
     names = (*parent.names, *(n for n in own if n not in parent.names))
     if ALL in before:
@@ -96,7 +105,8 @@ def with_events(
     def named(counts: Mapping[str, int]) -> dict[str, int]:
         return {ALL: sum(counts.values())} if ALL in start.counts else dict(counts)
 
-    changes = [(row.step, row.drop, row.grow) for row in rows]
+    pooled = ALL not in start.counts and any(ALL in row.drop for row in rows)
+    changes = [(row.step, row.drop, row.grow) for row in rows if not pooled or ALL not in row.drop]
     for name, counts in at_epochs.items():
         changes += [(e * per_epoch, {name: int(k)}, {}) for e, k in enumerate(counts) if k]
     found = start
@@ -113,4 +123,7 @@ def with_events(
         net = Counter(named(drop))
         net.subtract(named(grow))
         found = found._replace(changes=(*found.changes, (step, dict(net))))
+    if pooled:  # from here on only the sum is known
+        together = [(step, {ALL: sum(net.values())}) for step, net in found.changes]
+        found = Live(found.names, {ALL: sum(found.counts.values())}, tuple(together))
     return found

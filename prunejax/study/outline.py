@@ -105,4 +105,5 @@ def events(arm: Variant, of: Outline, parent: Live | None, at: float, begins: in
             "(prune.schedule = 'scratch')"
         )
     live = live_lib.with_events(start, arm.label, counts, between, of.per_epoch)
+    live = live._replace(unknown=live.unknown or arm.settings.prune.schedule == "threshold")
     return Events(counts, between, live)

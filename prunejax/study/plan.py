@@ -42,6 +42,8 @@ ARRAYS = {
         *("period", "score", "target", "grow", "regrow", "phases", "evaluate_between"),
         "decay_coef",
         *("update_every", "update_fraction", "update_schedule", "update_end", "update_score"),
+        *("redistribute", "weight_init", "refresh_every", "dead_decay", "score_rate"),
+        *("threshold", "penalty"),
     ),
 }
 NOT_STATIC = (

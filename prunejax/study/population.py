@@ -129,6 +129,7 @@ class Population:
             both,
             donate=True,
         )
+        self.scale = self._lift(lambda s: prune.with_sparse_fan_in(program, s), states, donate=True)
         self._summary = self._lift(
             lambda s: (
                 evaluation.train_metrics(program, s),

@@ -18,6 +18,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # before training
     "random": _STATIC | {"allocation": "uniform"},
     "magnitude": _BEFORE | {"score": "magnitude"},
+    "nm": _WEIGHTS | {"schedule": "scratch", "score": "magnitude", "nm": (2, 4)},
     "snip": _BEFORE | {"score": "snip", "evidence": "balanced"},
     "grasp": _BEFORE | {"score": "grasp", "evidence": "balanced"},
     "synflow": _BEFORE | {"score": "synflow", "rounds": 100},
@@ -29,6 +30,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "gradual": _GRADUAL,
     "gradual_regrow": _GRADUAL | {"grow": "gradient", "regrow": 0.1, "evidence": "batch"},
     "acdc": _WEIGHTS | {"score": "magnitude", "scope": "global", "schedule": "phases"},
+    "ste": _BEFORE | {"score": "magnitude", "forward": "straight_through", "refresh_every": 10},
+    "movement": _GRADUAL | {"score": "learnt", "forward": "movement", "refresh_every": 10},
+    "movement_soft": _WEIGHTS
+    | {"schedule": "threshold", "score": "learnt", "forward": "movement", "refresh_every": 10},
 }
 
 

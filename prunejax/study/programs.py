@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,9 +10,16 @@ from prunejax import interventions, trees
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.interventions import FOREVER, Features, Table
-from prunejax.measures import bounds
-from prunejax.methods import before
-from prunejax.study import checks, event_plan, fit_check, lineage, probing, step_plan, unit_check
+from prunejax.study import (
+    checks,
+    event_plan,
+    fit_check,
+    lineage,
+    probing,
+    scoring,
+    step_plan,
+    unit_check,
+)
 from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
@@ -38,6 +44,7 @@ class Member:
     keep: tuple[int, ...] = ()  # steps whose states it leaves (`lineage.END`: the last)
     asked: tuple[int, ...] = ()  # of them those that stay when no run needs them any more
     init_seed: int | None = None  # of the initial weights: the run's own, unless drawn anew
+    gradient_updates: int = 0  # passes with a dense gradient that its growth takes
     data_seed: int | None = None  # of order, augmentation and dropout: the run's own, unless a copy
 
     @property
@@ -155,12 +162,17 @@ def batch(
         global_scope=settings.prune.scope == "global",
         saliency_examples=settings.prune.saliency_examples,
         evidence=settings.prune.evidence,
-        evidence_examples=_balanced(settings, dataset),
-        stability=_stability(settings, of.module, dataset) if "stability" in scores else None,
+        evidence_examples=scoring.balanced(settings, dataset),
+        stability=scoring.stability(settings, of.module, dataset)
+        if "stability" in scores
+        else None,
         harden=Harden(**settings.harden.to_dict(), mean=dataset.mean, std=dataset.std),
         trackers=tuple(settings.trackers),
         stops=any(a.settings.stop_loss for a in arms),
         probes=probing.named(settings, dataset.has_classes),
+        average=settings.prune.average,
+        forward=settings.prune.forward,
+        nm=tuple(settings.prune.nm) or None,
         forecast=settings.measures.forecast,
         microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,
@@ -190,6 +202,7 @@ def batch(
             start=starts[f"{arm.label}-{seed}"],
             keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
             asked=asked[f"{arm.label}-{seed}"],
+            gradient_updates=_gradient_updates(arm.settings, between[arm.label]),
             init_seed=lineage.named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
             data_seed=lineage.named(seed, arm.settings.start.copy),
         )
@@ -207,18 +220,6 @@ def batch(
     return Batch(program, dataset, members, notes)
 
 
-def _stability(settings: ConfigDict, module: Any, dataset: Dataset | StreamedSet) -> Any:
-    """The bounds of the score "stability": in boxes of `measures.attack_radius`."""
-    if not isinstance(module, bounds.KINDS):
-        raise ConfigError(
-            f"config.prune.score = 'stability' bounds MLPs, ConvNets and VGGs, not "
-            f"{settings.model.name!r}; use another score"
-        )
-    radius = settings.measures.attack_radius / np.array(dataset.std or (1.0,))
-    own = module.clone(dropout=0.0)
-    return lambda variables, x: bounds.stability(own, variables, x, radius)
-
-
 def _late_milestones(arms: Sequence[Variant]) -> tuple[str, ...]:
     late = {a.label: checks.late_milestones(a.settings.optimizer, a.settings.epochs) for a in arms}
     alike = len(set(late.values())) == 1
@@ -231,23 +232,10 @@ def _late_milestones(arms: Sequence[Variant]) -> tuple[str, ...]:
     )[: 1 if alike else None]
 
 
-def _balanced(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[int, ...]:
-    """Indices of the examples that scores see with `prune.evidence` "balanced", else none."""
+def _gradient_updates(settings: ConfigDict, rows: Sequence[Row]) -> int:
     p = settings.prune
-    if p.evidence != "first" and isinstance(dataset, StreamedSet):
-        raise ConfigError(
-            f"config.prune.evidence = {p.evidence!r}: {settings.data.name!r} is streamed, and only "
-            "its first examples are held in memory; set it to 'first'"
-        )
-    if p.evidence != "balanced" or isinstance(dataset, StreamedSet):
-        return ()
-    try:
-        found = before.balanced_batch(
-            dataset.train_labels, per_class=p.per_class, seed=settings.data.seed
-        )
-    except ValueError as error:
-        raise ConfigError(f"config.prune.per_class = {p.per_class}: {error}") from None
-    return tuple(int(i) for i in found)
+    growing = sum(any(row.grow.values()) for row in rows)
+    return growing * p.average if p.grow == "gradient" else 0
 
 
 def _updates(rows: Sequence[Row]) -> bool:
@@ -268,7 +256,10 @@ def _features(
         gaussian="gaussian" in kinds,
         restore=any(a.settings.intervention.restore != "no" for a in finite),
         released=arms[0].settings.intervention.as_released,
-        growth=any(any(row.grow.values()) for rows in between.values() for row in rows),
+        growth=arms[0].settings.prune.forward != "masked"
+        or any(any(row.grow.values()) for rows in between.values() for row in rows),
+        pooled=any(a.settings.prune.redistribute for a in arms),
+        threshold=any(a.settings.prune.schedule == "threshold" for a in arms),
     )
 
 
@@ -291,6 +282,12 @@ def _table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Tab
         score=np.where(filled.updates, index(p.update_score), index(p.score)).astype(np.int32),
         counts=filled.counts,
         grow=filled.grow,
+        pooled=filled.pooled,
+        fan_in=np.bool_(p.weight_init == "sparse_fan_in"),
+        dead_decay=np.float32(p.dead_decay),
+        score_rate=np.float32(p.score_rate),
+        threshold=np.float32(p.threshold if p.schedule == "threshold" else -1),
+        penalty=np.float32(p.penalty),
     )
 
 

@@ -136,6 +136,7 @@ def of_update(
     several = bool(asked[1:].any()) or len(groups) == 1
     for layer, group in enumerate(groups):
         grown, before = growth.grown[index, layer], growth.before[index, layer]
+        zero = growth.zero[index, layer]  # -1: what came back was not chosen by gradients
         if not (targeted[layer] or grown or (several and asked[layer])):
             continue
         rows.append(
@@ -147,7 +148,7 @@ def of_update(
                 "dropped": targeted[layer],
                 "grown": grown,
                 "live": info.live[index, layer],
-                "zero_gradient": growth.zero[index, layer] / grown if grown else None,
+                "zero_gradient": zero / grown if grown and zero >= 0 else None,
                 "survival": growth.survived[index, layer] / before if before else None,
                 "ever_live": growth.ever[index, layer],
             }

@@ -32,6 +32,7 @@ class Row:
     drop: Mapping[str, int]
     grow: Mapping[str, int]
     update: bool = False  # a drop-and-grow update: its own score, smallest first
+    dead: Mapping[str, int] | None = None  # where events choose among all: what is dead after it
 
 
 def rows(
@@ -68,6 +69,10 @@ def rows(
         found += _rounds(settings, label, layers)
     if p.schedule == "phases":
         return _phases(settings, label, layers, total)
+    if p.schedule == "threshold":
+        return [Row(step, {}, {}) for step in range(p.refresh_every, total, p.refresh_every)]
+    if p.forward != "masked":
+        return _rechosen(p.refresh_every, found, at_epochs, total)
     if p.grow == "none":
         return found
     _check_growth(settings, label)
@@ -84,7 +89,7 @@ def _scheduled(
 ) -> dict[int, dict[str, int]]:
     """Step -> counts of the schedule where `prune.unit` is "step"."""
     p = settings.prune
-    if p.unit != "step" or p.schedule in ("scratch", "phases"):
+    if p.unit != "step" or p.schedule in ("scratch", "phases", "threshold"):
         return {}
     found: dict[int, dict[str, int]] = {}
     for name, layer in layers.items():
@@ -153,6 +158,20 @@ def _phases(settings: ConfigDict, label: str, layers: Mapping[str, Layer], total
     ]
 
 
+def _rechosen(
+    every: int, found: Sequence[Row], at_epochs: Mapping[str, np.ndarray], total: int
+) -> list[Row]:
+    """Events that choose among all weights: those of the schedule, then one `every` steps."""
+    dead = Counter({name: int(counts.sum()) for name, counts in at_epochs.items()})
+    again: list[Row] = []
+    for row in found:
+        dead.update(row.drop)
+        again.append(dataclasses.replace(row, dead=dict(dead)))
+    last = max((row.step for row in again), default=0)
+    later = range(last + every, total, every) if every else ()
+    return again + [Row(step, {}, {}, dead=dict(dead)) for step in later]
+
+
 def _in_scope(
     settings: ConfigDict, layers: Mapping[str, Layer], drop: Mapping[str, int]
 ) -> dict[str, int]:
@@ -182,9 +201,12 @@ def _updates(
     p, found = settings.prune, []
     last = math.floor(p.update_end * total)
     for step in range(p.update_every, last, p.update_every):
+        left = _shares(layers, live, step)
+        if p.redistribute:
+            left = {ALL: sum(left.values())}
         swaps = {
             name: growth.swaps(n, p.update_fraction, step=step, end=last, decay=p.update_schedule)
-            for name, n in _shares(layers, live, step).items()
+            for name, n in left.items()
         }
         found.append(Row(step, swaps, swaps, update=True))
     return found
@@ -226,6 +248,7 @@ class Filled(NamedTuple):
     updates: np.ndarray  # bool [rows]
     counts: np.ndarray  # int32 [rows, layers]
     grow: np.ndarray  # int32 [rows, layers]
+    pooled: np.ndarray  # bool [rows]: counts, in the first column, are of all layers together
 
 
 def fill(
@@ -252,6 +275,7 @@ def fill(
         np.zeros(base + extra, bool),
         np.concatenate([at_epochs, wide]).astype(np.int32),
         np.concatenate([np.zeros_like(at_epochs), wide]).astype(np.int32),
+        np.zeros(base + extra, bool),
     )
     free: dict[int, list[int]] = {}
     for place, step in enumerate(steps):
@@ -259,7 +283,9 @@ def fill(
     for number, row in enumerate(rows_of_arm):
         place = free[row.step].pop(0)
         filled.ids[place], filled.updates[place] = base + number, row.update
-        for table, counts in ((filled.counts, row.drop), (filled.grow, row.grow)):
+        filled.pooled[place] = ALL in row.drop
+        drop = row.drop if row.dead is None else row.dead
+        for table, counts in ((filled.counts, drop), (filled.grow, row.grow)):
             for name, count in counts.items():
-                table[place, names.index(name)] = count
+                table[place, 0 if name == ALL else names.index(name)] = count
     return filled

@@ -26,14 +26,22 @@ Array = jax.Array
 
 
 def last_indices(program: Program, state: TrainState) -> Array:
-    """The training examples of the last full batch (of the first, where there was none yet)."""
+    """The training examples of the last `program.average` full batches, the newest first.
+
+    Where there were fewer yet, the first one counts for those that lack.
+    """
     full = program.train_examples // program.batch_size  # of an epoch
-    done = jnp.maximum(state.step, 1) - 1  # the step of that batch, or a smaller one after it
-    epoch = done // program.steps_per_epoch
-    number = jnp.minimum(done % program.steps_per_epoch, full - 1)
-    order = data_lib.epoch_permutation(state.seeds.data, epoch, program.train_examples)
-    size = program.batch_size
-    return jax.lax.dynamic_slice(order, (number * size,), (size,))
+    newest = jnp.maximum(state.step, 1) - 1  # the step of that batch, or a smaller one after it
+    at = newest // program.steps_per_epoch * full
+    at += jnp.minimum(newest % program.steps_per_epoch, full - 1)  # of full batches alone
+    found = []
+    for back in range(program.average):
+        number = jnp.maximum(at - back, 0)
+        epoch = number // full
+        order = data_lib.epoch_permutation(state.seeds.data, epoch, program.train_examples)
+        size = program.batch_size
+        found.append(jax.lax.dynamic_slice(order, (number % full * size,), (size,)))
+    return jnp.concatenate(found) if len(found) > 1 else found[0]
 
 
 def evidence_batch(program: Program, state: TrainState, data: Data) -> tuple[Array, Array]:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from prunejax import interventions, rng, trees
 from prunejax import masks as mask_algebra
 from prunejax import scores as scores_lib
-from prunejax.train import evaluation, evidence, regrowth
+from prunejax.methods import before
+from prunejax.train import evaluation, evidence, forward, regrowth
 from prunejax.train.step import (
     Data,
     Program,
@@ -62,6 +63,7 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
             decay=jnp.asarray(state.hyper.score_decay),
             network={name: found[g.name] for name, found in network.items()},
             stability=settled.get(g.name),
+            learnt=state.learnt.get(g.name),
         )
         values = [scores_lib.SCORES[name].fn(inputs) for name in program.scores]
         result[g.name] = jnp.take(jnp.stack(values), chosen, axis=0)
@@ -85,12 +87,27 @@ def targets(
     return [before & ~after for before, after in zip(eligible, kept, strict=True)]
 
 
+def _chosen(
+    program: Program, pooled: Array, worth: list[Array], counts: Array, eligible: list[Array]
+) -> list[Array]:
+    """`targets` by the program's rule, or by a row's own where `pooled` tells them apart."""
+    if program.nm is not None:
+        kept = mask_algebra.nm(worth, *program.nm, masks=eligible)
+        return [units & ~k & (n > 0) for units, k, n in zip(eligible, kept, counts, strict=True)]
+    if program.global_scope or not program.features.pooled:
+        scope = "global" if program.global_scope else "layer"
+        return targets(worth, counts, eligible, scope)
+    both = [targets(worth, counts, eligible, scope) for scope in ("global", "layer")]
+    return [jnp.where(pooled, a, b) for a, b in zip(*both, strict=True)]
+
+
 def select(program: Program, state: TrainState, data: Data, event: Array) -> dict[str, Array]:
     """The targets of event number `event` (a row of `table.counts`): exactly that many units.
 
     What stays is chosen by `masks.prune`, so a study follows the library's rule: among equal
     units the earlier is kept (layer order first with a global scope), and NaN goes first. Only
-    units never targeted before are eligible. Random targets do not look at the scores.
+    units never targeted before are eligible (all, where dead weights are hidden and not gone).
+    Random targets do not look at the scores.
     """
     table, counts = state.table, state.table.counts[event]
     target, number = table.target[event], table.ids[event]
@@ -101,8 +118,10 @@ def select(program: Program, state: TrainState, data: Data, event: Array) -> dic
         draws = jax.random.uniform(rng.at(state.seed, "mask", number, g.name), score.shape)
         smallest_first = jnp.where(target == LARGEST, -score, score)
         worth.append(jnp.where(target == RANDOM, -draws, smallest_first))
-        eligible.append(~state.windows.targeted[g.name])
-    chosen = targets(worth, counts, eligible, "global" if program.global_scope else "layer")
+        taken = state.windows.targeted[g.name]
+        eligible.append(~taken if program.forward == "masked" else jnp.ones_like(taken))
+    pooled = table.pooled[event] if program.features.pooled else jnp.array(False)
+    chosen = _chosen(program, pooled, worth, counts, eligible)
     return {g.name: c for g, c in zip(program.groups, chosen, strict=True)}
 
 
@@ -133,6 +152,9 @@ def grow(
     many = jnp.sum(counts) if program.global_scope else list(counts)
     scope = "global" if program.global_scope else "layer"
     back = mask_algebra.prune(worth, many, masks=dead, scope=scope)
+    if program.features.pooled and not program.global_scope:
+        among = mask_algebra.prune(worth, jnp.sum(counts), masks=dead, scope="global")
+        back = [jnp.where(table.pooled[event], a, b) for a, b in zip(among, back, strict=True)]
     grown = {g.name: b for g, b in zip(program.groups, back, strict=True)}
     zero = jnp.stack([jnp.sum(grown[n] & (sizes[n] == 0), dtype=jnp.int32) for n in sizes])
     return grown, zero
@@ -178,6 +200,8 @@ def apply_event(
       replay: per layer the targets (bool per unit) that a twin takes from its other; used only
         where `table.replay` is set.
     """
+    if program.forward != "masked":
+        return _rechosen(program, state, data, event)
     own = select(program, state, data, event)
     selected = {name: jnp.where(state.table.replay, replay[name], own[name]) for name in own}
     windows = interventions.open_windows(
@@ -217,6 +241,48 @@ def apply_event(
     live = jnp.stack([jnp.sum(windows.remaining[g.name] == 0) for g in program.groups])
     counts = targeted.astype(jnp.int32), live.astype(jnp.int32)
     return state, Event(selected, *counts, predicted, growth)
+
+
+def _rechosen(
+    program: Program, state: TrainState, data: Data, event: Array
+) -> tuple[TrainState, Event]:
+    """An event where dead weights are hidden, not gone: its counts are of what is dead after it."""
+    table, windows = state.table, state.windows
+    if program.features.threshold:
+        kept = {n: forward.above(s, table.threshold) for n, s in state.learnt.items()}
+        soft = table.threshold >= 0
+    dead = select(program, state, data, event)
+    if program.features.threshold:
+        dead = {n: jnp.where(soft, ~kept[n], units) for n, units in dead.items()}
+    happens = jnp.any(table.counts[event] > 0) | (table.ids[event] > program.epochs)
+    after, dropped, grown = forward.choose(windows, dead, happens)
+
+    def number(units: Mapping[str, Array]) -> Array:
+        return jnp.stack([jnp.sum(units[g.name], dtype=jnp.int32) for g in program.groups])
+
+    alive = {n: g & (after.remaining[n] == 0) for n, g in windows.grown.items()}
+    record = Growth(
+        number(grown),
+        jnp.full(len(program.groups), -1, jnp.int32),  # no gradient was asked
+        number(windows.grown),
+        number(alive),
+        number(windows.ever),
+    )
+    live = number({n: left == 0 for n, left in after.remaining.items()})
+    event_ = Event(dropped, number(dropped), live, jnp.full(2, jnp.nan), record)
+    return state._replace(windows=after), event_
+
+
+def with_sparse_fan_in(program: Program, state: TrainState) -> TrainState:
+    """Initial weights scaled to the live inputs of their unit, where `table.fan_in` asks for it.
+
+    See `methods.before.sparse_fan_in`. Dead weights are 0 and stay so.
+    """
+    scaled = before.sparse_fan_in(state.params, masks(program, state))
+    params = jax.tree.map(
+        lambda new, old: jnp.where(state.table.fan_in, new, old), scaled, state.params
+    )
+    return state._replace(params=params)
 
 
 def sparsity(program: Program, state: TrainState) -> Array:

@@ -51,6 +51,7 @@ class TrainState(NamedTuple):
     table: Table
     hyper: Hyper
     totals: Totals
+    learnt: dict[str, Array]  # score parameters by layer; of movement pruning only
     bad_step: Array  # int32: first step with a non-finite loss, -1 if none
     stopped: Array  # int32: steps done when the run stopped by its training loss, -1 if it did not
 

@@ -20,7 +20,8 @@ from prunejax import models as models_lib
 from prunejax import scores as scores_lib
 from prunejax.groups import Group
 from prunejax.interventions import Features, Table
-from prunejax.train import microbatch, regrowth, stopping
+from prunejax.ops import layers
+from prunejax.train import forward, microbatch, regrowth, stopping
 from prunejax.train import optim as optim_lib
 from prunejax.train.hardening import Harden
 from prunejax.train.state import Data as Data
@@ -66,6 +67,9 @@ class Program:
     trackers: tuple[str, ...] = ()  # of `trackers.TRACKERS`
     stops: bool = False  # whether some run may stop by its training loss
     probes: tuple[str, ...] = ()  # of `probes.PROBES`, besides loss and accuracy
+    average: int = 1  # "batch": how many of the last batches
+    forward: str = "masked"  # one of `interventions.FORWARDS`
+    nm: tuple[int, int] | None = None  # n of m consecutive inputs stay at events
     forecast: bool = False  # events predict their change of the test loss
     microbatch: int = 0  # examples whose gradient is taken at once; 0: the whole batch
     data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch
@@ -116,6 +120,7 @@ def initial_state(
         bad_step=jnp.int32(-1),
         stopped=jnp.int32(-1),
         seeds=seeds,
+        learnt=forward.initial_scores(program.groups, params, program.forward),
     )
 
 
@@ -164,13 +169,15 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         opening=False,
     )
     collections = ["batch_stats"] + (["activations"] if program.needs_activations else [])
-
     key = rng.at(state.seeds.data, "dropout", state.step)
+    hidden = program.forward != "masked"
+    trained = masks_lib.apply(masks(program, state), params) if hidden else params
 
     def gradient_of(batch: tuple[Array, Array], key: Array) -> tuple[Any, Tree]:
         def loss_fn(params: Tree) -> tuple[Array, tuple[Array, Tree]]:
+            found = variables(program, state, params)
             outputs, updated = program.module.apply(
-                variables(program, state, params),
+                found | {"params": params} if hidden else found,
                 batch[0],
                 train=True,
                 mutable=collections,
@@ -180,7 +187,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
             correct = jnp.sum(losses.hits(outputs, batch[1])).astype(jnp.int32)
             return jnp.mean(values), (correct, updated)
 
-        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return jax.value_and_grad(loss_fn, has_aux=True)(trained)
 
     parts = microbatch.parts(images.shape[0], program.microbatch)
     if parts == 1:
@@ -192,11 +199,16 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
             parts,
         )
     epoch = jnp.minimum(state.step // program.steps_per_epoch, program.epochs - 1)
+    live, learnt = masks(program, state), state.learnt
+    if hidden:
+        gradients, live, learnt = forward.steer(
+            program.forward, groups, params, gradients, live, learnt, table
+        )
     params, opt_state = program.optimizer.update(
         gradients,
         state.opt_state,
         params,
-        masks(program, state),
+        live,
         state.hyper.learning_rate[epoch],
         state.hyper.weight_decay,
     )
@@ -212,7 +224,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         sums = updated["activations"]
         activations = {
             g.name: scores_lib.update_activation_mean(
-                state.activations[g.name], _sown(sums, g.name), state.step
+                state.activations[g.name], layers.recorded_activation(sums, g.name), state.step
             )
             for g in groups
         }
@@ -229,15 +241,8 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
             totals.examples + labels.shape[0],
         ),
         bad_step=jnp.where((state.bad_step < 0) & ~jnp.isfinite(loss), state.step, state.bad_step),
+        learnt=learnt,
     )
-
-
-def _sown(collection: Tree, name: str) -> Array:
-    """The value sown under a layer's name, wherever in the module tree it was sown."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(collection):
-        if any(getattr(entry, "key", None) == name for entry in path):
-            return leaf
-    raise KeyError(f"the model sows no activations for layer {name!r}")
 
 
 def train_steps(program: Program, state: TrainState, data: Data, steps: Array) -> TrainState:

@@ -1,0 +1,235 @@
+"""Ways of pruning side by side: cost, controls, densities by layer, what updates do over time."""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import isfinite
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from prunejax.measures import statistics
+from prunejax.measures.summary import by_variant, number, value
+from prunejax.report.figures import Drawing, listed
+from prunejax.report.figures_density import family
+from prunejax.report.results import Row, Study
+from prunejax.report.style import COLORS, GREY, LINES, MARKERS, Look, legend, line_handle, panel
+
+CONTROLS = {
+    "shuffled": "mask shuffled within layers",
+    "fresh": "mask on weights drawn anew",
+    "inverted": "score inverted",
+    "fan_in": "weights scaled to live inputs",
+    "rounds": "in rounds",
+    "average": "gradient of several batches",
+    "global": "swaps across layers",
+}
+_LABEL = re.compile(r"(?P<name>.+?)(?:_(?P<word>" + "|".join(CONTROLS) + r"))?-(?P<number>\d+)")
+
+
+def _parts(label: str) -> tuple[str, str, str]:
+    """`snip_fresh-05` -> ("snip", "fresh", "05"); the last two empty where there are none."""
+    found = _LABEL.fullmatch(label)
+    return (found["name"], found["word"] or "", found["number"]) if found else (label, "", "")
+
+
+def _colors(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Colour, marker and line of each; no two of 28 share colour and line."""
+    return {
+        name: (COLORS[i % 7], MARKERS[(i + i // 7) % 7], LINES[i // 7 % 4])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def _accuracies(rows: Sequence[Row]) -> np.ndarray:
+    return 100 * np.array([value(row, "final_test_accuracy") for row in rows])
+
+
+def flops(study: Study, look: Look) -> Drawing | None:
+    """Final accuracy against the multiply-adds of training, relative to dense training."""
+    del look
+    lines: dict[str, list[tuple[float, statistics.Mean]]] = {}
+    for variant, rows in by_variant(study.good).items():
+        cost = float(np.mean([value(row, "training_flops") for row in rows]))
+        if variant != study.baseline and isfinite(cost) and not _parts(variant)[1]:
+            mean = statistics.mean(_accuracies(rows))
+            lines.setdefault(family(variant), []).append((cost, mean))
+    if not lines:
+        return None
+    made, axes = panel(3.8)
+    style, handles = _colors(list(lines)), []
+    for name, points in lines.items():
+        color, marker, _ = style[name]
+        points = sorted(points, key=lambda point: point[0])
+        for x, mean in points:
+            if isfinite(mean.low):
+                axes.plot([x, x], [mean.low, mean.high], color=color, linewidth=1)
+        means = [mean.mean for _, mean in points]
+        axes.plot([x for x, _ in points], means, color=color, marker=marker, markersize=5)
+        handles.append(line_handle(name, color, marker))
+    _band(study, axes, handles)
+    axes.set_xscale("log")
+    axes.set_xlabel("multiply-adds of training, relative to dense (log scale)")
+    axes.set_ylabel("final test accuracy, %")
+    cheapest = [(name, 100 * min(x for x, _ in points)) for name, points in lines.items()]
+    return Drawing(
+        [made, legend(handles)],
+        "Accuracy against the cost of training",
+        "Multiply-adds that hardware would do which skips masked weights, forward and backward, "
+        "relative to as many dense steps: for each layer twice its mean density for the forward "
+        "pass and the inputs' gradient, and once for the weights' gradient, which is dense where "
+        "dead weights train or growth looks at it. Scores before training are not counted. Masked "
+        "training here takes as long as dense training.",
+        f"Least cost of each, relative to dense: {listed(cheapest)}.",
+    )
+
+
+def _band(study: Study, axes: Axes, handles: list[Line2D]) -> None:
+    """The baseline with its interval."""
+    rows = [row for row in study.good if row["variant"] == study.baseline]
+    whole = statistics.mean(_accuracies(rows))
+    if rows and isfinite(whole.mean):
+        axes.axhline(whole.mean, color=GREY, linewidth=1.2, linestyle="--")
+        if isfinite(whole.low):
+            axes.axhspan(whole.low, whole.high, color=GREY, alpha=0.15, linewidth=0)
+        handles.append(line_handle(study.baseline, GREY, line="--"))
+
+
+def sanity(study: Study, look: Look) -> Drawing | None:
+    """Each method with its controls and variants, at one density, beside each other."""
+    del look
+    runs = by_variant(study.good)
+    groups: dict[str, dict[str, statistics.Mean]] = {}
+    for variant, rows in runs.items():
+        name, word, digits = _parts(variant)
+        if word and f"{name}-{digits}" in runs:
+            of = groups.setdefault(f"{name}-{digits}", {})
+            of.setdefault("", statistics.mean(_accuracies(runs[f"{name}-{digits}"])))
+            of[word] = statistics.mean(_accuracies(rows))
+    if not groups:
+        return None
+    made, axes = panel(1.0 + 0.42 * len(groups))
+    words = [w for w in ("", *CONTROLS) if any(w in of for of in groups.values())]
+    style, sentences = _colors(words), []
+    for place, (label, of) in enumerate(groups.items()):
+        for word, mean in of.items():
+            color, marker, _ = style[word]
+            at = place + 0.12 * (words.index(word) - len(words) / 2)
+            if isfinite(mean.low):
+                axes.plot([mean.low, mean.high], [at, at], color=color, linewidth=1.2)
+            axes.plot(mean.mean, at, marker=marker, color=color, markersize=5, linestyle="none")
+        beside = ", ".join(f"{w} {of[w].mean:.1f}%" for w in of if w)
+        sentences.append(f"{label} {of[''].mean:.1f}% ({beside})")
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_xlabel("final test accuracy, %")
+    handles = [
+        line_handle(CONTROLS.get(w, "as it is"), style[w][0], style[w][1], "none") for w in words
+    ]
+    return Drawing(
+        [made, legend(handles)],
+        "Controls and variants",
+        "Mean over seeds and its 95 % interval. A mask whose shuffled form is as good chose only "
+        "how dense layers are; one that is as good on fresh weights did not look at these weights.",
+        "; ".join(sentences) + ".",
+    )
+
+
+def layers(study: Study, look: Look) -> Drawing | None:
+    """Densities by layer after training, at the density that most methods share."""
+    del look
+    plain = [row for row in study.layers if not _parts(row["variant"])[1]]
+    numbers = [_parts(v)[2] for v in by_variant(plain)]
+    if not any(numbers):
+        return None
+    common = max(dict.fromkeys(n for n in numbers if n), key=numbers.count)
+    chosen = {v: rows for v, rows in by_variant(plain).items() if _parts(v)[2] == common}
+    names = list(dict.fromkeys(row["layer"] for rows in chosen.values() for row in rows))
+    made, axes = panel(3.6)
+    style, handles, sentences = _colors(list(chosen)), [], []
+    for variant, rows in chosen.items():
+        color, marker, line = style[variant]
+        shares = [_share(rows, name) for name in names]
+        axes.plot(range(len(names)), shares, color=color, marker=marker, linestyle=line, ms=4)
+        handles.append(line_handle(variant, color, marker, line))
+        sentences.append((variant, min(shares)))
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(names)), [n.removesuffix("/kernel")[:14] for n in names])
+    axes.set_ylabel("live weights of the layer, %")
+    dead = sum(number(row["dead_units"]) for row in plain)
+    return Drawing(
+        [made, legend(handles)],
+        "Densities by layer",
+        f"Share of each layer's weights that is live after training, mean over seeds, arms of "
+        f"{common} %. layers.csv has every run, and units on no live path ({dead:.0f} in all runs "
+        "of these methods together).",
+        f"Sparsest layer of each: {listed(sentences)}.",
+    )
+
+
+def _share(rows: Sequence[Mapping[str, str]], layer: str) -> float:
+    own = [
+        100 * number(r["live_weights"]) / number(r["weights"]) for r in rows if r["layer"] == layer
+    ]
+    return float(np.mean(own)) if own else float("nan")
+
+
+def updates(study: Study, look: Look) -> Drawing | None:
+    """Over training: weights that were ever live, and how many of those grown survive."""
+    del look
+    sizes: dict[str, float] = {}
+    for row in study.layers:
+        sizes[row["layer"]] = number(row["weights"])
+    arms = {
+        v: rows for v, rows in by_variant(study.updates).items() if any(r["survival"] for r in rows)
+    }
+    if not arms or not sizes:
+        return None
+    panels, style = [], _colors(list(arms))
+    ends = []
+    for column, words in (
+        ("ever_live", "weights that were ever live, %"),
+        ("survival", "grown weights live at the next update, %"),
+    ):
+        made, axes = panel(3.2)
+        for variant, rows in arms.items():
+            steps, ys = _over_time(rows, column, sizes)
+            color, _, line = style[variant]
+            axes.plot(steps, ys, color=color, linestyle=line, linewidth=1.3)
+            if column == "ever_live" and len(ys):
+                ends.append((variant, float(ys[-1])))
+        axes.set_xlabel("training step")
+        axes.set_ylabel(words)
+        panels.append(made)
+    handles = [line_handle(v, style[v][0], line=style[v][2]) for v in arms]
+    return Drawing(
+        [*panels, legend(handles)],
+        "Updates over training",
+        "Left: share of all prunable weights that was live in some training step so far (in-time "
+        "over-parameterization rate). Right: of the weights grown at an update, those that the "
+        "next one did not drop. Means over seeds; updates.csv has every layer.",
+        f"Ever live at the last update: {listed(ends)}.",
+    )
+
+
+def _over_time(
+    rows: Sequence[Mapping[str, str]], column: str, sizes: Mapping[str, float]
+) -> tuple[list[int], list[float]]:
+    """Steps, and there the percentage over layers in the mean over runs."""
+    steps = sorted({int(row["step"]) for row in rows})
+    latest: dict[tuple[str, str], float] = {}
+    found: dict[int, float] = {}
+    at: dict[int, list[Mapping[str, str]]] = {}
+    for row in rows:
+        at.setdefault(int(row["step"]), []).append(row)
+    for step in steps:
+        if column == "survival":
+            known = [number(r["survival"]) for r in at[step] if r["survival"]]
+            if known:
+                found[step] = 100 * float(np.mean(known))
+            continue
+        latest |= {(r["run"], r["layer"]): number(r["ever_live"]) for r in at[step]}
+        runs = len({run for run, _ in latest})
+        whole = runs * sum(sizes[layer] for layer in {layer for _, layer in latest})
+        found[step] = 100 * sum(latest.values()) / whole
+    return list(found), list(found.values())

@@ -1,0 +1,108 @@
+"""Checks of forward rules, N:M and what growth looks at: parts of a method that go together."""
+
+from ml_collections import ConfigDict
+
+from prunejax.errors import ConfigError
+
+_LEARNT = ("learnt", "learnt_magnitude")
+
+
+def check(settings: ConfigDict, where: str) -> None:
+    """Refuses parts of `prune` that do not go together.
+
+    Raises:
+      ConfigError: names the field, the value, and what goes with it.
+    """
+    p = settings.prune
+    if p.schedule == "none":
+        return
+    _forward(settings, where)
+    _needs(p, where)
+    if p.nm:
+        _nm(p, where)
+
+
+def _forward(settings: ConfigDict, where: str) -> None:
+    p, i = settings.prune, settings.intervention
+    hidden = p.forward != "masked"
+    if (p.score in _LEARNT) != (p.forward == "movement"):
+        raise ConfigError(
+            f"config.prune.score = {p.score!r}{where}: {' and '.join(_LEARNT)} go with "
+            f"prune.forward = 'movement', which learns them (it is {p.forward!r}), and no other "
+            "score does"
+        )
+    if (p.schedule == "threshold") and not hidden:
+        raise ConfigError(
+            f"config.prune.schedule = 'threshold'{where} goes with prune.forward = 'movement'"
+        )
+    if not hidden:
+        return
+    allowed = ("scratch",) if p.forward == "straight_through" else ("threshold", "by step")
+    found = "by step" if p.unit == "step" and p.schedule != "scratch" else p.schedule
+    if p.schedule == "threshold":
+        found = "threshold"
+    if found not in allowed or p.schedule == "phases" or p.rounds > 1:
+        raise ConfigError(
+            f"config.prune.schedule = {p.schedule!r}{where} does not go with prune.forward = "
+            f"{p.forward!r}: straight_through has 'scratch' in one round, movement 'threshold', or "
+            "a schedule with prune.unit = 'step'"
+        )
+    if p.forward == "movement" and p.schedule != "threshold" and min(p.start) < 1:
+        raise ConfigError(
+            f"config.prune.start = {tuple(p.start)}{where}: before the first training step all "
+            "learnt scores are 0 and would choose by place alone; start at step 1 or later"
+        )
+    if p.granularity != "weight" or p.grow != "none" or i.kind != "prune" or i.duration >= 0:
+        raise ConfigError(
+            f"config.prune.forward = {p.forward!r}{where} needs prune.granularity = 'weight', "
+            "prune.grow = 'none', intervention.kind = 'prune' and intervention.duration = -1"
+        )
+    if i.twin or i.as_released or settings.measures.forecast:
+        raise ConfigError(
+            f"config.prune.forward = {p.forward!r}{where} goes with no intervention.twin, "
+            "intervention.as_released or measures.forecast: weights come back at its events"
+        )
+
+
+def _needs(p: ConfigDict, where: str) -> None:
+    for field, wrong, needed in (
+        ("refresh_every", p.refresh_every and p.forward == "masked", "prune.forward not 'masked'"),
+        ("dead_decay", p.dead_decay and p.forward != "straight_through", "straight_through"),
+        ("penalty", p.penalty and p.forward != "movement", "prune.forward = 'movement'"),
+        ("threshold", p.threshold and p.schedule != "threshold", "prune.schedule = 'threshold'"),
+        (
+            "redistribute",
+            p.redistribute and not (p.update_every and p.schedule == "scratch"),
+            "prune.update_every and prune.schedule = 'scratch'",
+        ),
+        (
+            "average",
+            p.average > 1 and not (p.evidence == "batch" and p.grow == "gradient"),
+            "prune.evidence = 'batch' and prune.grow = 'gradient'",
+        ),
+        (
+            "weight_init",
+            p.weight_init != "dense" and (p.granularity != "weight" or p.forward != "masked"),
+            "prune.granularity = 'weight' and prune.forward = 'masked'",
+        ),
+    ):
+        if wrong:
+            raise ConfigError(f"config.prune.{field} = {p[field]!r}{where} goes with {needed}")
+    if p.schedule == "threshold" and not p.refresh_every:
+        raise ConfigError(
+            f"config.prune.refresh_every = 0{where}: prune.schedule = 'threshold' looks at scores "
+            "every so many training steps; give their number"
+        )
+
+
+def _nm(p: ConfigDict, where: str) -> None:
+    nm = tuple(p.nm)
+    if len(nm) != 2 or not 0 < nm[0] < nm[1]:
+        raise ConfigError(f"config.prune.nm = {nm}{where} must be (n, m) with 0 < n < m, or ()")
+    once = p.schedule in ("scratch", "one_shot", "phases") and p.rounds == 1
+    if not once or p.grow != "none" or p.scope != "layer" or p.granularity != "weight":
+        raise ConfigError(
+            f"config.prune.nm = {nm}{where} goes with prune.schedule = 'scratch' (in one round), "
+            "'one_shot' or 'phases', prune.grow = 'none', prune.scope = 'layer' and "
+            "prune.granularity = 'weight'"
+        )

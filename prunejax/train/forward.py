@@ -1,0 +1,109 @@
+"""Forward rules in which dead weights are hidden, not gone: straight-through and movement pruning.
+
+Both compute the loss of the masked network and its gradient with respect to the masked weights,
+dead ones too (the mask counts as the identity: straight-through, Bengio et al. 2013).
+
+straight_through: that gradient trains every weight; SR-STE (Zhou et al. 2021) adds `dead_decay * w`
+to it at dead weights. movement (Sanh et al. 2020): weights are trained where they are live and
+wait at their value elsewhere; scores S, which begin at 0, learn by `dL/dS = w dL/d(w m)`, with
+`penalty` times the gradient of the mean of sigmoid(S) over all prunable weights besides.
+
+Events choose among all weights (`choose`), and zero none.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prunejax import masks as masks_lib
+from prunejax import scores, trees
+from prunejax.groups import Group
+from prunejax.interventions import FOREVER, Table, Windows
+
+Array = jax.Array
+Tree = Any
+LEAST_KEPT = (1, 200)  # by a threshold: the share of a layer that always stays
+
+
+def initial_scores(groups: tuple[Group, ...], params: Tree, rule: str) -> dict[str, Array]:
+    """Score parameters by layer name: zeros of the kernels' shapes; none but for movement."""
+    if rule != "movement":
+        return {}
+    return {g.name: jnp.zeros(trees.get(params, g.kernel).shape, jnp.float32) for g in groups}
+
+
+def steer(
+    rule: str,
+    groups: tuple[Group, ...],
+    params: Tree,
+    gradients: Tree,
+    masks: Tree,
+    learnt: Mapping[str, Array],
+    table: Table,
+) -> tuple[Tree, Tree, dict[str, Array]]:
+    """What the optimizer gets of a step's gradients, and the scores after it.
+
+    Args:
+      rule: "straight_through" or "movement".
+      groups: the layers that may be pruned.
+      params: weights, dead ones at the value that they have.
+      gradients: with respect to the masked weights, not masked.
+      masks: of the parameters.
+      learnt: score parameters by layer.
+      table: of the run.
+
+    Returns:
+      Gradients, the masks of what is trained, and score parameters.
+    """
+    if rule == "straight_through":
+        changed = {}
+        for g in groups:
+            w, slope = (trees.get(t, g.kernel) for t in (params, gradients))
+            pulled = slope + table.dead_decay * w
+            changed[g.kernel] = jnp.where(trees.get(masks, g.kernel), slope, pulled)
+        return trees.replace(gradients, changed), masks_lib.ones(params), dict(learnt)
+    size = sum(s.size for s in learnt.values())
+    found = {}
+    for g in groups:
+        s = learnt[g.name]
+        slope = scores.product(trees.get(params, g.kernel), trees.get(gradients, g.kernel))
+        slope += table.penalty / size * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+        found[g.name] = s - table.score_rate * slope
+    return gradients, masks, found
+
+
+def above(s: Array, threshold: Array) -> Array:
+    """Where sigmoid(S) exceeds the threshold, and the best 0.5 % whatever they are."""
+    part, of = LEAST_KEPT
+    return masks_lib.prune(s, -(-s.size * part // of)) | (jax.nn.sigmoid(s) > threshold)
+
+
+def choose(
+    windows: Windows, dead: Mapping[str, Array], happens: Array
+) -> tuple[Windows, dict[str, Array], dict[str, Array]]:
+    """The windows after an event that leaves exactly `dead` dead.
+
+    Args:
+      windows: before it.
+      dead: bool per unit and layer.
+      happens: whether it takes place at all.
+
+    Returns:
+      Windows, what the event made dead, and what it made live.
+    """
+    before = {n: left > 0 for n, left in windows.remaining.items()}
+    after = {n: jnp.where(happens, dead[n], gone) for n, gone in before.items()}
+    dropped = {n: after[n] & ~before[n] for n in after}
+    grown = {n: before[n] & ~after[n] for n in after}
+    some = jnp.any(jnp.stack([jnp.any(x) for x in grown.values()]))
+    return (
+        windows._replace(
+            targeted=after,
+            remaining={n: jnp.where(gone, FOREVER, 0) for n, gone in after.items()},
+            grown={n: jnp.where(some, grown[n], old) for n, old in windows.grown.items()},
+        ),
+        dropped,
+        grown,
+    )

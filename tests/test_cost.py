@@ -1,0 +1,73 @@
+"""Multiply-adds by counting, beside closed forms; what training costs, beside a sum by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import models, trees
+from prunejax.methods import cost
+
+
+def counted(name, shape, **options):
+    module = models.create(name, **options)
+    variables = jax.eval_shape(lambda: models.init(module, jax.random.key(0), shape))
+    rest = {k: v for k, v in variables.items() if k != "params"}
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), rest)
+    return cost.multiply_adds(
+        lambda p: module.apply(ones | {"params": p}, jnp.ones((1, *shape))), variables["params"]
+    )
+
+
+def test_a_dense_layer_multiplies_every_weight_once():
+    found = counted("mlp128_64", (8, 8, 1))
+    assert {p: n for p, n in found.items() if n} == {
+        "dense1/kernel": 64 * 128,
+        "dense2/kernel": 128 * 64,
+        "classifier/kernel": 640,
+    }
+
+
+@pytest.mark.parametrize("method", ["auto", "lax"])
+def test_a_convolution_multiplies_every_weight_once_at_every_place(method):
+    found = counted("resnet20", (16, 16, 3), width=0.25, conv_method=method)
+    side = {"stem": 16, "stage1": 16, "stage2": 8, "stage3": 4, "classifier": 1}
+    module = models.create("resnet20", width=0.25)
+    params = jax.eval_shape(lambda: models.init(module, jax.random.key(0), (16, 16, 3)))["params"]
+    kernels = {p: leaf for p, leaf in trees.leaves_with_paths(params) if leaf.ndim > 1}
+    assert {p for p, n in found.items() if n} == set(kernels)
+    for path, leaf in kernels.items():
+        places = next((s for name, s in side.items() if path.startswith(name)), 16)
+        assert found[path] == leaf.size * places**2, path
+
+
+def test_masked_stacked_and_repeated_products():
+    mask = np.ones((3, 4), bool)
+
+    def net(p):
+        x = jnp.ones(3) @ jnp.where(mask, p["a"], 0).astype(jnp.float32).T.T
+        x, _ = jax.lax.scan(lambda x, w: (x @ w, None), x, p["stack"])
+        x = jax.jit(lambda x: x @ p["square"])(x)
+        return x @ p["square"] + p["bias"]
+
+    shapes = {"a": (3, 4), "stack": (5, 4, 4), "square": (4, 4), "bias": (4,)}
+    params = {k: jnp.ones(s) for k, s in shapes.items()}
+    assert cost.multiply_adds(net, params) == {"a": 12, "bias": 0, "square": 32, "stack": 80}
+    with pytest.raises(ValueError, match="while"):
+        cost.multiply_adds(
+            lambda p: jax.lax.while_loop(lambda x: x[0] < 9, lambda x: x @ p["w"], jnp.ones(2)),
+            {"w": jnp.ones((2, 2))},
+        )
+
+
+def test_costs_beside_a_sum_by_hand():
+    work, d = {"a": 100, "b": 300, "stem": 50}, {"a": 0.5, "b": 0.1}
+    assert cost.inference(work, d) == pytest.approx((50 + 30 + 50) / 450)
+    assert cost.training(work, {}) == 1
+    by_hand = sum(f * (2 * d.get(k, 1) + 1) for k, f in work.items()) / (3 * 450)
+    assert cost.training(work, d, dense_gradient=True) == pytest.approx(by_hand)
+    step = sum(f * 3 * d.get(k, 1) for k, f in work.items())
+    update = sum(f * (2 * d.get(k, 1) + 1) for k, f in work.items())
+    assert cost.training(work, d, extra_passes=0.01) == pytest.approx(
+        (step + 0.01 * update) / (3 * 450)
+    )

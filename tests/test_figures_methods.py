@@ -1,0 +1,96 @@
+"""Figures of ways of pruning: what they say is what the rows hold."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from prunejax.errors import ReportError
+from prunejax.report import figures_methods as figures
+from prunejax.report import intact
+
+ARMS = {  # arm -> accuracy of two seeds, cost of training
+    "dense": ((0.98, 0.97), 1.0),
+    "snip-05": ((0.94, 0.95), 0.05),
+    "snip-02": ((0.70, 0.72), 0.02),
+    "snip_shuffled-05": ((0.80, 0.82), 0.05),
+    "snip_fresh-05": ((0.93, 0.94), 0.05),
+    "rigl-05": ((0.95, 0.96), 0.06),
+}
+
+
+@pytest.fixture
+def study():
+    good = [
+        {
+            "run": f"{arm}-{seed}",
+            "variant": arm,
+            "seed": str(seed),
+            "final_test_accuracy": str(accuracy),
+            "training_flops": str(cost),
+            "sparsity": "0.9",
+        }
+        for arm, (accuracies, cost) in ARMS.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    layers = [
+        {**row, "layer": layer, "weights": "100", "live_weights": live, "dead_units": "1"}
+        for row in good
+        if row["variant"] != "dense"
+        for layer, live in (("a", "5"), ("b/kernel", "20"))
+    ]
+    updates = [
+        {**row, "step": str(step), "layer": layer, "ever_live": ever, "survival": survival}
+        for row in good
+        if row["variant"] == "rigl-05"
+        for step, ever, survival in (("10", "20", ""), ("20", "30", "0.5"), ("30", "45", "0.25"))
+        for layer in ("a", "b/kernel")
+    ]
+    return SimpleNamespace(good=good, baseline="dense", layers=layers, updates=updates)
+
+
+def test_labels_have_a_name_a_control_and_a_density():
+    assert figures._parts("snip_fan_in-05") == ("snip", "fan_in", "05")
+    assert figures._parts("gradual_regrow-20") == ("gradual_regrow", "", "20")
+    assert figures._parts("dense") == ("dense", "", "")
+
+
+def test_costs_are_named_from_the_cheapest_density(study):
+    found = figures.flops(study, None)
+    assert found.alt == "Least cost of each, relative to dense: snip 2.0%, rigl 6.0%."
+
+
+def test_controls_stand_beside_their_method(study):
+    found = figures.sanity(study, None)
+    assert found.alt == "snip-05 94.5% (shuffled 81.0%, fresh 93.5%)."
+
+
+def test_densities_by_layer_of_the_density_that_most_share(study):
+    found = figures.layers(study, None)
+    assert "arms of 05 %" in found.caption
+    assert "(12 in all runs" in found.caption
+    assert found.alt == "Sparsest layer of each: snip-05 5.0%, rigl-05 5.0%."
+
+
+def test_what_was_ever_live_is_of_all_layers(study):
+    found = figures.updates(study, None)
+    assert found.alt == "Ever live at the last update: rigl-05 45.0%."
+    rows = [row for row in study.updates if row["variant"] == "rigl-05"]
+    sizes = {"a": 100.0, "b/kernel": 100.0}
+    assert figures._over_time(rows, "survival", sizes) == ([20, 30], [50.0, 25.0])
+
+
+def test_nothing_to_show():
+    empty = SimpleNamespace(good=[], baseline="dense", layers=[], updates=[])
+    for draw in (figures.flops, figures.sanity, figures.layers, figures.updates):
+        assert draw(empty, None) is None
+
+
+def test_seeds_of_a_global_preset_may_lose_other_layers():
+    config = {"variants": {"a": {"prune": {"method": "gradual"}}}}
+    runs = [{"run": f"a-{seed}", "variant": "a"} for seed in (0, 1)]
+    row = {"epoch": "0", "step": "4", "layer": "dense1"}
+    events = {"a-0": [row, row | {"layer": "dense2"}], "a-1": [row]}
+    intact._events(Path("x"), config, runs, events, {"a": "global"})
+    with pytest.raises(ReportError, match="no row for layer dense2"):
+        intact._events(Path("x"), config, runs, events, {})
