@@ -212,7 +212,9 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     except ConfigError as error:
         return command.tell(error, BAD_REQUEST)
     from prunejax.cluster import distributed
+    from prunejax.system import compiled
 
+    compiled.use(os.environ)
     distributed.follow_parent(os.environ)
     try:
         processes = distributed.initialize(
