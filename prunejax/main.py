@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from prunejax.configs import default, shipped
 from prunejax.errors import ConfigError, Interrupted
-from prunejax.study import overrides
+from prunejax.study import overrides, resolved
 from prunejax.system import command, limits, signals
 from prunejax.system.command import BAD_REQUEST, FAILURE, REQUEUE
 
@@ -76,9 +76,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         shard = _shard(values.shard)
         config = _loaded(values, handle)
         overrides.apply(config, of_variants)
+        done = _finished_before(values, config, shard)
     except BaseException as error:  # a config file may raise anything, and may exit
         return command.tell(_readable(error, argv), BAD_REQUEST)
-    return _run(values, config, shard)
+    return 0 if done else _run(values, config, shard)
+
+
+def _finished_before(values: flags.FlagValues, config: ConfigDict, shard: tuple[int, int]) -> bool:
+    """Says so at once if the study plainly is; `_study` decides everything else."""
+    if values.process_count is not None or values.coordinator or values.process_id is not None:
+        return False
+    found = resolved.finished(config, default.get_config(), values.workdir, shard, os.environ)
+    if found is not None:
+        signals.tell(_told("was finished before", *found), sys.stdout)
+    return found is not None
+
+
+def _told(state: str, workdir: Path, page: Path) -> str:
+    return f"{state}: {workdir}; report: {page}"
 
 
 def _with_shipped(argv: Sequence[str]) -> list[str]:
@@ -197,7 +212,9 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     except ConfigError as error:
         return command.tell(error, BAD_REQUEST)
     from prunejax.cluster import distributed
+    from prunejax.system import compiled
 
+    compiled.use(os.environ)
     distributed.follow_parent(os.environ)
     try:
         processes = distributed.initialize(
@@ -271,7 +288,7 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
     if result.report is None:
         text = f"{state}: shard {values.shard} has no runs: the others have them all"
     else:
-        text = f"{state}: {result.workdir}; report: {result.report}"
+        text = _told(state, result.workdir, result.report)
     if distributed.is_main():
         signals.tell(text, sys.stdout)
     return 0

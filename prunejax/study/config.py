@@ -1,7 +1,6 @@
 """A study's config: overrides of variants, and every check that needs no model and no data."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from prunejax.errors import ConfigError
 from prunejax.measures import suite
 from prunejax.study import checks, lineage, pairs, presets, probing, rule_check
 from prunejax.study.ranges import CHOICES, RANGES
+from prunejax.study.resolved import to_dict as to_dict
 from prunejax.train import trackers
 
 PER_VARIANT_ONLY = (
@@ -27,11 +27,6 @@ class Variant:
 
     label: str
     settings: ConfigDict
-
-
-def to_dict(config: Any) -> Any:
-    """A config as plain JSON types (tuples become lists)."""
-    return json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

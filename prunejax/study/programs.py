@@ -163,9 +163,7 @@ def batch(
         saliency_examples=settings.prune.saliency_examples,
         evidence=settings.prune.evidence,
         evidence_examples=scoring.balanced(settings, dataset),
-        stability=scoring.stability(settings, of.module, dataset)
-        if "stability" in scores
-        else None,
+        stability=scoring.stability(settings, of.module, dataset, scores),
         harden=Harden(**settings.harden.to_dict(), mean=dataset.mean, std=dataset.std),
         trackers=tuple(settings.trackers),
         stops=any(a.settings.stop_loss for a in arms),

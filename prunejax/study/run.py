@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -35,9 +34,9 @@ from prunejax.study import config as config_lib
 from prunejax.study import rows as rows_lib
 from prunejax.study.arrangement import Arrangement
 from prunejax.study.chunk import Chunk, Policy
-from prunejax.study.config import Variant
 from prunejax.study.plan import Batch, Member
 from prunejax.study.probing import Probing
+from prunejax.study.resolved import resolve
 from prunejax.system import config_file as config_file_lib
 from prunejax.system.files import expand
 
@@ -143,7 +142,7 @@ def run(
     for arm in arms:
         layout.check(arm.settings)
     measuring.check(settings, batches)
-    resolved = config_lib.to_dict(_resolved(arms, config, defaults))
+    resolved = resolve(config, defaults, arms[0].label)
     if not distributed.same(repr((resolved, shard_of))):
         raise ConfigError(
             "the processes of this program were started with different configs or shards; give "
@@ -240,22 +239,6 @@ def _report(directory: RunDirectory, empty: bool) -> Path | None:
         raise WorkdirError(str(error)) from error
     directory.finish(report=page.name)
     return page
-
-
-def _resolved(arms: Sequence[Variant], config: ConfigDict, defaults: ConfigDict) -> dict[str, Any]:
-    """The study as one nested dict: defaults, the file's values, and the overrides per variant."""
-    resolved = config_lib.to_dict(defaults)
-
-    def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict) and key != "variants":
-                merge(into.setdefault(key, {}), value)
-            else:
-                into[key] = value
-
-    merge(resolved, config_lib.to_dict(config))
-    resolved["variants"] = resolved["variants"] or {arms[0].label: {}}
-    return resolved
 
 
 def _train(

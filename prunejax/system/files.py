@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import socket
@@ -12,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 from prunejax.errors import RecordError
 
@@ -51,19 +50,23 @@ def cell(value: object) -> str:
     Raises:
       ValueError: the value is an array of more than one element.
     """
+    kind = ""  # of a number of NumPy or JAX
     shape = getattr(value, "shape", None)
     if shape is not None:
-        if np.prod(shape) != 1:
+        if math.prod(shape) != 1:
             raise ValueError(f"a table cell is one number, not an array of shape {shape}")
+        import numpy as np  # late: the command line answers without it
+
         value = np.asarray(value).reshape(())[()]
+        kind = value.dtype.kind
     if value is None:
         return ""
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, bool) or kind == "b":
         return "true" if value else "false"
-    if isinstance(value, int | np.integer):
-        return str(int(value))
-    if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else str(value)
+    if isinstance(value, int) or kind in ("i", "u"):
+        return str(int(value))  # type: ignore[call-overload]
+    if isinstance(value, float) or kind == "f":
+        return "" if value != value else str(value)
     return " ".join(str(value).split())
 
 
