@@ -17,7 +17,7 @@ from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress, standing, whose
 from prunejax.record.summary import summarize
-from prunejax.study import lineage
+from prunejax.study import costs, lineage
 from prunejax.study import population as population_lib
 from prunejax.study import rows as rows_lib
 from prunejax.study.handover import Handover
@@ -299,15 +299,22 @@ class Chunk:
         _, bad, _, _ = self.population.summary(states)
         epochs, events = self.directory.rows("epochs"), self.directory.rows("events")
         last = self.population.program.epochs - 1
-        rows = []
+        updates = self.directory.rows("updates") if "updates" in self.directory.tables else []
+        program, rows, layers = self.population.program, [], []
+        known = costs.work(program) if "layers" in self.directory.tables else None
         for i, m in enumerate(self.members):
             status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
             row: dict[str, Any] = {"run": m.run, "variant": m.variant, "seed": m.seed}
             row |= summarize(
                 [r for r in epochs if r["run"] == m.run],
-                [r for r in events if r["run"] == m.run],
+                own := [r for r in events if r["run"] == m.run],
                 status,
             )
+            if known is not None and bad[i] < 0:
+                state = mesh_lib.fetch(self.population.member(states, i))
+                found, columns = costs.of_run(program, m, state, own, updates, known)
+                layers += found
+                row |= columns
             if self.measure is not None and bad[i] < 0:
                 row |= self._measures(states, i, last)
                 self._maybe_save(states, last + 1, epoch_done=False)
@@ -318,4 +325,6 @@ class Chunk:
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
         # Padding comes after the members.
         final.save(states, {"runs": [m.run for m in self.members], "size": self.size})
+        if layers:
+            self.directory.append("layers", layers)
         self.directory.append("runs", rows)

@@ -24,7 +24,7 @@ from prunejax.record.environment import environment
 from prunejax.record.progress import Progress
 from prunejax.record.run_directory import RunDirectory
 from prunejax.record.times import Times
-from prunejax.study import attributes, handover, layout, lineage, measuring, plan, plugins
+from prunejax.study import attributes, costs, handover, layout, lineage, measuring, plan, plugins
 from prunejax.study import config as config_lib
 from prunejax.study.arrangement import Arrangement
 from prunejax.study.chunk import Chunk, Policy
@@ -148,7 +148,7 @@ def run(
         path,
         resolved,
         environment(),
-        _tables(settings, any(b.program.features.growth for b in batches)),
+        _tables(arms, any(b.program.features.growth for b in batches)),
         ignore=("checkpoint", "population.memory_gib"),
     ) as directory:
         if directory.finished:
@@ -250,8 +250,9 @@ def _resolved(arms: Sequence[Variant], config: ConfigDict, defaults: ConfigDict)
     return resolved
 
 
-def _tables(settings: ConfigDict, growth: bool) -> dict[str, tuple[str, ...]]:
+def _tables(arms: Sequence[Variant], growth: bool) -> dict[str, tuple[str, ...]]:
     """The columns of each table."""
+    settings = arms[0].settings
     tables: dict[str, tuple[str, ...]] = {
         "epochs": record.EPOCHS,
         "events": record.EVENTS,
@@ -262,6 +263,9 @@ def _tables(settings: ConfigDict, growth: bool) -> dict[str, tuple[str, ...]]:
         tables["runs"] += ("selected_epoch", "selected_test_accuracy")
     if growth:
         tables["updates"] = record.UPDATES
+    if any(arm.settings.prune.method != "none" for arm in arms):
+        tables["layers"] = record.LAYERS
+        tables["runs"] += costs.COLUMNS
     if settings.measures.forecast:
         tables["events"] += record.FORECAST
     tables["runs"] += suite.columns(settings.measures.names)
