@@ -7,6 +7,7 @@ import pytest
 
 from prunejax import models, trees
 from prunejax.methods import cost
+from prunejax.study import costs
 
 
 def counted(name, shape, **options):
@@ -71,3 +72,15 @@ def test_costs_beside_a_sum_by_hand():
     assert cost.training(work, d, extra_passes=0.01) == pytest.approx(
         (step + 0.01 * update) / (3 * 450)
     )
+
+
+def test_mean_of_live_weights_over_steps():
+    rows = [
+        {"step": "0", "live": "80", "targeted": "20"},
+        {"step": "10", "live": "60", "dropped": "30", "grown": "10"},
+        {"step": "30", "live": "60", "dropped": "5", "grown": "5"},
+    ]
+    assert costs.mean_live(rows, 60, 0, 40) == (10 * 80 + 30 * 60) / 40
+    assert costs.mean_live(rows[1:], 60, 0, 40) == (10 * 80 + 30 * 60) / 40
+    assert costs.mean_live([], 7, 0, 40) == 7
+    assert costs.mean_live(rows, 60, 20, 40) == 60

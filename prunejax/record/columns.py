@@ -19,6 +19,14 @@ UPDATES = (
     *("epoch", "step", "layer", "dropped", "grown", "live"),
     *("zero_gradient", "survival", "ever_live"),
 )
+# Of studies that name a method (`prune.method`): one row a run and layer, after training. Counts of
+# weights, of units (and those without a live input), multiply-adds of one example in one pass.
+COSTS = (
+    *_RUN,
+    *("layer", "weights", "live", "mean_live", "ever_live", "units", "dead_units"),
+    "multiply_adds",
+)
+SPENT = ("training_flops", "inference_flops")  # and in `runs.csv`, relative to the dense network
 # Of an event, if asked for: the change of the test loss that gradient and curvature foretell.
 FORECAST = ("predicted_first", "predicted_second")
 # Of each layer at the end of a run; `dead_units`, masked or not, and `effective_weights` go by live

@@ -20,12 +20,14 @@ import numpy as np
 from prunejax.errors import RecordError, WorkdirError
 from prunejax.record import ledger
 from prunejax.record.columns import (
+    COSTS,
     EPOCHS,
     EVENTS,
     FIT,
     FORECAST,
     LAYERS,
     RUNS,
+    SPENT,
     STOPPED,
     STRUCTURE,
     UPDATES,
@@ -35,12 +37,14 @@ from prunejax.record.workdir import check
 from prunejax.system import files
 
 __all__ = [
+    "COSTS",
     "EPOCHS",
     "EVENTS",
     "FIT",
     "FORECAST",
     "LAYERS",
     "RUNS",
+    "SPENT",
     "STOPPED",
     "STRUCTURE",
     "UPDATES",

@@ -20,6 +20,7 @@ from prunejax.record.summary import summarize
 from prunejax.study import lineage
 from prunejax.study import population as population_lib
 from prunejax.study import rows as rows_lib
+from prunejax.study.endings import Endings
 from prunejax.study.handover import Handover
 from prunejax.study.happening import Happening
 from prunejax.study.population import Population
@@ -27,7 +28,6 @@ from prunejax.study.probing import Probing
 from prunejax.study.programs import Member
 from prunejax.study.saving import Policy as Policy
 from prunejax.study.saving import Saving
-from prunejax.study.structure import Structure
 from prunejax.study.targets import Targets
 from prunejax.study.watching import Measure, Watch
 from prunejax.system import signals
@@ -307,17 +307,15 @@ class Chunk:
         _, bad, _, _ = self.population.summary(states)
         epochs, events = self.directory.rows("epochs"), self.directory.rows("events")
         last = self.population.program.epochs - 1
-        fit = self._watch.ends(states)
-        rows, layers = list[rows_lib.Row](), list[rows_lib.Row]()
-        structure = Structure(self.population.program, states)
+        fit, rows = self._watch.ends(states), list[rows_lib.Row]()
+        endings = Endings(self.population, self.directory, states)
         for i, m in enumerate(self.members):
             status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
-            run = {"run": m.run, "variant": m.variant, "seed": m.seed}
             own = [[r for r in table if r["run"] == m.run] for table in (epochs, events)]
-            row = run | summarize(own[0], own[1], status)
+            row = {"run": m.run, "variant": m.variant, "seed": m.seed}
+            row |= summarize(own[0], own[1], status)
             if bad[i] < 0:
-                columns, found = structure.of(i)
-                row, layers = row | fit[i] | columns, layers + [run | layer for layer in found]
+                row |= fit[i] | endings.of(i, m, own[1])
             if self.measure is not None and bad[i] < 0:
                 row |= self._watch.measures(states, i, last)
                 self._maybe_save(states, last + 1, epoch_done=False)
@@ -325,8 +323,7 @@ class Chunk:
         self._targets.save()
         self._handover.leave(states, lineage.END)
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
-        final.save(
-            states, {"runs": [m.run for m in self.members], "size": self.size}
-        )  # then padding
-        self.directory.append("layers", layers)
+        # Padding comes after the members.
+        final.save(states, {"runs": [m.run for m in self.members], "size": self.size})
+        endings.append()
         self.directory.append("runs", rows)

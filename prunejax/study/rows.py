@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from prunejax.groups import Group
 from prunejax.measures import suite
 from prunejax.record import run_directory as record
 from prunejax.record.run_directory import FORECAST
+from prunejax.study.config import Variant
 from prunejax.study.programs import Member
 from prunejax.train import probes, trackers
 from prunejax.train.evaluation import Metrics
@@ -18,8 +18,9 @@ from prunejax.train.step import Program
 Row = dict[str, Any]
 
 
-def tables(settings: ConfigDict, programs: Sequence[Program]) -> dict[str, tuple[str, ...]]:
+def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tuple[str, ...]]:
     """The columns of each table of a study, whose arms run these programs."""
+    settings = arms[0].settings
     found: dict[str, tuple[str, ...]] = {
         "epochs": record.EPOCHS,
         "events": record.EVENTS,
@@ -35,6 +36,9 @@ def tables(settings: ConfigDict, programs: Sequence[Program]) -> dict[str, tuple
         found["runs"] += record.FIT
     if stops:
         found["runs"] += (record.STOPPED,)
+    if any(arm.settings.prune.method != "none" for arm in arms):
+        found["costs"] = record.COSTS
+        found["runs"] += record.SPENT
     if settings.trackers:
         found["trackers"] = (*record.EPOCHS[:5], *trackers.columns(settings.trackers))
     if any(p.features.growth for p in programs):

@@ -155,7 +155,7 @@ def run(
         path,
         resolved,
         environment(),
-        rows_lib.tables(settings, [b.program for b in batches]),
+        rows_lib.tables(arms, [b.program for b in batches]),
         ignore=("checkpoint", "population.memory_gib"),
     ) as directory:
         if directory.finished:

@@ -1,0 +1,96 @@
+"""What the runs of a study that names methods cost, layer by layer: `costs.csv`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax.methods import cost
+from prunejax.record.run_directory import SPENT
+from prunejax.study.programs import Member
+from prunejax.train.step import Program, TrainState
+
+Row = dict[str, Any]
+
+
+def work(program: Program) -> dict[str, int]:
+    """Kernel path -> multiply-adds in one forward pass of one example."""
+    x = jnp.ones((1, *program.image_shape))
+    module = program.module.clone(dropout=0.0)
+    variables = jax.eval_shape(lambda: dict(module.init(jax.random.key(0), x)))
+    rest = {k: v for k, v in variables.items() if k in ("batch_stats", "gates")}
+    fixed = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), rest)
+    return cost.multiply_adds(lambda p: module.apply(fixed | {"params": p}, x), variables["params"])
+
+
+def mean_live(rows: Sequence[Mapping[str, Any]], end: int, begins: int, total: int) -> float:
+    """Live weights of a layer in the mean over training steps, from its rows.
+
+    Args:
+      rows: of events.csv and updates.csv of the run and layer, each table in its order.
+      end: live weights after training.
+      begins: training steps done when it began.
+      total: training steps in all.
+    """
+    ordered = sorted(rows, key=lambda row: int(row["step"]))
+    if not ordered:
+        return float(end)
+    first = ordered[0]
+    live = int(first["live"]) + int(first.get("targeted") or first.get("dropped") or 0)
+    live -= int(first.get("grown") or 0)
+    at, area = begins, 0
+    for row in ordered:
+        step = max(int(row["step"]), begins)
+        area += live * (step - at)
+        at, live = step, int(row["live"])
+    return (area + live * (total - at)) / max(1, total - begins)
+
+
+def of_run(
+    program: Program,
+    member: Member,
+    state: TrainState,
+    events: Sequence[Mapping[str, Any]],
+    updates: Sequence[Mapping[str, Any]],
+    known: Mapping[str, int],
+) -> tuple[list[Row], dict[str, float]]:
+    """The rows of `costs.csv` of a run that has ended, and its columns of runs.csv.
+
+    Args:
+      program, member: of it.
+      state: its last one, on the host.
+      events, updates: rows of these tables, of others too.
+      known: see `work`.
+    """
+    found: list[Row] = []
+    density: dict[str, float] = {}
+    mean: dict[str, float] = {}
+    total = program.epochs * program.steps_per_epoch
+    rows = [row for row in (*events, *updates) if row["run"] == member.run]
+    for g in program.groups if program.weights else ():
+        live = np.asarray(state.windows.remaining[g.name]) == 0
+        of = [row for row in rows if row["layer"] == g.name]
+        average = mean_live(of, int(live.sum()), member.start.step, total)
+        density[g.kernel], mean[g.kernel] = int(live.sum()) / live.size, average / live.size
+        ever = state.windows.ever.get(g.name)
+        found.append(
+            {
+                "run": member.run,
+                "variant": member.variant,
+                "seed": member.seed,
+                "layer": g.name,
+                "weights": live.size,
+                "live": int(live.sum()),
+                "mean_live": round(average, 3),
+                "ever_live": None if ever is None else int(np.asarray(ever).sum()),
+                "units": live.shape[-1],
+                "dead_units": int((~live.reshape(-1, live.shape[-1]).any(0)).sum()),
+                "multiply_adds": known[g.kernel],
+            }
+        )
+    extra = member.gradient_updates / max(1, total - member.start.step)
+    dense_gradient = program.forward != "masked"
+    costs = cost.training(known, mean, dense_gradient=dense_gradient, extra_passes=extra)
+    return found, dict(zip(SPENT, (costs, cost.inference(known, density)), strict=True))

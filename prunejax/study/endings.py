@@ -1,0 +1,47 @@
+"""What a run's end is asked for beside its accuracy: live paths and costs, layer by layer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prunejax.cluster import mesh as mesh_lib
+from prunejax.record.directory import SharedDirectory
+from prunejax.study import costs
+from prunejax.study.population import Population
+from prunejax.study.programs import Member
+from prunejax.study.structure import Structure
+from prunejax.train.step import TrainState
+
+
+class Endings:
+    """Columns of `runs.csv` of stacked runs that have ended, and rows of the tables by layer."""
+
+    def __init__(
+        self, population: Population, directory: SharedDirectory, states: TrainState
+    ) -> None:
+        """All processes make it, for states are fetched."""
+        self._population, self._directory, self._states = population, directory, states
+        self._structure = Structure(population.program, states)
+        # Only where a method is named.
+        self._work = costs.work(population.program) if "costs" in directory.tables else None
+        kept = self._work is not None and "updates" in directory.tables
+        self._updates = directory.rows("updates") if kept else []
+        self._tables: dict[str, list[dict[str, Any]]] = {"layers": [], "costs": []}
+
+    def of(self, index: int, member: Member, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The columns of the `index`-th run; `events`: its rows of events.csv."""
+        run = {"run": member.run, "variant": member.variant, "seed": member.seed}
+        columns, found = self._structure.of(index)
+        self._tables["layers"] += [run | row for row in found]
+        if self._work is not None:
+            state = mesh_lib.fetch(self._population.member(self._states, index))
+            program = self._population.program
+            rows, spent = costs.of_run(program, member, state, events, self._updates, self._work)
+            self._tables["costs"] += rows
+            columns = columns | spent
+        return columns
+
+    def append(self) -> None:
+        """Writes the rows of the runs seen."""
+        for name, rows in self._tables.items():
+            if rows:
+                self._directory.append(name, rows)

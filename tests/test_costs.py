@@ -1,0 +1,34 @@
+"""`costs.csv` and the columns of cost in runs.csv, of a study that names methods."""
+
+import csv
+
+import pytest
+
+from prunejax.configs import default
+from prunejax.study import run
+from tests.studies import tiny
+
+
+def test_what_a_run_cost_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
+    rigl = {"method": "rigl", "fraction": (0.75,), "update_every": 2}
+    config = tiny(dense={}, rigl={"prune": rigl})
+    config.seeds, config.epochs = 1, 1
+    config.model.name = "mlp128_64"
+    run.run(config, tmp_path / "run", default.get_config(), quiet=True)
+    found = {}
+    for table in ("runs", "costs", "updates"):
+        with open(tmp_path / "run" / f"{table}.csv", newline="") as file:
+            found[table] = list(csv.DictReader(file))
+    sizes = {"dense1": 1024, "dense2": 128, "classifier/kernel": 80}
+    mine = {r["layer"]: r for r in found["costs"] if r["variant"] == "rigl"}
+    assert {k: int(r["weights"]) for k, r in mine.items()} == sizes
+    assert {k: int(r["multiply_adds"]) for k, r in mine.items()} == sizes
+    assert sum(int(r["live"]) for r in mine.values()) == 1232 // 4
+    assert all(float(r["mean_live"]) == int(r["live"]) for r in mine.values())
+    costs = {r["variant"]: r for r in found["runs"]}
+    assert float(costs["dense"]["training_flops"]) == 1
+    assert float(costs["rigl"]["inference_flops"]) == pytest.approx(0.25)
+    # 4 steps, one update (at step 2): a pass forward and back with a dense gradient.
+    expected = (3 * 0.25 + (2 * 0.25 + 1) / 4) / 3
+    assert float(costs["rigl"]["training_flops"]) == pytest.approx(expected)
