@@ -125,10 +125,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 # r >= 1: the most frequent class has r times the training examples of the rarest,
                 # the others lie between, geometrically; which are rare is drawn from `seed`.
                 "imbalance": 1.0,
-                # Images as vectors, with coordinates of pure noise behind them (`pad`), and with
-                # normal noise on all (`noise`, its standard deviation), drawn once an example.
-                "pad": 0,
-                "noise": 0.0,
+                "pad": 0,  # images as vectors, with so many coordinates of pure noise behind them
+                "noise": 0.0,  # normal noise on all coordinates, drawn once an example
                 "augment": False,  # random crop (padding 4; streamed: of any size) and mirroring
                 # Read images while training; always so for imagenet2012 and sets of images of many
                 # sizes. The rest of an epoch that fills no batch is left out.
@@ -168,7 +166,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "harden": {
                 "noise": 0.0,  # standard deviation
                 "radius": 0.0,  # half width of the box
-                "steps": 3,
+                "steps": 3,  # gradient steps that look for the worst input
             },
             "prune": {
                 # none, or a way of pruning that sets what follows where you do not: random,
@@ -211,9 +209,9 @@ def get_config(arg: str = "") -> ConfigDict:
                 "nm": (),  # (n, m): n of every m consecutive inputs stay, instead of `fraction`
                 # What forward passes do: masked | straight_through (gradients train dead weights,
                 # too) | movement (dead weights wait; scores learn). Events of the last two choose
-                # among all weights, and again every `refresh_every` steps after the schedule.
+                # among all weights.
                 "forward": "masked",
-                "refresh_every": 0,
+                "refresh_every": 0,  # steps after which they choose again when the schedule is over
                 "dead_decay": 0.0,  # straight_through: times w, added to gradients of dead weights
                 "score_rate": 1.0,  # movement: learning rate of scores, which begin at 0
                 "threshold": 0.0,  # schedule "threshold": live where sigmoid(score) exceeds it
