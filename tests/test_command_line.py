@@ -36,7 +36,7 @@ def test_show_tells_what_is_in_a_directory(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rum"], "unknown command 'rum'; there are: run, list, measure, report, show."),
+        (["rum"], "unknown command 'rum'; there are: run, list, measure, report, show, export."),
         (["list", "x"], "unexpected argument 'x'"),
         (["show"], "give one run directory"),
         (["show", "/nowhere/at/all"], "is no run directory"),

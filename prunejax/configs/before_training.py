@@ -50,6 +50,7 @@ from prunejax.configs import default
 STD = 0.1  # of the model's start; others by start.scale
 KEEP = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 SYNTHETIC = "signal_noise:classes=4,dimension=500,train=40,test=2000,signal=1,noise=0.3"
+EPOCHS = 300  # one step each: the batch is the training set
 
 
 def _word(value: float) -> str:
@@ -60,7 +61,9 @@ def _mask(keep: float, **more: object) -> dict:
     return {"schedule": "scratch", "target": "random", "fraction": (1 - keep,)} | more
 
 
-def _arms(std: float, keeps: tuple[float, ...], *, others: bool) -> dict[str, dict]:
+def _arms(
+    std: float, keeps: tuple[float, ...], *, others: bool, epochs: int = EPOCHS
+) -> dict[str, dict]:
     """Arms of one initial standard deviation, by label."""
     scale = std / STD
     arms: dict[str, dict] = {"keep=1": {"start": {"scale": scale}}}
@@ -75,7 +78,8 @@ def _arms(std: float, keeps: tuple[float, ...], *, others: bool) -> dict[str, di
             choice = _mask(p, target="smallest", score=score)
             arms[f"{score}={_word(p)}"] = {"prune": choice, "start": {"scale": scale}}
         if p > 0.01:
-            late = {"schedule": "linear", "start": (0,), "end": (90,), "period": 10}
+            times = {"start": (0,), "end": (3 * epochs // 10,), "period": max(1, epochs // 30)}
+            late = {"schedule": "linear"} | times
             arms[f"during={_word(p)}"] = {"prune": _mask(p) | late, "start": {"scale": scale}}
     for decay in (0.03, 0.1) if others else ():
         arms[f"decay={_word(decay)}"] = {
@@ -96,7 +100,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = default.get_config()
     config.name = "Random pruning before training" + ", two-patch data" * synthetic
     config.seeds, config.first_seed = (2 if quick else 8), 700
-    config.epochs, config.evaluate_every = (20, 10) if quick else (300, 10)
+    config.epochs, config.evaluate_every = 20 if quick else EPOCHS, 10
     config.stop_loss = 0.01
     config.evaluate_train = True
     config.trackers = ("signal_noise",)
@@ -118,7 +122,7 @@ def get_config(arg: str = "") -> ConfigDict:
         arms = _arms(0.05, (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005), others=False)
         main = "std=0_05"
     elif quick:
-        arms, main = _arms(0.1, (0.2, 0.01), others=True), "std=0_1"
+        arms, main = _arms(0.1, (0.2, 0.01), others=True, epochs=config.epochs), "std=0_1"
     else:
         arms = _arms(0.1, KEEP, others=False) | _arms(0.1, (0.2, 0.05), others=True)
         arms |= _arms(0.05, KEEP, others=False) | _arms(0.01, KEEP, others=False)
