@@ -1,6 +1,7 @@
 """Measures of a study: each against a closed form, the numbers of a study against dense oracles."""
 
 import csv
+import dataclasses
 import functools
 import json
 
@@ -32,7 +33,7 @@ NAMES = (
 # Those that need no classifier and no kernels; for the others see test_predictors.py,
 # test_predictors_page.py and test_robustness.py.
 OF_NETWORKS = (
-    *("predictions", "prunability", "prunability_forms"),
+    *("predictions", "prunability", "prunability_forms", "ticket"),
     *("rivals", "robustness", "smoothing"),
 )
 OF_LOSSES = tuple(n for n in suite.MEASURES if n not in OF_NETWORKS)
@@ -142,7 +143,7 @@ def test_sharpness_of_the_quadratic(quadratic):
 
 def test_a_measure_that_fails_leaves_the_others_alone(quadratic):
     context, (columns, _, _), *_ = quadratic
-    broken = suite.dataclasses.replace(context, activations=None)
+    broken = dataclasses.replace(context, activations=None)
     found, _, failed = suite.measure(broken, ("normality", "gradient_second_moment"))
     assert list(failed) == ["normality"]
     assert np.isnan(found["normality_ks"])
