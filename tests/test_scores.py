@@ -78,17 +78,27 @@ def test_every_score_gives_one_finite_number_per_unit(name):
     i = inputs()
     network = {n: jnp.abs(i.kernel) for n in scores.NETWORK}
     i = i._replace(network=network, decay=jnp.float32(0.1), stability=-jnp.linspace(0, 1, 6))
+    i = i._replace(learnt=i.kernel - 0.1)
     eager, jitted = entry.fn(i), jax.jit(entry.fn)(i)
     assert eager.shape == ((3, 3, 4, 6) if entry.per_weight else (6,))
     assert np.isfinite(np.asarray(eager)).all()
     np.testing.assert_allclose(jitted, eager, rtol=1e-5)
-    known = {"norm", "activations", "gradient", "decay", "network", "stability"}
+    known = {"norm", "activations", "gradient", "decay", "network", "stability", "learnt"}
     assert entry.needs <= known
 
 
 @pytest.mark.parametrize(
     "name",
-    ["ebn", "ebn_signed", "activations", "saliency", "undecayed", "stability", *scores.NETWORK],
+    [
+        "ebn",
+        "ebn_signed",
+        "activations",
+        "saliency",
+        "undecayed",
+        "stability",
+        "learnt",
+        *scores.NETWORK,
+    ],
 )
 def test_a_missing_input_is_told(name):
     empty = inputs()._replace(scale=None, bias=None, activation=None, gradient=None)
