@@ -83,7 +83,20 @@ def test_pruned_filters_go_and_outputs_stay(name):
         assert wiring.live(folded.wiring(), flat["params"], whole).sparsity == 0
 
 
-@pytest.mark.parametrize("name", sorted(models.MODELS))
+# Every class of `two_patch` has the same number of neurons, and no weights read them.
+WHOLE = {"two_patch"}
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_a_model_that_cannot_be_cut_is_refused_in_a_line(name):
+    module = models.create(name)
+    variables = models.init(module, rng.at(0, "init"), (8, 8, 1))
+    live = jax.tree.map(lambda p: np.array(True), variables["params"])
+    with pytest.raises(ValueError, match="has no method `shrunk`"):
+        shrink.shrink(module, variables, live)
+
+
+@pytest.mark.parametrize("name", sorted(set(models.MODELS) - WHOLE))
 def test_every_shipped_model_can_be_cut(name):
     """Shapes of each; the outputs of one of each kind are compared above."""
     shape = (32, 32, 3) if name in ("resnet50", "vit_s16") else INPUTS[name]
