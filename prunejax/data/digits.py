@@ -14,7 +14,8 @@ FIRST_TEST_EXAMPLE = 1415
 
 # Pixels are 0..16. Times 15 they fill 0..240, so that pixel / 255 stays exactly linear in them.
 SCALE = 15
-MIXED_TRAIN_EXAMPLES = 900
+MIXED_TRAIN = 1000
+EVEN_TRAIN = 900
 
 
 def _table() -> np.ndarray:
@@ -45,13 +46,7 @@ def load_digits(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
       data_dir: ignored; the data is part of scikit-learn (`sklearn.datasets.load_digits`).
     """
     del data_dir
-    table = _table()
-    images, labels = _images(table), table[:, 64].astype(np.int32)
-    cut = FIRST_TEST_EXAMPLE
-    return make("digits", (images[:cut], labels[:cut]), (images[cut:], labels[cut:]), 10)
-
-
-MIXED_TRAIN = 1000
+    return _split("digits", _table(), FIRST_TEST_EXAMPLE)
 
 
 def load_mixed(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -63,12 +58,7 @@ def load_mixed(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
       data_dir: ignored.
     """
     del data_dir
-    table = _table()[np.random.default_rng(0).permutation(1797)]
-    images = (table[:, :64] * SCALE).astype(np.uint8).reshape(-1, 8, 8, 1)
-    labels = table[:, 64].astype(np.int32)
-    cut = MIXED_TRAIN
-    train, test = (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
-    return make("digits_mixed", train, test, 10)
+    return _split("digits_mixed", _shuffled(), MIXED_TRAIN)
 
 
 def load_even(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -82,12 +72,16 @@ def load_even(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
       data_dir: ignored, as in `load_digits`.
     """
     del data_dir
+    return _split("digits_even", _shuffled(), EVEN_TRAIN)
+
+
+def _shuffled() -> np.ndarray:
     table = _table()
-    order = np.random.default_rng(0).permutation(len(table))
-    images, labels = _images(table)[order], table[order, 64].astype(np.int32)
-    cut = MIXED_TRAIN_EXAMPLES
-    return make("digits_even", (images[:cut], labels[:cut]), (images[cut:], labels[cut:]), 10)
+    return table[np.random.default_rng(0).permutation(len(table))]
 
 
-def _images(table: np.ndarray) -> np.ndarray:
-    return (table[:, :64] * SCALE).astype(np.uint8).reshape(-1, 8, 8, 1)
+def _split(name: str, table: np.ndarray, cut: int) -> Dataset:
+    """The first `cut` rows train, the others test."""
+    images = (table[:, :64] * SCALE).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = table[:, 64].astype(np.int32)
+    return make(name, (images[:cut], labels[:cut]), (images[cut:], labels[cut:]), 10)
