@@ -203,7 +203,8 @@ def _graph(
             run = f"{arm.label}-{seed}"
             starts[run] = lineage.start_of(arm.settings, seed, lengths, arm.label)
             asked[run] = tuple(steps)
-    ends = {label for pair in arms[0].settings.connect.pairs for label in pair.split(":")}
+    pairs = [pair for arm in arms[:1] for pair in arm.settings.connect.pairs]  # of the study
+    ends = {label for pair in pairs for label in pair.split(":")}
     taken = {
         run: (*steps, *((lineage.END,) if run.rpartition("-")[0] in ends else ()))
         for run, steps in asked.items()
