@@ -148,18 +148,26 @@ def synflow(folder):
     pruners = module(folder / "Pruners" / "pruners.py", "peer_pruners")
     generator = module(folder / "Utils" / "generator.py", "peer_generator")
     kernels = weights(2)
-    known = {"synflow": pruners.SynFlow, "snip": pruners.SNIP, "grasp": pruners.GraSP}
-    for part, peer in known.items():
+    total = sum(w.size for w in kernels)
+    kept = int(np.ceil(KEEP * total))
+    # Theirs keeps KEEP^(i/T) of the weights after round i, ours (kept / total)^(i/T): one weight
+    # apart in most rounds, and a round's choice follows from the last one's.
+    cases = [
+        ("synflow", pruners.SynFlow, KEEP, 100),
+        ("synflow", pruners.SynFlow, kept / total, 100),
+        ("snip", pruners.SNIP, KEEP, 1),
+        ("grasp", pruners.GraSP, KEEP, 1),
+    ]
+    for part, peer, share, rounds in cases:
         net = network(kernels, peer_layers.Linear)
         for m in net.modules():
             if isinstance(m, peer_layers.Linear):
                 m.weight_mask, m.bias_mask = m.weight_mask.double(), m.bias_mask.double()
         chosen = peer(generator.masked_parameters(net))
         loader = [(torch.tensor(X), torch.tensor(Y))]
-        rounds = 100 if part == "synflow" else 1
         for i in range(rounds):
             chosen.score(net, nn.CrossEntropyLoss(), loader, "cpu")
-            chosen.mask(KEEP ** ((i + 1) / rounds), "global")
+            chosen.mask(share ** ((i + 1) / rounds), "global")
         found = [m.weight_mask for m in net.modules() if isinstance(m, peer_layers.Linear)]
         given = {
             "synflow": {"output": lambda p: apply(p, jnp.ones((1, 64)))},
@@ -167,7 +175,8 @@ def synflow(folder):
             "grasp": {"loss": lambda p: loss(p, 200.0)},
         }[part]
         live = before.prune(tree(kernels), part, sparsity=1 - KEEP, **given)
-        compare(f"{part} (ganguli-lab/Synaptic-Flow), {rounds} rounds", found, live)
+        asked = f"{rounds} rounds, its share {share:.6f}"
+        compare(f"{part} (ganguli-lab/Synaptic-Flow), {asked}", found, live)
     sys.path.remove(str(folder))
 
 

@@ -180,6 +180,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "layers": (".*",),  # rules over the model's layer names (regular expressions)
                 "fraction": (0.5,),  # final fraction of units removed, per rule
                 "of": "all",  # all | live (at the beginning, rounded up): what the fraction is of
+                "times": 1,  # live: how often that fraction goes, at once: as after so many levels
                 "allocation": "rules",  # rules | uniform | erk: how layers share one fraction
                 "start": (0,),  # epoch of the first event, per rule
                 "end": (0,),  # last epoch at which an event may fall, per rule

@@ -40,7 +40,7 @@ def lottery(
     config: ConfigDict,
     *,
     levels: int = 12,
-    fraction: float = 0.2,
+    fraction: float | Sequence[float] = 0.2,
     rewind: str = "start",
     retrain: str = "weights",
     order: str = "same",
@@ -58,7 +58,8 @@ def lottery(
     Args:
       config: the study's: single weights are set as what is pruned, epochs are read.
       levels: how many.
-      fraction: of the live weights that goes at every level.
+      fraction: of the live weights that goes at every level; with scope "layer" also one for each
+        of `layers`, e.g. (0.2, 0.1) for (".*[^3]", "dense3"): half as much of the output layer.
       rewind: to which state of `dense`: "start", "epoch:N" or "step:N".
       retrain: "weights" (weights, statistics and schedule are put back), "learning_rate" (only
         the schedule is), "fine_tune" (nothing is; the arm's own learning rate applies).
@@ -94,7 +95,7 @@ def lottery(
     prune: dict[str, Any] = {
         "schedule": "scratch",
         "of": "live",
-        "fraction": (fraction,),
+        "fraction": tuple(fraction) if isinstance(fraction, Sequence) else (fraction,),
         "layers": tuple(layers),
         "score": score,
     }
@@ -171,15 +172,14 @@ def _control(
         # The weights a ticket has: those of the state that it was put back to.
         start = {"run": ticket, "take": ("masks",), "shuffle": name.removesuffix("_shuffle")}
         return {label: {"start": start | dict(back)}}
-    kept = (1 - prune["fraction"][0]) ** level  # the levels' roundings aside
+    at_once = {**prune, "times": level}
     if name == "erk":
-        random = {"score": "weight_random", "allocation": "erk", "scope": "layer", "of": "all"}
-        return {label: {"prune": {**prune, **random, "fraction": (round(1 - kept, 6),)}}}
+        random = {"score": "weight_random", "allocation": "erk", "scope": "layer"}
+        return {label: {"prune": at_once | random}}
     if name == "one_shot":
-        one = {**prune, "of": "all", "fraction": (round(1 - kept, 6),)}
-        return {label: {"prune": one, "start": {"run": "dense"} | dict(back)}}
+        return {label: {"prune": at_once, "start": {"run": "dense"} | dict(back)}}
     if name == "inverted":
-        turned = {**prune, "of": "all", "fraction": (round(1 - kept, 6),), "target": "largest"}
+        turned = at_once | {"target": "largest"}
         return {label: {"prune": turned, "start": {"run": "dense"} | dict(back)}}
     if name == "extended":
         return {label: {"epochs": config.epochs * (level + 1)}}

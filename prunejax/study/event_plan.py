@@ -87,6 +87,11 @@ def layers(
     p, of = settings.prune, {g.name: g for g in groups}
     rules = layer_rules(settings, groups)
     number = {name: units(of[name], settings, params) for name in rules}
+    if p.times > 1 and p.of != "live":
+        raise ConfigError(
+            f"config.prune.times = {p.times} (variant {label!r}) repeats a fraction of what is "
+            f"live; prune.of is {p.of!r}: set prune.of = 'live', or times = 1"
+        )
     if p.of == "live" and p.scope == "global":
         if len(set(p.fraction)) != 1:
             raise ConfigError(
@@ -94,7 +99,7 @@ def layers(
                 "needed of what is live in all layers together"
             )
         first, total = next(iter(rules)), sum(live.values())
-        return {first: Layer(first, total, 0, _of_live(p.fraction[0], total))}
+        return {first: Layer(first, total, 0, _of_live(p.fraction[0], total, p.times))}
     if p.nm:
         n, m = p.nm
         for name in rules:
@@ -111,7 +116,7 @@ def layers(
     if p.allocation == "rules":
         of_all = p.of == "all"
         parts = {
-            name: schedules.exact(f) if of_all else _of_live(f, number[name])
+            name: schedules.exact(f) if of_all else _of_live(f, number[name], p.times)
             for name, f in ((name, of_rule(p.fraction, rules[name])) for name in rules)
         }
     else:
@@ -123,18 +128,25 @@ def layers(
                 f"{p.granularity!r} must be one number, 'layer' and 'weight'"
             )
         shapes = {name: trees.get(params, of[name].kernel).shape for name in rules}
-        keep = schedules.kept(sum(number.values()), p.fraction[0])
+        total = sum(number.values())
+        if p.of == "all":
+            keep = schedules.kept(total, p.fraction[0])
+        else:
+            keep = int(total * (1 - _of_live(p.fraction[0], total, p.times)))
         kept = allocate.ALLOCATIONS[p.allocation](shapes, keep)
         parts = {name: Fraction(number[name] - kept[name], number[name]) for name in rules}
     return {name: Layer(name, number[name], rules[name], parts[name]) for name in rules}
 
 
-def _of_live(fraction: float, live: int) -> Fraction:
-    """The fraction that takes `ceil(fraction * live)` units, as levels of tickets do.
+def _of_live(fraction: float, live: int, times: int = 1) -> Fraction:
+    """The fraction that takes `ceil(fraction * live)` units so many times, as levels of tickets do.
 
     (Of all units the paper's rule holds: `ceil((1 - fraction) * units)` are kept.)
     """
-    return Fraction(math.ceil(schedules.exact(fraction) * live), max(1, live))
+    left = live
+    for _ in range(times):
+        left -= math.ceil(schedules.exact(fraction) * left)
+    return Fraction(live - left, max(1, live))
 
 
 def of_rule(values: Sequence[Any], index: int) -> Any:

@@ -71,6 +71,7 @@ RANGES: dict[str, tuple[float | None, float | None, str]] = {
     "optimizer.label_smoothing": (0, 0.999, "fraction"),
     "prune.period": (1, None, "epochs"),
     "prune.rounds": (1, 10_000, "events"),
+    "prune.times": (1, 10_000, "times"),
     "prune.per_class": (1, None, "examples"),
     "prune.decay_coef": (-1, None, "coefficient; -1: optimizer.weight_decay"),
     "prune.regrow": (0, 1, "fraction of the live units"),
