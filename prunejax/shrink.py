@@ -261,8 +261,12 @@ def _folded(model: Any, variables: Mapping[str, Any]) -> tuple[Any, dict[str, An
     params, stats = _host(variables["params"]), _host(variables.get("batch_stats", {}))
     for link in groups_lib.wiring(model):
         norm = link.gains[0].rpartition("/")[0] if link.gains else ""
-        if not link.kernel or f"{norm}/var" not in stats:
+        if f"{norm}/var" not in stats:
             continue
+        if not link.kernel:
+            raise ValueError(
+                f"fold: BatchNorm {norm!r} reads a sum, there is no kernel before it to take it up"
+            )
         layer = link.kernel.rpartition("/")[0]
         gain = params.pop(f"{norm}/scale") / np.sqrt(stats[f"{norm}/var"] + EPSILON)
         own = params.get(f"{layer}/bias", np.zeros_like(gain))

@@ -74,8 +74,15 @@ class Live:
 
 
 def readers(links: Sequence[Link], stream: str) -> tuple[tuple[str, int], ...]:
-    """(leaf, axis) of all kernels that read a stream's units; axes as in `Link.kernel`."""
-    return tuple((k.kernel, -2) for k in links if k.source == stream and k.kernel)
+    """(leaf, axis) of all kernels that read a stream's units; axes as in `Link.kernel`.
+
+    Also those behind a norm that reads the stream and nothing else.
+    """
+    found = [(k.kernel, -2) for k in links if k.source == stream and k.kernel]
+    for k in links:
+        if k.source == stream and k.gains and not (k.kernel or k.take or k.blocks or k.times):
+            found += readers(links, k.target)
+    return tuple(found)
 
 
 def kept(gone: Bools) -> np.ndarray:

@@ -125,7 +125,7 @@ def test_bad_arguments_are_refused_with_what_there_is():
 
 
 # Their schedules count training steps of the whole data set, of which a part is here.
-WHOLE_SETS = {("methods.fashion", "vgg16"), ("methods.fashion", "resnet50")}
+WHOLE_SETS = {("methods.fashion", form) for form in ("vgg16", "wrn22", "resnet50")}
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -37,7 +37,10 @@ def study():
         {**row, "layer": layer, "weights": "100", "live_weights": live, "dead_units": "1"}
         for row in good
         if row["variant"] != "dense"
-        for layer, live in (("a", "5"), ("b/kernel", "20"))
+        for layer, live in (("a", "5"), ("b", "20"))
+    ]
+    costs = [
+        {**row, "layer": layer, "weights": "100"} for row in good for layer in ("a", "b/kernel")
     ]
     updates = [
         {**row, "step": str(step), "layer": layer, "ever_live": ever, "survival": survival}
@@ -46,13 +49,13 @@ def study():
         for step, ever, survival in (("10", "20", ""), ("20", "30", "0.5"), ("30", "45", "0.25"))
         for layer in ("a", "b/kernel")
     ]
-    return SimpleNamespace(good=good, baseline="dense", layers=layers, updates=updates)
+    return SimpleNamespace(good=good, baseline="dense", layers=layers, costs=costs, updates=updates)
 
 
 def test_labels_have_a_name_a_control_and_a_density():
-    assert figures._parts("snip_fan_in-05") == ("snip", "fan_in", "05")
-    assert figures._parts("gradual_regrow-20") == ("gradual_regrow", "", "20")
-    assert figures._parts("dense") == ("dense", "", "")
+    assert figures.parts("snip_fan_in-05") == ("snip", "fan_in", "05")
+    assert figures.parts("gradual_regrow-20") == ("gradual_regrow", "", "20")
+    assert figures.parts("dense") == ("dense", "", "")
 
 
 def test_costs_are_named_from_the_cheapest_density(study):
@@ -81,7 +84,7 @@ def test_what_was_ever_live_is_of_all_layers(study):
 
 
 def test_nothing_to_show():
-    empty = SimpleNamespace(good=[], baseline="dense", layers=[], updates=[])
+    empty = SimpleNamespace(good=[], baseline="dense", layers=[], costs=[], updates=[])
     for draw in (figures.flops, figures.sanity, figures.layers, figures.updates):
         assert draw(empty, None) is None
 

@@ -14,6 +14,7 @@ from prunejax.models.mlp import MLP
 from prunejax.models.resnet import Bottleneck, ResNet
 from prunejax.models.vgg import VGG
 from prunejax.models.vit import ViT
+from prunejax.models.wide_resnet import WideResNet
 
 INPUTS = {
     "mlp": (8, 8, 1),
@@ -29,6 +30,7 @@ INPUTS = {
     "resnet18": (32, 32, 3),
     "resnet20": (32, 32, 3),
     "resnet56": (32, 32, 3),
+    "wrn22_2": (32, 32, 3),
     "resnet50": (224, 224, 3),
     "vit_s16": (224, 224, 3),
 }
@@ -45,6 +47,17 @@ def bottleneck_parameters(classes):
             total += (width * wide + 2 * wide) * (block == 0)
             width = wide
     return total + width * classes + classes
+
+
+def wide_parameters(classes):
+    """WRN-22-2: a BatchNorm before every convolution but the stem's, 1x1 where a stage begins."""
+    total, width = 9 * 3 * 16, 16
+    for channels in (32, 64, 128):
+        total += width * channels
+        for _ in range(3):
+            total += 2 * width + 9 * width * channels + 2 * channels + 9 * channels**2
+            width = channels
+    return total + 2 * width + width * classes + classes
 
 
 def vit_parameters(classes, side=224, units=384, hidden=1536, depth=12, patch=16):
@@ -71,6 +84,7 @@ PARAMETERS = {
     "resnet18": (11_173_962, 11_173_962 + 90 * 513),
     "resnet20": (269_722, 269_722 + 90 * 65),
     "resnet56": (853_018, 853_018 + 90 * 65),
+    "wrn22_2": (wide_parameters(10), wide_parameters(100)),
     "resnet50": (bottleneck_parameters(10), bottleneck_parameters(100)),
     "vit_s16": (vit_parameters(10), vit_parameters(100)),
 }
@@ -88,6 +102,7 @@ GROUPS = {
     "resnet18": 16,
     "resnet20": 18,
     "resnet56": 54,
+    "wrn22_2": 18,
     "resnet50": 48,
     "vit_s16": 12,
 }
@@ -107,6 +122,7 @@ SMALL = {
     "resnet option B": ResNet(stages=(4, 6), blocks=(1, 2)),
     "bottleneck": Bottleneck(stages=(3, 4), blocks=(1, 2)),
     "vit": ViT(depth=2, heads=2, head_units=3, mlp_units=8, patch=4),
+    "wide": WideResNet(stages=(4, 6), blocks=(2, 1), stem=3),
 }
 
 
@@ -381,6 +397,31 @@ def test_resnet_equals_a_numpy_computation(name, train):
     norm = norm_train if train else norm_eval
     kind = isinstance(module, Bottleneck)
     want = resnet_by_hand(variables, x, module.blocks, module.projection, norm, kind)
+    got = jax.jit(lambda v, x: module.apply(v, x, train, mutable=["batch_stats"])[0])(variables, x)
+    scale = np.abs(want).max()
+    np.testing.assert_allclose(np.asarray(got) / scale, want / scale, atol=2e-4)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_wide_resnet_equals_a_numpy_computation(train):
+    module, variables, x = narrow("wide", 8)
+    p, s = (
+        jax.tree.map(lambda a: np.asarray(a, "float64"), variables[k])
+        for k in ("params", "batch_stats")
+    )
+    kind = norm_train if train else norm_eval
+
+    def read(x, name):
+        return np.maximum(kind(x, p[name], s[name]), 0)
+
+    want = conv_loops(np.asarray(x, "float64"), p["stem_conv"]["kernel"])
+    for name, stride in (("stage1_block1", 1), ("stage1_block2", 1), ("stage2_block1", 2)):
+        y = read(want, f"{name}_bn1")
+        if f"{name}_shortcut_conv" in p:
+            want = conv_loops(y, p[f"{name}_shortcut_conv"]["kernel"], stride)
+        y = read(conv_loops(y, p[f"{name}_conv1"]["kernel"], stride), f"{name}_bn2")
+        want = want + conv_loops(y, p[f"{name}_conv2"]["kernel"])
+    want = read(want, "last_bn").mean((1, 2)) @ p["classifier"]["kernel"] + p["classifier"]["bias"]
     got = jax.jit(lambda v, x: module.apply(v, x, train, mutable=["batch_stats"])[0])(variables, x)
     scale = np.abs(want).max()
     np.testing.assert_allclose(np.asarray(got) / scale, want / scale, atol=2e-4)

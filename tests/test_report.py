@@ -321,6 +321,23 @@ def test_unknown_figures_and_bad_pairs_are_refused(tmp_path):
     }
 
 
+def test_a_figure_that_fails_leaves_the_page_and_is_told(tmp_path, blank, monkeypatch, capsys):
+    write(tmp_path, seeds=[0])
+
+    def broken(study, look):
+        raise KeyError("classifier/kernel")
+
+    monkeypatch.setitem(gallery.FIGURES, "stability", broken)
+    assert cli.main([str(tmp_path)]) == 1
+    said = "Figure 'stability' could not be drawn: KeyError: 'classifier/kernel'."
+    line = capsys.readouterr().err.strip()
+    assert said in line
+    assert "\n" not in line
+    assert said in " ".join(page(tmp_path).text)
+    assert (tmp_path / "figures" / "dynamics.svg").exists()
+    assert not (tmp_path / "figures" / "stability.svg").exists()
+
+
 def test_event_drops_are_two_points_of_the_curve(tmp_path):
     write(tmp_path, seeds=[0])
     found = tables.load([tmp_path])

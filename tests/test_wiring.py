@@ -13,6 +13,7 @@ from prunejax.models.mlp import MLP
 from prunejax.models.resnet import Bottleneck, ResNet
 from prunejax.models.vgg import VGG
 from prunejax.models.vit import ViT
+from prunejax.models.wide_resnet import WideResNet
 from prunejax.wiring import Link
 
 # Small ones of each kind: (module, shape of an example). Maps are 2 wide or more before their last
@@ -32,6 +33,7 @@ SMALL = {
     ),
     "resnet_b": (ResNet(num_classes=3, stages=(4, 6), blocks=(1, 1)), (6, 6, 1)),
     "bottleneck": (Bottleneck(num_classes=3, stages=(2,), blocks=(2,)), (16, 16, 1)),
+    "wide": (WideResNet(num_classes=3, stages=(4, 6), blocks=(2, 1), stem=3), (6, 6, 1)),
     "vit": (ViT(num_classes=3, depth=2, heads=2, head_units=3, mlp_units=5, patch=2), (4, 4, 1)),
 }
 

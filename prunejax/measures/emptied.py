@@ -29,7 +29,9 @@ def at_event(rows: Iterable[Row], kinds: Mapping[str, str]) -> list[str]:
 
 
 def notes(rows: Sequence[Row], kinds: Mapping[str, str]) -> list[str]:
-    """A sentence for each arm and layer that was emptied, or all of whose units got no noise.
+    """A sentence for each layer that was emptied, or all of whose units got no noise.
+
+    Arms of which the same is to be said stand in one sentence.
 
     Args:
       rows: of events.csv.
@@ -46,17 +48,20 @@ def notes(rows: Sequence[Row], kinds: Mapping[str, str]) -> list[str]:
         silent = kinds.get(row["variant"]) == "gaussian" and hit[key] >= units[key] > 0
         if silent or _is_empty(row, kinds):
             first.setdefault((row["variant"], row["layer"]), {}).setdefault(row["run"], row)
-    return [_sentence(arm, layer, runs, kinds[arm]) for (arm, layer), runs in first.items()]
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for (arm, layer), runs in first.items():
+        row = min(runs.values(), key=lambda row: _count(row["epoch"]))
+        count = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of {arm}"
+        alike.setdefault((layer, _when(row), kinds[arm]), []).append(count)
+    return [_sentence(*about, counts) for about, counts in alike.items()]
 
 
-def _sentence(arm: str, layer: str, runs: Mapping[str, Row], kind: str) -> str:
-    row = min(runs.values(), key=lambda row: _count(row["epoch"]))
+def _sentence(layer: str, when: str, kind: str, counts: Sequence[str]) -> str:
     what = f"all of it is {DONE[kind]}" if kind in DONE else (
         "all of it was a target, so that its noise has no spread to follow and none is added"
     )  # fmt: skip
-    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
     state = "is emptied" if kind in DONE else "gets no noise"
-    return f"Layer {layer} {state} in {count} of {arm}, first {_when(row)}: {what}."
+    return f"Layer {layer} {state} in {', '.join(counts)}, first {when}: {what}."
 
 
 def _is_empty(row: Row, kinds: Mapping[str, str]) -> bool:

@@ -26,6 +26,7 @@ from prunejax.models.resnet import Bottleneck, ResNet
 from prunejax.models.two_patch import TwoPatch
 from prunejax.models.vgg import VGG, VGG4, VGG11, VGG16
 from prunejax.models.vit import ViT
+from prunejax.models.wide_resnet import WideResNet
 
 __all__ = ["MODELS", "Group", "Model", "create", "groups", "init", "options"]
 
@@ -68,6 +69,7 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     ),
     "resnet20": (ResNet, {"blocks": (3, 3, 3), **_CIFAR_RESNET}),  # 269,722
     "resnet56": (ResNet, {"blocks": (9, 9, 9), **_CIFAR_RESNET}),  # 853,018
+    "wrn22_2": (WideResNet, {"stages": (32, 64, 128), "blocks": (3, 3, 3)}),  # 1,079,642
     # 25,557,032 parameters with 1000 classes
     "resnet50": (
         Bottleneck,

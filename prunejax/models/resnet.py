@@ -52,7 +52,7 @@ class ResNet(Model):
     convolutions: ClassVar[tuple[int, ...]] = (1, 2)  # of a block
     expansion: ClassVar[int] = 1  # channels of a block's output over those of its stage
 
-    def prunable(self) -> tuple[str, ...]:
+    def prunable(self) -> tuple[str | tuple[str, ...], ...]:
         """stage1_block1_conv1, stage1_block1_conv2, stage1_block2_conv1, ..."""
         return tuple(
             f"stage{s}_block{b}_conv{c}"
@@ -84,7 +84,7 @@ class ResNet(Model):
 
     def _plan(self) -> Iterator[Block]:
         """The blocks in forward order."""
-        width, index = self.scaled(self.stages[0]), 0
+        width, index = self._width(), 0
         for s, (channels, count) in enumerate(zip(self.stages, self.blocks, strict=True), 1):
             narrow = self.scaled(channels)
             wide = self.expansion * narrow
@@ -125,7 +125,11 @@ class ResNet(Model):
         return init, init
 
     def _stem_units(self) -> int:
-        return self.cut[0] if self.cut else self.scaled(self.stages[0])
+        return self.cut[0] if self.cut else self._width()
+
+    def _width(self) -> int:
+        """Channels of the whole network's stem."""
+        return self.scaled(self.stages[0])
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
         """What comes before the first stage."""

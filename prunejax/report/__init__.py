@@ -102,6 +102,7 @@ def build(directories: Sequence[str | Path], output: str | Path | None = None) -
 
     Raises:
       ReportError (a ValueError): no run directory, unreadable tables, a run that appears twice.
+      FigureError (a ValueError): the page is written, but for figures that failed.
     """
     page = _page()  # before what a config file registers: that may be figures
     for path in importlib.import_module("prunejax.report.tables").find(directories):

@@ -1,6 +1,7 @@
 """Accuracy against the share of weights that are left: methods, tickets and their controls."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
 
@@ -11,7 +12,32 @@ from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, value
 from prunejax.report.figures import Drawing, listed
 from prunejax.report.results import Row, Study
-from prunejax.report.style import COLORS, GREY, MARKERS, Look, legend, line_handle, panel
+from prunejax.report.style import COLORS, GREY, LINES, MARKERS, Look, legend, line_handle, panel
+
+CONTROLS = {
+    "shuffled": "mask shuffled within layers",
+    "fresh": "mask on weights drawn anew",
+    "inverted": "score inverted",
+    "fan_in": "weights scaled to live inputs",
+    "rounds": "in rounds",
+    "average": "gradient of several batches",
+    "global": "swaps across layers",
+}
+_LABEL = re.compile(r"(?P<name>.+?)(?:_(?P<word>" + "|".join(CONTROLS) + r"))?-(?P<number>\d+)")
+
+
+def parts(label: str) -> tuple[str, str, str]:
+    """`snip_fresh-05` -> ("snip", "fresh", "05"); the last two empty where there are none."""
+    found = _LABEL.fullmatch(label)
+    return (found["name"], found["word"] or "", found["number"]) if found else (label, "", "")
+
+
+def looks(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Colour, marker and line of each; no two of 28 share colour and line."""
+    return {
+        name: (COLORS[i % 7], MARKERS[(i + i // 7) % 7], LINES[i // 7 % 4])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
 
 
 def family(label: str) -> str:
@@ -38,10 +64,17 @@ def live_share(rows: Sequence[Row]) -> float:
 
 
 def density(study: Study, look: Look) -> Drawing | None:
-    """Final accuracy of each family of arms against density, with the baseline as a band."""
+    """Final accuracy of each family of arms against density, with the baseline as a band.
+
+    Controls and variants of a method at one density alone are in the figure `sanity`.
+    """
     del look
     points: dict[str, list[tuple[float, np.ndarray]]] = {}
-    for variant, rows in by_variant(study.good).items():
+    runs = by_variant(study.good)
+    several = Counter(family(variant) for variant in runs)
+    for variant, rows in runs.items():
+        if parts(variant)[1] and several[family(variant)] == 1:
+            continue
         accuracy = 100 * np.array([value(row, "final_test_accuracy") for row in rows])
         live = live_share(rows)
         if variant != study.baseline and live > 0 and np.isfinite(accuracy).all():
@@ -51,8 +84,9 @@ def density(study: Study, look: Look) -> Drawing | None:
         return None  # one density: the comparisons of arms say it
     made, axes = panel(3.8)
     handles = []
-    for index, (name, found) in enumerate(lines.items()):
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+    style = looks(list(lines))
+    for name, found in lines.items():
+        color, marker, line = style[name]
         means = [statistics.mean(ys) for _, ys in found]
         for (x, ys), mean in zip(found, means, strict=True):
             axes.plot([x] * len(ys), ys, ".", color=color, markersize=3, alpha=0.5)
@@ -65,8 +99,9 @@ def density(study: Study, look: Look) -> Drawing | None:
             color=color,
             markersize=5,
             linewidth=1.4,
+            linestyle=line,
         )
-        handles.append(line_handle(name, color, marker))
+        handles.append(line_handle(name, color, marker, line))
     base = [row for row in study.good if row["variant"] == study.baseline]
     whole = statistics.mean(100 * np.array([value(row, "final_test_accuracy") for row in base]))
     if base and isfinite(whole.mean):

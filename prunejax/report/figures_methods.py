@@ -1,6 +1,5 @@
 """Ways of pruning side by side: cost, controls, densities by layer, what updates do over time."""
 
-import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
@@ -11,34 +10,9 @@ from matplotlib.lines import Line2D
 from prunejax.measures import statistics
 from prunejax.measures.summary import by_variant, number, value
 from prunejax.report.figures import Drawing, listed
-from prunejax.report.figures_density import family
+from prunejax.report.figures_density import CONTROLS, family, looks, parts
 from prunejax.report.results import Row, Study
-from prunejax.report.style import COLORS, GREY, LINES, MARKERS, Look, legend, line_handle, panel
-
-CONTROLS = {
-    "shuffled": "mask shuffled within layers",
-    "fresh": "mask on weights drawn anew",
-    "inverted": "score inverted",
-    "fan_in": "weights scaled to live inputs",
-    "rounds": "in rounds",
-    "average": "gradient of several batches",
-    "global": "swaps across layers",
-}
-_LABEL = re.compile(r"(?P<name>.+?)(?:_(?P<word>" + "|".join(CONTROLS) + r"))?-(?P<number>\d+)")
-
-
-def _parts(label: str) -> tuple[str, str, str]:
-    """`snip_fresh-05` -> ("snip", "fresh", "05"); the last two empty where there are none."""
-    found = _LABEL.fullmatch(label)
-    return (found["name"], found["word"] or "", found["number"]) if found else (label, "", "")
-
-
-def _colors(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    """Colour, marker and line of each; no two of 28 share colour and line."""
-    return {
-        name: (COLORS[i % 7], MARKERS[(i + i // 7) % 7], LINES[i // 7 % 4])
-        for i, name in enumerate(dict.fromkeys(names))
-    }
+from prunejax.report.style import GREY, Look, legend, line_handle, panel, plain_numbers
 
 
 def _accuracies(rows: Sequence[Row]) -> np.ndarray:
@@ -51,13 +25,13 @@ def flops(study: Study, look: Look) -> Drawing | None:
     lines: dict[str, list[tuple[float, statistics.Mean]]] = {}
     for variant, rows in by_variant(study.good).items():
         cost = float(np.mean([value(row, "training_flops") for row in rows]))
-        if variant != study.baseline and isfinite(cost) and not _parts(variant)[1]:
+        if variant != study.baseline and isfinite(cost) and not parts(variant)[1]:
             mean = statistics.mean(_accuracies(rows))
             lines.setdefault(family(variant), []).append((cost, mean))
     if not lines:
         return None
     made, axes = panel(3.8)
-    style, handles = _colors(list(lines)), []
+    style, handles = looks(list(lines)), []
     for name, points in lines.items():
         color, marker, _ = style[name]
         points = sorted(points, key=lambda point: point[0])
@@ -69,6 +43,7 @@ def flops(study: Study, look: Look) -> Drawing | None:
         handles.append(line_handle(name, color, marker))
     _band(study, axes, handles)
     axes.set_xscale("log")
+    plain_numbers(axes.xaxis)
     axes.set_xlabel("multiply-adds of training, relative to dense (log scale)")
     axes.set_ylabel("final test accuracy, %")
     cheapest = [(name, 100 * min(x for x, _ in points)) for name, points in lines.items()]
@@ -101,7 +76,7 @@ def sanity(study: Study, look: Look) -> Drawing | None:
     runs = by_variant(study.good)
     groups: dict[str, dict[str, statistics.Mean]] = {}
     for variant, rows in runs.items():
-        name, word, digits = _parts(variant)
+        name, word, digits = parts(variant)
         if word and f"{name}-{digits}" in runs:
             of = groups.setdefault(f"{name}-{digits}", {})
             of.setdefault("", statistics.mean(_accuracies(runs[f"{name}-{digits}"])))
@@ -110,7 +85,7 @@ def sanity(study: Study, look: Look) -> Drawing | None:
         return None
     made, axes = panel(1.0 + 0.42 * len(groups))
     words = [w for w in ("", *CONTROLS) if any(w in of for of in groups.values())]
-    style, sentences = _colors(words), []
+    style, sentences = looks(words), []
     for place, (label, of) in enumerate(groups.items()):
         for word, mean in of.items():
             color, marker, _ = style[word]
@@ -138,15 +113,15 @@ def sanity(study: Study, look: Look) -> Drawing | None:
 def layers(study: Study, look: Look) -> Drawing | None:
     """Densities by layer after training, at the density that most methods share."""
     del look
-    plain = [row for row in study.layers if not _parts(row["variant"])[1]]
-    numbers = [_parts(v)[2] for v in by_variant(plain)]
+    plain = [row for row in study.layers if not parts(row["variant"])[1]]
+    numbers = [parts(v)[2] for v in by_variant(plain)]
     if not any(numbers):
         return None
     common = max(dict.fromkeys(n for n in numbers if n), key=numbers.count)
-    chosen = {v: rows for v, rows in by_variant(plain).items() if _parts(v)[2] == common}
+    chosen = {v: rows for v, rows in by_variant(plain).items() if parts(v)[2] == common}
     names = list(dict.fromkeys(row["layer"] for rows in chosen.values() for row in rows))
     made, axes = panel(3.6)
-    style, handles, sentences = _colors(list(chosen)), [], []
+    style, handles, sentences = looks(list(chosen)), [], []
     for variant, rows in chosen.items():
         color, marker, line = style[variant]
         shares = [_share(rows, name) for name in names]
@@ -154,6 +129,7 @@ def layers(study: Study, look: Look) -> Drawing | None:
         handles.append(line_handle(variant, color, marker, line))
         sentences.append((variant, min(shares)))
     axes.set_yscale("log")
+    plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(names)), [n.removesuffix("/kernel")[:14] for n in names])
     axes.set_ylabel("live weights of the layer, %")
     dead = sum(number(row["dead_units"]) for row in plain)
@@ -177,15 +153,14 @@ def _share(rows: Sequence[Mapping[str, str]], layer: str) -> float:
 def updates(study: Study, look: Look) -> Drawing | None:
     """Over training: weights that were ever live, and how many of those grown survive."""
     del look
-    sizes: dict[str, float] = {}
-    for row in study.layers:
-        sizes[row["layer"]] = number(row["weights"])
+    # costs.csv calls layers as updates.csv does; layers.csv does not where a rule chose a kernel.
+    sizes = {row["layer"]: number(row["weights"]) for row in study.costs}
     arms = {
         v: rows for v, rows in by_variant(study.updates).items() if any(r["survival"] for r in rows)
     }
     if not arms or not sizes:
         return None
-    panels, style = [], _colors(list(arms))
+    panels, style = [], looks(list(arms))
     ends = []
     for column, words in (
         ("ever_live", "weights that were ever live, %"),

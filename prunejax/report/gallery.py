@@ -77,6 +77,7 @@ class Gallery:
     asked: dict[str, Drawing]  # of `config.report.figures`, in its order
     more: dict[str, Drawing]
     empty: list[str]  # asked for, but the study has nothing that they show
+    failed: list[str]  # what went wrong where one could not be drawn
 
 
 def draw(study: Study, look: Look) -> Gallery:
@@ -93,14 +94,19 @@ def draw(study: Study, look: Look) -> Gallery:
     with_them = [more for name in wanted for more in _ON_REQUEST.get(name, ())]
     asked = list(dict.fromkeys(w for name in wanted for w in (name, *_ON_REQUEST.get(name, ()))))
     left_out = {name for names in _ON_REQUEST.values() for name in names}
-    drawn = {
-        name: function(study, look)
-        for name, function in FIGURES.items()
-        if name in asked or name not in left_out
-    }
+    drawn: dict[str, Drawing | None] = {}
+    failed = []
+    for name, function in FIGURES.items():
+        if name in asked or name not in left_out:
+            try:
+                drawn[name] = function(study, look)
+            except Exception as error:  # one figure, maybe somebody's own, must not cost the page
+                why = " ".join(str(error).split())
+                failed.append(f"Figure {name!r} could not be drawn: {type(error).__name__}: {why}.")
     found = {name: drawing for name, drawing in drawn.items() if drawing is not None}
     return Gallery(
         {name: found[name] for name in asked if name in found},
         {name: drawing for name, drawing in found.items() if name not in asked},
-        [name for name in wanted if name not in found and name not in with_them],
+        [name for name in wanted if name in drawn and not drawn[name] and name not in with_them],
+        failed,
     )

@@ -1,5 +1,6 @@
 """What stands first: a sentence per claim, and the differences of all arms to the baseline."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from prunejax.report.words import factor, interval, minus, name
 Found = Mapping[str, Any]
 _MANY = 8  # more arms than this have one line each
 _MAIN = "final_test_accuracy"
+_MANY = 6  # claims from which on a line counts them
 
 
 def lead(study: Study) -> str:
@@ -75,6 +77,10 @@ def results(study: Study, summary: Found) -> list[Result]:
         found.append(Result(claim["verdict"], f"{text} ({', '.join(facts)})."))
     if any(result.verdict in WITHHELD for result in found):
         found.append(Result("", f"{claim['reason'].capitalize()}."))
+    elif len(found) > _MANY:
+        counts = Counter(result.verdict for result in found)
+        parts = [f"{counts[verdict]} {verdict}" for verdict in sorted(counts)]
+        found.insert(0, Result("", f"{len(found)} claims: {', '.join(parts)}."))
     of_claims = {claim["column"] for claim in summary.get("claims") or []}
     rest = [] if _MAIN in of_claims else _comparison(summary)
     if study.unfinished:

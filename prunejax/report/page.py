@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from prunejax.errors import FigureError
 from prunejax.measures.claims import MECHANICS, UNFINISHED
 from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
@@ -77,11 +78,14 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
             [_figure(name, drawing, target) for name, drawing in part.items()]
             for part in (found.asked, found.more)
         )
+    study.notes += found.failed
     files.save_json(target / "summary.json", summary)
     _views(study, target)
     text = _page(study, summary, asked, more, found.empty, target)
     page = target / "report.html"
     files.replace(page, lambda file: file.write(text.encode()))
+    if found.failed:
+        raise FigureError(found.failed, page)
     return page
 
 

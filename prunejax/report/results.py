@@ -46,6 +46,7 @@ class Study:
     claims: list[Claim] = field(default_factory=list)  # of all configs, about arms that are here
     tests: list[tuple[str, str]] = field(default_factory=list)  # pairs of arms, likewise
     layers: list[Row] = field(default_factory=list)  # layers.csv
+    costs: list[Row] = field(default_factory=list)  # costs.csv, a row for each layer and run
     updates: list[Row] = field(default_factory=list)  # updates.csv, where units come back
     relations: list[dict[str, Any]] = field(default_factory=list)  # of the summary
     # What several figures read, read once.

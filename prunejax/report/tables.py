@@ -21,7 +21,7 @@ from prunejax.system.files import expand, plain_name, read_object
 _SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")
 
 
-_TABLES = ("epochs", "events", "runs", "layers", "updates")  # the last two not of every study
+_TABLES = ("epochs", "events", "runs", "layers", "costs", "updates")  # the last not of every one
 
 # What parts of a run directory's JSON files have to be.
 _PARTS: dict[str, dict[str, type]] = {

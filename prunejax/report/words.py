@@ -61,6 +61,18 @@ SCORES = {
     "saliency": "saliencies",
     "random": "random scores",
 }
+METHODS = {
+    "snip": "SNIP",
+    "grasp": "GraSP",
+    "synflow": "SynFlow",
+    "set": "SET",
+    "rigl": "RigL",
+    "acdc": "AC/DC",
+    "nm": "N:M",
+    "ste": "straight-through",
+    "gradual_regrow": "gradual with regrowth",
+    "movement_soft": "soft movement",
+}
 TARGETS = {"S": "smallest", "R": "random", "L": "largest"}
 
 
@@ -122,19 +134,67 @@ def arms(study: "Study") -> dict[str, str]:
     """Each arm in words: "largest E[BN], 27 % of dense3 an event, every 18 epochs"."""
     changes = {v: flat(study.overrides.get(v, {})) for v in study.variants}
     events = by_variant(study.events)
-    found = {v: _treatment(study, v, events.get(v, [])) for v in study.variants}
+    found = {
+        v: _named(changes[v]) or _treatment(study, v, events.get(v, [])) for v in study.variants
+    }
     fields = dict.fromkeys(key for own in changes.values() for key in own)
     varied = [key for key in fields if len({str(own.get(key)) for own in changes.values()}) > 1]
     for label, own in changes.items():  # what is no pruning
         for key in varied:
-            if key in own and not key.startswith(("prune.", "intervention.")):
+            if key in own and not key.startswith(("prune.", "intervention.", "start.")):
                 found[label] += f", {_setting(key, own[key])}"
+        found[label] = _origin(own, found[label])
     for label, own in changes.items():  # and what tells alike ones apart
         if list(found.values()).count(found[label]) > 1 and study.attribute(label, "target"):
-            told = [f"{k.split('.')[-1]} {_plain(own[k])}" for k in varied
-                    if k in own and k.startswith("prune.") and k != "prune.layers"]  # fmt: skip
+            said = {*_SAID, *_TOLD} if _named(own) else _SAID
+            told = [f"{k.split('.')[-1].replace('_', ' ')} {_plain(own[k])}" for k in varied
+                    if k in own and k.startswith("prune.") and k not in said]  # fmt: skip
             found[label] = ", ".join([found[label], *told])
     return found
+
+
+# What is told of a way of pruning besides its name and how much it leaves, if an arm sets it.
+_TOLD = tuple(
+    f"prune.{name}"
+    for name in ("target", "score", "allocation", "weight_init", "rounds", "average", "nm",
+                 "redistribute", "grow", "forward")
+)  # fmt: skip
+_SAID = ("prune.layers", "prune.method", "prune.fraction")
+
+
+def _named(own: Mapping[str, Any]) -> str:
+    """A way of pruning by its name: "RigL, 5 % of weights stay"; empty where the arm names none."""
+    method = own.get("prune.method", "none")
+    if method == "none":
+        return ""
+    given = own.get("prune.fraction", ())
+    shares = given if isinstance(given, list | tuple) else [given]
+    stay = " and ".join(f"{100 * (1 - float(share)):.3g} %" for share in shares)
+    name = METHODS.get(method, str(method).replace("_", " "))
+    parts = [name, f"{stay} of weights stay"] if stay else [name]
+    parts += [f"{k.removeprefix('prune.').replace('_', ' ')} {_plain(own[k])}" for k in _TOLD
+              if k in own]  # fmt: skip
+    return ", ".join(parts)
+
+
+def _origin(own: Mapping[str, Any], words: str) -> str:
+    """The words of an arm that starts from another run: whose state, and what becomes of it."""
+    run = own.get("start.run")
+    if not run:
+        return words
+    take = own.get("start.take")
+    what = "" if take is None else f"{' and '.join(take)} of "
+    parts = [f"from {what}{run}"]
+    if own.get("start.shuffle", "no") != "no":
+        parts.append(f"shuffled by {own['start.shuffle']}" if own["start.shuffle"] == "layer"
+                     else "shuffled over all layers")  # fmt: skip
+    if own.get("start.fresh"):
+        parts.append("weights drawn anew")
+    if own.get("start.rewind_at"):
+        parts.append(f"back to {own['start.rewind_at']}")
+    if own.get("start.copy"):
+        parts.append(f"streams {own['start.copy']}")
+    return ", ".join([*parts, words] if words != "no pruning" else parts)
 
 
 def _plain(value: object) -> str:
@@ -180,7 +240,8 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]]) -> li
         return [f"every {period} epochs"] if period else []
     layer = max(shares, key=lambda name: shares[name])
     epochs = sorted({int(row["epoch"]) for row in run if row["layer"] == layer})
-    share = f"{100 * min(shares[layer], 1) / len(epochs):.2g} % of {layer}"
+    percents = 100 * min(shares[layer], 1) / len(epochs)
+    share = f"{percents:.2g} % of {layer}" if percents < 99.5 else f"all of {layer}"
     if len(epochs) == 1:
         return [f"{share} at once", "before training" if epochs[0] < 0 else f"epoch {epochs[0]}"]
     steps = {b - a for a, b in itertools.pairwise(epochs)}

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from prunejax import report
 from prunejax.cluster import distributed
-from prunejax.errors import ConfigError, RecordError, ReportError, WorkdirError
+from prunejax.errors import ConfigError, FigureError, RecordError, ReportError, WorkdirError
 from prunejax.record import ledger
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
@@ -237,6 +237,9 @@ def _report(directory: RunDirectory, empty: bool) -> Path | None:
         page = report.build([directory.path])
     except ReportError as error:  # the tables were changed while the study ran
         raise WorkdirError(str(error)) from error
+    except FigureError as error:
+        directory.finish(report=error.page.name)
+        raise
     directory.finish(report=page.name)
     return page
 

@@ -10,6 +10,7 @@ from absl import flags
 
 from prunejax.errors import (
     ConfigError,
+    FigureError,
     RecordError,
     ReportError,
     UnreadableError,
@@ -38,6 +39,8 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
         return f"{error}. The records are intact: the same command continues", FAILURE
     if isinstance(error, RecordError):
         return str(error.strerror or error), FAILURE
+    if isinstance(error, FigureError):
+        return str(error), FAILURE
     if isinstance(error, flags.Error | ConfigError | WorkdirError | ReportError):
         return str(error), BAD_REQUEST
     if isinstance(error, ConnectionError):

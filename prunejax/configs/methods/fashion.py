@@ -22,16 +22,16 @@ from ml_collections import ConfigDict
 
 from prunejax.configs import default
 
-FORMS = ("", "quick", "vgg16", "resnet50")
+FORMS = ("", "quick", "vgg16", "wrn22", "resnet50")
 METHODS = ("static", "set", "rigl", "gradual")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the study. `arg`: "", "quick", "vgg16" or "resnet50"."""
+    """Returns the study. `arg`: one of FORMS."""
     if arg not in FORMS:
         raise ValueError(
-            f"configs/methods/fashion.py:{arg}: the argument is nothing, ':quick', ':vgg16' or "
-            "':resnet50'"
+            f"configs/methods/fashion.py:{arg}: the argument is nothing, ':quick', ':vgg16', "
+            "':wrn22' or ':resnet50'"
         )
     config = default.get_config()
     config.name = f"methods on {'fashion' if arg in ('', 'quick') else arg}"
@@ -82,8 +82,9 @@ def _large(config: ConfigDict, arg: str) -> tuple[int, tuple[int, ...]]:
     config.data.augment = True
     config.optimizer.learning_rate, config.optimizer.weight_decay = 0.1, 5e-4
     config.batch_size = 128
-    if arg == "vgg16":
-        config.data.name, config.model.name = "cifar10", "vgg16_bn"
+    if arg in ("vgg16", "wrn22"):
+        config.data.name = "cifar10"
+        config.model.name = {"vgg16": "vgg16_bn", "wrn22": "wrn22_2"}[arg]
         config.seeds, config.epochs = 3, 160
         return 391, (20, 10)
     config.data.name, config.model.name = "imagenet2012", "resnet50"
