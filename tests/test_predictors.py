@@ -1,5 +1,7 @@
 """Measures of predictions and of what a network can lose, and the figures made of them."""
 
+import shutil
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -23,6 +25,7 @@ def study(tmp_path_factory):
     config = tiny(none={}, **arms)
     config.measures.names = ("predictions", "prunability")
     config.measures.examples = 64
+    config.probes.names, config.probes.at = ("loss", "accuracy", "predictions"), ("end",)
     config.report.figures = ("recall", "density")
     run.run(config, path, default.get_config(), quiet=True)
     return path
@@ -107,6 +110,21 @@ def test_recalls_are_drawn_class_by_class(study):
     for draw in (figures_classes.balance, figures_classes.classes):
         drawing = draw(loaded, Look(loaded.variants, {"none"}))
         assert "mp" in drawing.alt
+
+
+def test_predictions_of_the_probe_serve_as_well(study, tmp_path):
+    """Without the measure the page takes what the probe left at the end."""
+    found = figures_recall.distortions(load([study]))
+    copy = shutil.copytree(study, tmp_path / "run")
+    for file in copy.glob("measures/*[0-9].npz"):
+        with np.load(file) as a, np.load(file.with_name(f"{file.stem}-end.npz")) as b:
+            for name in ("predicted", "labels"):
+                np.testing.assert_array_equal(a[name], b[name])
+        file.unlink()
+    again = figures_recall.distortions(load([copy]))
+    assert {a: {s: d.alpha for s, d in runs.items()} for a, runs in again.items()} == {
+        a: {s: d.alpha for s, d in runs.items()} for a, runs in found.items()
+    }
 
 
 def test_families_of_arms():

@@ -17,17 +17,19 @@ from prunejax.report.words import interval, minus
 
 
 def _predictions(study: Study) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Arm -> seed -> (predicted, labels) of its completed runs."""
+    """Arm -> seed -> (predicted, labels) of its completed runs, of the measure or the probe."""
     found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for variant, rows in by_variant(study.good).items():
         for row in rows:
             path = study.arrays.get(row["run"])
             if path is None:
                 continue
-            with np.load(path) as file:
-                if "predicted" in file.files:
-                    pair = file["predicted"], file["labels"]
-                    found.setdefault(variant, {})[row["seed"]] = pair
+            probed = path.with_name(f"{path.stem.removesuffix('-end')}-end.npz")
+            for place in (p for p in dict.fromkeys((path, probed)) if p.exists()):
+                with np.load(place) as file:
+                    if "predicted" in file.files and row["seed"] not in found.get(variant, {}):
+                        pair = file["predicted"], file["labels"]
+                        found.setdefault(variant, {})[row["seed"]] = pair
     return found
 
 

@@ -289,12 +289,15 @@ def _refuse_duplicates(
 
 
 def _arrays(path: Path, runs: Sequence[Row]) -> dict[str, Path]:
-    """The arrays at the end of each run: `measures/RUN.npz`."""
-    files = {
-        row["run"]: path / "measures" / f"{plain_name(row['run'].split('/')[-1])}.npz"
-        for row in runs
-    }
-    return {run: file for run, file in files.items() if file.exists()}
+    """The arrays at the end of each run: `measures/RUN.npz`, or RUN-end.npz with probes alone."""
+    found = {}
+    for row in runs:
+        name = plain_name(row["run"].split("/")[-1])
+        for ending in ("-end", ""):
+            file = path / "measures" / f"{name}{ending}.npz"
+            if file.exists():
+                found[row["run"]] = file
+    return found
 
 
 def _same_columns(rows: list[Row]) -> list[Row]:

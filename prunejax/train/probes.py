@@ -45,7 +45,8 @@ class Probe(NamedTuple):
       table: the file `TABLE.csv` gets the rows; "" for a probe without.
       columns: of a row, after run, variant, seed, epoch, step and when.
       rows: (sums of a run on the host, examples in the split) -> rows of these columns.
-      arrays: the same -> arrays, for `measures/RUN-WHEN.npz`.
+      arrays: the same -> arrays, for `measures/RUN-end.npz`, `RUN-epoch-stepN.npz`,
+        `RUN-before-stepN.npz` and `RUN-after-stepN.npz` (of several events on a step the last).
       classes: it needs targets that are classes.
     """
 
