@@ -112,6 +112,22 @@ def sentence(row: dict[str, Any]) -> str:
     return text
 
 
+def first_lines(grid: Grid, rows: Rows) -> list[str]:
+    """What stands first on the page of a grid: the strongest measures, and prunability."""
+    keep = grid.fit.keep
+    models = "fit" if keep.sum() >= ranking.LEAST else "all"
+    lines = []
+    for target in ("test_loss", "test_error"):
+        known = [r for r in ranking.chosen(rows, target, models) if isfinite(r["tau_a"])]
+        strongest = sorted(known, key=lambda r: -abs(r["tau_a"]))[:3]
+        own = [r for r in known if r["measure"] == "prunability" and r not in strongest]
+        if known:
+            of = f"{known[0]['n']} networks that fit" if models == "fit" else "all networks"
+            text = ", ".join(sentence(r) for r in [*strongest, *own])
+            lines.append(f"Kendall's tau with {TITLES[target]} over {of} [95 %]: {text}.")
+    return lines
+
+
 def predictors(study: Study, look: Look) -> Drawing | None:
     """The statistics page of a grid: bars, scatters, axes, information."""
     del look

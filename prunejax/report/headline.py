@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from prunejax.measures.claims import WITHHELD
-from prunejax.report import panels, words
+from prunejax.report import figures_predictors, panels, ranking, words
 from prunejax.report.results import Study
 from prunejax.report.words import factor, interval, minus, name
 
 Found = Mapping[str, Any]
 _MANY = 8  # more arms than this have one line each
 _MAIN = "final_test_accuracy"
-_MANY = 6  # claims from which on a line counts them
+_SUMMED = 6  # more claims than this are counted in a line first
 
 
 def lead(study: Study) -> str:
@@ -77,12 +77,15 @@ def results(study: Study, summary: Found) -> list[Result]:
         found.append(Result(claim["verdict"], f"{text} ({', '.join(facts)})."))
     if any(result.verdict in WITHHELD for result in found):
         found.append(Result("", f"{claim['reason'].capitalize()}."))
-    elif len(found) > _MANY:
+    elif len(found) > _SUMMED:
         counts = Counter(result.verdict for result in found)
         parts = [f"{counts[verdict]} {verdict}" for verdict in sorted(counts)]
         found.insert(0, Result("", f"{len(found)} claims: {', '.join(parts)}."))
     of_claims = {claim["column"] for claim in summary.get("claims") or []}
-    rest = [] if _MAIN in of_claims else _comparison(summary)
+    ranked = ranking.of(study)
+    rest = [] if _MAIN in of_claims or ranked else _comparison(summary)
+    if ranked:
+        rest = [Result("", line) for line in figures_predictors.first_lines(*ranked)]
     if study.unfinished:
         for result in rest:
             result.text = f"So far: {result.text[0].lower()}{result.text[1:]}"

@@ -118,7 +118,9 @@ def _page(
     empty: Sequence[str],
     target: Path,
 ) -> str:
-    forests = [headline.forest(study, summary, column) for column in headline.columns(summary)]
+    # The arms of a grid are points of a ranking, not treatments beside a control.
+    compared = [] if ranking.of(study) else headline.columns(summary)
+    forests = [headline.forest(study, summary, column) for column in compared]
     own = (levels.table(study), figures_barriers.table(study))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("prunejax.report", ""),

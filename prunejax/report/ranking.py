@@ -14,7 +14,10 @@ from prunejax.report.results import Row, Study
 
 LEAST = 8  # models
 TARGETS = ("test_loss", "test_error", "loss_gap", "error_gap")
-NO_MEASURE = ("recall_lowest", "recall_spread", "eigen_residual")  # of other questions
+NO_MEASURE = (  # of other questions
+    *("recall_lowest", "recall_spread", "eigen_residual"),
+    *("effective_sparsity", "dead_units"),
+)
 
 
 @dataclass(frozen=True)
