@@ -14,7 +14,27 @@ share with each other; predictors.csv has every statistic.
 rate, initial scale and weight decay vary; training stops at a loss of 0.05.
 `:synthetic`: ten Gaussian classes in 20 dimensions, width, learning rate, decay and batch size vary
 (81 networks, 2,000 steps, no stop).
-Run here: `:quick` only; what the two grids give is open.
+
+Result of `""`, seed 800, 72 networks, test errors from .194 to .301, of which the scale moves .026
+and the width .016 in the mean. 64 reach the loss of 0.05. Kendall's tau-a over these [95 %]:
+
+    measure                      with test loss      with test error
+    path norm                    +.64 [.52, .74]     +.56 [.45, .67]
+    log spectral product         +.62 [.50, .72]     +.49 [.36, .61]
+    path norm over margin        +.57 [.45, .67]     +.65 [.55, .74]
+    PAC-Bayes, by magnitude      +.25 [.10, .43]     +.63 [.52, .73]
+    prunability, area            +.26 [.10, .43]     +.62 [.50, .72]
+    prunability, random          +.26 [.10, .41]     +.56 [.45, .65]
+    prunability, loss + 0.1      +.14 [-.03, .33]    +.50 [.38, .60]
+    prunability, loss x 1.1      +.04 [-.13, .21]    +.34 [.20, .46]
+    distance to start            +.37 [.21, .53]     +.02 [-.14, .19]
+    Tr(H)                        -.24 [-.41, -.07]   +.16 [.02, .29]
+    PAC-Bayes 1/sigma^2          -.37 [-.54, -.18]   +.05 [-.11, .21]
+    train loss                   +.08 [-.07, .23]    +.20 [.07, .34]
+
+Networks that need fewer weights make fewer errors, and the published form (relative, by magnitude)
+is the weakest of the forms of prunability; none orders the test loss as norms do. Cost (measured):
+605 seconds of processor time, of which about 100 are the page's.
 
 `:quick`: 8 small networks (mechanics only).
 `:nin`, `:resnet18`: the full-size grids of the literature, not run here: 216 VGG11 networks on

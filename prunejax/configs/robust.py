@@ -12,8 +12,27 @@ set: accuracy under projected gradient descent (20 steps, 2 restarts) in boxes o
 settled, and accuracy of the randomly smoothed classifier (sigma 0.25).
 
 `:adversarial` trains on the worst inputs that 3 steps find in those boxes; `:noise` on inputs with
-normal noise of 0.25; `:quick` is mechanics only. Run here: nothing but tests of the measures; the
-claims are open.
+normal noise of 0.25 (neither was run whole); `:quick` is mechanics only.
+
+Result, seeds 880 to 885, means in percent:
+
+                    test      under     certified  certified     ReLUs not  certified by
+                    accuracy  attack    by CROWN   by intervals  settled    smoothing
+    dense           93.0      70.7      43.2        0.0          51.2       53.6
+    magnitude 70 %  91.9      69.1      52.7        0.0          39.6       48.8
+    magnitude 90 %  89.8      64.5      57.7        5.5          22.8       39.7
+    SNIP      90 %  90.1      65.6      58.1        0.9          15.4       42.4
+    random    70 %  89.9      66.5      60.0        0.0          29.4       46.4
+    random    90 %  85.1      61.3      58.5       26.8          14.4       29.2
+    stability 50 %  91.4      66.3      52.3        0.0          19.2       48.8
+    units     50 %  91.6      66.8      52.3        0.0          21.5       49.2
+
+Pruned networks are easier to certify, not harder to turn. Paired by seed [95 %], Holm over five
+claims, in points: magnitude at 70 % certifies 9.4 [5.5, 13.4] more than dense by CROWN and leaves
+11.6 [9.9, 13.4] fewer ReLUs open (both confirmed), while its accuracy under attack is 1.6 [-0.3,
+3.4] lower (undecided). That magnitude certifies more than random pruning is contradicted: 7.4
+[3.5, 11.3] fewer. Neurons chosen by instability certify as many as random ones: -0.1 [-4.3, 4.2].
+Cost (measured): 205 seconds of processor time.
 """
 
 from ml_collections import ConfigDict

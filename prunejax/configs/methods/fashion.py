@@ -5,11 +5,17 @@
 The 14x14 Fashion-MNIST that is part of the package (`fashion14`: 6,000 to train, 10,000 to test),
 an MLP 196-256-128-10 of which every kernel is pruned, SGD with momentum, cosine schedule, masks
 change every 50 of 1,504 steps. Settings are those of a pilot on other seeds and 10,000 images; the
-study runs seeds 700 to 703. It has not been run so far: its claims are open.
+study runs seeds 700 to 703.
 
-`:vgg16` is VGG-16 on CIFAR-10 and `:resnet50` ResNet-50 on ImageNet (streamed), at 20 and 10 %,
-full size. Neither was run. VGG-16: 3.1e8 multiply-adds an image, three times that in a training
-step, 27 runs x 160 epochs x 50,000 images = 4e17 operations (a multiply-add is two). ResNet-50:
+Result, mean final test accuracy in percent at 2 and 1 % (dense 85.1): static 78.6, 63.4; SET 80.8,
+75.4; RigL 82.0, 80.2; gradual 83.7, 82.6. At 1 %, in points, paired by seed [95 %], Holm over both:
+RigL - SET 4.8 [3.4, 6.1], SET - static 12.1 [6.0, 18.1], confirmed. Cost (measured): 259 seconds of
+processor time.
+
+`:vgg16` and `:wrn22` are VGG-16 and WRN-22-2 on CIFAR-10, `:resnet50` ResNet-50 on ImageNet
+(streamed), at 20 and 10 %, full size. None was run. VGG-16: 3.1e8 multiply-adds an image, three
+times that in a training step, 27 runs x 160 epochs x 50,000 images = 4e17 operations (a
+multiply-add is two); WRN-22-2: 1.6e8 an image, 2e17 operations. ResNet-50:
 4.1e9 an image, 9 runs x 100 epochs x 1.28e6 images = 2.8e19 operations. Masked training saves none
 of them: `training_flops` in runs.csv says what hardware for sparse weights would save.
 
