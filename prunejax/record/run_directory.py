@@ -209,10 +209,13 @@ class RunDirectory:
         self._ledger.forget()
         self._view.reset()
 
-    def rows(self, table: str) -> list[dict[str, str]]:
-        """The rows of a table as text."""
-        with self._file(table).open(newline="") as file:
-            return list(csv.DictReader(file))
+    def rows(self, table: str, since: int = 0) -> list[dict[str, str]]:
+        """The rows of a table as text; of those that begin at byte `since` or later, if given."""
+        columns = self.tables[table]
+        with self._file(table).open("rb") as file:
+            file.seek(max(since, len(",".join(columns)) + 1))
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            return list(csv.DictReader(text, fieldnames=columns))
 
     def save_arrays(self, name: str, **arrays: Any) -> None:
         """Writes `measures/NAME.npz`; characters unfit for a file name become "_"."""
