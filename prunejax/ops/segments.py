@@ -31,12 +31,7 @@ class Kind(NamedTuple):
 
 # Longer slices amortize the turn of a loop and must stay in the cache; a histogram of wide digits
 # costs as much as some ten thousand entries.
-KINDS: tuple[Kind, ...] = (
-    Kind(1 << 9, 1 << 9, 8),
-    Kind(1 << 16, 1 << 12, 11),
-    Kind(1 << 20, radix.SLICE, 11),
-    Kind(math.inf, radix.SLICE, 16),
-)
+KINDS: tuple[Kind, ...] = (Kind(1 << 16, 1 << 12, 11), Kind(math.inf, radix.SLICE, 16))
 
 
 def kind_of(size: int) -> Kind:
@@ -184,7 +179,7 @@ def _one(
 
         return [radix.accumulate(digits, slices, like=k, width=kind.width)]
 
-    cut, left, _ = radix.kth(histogram, k, bits=bits, width=min(kind.width, bits))
+    cut, left, _ = radix.kth(histogram, k, bits=bits, width=min(kind.width, bits), rolled=True)
 
     def mark(j: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
         marks, left = state
@@ -195,7 +190,7 @@ def _one(
         # Rarely, and in one slice only, some of the equal ones are chosen and others not.
         chosen = lax.cond(
             (some > 0) & (some < equal),
-            lambda: ties & (jnp.cumsum(ties, dtype=k.dtype) <= some),
+            lambda: ties & (jnp.arange(kind.slice) <= _place(ties, some)),
             lambda: ties & (some > 0),
         )
         new = chosen | (active & (keys > cut))
@@ -203,3 +198,23 @@ def _one(
         return lax.dynamic_update_slice(marks, new, (begin,)), left - some
 
     return lax.fori_loop(0, slices, mark, (marks, left))
+
+
+def _place(flags: Array, n: Array) -> Array:
+    """Position of the n-th True (n is 1 or more, and there are as many).
+
+    By rows, then within the row: a cumulative sum takes longer to compile than all else here.
+    """
+    side = 1 << (flags.size.bit_length() // 2)
+    rows = flags.reshape(-1, side)
+    row, before = _reached(jnp.sum(rows, axis=1, dtype=n.dtype), n)
+    column, _ = _reached(rows[row].astype(n.dtype), n - before)
+    return row * side + column
+
+
+def _reached(counts: Array, n: Array) -> tuple[Array, Array]:
+    """The first place up to which the counts sum to n or more, and their sum before it."""
+    index = jnp.arange(counts.size)
+    before = jnp.sum(jnp.where(index[None] < index[:, None], counts[None], 0), axis=1)
+    place = jnp.sum(before + counts < n)
+    return place, before[place]
