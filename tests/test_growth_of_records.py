@@ -5,7 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from prunejax.errors import RecordError
+from prunejax.errors import RecordError, WorkdirError
+from prunejax.record import ledger
 from prunejax.record.run_directory import RunDirectory
 from prunejax.study import targets as targets_lib
 from prunejax.study.targets import Targets
@@ -126,3 +127,26 @@ def test_rows_are_read_from_where_they_begin(tmp_path, monkeypatch):
         assert directory.rows("epochs") == directory.rows("epochs", 0)
         assert len(directory.rows("epochs")) == 50
         assert directory.rows("epochs", directory.marks()["sizes"]["epochs"]) == []
+
+
+def test_tables_that_stand_are_not_read_again_and_changed_ones_are(tmp_path, monkeypatch):
+    read = []
+    begin = ledger.Running.__init__
+
+    def counted(self, file, size=None):
+        begin(self, file, size)
+        read.append(self.size)
+
+    monkeypatch.setattr(ledger.Running, "__init__", counted)
+    with RunDirectory.open(tmp_path / "run", {}, {}, {"epochs": ("run", "epoch")}) as directory:
+        for chunk in range(20):  # as chunks of runs do: cut back to where they begin, then append
+            marks = directory.marks()
+            directory.truncate(marks["sizes"], marks["digests"])
+            directory.append("epochs", [{"run": f"a-{chunk}", "epoch": i} for i in range(30)])
+        assert sum(read) < 100  # the header, at first
+        directory.truncate(marks["sizes"], marks["digests"])  # rows of the last one are too many
+        assert len(directory.rows("epochs")) == 19 * 30
+        table = directory.path / "epochs.csv"
+        table.write_text(table.read_text()[:-8])
+        with pytest.raises(WorkdirError, match="the table was changed"):
+            directory.truncate(marks["sizes"], marks["digests"])

@@ -316,7 +316,7 @@ class Chunk:
         epochs, events = self._rows("epochs"), self._rows("events")
         last = self.population.program.epochs - 1
         fit, rows = self._watch.ends(states), list[rows_lib.Row]()
-        endings = Endings(self.population, self.directory, states)
+        endings = Endings(self.population, self.directory, states, self._begins)
         for i, m in enumerate(self.members):
             status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
             row: dict[str, Any] = {"run": m.run, "variant": m.variant, "seed": m.seed}

@@ -1,6 +1,7 @@
 """What every event of every run targeted, kept for analysis and replayed by twins."""
 
 import errno
+import itertools
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -72,9 +73,9 @@ class Targets:
 
     def _parts(self, run: str) -> list[Path]:
         """What was added since the file was written, oldest first."""
-        name = self._file(run).name + "+"
-        found = [p for p in self._path.glob("*.npz+*") if p.name.startswith(name)]
-        return sorted(found, key=lambda p: int(p.name.removeprefix(name)))
+        file = self._file(run)
+        numbered = (file.with_name(f"{file.name}+{n}") for n in itertools.count(1))
+        return list(itertools.takewhile(Path.exists, numbered))
 
     def _read(self, run: str, required: bool) -> dict[str, _Packed]:
         whole = self._file(run)
@@ -138,11 +139,10 @@ class Targets:
             new = events.keys() - self._saved[run]
             if not file.exists() or (whole and (parts or new)):
                 self._write(file, events, events)
-                for part in parts:
+                for part in reversed(parts):  # those that are left are still found
                     part.unlink(missing_ok=True)
             elif new:
-                number = int(parts[-1].name.rpartition("+")[2]) + 1 if parts else 1
-                part = file.with_name(f"{file.name}+{number}")
+                part = file.with_name(f"{file.name}+{len(parts) + 1}")
                 self._write(part, events, [name for name in events if name in new])
             self._saved[run] = set(events)
 
