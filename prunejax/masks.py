@@ -206,14 +206,19 @@ def _choose(
         free = all(a is None for a in eligible)
         return ranking.top([leaves[i] for i in units], count, eligible=None if free else eligible)
     counts = counting.per_layer(count, names, units, structure, what)
-    chosen = []
-    for i, other in zip(units, otherwise, strict=True):
-        if i not in counts:
-            chosen.append(jnp.broadcast_to(other, jnp.shape(leaves[i])))
-            continue
+    for i in counts:
         counting.check(counts[i], [leaves[i]], [among[i]], f"leaf {names[i]!r}", what, state)
-        chosen.append(ranking.top(leaves[i], counts[i], eligible=among[i]))
-    return chosen
+    ranked = [i for i in units if i in counts]
+    found = ranking.each(
+        [leaves[i] for i in ranked], [counts[i] for i in ranked], [among[i] for i in ranked]
+    )
+    rest = {
+        i: jnp.broadcast_to(other, jnp.shape(leaves[i]))
+        for i, other in zip(units, otherwise, strict=True)
+        if i not in counts
+    }
+    chosen = rest | dict(zip(ranked, found, strict=True))
+    return [chosen[i] for i in units]
 
 
 def _eligible(mask: Array, score: Array, name: str) -> Array:

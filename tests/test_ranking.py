@@ -204,7 +204,7 @@ MESHES = """
     from prunejax import masks
     from prunejax.ops import radix, ranking
 
-    radix._SLICE = 256  # so that members are counted in slices
+    radix.SLICE = 256  # so that members are counted in slices
     assert radix._slices((128, 64))[1]
     r = np.random.default_rng(0)
     shapes = [(3, 3, 16, 128), (128, 64), (512,)]

@@ -20,7 +20,7 @@ Array = jax.Array
 
 METHODS = ("scatter", "compare")  # ways to count digits: for CPUs, for accelerators
 
-_SLICE = 1 << 16  # numbers counted at a time by scatter: their digits stay in the cache
+SLICE = 1 << 16  # numbers counted at a time by scatter: their digits stay in the cache
 _ROWS = 16  # a split axis keeps this many rows or more, so that shards of it stay whole
 _RUN = 256  # contiguous numbers in a slice, at least
 _IDLE = 64  # bins for the numbers out of the race; a single one would serialize its stores
@@ -68,7 +68,12 @@ def digit_width(method: str, total: int) -> int:
 
 
 def kth(
-    histograms: Callable[[Any, Array | None], list[Array]], k: Array, *, bits: int, width: int
+    histograms: Callable[[Any, Array | None], list[Array]],
+    k: Array,
+    *,
+    bits: int,
+    width: int,
+    rolled: bool = False,
 ) -> tuple[Array, Array, Array]:
     """The k-th largest of the keys that `histograms` counts.
 
@@ -78,6 +83,8 @@ def kth(
       k: rank, 1 is the largest; a rank beyond the last means the last.
       bits: keys are below 2^bits.
       width: bits of a digit.
+      rolled: one loop for all digits, compiled once; else the first digit, and few others, are
+        settled outside of a loop, which runs a little faster.
 
     Returns:
       The key; how many of the keys that equal it belong to the k largest (0 if k is 0); how many
@@ -87,7 +94,7 @@ def kth(
     def settle(shift: Any, k: Array, cut: Array | None, digits: int) -> tuple[Array, Array, Array]:
         counts = histograms(shift, cut)
         histogram = sum(counts[1:], start=counts[0])
-        if cut is None:
+        if cut is None or rolled:
             k = jnp.minimum(k, jnp.sum(histogram))
         digit, above = _find(histogram[:digits], k)
         cut = digit.astype(kind) if cut is None else (cut << width) | digit.astype(kind)
@@ -95,8 +102,15 @@ def kth(
 
     kind: Any = jnp.uint64 if bits > 32 else jnp.uint32
     *shifts, first = range(0, bits, width)
-    k, cut, equal = settle(first, k, None, 1 << (bits - first))
-    if len(shifts) <= 2:
+    rolled &= bool(shifts)
+    if rolled:
+        zero = jnp.zeros_like(k, kind)
+        shifts, first = [*shifts, first], first + width
+        equal = jnp.zeros_like(k, shape=len(jax.eval_shape(histograms, zero, zero)))
+        cut = zero
+    else:
+        k, cut, equal = settle(first, k, None, 1 << (bits - first))
+    if len(shifts) <= 2 and not rolled:
         for shift in reversed(shifts):
             k, cut, equal = settle(shift, k, cut, 1 << width)
     else:
@@ -153,40 +167,58 @@ def tally(
       method: "compare" sums one comparison per digit, plain reductions; "scatter" adds one at
         each digit's place, slice by slice.
     """
-    shift = jnp.asarray(shift, keys.dtype)
-
-    def places(keys: Array, active: Array | None = None) -> Array:
-        digit = (keys >> shift).astype(jnp.uint32) & ((1 << width) - 1)
-        if cut is not None:
-            agrees = keys >> (shift + width) == cut.astype(keys.dtype)
-            active = agrees if active is None else agrees & active
-        if active is None:
-            return digit
-        return jnp.where(active, digit, (1 << width) | (digit & (_IDLE - 1)))
-
     arrays: tuple[Array, ...] = (keys,) if active is None else (keys, active)
     if method == "compare":
-        digit = places(*arrays)
+        digit = digits(keys, active, shift, cut, width=width)
         return jnp.stack([jnp.sum(digit == d, dtype=count) for d in range(1 << width)])
     axis, split = _slices(keys.shape) if on_one_device(keys) else (0, ())
     if split:
         arrays = tuple(a.reshape(split) for a in arrays)
 
-    def digits(i: Any) -> Array:
+    def of_slice(i: Any) -> Array:
         take = functools.partial(lax.dynamic_index_in_dim, index=i, axis=axis, keepdims=False)
-        return places(*(take(a) if split else a for a in arrays))
+        keys, *rest = (take(a) if split else a for a in arrays)
+        return digits(keys, rest[0] if rest else None, shift, cut, width=width)
+
+    like = jnp.zeros_like(keys, count, shape=())
+    return accumulate(of_slice, split[axis] if split else 1, like=like, width=width)
+
+
+def digits(
+    keys: Array, active: Array | None, shift: Any, cut: Array | None, *, width: int
+) -> Array:
+    """The digit of every key; from 2^width on where a key is out of the race (see `tally`)."""
+    shift = jnp.asarray(shift, keys.dtype)
+    digit = (keys >> shift).astype(jnp.uint32) & ((1 << width) - 1)
+    if cut is not None:
+        agrees = (keys >> shift) >> width == cut.astype(keys.dtype)
+        active = agrees if active is None else agrees & active
+    if active is None:
+        return digit
+    return jnp.where(active, digit, (1 << width) | (digit & (_IDLE - 1)))
+
+
+def accumulate(digits: Callable[[Any], Array], slices: Any, *, like: Array, width: int) -> Array:
+    """Histogram of `digits(0)` .. `digits(slices - 1)`, by adding one at each digit's place.
+
+    Args:
+      digits: the digits of a slice, an array of one shape.
+      slices: how many, at least 1, traced or not.
+      like: a scalar of the counts' dtype.
+      width: bits of a digit.
+    """
 
     def add(i: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         # The digits travel one turn ahead: XLA then writes them as an array of their own, row by
         # row, which is faster than fusing them into the scatter's list of indices.
         histogram, digit = carry
         histogram = histogram.at[digit].add(1, mode="promise_in_bounds")
-        return histogram, digits(jnp.minimum(i, split[axis] - 1)) if split else digit
+        return histogram, digit if single else digits(jnp.minimum(i, slices - 1))
 
-    first = digits(0)
+    single = isinstance(slices, int) and slices == 1
     # `zeros_like`, not `zeros`: inside `shard_map` a constant has another type.
-    carry = jnp.zeros_like(first, count, shape=((1 << width) + _IDLE,)), first
-    carry = lax.fori_loop(1, split[axis] + 1, add, carry) if split else add(1, carry)
+    carry = jnp.zeros_like(like, shape=((1 << width) + _IDLE,)), digits(0)
+    carry = add(1, carry) if single else lax.fori_loop(1, slices + 1, add, carry)
     return carry[0][: 1 << width]
 
 
@@ -196,14 +228,17 @@ def on_one_device(x: Array) -> bool:
     Where several might share it, a loop over slices would add up the histograms of the devices
     after every slice and not once.
     """
+    if jax.device_count() == 1:
+        return True
+    if not isinstance(x, jax.core.Tracer):
+        return len(x.sharding.device_set) == 1
     kinds = jax.typeof(x).sharding.mesh.axis_types
-    manual = bool(kinds) and all(kind == AxisType.Manual for kind in kinds)  # in `shard_map`
-    return manual or jax.device_count() == 1
+    return bool(kinds) and all(kind == AxisType.Manual for kind in kinds)  # in `shard_map`
 
 
 @functools.cache
 def _slices(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """How to cut a shape into slices of about `_SLICE` entries without flattening it.
+    """How to cut a shape into slices of about `SLICE` entries without flattening it.
 
     One axis of size s becomes (rows, slices, run), and a slice takes every row. Wherever the array
     is sharded, over `rows` devices or fewer, each device then holds its part of every slice.
@@ -212,15 +247,15 @@ def _slices(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
       (index of the slices axis, the split shape), or (0, ()) for a shape that stays whole.
     """
     size = math.prod(shape)
-    if size < 2 * _SLICE:
+    if size < 2 * SLICE:
         return 0, ()
-    best, found = math.log(size / _SLICE), (0, tuple[int, ...]())
+    best, found = math.log(size / SLICE), (0, tuple[int, ...]())
     for axis, length in enumerate(shape):
         tail = math.prod(shape[axis + 1 :])
         run = next((d for d in _divisors(length) if d * tail >= _RUN), length)
         for slices in _divisors(length // run):
             rows = length // run // slices
-            far = abs(math.log(size / slices / _SLICE))
+            far = abs(math.log(size / slices / SLICE))
             if rows % math.gcd(length, _ROWS) == 0 and rows >= _ROWS and far < best - 1e-9:
                 split = (*shape[:axis], rows, slices, run, *shape[axis + 1 :])
                 best, found = far, (axis + 1, split)

@@ -1,21 +1,23 @@
 """Exact selection of the `k` largest of many numbers that are spread over the leaves of a tree.
 
 Sorting 25 million numbers takes XLA seconds on a CPU; here the k-th largest is found by counting
-(`radix`), leaf by leaf: nothing is sorted, concatenated, gathered from a sharded leaf, or
-sent to the host. Numbers equal to the k-th are told apart by continuing the search on their
-positions: the earlier leaf first (JAX leaf order), then the smaller flat (row-major) index.
+(`radix`): nothing large is sorted, gathered from a sharded leaf, or sent to the host. On one CPU
+device leaves are laid end to end, so that one loop counts them all (`segments`); leaves that may
+be sharded, and those on accelerators, are counted where they lie, one by one. Of numbers equal to
+the k-th the earlier leaf comes first (JAX leaf order), then the smaller flat (row-major) index.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from prunejax import registry, trees
-from prunejax.ops import axes, radix
+from prunejax.ops import axes, radix, segments
 
 Array = jax.Array
 Tree = Any
@@ -64,11 +66,53 @@ def top_each(
             f"{trees.shown(trees.paths(scores))}"
         )
     allowed = _eligible(leaves, eligible)
-    chosen = [
-        _top(_scores([x]), _count(k), [a], method)[0]
-        for x, k, a in zip(leaves, counts, allowed, strict=True)
-    ]
-    return jax.tree.unflatten(structure, chosen)
+    return jax.tree.unflatten(
+        structure, each([_scores([x])[0] for x in leaves], counts, allowed, method)
+    )
+
+
+def each(
+    scores: Sequence[Array],
+    ks: Sequence[Any],
+    eligible: Sequence[Array | None],
+    method: str | None = None,
+) -> list[Array]:
+    """`top` of each array by itself; arguments as there, lists of one entry an array."""
+    arrays = [_scores([x])[0] for x in scores]
+    counts = [_count(k) for k in ks]
+    chosen: list[Array | None] = [None] * len(arrays)
+    kinds = sorted({x.dtype for x in arrays}, key=str)
+    for kind in kinds if _method(method) == "scatter" else ():
+        # One of its kind is as well off alone, with a sort if it is small.
+        places = [i for i, x in enumerate(arrays) if x.dtype == kind and x.size]
+        sizes = [arrays[i].size for i in places]
+        if len(places) < 2 or not _end_to_end([arrays[i] for i in places]):
+            continue
+        given = [counts[i] for i in places]
+        if all(isinstance(k, int) for k in given):
+            rows = [min(max(k, 0), n) for k, n in zip(given, sizes, strict=True)]
+            wanted = jnp.asarray(np.array(rows), _count_dtype(sum(sizes)))
+        else:
+            wide = [min(max(k, 0), 2**31 - 1) if isinstance(k, int) else k for k in given]
+            stacked = jnp.stack([jnp.asarray(k) for k in wide])
+            wanted = jnp.clip(stacked, 0, jnp.asarray(sizes)).astype(_count_dtype(sum(sizes)))
+        some = [eligible[i] for i in places]
+        found = segments.top([arrays[i] for i in places], wanted, some, together=False)
+        for i, mask in zip(places, found, strict=True):
+            chosen[i] = mask
+    left = zip(chosen, arrays, counts, eligible, strict=True)
+    return [_top([x], k, [a], method)[0] if m is None else m for m, x, k, a in left]
+
+
+def _count_dtype(total: int) -> Any:
+    return jnp.int64 if total >= 2**31 else jnp.int32
+
+
+def _end_to_end(scores: Sequence[Array]) -> bool:
+    """Whether arrays may be laid end to end: nothing is sharded, and positions can be counted."""
+    wide = jax.dtypes.canonicalize_dtype(jnp.int64) == jnp.int64
+    fit = wide or sum(x.size for x in scores) + radix.SLICE < 2**31
+    return fit and all(radix.on_one_device(x) for x in scores)
 
 
 def _top(
@@ -84,14 +128,18 @@ def _top(
         )
     if not isinstance(k, jax.Array):
         k = min(max(k, 0), total)  # a Python integer may not fit the dtype of counts
-    k = jnp.clip(k, 0, total).astype(jnp.int64 if total >= 2**31 else jnp.int32)
+    k = jnp.clip(k, 0, total).astype(_count_dtype(total))
     # A sort would gather shards: of vectors (scores of filters) that is no matter.
     small = all(max(x.shape, default=1) == x.size or radix.on_one_device(x) for x in scores)
-    few = method is None and total <= _FEW and small
     chosen = [jnp.zeros(x.shape, bool) for x in scores]
     if full:
-        select = _sorted if few else functools.partial(_counted, method=counting)
-        some = [scores[i] for i in full]  # on a mesh with explicit axes masks lie as scores do
+        some = [scores[i] for i in full]
+        select: Callable[..., list[Array]] = functools.partial(_counted, method=counting)
+        if method is None and total <= _FEW and small:
+            select = _sorted
+        elif counting == "scatter" and _end_to_end(some):
+            select = functools.partial(segments.top, together=True)
+        # On a mesh with explicit axes masks lie as scores do.
         found = axes.automatic(select, some)(some, k, [eligible[i] for i in full])
         for i, mask in zip(full, found, strict=True):
             chosen[i] = mask

@@ -55,9 +55,9 @@ class SharedDirectory:
         """As `RunDirectory.append`; the rows are those of process 0."""
         self.on_main(lambda held: held.append(table, rows))
 
-    def rows(self, table: str) -> list[dict[str, str]]:
+    def rows(self, table: str, since: int = 0) -> list[dict[str, str]]:
         """As `RunDirectory.rows`."""
-        return self.on_main(lambda held: held.rows(table))
+        return self.on_main(lambda held: held.rows(table, since))
 
     def marks(self) -> dict[str, dict[str, Any]]:
         """As `RunDirectory.marks`."""

@@ -48,9 +48,16 @@ class Tables:
             self._written[table] = Running(self._files[table])
         return self._written[table]
 
-    def forget(self) -> None:
-        """The files were changed by other means than appending."""
-        self._written = {}
+    def stands(self, table: str, size: int, digest: str | None) -> bool:
+        """Whether this process wrote a table up to just this state; it is not read again."""
+        known = self._written.get(table)
+        as_marked = known is not None and known.size == size and digest in (None, known.digest)
+        return as_marked and self._files[table].stat().st_size == size
+
+    def forget(self, tables: Iterable[str]) -> None:
+        """These files were changed by other means than appending."""
+        for table in tables:
+            self._written.pop(table, None)
 
     def marks(self) -> dict[str, dict[str, Any]]:
         """Length in bytes and digest of each table: what a checkpoint remembers."""

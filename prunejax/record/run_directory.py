@@ -194,6 +194,8 @@ class RunDirectory:
     def truncate(self, sizes: Mapping[str, int], digests: Mapping[str, str] | None = None) -> None:
         """Cuts the tables back to `sizes`; a table that is not named keeps its header only.
 
+        Tables that this process left just so are not read again: `finish` reads them all.
+
         Raises:
           WorkdirError: as of `verify`: rows that the checkpoint saw are gone or others.
         """
@@ -201,18 +203,25 @@ class RunDirectory:
             table: sizes.get(table, len(",".join(columns)) + 1)
             for table, columns in self.tables.items()
         }
-        self.verify(wanted, digests or {})
+        known = digests or {}
+        wanted = {t: n for t, n in wanted.items() if not self._ledger.stands(t, n, known.get(t))}
+        if not wanted:
+            return
+        self.verify(wanted, known)
         for table, size in wanted.items():
             if self._file(table).stat().st_size > size:
                 with files.writing(self._file(table)):
                     os.truncate(self._file(table), size)
-        self._ledger.forget()
+        self._ledger.forget(wanted)
         self._view.reset()
 
-    def rows(self, table: str) -> list[dict[str, str]]:
-        """The rows of a table as text."""
-        with self._file(table).open(newline="") as file:
-            return list(csv.DictReader(file))
+    def rows(self, table: str, since: int = 0) -> list[dict[str, str]]:
+        """The rows of a table as text; of those that begin at byte `since` or later, if given."""
+        columns = self.tables[table]
+        with self._file(table).open("rb") as file:
+            file.seek(max(since, len(",".join(columns)) + 1))
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            return list(csv.DictReader(text, fieldnames=columns))
 
     def save_arrays(self, name: str, **arrays: Any) -> None:
         """Writes `measures/NAME.npz`; characters unfit for a file name become "_"."""

@@ -96,6 +96,7 @@ class Chunk:
         program = self.population.program
         restored = self.checkpoints.restore(self.population.abstract(self.size))
         marks = self.directory.load_json("progress.json")
+        self._begins = marks["sizes"]  # of the tables: as long as they were without these members
         states, epoch = None, 0
         for text in restored.damaged if restored else ():
             self.progress.message(f"damaged checkpoint skipped: {text}")
@@ -302,25 +303,31 @@ class Chunk:
         if stop:
             raise Interrupted
 
+    def _rows(self, table: str) -> dict[str, list[dict[str, str]]]:
+        """The members' rows by run: what was written before them is not read again."""
+        found: dict[str, list[dict[str, str]]] = {m.run: [] for m in self.members}
+        for row in self.directory.rows(table, self._begins.get(table, 0)):
+            found[row["run"]].append(row)
+        return found
+
     def _finish(self, states: TrainState) -> None:
         """The members' rows in runs.csv, their final states, and the end of their checkpoints."""
         _, bad, _, _ = self.population.summary(states)
-        epochs, events = self.directory.rows("epochs"), self.directory.rows("events")
+        epochs, events = self._rows("epochs"), self._rows("events")
         last = self.population.program.epochs - 1
         fit, rows = self._watch.ends(states), list[rows_lib.Row]()
-        endings = Endings(self.population, self.directory, states)
+        endings = Endings(self.population, self.directory, states, self._begins)
         for i, m in enumerate(self.members):
             status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
-            own = [[r for r in table if r["run"] == m.run] for table in (epochs, events)]
-            row = {"run": m.run, "variant": m.variant, "seed": m.seed}
-            row |= summarize(own[0], own[1], status)
+            row: dict[str, Any] = {"run": m.run, "variant": m.variant, "seed": m.seed}
+            row |= summarize(epochs[m.run], events[m.run], status)
             if bad[i] < 0:
-                row |= fit[i] | endings.of(i, m, own[1])
+                row |= fit[i] | endings.of(i, m, events[m.run])
             if self.measure is not None and bad[i] < 0:
                 row |= self._watch.measures(states, i, last)
                 self._maybe_save(states, last + 1, epoch_done=False)
             rows.append(dict.fromkeys(self.directory.tables["runs"]) | row)
-        self._targets.save()
+        self._targets.save(whole=True)
         self._handover.leave(states, lineage.END)
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
         # Padding comes after the members.

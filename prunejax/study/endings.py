@@ -16,15 +16,22 @@ class Endings:
     """Columns of `runs.csv` of stacked runs that have ended, and rows of the tables by layer."""
 
     def __init__(
-        self, population: Population, directory: SharedDirectory, states: TrainState
+        self,
+        population: Population,
+        directory: SharedDirectory,
+        states: TrainState,
+        begins: Mapping[str, int],
     ) -> None:
-        """All processes make it, for states are fetched."""
+        """All processes make it, for states are fetched.
+
+        Args: begins: bytes of the tables that were there before these runs.
+        """
         self._population, self._directory, self._states = population, directory, states
         self._structure = Structure(population.program, states)
         # Only where a method is named.
         self._work = costs.work(population.program) if "costs" in directory.tables else None
         kept = self._work is not None and "updates" in directory.tables
-        self._updates = directory.rows("updates") if kept else []
+        self._updates = directory.rows("updates", begins.get("updates", 0)) if kept else []
         self._tables: dict[str, list[dict[str, Any]]] = {"layers": [], "costs": []}
 
     def of(self, index: int, member: Member, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

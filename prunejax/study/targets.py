@@ -1,10 +1,11 @@
 """What every event of every run targeted, kept for analysis and replayed by twins."""
 
 import errno
+import itertools
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,29 @@ from prunejax.study.programs import Member
 from prunejax.system import files
 
 
+class _Packed(NamedTuple):
+    """Booleans as bits: eight times as many fit into the memory of the host."""
+
+    bits: np.ndarray
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, flags: Any) -> "_Packed":
+        flags = np.asarray(flags, bool)
+        return cls(np.packbits(flags), flags.shape)
+
+    @property
+    def flags(self) -> np.ndarray:
+        size = int(np.prod(self.shape, dtype=np.int64))
+        return np.unpackbits(self.bits, count=size).astype(bool).reshape(self.shape)
+
+
 class Targets:
-    """What every event of every run targeted: `targets/RUN.npz`; twins replay it."""
+    """What every event of every run targeted: `targets/RUN.npz`; twins replay it.
+
+    Until a run has ended, each checkpoint adds a part, `targets/RUN.npz+N`, with what is new: an
+    event is written twice in all, however many checkpoints there are.
+    """
 
     def __init__(self, path: Path, members: Sequence[Member]) -> None:
         """Reads the files of these members and of those that they are twins of, if there are any.
@@ -30,6 +52,7 @@ class Targets:
         self._events = distributed.on_main(
             lambda: {run: self._read(run, required=run in replayed) for run in runs}
         )
+        self._saved = {run: set(events) for run, events in self._events.items()}
 
     def require(self) -> None:
         """Checks that the members' files are there, as they are beside every checkpoint.
@@ -37,24 +60,38 @@ class Targets:
         Raises:
           RecordError: a file is missing.
         """
-        runs = [m.run for m in self._members if len(m.events)]
-        distributed.on_main(lambda: [self._read(run, required=True) for run in runs])
+
+        def read() -> None:
+            for m in self._members:
+                if len(m.events):
+                    self._read(m.run, required=True)
+
+        distributed.on_main(read)
 
     def _file(self, run: str) -> Path:
         return self._path / f"{files.plain_name(run)}.npz"
 
-    def _read(self, run: str, required: bool) -> dict[str, np.ndarray]:
+    def _parts(self, run: str) -> list[Path]:
+        """What was added since the file was written, oldest first."""
         file = self._file(run)
-        if not file.exists() and not required:
+        numbered = (file.with_name(f"{file.name}+{n}") for n in itertools.count(1))
+        return list(itertools.takewhile(Path.exists, numbered))
+
+    def _read(self, run: str, required: bool) -> dict[str, _Packed]:
+        whole = self._file(run)
+        if not whole.exists() and not required:
             return {}
-        try:
-            with np.load(file) as saved:
-                return dict(saved)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise RecordError(
-                errno.EIO,
-                f"cannot read {file} ({error}); restore it, or start over in a new workdir",
-            ) from error
+        events: dict[str, _Packed] = {}
+        for file in (whole, *self._parts(run)):
+            try:
+                with np.load(file) as saved:
+                    events |= {name: _Packed.of(saved[name]) for name in saved.files}
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                raise RecordError(
+                    errno.EIO,
+                    f"cannot read {file} ({error}); restore it, or start over in a new workdir",
+                ) from error
+        return events
 
     def add(self, row: int, selected: Mapping[str, Any]) -> None:
         """Remembers the targets of the members' events in `row`, by the event's own number less 1.
@@ -65,35 +102,58 @@ class Targets:
             if row in m.events:
                 for layer, chosen in selected.items():
                     if chosen[i].any():
-                        self._events[m.run][f"{m.table.ids[row] - 1}/{layer}"] = chosen[i]
+                        name = f"{m.table.ids[row] - 1}/{layer}"
+                        new, known = _Packed.of(chosen[i]), self._events[m.run].get(name)
+                        if known is None or not np.array_equal(new.bits, known.bits):
+                            self._saved[m.run].discard(name)  # done anew, in another layout maybe
+                        self._events[m.run][name] = new
 
     def replay(self, members: Sequence[Member], row: int, like: dict[str, Any]) -> Any:
         """Per layer bool [members, ...]: the targets that twins have to take."""
+
+        def of(twin: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+            known = self._events.get(twin, {}).get(name)
+            return np.zeros(shape, bool) if known is None else known.flags
+
         return {
             layer: np.stack(
-                [
-                    self._events.get(m.twin, {}).get(
-                        f"{m.table.ids[row] - 1}/{layer}", np.zeros(leaf.shape[1:], bool)
-                    )
-                    for m in members
-                ]
+                [of(m.twin, f"{m.table.ids[row] - 1}/{layer}", leaf.shape[1:]) for m in members]
             )
             for layer, leaf in like.items()
         }
 
-    def save(self) -> None:
-        """Writes the files of runs with events, also where none of them has targeted anything.
+    def save(self, whole: bool = False) -> None:
+        """Writes what is new of runs with events, also where none of them has targeted anything.
+
+        Args:
+          whole: the runs have ended: one file a run, no parts.
 
         Raises:
           RecordError: a file cannot be written.
         """
-        distributed.on_main(self._save)
+        distributed.on_main(lambda: self._save(whole))
 
-    def _save(self) -> None:
-        for m in self._members:
-            events: dict[str, Any] = self._events[m.run]
-            if len(m.events):
-                files.replace(
-                    self._file(m.run),
-                    lambda file, events=events: np.savez_compressed(file, **events),  # type: ignore[misc]
-                )
+    def _save(self, whole: bool) -> None:
+        for run in [m.run for m in self._members if len(m.events)]:
+            events, file, parts = self._events[run], self._file(run), self._parts(run)
+            new = events.keys() - self._saved[run]
+            if not file.exists() or (whole and (parts or new)):
+                self._write(file, events, events)
+                for part in reversed(parts):  # those that are left are still found
+                    part.unlink(missing_ok=True)
+            elif new:
+                part = file.with_name(f"{file.name}+{len(parts) + 1}")
+                self._write(part, events, [name for name in events if name in new])
+            self._saved[run] = set(events)
+
+    @staticmethod
+    def _write(file: Path, events: Mapping[str, _Packed], names: Collection[str]) -> None:
+        """An npz file of booleans, unpacked one by one."""
+
+        def write(target: IO[bytes]) -> None:
+            with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name in names:
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, events[name].flags, allow_pickle=False)
+
+        files.replace(file, write)
