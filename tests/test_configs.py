@@ -23,7 +23,9 @@ from prunejax.train import step
 from tests import fake_tfds, mechanics
 
 ROOT = Path(__file__).parents[1]
-SHARED = ("default", "paper.common", "recipes", "shipped")  # not studies, or without arguments
+SHARED = (  # not studies, or without arguments
+    *("default", "fields", "paper.common", "recipes", "shipped", "variants"),
+)
 STUDIES = [
     ".".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
     for path in sorted((ROOT / "configs").rglob("*.py"))
@@ -41,9 +43,7 @@ def arguments(name):
     """The arguments that a study's own message lists."""
     with pytest.raises(ValueError, match="no-such-argument") as caught:
         load(name, "no-such-argument")
-    return re.findall(r"(?:^|; |: )'?:?(\w+)'? \(", str(caught.value)) or re.findall(
-        r"':(\w+)'", str(caught.value)
-    )
+    return re.findall(r"(?:; |: )(\w+) \(", str(caught.value))
 
 
 # Of a paper's figures the first two choose a data set; those of connectivity begin at steps that

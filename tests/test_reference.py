@@ -6,8 +6,7 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.study import reference
-from prunejax.study.checks import ENTRIES
-from prunejax.study.ranges import CHOICES, RANGES
+from prunejax.study.ranges import CHOICES, ENTRIES, RANGES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 FIELDS = {field.name: field for field in reference.fields()}

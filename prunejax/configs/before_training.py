@@ -45,11 +45,12 @@ import math
 
 from ml_collections import ConfigDict
 
-from prunejax.configs import default
+from prunejax.configs import default, recipes
 
 STD = 0.1  # of the model's start; others by start.scale
 KEEP = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 SYNTHETIC = "signal_noise:classes=4,dimension=500,train=40,test=2000,signal=1,noise=0.3"
+FORMS = {"synthetic": "the data of the analysis"} | recipes.QUICK
 EPOCHS = 300  # one step each: the batch is the training set
 
 
@@ -90,13 +91,9 @@ def _arms(
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the study. `arg`: "", "synthetic" or "quick"."""
-    if arg not in ("", "synthetic", "quick"):
-        raise ValueError(
-            f"configs/before_training.py:{arg}: unknown argument {arg!r}; there are: synthetic "
-            "(the data of the analysis); quick (mechanics only)"
-        )
-    synthetic, quick = arg == "synthetic", arg == "quick"
+    """Returns the study. `arg`: "" or one of FORMS."""
+    form = recipes.form(arg, "configs/before_training.py", FORMS)
+    synthetic, quick = form == "synthetic", form == "quick"
     config = default.get_config()
     config.name = "Random pruning before training" + ", two-patch data" * synthetic
     config.seeds, config.first_seed = (2 if quick else 8), 700

@@ -26,16 +26,14 @@ does not fall, for its budget shrinks with the training loss.
 
 from ml_collections import ConfigDict
 
-from prunejax.configs import default
+from prunejax.configs import default, recipes
 
 WIDTHS = (4, 6, 8, 12, 16, 24, 32, 64, 128)
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the study. `arg`: "" or "quick"."""
-    if arg not in ("", "quick"):
-        raise ValueError(f"configs/double_descent.py:{arg}: the argument is 'quick' or nothing")
-    quick = arg == "quick"
+    quick = recipes.form(arg, "configs/double_descent.py") == "quick"
     config = default.get_config()
     config.name = "Double descent over width"
     config.seeds, config.first_seed = (1, 0) if quick else (3, 840)

@@ -27,13 +27,12 @@ trained without RandAugment and mixup.
 
 from ml_collections import ConfigDict
 
-from prunejax.configs import default
+from prunejax.configs import default, recipes
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the study. `arg`: "" (ResNet-50) or "vit" (ViT-S/16)."""
-    if arg not in ("", "vit"):
-        raise ValueError(f"configs/imagenet.py:{arg}: only ':vit' is known")
+    arg = recipes.form(arg, "configs/imagenet.py", {"vit": "ViT-S/16"})
     config = default.get_config()
     config.name = "ImageNet: ViT-S/16" if arg else "ImageNet: ResNet-50"
     config.seeds = 3

@@ -45,20 +45,21 @@ in ten widths.
 
 from ml_collections import ConfigDict
 
-from prunejax.configs import default
+from prunejax.configs import default, recipes
 
 MEASURES = ("prunability", "prunability_forms", "rivals")
 CURVATURE = ("hessian_trace", "gradient_second_moment", "gradient_noise_scale", "tic")
-ARGUMENTS = ("synthetic", "quick", "nin", "resnet18")
+FORMS = {
+    "synthetic": "Gaussian classes",
+    **recipes.QUICK,
+    "nin": "full size",
+    "resnet18": "full size",
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the study. `arg`: "" or one of ARGUMENTS."""
-    if arg and arg not in ARGUMENTS:
-        raise ValueError(
-            f"configs/predictors.py:{arg}: unknown argument {arg!r}; there are: synthetic "
-            "(Gaussian classes); quick (mechanics only); nin (full size); resnet18 (full size)"
-        )
+    """Returns the study. `arg`: "" or one of FORMS."""
+    recipes.form(arg, "configs/predictors.py", FORMS)
     config = default.get_config()
     config.name = "What predicts generalization"
     config.optimizer.name, config.optimizer.momentum = "sgd", 0.9

@@ -19,21 +19,35 @@ CONTROLS = (
 QUICK = {"quick": "mechanics only"}
 
 
-def form(arg: str, file: str, known: Mapping[str, str] = QUICK) -> str:
-    """The form of a study that a config file's argument (the text after its colon) names.
+def words(arg: str | None, file: str, known: Mapping[str, str] = QUICK) -> tuple[str, ...]:
+    """The words, with commas between them, of a config file's argument (what follows its colon).
 
     Args:
-      arg: "" for the study itself, or a name.
+      arg: "" for the study itself.
       file: the config file, for the message.
-      known: name -> what it is.
+      known: word -> what it does.
 
     Raises:
-      ValueError: a name that is not known.
+      ValueError: a word that is not known.
     """
-    if arg and arg not in known:
-        there = "; ".join(f"{name} ({what})" for name, what in known.items())
-        raise ValueError(f"{file}:{arg}: unknown argument {arg!r}; there are: {there}")
-    return arg
+    given = tuple(word for word in (arg or "").split(",") if word)
+    for word in given:
+        if word not in known:
+            there = "; ".join(f"{name} ({what})" for name, what in known.items())
+            raise ValueError(f"{file}:{arg}: unknown argument {word!r}; there are: {there}")
+    return given
+
+
+def form(arg: str, file: str, known: Mapping[str, str] = QUICK) -> str:
+    """The form of a study that such an argument names: "" for the study itself; see `words`.
+
+    Raises:
+      ValueError: a name that is not known, or several.
+    """
+    given = words(arg, file, known)
+    if len(given) > 1:
+        raise ValueError(f"{file}:{arg}: give one of them: {' or '.join(given)}")
+    return "".join(given)
 
 
 def lottery(

@@ -37,22 +37,19 @@ Cost (measured): 205 seconds of processor time.
 
 from ml_collections import ConfigDict
 
-from prunejax.configs import default
+from prunejax.configs import default, recipes
 
 RATES = (0.2, 0.5, 0.7, 0.9)
-ARGUMENTS = {
+FORMS = {
     "adversarial": "train on the worst inputs of a box",
     "noise": "train on noisy inputs",
-    "quick": "mechanics only",
+    **recipes.QUICK,
 }
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the study. `arg`: "" or one of ARGUMENTS."""
-    if arg and arg not in ARGUMENTS:
-        listed = "; ".join(f"{name} ({what})" for name, what in ARGUMENTS.items())
-        raise ValueError(f"configs/robust.py:{arg}: unknown argument {arg!r}; there are: {listed}")
-    quick = arg == "quick"
+    """Returns the study. `arg`: "" or one of FORMS."""
+    quick = recipes.form(arg, "configs/robust.py", FORMS) == "quick"
     config = default.get_config()
     config.name = "Robustness of pruned networks" + {
         "adversarial": ", adversarial training", "noise": ", training with noise"

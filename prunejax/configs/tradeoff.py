@@ -49,7 +49,7 @@ test_examples=2000 gives, which the numbers above were measured on.
 
 from ml_collections import ConfigDict
 
-from prunejax.configs import default
+from prunejax.configs import default, recipes
 
 ARGUMENTS = {
     "clean": "no label is spoiled",
@@ -61,13 +61,7 @@ ARGUMENTS = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the study. `arg`: "" or some of ARGUMENTS, with commas between them."""
-    given = [word for word in arg.split(",") if word]
-    for word in given:
-        if word not in ARGUMENTS:
-            listed = "; ".join(f"{name} ({what})" for name, what in ARGUMENTS.items())
-            raise ValueError(
-                f"configs/tradeoff.py:{arg}: unknown argument {word!r}; there are: {listed}"
-            )
+    given = recipes.words(arg, "configs/tradeoff.py", ARGUMENTS)
     config = default.get_config()
     config.name = "Tradeoff on Fashion-MNIST"
     config.seeds = 8

@@ -22,7 +22,8 @@ from prunejax.data.batches import (
 )
 from prunejax.data.dataset import Dataset, check_label_noise, take
 from prunejax.data.diabetes import load_diabetes
-from prunejax.data.digits import load_digits, load_even, load_mixed
+from prunejax.data.digits import SPLITS as DIGITS
+from prunejax.data.digits import load_digits
 from prunejax.data.embedded import EXTRACTS, load_embedded
 from prunejax.data.gaussians import load_gaussians
 from prunejax.data.pooled import LOADERS as POOLED
@@ -60,9 +61,7 @@ def _drawn(name: str, seed: int, data_dir: Directory = None) -> Dataset:
 
 
 DATASETS: dict[str, Callable[[Directory], Dataset]] = {
-    "digits": load_digits,
-    "digits_mixed": load_mixed,
-    "digits_even": load_even,
+    **{name: partial(load_digits, name) for name in DIGITS},
     "diabetes": load_diabetes,
     "gaussians": load_gaussians,
     signal_noise.NAME: partial(_drawn, signal_noise.NAME, 0),

@@ -14,8 +14,8 @@ FIRST_TEST_EXAMPLE = 1415
 
 # Pixels are 0..16. Times 15 they fill 0..240, so that pixel / 255 stays exactly linear in them.
 SCALE = 15
-MIXED_TRAIN = 1000
-EVEN_TRAIN = 900
+# Training examples of 1,797; the others test.
+SPLITS = {"digits": FIRST_TEST_EXAMPLE, "digits_mixed": 1000, "digits_even": 900}
 
 
 def _table() -> np.ndarray:
@@ -35,53 +35,22 @@ def _table() -> np.ndarray:
     return np.column_stack([raw.data, raw.target])
 
 
-def load_digits(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """1,415 training and 382 test examples, 8x8x1, ten classes; mean and std as measured.
+def load_digits(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """8x8x1 images of ten classes, pixels 0..240, in one of `SPLITS`; mean and std as measured.
 
-    The test split is the last three writers, whom the training split does not hold (as in the
-    UCI original, where training and test writers differ): a network has to generalize to new
-    hands. A random split, which shares its writers, saturates near 99 %.
+    "digits": the test split is the last three writers, whom the training split does not hold (as
+    in the UCI original, where training and test writers differ): a network has to generalize to
+    new hands. The others are cut from one fixed random order, so that both splits share writers: a
+    dense network comes to 98 or 99 %, and what sparse ones lose stands out against less noise.
 
     Args:
+      name: of a split.
       data_dir: ignored; the data is part of scikit-learn (`sklearn.datasets.load_digits`).
     """
     del data_dir
-    return _split("digits", _table(), FIRST_TEST_EXAMPLE)
-
-
-def load_mixed(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """1,000 training and 797 test examples in a fixed random order: both splits share writers.
-
-    Easier than `load_digits`; for studies whose settings were found on such a split.
-
-    Args:
-      data_dir: ignored.
-    """
-    del data_dir
-    return _split("digits_mixed", _shuffled(), MIXED_TRAIN)
-
-
-def load_even(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """900 training and 897 test examples of the same digits, split at random.
-
-    Both halves share their writers, so a dense network comes to about 98 %: what sparse networks
-    lose stands out against less noise than with new hands (`load_digits`). The split is always the
-    same one.
-
-    Args:
-      data_dir: ignored, as in `load_digits`.
-    """
-    del data_dir
-    return _split("digits_even", _shuffled(), EVEN_TRAIN)
-
-
-def _shuffled() -> np.ndarray:
-    table = _table()
-    return table[np.random.default_rng(0).permutation(len(table))]
-
-
-def _split(name: str, table: np.ndarray, cut: int) -> Dataset:
-    """The first `cut` rows train, the others test."""
+    table, cut = _table(), SPLITS[name]
+    if name != "digits":
+        table = table[np.random.default_rng(0).permutation(len(table))]
     images = (table[:, :64] * SCALE).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = table[:, 64].astype(np.int32)
     return make(name, (images[:cut], labels[:cut]), (images[cut:], labels[cut:]), 10)

@@ -7,36 +7,11 @@ from typing import Any
 
 from prunejax import registry
 from prunejax.errors import ConfigError
+from prunejax.study.ranges import ENTRIES
 
 LARGEST = 3.4e38  # of single precision, which all numbers of a run have
 LARGEST_INTEGER = 2**63 - 1
 LABEL_LENGTH = 80  # names of files hold a label, a seed, and more
-
-# What the entries of a tuple have to be.
-ENTRIES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "optimizer.milestones": (int, "whole epochs"),
-    "optimizer.restarts": (int, "whole epochs"),
-    "prune.layers": (str, "regular expressions"),
-    "prune.fraction": ((int, float), "numbers"),
-    "prune.start": (int, "whole epochs"),
-    "prune.end": (int, "whole epochs"),
-    "measures.names": (str, "names"),
-    "trackers": (str, "names"),
-    "prune.phases": (int, "whole steps"),
-    "prune.nm": (int, "whole weights"),
-    "measures.epochs": (int, "whole epochs"),
-    "probes.names": (str, "names"),
-    "probes.at": (str, "moments"),
-    "start.take": (str, "names"),
-    "start.rewind": (str, "names"),
-    "keep": (str, "names of states"),
-    "connect.pairs": (str, "pairs of variants like 'a:b', or a variant"),
-    "report.figures": (str, "names"),
-    "report.remarks": (str, "sentences"),
-    "report.correlate": (str, "labels of variants"),
-    "report.tests": (str, "pairs of variants like 'a:b'"),
-    "report.claims": (str, "claims like 'a > b in final_test_accuracy'"),
-}
 
 
 def fields(settings: Mapping[str, Any], where: str = "") -> None:

@@ -1,106 +1,28 @@
-"""Which values a field of a config may have: names to choose from, and bounds of numbers."""
+"""Which values a field of a config may have, read from where each is declared.
 
+Data sets and models check their own names.
+"""
+
+import importlib
 from collections.abc import Collection
 
-from prunejax import allocate, interventions, losses, schedules
-from prunejax import scores as scores_lib
-from prunejax.methods import growth
-from prunejax.study import presets
-from prunejax.train import optim, prune
+from prunejax.configs.default import FIELDS
+from prunejax.configs.fields import Field, flat
 
-# Tables that the tests of values below refer to; data sets and models check their own names.
-CHOICES: dict[str, Collection[str]] = {
-    "loss": losses.LOSSES,
-    "model.dtype": ("float32", "bfloat16"),
-    "optimizer.name": tuple(optim.OPTIMIZERS),
-    "optimizer.schedule": optim.SCHEDULES,
-    "optimizer.weight_decay_kind": ("coupled", "decoupled"),
-    "prune.schedule": ("none", *schedules.SCHEDULES, "phases", "threshold"),
-    "prune.score": scores_lib.SCORES,
-    "prune.target": tuple(prune.TARGETS),
-    "prune.granularity": ("filter", "weight"),
-    "prune.unit": ("epoch", "step"),
-    "prune.of": ("all", "live"),
-    "start.shuffle": ("no", "layer", "global"),
-    "prune.allocation": ("rules", *allocate.ALLOCATIONS),
-    "prune.evidence": ("first", "batch", "balanced"),
-    "prune.grow": ("none", "gradient", "random"),
-    "prune.method": ("none", *presets.METHODS),
-    "prune.forward": interventions.FORWARDS,
-    "prune.weight_init": ("dense", "sparse_fan_in"),
-    "prune.update_schedule": tuple(growth.DECAYS),
-    "prune.update_score": scores_lib.SCORES,
-    "prune.scope": ("layer", "global"),
-    "intervention.kind": tuple(interventions.KINDS),
-    "intervention.scope": tuple(interventions.SCOPES),
-    "intervention.restore": tuple(interventions.RESTORES),
-    "population.layout": ("auto", "sequential", "vectorized", "sharded"),
-    "connect.batch_norm": ("recompute", "interpolate", "first"),
-    "measures.split": ("train", "test"),
-    "measures.batch_norm": ("eval", "train"),
-}
+_DECLARED = {name: f for name, f in flat(FIELDS) if isinstance(f, Field)}
+
+
+def _names(entries: tuple[str, ...]) -> Collection[str]:
+    """The names meant; a single table itself, to which a plug-in may add."""
+    found: list[Collection[str]] = []
+    for entry in entries:
+        module, colon, table = entry.partition(":")
+        found.append(getattr(importlib.import_module(module), table) if colon else (entry,))
+    return found[0] if len(found) == 1 else [name for table in found for name in table]
+
+
+CHOICES: dict[str, Collection[str]] = {n: _names(f.names) for n, f in _DECLARED.items() if f.names}
 # Lowest and highest value allowed (None: no bound), and what the number is.
-RANGES: dict[str, tuple[float | None, float | None, str]] = {
-    "seeds": (1, 100_000, "runs per variant"),
-    "first_seed": (0, 2**32 - 1, "seed"),
-    "epochs": (1, 1_000_000, "passes over the training examples"),
-    "batch_size": (1, None, "examples"),
-    "eval_batch_size": (1, None, "examples"),
-    "evaluate_every": (1, None, "epochs"),
-    "stop_loss": (0, None, "nats; 0: never"),
-    "data.pad": (0, 1_000_000, "coordinates"),
-    "data.noise": (0, None, "standard deviation"),
-    "start.scale": (0, None, "factor"),
-    "harden.noise": (0, None, "pixels of 0..1"),
-    "harden.radius": (0, None, "pixels of 0..1"),
-    "harden.steps": (1, 1000, "steps"),
-    "data.train_examples": (0, None, "examples; 0: all"),
-    "data.test_examples": (0, None, "examples; 0: all"),
-    "data.validation_examples": (0, None, "examples"),
-    "data.label_noise": (0, 1, "fraction"),
-    "data.imbalance": (1, None, "ratio; 1: as they are"),
-    "data.image_size": (1, None, "pixels"),
-    "data.seed": (0, 2**32 - 1, "seed"),
-    "model.width": (0, None, "factor, above 0"),
-    "model.dropout": (0, 0.999, "fraction"),
-    "optimizer.learning_rate": (0, None, "rate"),
-    "optimizer.decay": (0, 1000, "factor"),
-    "optimizer.momentum": (0, 0.9999, "fraction"),
-    "optimizer.weight_decay": (0, None, "coefficient"),
-    "optimizer.clip_norm": (0, None, "norm; 0: none"),
-    "optimizer.label_smoothing": (0, 0.999, "fraction"),
-    "prune.period": (1, None, "epochs"),
-    "prune.rounds": (1, 10_000, "events"),
-    "prune.times": (1, 10_000, "times"),
-    "prune.per_class": (1, None, "examples"),
-    "prune.decay_coef": (-1, None, "coefficient; -1: optimizer.weight_decay"),
-    "prune.regrow": (0, 1, "fraction of the live units"),
-    "prune.update_every": (0, None, "training steps; 0: none"),
-    "prune.update_fraction": (0, 1, "fraction of the live units"),
-    "prune.average": (1, 10_000, "batches"),
-    "prune.refresh_every": (0, None, "training steps; 0: never"),
-    "prune.dead_decay": (0, None, "coefficient"),
-    "prune.score_rate": (0, None, "rate"),
-    "prune.threshold": (0, 1, "a sigmoid"),
-    "prune.penalty": (0, None, "coefficient"),
-    "prune.update_end": (0, 1, "fraction of the training steps"),
-    "prune.saliency_examples": (1, None, "examples"),
-    "intervention.duration": (-1, interventions.FOREVER - 2, "training steps; -1: forever"),
-    "intervention.noise_scale": (0, None, "multiple of a standard deviation"),
-    "population.devices": (0, 65_536, "devices; 0: all"),
-    "population.data_parallel": (1, None, "devices"),
-    "population.microbatch": (0, None, "examples; 0: the whole batch"),
-    "population.memory_gib": (0, None, "GiB; 0: measured"),
-    "checkpoint.every_epochs": (0, None, "epochs"),
-    "checkpoint.every_minutes": (0, None, "minutes"),
-    "checkpoint.keep": (1, None, "checkpoints"),
-    "connect.points": (2, 10_000, "points"),
-    "connect.statistics_examples": (1, None, "examples"),
-    "connect.examples": (0, None, "examples; 0: all"),
-    "measures.examples": (0, None, "examples; 0: all"),
-    "measures.probes": (2, 1_000_000, "probes"),
-    "measures.eigenpairs": (1, None, "pairs"),
-    "measures.attack_radius": (0, None, "pixels of 0..1"),
-    "measures.smoothing_sigma": (1e-6, None, "pixels of 0..1"),
-    "measures.radius": (1e-12, None, "length in units of the weights"),
-}
+RANGES = {n: (f.low, f.high, f.unit) for n, f in _DECLARED.items() if f.unit}
+# What the entries of a tuple have to be.
+ENTRIES = {n: (f.kind, f.entries) for n, f in _DECLARED.items() if f.entries}

@@ -2,9 +2,8 @@
 
     python -m prunejax.study.reference > docs/config.md
 
-Name, default and meaning stand in `configs/default.py` (the comment beside or above a field), names
-to choose from, bounds and units in `study/ranges.py`, the kind of a tuple's entries in
-`study/checks.py`. Those are what a study is checked with, so that page, checks and messages agree.
+All of it stands in `configs/default.py`, the meaning in the comment beside or above a field. That
+is what a study is checked with, so that page, checks and messages agree.
 """
 
 import ast
@@ -19,8 +18,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from prunejax.configs import default
-from prunejax.study.checks import ENTRIES
-from prunejax.study.ranges import CHOICES, RANGES
+from prunejax.study.ranges import CHOICES, ENTRIES, RANGES
 
 HEAD = """# Every field of a study
 
@@ -132,8 +130,8 @@ def _meanings() -> dict[str, str]:
             found[name] = re.sub(r"\s+", " ", text)
 
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name == "get_config":
-            visit(next(n for n in ast.walk(node) if isinstance(n, ast.Dict)), "")
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            visit(node.value, "")
     return found
 
 

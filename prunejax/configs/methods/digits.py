@@ -56,9 +56,7 @@ Arms = dict[str, dict[str, Any]]
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the study. `arg`: "" or "quick"."""
-    if arg not in ("", "quick"):
-        raise ValueError(f"configs/methods/digits.py:{arg}: the argument is 'quick' or nothing")
-    quick = arg == "quick"
+    quick = recipes.form(arg, "configs/methods/digits.py") == "quick"
     config = default.get_config()
     config.name = "methods on digits"
     config.seeds, config.first_seed = (2, 620) if quick else (8, 620)

@@ -26,19 +26,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from prunejax.configs import default
+from prunejax.configs import default, recipes
 
-FORMS = ("", "quick", "vgg16", "wrn22", "resnet50")
+FORMS = recipes.QUICK | {
+    "vgg16": "CIFAR-10, full size",
+    "wrn22": "CIFAR-10, full size",
+    "resnet50": "ImageNet, full size",
+}
 METHODS = ("static", "set", "rigl", "gradual")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the study. `arg`: one of FORMS."""
-    if arg not in FORMS:
-        raise ValueError(
-            f"configs/methods/fashion.py:{arg}: the argument is nothing, ':quick', ':vgg16', "
-            "':wrn22' or ':resnet50'"
-        )
+    """Returns the study. `arg`: "" or one of FORMS."""
+    recipes.form(arg, "configs/methods/fashion.py", FORMS)
     config = default.get_config()
     config.name = f"methods on {'fashion' if arg in ('', 'quick') else arg}"
     config.optimizer.name, config.optimizer.momentum = "sgd", 0.9

@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from prunejax.configs import default
+from prunejax.configs import default, recipes
 
 SMALL_DATA = ("cifar10", "fashion_mnist")
 SMALL_FORM = {
@@ -74,12 +74,7 @@ def arguments(arg: str | None, file: str, **others: str) -> frozenset[str]:
     Raises:
       ValueError: a word that this study does not know, or words that exclude each other.
     """
-    known = SMALL_FORM | others
-    given = [word for word in (arg or "").split(",") if word]
-    for word in given:
-        if word not in known:
-            listed = "; ".join(f"{name} ({what})" for name, what in known.items())
-            raise ValueError(f"{file}:{arg}: unknown argument {word!r}; there are: {listed}")
+    given = recipes.words(arg, file, SMALL_FORM | others)
     data = [word for word in given if word in SMALL_DATA]
     if data and "small" not in given:
         raise ValueError(f"{file}:{arg}: {data[0]!r} goes with 'small': {file}:small,{data[0]}")
