@@ -65,7 +65,7 @@ def product(
             )
         changes: dict[str, Any] = {}
         for tree in (base or {}, *(_nested(name, value) for _, name, value in cells)):
-            _merge(changes, tree)
+            merge(changes, tree)
         variants[label] = changes
     return arms(variants)
 
@@ -84,13 +84,13 @@ def _nested(name: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
+def merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
     """Writes a nested mapping over another; neither `tree` nor what is inside it is changed."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             node = into.get(key)
             into[key] = dict(node) if isinstance(node, Mapping) else {}
-            _merge(into[key], value)
+            merge(into[key], value)
         else:
             into[key] = value
 
@@ -263,6 +263,11 @@ def get_config(arg: str = "") -> ConfigDict:
                 "every_minutes": 10.0,  # 0: not by time
                 "at_events": False,  # after epochs with an event as well
                 "keep": 2,  # checkpoints kept: the newest and those before it
+            },
+            "record": {
+                # Trackers that runs are sent to as they end, of prunejax.record.sinks.SINKS:
+                # wandb, mlflow, one of your own.
+                "sinks": (),
             },
             "probes": {
                 # What evaluations look at: loss and accuracy (always) and others of

@@ -25,6 +25,7 @@ ENTRIES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "prune.phases": (int, "whole steps"),
     "prune.nm": (int, "whole weights"),
     "measures.epochs": (int, "whole epochs"),
+    "record.sinks": (str, "names of trackers"),
     "probes.names": (str, "names"),
     "probes.at": (str, "moments"),
     "start.take": (str, "names"),
