@@ -184,6 +184,9 @@ environment_is_usable() {
   fi
 }
 
+# What a study needs, read from prepared sets as well, and what the caller asks for on top.
+study_extra() { printf '%s' "study,tfds${PRUNEJAX_EXTRA:+,$PRUNEJAX_EXTRA}"; }
+
 # make_environment EXTRA: a virtual environment with prunejax installed in place. Returns at once
 # when there is nothing to do; a changed pyproject.toml or Python, a moved clone, and an
 # installation that was cut off are installed again. Two launchers at once take turns.
@@ -192,8 +195,8 @@ make_environment() {
   # pip installs without an extra that it does not know, and JAX would run on the CPU.
   for name in ${extra//,/ }; do
     case $name in
-      test | stream | cuda12 | cuda13 | tpu) ;;
-      *) refuse "PRUNEJAX_EXTRA=$extra: choose cuda12, cuda13 or tpu (or none: CPU), with ,stream if you need it" ;;
+      study | tfds | test | stream | notebook | wandb | mlflow | cuda12 | cuda13 | tpu) ;;
+      *) refuse "PRUNEJAX_EXTRA=${PRUNEJAX_EXTRA-}: choose cuda12, cuda13 or tpu (or none: CPU), with ,stream if you need it" ;;
     esac
   done
   [ -z "$extra" ] || target="${ROOT}[$extra]"

@@ -12,7 +12,8 @@
 #   --dry-run        print the commands and stop
 #   --help           this text
 #
-# Environment: PRUNEJAX_EXTRA=cuda12|cuda13|tpu chooses the accelerator build of JAX (default: CPU);
+# Environment: PRUNEJAX_EXTRA=cuda12|cuda13|tpu chooses the accelerator build of JAX (default: CPU),
+# with ,stream for streamed sets, ,wandb or ,mlflow for trackers;
 # PRUNEJAX_VENV=DIR uses another place than .venv.
 # Exit code: that of prunejax.main (see launch/README.md), 2 for a bad option.
 set -euo pipefail
@@ -34,7 +35,7 @@ done
 resolve_config ${rest[@]+"${rest[@]}"}
 main=("$VENV/bin/python" -m prunejax.main ${ARGS[@]+"${ARGS[@]}"})
 
-make_environment "${PRUNEJAX_EXTRA-}"
+make_environment "$(study_extra)"
 
 if [ "$PROCESSES" -eq 1 ]; then
   if [ "$DRY_RUN" = yes ]; then

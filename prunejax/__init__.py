@@ -1,10 +1,12 @@
 """prunejax: how does pruning change what a neural network learns?
 
-The library is loaded as it is used: `import prunejax; prunejax.masks.prune(...)`.
+The library is loaded as it is used: `import prunejax; prunejax.masks.prune(...)`. A study that is
+on disk is read by `prunejax.load(DIR)`; `prunejax.run(config, DIR)` runs one.
 """
 
-import importlib
-from typing import Any
+TYPE_CHECKING = False  # as in typing, whose import takes longer than all of this
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -31,14 +33,21 @@ __all__ = [
     "wiring",
 ]
 
+_FUNCTIONS = {"load": "study.loaded", "run": "study.run"}
 
-def __getattr__(name: str) -> Any:
+
+def __getattr__(name: str) -> "Any":
+    import importlib
+
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
+    known = [*__all__, *_FUNCTIONS]
     raise AttributeError(
-        f"module 'prunejax' has no attribute {name!r}; there are: {', '.join(__all__)}"
+        f"module 'prunejax' has no attribute {name!r}; there are: {', '.join(known)}"
     )
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *_FUNCTIONS, "__version__"]

@@ -6,6 +6,8 @@
     prunejax report DIR [DIR ...]                                  its page anew, or of several
     prunejax show DIR                                              what is in a run directory
     prunejax export --ticket=RUN --workdir=DIR --output=FILE       masks and start state of a run
+    prunejax export --workdir=DIR --run=RUN --output=FILE          a network: .npz, .safetensors,
+                                                                   .pt or .stablehlo; --shrink
 
 `python -m prunejax.main`, `.measure` and `.report` are doors to the same commands. Exit codes:
 0 done, 2 bad request, 1 failure, 75 interrupted with everything saved.
@@ -75,12 +77,28 @@ def _show(argv: Sequence[str]) -> int:
 
 
 def _export(argv: Sequence[str]) -> int:
-    from prunejax.study import ticket_file
+    from prunejax.study import export, ticket_file
 
-    names = ("ticket", "workdir", "output")
-    given = dict(word.removeprefix("--").split("=", 1) for word in argv if "=" in word)
-    if set(given) != set(names) or len(given) != len(argv):
-        raise ConfigError("prunejax export needs --ticket=RUN --workdir=DIR --output=FILE.npz")
+    flags = {"--shrink", "--fold"} & set(argv)
+    words = [word for word in argv if word not in flags]
+    given = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
+    of = "ticket" if "ticket" in given else "run"
+    if set(given) != {of, "workdir", "output"} or len(given) != len(words):
+        raise ConfigError(
+            "prunejax export needs --workdir=DIR --output=FILE, and --run=RUN (a network; with "
+            "--shrink without its dead units, with --fold without BatchNorm) or --ticket=RUN "
+            "(masks and start state)"
+        )
+    if of == "run":
+        path = export.export(
+            given["workdir"],
+            given["run"],
+            given["output"],
+            shrunk="--shrink" in flags,
+            fold="--fold" in flags,
+        )
+        signals.tell(f"{path}: {path.stat().st_size:,} bytes", sys.stdout)
+        return 0
     told = ticket_file.export(given["workdir"], given["ticket"], given["output"])
     total = sum(told["size"].values())
     signals.tell(

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 from prunejax import trees
 from prunejax import wiring as wiring_lib
 from prunejax.wiring import INPUT as INPUT
@@ -12,6 +15,8 @@ from prunejax.wiring import Live as Live
 from prunejax.wiring import kept as kept
 from prunejax.wiring import live as live
 from prunejax.wiring import whole as whole
+
+Cuts = dict[str, list[tuple[int, np.ndarray]]]  # leaf -> (axis, entries that stay)
 
 
 class Group(NamedTuple):
@@ -158,3 +163,64 @@ def feeds(groups: Sequence[Group]) -> dict[str, list[tuple[str, int]]]:
     return {
         g.kernel: [*((path, -1) for path in g.affine), *g.reads] for g in groups if g.gate is None
     }
+
+
+def cut(tree: Any, cuts: Cuts) -> Any:
+    """A tree with the entries of its leaves that stay."""
+
+    def one(path: str, leaf: Any) -> Any:
+        for axis, index in cuts.get(path, ()):
+            leaf = np.take(np.asarray(leaf), index, axis=axis)
+        return jnp.asarray(leaf)
+
+    return trees.map_with_path(one, tree)
+
+
+def host(tree: Any) -> dict[str, np.ndarray]:
+    """Leaf path -> array."""
+    return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(tree)}
+
+
+def repeated(kept: np.ndarray, units: int, length: int) -> np.ndarray:
+    """Entries of an axis of `length` on which the unit is the fastest index."""
+    return (np.arange(length // units)[:, None] * units + kept).reshape(-1)
+
+
+def stated_cuts(
+    groups: Sequence[Group], live: Mapping[str, Any], masks: Any, constants: str
+) -> tuple[dict[str, np.ndarray], Cuts]:
+    """Group -> units that go, and leaf -> (axis, entries that stay)."""
+    params = host(live["params"])
+    gone: dict[str, np.ndarray] = {}
+    cuts: Cuts = {}
+    for g in groups:
+        if g.gate is not None or not g.reads:
+            why = "ends in a residual sum" if g.gate is not None else "names no readers"
+            raise ValueError(
+                f"group {g.name!r} {why}; state the model's wiring, or leave the group out"
+            )
+        kernel = params[g.kernel]
+        empty = ~(kernel != 0).any(axis=tuple(range(kernel.ndim - 1)))
+        zero = empty & np.all([params[p] == 0 for p in g.affine] or [empty], axis=0)
+        views = [np.moveaxis(params[path], axis, -1) for path, axis in g.reads]
+        for view, (path, axis) in zip(views, g.reads, strict=True):
+            if view.shape[-1] % g.units:
+                raise ValueError(
+                    f"group {g.name!r}: axis {axis} of {path!r} {params[path].shape} is no "
+                    f"multiple of its {g.units} units"
+                )
+        read = np.any([(v != 0).reshape(-1, g.units).any(axis=0) for v in views], axis=0)
+        wrong = np.flatnonzero(empty & ~zero & read)
+        if wrong.size and constants == "refuse":
+            raise ValueError(
+                f"layer {g.kernel!r}: nothing is live of unit {wrong[0]}, but its bias or norm is "
+                "not 0; mask them with it (masks.from_units), or constants='keep'"
+            )
+        gone[g.name] = zero | ~read
+        stay = kept(gone[g.name])
+        for path in dict.fromkeys((g.kernel, *g.norm, *g.bias, *g.stats)):
+            cuts.setdefault(path, []).append((-1, stay))
+        for path, axis in g.reads:
+            length = params[path].shape[axis]
+            cuts.setdefault(path, []).append((axis, repeated(stay, g.units, length)))
+    return gone, cuts

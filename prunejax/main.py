@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from prunejax.configs import default, shipped
 from prunejax.errors import ConfigError, Interrupted
-from prunejax.study import overrides, resolved
+from prunejax.study import overrides, resolved, sweep
 from prunejax.system import command, limits, signals
 from prunejax.system.command import BAD_REQUEST, FAILURE, REQUEUE
 
@@ -45,6 +45,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> Any:
         "connect_seconds", 300.0, "How long processes wait for each other.", 0.0, flag_values=values
     )
     flags.DEFINE_boolean("quiet", False, "Print no progress.", flag_values=values)
+    flags.DEFINE_boolean("plan", False, "Tell what would be done; no training.", flag_values=values)
     return handle
 
 
@@ -64,22 +65,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _help()
     values = flags.FlagValues()
     try:
-        argv, of_variants = overrides.split(_with_shipped(command.arguments(argv)))
+        argv, sweeps = sweep.split(_with_shipped(command.arguments(argv)))
+        argv, of_variants = overrides.split(argv)
         logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is told below
         handle = define_flags(values, argv)
         rest = values(argv)[1:]
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; all arguments are --flags")
-        for name in ("config", "workdir"):
+        for name in ("config",) if values.plan else ("config", "workdir"):
             if not values[name].present or (name == "workdir" and not values.workdir):
                 raise ValueError(f"--{name} is missing; see the README for a first command")
         shard = _shard(values.shard)
         config = _loaded(values, handle)
         overrides.apply(config, of_variants)
+        sweep.apply(config, sweeps)
+        more = [f"--config.variants.{text}" for text in of_variants]
+        more += [f"{sweep.FLAG}={text}" for text in sweeps]
+        if values.plan:
+            return _plan(config)
         done = _finished_before(values, config, shard)
     except BaseException as error:  # a config file may raise anything, and may exit
         return command.tell(_readable(error, argv), BAD_REQUEST)
-    return 0 if done else _run(values, config, shard)
+    return 0 if done else _run(values, config, shard, more)
 
 
 def _finished_before(values: flags.FlagValues, config: ConfigDict, shard: tuple[int, int]) -> bool:
@@ -109,7 +116,8 @@ def _help() -> int:
     values = flags.FlagValues()
     define_flags(values, [])
     print(
-        f"{__doc__}\nconfigs/default.py documents every field; --config.FIELD=VALUE overrides one."
+        f"{__doc__}\nconfigs/default.py documents every field; --config.FIELD=VALUE overrides "
+        "one;\n--sweep FIELD=V1,V2 makes variants of its values."
     )
     print(values.get_help())
     return 0
@@ -205,7 +213,16 @@ def _unknown_field(text: str, argv: Sequence[str]) -> str:
     return text
 
 
-def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
+def _plan(config: ConfigDict) -> int:
+    """Tells what a study is going to do."""
+    from prunejax.study import preview
+
+    for line in preview.lines(config, default.get_config()):
+        signals.tell(line, sys.stdout)
+    return 0
+
+
+def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Sequence[str]) -> int:
     # JAX is imported late: mistakes on the command line are told at once.
     try:
         limits.check_addresses()
@@ -226,7 +243,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     except (ValueError, OSError) as error:
         return command.tell(*(command.outcome(error) or (error, BAD_REQUEST)))
     try:
-        code = _study(values, config, shard, processes)
+        code = _study(values, config, shard, processes, more)
     except Exception as error:
         code, known = FAILURE, command.outcome(error)
         if known is not None:
@@ -244,7 +261,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int]) -> int:
     return code
 
 
-def _command(values: flags.FlagValues, shard: tuple[int, int]) -> str:
+def _command(values: flags.FlagValues, shard: tuple[int, int], more: Sequence[str] = ()) -> str:
     """The command that continues or repeats this study, but for `--workdir`.
 
     It names no place of this machine: a config file of this repository by its path in there, any
@@ -260,11 +277,18 @@ def _command(values: flags.FlagValues, shard: tuple[int, int]) -> str:
     words = ["python", "-m", "prunejax.main", f"--config={file}{separator}{argument}"]
     for name, value in config_flags.get_override_values(values["config"]).items():
         words.append(f"--config.{name}={value}")
+    words += more
     words += [f"--shard={shard[0]}/{shard[1]}"] if shard[1] > 1 else []
     return shlex.join(words)
 
 
-def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], processes: int) -> int:
+def _study(
+    values: flags.FlagValues,
+    config: Any,
+    shard: tuple[int, int],
+    processes: int,
+    more: Sequence[str],
+) -> int:
     from prunejax.cluster import distributed
     from prunejax.study import run as study
 
@@ -277,7 +301,7 @@ def _study(values: flags.FlagValues, config: Any, shard: tuple[int, int], proces
             shard_of=shard,
             stop_requested=signals.requested,
             quiet=values.quiet,
-            command=_command(values, shard),
+            command=_command(values, shard, more),
             config_file=config_flags.get_config_filename(values["config"]).partition(":")[0],
         )
     except Interrupted:

@@ -9,36 +9,28 @@ Exit codes: 0 done, 2 bad request, 1 failure.
 """
 
 import csv
-import errno
 import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from prunejax import registry, report
-from prunejax.configs import default
-from prunejax.errors import ConfigError, RecordError
+from prunejax.errors import ConfigError
 from prunejax.measures.suite import MEASURES
-from prunejax.measures.summary import CONTEXT, is_completed
+from prunejax.measures.summary import CONTEXT
 from prunejax.record import ledger
-from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
-from prunejax.study import config as config_lib
-from prunejax.study import measuring, plan
+from prunejax.study import final, measuring, plan
+from prunejax.study.final import states as final_states
 from prunejax.study.plan import Batch, Member
-from prunejax.system import command, config_file, files, limits
-from prunejax.train import step
-from prunejax.train.step import TrainState
+from prunejax.system import command, files, limits
 
 __all__ = ["MEASURES", "main", "measure"]
 TABLE = "measures.csv"
@@ -64,13 +56,7 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], Con
     changed = ledger.damage(path, status, only=READ)
     if changed:
         raise ConfigError(changed)
-    config_file.restore(path)
-    saved = tables.read_json(path / "config.json")
-    saved["measures"] |= changes
-    labels = saved.pop("variants")
-    config = ConfigDict(saved)
-    config.variants = default.arms(labels)
-    arms = config_lib.variants(config, default.get_config())
+    arms = final.arms(path, changes)
     settings = arms[0].settings
     if not settings.measures.names:
         raise ConfigError(
@@ -80,65 +66,6 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], Con
     batches = plan.build(arms)
     measuring.check(settings, batches)
     return batches, settings
-
-
-def final_states(
-    path: Path, batches: Sequence[Batch]
-) -> list[tuple[Batch, Member, Callable[[], TrainState]]]:
-    """Program, member and what reads its final state, for every run that trained to the end.
-
-    Raises:
-      ConfigError: no final states.
-    """
-    members = {m.run: (b, m) for b in batches for m in b.members}
-    completed = {row["run"] for row in tables.read_csv(path / "runs.csv") if is_completed(row)}
-    folders = sorted((path / "checkpoints").glob("final-*"), key=lambda p: int(p.name[6:]))
-    found: list[Any] = []
-    for folder in folders:
-        checkpoints = Checkpoints(folder, keep=1)
-        for number in checkpoints.numbers()[-1:]:
-            facts = tables.read_json(folder / str(number) / "facts.json")
-            stack = _Stack(checkpoints, facts["size"], members[facts["runs"][0]])
-            found += [
-                (*members[run], partial(stack, index))
-                for index, run in enumerate(facts["runs"])
-                if run in completed
-            ]
-    if not found:
-        raise ConfigError(f"{path} has no final states (checkpoints/final-*) to measure")
-    return found
-
-
-class _Stack:
-    """The stacked final states of a chunk on the host, read when first needed."""
-
-    def __init__(self, checkpoints: Checkpoints, size: int, of: tuple[Batch, Member]) -> None:
-        self._checkpoints, self._size, self._of = checkpoints, size, of
-
-    def __call__(self, index: int) -> TrainState:
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[index], self._states)
-
-    @cached_property
-    def _states(self) -> TrainState:
-        batch, member = self._of
-        one = jax.eval_shape(
-            lambda: step.initial_state(
-                batch.program, jnp.uint32(member.seed), member.table, member.hyper
-            )
-        )
-        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((self._size, *leaf.shape), leaf.dtype, sharding=host),
-            one,
-        )
-        found = self._checkpoints.restore(like)
-        if found is None or found.states is None:
-            raise RecordError(
-                errno.EIO,
-                f"no whole final states in {self._checkpoints.directory}: "
-                + "; ".join(found.damaged if found else ["nothing is there"]),
-            )
-        return found.states
 
 
 class Results:

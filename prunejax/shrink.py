@@ -8,6 +8,8 @@ way to the output. Outputs (evaluation mode) are those of the masked network up 
 have fewer terms. In residual networks every block's output has units of its own, so that a channel
 whose gate is shut goes in that block, whatever the others do.
 
+`with_optimizer` cuts the state of an optax optimizer as well, so that training goes on.
+
 A model of your own takes part by a method `shrunk` beside `wiring` (see `models.base.Model`), or
 without either, through groups that name their readers:
 
@@ -20,12 +22,13 @@ without either, through groups that name their readers:
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from prunejax import groups as groups_lib
 from prunejax import trees
-from prunejax.groups import INPUT, OUTPUT, Group, Link
+from prunejax.groups import INPUT, OUTPUT, Cuts, Group, Link
 
 Tree = Any
 Array = np.ndarray
@@ -67,6 +70,66 @@ def shrink(
       ValueError: the model cannot be shrunk, a pruned unit is not exactly 0 (see `constants`), or
         the outputs on `example` differ by more than 1e-5 of the largest.
     """
+    small, found, _ = _shrunk(model, variables, masks, fold, constants, example, groups, rebuild)
+    return small, found
+
+
+def with_optimizer(
+    model: Any,
+    variables: Mapping[str, Any],
+    state: Tree,
+    masks: Tree = None,
+    *,
+    constants: str = "refuse",
+    example: Any = None,
+    groups: Sequence[Group] | None = None,
+    rebuild: Callable[[dict[str, int]], Any] | None = None,
+) -> tuple[Any, dict[str, Any], Tree]:
+    """`shrink` for training on: the state of an optax optimizer is cut with the parameters.
+
+    Every tree in it that has the structure of the parameters (momentum, second moments, traces)
+    is cut as they are; counts and everything else stay. A step of the smaller network is then the
+    masked step, up to rounding, while the masks do not change.
+
+    Args:
+      model, variables, masks, constants, example, groups, rebuild: as of `shrink`.
+      state: what the optimizer's `init` or `update` returned for the whole parameters.
+
+    Returns:
+      The smaller model, its variables, and the optimizer's state for them.
+
+    Raises:
+      ValueError: as `shrink`.
+    """
+    small, found, cuts = _shrunk(
+        model, variables, masks, False, constants, example, groups, rebuild
+    )
+    whole: Any = jax.tree.structure(variables["params"])
+
+    def like(node: Any) -> bool:
+        return bool(jax.tree.structure(node) == whole)
+
+    shapes = [np.shape(x) for x in jax.tree.leaves(variables["params"])]
+
+    def cut(node: Any) -> Any:
+        if not like(node) or [np.shape(x) for x in jax.tree.leaves(node)] != shapes:
+            return node
+        return groups_lib.cut(node, cuts)
+
+    return small, found, jax.tree.map(cut, state, is_leaf=like)
+
+
+def _shrunk(
+    model: Any,
+    variables: Mapping[str, Any],
+    masks: Tree,
+    fold: bool,
+    constants: str,
+    example: Any,
+    groups: Sequence[Group] | None,
+    rebuild: Callable[[dict[str, int]], Any] | None,
+) -> tuple[Any, dict[str, Any], Cuts]:
+    """As `shrink`, and what was cut of each parameter."""
     if constants not in CONSTANTS:
         raise ValueError(f"constants {constants!r} is not one of: {', '.join(CONSTANTS)}")
     params = variables["params"]
@@ -79,21 +142,21 @@ def shrink(
                 "groups: give rebuild as well, a function from {group: units} to the smaller "
                 "model, and no fold"
             )
-        gone, cuts = _of_groups(groups, live, masks, constants)
+        gone, cuts = groups_lib.stated_cuts(groups, live, masks, constants)
         small = rebuild({g.name: int(groups_lib.kept(gone[g.name]).size) for g in groups})
-        found = {name: _cut(tree, cuts) for name, tree in live.items()}
+        found = {name: groups_lib.cut(tree, cuts) for name, tree in live.items()}
     else:
         if not hasattr(model, "shrunk") or not groups_lib.wiring(model):
             raise ValueError(
                 f"{type(model).__name__} has no method `shrunk` beside `wiring`; give groups that "
                 "name their readers, and rebuild"
             )
-        small, found = _of_links(model, live, masks, constants)
+        small, found, cuts = _of_links(model, live, masks, constants)
         if fold:
             small, found = _folded(small, found)
     if example is not None:
         _compare(model, live, small, found, example)
-    return small, found
+    return small, found, cuts
 
 
 def _applied(masks: Mapping[str, Array], params: Tree) -> Tree:
@@ -117,32 +180,14 @@ def _compare(model: Any, live: Tree, small: Any, found: Tree, example: Any) -> N
         )
 
 
-def _cut(tree: Tree, cuts: Mapping[str, Sequence[tuple[int, Array]]]) -> Tree:
-    def cut(path: str, leaf: Any) -> Any:
-        for axis, index in cuts.get(path, ()):
-            leaf = np.take(np.asarray(leaf), index, axis=axis)
-        return jnp.asarray(leaf)
-
-    return trees.map_with_path(cut, tree)
-
-
-def _host(tree: Tree) -> dict[str, Array]:
-    return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(tree)}
-
-
-def _repeated(kept: Array, units: int, length: int) -> Array:
-    """Entries of an axis of `length` on which the unit is the fastest index."""
-    return (np.arange(length // units)[:, None] * units + kept).reshape(-1)
-
-
 # -- models of this package ----------------------------------------------------------------------
 
 
 def _of_links(
     model: Any, live: Mapping[str, Any], masks: Tree, constants: str
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any], Cuts]:
     links = groups_lib.wiring(model)
-    gates = _host(live.get("gates", {}))
+    gates = groups_lib.host(live.get("gates", {}))
     net = groups_lib.live(links, live["params"], masks, gates=gates)
     zero = _zeros(links, live, masks, gates, net.read if constants == "refuse" else {})
     small, kept = model.shrunk({s: zero[s] | ~net.read[s] for s in zero if s != OUTPUT})
@@ -160,7 +205,7 @@ def _of_links(
                 columns.setdefault(path, []).append(units + (link.columns or (0, 0))[0])
         if link.kernel and link.source != INPUT and link.kernel not in cuts:
             before = whole[link.source].size
-            rows = _repeated(index[link.source], before, shapes[link.kernel][-2])
+            rows = groups_lib.repeated(index[link.source], before, shapes[link.kernel][-2])
             cuts[link.kernel] = [(-2, rows)]
     for path, parts in columns.items():
         cuts.setdefault(path, []).append((-1, np.concatenate(parts)))
@@ -170,12 +215,12 @@ def _of_links(
         for gain in link.gains
         for name in ("mean", "var")
     }
-    found = {"params": _cut(live["params"], cuts)}
+    found = {"params": groups_lib.cut(live["params"], cuts)}
     if live.get("batch_stats"):
-        found["batch_stats"] = _cut(live["batch_stats"], stats)
+        found["batch_stats"] = groups_lib.cut(live["batch_stats"], stats)
     if gates:
         found["gates"] = {name: jnp.asarray(gate[index[name]]) for name, gate in gates.items()}
-    return small, found
+    return small, found, cuts
 
 
 def _zeros(
@@ -192,7 +237,7 @@ def _zeros(
       refused: stream -> units that are read: if the kernel of one is wholly masked, and it is not
         0 all the same, ValueError tells so.
     """
-    params, stats = _host(live["params"]), _host(live.get("batch_stats", {}))
+    params, stats = groups_lib.host(live["params"]), groups_lib.host(live.get("batch_stats", {}))
     masked = groups_lib.whole(live["params"], masks)
     zero: dict[str, Array] = {}
     alone = [link.target for link in links if not link.times]
@@ -258,7 +303,10 @@ def _folded(model: Any, variables: Mapping[str, Any]) -> tuple[Any, dict[str, An
 
     With s = scale / sqrt(var + epsilon): kernel s, and bias beta + s (own bias - mean).
     """
-    params, stats = _host(variables["params"]), _host(variables.get("batch_stats", {}))
+    params, stats = (
+        groups_lib.host(variables["params"]),
+        groups_lib.host(variables.get("batch_stats", {})),
+    )
     for link in groups_lib.wiring(model):
         norm = link.gains[0].rpartition("/")[0] if link.gains else ""
         if f"{norm}/var" not in stats:
@@ -281,46 +329,3 @@ def _folded(model: Any, variables: Mapping[str, Any]) -> tuple[Any, dict[str, An
         node[name] = jnp.asarray(leaf)
     found = {k: v for k, v in variables.items() if k != "batch_stats"} | {"params": nested}
     return model.clone(folded=True), found
-
-
-# -- models of others ----------------------------------------------------------------------------
-
-
-def _of_groups(
-    groups: Sequence[Group], live: Mapping[str, Any], masks: Tree, constants: str
-) -> tuple[dict[str, Array], dict[str, list[tuple[int, Array]]]]:
-    """Group -> units that go, and leaf -> (axis, entries that stay)."""
-    params = _host(live["params"])
-    gone: dict[str, Array] = {}
-    cuts: dict[str, list[tuple[int, Array]]] = {}
-    for g in groups:
-        if g.gate is not None or not g.reads:
-            why = "ends in a residual sum" if g.gate is not None else "names no readers"
-            raise ValueError(
-                f"group {g.name!r} {why}; state the model's wiring, or leave the group out"
-            )
-        kernel = params[g.kernel]
-        empty = ~(kernel != 0).any(axis=tuple(range(kernel.ndim - 1)))
-        zero = empty & np.all([params[p] == 0 for p in g.affine] or [empty], axis=0)
-        views = [np.moveaxis(params[path], axis, -1) for path, axis in g.reads]
-        for view, (path, axis) in zip(views, g.reads, strict=True):
-            if view.shape[-1] % g.units:
-                raise ValueError(
-                    f"group {g.name!r}: axis {axis} of {path!r} {params[path].shape} is no "
-                    f"multiple of its {g.units} units"
-                )
-        read = np.any([(v != 0).reshape(-1, g.units).any(axis=0) for v in views], axis=0)
-        wrong = np.flatnonzero(empty & ~zero & read)
-        if wrong.size and constants == "refuse":
-            raise ValueError(
-                f"layer {g.kernel!r}: nothing is live of unit {wrong[0]}, but its bias or norm is "
-                "not 0; mask them with it (masks.from_units), or constants='keep'"
-            )
-        gone[g.name] = zero | ~read
-        kept = groups_lib.kept(gone[g.name])
-        for path in dict.fromkeys((g.kernel, *g.norm, *g.bias, *g.stats)):
-            cuts.setdefault(path, []).append((-1, kept))
-        for path, axis in g.reads:
-            length = params[path].shape[axis]
-            cuts.setdefault(path, []).append((axis, _repeated(kept, g.units, length)))
-    return gone, cuts

@@ -23,7 +23,7 @@ def test_first_start_installs_and_the_second_does_not(clone):
     command = f"main --config={clone.root}/configs/digits.py --workdir=runs/digits"
     result = clone.run("launch/local.sh", *STUDY)
     assert result.returncode == 0, result.stderr
-    assert clone.logged() == ["venv", f"pip {clone.root}", command]
+    assert clone.logged() == ["venv", f"pip {clone.root}[study,tfds]", command]
     assert clone.run("launch/local.sh", *STUDY).returncode == 0
     assert clone.logged() == [command]
 
@@ -31,19 +31,19 @@ def test_first_start_installs_and_the_second_does_not(clone):
 def test_what_makes_an_environment_stale(clone):
     clone.run("launch/local.sh")
     clone.logged()
-    install = [f"pip {clone.root}", "main "]
+    install = [f"pip {clone.root}[study,tfds]", "main "]
     pyproject = clone.root / "pyproject.toml"
     pyproject.write_text(pyproject.read_text() + "# changed\n")
     clone.run("launch/local.sh")
     assert clone.logged() == install
     clone.run("launch/local.sh", PRUNEJAX_EXTRA="cuda12")
-    assert clone.logged() == [f"pip {clone.root}[cuda12]", "main "]
+    assert clone.logged() == [f"pip {clone.root}[study,tfds,cuda12]", "main "]
     clone.run("launch/local.sh", VERSION="2")  # the same environment under a newer Python
     assert clone.logged() == install
     clone.root.rename(clone.root.parent / "moved")
     clone.root = clone.root.parent / "moved"
     clone.run("launch/local.sh", VERSION="2")
-    assert clone.logged() == [f"pip {clone.root}", "main "]
+    assert clone.logged() == [f"pip {clone.root}[study,tfds]", "main "]
     clone.run("launch/local.sh", VERSION="2")
     assert clone.logged() == ["main "]
 
@@ -54,7 +54,7 @@ def test_another_python_makes_another_environment(clone):
     text = (clone.programs / "python3").read_text().replace("VERSION:-1", "VERSION:-2")
     clone.program("newer", text)
     result = clone.run("launch/local.sh", f"--python={clone.programs}/newer")
-    assert clone.logged() == ["venv", f"pip {clone.root}", "main "], result.stderr
+    assert clone.logged() == ["venv", f"pip {clone.root}[study,tfds]", "main "], result.stderr
     clone.run("launch/local.sh")  # without the option, whatever is there will do
     assert clone.logged() == ["main "]
 
@@ -63,16 +63,16 @@ def test_failed_installation_is_tried_again(clone):
     result = clone.run("launch/local.sh", FAIL_PIP="1")
     assert result.returncode == 1
     assert "the next start tries it again" in result.stderr
-    assert clone.logged() == ["venv", f"pip {clone.root}"]
+    assert clone.logged() == ["venv", f"pip {clone.root}[study,tfds]"]
     clone.run("launch/local.sh")
-    assert clone.logged() == [f"pip {clone.root}", "main "]
+    assert clone.logged() == [f"pip {clone.root}[study,tfds]", "main "]
 
 
 def test_killed_installation_starts_over(clone):
     clone.run("launch/local.sh", KILL_PIP="1")
-    assert clone.logged() == ["venv", f"pip {clone.root}"]
+    assert clone.logged() == ["venv", f"pip {clone.root}[study,tfds]"]
     clone.run("launch/local.sh")
-    assert clone.logged() == ["venv", f"pip {clone.root}", "main "]
+    assert clone.logged() == ["venv", f"pip {clone.root}[study,tfds]", "main "]
 
 
 def test_environment_that_cannot_be_made(clone):
@@ -80,7 +80,7 @@ def test_environment_that_cannot_be_made(clone):
     assert result.returncode == 1
     assert "apt-get install python3-venv; or pass --python" in result.stderr
     clone.run("launch/local.sh")
-    assert clone.logged() == ["venv", "venv", f"pip {clone.root}", "main "]
+    assert clone.logged() == ["venv", "venv", f"pip {clone.root}[study,tfds]", "main "]
 
 
 def test_environments_of_others_are_used_but_never_removed(clone):
@@ -89,7 +89,7 @@ def test_environments_of_others_are_used_but_never_removed(clone):
     python.write_text((clone.programs / "python3").read_text())
     python.chmod(0o755)
     clone.run("launch/local.sh")
-    assert clone.logged() == [f"pip {clone.root}", "main "]
+    assert clone.logged() == [f"pip {clone.root}[study,tfds]", "main "]
     python.write_text("#!/usr/bin/env bash\nexit 1\n")
     result = clone.run("launch/local.sh")
     assert result.returncode == 2
@@ -108,7 +108,7 @@ def test_two_first_starts_at_once_install_once(clone):
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    assert sorted(clone.logged()) == ["main ", "main ", f"pip {clone.root}", "venv"]
+    assert sorted(clone.logged()) == ["main ", "main ", f"pip {clone.root}[study,tfds]", "venv"]
 
 
 def test_no_python(clone):
@@ -168,7 +168,7 @@ def test_dry_run_prints_and_does_nothing(clone):
     assert result.returncode == 0
     assert result.stdout.splitlines() == [
         f"{clone.programs}/python3 -m venv '{clone.root}/.venv'",
-        f"{python} -m pip install --editable '{clone.root}'",
+        f"{python} -m pip install --editable '{clone.root}[study,tfds]'",
         f"env JAX_LOCAL_DEVICE_IDS=0 {main} --process_id=0 --process_count=2",
         f"env JAX_LOCAL_DEVICE_IDS=1 {main} --process_id=1 --process_count=2",
     ]

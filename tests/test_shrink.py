@@ -7,10 +7,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from prunejax import masks as masks_lib
-from prunejax import models, rng, shrink, trees, wiring
+from prunejax import models, rng, shrink, sparsity, trees, wiring
 from prunejax.groups import Group
 from tests.test_models import INPUTS
 from tests.test_wiring import SMALL, compiled, drawn, masks_at_random
@@ -239,6 +240,53 @@ def test_bad_requests():
             net, variables, pruned, groups=short, rebuild=lambda sizes: Net(4, sizes["d"]),
             example=jnp.ones((2, 3, 3, 1)),
         )  # fmt: skip
+
+
+def test_a_step_of_the_smaller_network_is_the_masked_step():
+    """Adam with momentum in both; after two steps the kept weights agree."""
+    module, shape, variables = drawn("convnet")
+    masks, gates, _ = halved(module, variables)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01))
+    x, y = jnp.asarray(inputs(8, shape)), jnp.arange(8) % 3
+
+    def stepped(net, params, state, live):
+        def loss(p):
+            logits = net.apply({"params": masks_lib.apply(live, p)}, x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        grads = masks_lib.apply(live, jax.grad(loss)(params))
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    before = jax.tree.map(jnp.asarray, masked(variables, masks, gates)["params"])
+    params, state = compiled(lambda p, s: stepped(module, p, s, masks))(before, tx.init(before))
+    whole = jax.tree.map(jnp.asarray, masks_lib.apply(masks, params))
+    small, found, cut = shrink.with_optimizer(module, {"params": whole}, state, masks)
+    assert jax.tree.structure(cut) == jax.tree.structure(tx.init(found["params"]))
+    assert sizes(cut[1][0].mu) == sizes(found["params"])
+    ones = masks_lib.ones(found["params"])
+    after, _ = compiled(lambda p, s: stepped(small, p, s, ones))(found["params"], cut)
+    again, _ = compiled(lambda p, s: stepped(module, p, s, masks))(whole, state)
+    _, expected = shrink.shrink(module, {"params": again}, masks)
+    for (path, a), (_, b) in zip(
+        trees.leaves_with_paths(after), trees.leaves_with_paths(expected["params"]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_sparse_matrices_are_the_masked_products():
+    r = np.random.default_rng(0)
+    params = {"a": {"w": r.normal(size=(6, 5)), "b": r.normal(size=5)}, "c": np.ones((2, 2, 3, 4))}
+    masks = {"a": {"w": r.random((6, 5)) < 0.3, "b": np.array(True)}}
+    masks["c"] = r.random((2, 2, 3, 4)) < 0.2
+    params = jax.tree.map(np.float32, params)
+    x, live = r.normal(size=(3, 6)).astype(np.float32), masks_lib.apply(masks, params)
+    for form in (sparsity.bcoo, sparsity.csr):
+        found = form(params, masks)
+        np.testing.assert_allclose(x @ found["a"]["w"], x @ live["a"]["w"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found["a"]["b"], params["a"]["b"])
+        assert found["c"].shape == (12, 4)
+        assert len(found["c"].data) == masks["c"].sum()
 
 
 def test_kept():

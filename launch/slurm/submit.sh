@@ -57,7 +57,7 @@ if [ "$DRY_RUN" = no ] && [ -n "$SHARDS" ] && command -v scontrol >/dev/null; th
   esac
 fi
 
-[ -n "${PRUNEJAX_COMMAND-}" ] || make_environment "${PRUNEJAX_EXTRA-}"
+[ -n "${PRUNEJAX_COMMAND-}" ] || make_environment "$(study_extra)"
 here=$ROOT/launch/slurm
 logs=$WORKDIR/logs
 run mkdir -p "$logs"

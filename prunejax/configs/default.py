@@ -239,6 +239,11 @@ FIELDS: dict[str, Any] = {
         # checkpoints kept: the newest and those before it
         "keep": number(2, 1, None, "checkpoints"),
     },
+    "record": {
+        # Trackers that runs are sent to as they end, of prunejax.record.sinks.SINKS:
+        # wandb, mlflow, one of your own.
+        "sinks": many((), str, "names of trackers"),
+    },
     "probes": {
         # What evaluations look at: loss and accuracy (always) and others of
         # prunejax.train.probes.PROBES: classes (classes.csv), predictions (arrays).

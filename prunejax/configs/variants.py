@@ -57,7 +57,7 @@ def product(
             )
         changes: dict[str, Any] = {}
         for tree in (base or {}, *(_nested(name, value) for _, name, value in cells)):
-            _merge(changes, tree)
+            merge(changes, tree)
         variants[label] = changes
     return arms(variants)
 
@@ -76,12 +76,12 @@ def _nested(name: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
+def merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
     """Writes a nested mapping over another; neither `tree` nor what is inside it is changed."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             node = into.get(key)
             into[key] = dict(node) if isinstance(node, Mapping) else {}
-            _merge(into[key], value)
+            merge(into[key], value)
         else:
             into[key] = value

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from prunejax.data.dataset import Dataset, Standardize, make
+from prunejax.system import optional
 
 TEST_EXAMPLES = 92
 
@@ -22,9 +23,7 @@ def _table() -> np.ndarray:
         files = [folder / "diabetes_data_raw.csv.gz", folder / "diabetes_target.csv.gz"]
         if all(file.is_file() for file in files):
             return np.column_stack([np.loadtxt(file) for file in files])
-    from sklearn import datasets
-
-    raw = datasets.load_diabetes(scaled=False)
+    raw = optional.need("the data set 'diabetes'", "sklearn.datasets").load_diabetes(scaled=False)
     return np.column_stack([raw.data, raw.target])
 
 

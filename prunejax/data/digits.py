@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from prunejax.data.dataset import Dataset, make
+from prunejax.system import optional
 
 # Examples are sorted by writer: within each writer's block the labels run 0123456789 three
 # times and then follow one fixed pattern. A new block starts here; two writers follow it.
@@ -29,9 +30,7 @@ def _table() -> np.ndarray:
         file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
         if file.is_file():
             return np.loadtxt(file, delimiter=",")
-    from sklearn import datasets
-
-    raw = datasets.load_digits()
+    raw = optional.need("the data set 'digits'", "sklearn.datasets").load_digits()
     return np.column_stack([raw.data, raw.target])
 
 

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from prunejax.data import cache, transforms
+from prunejax.data import archives, cache, transforms
 from prunejax.data.dataset import Dataset, make
+from prunejax.errors import ConfigError
+from prunejax.system import optional
 from prunejax.system.files import expand
 
 CACHE_FORMAT = 1
@@ -99,7 +101,7 @@ def preparation(name: str, directory: Path) -> str:
     )
     # Double quotes are readable; a path with a character that they do not protect is rare.
     quoted = shlex.quote(code) if re.search(r'["$`\\!]', code) else f'"{code}"'
-    return f"pip install tensorflow importlib_resources && python -c {quoted}"
+    return f"pip install tensorflow tensorflow-datasets importlib_resources && python -c {quoted}"
 
 
 def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Prepared:
@@ -125,9 +127,14 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Prepared:
         raise DataNotFoundError(
             f"data set {name!r} is not prepared: looked for {name}/VERSION/dataset_info.json in "
             f"{directory} ({origin}). Point data_dir or TFDS_DATA_DIR at the directory that holds "
-            f"it, or prepare it once, with a network: {preparation(name, directory)}"
+            f"it{_or_archives(name)}, or prepare it once, with a network: "
+            f"{preparation(name, directory)}"
         )
     return _open(name, max(versions)[1], directory)
+
+
+def _or_archives(name: str) -> str:
+    return " (its authors' archives will do)" if name in archives.NAMES else ""
 
 
 def _open(name: str, path: Path, directory: Path) -> Prepared:
@@ -198,7 +205,9 @@ def _file_name(name: str, split: dict[str, Any], index: int, count: int) -> str:
 
 def source(prepared: Prepared, split: str) -> Any:
     """TFDS's random access to the records, with the images still encoded (bytes)."""
-    import tensorflow_datasets as tfds  # a second that a cached start does not need
+    # A second that a cached start does not need.
+    tfds = optional.need(f"the data set {prepared.name!r}", "tensorflow_datasets")
+    optional.check(f"the data set {prepared.name!r}", "array_record", "PIL")
 
     builder = tfds.builder_from_directory(prepared.path)
     return builder.as_data_source(split, decoders={prepared.image: tfds.decode.SkipDecoding()})
@@ -233,6 +242,8 @@ def read_split(prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
             for i, record in enumerate(chunk, start):
                 images[i] = transforms.decode(record[prepared.image], images.shape[-1])
                 labels[i] = record[prepared.label]
+    except ConfigError:
+        raise
     except Exception as error:  # anything a damaged file may raise, several layers below
         directory = prepared.path.parents[prepared.name.count("/") + 1]
         raise ValueError(
@@ -262,10 +273,19 @@ def _cache_key(prepared: Prepared, split: str) -> str:
 def load_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """The train and test split of a prepared set ("validation" where there is no "test").
 
-    Sets without an entry in `MOMENTS` get the mean and std of their training images.
+    Where it is not prepared, the archives of MNIST, Fashion-MNIST and CIFAR do as they are
+    (`prunejax.data.archives`). Sets without an entry in `MOMENTS` get the mean and std of their
+    training images.
     """
-    prepared = find(name, data_dir)
+    mean, std = MOMENTS.get(name, (None, None))
+    try:
+        prepared = find(name, data_dir)
+    except DataNotFoundError:
+        found = archives.find(name, search_directory(data_dir)[0])
+        if found is None:
+            raise
+        logger.info("%s is read from %s", name, found.path)
+        return make(name, found.train, found.test, found.classes, mean, std)
     splits = prepared.split("train"), prepared.split("test", "validation")
     train, test = (read_split(prepared, split) for split in splits)
-    mean, std = MOMENTS.get(name, (None, None))
     return make(name, train, test, prepared.num_classes, mean, std)

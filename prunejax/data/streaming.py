@@ -20,6 +20,7 @@ import numpy as np
 from prunejax import registry, rng
 from prunejax.data import batches, prepared, transforms
 from prunejax.errors import UnreadableError
+from prunejax.system import optional
 
 Batch = dict[str, np.ndarray]
 
@@ -194,12 +195,8 @@ def available_threads() -> int:
 
 
 def require_grain() -> Any:
-    """The module grain; ValueError with the way to install it where it is missing."""
-    try:
-        import grain
-    except ImportError:
-        raise ValueError("streaming needs grain: pip install 'prunejax[stream]'") from None
-    return grain
+    """The module grain; ConfigError with the way to install it where it is missing."""
+    return optional.need("streaming", "grain")
 
 
 @dataclass(frozen=True)

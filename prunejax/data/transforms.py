@@ -1,22 +1,28 @@
 """Encoded images to arrays of one size on the host, by pillow and NumPy."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
+from prunejax.system import optional
+
+if TYPE_CHECKING:  # only who decodes images needs pillow
+    from PIL import Image
+
+BILINEAR = 2  # `PIL.Image.Resampling.BILINEAR`
 CROP_AREA = (0.08, 1.0)  # fraction of the image's area
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height
 RESIZE = 256 / 224  # evaluation: the short side is resized to this times the output size
 
 
-def _open(encoded: bytes, channels: int) -> Image.Image:
-    image = Image.open(io.BytesIO(encoded))
+def _open(encoded: bytes, channels: int) -> "Image.Image":
+    image = optional.need("a set of encoded images", "PIL.Image").open(io.BytesIO(encoded))
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)  # grey, palette, CMYK files
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: "Image.Image") -> np.ndarray:
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -69,7 +75,7 @@ def random_resized(
     """
     image = _open(encoded, channels)
     box = crop_box(generator, *image.size)
-    pixels = _pixels(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    pixels = _pixels(image.resize((size, size), BILINEAR, box=box))
     return pixels[:, ::-1] if generator.random() < 0.5 else pixels
 
 
@@ -86,4 +92,4 @@ def central(encoded: bytes, size: int, channels: int) -> np.ndarray:
     side = min(width, height) / RESIZE
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    return _pixels(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return _pixels(image.resize((size, size), BILINEAR, box=box))

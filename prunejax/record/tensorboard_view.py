@@ -4,17 +4,18 @@ Each run is a TensorBoard run; the horizontal axis is the training step. Files a
 to and closed, so no thread and no handle outlives a call.
 """
 
-import csv
-import io
+import json
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-_PLACES = ("when", "layer", "class")  # what tells rows of one step apart
-_KEYS = frozenset({"run", "variant", "seed", "epoch", "step", *_PLACES})
-# Layers pruned in one epoch share these: one value for the event, not one per layer.
-_SHARED = frozenset({"pre_accuracy", "post_accuracy", "pre_loss", "post_loss", "instability"})
+from prunejax.record import scalars
+
+HPARAMS = "hparams"  # the plugin
+_RUN = re.compile(r"(?P<variant>.*)-(?P<seed>\d+)$", re.DOTALL)
 
 
 class TensorBoardView:
@@ -27,58 +28,34 @@ class TensorBoardView:
 
     def reset(self) -> None:
         """Makes the next `update` start afresh, after the tables were cut back."""
-        self._offsets: dict[str, int] | None = None  # bytes of each table already shown
-        self._columns: dict[str, list[str]] = {}
-        self._last_step: dict[str, int] = {}
-        self._last_event: dict[str, int] = {}
+        self._scalars: scalars.Scalars | None = None
+        self._settings: dict[str, dict[str, Any]] = {}
+        self._known: set[str] = set()  # runs whose settings are shown
 
     def update(self, tables: Mapping[str, Path], config: str) -> None:
-        """Adds the new rows of `tables` (name -> CSV file); `config` is shown as text."""
-        if self._offsets is None:
+        """Adds the new rows of `tables` (name -> CSV file).
+
+        Args:
+          tables: name -> CSV file.
+          config: the resolved config as JSON: shown as text; the fields that variants change are
+            the hyperparameters of a run.
+        """
+        if self._scalars is None:
             shutil.rmtree(self._directory, ignore_errors=True)
-            self._offsets = {}
+            self._scalars = scalars.Scalars()
+            self._settings = scalars.hyperparameters(json.loads(config))
             fenced = "```\n" + config + "\n```"
             self._write("study", [_text("config", fenced)])
         pending: dict[str, list[bytes]] = {}
-        for table, file in tables.items():
-            for row in self._new_rows(table, file):
-                step, values = self._scalars(table, row)
-                if values:
-                    pending.setdefault(row["run"], []).append(_event(step, values))
+        for run, step, values in self._scalars.new(tables):
+            pending.setdefault(run, []).append(_event(step, values))
         for run, events in pending.items():
+            found = _RUN.match(run)
+            if found and run not in self._known:
+                settings = self._settings.get(found["variant"], {})
+                events = [_hyperparameters(settings | {"seed": int(found["seed"])}), *events]
+            self._known.add(run)
             self._write(run, events)
-
-    def _new_rows(self, table: str, file: Path) -> Iterator[dict[str, str]]:
-        assert self._offsets is not None
-        with file.open("rb") as handle:
-            handle.seek(self._offsets.get(table, 0))
-            content = handle.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offsets[table] = self._offsets.get(table, 0) + len(whole)
-        rows = csv.reader(io.StringIO(whole.decode()))
-        if table not in self._columns:
-            self._columns[table] = next(rows, [])
-        for row in rows:
-            yield dict(zip(self._columns[table], row, strict=True))
-
-    def _scalars(self, table: str, row: Mapping[str, str]) -> tuple[int, dict[str, float]]:
-        """The step of a row and its numbers by tag."""
-        run = row["run"]
-        step = int(row.get("step") or self._last_step.get(run, 0))
-        repeated = table == "events" and self._last_event.get(run) == step
-        if table == "epochs":
-            self._last_step[run] = step
-        elif table == "events":
-            self._last_event[run] = step
-        values = {}
-        for column, text in row.items():
-            if column in _KEYS or (repeated and column in _SHARED):
-                continue
-            try:
-                values[_tag(table, column, row)] = float(text)
-            except ValueError:
-                continue  # empty, or a word
-        return step, values
 
     def _write(self, run: str, events: list[bytes]) -> None:
         # Imported here: it costs half a second, which a study without TensorBoard should not pay.
@@ -94,20 +71,6 @@ class TensorBoardView:
             writer = RecordWriter(file)
             for event in events:
                 writer.write(event)
-
-
-def _tag(table: str, column: str, row: Mapping[str, str]) -> str:
-    """`train_loss` of the epochs becomes "train/loss"; the rest goes under its table's heading."""
-    if table == "events":
-        return f"prune/{column}" if column in _SHARED else f"prune/{row['layer']}/{column}"
-    if table == "epochs":
-        split, _, rest = column.partition("_")
-        if split in ("train", "test", "validation"):
-            return f"{split}/{rest}"
-        return f"prune/{column}" if column == "sparsity" else f"schedule/{column}"
-    places = [row[key] for key in _PLACES if key in row]
-    head = table.removesuffix("es" if table.endswith("sses") else "s")
-    return "/".join([head, *places, column])
 
 
 def _event(step: int, values: Mapping[str, float], **fields: str) -> bytes:
@@ -128,4 +91,26 @@ def _text(tag: str, content: str) -> bytes:
     value.tensor.CopyFrom(
         tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[content.encode()])
     )
+    return event.SerializeToString()
+
+
+def _hyperparameters(settings: Mapping[str, Any]) -> bytes:
+    """A run's settings for TensorBoard's page "HParams"."""
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    content = plugin_data_pb2.HParamsPluginData(version=0)
+    content.session_start_info.start_time_secs = time.time()
+    for name, setting in settings.items():
+        value = content.session_start_info.hparams[name]
+        if isinstance(setting, bool):
+            value.bool_value = setting
+        elif isinstance(setting, str):
+            value.string_value = setting
+        else:
+            value.number_value = setting
+    event = event_pb2.Event(wall_time=time.time(), step=0)
+    shown = event.summary.value.add(tag="_hparams_/session_start_info")
+    shown.metadata.plugin_data.plugin_name = HPARAMS
+    shown.metadata.plugin_data.content = content.SerializeToString()
     return event.SerializeToString()

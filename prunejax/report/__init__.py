@@ -15,7 +15,7 @@ from typing import Any
 from prunejax import registry
 from prunejax.errors import ConfigError
 from prunejax.measures import claims
-from prunejax.system import config_file
+from prunejax.system import config_file, optional
 from prunejax.system.files import expand
 
 # The names that `config.report.figures` may hold: those of `gallery.FIGURES`, and the tables, which
@@ -44,6 +44,8 @@ def check(options: Any, labels: Sequence[str]) -> None:
     """
     try:
         _page()
+    except ConfigError:
+        raise
     except Exception as error:  # of a broken installation: before training, not after it
         reason = " ".join(str(error).split())
         raise ConfigError(
@@ -78,6 +80,7 @@ def _page() -> ModuleType:
     A notebook leaves `MPLBACKEND=module://matplotlib_inline.backend_inline` behind, which raises
     where that package is not installed. Figures are drawn without any backend.
     """
+    optional.check("a study's report", "matplotlib", "PIL", "jinja2", "tensorboard")
     given = os.environ.get("MPLBACKEND")
     if given is None or "matplotlib" in sys.modules:
         return importlib.import_module("prunejax.report.page")

@@ -126,7 +126,7 @@ def of(study: Study) -> tuple[Grid, list[dict[str, Any]]] | None:
     return study.known["ranking"]
 
 
-def chosen(rows: list[dict[str, Any]], target: str, models: str = "fit") -> list[dict[str, Any]]:
+def chosen(rows: Sequence[dict[str, Any]], target: str, models: str = "fit") -> list[dict[str, Any]]:
     """The rows of one target over the models that fit, by tau-a, the largest first."""
     some = [r for r in rows if r["target"] == target and r["models"] == models]
     return sorted(some, key=lambda r: -r["tau_a"] if np.isfinite(r["tau_a"]) else np.inf)

@@ -6,6 +6,7 @@ from typing import Any
 
 from prunejax import data, losses, models, scores
 from prunejax.measures import suite
+from prunejax.record import sinks
 from prunejax.train import probes
 
 
@@ -15,7 +16,7 @@ def registered() -> list[str]:
     gallery = importlib.import_module("prunejax.report.gallery")
     tables: tuple[Mapping[str, Any], ...] = (
         *(models.MODELS, data.DATASETS, scores.SCORES),
-        *(losses.LOSSES, suite.MEASURES, probes.PROBES, gallery.FIGURES),
+        *(losses.LOSSES, suite.MEASURES, probes.PROBES, gallery.FIGURES, sinks.SINKS),
     )
     return [name for table in tables for name, value in table.items() if not _ours(value)]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import html
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -13,8 +14,9 @@ from ml_collections import ConfigDict
 
 from prunejax import report
 from prunejax.cluster import distributed
+from prunejax.configs import default
 from prunejax.errors import ConfigError, FigureError, RecordError, ReportError, WorkdirError
-from prunejax.record import ledger
+from prunejax.record import ledger, sinks
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.environment import environment
@@ -43,12 +45,19 @@ from prunejax.system.files import expand
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Where a study's records are."""
+    """Where a study's records are. As the last line of a notebook's cell it shows the page."""
 
     workdir: Path
     report: Path | None  # None: of a shard without runs
     already_finished: bool
     rebuilt: bool = False  # its report had been lost
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, whose style touches nothing of the notebook's."""
+        if self.report is None:
+            return f"<p>{html.escape(repr(self))}</p>"
+        page = html.escape(self.report.read_text(encoding="utf-8"))
+        return f'<iframe srcdoc="{page}" style="width:100%;height:50em;border:0"></iframe>'
 
 
 def use_devices(
@@ -96,7 +105,7 @@ def _test_examples(batches: Sequence[Batch]) -> int:
 def run(
     config: ConfigDict,
     workdir: str | os.PathLike[str],
-    defaults: ConfigDict,
+    defaults: ConfigDict | None = None,
     *,
     shard_of: tuple[int, int] = (1, 1),
     stop_requested: Callable[[], bool] = lambda: False,
@@ -109,7 +118,7 @@ def run(
     Args:
       config: what a config file gives (`get_config`), overrides applied.
       workdir: the run directory; with shards, `workdir/shards/i-of-n` is used.
-      defaults: `configs/default.py`'s config.
+      defaults: `configs/default.py`'s config, which says what fields there are; None: that.
       shard_of: (i, n), from 1: train only the i-th of n parts of the members.
       stop_requested: asked between calls; True saves a checkpoint and raises Interrupted.
       quiet: print nothing.
@@ -122,6 +131,7 @@ def run(
       RecordError: a record cannot be written, or the run directory went away.
       UnreadableError: an example of a streamed set cannot be used.
     """
+    defaults = default.get_config() if defaults is None else defaults
     index, count = shard_of
     if not 1 <= index <= count:
         raise ConfigError(f"--shard={index}/{count}: write i/n with i from 1 to n")
@@ -134,6 +144,7 @@ def run(
     try:
         arms = config_lib.variants(config, defaults)
         report.check(arms[0].settings.report, [arm.label for arm in arms])
+        sinks.check(arms[0].settings.record.sinks)
         batches = plan.build(arms)
     except ValueError as error:  # of data sets, models, registries: all are bad requests here
         raise ConfigError(str(error)) from error
@@ -156,7 +167,7 @@ def run(
         resolved,
         environment(),
         rows_lib.tables(arms, [b.program for b in batches]),
-        ignore=("checkpoint", "population.memory_gib"),
+        ignore=("checkpoint", "population.memory_gib", "record"),
     ) as directory:
         if directory.finished:
             rebuilt = directory.on_main(functools.partial(_mend, empty=not any(mine)))
@@ -269,6 +280,7 @@ def _train(
         lambda b: measuring.hook(batches[b], settings, directory, progress.message)
     )
     number = 0
+    tracking = sinks.Tracking(directory.path, settings.record.sinks, progress.message)
     times = Times(directory, jax.device_count())
     for b, wave in people.order:
         for part, size in people.chunks(b, wave):
@@ -302,5 +314,7 @@ def _train(
                 chunk.run()
             directory.save_json("progress.json", {"chunk": number, **directory.marks()})
             chunk.checkpoints.clear()
+            distributed.on_main(tracking.send)
+    distributed.on_main(tracking.send)  # runs that an earlier start did not get to send
     connecting.close(batches, mine, settings, directory, progress.message)
     progress.close("done")

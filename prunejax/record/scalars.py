@@ -1,0 +1,112 @@
+"""The numbers of a study's tables by run and step, as trackers show them."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_PLACES = ("when", "layer", "class")  # what tells rows of one step apart
+_KEYS = frozenset({"run", "variant", "seed", "epoch", "step", *_PLACES})
+# Layers pruned in one epoch share these: one value for the event, not one per layer.
+_SHARED = frozenset({"pre_accuracy", "post_accuracy", "pre_loss", "post_loss", "instability"})
+
+
+class Scalars:
+    """Reads what is new in the tables; the first call reads all of it."""
+
+    def __init__(self) -> None:
+        """Nothing was read yet."""
+        self._offsets: dict[str, int] = {}  # bytes of each table already read
+        self._columns: dict[str, list[str]] = {}
+        self._last_step: dict[str, int] = {}
+        self._last_event: dict[str, int] = {}
+
+    def new(self, tables: Mapping[str, Path]) -> Iterator[tuple[str, int, dict[str, float]]]:
+        """Run, step and numbers by tag of each new row, table by table; whole lines only.
+
+        Args:
+          tables: name -> CSV file.
+        """
+        for table, file in tables.items():
+            for row in self._new_rows(table, file):
+                step, values = self._scalars(table, row)
+                if values:
+                    yield row["run"], step, values
+
+    def _new_rows(self, table: str, file: Path) -> Iterator[dict[str, str]]:
+        with file.open("rb") as handle:
+            handle.seek(self._offsets.get(table, 0))
+            content = handle.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offsets[table] = self._offsets.get(table, 0) + len(whole)
+        rows = csv.reader(io.StringIO(whole.decode()))
+        if table not in self._columns:
+            self._columns[table] = next(rows, [])
+        for row in rows:
+            yield dict(zip(self._columns[table], row, strict=True))
+
+    def _scalars(self, table: str, row: Mapping[str, str]) -> tuple[int, dict[str, float]]:
+        """The step of a row and its numbers by tag."""
+        run = row["run"]
+        step = int(row.get("step") or self._last_step.get(run, 0))
+        repeated = table == "events" and self._last_event.get(run) == step
+        if table == "epochs":
+            self._last_step[run] = step
+        elif table == "events":
+            self._last_event[run] = step
+        values = {}
+        for column, text in row.items():
+            if column in _KEYS or (repeated and column in _SHARED):
+                continue
+            try:
+                values[_tag(table, column, row)] = float(text)
+            except ValueError:
+                continue  # empty, or a word
+        return step, values
+
+
+def _tag(table: str, column: str, row: Mapping[str, str]) -> str:
+    """`train_loss` of the epochs becomes "train/loss"; the rest goes under its table's heading."""
+    if table == "events":
+        return f"prune/{column}" if column in _SHARED else f"prune/{row['layer']}/{column}"
+    if table == "epochs":
+        split, _, rest = column.partition("_")
+        if split in ("train", "test", "validation"):
+            return f"{split}/{rest}"
+        return f"prune/{column}" if column == "sparsity" else f"schedule/{column}"
+    places = [row[key] for key in _PLACES if key in row]
+    head = table.removesuffix("es" if table.endswith("sses") else "s")
+    return "/".join([head, *places, column])
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Variant -> its settings by dotted name, of the fields that any variant changes.
+
+    Values are numbers, truth values or text: a tuple is written as JSON.
+
+    Args:
+      config: the resolved config, with `variants` as changes of the fields beside them.
+    """
+    base = flat({name: value for name, value in config.items() if name != "variants"})
+    variants: Mapping[str, Any] = config.get("variants") or {}
+    changes = {label: flat(changed or {}) for label, changed in variants.items()}
+    fields = list(dict.fromkeys(field for changed in changes.values() for field in changed))
+    return {
+        label: {field: _plain(changed.get(field, base.get(field))) for field in fields}
+        for label, changed in changes.items()
+    }
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inside = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if inside else {prefix + key: value}
+    return found
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)

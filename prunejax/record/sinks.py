@@ -1,0 +1,210 @@
+"""Trackers that a study's runs are sent to as they end: Weights & Biases, MLflow, your own.
+
+A tracker is a function of one run that has ended; `config.record.sinks` names those that a study
+uses, and a config file adds its own to `SINKS`:
+
+    sinks.SINKS["printed"] = lambda run: print(run.run, run.summary["final_test_accuracy"])
+
+The CSV tables stay the record. `sinks.json` in the run directory holds what was sent, so that a
+study that is continued sends no run twice. A tracker that fails ends no study: the line says which
+run was not sent, and `send` sends it later.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunejax.errors import ConfigError
+from prunejax.record import scalars
+from prunejax.system import files, optional
+
+FILE = "sinks.json"  # tracker -> runs that it has
+
+
+@dataclasses.dataclass(frozen=True)
+class EndedRun:
+    """What a tracker gets of a run.
+
+    Attributes:
+      study: the study's name.
+      workdir: its run directory.
+      run, variant, seed: which run; `run` is "<variant>-<seed>".
+      settings: of the variant, by dotted name: the fields that any variant changes, and the seed.
+      scalars: (step, numbers by tag) of each row, tags as in TensorBoard; steps never fall.
+      summary: the numbers of its row of `runs.csv`.
+    """
+
+    study: str
+    workdir: Path
+    run: str
+    variant: str
+    seed: int
+    settings: Mapping[str, Any]
+    scalars: Sequence[tuple[int, Mapping[str, float]]]
+    summary: Mapping[str, float]
+
+
+def wandb(run: EndedRun) -> None:
+    """A run of Weights & Biases in the project of the study's name, in `WORKDIR/wandb`.
+
+    `WANDB_MODE=offline` writes it there and sends nothing; `wandb sync` does later.
+    """
+    module = optional.need("the tracker wandb", "wandb")
+    tracked = module.init(
+        project=run.study,
+        name=run.run,
+        group=run.variant,
+        dir=str(run.workdir),
+        config=dict(run.settings),
+        reinit="create_new",
+        settings=module.Settings(silent=True, console="off"),
+    )
+    for step, values in _by_step(run.scalars):
+        tracked.log(dict(values), step=step)
+    tracked.summary.update(dict(run.summary))
+    tracked.finish()
+
+
+def mlflow(run: EndedRun) -> None:
+    """A run of MLflow in the experiment of the study's name.
+
+    Where `MLFLOW_TRACKING_URI` says, else in `WORKDIR/mlruns`.
+    """
+    module = optional.need("the tracker mlflow", "mlflow")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or (run.workdir.resolve() / "mlruns").as_uri()
+    client = module.MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(run.study)
+    experiment = found.experiment_id if found else client.create_experiment(run.study)
+    tags = {"variant": run.variant, "seed": str(run.seed)}
+    made = client.create_run(experiment, run_name=run.run, tags=tags).info.run_id
+    for name, value in run.settings.items():
+        client.log_param(made, name, value)
+    for step, values in [*run.scalars, (0, run.summary)]:
+        for tag, value in values.items():
+            client.log_metric(made, tag, value, step=step)
+    client.set_terminated(made)
+
+
+SINKS: dict[str, Callable[[EndedRun], None]] = {"wandb": wandb, "mlflow": mlflow}
+
+
+def check(names: Sequence[str]) -> None:
+    """Refuses trackers that there are not, before anything is trained.
+
+    Raises:
+      ValueError: an unknown name, or its package is not installed.
+    """
+    for name in names:
+        if name not in SINKS:
+            raise ConfigError(
+                f"config.record.sinks: unknown tracker {name!r}; there are: {', '.join(SINKS)}"
+            )
+        if name in optional.PACKAGES:
+            optional.check(f"the tracker {name}", name)
+
+
+def _by_step(rows: Sequence[tuple[int, Mapping[str, float]]]) -> list[tuple[int, dict[str, float]]]:
+    """Rows of one step as one, in order of steps."""
+    found: dict[int, dict[str, float]] = {}
+    for step, values in rows:
+        found.setdefault(step, {}).update(values)
+    return sorted(found.items())
+
+
+class Tracking:
+    """Sends the runs of a run directory, each once to each tracker."""
+
+    def __init__(self, path: Path, names: Sequence[str], tell: Callable[[str], None]) -> None:
+        """Args: path: the run directory; names: of `SINKS`; tell: gets a line on a failure."""
+        self._path, self._names, self._tell = path, tuple(names), tell
+        self._scalars = scalars.Scalars()
+        self._rows: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
+        self._failed: set[tuple[str, str]] = set()  # not tried again by this process
+
+    def send(self) -> None:
+        """Sends what has ended and was not sent yet."""
+        if not self._names:
+            return
+        tables = {p.stem: p for p in sorted(self._path.glob("*.csv")) if _is_of_runs(p)}
+        for run, step, values in self._scalars.new(tables):
+            self._rows.setdefault(run, []).append((step, values))
+        for row in _read(self._path / "runs.csv"):
+            numbers = {k: float(v) for k, v in row.items() if k != "seed" and _number(v)}
+            self._send(row, numbers)
+
+    def _send(self, row: Mapping[str, str], summary: Mapping[str, float]) -> None:
+        sent: dict[str, list[str]] = _sent(self._path)
+        run = row["run"]
+        for name in self._names:
+            if run in sent.get(name, []) or (name, run) in self._failed:
+                continue
+            try:
+                SINKS[name](self._ended(row, summary))
+            except Exception as error:  # of a package, or a network, that no study depends on
+                self._failed.add((name, run))
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                self._tell(
+                    f"tracker {name}: run {run} was not sent ({reason}); later: "
+                    f"prunejax.record.sinks.send({str(self._path)!r}, [{name!r}])"
+                )
+                continue
+            sent.setdefault(name, []).append(run)
+            files.save_json(self._path / FILE, sent)
+        self._rows.pop(run, None)
+
+    def _ended(self, row: Mapping[str, str], summary: Mapping[str, float]) -> EndedRun:
+        config = json.loads((self._path / "config.json").read_text())
+        settings = scalars.hyperparameters(config).get(row["variant"], {})
+        return EndedRun(
+            study=str(config.get("name") or "prunejax"),
+            workdir=self._path,
+            run=row["run"],
+            variant=row["variant"],
+            seed=int(row["seed"]),
+            settings=settings | {"seed": int(row["seed"])},
+            scalars=_by_step(self._rows.get(row["run"], [])),
+            summary=summary,
+        )
+
+
+def send(workdir: str | os.PathLike[str], names: Sequence[str]) -> None:
+    """Sends the runs of a study to trackers that do not have them yet.
+
+    Args:
+      workdir: its run directory.
+      names: of `SINKS`.
+
+    Raises:
+      ValueError: an unknown name, or its package is not installed.
+      OSError: it is no run directory.
+    """
+    check(names)
+    Tracking(Path(files.expand(workdir)), names, print).send()
+
+
+def _sent(path: Path) -> dict[str, list[str]]:
+    file = path / FILE
+    return files.read_object(file) if file.exists() else {}
+
+
+def _is_of_runs(file: Path) -> bool:
+    """Whether rows belong to runs; `runs.csv` itself is the summary."""
+    with file.open() as rows:
+        return rows.readline().split(",")[0] == "run" and file.stem != "runs"
+
+
+def _read(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as rows:
+        return list(csv.DictReader(rows))
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

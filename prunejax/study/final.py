@@ -1,0 +1,110 @@
+"""The programs of a study that is on disk, and the states in which its runs ended."""
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from prunejax.configs import default
+from prunejax.errors import ConfigError, RecordError
+from prunejax.measures.summary import is_completed
+from prunejax.record.checkpoint import Checkpoints
+from prunejax.report import tables
+from prunejax.study import config as config_lib
+from prunejax.study import plan
+from prunejax.study.config import Variant
+from prunejax.study.plan import Batch, Member
+from prunejax.system import config_file
+from prunejax.train import step
+from prunejax.train.step import TrainState
+
+
+def arms(path: Path, changes: Mapping[str, Any] | None = None) -> list[Variant]:
+    """The arms of the study in a run directory, as its `config.json` says.
+
+    What the config file of that study registered is registered again, from the copy that is kept.
+
+    Args:
+      path: the run directory.
+      changes: fields of `config.measures` and other values for them.
+
+    Raises:
+      ConfigError: settings that cannot be.
+    """
+    config_file.restore(path)
+    saved = tables.read_json(path / "config.json")
+    saved["measures"] |= changes or {}
+    labels = saved.pop("variants")
+    config = ConfigDict(saved)
+    config.variants = default.arms(labels)
+    return config_lib.variants(config, default.get_config())
+
+
+def programs(path: Path) -> list[Batch]:
+    """The programs and members of the study in a run directory (reads its data set)."""
+    return plan.build(arms(path))
+
+
+def states(
+    path: Path, batches: Sequence[Batch]
+) -> list[tuple[Batch, Member, Callable[[], TrainState]]]:
+    """Program, member and what reads its final state, for every run that trained to the end.
+
+    Raises:
+      ConfigError: no final states.
+    """
+    members = {m.run: (b, m) for b in batches for m in b.members}
+    completed = {row["run"] for row in tables.read_csv(path / "runs.csv") if is_completed(row)}
+    folders = sorted((path / "checkpoints").glob("final-*"), key=lambda p: int(p.name[6:]))
+    found: list[Any] = []
+    for folder in folders:
+        checkpoints = Checkpoints(folder, keep=1)
+        for number in checkpoints.numbers()[-1:]:
+            facts = tables.read_json(folder / str(number) / "facts.json")
+            stack = _Stack(checkpoints, facts["size"], members[facts["runs"][0]])
+            found += [
+                (*members[run], partial(stack, index))
+                for index, run in enumerate(facts["runs"])
+                if run in completed
+            ]
+    if not found:
+        raise ConfigError(f"{path} has no final states (checkpoints/final-*) to measure")
+    return found
+
+
+class _Stack:
+    """The stacked final states of a chunk on the host, read when first needed."""
+
+    def __init__(self, checkpoints: Checkpoints, size: int, of: tuple[Batch, Member]) -> None:
+        self._checkpoints, self._size, self._of = checkpoints, size, of
+
+    def __call__(self, index: int) -> TrainState:
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[index], self._states)
+
+    @cached_property
+    def _states(self) -> TrainState:
+        batch, member = self._of
+        one = jax.eval_shape(
+            lambda: step.initial_state(
+                batch.program, jnp.uint32(member.seed), member.table, member.hyper
+            )
+        )
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((self._size, *leaf.shape), leaf.dtype, sharding=host),
+            one,
+        )
+        found = self._checkpoints.restore(like)
+        if found is None or found.states is None:
+            raise RecordError(
+                errno.EIO,
+                f"no whole final states in {self._checkpoints.directory}: "
+                + "; ".join(found.damaged if found else ["nothing is there"]),
+            )
+        return found.states

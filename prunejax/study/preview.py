@@ -1,0 +1,138 @@
+"""`--plan`: what a study is going to do, before anything is compiled or trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+from ml_collections import ConfigDict
+
+from prunejax.errors import ConfigError
+from prunejax.study import config as config_lib
+from prunejax.study import memory, plan
+from prunejax.study.plan import Batch, Member
+from prunejax.train import step
+
+
+def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
+    """The plan in words: arms with their runs and events, programs, memory, work.
+
+    Memory is that of the state of one run (parameters, optimizer, statistics, masks); the data set
+    and activations come on top, which are known only when the program is compiled. Work is
+    examples seen in training times 3 forward passes (one forward, about two backward), counted
+    for matrix products and convolutions by shape from the network's own trace.
+
+    Raises:
+      ConfigError: the config is refused, in the words of `run`.
+    """
+    try:
+        arms = config_lib.variants(config, defaults)
+        batches = plan.build(arms)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    found = [f"study     {arms[0].settings.name}: {len(arms)} arms, {_runs(batches)} runs"]
+    for arm in arms:
+        batch, members = _of(batches, arm.label)
+        found.append(f"arm       {arm.label}: {_arm(batch, members)}")
+    for i, b in enumerate(batches, 1):
+        found.append(f"program   {i} of {len(batches)}: {_program(b)}")
+    notes = dict.fromkeys(note for b in batches for note in b.notes)
+    found += [f"note      {note}" for note in notes]
+    total = sum(_work(b) * len(b.members) for b in batches)
+    seen = sum(_seen(b) * len(b.members) for b in batches)
+    found.append(f"work      {seen:,} examples in training, {total:.3g} floating-point operations")
+    return found
+
+
+def _runs(batches: Sequence[Batch]) -> int:
+    return sum(len(b.members) for b in batches)
+
+
+def _of(batches: Sequence[Batch], label: str) -> tuple[Batch, list[Member]]:
+    """An arm's program and members; all runs of an arm share a program."""
+    for b in batches:
+        members = [m for m in b.members if m.variant == label]
+        if members:
+            return b, members
+    raise AssertionError(label)
+
+
+def _arm(batch: Batch, members: Sequence[Member]) -> str:
+    seeds = sorted(m.seed for m in members)
+    events = len(members[0].events)
+    text = f"{len(members)} runs (seeds {seeds[0]} to {seeds[-1]}), "
+    if not events:
+        return text + "no events"
+    at = [_when(members[0], int(row)) for row in members[0].events]
+    counts = np.asarray(members[0].table.counts).sum(axis=0)
+    layers = ", ".join(
+        f"{n:,} of {g.units:,} in {g.name}" if not batch.program.weights else f"{n:,} in {g.name}"
+        for g, n in zip(batch.program.groups, counts, strict=True)
+        if n
+    )
+    text += f"{events} events each, {at[0]} to {at[-1]}" if events > 1 else f"one event {at[0]}"
+    return text + (f": {layers}" if layers else "")
+
+
+def _when(member: Member, row: int) -> str:
+    if member.is_between(row):
+        return f"step {int(member.table.ids[row]) - 1 - len(member.hyper.learning_rate)}"
+    return "before training" if row == 0 else f"after epoch {row - 1}"
+
+
+def _state(batch: Batch) -> Any:
+    member = batch.members[0]
+    return jax.eval_shape(
+        lambda: step.initial_state(
+            batch.program, jnp.uint32(member.seed), member.table, member.hyper
+        )
+    )
+
+
+def _program(batch: Batch) -> str:
+    state = _state(batch)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    p = batch.program
+    return (
+        f"{type(p.module).__name__}, {weights:,} parameters, {memory.size(size)} of state a run, "
+        f"{p.epochs} epochs of {p.steps_per_epoch} steps of {p.batch_size}, "
+        f"{len(batch.members)} runs"
+    )
+
+
+def _seen(batch: Batch) -> int:
+    return batch.program.epochs * batch.program.train_examples
+
+
+def _work(batch: Batch) -> float:
+    """Floating-point operations in which one run trains: 3 forward passes an example."""
+    p, state = batch.program, _state(batch)
+    variables = {"params": state.params}
+    if jax.tree.leaves(state.batch_stats):
+        variables["batch_stats"] = state.batch_stats
+    x = jax.ShapeDtypeStruct((1, *p.image_shape), jnp.float32)
+    module = p.module.clone(conv_method="lax") if hasattr(p.module, "conv_method") else p.module
+    trace = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False))(variables, x)
+    return 3.0 * _seen(batch) * _products(trace.jaxpr)
+
+
+def _products(jaxpr: Any) -> float:
+    """Twice the multiplications of all matrix products and convolutions in a trace."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        size = sum(float(np.prod(v.aval.shape)) for v in equation.outvars)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * size * float(np.prod([shape[axis] for axis in contracted]))
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            out = equation.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * size * float(np.prod(kernel)) / kernel[out]
+        else:
+            for inner in jaxprs_in_params(equation.params):
+                total += _products(inner)
+    return total

@@ -1,0 +1,115 @@
+"""Variants from the command line, and what a study is going to do, before it is done."""
+
+import json
+import re
+
+import pytest
+
+from prunejax import main
+from prunejax.configs import default
+from prunejax.errors import ConfigError
+from prunejax.study import plan, preview, sweep
+from prunejax.study.config import variants
+from tests.studies import PRUNE, tiny
+
+# ml_collections loads a config file so.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def swept(config, *texts):
+    sweep.apply(config, texts)
+    return config.variants.to_dict()
+
+
+def test_arguments_are_taken_in_both_spellings():
+    rest, found = sweep.split(["a", "--sweep", "x=1,2", "--sweep=y=3", "--b=--sweep"])
+    assert (rest, found) == (["a", "--b=--sweep"], ["x=1,2", "y=3"])
+    for words in (["--sweep"], ["--sweep="]):
+        with pytest.raises(ConfigError, match="needs a field and values"):
+            sweep.split(words)
+
+
+def test_without_variants_the_values_are_the_arms():
+    found = swept(default.get_config(), "prune.period=1,4", "optimizer.learning_rate=0.1")
+    assert list(found) == ["period=1-learning_rate=0_1", "period=4-learning_rate=0_1"]
+    assert found["period=4-learning_rate=0_1"] == {
+        "prune": {"period": 4},
+        "optimizer": {"learning_rate": 0.1},
+    }
+
+
+def test_every_variant_takes_every_value_and_twins_stay_twins():
+    config = tiny(S={"prune": PRUNE}, Z={"prune": PRUNE, "intervention": {"twin": "S"}})
+    found = swept(config, "prune.period=1,2")
+    assert list(found) == ["S-period=1", "S-period=2", "Z-period=1", "Z-period=2"]
+    assert found["Z-period=2"]["intervention"]["twin"] == "S-period=2"
+    assert found["S-period=2"]["prune"] == PRUNE | {"period": 2}
+    assert PRUNE["period"] == 1  # what was given is not changed
+
+
+def test_values_have_the_fields_types():
+    config = default.get_config()
+    found = swept(config, "prune.fraction=0.25+0.5,0.5", "model.width=0.5", "data.name=digits")
+    assert [f["prune"]["fraction"] for f in found.values()] == [(0.25, 0.5), (0.5,)]
+    assert all(f["model"]["width"] == 0.5 for f in found.values())
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["prune.perod=1"], "unknown config field 'prune.perod'. Did you mean 'period'"),
+        (["prune=1"], "name a field inside of prune"),
+        (["prune.period"], "no values"),
+        (["prune.period=a,b"], "of type int"),
+        (["prune.period=1", "prune.period=2"], "swept twice"),
+        (["prune.period=1,1"], "two arms are called"),
+    ],
+)
+def test_sweeps_that_cannot_be(texts, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep.apply(default.get_config(), texts)
+
+
+def test_the_plan_tells_arms_events_and_work_and_trains_nothing(tmp_path, capsys):
+    config = tiny(none={}, S={"prune": PRUNE})
+    found = preview.lines(config, default.get_config())
+    assert found[0] == "study     tiny: 2 arms, 4 runs"
+    assert found[1] == "arm       none: 2 runs (seeds 0 to 1), no events"
+    head = r"arm       S: 2 runs \(seeds 0 to 1\), \d events each, after epoch 0 to"
+    assert re.match(head, found[2])
+    assert "in dense2" in found[2]
+    assert "4 epochs of 4 steps of 32, 4 runs" in found[3]
+    # 3 passes of 400 examples, each twice the weights of all matrices.
+    (batch,) = plan.build(variants(config, default.get_config()))
+    weights = sum(
+        leaf.size
+        for layer in preview._state(batch).params.values()
+        for name, leaf in layer.items()
+        if name == "kernel"
+    )
+    assert preview._work(batch) == 3 * 400 * 2 * weights
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from prunejax.configs import default\n\n\ndef get_config():\n"
+        "    c = default.get_config()\n    c.name = 'planned'\n    return c\n"
+    )
+    words = ["prunejax", f"--config={file}", "--plan", "--sweep", "batch_size=32,64"]
+    assert main.main(words) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("study     planned: 2 arms")
+    assert "arm       batch_size=64" in told
+
+
+def test_the_command_that_repeats_a_study_holds_its_sweeps(monkeypatch, tmp_path):
+    asked = {}
+
+    def ran(config, workdir, defaults, **options):
+        asked.update(options, variants=list(config.variants))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("prunejax.study.run.run", ran)
+    monkeypatch.setattr("prunejax.study.run.use_devices", lambda *_: None)
+    words = ["prunejax", "--config=prunejax:digits", f"--workdir={tmp_path}/a"]
+    assert main.main([*words, "--sweep", "epochs=1,2"]) == 2
+    assert asked["command"].endswith("--config=prunejax:digits --sweep=epochs=1,2")
+    assert json.dumps(asked["variants"]).count("epochs=2") == 5
