@@ -312,9 +312,7 @@ def _folded(model: Any, variables: Mapping[str, Any]) -> tuple[Any, dict[str, An
         if f"{norm}/var" not in stats:
             continue
         if not link.kernel:
-            raise ValueError(
-                f"fold: BatchNorm {norm!r} reads a sum, there is no kernel before it to take it up"
-            )
+            raise ValueError(f"fold: BatchNorm {norm!r} reads a sum: no kernel can take it up")
         layer = link.kernel.rpartition("/")[0]
         gain = params.pop(f"{norm}/scale") / np.sqrt(stats[f"{norm}/var"] + EPSILON)
         own = params.get(f"{layer}/bias", np.zeros_like(gain))

@@ -1,6 +1,6 @@
 """A study as a grid of models: which measure ranks them as their generalization does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -126,7 +126,9 @@ def of(study: Study) -> tuple[Grid, list[dict[str, Any]]] | None:
     return study.known["ranking"]
 
 
-def chosen(rows: Sequence[dict[str, Any]], target: str, models: str = "fit") -> list[dict[str, Any]]:
+def chosen(
+    rows: Sequence[dict[str, Any]], target: str, models: str = "fit"
+) -> list[dict[str, Any]]:
     """The rows of one target over the models that fit, by tau-a, the largest first."""
     some = [r for r in rows if r["target"] == target and r["models"] == models]
     return sorted(some, key=lambda r: -r["tau_a"] if np.isfinite(r["tau_a"]) else np.inf)

@@ -303,17 +303,11 @@ class Chunk:
         if stop:
             raise Interrupted
 
-    def _rows(self, table: str) -> dict[str, list[dict[str, str]]]:
-        """The members' rows by run: what was written before them is not read again."""
-        found: dict[str, list[dict[str, str]]] = {m.run: [] for m in self.members}
-        for row in self.directory.rows(table, self._begins.get(table, 0)):
-            found[row["run"]].append(row)
-        return found
-
     def _finish(self, states: TrainState) -> None:
         """The members' rows in runs.csv, their final states, and the end of their checkpoints."""
         _, bad, _, _ = self.population.summary(states)
-        epochs, events = self._rows("epochs"), self._rows("events")
+        mine = partial(rows_lib.by_run, members=self.members, begins=self._begins)
+        epochs, events = (mine(self.directory, table) for table in ("epochs", "events"))
         last = self.population.program.epochs - 1
         fit, rows = self._watch.ends(states), list[rows_lib.Row]()
         endings = Endings(self.population, self.directory, states, self._begins)

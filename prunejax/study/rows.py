@@ -1,6 +1,6 @@
 """Tables of a study: their columns, and rows of epochs and events from what runs have measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from prunejax.groups import Group
 from prunejax.measures import suite
 from prunejax.record import run_directory as record
+from prunejax.record.directory import SharedDirectory
 from prunejax.record.run_directory import FORECAST
 from prunejax.study.config import Variant
 from prunejax.study.programs import Member
@@ -46,6 +47,16 @@ def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tu
     if settings.measures.forecast:
         found["events"] += record.FORECAST
     found["runs"] += suite.columns(settings.measures.names)
+    return found
+
+
+def by_run(
+    directory: SharedDirectory, table: str, members: Sequence[Member], begins: Mapping[str, int]
+) -> dict[str, list[dict[str, str]]]:
+    """The members' rows of a table by run; what lies before byte `begins` is not read again."""
+    found: dict[str, list[dict[str, str]]] = {m.run: [] for m in members}
+    for row in directory.rows(table, begins.get(table, 0)):
+        found[row["run"]].append(row)
     return found
 
 
