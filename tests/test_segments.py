@@ -146,3 +146,20 @@ def test_nothing_is_differentiated_through_a_choice():
     for gradient in (jax.grad(loss)(w), jax.jit(jax.grad(jax.checkpoint(loss)))(w)):
         expected = jax.tree.map(lambda m, x: jnp.where(m, 2 * x, 0), live, w)
         jax.tree.map(np.testing.assert_array_equal, gradient, expected)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_double_precision(scope):
+    """Scores that differ beyond single precision, in a caller's program of 64 bits."""
+    with jax.enable_x64(True):
+        r = np.random.default_rng(3)
+        scores = {
+            f"w{i}": 1 + 1e-12 * r.permutation(n).astype(float) for i, n in enumerate((40, 300))
+        }
+        kept = jax.jit(lambda s: masks.prune(s, 30, scope=scope))(jax.tree.map(jnp.asarray, scores))
+    if scope == "layer":
+        for name, s in scores.items():
+            np.testing.assert_array_equal(kept[name], brute(s, 30))
+    else:
+        whole = brute(np.concatenate(list(scores.values())), 30)
+        np.testing.assert_array_equal(np.concatenate([kept[n] for n in scores]), whole)

@@ -95,10 +95,10 @@ def kth(
         counts = histograms(shift, cut)
         histogram = sum(counts[1:], start=counts[0])
         if cut is None or rolled:
-            k = jnp.minimum(k, jnp.sum(histogram))
+            k = jnp.minimum(k, jnp.sum(histogram, dtype=k.dtype))
         digit, above = _find(histogram[:digits], k)
         cut = digit.astype(kind) if cut is None else (cut << width) | digit.astype(kind)
-        return k - above, cut, jnp.stack([h[digit] for h in counts])
+        return (k - above).astype(k.dtype), cut, jnp.stack([h[digit] for h in counts])
 
     kind: Any = jnp.uint64 if bits > 32 else jnp.uint32
     *shifts, first = range(0, bits, width)
