@@ -34,7 +34,7 @@ and the width .016 in the mean. 64 reach the loss of 0.05. Kendall's tau-a over 
 
 Networks that need fewer weights make fewer errors, and the published form (relative, by magnitude)
 is the weakest of the forms of prunability; none orders the test loss as norms do. Cost (measured):
-605 seconds of processor time, of which about 100 are the page's.
+605 seconds of processor time.
 
 `:quick`: 8 small networks (mechanics only).
 `:nin`, `:resnet18`: the full-size grids of the literature, not run here: 216 VGG11 networks on

@@ -81,7 +81,7 @@ class Gallery:
 
 
 def draw(study: Study, look: Look) -> Gallery:
-    """Draws what the study asks for, and everything else that it has.
+    """Draws what the study asks for, and everything else that it has (but for grids).
 
     Raises:
       ValueError: `config.report.figures` names one that does not exist.
@@ -94,6 +94,8 @@ def draw(study: Study, look: Look) -> Gallery:
     with_them = [more for name in wanted for more in _ON_REQUEST.get(name, ())]
     asked = list(dict.fromkeys(w for name in wanted for w in (name, *_ON_REQUEST.get(name, ()))))
     left_out = {name for names in _ON_REQUEST.values() for name in names}
+    if "predictors" in names:  # a grid: each network an arm, of which no other figure says much
+        left_out |= {name for name in FIGURES if name not in asked}
     drawn: dict[str, Drawing | None] = {}
     failed = []
     for name, function in FIGURES.items():
