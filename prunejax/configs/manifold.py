@@ -11,8 +11,28 @@ exact Hessian of the training loss at W*, weights kept by what they share with i
 three scores at step 0 (init-snip, init-magnitude, random). Scikit-learn's digits (900 training
 images, writers mixed), an MLP 64-16-10, all kernels, 20, 10, 5 and 3 % kept; then 600 steps from
 the initial weights. `benchmarks/manifold.py` has the spectrum, its gaps, and training inside
-subspaces. Settings are those of a pilot on other seeds; the study runs seeds 900 to 903. It has not
-been run whole: its claims are open. The benchmark's spectra of seeds 900 to 902: the largest gap is
+subspaces. Settings are those of a pilot on other seeds; the study runs seeds 900 to 903.
+
+Result, mean final test accuracy in percent over 4 seeds; dense 96.3:
+
+    kept, %          20     10     5      3
+    obd              91.3   82.6   55.3   34.8
+    snip             90.4   80.6   60.8   45.0
+    fast             89.0   70.0   22.7   14.5
+    diagonal         88.6   48.4   17.3   13.6
+    slow             59.4   31.2   18.5   22.9
+    init-snip        87.8   73.7   48.3   37.4
+    init-magnitude   70.2    9.2    9.2    9.2
+    random           79.0   47.4   33.2   16.9
+
+Confirmed (Holm), in points: obd above random at every share, by 12.3 [5.3, 19.2], 35.3 [24.6, 45.9],
+22.1 [8.4, 35.8] and 17.9 [8.7, 27.1]; above the largest initial weights at 10 % by 73.4
+[66.2, 80.6].
+That slow modes are worse than random ones at 10 %: 16.2 [-6.0, 38.4], undecided. Weights on fast
+modes are worth keeping, as second-order scores say; nothing here speaks for pruning without loss.
+Cost (measured): 549 seconds of processor time.
+
+The benchmark's spectra of seeds 900 to 902: the largest gap is
 at rank 1, 1 and 4, the five largest lie at ranks 1 to 9; W* is no minimum (loss 1.25, 1.09, 1.29,
 gradient norm 0.76, 0.74, 0.66, smallest eigenvalues -0.56, -0.60, -0.41). Accuracy of training
 inside 5, 20, 80 and 160 dimensions (dense 0.964): fast 0.12, 0.17, 0.64, 0.83; random 0.14, 0.30,
