@@ -27,8 +27,8 @@ interval): barrier between copies in points of test error, both seeds:
      40 %  0.6, 1.7       0.7, 0.4
      16 %  1.8, 0.3       0.3, 0.3
 
-Early tickets do not fail there: the final accuracies of both kinds lie between 43.6 and 47.5 %, dense
-44.8 and 46.3 %. A setting in which they fail was not found. Cost (measured): 499 seconds of
+Early tickets do not fail there: the final accuracies of both kinds lie between 43.6 and 47.5 %,
+dense 44.8 and 46.3 %. A setting in which they fail was not found. Cost (measured): 499 seconds of
 processor time.
 
 Result of `:cifar10` (4 parents, 21 points, 95 % interval): barrier between copies in points of test

@@ -25,8 +25,8 @@ Result, mean final test accuracy in percent over 4 seeds; dense 96.3:
     init-magnitude   70.2    9.2    9.2    9.2
     random           79.0   47.4   33.2   16.9
 
-Confirmed (Holm), in points: obd above random at every share, by 12.3 [5.3, 19.2], 35.3 [24.6, 45.9],
-22.1 [8.4, 35.8] and 17.9 [8.7, 27.1]; above the largest initial weights at 10 % by 73.4
+Confirmed (Holm), in points: obd above random at every share, by 12.3 [5.3, 19.2], 35.3 [24.6,
+45.9], 22.1 [8.4, 35.8] and 17.9 [8.7, 27.1]; above the largest initial weights at 10 % by 73.4
 [66.2, 80.6].
 That slow modes are worse than random ones at 10 %: 16.2 [-6.0, 38.4], undecided. Weights on fast
 modes are worth keeping, as second-order scores say; nothing here speaks for pruning without loss.
