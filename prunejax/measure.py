@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -33,12 +32,10 @@ from prunejax.measures.summary import CONTEXT, is_completed
 from prunejax.record import ledger
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
+from prunejax.study import arrangement, measuring, plan
 from prunejax.study import config as config_lib
-from prunejax.study import measuring, plan
 from prunejax.study.plan import Batch, Member
 from prunejax.system import command, config_file, files, limits
-from prunejax.train import step
-from prunejax.train.step import TrainState
 
 __all__ = ["MEASURES", "main", "measure"]
 TABLE = "measures.csv"
@@ -84,7 +81,7 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], Con
 
 def final_states(
     path: Path, batches: Sequence[Batch]
-) -> list[tuple[Batch, Member, Callable[[], TrainState]]]:
+) -> list[tuple[Batch, Member, Callable[[], Any]]]:
     """Program, member and what reads its final state, for every run that trained to the end.
 
     Raises:
@@ -115,17 +112,13 @@ class _Stack:
     def __init__(self, checkpoints: Checkpoints, size: int, of: tuple[Batch, Member]) -> None:
         self._checkpoints, self._size, self._of = checkpoints, size, of
 
-    def __call__(self, index: int) -> TrainState:
+    def __call__(self, index: int) -> Any:
         return jax.tree.map(lambda leaf: np.asarray(leaf)[index], self._states)
 
     @cached_property
-    def _states(self) -> TrainState:
+    def _states(self) -> Any:
         batch, member = self._of
-        one = jax.eval_shape(
-            lambda: step.initial_state(
-                batch.program, jnp.uint32(member.seed), member.table, member.hyper
-            )
-        )
+        one = arrangement.shapes(batch.program, member)
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((self._size, *leaf.shape), leaf.dtype, sharding=host),
