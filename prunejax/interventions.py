@@ -74,6 +74,7 @@ class Features(NamedTuple):
     growth: bool = False  # dead units may come back
     pooled: bool = False  # some events rank all layers together, others layer by layer
     threshold: bool = False  # some events keep scores above a threshold
+    random: bool = True  # some events draw what they target or grow
 
 
 class Windows(NamedTuple):
@@ -120,8 +121,7 @@ def initial(
 
 def dead(windows: Windows, table: Table) -> dict[str, Array]:
     """Per layer, the units that are masked now (bool per unit): open windows of kind prune."""
-    pruning = table.kind == PRUNE
-    return {name: (left > 0) & pruning for name, left in windows.remaining.items()}
+    return {name: (left > 0) & (table.kind == PRUNE) for name, left in windows.remaining.items()}
 
 
 def mask_tree(groups: Sequence[Group], params: Params, windows: Windows, table: Table) -> Params:

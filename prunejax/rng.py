@@ -7,8 +7,10 @@ of a stream folds in a counter (step, epoch, event).
 """
 
 import zlib
+from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 
 STREAMS = (
     *("init", "order", "augment", "dropout", "labels", "subset", "imbalance"),
@@ -42,3 +44,18 @@ def fold(key: jax.Array, *counters: int | str | jax.Array) -> jax.Array:
         number = zlib.crc32(counter.encode()) if isinstance(counter, str) else counter
         key = jax.random.fold_in(key, number)
     return key
+
+
+def each(key: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
+    """`fold(key, name)` of several names at once: compiled once, not once for each of them."""
+    if not names:
+        return {}
+    numbers = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    return {name: keys[i] for i, name in enumerate(names)}
+
+
+def uniform(key: jax.Array, like: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Draws from [0, 1) of the shape of each array, by its own key of `each`."""
+    keys = each(key, list(like))
+    return {name: jax.random.uniform(keys[name], x.shape) for name, x in like.items()}

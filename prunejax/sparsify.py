@@ -13,6 +13,7 @@ from prunejax import masks as masks_lib
 from prunejax import methods, sparsity, trees
 from prunejax import scores as scores_lib
 from prunejax.methods.transformation import SparsifyState, transformation, where
+from prunejax.methods.windows import windows as windows
 
 Tree = Any
 

@@ -133,9 +133,13 @@ def test_bad_fractions():
     ],
     ids=["sgd", "adamw", "chain", "lbfgs", "adafactor", "masked", "inject"],
 )
-def test_moments_of_what_grows(optimizer):
+@pytest.mark.parametrize("whole", [False, True])
+def test_moments_of_what_grows(optimizer, whole):
     w, m, _, _ = case()
     where = {**m, "c": jnp.array(False)}
+    if whole:  # as units of a filter have them: flags along the last axis alone
+        where["a"] = m["a"][:1]
+        m = m | {"a": np.broadcast_to(np.asarray(where["a"]), w["a"].shape)}
     state = jax.tree.map(lambda x: x + 1, optimizer.init(w))
     new = growth.zero_moments(state, where)
     found = 0

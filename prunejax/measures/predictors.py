@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from prunejax import masks as masks_lib
-from prunejax import sparsity, trees
+from prunejax import trees
 from prunejax.losses import predicted as predicted
 from prunejax.measures import differences, rivals
 from prunejax.measures.prunability import prune_curve
@@ -79,7 +79,7 @@ def ticket(context: Any) -> tuple[Columns, Arrays]:
         raise ValueError(
             "ticket needs masks (config.measures.live_only), initial parameters, names of kernels"
         )
-    live = sparsity.count(context.masks, context.params)
+    live = masks_lib.count(context.masks, context.params)
     start = masks_lib.apply(context.masks, context.initial())
     leaves = dict(trees.leaves_with_paths(context.params))
     masks = dict(zip(leaves, trees.aligned(context.params, context.masks, "masks"), strict=True))

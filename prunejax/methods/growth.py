@@ -184,7 +184,8 @@ def zero_moments(state: Any, where: Tree) -> Any:
 
     Args:
       state: of any optax transformation.
-      where: flags of the parameters' structure, each of its parameter's shape or a scalar.
+      where: flags of the parameters' structure, each of its parameter's shape (or 1 along some
+        axes) or a scalar.
     """
     flags = jax.tree.leaves(where)
     leaves, structure = jax.tree.flatten(state)
@@ -195,12 +196,18 @@ def zero_moments(state: Any, where: Tree) -> Any:
         shape, flag = jnp.shape(x), flags[at]
         if not jnp.ndim(flag):
             flag = jnp.broadcast_to(flag, shape)
-        elif shape[max(0, len(shape) - jnp.ndim(flag)) :] != jnp.shape(flag):
+        elif not _broadcasts(jnp.shape(flag), shape):
             return x
         return jnp.where(flag, jnp.zeros((), jnp.result_type(x)), x)
 
     found = zip(leaves, _whose(state, where), strict=True)
     return jax.tree.unflatten(structure, [forget(x, at) for x, at in found])
+
+
+def _broadcasts(flag: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether flags of a parameter go with an array of its shape, further axes in front aside."""
+    tail = shape[len(shape) - len(flag) :] if len(shape) >= len(flag) else ()
+    return len(tail) == len(flag) and all(f in (1, n) for f, n in zip(flag, tail, strict=True))
 
 
 def _whose(state: Any, params: Tree) -> list[int | None]:

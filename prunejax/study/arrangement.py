@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -13,7 +15,8 @@ from prunejax.record.progress import Progress
 from prunejax.study import layout, lineage
 from prunejax.study.plan import Batch, Member
 from prunejax.study.population import Population
-from prunejax.train.step import Data
+from prunejax.train import step
+from prunejax.train.step import Data, Program, TrainState
 
 
 def device_data(dataset: Dataset | StreamedSet) -> Data | StreamedSet:
@@ -28,6 +31,14 @@ def device_data(dataset: Dataset | StreamedSet) -> Data | StreamedSet:
         dataset.validation_images,
         dataset.validation_labels.astype(np.int32),
     )
+
+
+def shapes(program: Program, member: Member) -> TrainState:
+    """Shapes and types of one run's state."""
+    state: TrainState = jax.eval_shape(
+        lambda: step.initial_state(program, jnp.uint32(member.seed), member.table, member.hyper)
+    )
+    return state
 
 
 def waves(

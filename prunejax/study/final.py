@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -16,12 +15,11 @@ from prunejax.errors import ConfigError, RecordError
 from prunejax.measures.summary import is_completed
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
+from prunejax.study import arrangement, plan
 from prunejax.study import config as config_lib
-from prunejax.study import plan
 from prunejax.study.config import Variant
 from prunejax.study.plan import Batch, Member
 from prunejax.system import config_file
-from prunejax.train import step
 from prunejax.train.step import TrainState
 
 
@@ -90,11 +88,7 @@ class _Stack:
     @cached_property
     def _states(self) -> TrainState:
         batch, member = self._of
-        one = jax.eval_shape(
-            lambda: step.initial_state(
-                batch.program, jnp.uint32(member.seed), member.table, member.hyper
-            )
-        )
+        one = arrangement.shapes(batch.program, member)
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((self._size, *leaf.shape), leaf.dtype, sharding=host),

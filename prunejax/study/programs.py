@@ -258,6 +258,7 @@ def _features(
         or any(any(row.grow.values()) for rows in between.values() for row in rows),
         pooled=any(a.settings.prune.redistribute for a in arms),
         threshold=any(a.settings.prune.schedule == "threshold" for a in arms),
+        random=any("random" in (a.settings.prune.target, a.settings.prune.grow) for a in acting),
     )
 
 

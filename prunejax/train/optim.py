@@ -1,7 +1,6 @@
 """Optimizers as optax chains without a learning rate: rate and weight decay are data of a run."""
 
 import itertools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from prunejax import masks as masks_lib
-from prunejax import registry, trees
+from prunejax import registry
 
 __all__ = [
     "OPTIMIZERS",
@@ -47,19 +46,6 @@ class Optimizer(NamedTuple):
     def init(self, params: Tree) -> optax.OptState:
         """Optimizer state: moments of zero."""
         return self.transform.init(params)
-
-    def forget(self, state: optax.OptState, params: Tree, where: Mapping[str, Any]) -> Tree:
-        """The optimizer state with zero moments where units come back.
-
-        Args:
-          state: of the optimizer.
-          params: of the model, for the leaves' paths.
-          where: leaf path -> bool that broadcasts against the leaf.
-        """
-        masks = trees.map_with_path(lambda path, _: where.get(path, jnp.array(False)), params)
-        return optax.tree_utils.tree_map_params(
-            self.transform, lambda s, m: jnp.where(m, jnp.zeros_like(s), s), state, masks
-        )
 
     def update(
         self,

@@ -1,6 +1,7 @@
 """An event: scores -> targets -> windows, as one pure function of the train state."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from prunejax import interventions, rng, trees
 from prunejax import masks as mask_algebra
 from prunejax import scores as scores_lib
-from prunejax.methods import before
+from prunejax.methods import before, growth
 from prunejax.train import evaluation, evidence, forward, regrowth
 from prunejax.train.step import (
     Data,
@@ -44,6 +45,10 @@ class Growth(NamedTuple):
     ever: Array  # units that were live in some training step
 
 
+def _number(program: Program, units: Mapping[str, Array]) -> Array:
+    return jnp.stack([jnp.sum(units[g.name], dtype=jnp.int32) for g in program.groups])
+
+
 def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -> dict[str, Array]:
     """Per layer, the score of every unit by the score function of row `event`."""
     chosen, number = state.table.score[event], state.table.ids[event]
@@ -51,6 +56,7 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
     gradients = evidence.saliency_gradient(program, state, data) if "gradient" in needs else {}
     network = evidence.network_scores(program, state, data) if "network" in needs else {}
     settled = evidence.stability(program, state, data) if "stability" in needs else {}
+    keys = rng.each(rng.at(state.seed, "score", number), [g.name for g in program.groups])
     result = {}
     for g in program.groups:
         inputs = scores_lib.ScoreInputs(
@@ -59,7 +65,7 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
             bias=trees.get(state.params, g.norm[1]) if len(g.norm) == 2 else None,
             activation=state.activations.get(g.name),
             gradient=gradients.get(g.kernel),
-            key=rng.at(state.seed, "score", number, g.name),
+            key=keys[g.name],
             decay=jnp.asarray(state.hyper.score_decay),
             network={name: found[g.name] for name, found in network.items()},
             stability=settled.get(g.name),
@@ -87,18 +93,15 @@ def targets(
     return [before & ~after for before, after in zip(eligible, kept, strict=True)]
 
 
-def _chosen(
-    program: Program, pooled: Array, worth: list[Array], counts: Array, eligible: list[Array]
+def _scoped(
+    program: Program, state: TrainState, event: Array, choose: Callable[[str], list[Array]]
 ) -> list[Array]:
-    """`targets` by the program's rule, or by a row's own where `pooled` tells them apart."""
-    if program.nm is not None:
-        kept = mask_algebra.nm(worth, *program.nm, masks=eligible)
-        return [units & ~k & (n > 0) for units, k, n in zip(eligible, kept, counts, strict=True)]
+    """`choose(scope)` in the program's scope, or in a row's own where rows differ in it."""
     if program.global_scope or not program.features.pooled:
-        scope = "global" if program.global_scope else "layer"
-        return targets(worth, counts, eligible, scope)
-    both = [targets(worth, counts, eligible, scope) for scope in ("global", "layer")]
-    return [jnp.where(pooled, a, b) for a, b in zip(*both, strict=True)]
+        return choose("global" if program.global_scope else "layer")
+    pooled = state.table.pooled[event]
+    both = zip(choose("global"), choose("layer"), strict=True)
+    return [jnp.where(pooled, a, b) for a, b in both]
 
 
 def select(program: Program, state: TrainState, data: Data, event: Array) -> dict[str, Array]:
@@ -113,15 +116,22 @@ def select(program: Program, state: TrainState, data: Data, event: Array) -> dic
     target, number = table.target[event], table.ids[event]
     scores = unit_scores(program, state, data, event)
     worth, eligible = [], []  # larger = kept longer; lists, since a dict would go by name
+    drawn = scores  # not looked at where no arm asks for draws
+    if program.features.random:
+        drawn = rng.uniform(rng.at(state.seed, "mask", number), scores)
     for g in program.groups:
         score = scores[g.name]
-        draws = jax.random.uniform(rng.at(state.seed, "mask", number, g.name), score.shape)
         smallest_first = jnp.where(target == LARGEST, -score, score)
-        worth.append(jnp.where(target == RANDOM, -draws, smallest_first))
+        worth.append(jnp.where(target == RANDOM, -drawn[g.name], smallest_first))
         taken = state.windows.targeted[g.name]
         eligible.append(~taken if program.forward == "masked" else jnp.ones_like(taken))
-    pooled = table.pooled[event] if program.features.pooled else jnp.array(False)
-    chosen = _chosen(program, pooled, worth, counts, eligible)
+    if program.nm is not None:
+        kept = mask_algebra.nm(worth, *program.nm, masks=eligible)
+        many = zip(eligible, kept, counts, strict=True)
+        chosen = [units & ~k & (n > 0) for units, k, n in many]
+    else:
+        choose = functools.partial(targets, worth, counts, eligible)
+        chosen = _scoped(program, state, event, choose)
     return {g.name: c for g, c in zip(program.groups, chosen, strict=True)}
 
 
@@ -138,23 +148,25 @@ def grow(
       Bool per unit and layer, and how many of them have a gradient of exactly 0, int32 [layers].
     """
     table, gradients = state.table, evidence.saliency_gradient(program, state, data, dense=True)
-    number, worth, dead, sizes = table.ids[event], [], [], {}
+    dead, sizes = [], {}
     for g in program.groups:
         gone = state.windows.remaining[g.name] > 0
         size = jnp.abs(gradients[g.kernel])
         if gone.ndim == 1:
             size = jnp.sum(size, axis=tuple(range(size.ndim - 1)))
-        draws = jax.random.uniform(rng.at(state.seed, "grow", number, g.name), size.shape)
         sizes[g.name] = size
-        worth.append(jnp.where(table.random_growth, draws, size))
         dead.append(gone)
+    worth = list(sizes.values())
+    if program.features.random:
+        drawn = rng.uniform(rng.at(state.seed, "grow", table.ids[event]), sizes)
+        worth = [jnp.where(table.random_growth, drawn[n], s) for n, s in sizes.items()]
     counts = table.grow[event]
-    many = jnp.sum(counts) if program.global_scope else list(counts)
-    scope = "global" if program.global_scope else "layer"
-    back = mask_algebra.prune(worth, many, masks=dead, scope=scope)
-    if program.features.pooled and not program.global_scope:
-        among = mask_algebra.prune(worth, jnp.sum(counts), masks=dead, scope="global")
-        back = [jnp.where(table.pooled[event], a, b) for a, b in zip(among, back, strict=True)]
+
+    def choose(scope: str) -> list[Array]:
+        many = jnp.sum(counts) if scope == "global" else list(counts)
+        return mask_algebra.prune(worth, many, masks=dead, scope=scope)
+
+    back = _scoped(program, state, event, choose)
     grown = {g.name: b for g, b in zip(program.groups, back, strict=True)}
     zero = jnp.stack([jnp.sum(grown[n] & (sizes[n] == 0), dtype=jnp.int32) for n in sizes])
     return grown, zero
@@ -164,25 +176,22 @@ def _with_growth(
     program: Program, state: TrainState, data: Data, event: Array
 ) -> tuple[TrainState, Growth]:
     """The state after the drop -> after the growth of row `event`."""
-    number = lambda units: jnp.stack(  # noqa: E731
-        [jnp.sum(units[g.name], dtype=jnp.int32) for g in program.groups]
-    )
-    windows = state.windows
+    number, windows = functools.partial(_number, program), state.windows
     alive = {n: g & (windows.remaining[n] == 0) for n, g in windows.grown.items()}
-    before, survived, ever = number(windows.grown), number(alive), number(windows.ever)
+    last, survived, ever = number(windows.grown), number(alive), number(windows.ever)
 
     def back(state: TrainState) -> tuple[TrainState, Array, Array]:
         grown, zero = grow(program, state, data, event)
         params, windows = regrowth.regrow(program.groups, state.params, state.windows, grown)
-        forgotten = regrowth.kernel_masks(program.groups, params, grown)
-        moments = program.optimizer.forget(state.opt_state, params, forgotten)
+        where = regrowth.leaf_masks(program.groups, params, grown)
+        moments = growth.zero_moments(state.opt_state, where)
         changed = state._replace(params=params, windows=windows, opt_state=moments)
         return changed, number(grown), zero
 
-    none = jnp.zeros_like(before)
+    none = jnp.zeros_like(last)
     happens = jnp.any(state.table.grow[event] > 0)
     state, grown, zero = jax.lax.cond(happens, back, lambda s: (s, none, none), state)
-    return state, Growth(grown, zero, before, survived, ever)
+    return state, Growth(grown, zero, last, survived, ever)
 
 
 def apply_event(
@@ -233,14 +242,12 @@ def apply_event(
             lambda: evaluation.forecast(program, before, state, data.test_images, data.test_labels),
             lambda: predicted,
         )
-    growth = None
+    back = None
     if program.features.growth:
-        state, growth = _with_growth(program, state, data, event)
+        state, back = _with_growth(program, state, data, event)
         windows = state.windows
-    targeted = jnp.stack([jnp.sum(selected[g.name]) for g in program.groups])
-    live = jnp.stack([jnp.sum(windows.remaining[g.name] == 0) for g in program.groups])
-    counts = targeted.astype(jnp.int32), live.astype(jnp.int32)
-    return state, Event(selected, *counts, predicted, growth)
+    live = _number(program, {n: left == 0 for n, left in windows.remaining.items()})
+    return state, Event(selected, _number(program, selected), live, predicted, back)
 
 
 def _rechosen(
@@ -256,21 +263,14 @@ def _rechosen(
         dead = {n: jnp.where(soft, ~kept[n], units) for n, units in dead.items()}
     happens = jnp.any(table.counts[event] > 0) | (table.ids[event] > program.epochs)
     after, dropped, grown = forward.choose(windows, dead, happens)
-
-    def number(units: Mapping[str, Array]) -> Array:
-        return jnp.stack([jnp.sum(units[g.name], dtype=jnp.int32) for g in program.groups])
-
+    number = functools.partial(_number, program)
     alive = {n: g & (after.remaining[n] == 0) for n, g in windows.grown.items()}
-    record = Growth(
-        number(grown),
-        jnp.full(len(program.groups), -1, jnp.int32),  # no gradient was asked
-        number(windows.grown),
-        number(alive),
-        number(windows.ever),
-    )
+    zero = jnp.full(len(program.groups), -1, jnp.int32)  # no gradient was asked
+    last, survived, ever = number(windows.grown), number(alive), number(windows.ever)
+    record = Growth(number(grown), zero, last, survived, ever)
     live = number({n: left == 0 for n, left in after.remaining.items()})
-    event_ = Event(dropped, number(dropped), live, jnp.full(2, jnp.nan), record)
-    return state._replace(windows=after), event_
+    made = Event(dropped, number(dropped), live, jnp.full(2, jnp.nan), record)
+    return state._replace(windows=after), made
 
 
 def with_sparse_fan_in(program: Program, state: TrainState) -> TrainState:

@@ -13,10 +13,8 @@ from prunejax.interventions import Params, Windows
 Array = jax.Array
 
 
-def kernel_masks(
-    groups: Sequence[Group], params: Params, units: Mapping[str, Array]
-) -> dict[str, Array]:
-    """Leaf path -> bool that broadcasts against the leaf: where it belongs to one of `units`."""
+def leaf_masks(groups: Sequence[Group], params: Params, units: Mapping[str, Array]) -> Params:
+    """Bools that broadcast against the parameters' leaves: what belongs to one of `units`."""
     values: dict[str, Array] = {}
     for g in groups:
         kernel, of = trees.get(params, g.kernel), units[g.name]
@@ -24,7 +22,7 @@ def kernel_masks(
             values |= dict.fromkeys(g.affine, of)
             of = of.reshape((1,) * (kernel.ndim - 1) + of.shape)
         values[g.kernel] = of
-    return values
+    return trees.map_with_path(lambda path, _: values.get(path, jnp.array(False)), params)
 
 
 def trained(windows: Windows) -> Windows:

@@ -272,11 +272,6 @@ def train_last_step(program: Program, state: TrainState, data: Data) -> TrainSta
     )
 
 
-def _unless_stopped(program: Program, state: TrainState, data: Data, indices: Array) -> TrainState:
-    step = lambda s: _step_on(program, s, data, indices)  # noqa: E731
-    return stopping.unless_stopped(program.stops, state, step)
-
-
 def _order(program: Program, state: TrainState) -> Array:
     epoch = state.step // program.steps_per_epoch
     return data_lib.epoch_permutation(state.seeds.data, epoch, program.train_examples)

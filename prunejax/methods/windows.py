@@ -1,0 +1,185 @@
+"""Zeroing and noise for a number of steps in anybody's optax loop: events that end again.
+
+    tx = windows(optax.sgd(0.1), [(100, 500)], kind="zero", duration=50)
+
+What studies do with `config.intervention` (`prunejax.interventions`), here on any parameters.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prunejax import interventions, registry, rng, trees
+from prunejax import masks as masks_lib
+from prunejax import scores as scores_lib
+from prunejax.groups import Group
+
+Array = jax.Array
+Tree = Any
+KINDS = ("zero", "gaussian")
+TARGETS = ("smallest", "largest", "random")
+RESTORES = ("no", "weights")
+
+
+class WindowsState(NamedTuple):
+    """The state of `windows`: the wrapped optimizer's, the windows, and the updates done."""
+
+    inner: optax.OptState
+    windows: interventions.Windows
+    step: Array
+
+
+def windows(
+    optimizer: optax.GradientTransformation,
+    events: Sequence[tuple[int, int]],
+    *,
+    kind: str = "zero",
+    duration: int | None = None,
+    restore: str = "no",
+    noise_scale: float = 1.0,
+    target: str = "smallest",
+    rules: str | Iterable[str] | None = None,
+    score: Callable[[Array], Array] = scores_lib.magnitude,
+    scope: str = "global",
+    seed: int | Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer: units that events target are zeroed, or get noise, for `duration` steps.
+
+    After the update numbered `step` of an event, `count` units that no event has targeted are set
+    to 0 or get noise; so are they after each further update, until `duration` gradients have been
+    taken of parameters so changed. Then the window closes: they train on from where they are, or
+    from the value before the event (to a rounding error: an update is added). Between two changes
+    they are trained as all others are. Outermost, as `sparsify`.
+
+    Args:
+      optimizer: any optax transformation.
+      events: (step, count) pairs, units to target at that update.
+      kind: "zero", or "gaussian": N(0, (noise_scale * s)^2), drawn anew at every step, s the
+        standard deviation of the leaf's first filter that is no target (of all its weights that
+        are none, where units are weights).
+      duration: steps; None: for ever.
+      restore: "no" or "weights".
+      noise_scale: see `kind`.
+      target: the "smallest" or "largest" scores, or "random" units.
+      rules: of the leaves, as in `sparsify`.
+      score: leaf -> a number per weight, or one per filter of its last axis, (1, ..., 1, units).
+      scope: "global", or "layer" (then each leaf gives `count` units).
+      seed: of noise and random targets.
+
+    Raises:
+      ValueError: an unknown word, a duration below 1, events that are no pairs of such integers;
+        from `init`: more targets than units, or a score of another shape; from `update`: no
+        parameters.
+    """
+    for value, known, what in (
+        (kind, KINDS, "kind"), (target, TARGETS, "target"), (restore, RESTORES, "restore"),
+        (scope, masks_lib.SCOPES, "scope"),
+    ):  # fmt: skip
+        registry.lookup(dict.fromkeys(known, value), value, what)
+    if duration is not None and duration < 1:
+        raise ValueError(f"duration {duration!r}: at least 1 step, or None for ever")
+    pairs = sorted((step, count) for step, count in events)
+    if not pairs or any(not isinstance(x, int) or x < 0 for pair in pairs for x in pair):
+        raise ValueError(f"events {events!r}: (step >= 0, count >= 0) pairs of integers")
+    steps, counts = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
+    table = interventions.Table(
+        kind=np.int32(interventions.KINDS[kind]),
+        duration=np.int32(interventions.FOREVER if duration is None else duration),
+        cumulative=np.bool_(False),
+        restore=np.int32(interventions.RESTORES[restore]),
+        mask_norm=np.bool_(False),
+        noise_scale=np.float32(noise_scale),
+        replay=np.bool_(False),
+        target=steps * 0,
+        score=steps * 0,
+        counts=counts,
+    )
+    features = interventions.Features(
+        finite=True,
+        zero=kind == "zero",
+        gaussian=kind == "gaussian",
+        restore=restore != "no",
+        random=target == "random",
+    )
+    inner = optax.with_extra_args_support(optimizer)
+
+    def groups_of(params: Tree) -> tuple[Group, ...]:
+        chosen = trees.leaves_with_paths(trees.prunable(params, rules))
+        return tuple(
+            Group(path, path, (), (), None, np.shape(trees.get(params, path))[-1])
+            for path, picked in chosen
+            if picked
+        )
+
+    def init(params: Tree) -> WindowsState:
+        groups = groups_of(params)
+        shapes = {g.name: _units(g, trees.get(params, g.kernel), score) for g in groups}
+        asked, there = int(counts.sum()), [math.prod(s) for s in shapes.values()]
+        if asked > (sum(there) if scope == "global" else min(there, default=0)):
+            raise ValueError(f"events target {asked} units; there are {there} ({scope} scope)")
+        saved = {n: trees.get(params, n) for n in shapes} if features.restore else {}
+        empty = {n: jnp.zeros(s, bool) for n, s in shapes.items()}
+        left = {n: jnp.zeros(s, jnp.int32) for n, s in shapes.items()}
+        state = interventions.Windows(empty, left, saved, {}, {})
+        return WindowsState(inner.init(params), state, jnp.int32(0))
+
+    def select(params: Tree, state: WindowsState, due: Array) -> dict[str, Array]:
+        eligible = [~units for units in state.windows.targeted.values()]
+        worth = {
+            n: jnp.reshape(score(trees.get(params, n)), units.shape)
+            for n, units in state.windows.targeted.items()
+        }
+        if target == "random":
+            worth = rng.uniform(rng.at(seed, "mask", state.step), worth)
+        elif target == "largest":
+            worth = {n: -w for n, w in worth.items()}
+        left = [jnp.sum(units, dtype=jnp.int32) for units in eligible]
+        keep: Any = [n - due for n in left] if scope == "layer" else sum(left) - due
+        kept = masks_lib.prune(list(worth.values()), keep, masks=eligible, scope=scope)
+        return {n: e & ~k for n, e, k in zip(worth, eligible, kept, strict=True)}
+
+    def update(
+        gradients: Tree, state: WindowsState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, WindowsState]:
+        if params is None:
+            raise ValueError("windows needs the parameters: tx.update(gradients, state, params)")
+        groups, own = groups_of(params), jnp.asarray(seed)
+        updates, inside = inner.update(gradients, state.inner, params, **extra)
+        new, _, held = interventions.advance(
+            groups, optax.apply_updates(params, updates), {}, state.windows, table, features
+        )
+        due = jnp.sum(jnp.where(steps == state.step, counts, 0))
+
+        def event(new: Tree, held: interventions.Windows) -> tuple[Tree, interventions.Windows]:
+            chosen = select(new, state, due)
+            held = interventions.open_windows(groups, new, {}, held, table, features, chosen)
+            return interventions.act(
+                groups, new, held, table, features, seed=own, counter=state.step, opening=True
+            ), held
+
+        new, held = jax.lax.cond(due > 0, event, lambda *same: same, new, held)
+        new = interventions.act(
+            groups, new, held, table, features, seed=own, counter=state.step + 1, opening=False
+        )
+        changed = jax.tree.map(jnp.subtract, new, params)
+        return changed, WindowsState(inside, held, state.step + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+
+
+def _units(group: Group, leaf: Array, score: Callable[[Array], Array]) -> tuple[int, ...]:
+    """The shape of a leaf's units: its own, or (units,) for those of its last axis."""
+    found = jax.eval_shape(score, leaf).shape
+    if found == leaf.shape:
+        return tuple(found)
+    if math.prod(found) == group.units and found[-1:] == (group.units,):
+        return (group.units,)
+    raise ValueError(
+        f"the score of leaf {group.name!r} {leaf.shape} has shape {found}; give one number per "
+        f"weight, or one per filter of the last axis, (1, ..., 1, {group.units})"
+    )
