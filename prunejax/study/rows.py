@@ -1,6 +1,6 @@
 """Tables of a study: their columns, and rows of epochs and events from what runs have measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from prunejax.groups import Group
 from prunejax.measures import suite
 from prunejax.record import run_directory as record
+from prunejax.record.directory import SharedDirectory
 from prunejax.record.run_directory import FORECAST
 from prunejax.study.config import Variant
 from prunejax.study.programs import Member
@@ -16,6 +17,22 @@ from prunejax.train.evaluation import Metrics
 from prunejax.train.step import Program
 
 Row = dict[str, Any]
+
+
+def by_run(
+    directory: SharedDirectory, begins: Mapping[str, int], members: Sequence[Member]
+) -> list[dict[str, list[dict[str, str]]]]:
+    """Of `epochs` and of `events`: run -> its rows, in their order.
+
+    Args: begins: bytes of each table before the members' rows, the only ones that are read.
+    """
+    found = []
+    for table in ("epochs", "events"):
+        rows: dict[str, list[dict[str, str]]] = {m.run: [] for m in members}
+        for row in directory.rows(table, begins[table]):
+            rows[row["run"]].append(row)
+        found.append(rows)
+    return found
 
 
 def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tuple[str, ...]]:
