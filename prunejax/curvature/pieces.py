@@ -16,7 +16,7 @@ DEFAULT_CHUNK = 32  # examples at once: activations of that many, gradients of o
 def _piece(batch: Tree, start: Any, real: Any, size: int) -> Tree:
     """`size` examples from `start` on; from `real` of them on copies of the last one."""
     rows = start + jnp.minimum(jnp.arange(size), real - 1)
-    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), batch)
+    return jax.tree.map(lambda x: x[rows], batch)
 
 
 def _on_one_device(x: Any) -> bool:
