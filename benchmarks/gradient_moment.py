@@ -9,6 +9,7 @@ Contenders, on the same weights, BatchNorm statistics (eval mode, of the data) a
     vmap(grad)  per-example gradients of a chunk stored, squared, summed
     jax 1       a compiled gradient of one example, in a Python loop
     torch 1     zero_grad, forward, backward, sum of squares for each example: the paper's code
+    torch.func  vmap(grad) of `torch.func`, chunk by chunk: how one writes it in PyTorch today
     gradient    for scale: the ordinary gradient of the mean loss over all examples, in chunks
 
 Before a clock is read, the squared norms of 16 examples in float64 by one backward pass each (in
@@ -90,7 +91,9 @@ def check_exactly(
         wanted = np.asarray(runs["ours"](exact))
         found = {"jax 1": runs["jax 1"](exact)}
     if worker:
-        found["torch 1"] = np.asarray(worker(double=True, examples=len(batch[1]))["norms"])
+        asked = {"double": True, "examples": len(batch[1])}
+        found["torch 1"] = np.asarray(worker(**asked)["norms"])
+        found["torch.func"] = np.asarray(worker(**asked, chunk=len(batch[1]))["norms"])
     for label, norms in found.items():
         error = float(np.max(np.abs(norms / wanted - 1)))
         print(f"{name}: {label} in float64 differs from ours by {error:.1e}", flush=True)
@@ -122,6 +125,7 @@ def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             worker = common.Worker(options.torch_python, script, name, path, str(options.threads))
             print("torch", worker.about, flush=True)
             runs["torch 1"] = lambda n: worker(examples=n)
+            runs["torch.func"] = lambda n: worker(examples=n, chunk=chunk)
         check_exactly(name, params, statistics, base.rows(batch, 0, 16), worker)
         runs = {label: run for label, run in runs.items() if label not in options.skip}
         first = {label: run(chunk)["wall"] for label, run in runs.items()}

@@ -1,4 +1,4 @@
-"""Meshes of simulated devices give what one device gives; see `tests/layouts.py`."""
+"""Programs on meshes of simulated devices; see `tests/layouts.py` and `tests/collectives.py`."""
 
 import os
 import subprocess
@@ -9,9 +9,10 @@ import pytest
 
 
 @pytest.mark.slow
-def test_meshes_of_two_and_four_devices_give_the_result_of_one():
+@pytest.mark.parametrize("program", ["layouts", "collectives"])
+def test_meshes_give_what_one_device_gives_and_exchange_what_they_must(program):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.layouts"],
+        [sys.executable, "-m", f"tests.{program}"],
         cwd=Path(__file__).parent.parent,
         # Nine tenths of the time are compilation.
         env=os.environ

@@ -4,6 +4,8 @@ The members of a study are spread over the axis `member`; the devices along `dat
 member: its batch, and on request its parameters. Several processes see one mesh of all devices.
 """
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,13 +98,33 @@ def stacked(mesh: Mesh, one: Tree, split: bool) -> Tree:
     parts = mesh.shape[DATA]
 
     def place(leaf: Any) -> NamedSharding:
-        fitting = [n if n % parts == 0 else 0 for n in leaf.shape]
-        if not split or leaf.size < SMALL or not any(fitting):
-            return sharding(mesh, MEMBER)
-        longest = int(np.argmax(fitting))
-        return sharding(mesh, MEMBER, *[None] * longest, DATA)
+        spec = split_spec(leaf.shape, parts) if split else PartitionSpec()
+        return sharding(mesh, MEMBER, *spec)
 
     return jax.tree.map(place, one)
+
+
+def split_spec(shape: Sequence[int], parts: int) -> PartitionSpec:
+    """How an array is split over `parts` devices along `data`; small ones stay whole."""
+    fitting = [n if n % parts == 0 else 0 for n in shape]
+    if math.prod(shape) < SMALL or not any(fitting):
+        return PartitionSpec()
+    return PartitionSpec(*[None] * int(np.argmax(fitting)), DATA)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Lays arrays inside a program out as `stacked` splits a member's arrays of their shapes."""
+
+    parts: int
+
+    def __call__(self, tree: Tree) -> Tree:
+        """The same numbers; what devices have to add up, each adds up for its own part."""
+
+        def one(leaf: jax.Array) -> jax.Array:
+            return jax.lax.with_sharding_constraint(leaf, split_spec(leaf.shape, self.parts))
+
+        return jax.tree.map(one, tree)
 
 
 def put(tree: Tree, where: Any) -> Tree:

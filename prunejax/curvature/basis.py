@@ -121,7 +121,7 @@ class Basis:
     def _rotated(self, stack: Tree, coefficients: np.ndarray, placed: Any) -> Tree:
         full = np.zeros((len(coefficients), self.capacity))
         full[:, : coefficients.shape[1]] = coefficients
-        return _combined(jnp.asarray(full, self._operator.dtype), stack, placed)
+        return _combined(full.astype(self._operator.dtype), stack, placed)
 
 
 @jax.jit

@@ -24,10 +24,10 @@ from prunejax.curvature import base, modes, vectors
 from prunejax.curvature.example_gradients import norms_and_sum
 from prunejax.curvature.fieller import fieller, reciprocal
 from prunejax.curvature.host import on_host
+from prunejax.curvature.pieces import chunks
 
 Tree = Any
 PerExampleLoss = Callable[[Tree, Tree], jax.Array]
-DEFAULT_CHUNK = 32  # examples at once: activations of that many, gradients of one on CPU
 
 
 @dataclass(frozen=True)
@@ -112,38 +112,6 @@ def _slopes(loss: Any, params: Tree, batch: Tree, direction: Tree) -> jax.Array:
     return modes.pushforward(lambda p: loss(p, batch), params, tangent)[1]
 
 
-def chunks(batches: base.Batches, size: int | None) -> list[tuple[Tree, int]]:
-    """Batches cut into pieces of one size: `(piece, examples that count)`.
-
-    A short piece is filled up with copies of its last example, so that every piece has the same
-    shape and one compiled kernel serves all.
-
-    Raises:
-      ValueError: the size is not positive, or a batch has no examples.
-    """
-    found = base.batch_list(batches)
-    if found[0] is None:
-        raise ValueError("per-example gradients need examples; batches is None")
-    sizes = [base.batch_size(batch) for batch in found]
-    size = min(DEFAULT_CHUNK if size is None else size, max(sizes))
-    if size < 1:
-        raise ValueError(f"chunk must be at least 1, got {size}")
-    pieces = []
-    for batch, n in zip(found, sizes, strict=True):
-        for start in range(0, n, size):
-            real = min(size, n - start)
-            piece = base.rows(batch, start, start + real)
-            if real < size:
-                piece = jax.tree.map(
-                    lambda x, missing=size - real: jnp.concatenate(
-                        [jnp.asarray(x), jnp.repeat(jnp.asarray(x[-1:]), missing, axis=0)]
-                    ),
-                    piece,
-                )
-            pieces.append((piece, real))
-    return pieces
-
-
 def standard_error(values: np.ndarray) -> float:
     """Standard error of the mean of a sample; NaN for fewer than two values."""
     n = len(values)
@@ -170,7 +138,7 @@ def _moment(
     dtype = base.accumulator(jnp.result_type(*jax.tree.leaves(params)))
     parts = []
     for piece, real in pieces:
-        weight = (jnp.arange(base.batch_size(piece)) < real).astype(dtype)
+        weight = (np.arange(base.batch_size(piece)) < real).astype(dtype)
         if mean:
             squared, total = _norms_and_sum(loss, params, piece, weight, live, total)
         else:

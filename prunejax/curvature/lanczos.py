@@ -183,7 +183,7 @@ def eigenpairs(
     again = np.argsort(order(values), kind="stable")
     return Eigenpairs(
         values=values[again],
-        vectors=jax.tree.map(lambda x: x[again], stack),
+        vectors=vectors.take(stack, again),
         residuals=residuals[again],
         converged=residuals[again] <= tolerance * space.norm,
         norm=space.norm,

@@ -32,11 +32,11 @@ from prunejax.curvature.fieller import fieller
 from prunejax.curvature.gradients import (
     GradientMoment,
     PerExampleLoss,
-    chunks,
     gradient_second_moment,
 )
 from prunejax.curvature.host import on_host
 from prunejax.curvature.lanczos import Eigenpairs
+from prunejax.curvature.pieces import chunks
 from prunejax.registry import lookup
 
 Tree = Any

@@ -65,6 +65,12 @@ def index(stack: Tree, i: Any) -> Tree:
     return jax.tree.map(lambda x: x[i], stack)
 
 
+@jax.jit
+def take(stack: Tree, order: Any) -> Tree:
+    """The stack of the vectors at the positions `order`."""
+    return jax.tree.map(lambda x: x[order], stack)
+
+
 def _contract(x: jax.Array, y: jax.Array, dims: Any) -> jax.Array:
     """A contraction over every axis that may be sharded; its result is whole on each device."""
     sharding = jax.typeof(x).sharding

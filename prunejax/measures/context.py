@@ -130,7 +130,7 @@ class Context:
         return dataclasses.replace(
             found,
             values=found.values[order],
-            vectors=jax.tree.map(lambda x: x[order], found.vectors),
+            vectors=vectors.take(found.vectors, order),
             residuals=found.residuals[order],
             converged=found.converged[order],
         )

@@ -232,8 +232,18 @@ def on_one_device(x: Array) -> bool:
         return True
     if not isinstance(x, jax.core.Tracer):
         return len(x.sharding.device_set) == 1
-    kinds = jax.typeof(x).sharding.mesh.axis_types
-    return bool(kinds) and all(kind == AxisType.Manual for kind in kinds)  # in `shard_map`
+    mesh = jax.typeof(x).sharding.mesh
+    return bool(mesh.axis_types) and not _shared_axes(mesh)  # in `shard_map`
+
+
+def surely_spread(x: Array) -> bool:
+    """Whether `x` is traced on a mesh whose devices may share it, not in a program at large."""
+    return isinstance(x, jax.core.Tracer) and _shared_axes(jax.typeof(x).sharding.mesh)
+
+
+def _shared_axes(mesh: Any) -> bool:
+    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return any(size > 1 and kind != AxisType.Manual for size, kind in axes)
 
 
 @functools.cache

@@ -82,7 +82,7 @@ def each(
     counts = [_count(k) for k in ks]
     chosen: list[Array | None] = [None] * len(arrays)
     kinds = sorted({x.dtype for x in arrays}, key=str)
-    for kind in kinds if _method(method) == "scatter" else ():
+    for kind in kinds if _method(method, arrays) == "scatter" else ():
         # One of its kind is as well off alone, with a sort if it is small.
         places = [i for i, x in enumerate(arrays) if x.dtype == kind and x.size]
         sizes = [arrays[i].size for i in places]
@@ -118,7 +118,7 @@ def _end_to_end(scores: Sequence[Array]) -> bool:
 def _top(
     scores: list[Array], k: Array | int, eligible: list[Array | None], method: str | None
 ) -> list[Array]:
-    counting = _method(method)
+    counting = _method(method, scores)
     full = [i for i, x in enumerate(scores) if x.size]
     total = sum(x.size for x in scores)
     if total >= 2**31 and jax.dtypes.canonicalize_dtype(jnp.int64) != jnp.int64:
@@ -216,9 +216,11 @@ def _flat_index(shape: tuple[int, ...]) -> Array:
     return index
 
 
-def _method(method: str | None) -> str:
+def _method(method: str | None, scores: Sequence[Array]) -> str:
     if method is None:
-        return "scatter" if jax.default_backend() == "cpu" else "compare"
+        # Shards that are to be scattered are gathered first; comparisons are summed where they are.
+        cpu = jax.default_backend() == "cpu" and not any(map(radix.surely_spread, scores))
+        return "scatter" if cpu else "compare"
     return registry.lookup(dict.fromkeys(radix.METHODS, method), method, "counting method")
 
 

@@ -17,19 +17,20 @@ from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress, standing, whose
 from prunejax.record.summary import summarize
-from prunejax.study import lineage
+from prunejax.study import ahead, lineage
 from prunejax.study import population as population_lib
 from prunejax.study import rows as rows_lib
 from prunejax.study.endings import Endings
 from prunejax.study.handover import Handover
 from prunejax.study.happening import Happening
+from prunejax.study.measuring import Hook
 from prunejax.study.population import Population
 from prunejax.study.probing import Probing
 from prunejax.study.programs import Member
 from prunejax.study.saving import Policy as Policy
 from prunejax.study.saving import Saving
 from prunejax.study.targets import Targets
-from prunejax.study.watching import Measure, Watch
+from prunejax.study.watching import Watch
 from prunejax.system import signals
 from prunejax.train.step import TrainState
 
@@ -49,7 +50,7 @@ class Chunk:
     policy: Policy
     progress: Progress
     probing: Probing
-    measure: Measure | None = None  # (one member's state, member, epoch) -> columns of runs.csv
+    measure: Hook | None = None
     measure_epochs: frozenset[int] = frozenset()
     every: int = 1  # epochs between evaluations
 
@@ -94,6 +95,7 @@ class Chunk:
 
     def _run(self) -> None:
         program = self.population.program
+        ahead.prepare(self.population.soon(self.size, events=self._events.own))
         restored = self.checkpoints.restore(self.population.abstract(self.size))
         marks = self.directory.load_json("progress.json")
         self._begins = marks["sizes"]  # of the tables: as long as they were without these members
@@ -118,6 +120,7 @@ class Chunk:
             if any(bool(m.table.fan_in) for m in self.members):
                 states = self.population.scale(states)
             self._watch.track(states, -1)
+            self._watch.rehearse(states)
             epoch = self._done(states) // program.steps_per_epoch
             if epoch or self._done(states):
                 done = self._done(states) * len(self.members)
@@ -229,10 +232,8 @@ class Chunk:
         if released:  # its evaluation changes the windows
             self._saving.keep()
         states, pre = self._events.test(states, after_event=False)
-        for i in range(len(self.members)):
-            asked = epoch in self.measure_epochs and epoch + 1 < self.population.program.epochs
-            if asked and self.measure is not None and bad[i] < 0:  # the end is measured later
-                self._watch.measures(states, i, epoch)
+        if epoch in self.measure_epochs and epoch + 1 < self.population.program.epochs:
+            self._watch.measure_all(states, bad, epoch)  # the end is measured later
         states, post = self._events.at_epoch(states, epoch, pre)
         if post is None and released:  # the released loop evaluates twice in every epoch
             states, post = self._events.test(states, after_event=True)
@@ -306,8 +307,7 @@ class Chunk:
     def _finish(self, states: TrainState) -> None:
         """The members' rows in runs.csv, their final states, and the end of their checkpoints."""
         _, bad, _, _ = self.population.summary(states)
-        mine = partial(rows_lib.by_run, members=self.members, begins=self._begins)
-        epochs, events = (mine(self.directory, table) for table in ("epochs", "events"))
+        epochs, events = rows_lib.by_run(self.directory, self._begins, self.members)
         last = self.population.program.epochs - 1
         fit, rows = self._watch.ends(states), list[rows_lib.Row]()
         endings = Endings(self.population, self.directory, states, self._begins)
@@ -318,7 +318,7 @@ class Chunk:
             if bad[i] < 0:
                 row |= fit[i] | endings.of(i, m, events[m.run])
             if self.measure is not None and bad[i] < 0:
-                row |= self._watch.measures(states, i, last)
+                row |= self._watch.measures(states, i, last, bad)
                 self._maybe_save(states, last + 1, epoch_done=False)
             rows.append(dict.fromkeys(self.directory.tables["runs"]) | row)
         self._targets.save(whole=True)

@@ -36,6 +36,11 @@ class Happening:
         for row in range(self.population.program.epochs + 1, len(table.steps)):
             self.between.setdefault(int(table.steps[row]), []).append(row)
 
+    @property
+    def own(self) -> bool:
+        """Whether there will be events, none of them replayed."""
+        return any(len(m.events) for m in self.members) and not self.targets.twins
+
     def test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
         """Test metrics."""
         with self.saving.long(f"test {after_event}"):

@@ -6,6 +6,7 @@ loss is one function per program: all runs of a program share one compilation.
 
 import functools
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -21,11 +22,15 @@ from prunejax.cluster import distributed, mesh
 from prunejax.errors import ConfigError
 from prunejax.measures import normality, suite
 from prunejax.record.directory import SharedDirectory
+from prunejax.study import ahead
 from prunejax.study.plan import Batch, Member
 from prunejax.train import step
 from prunejax.train.step import Program, TrainState
 
 Tree = Any
+REHEARSED = 8  # runs from which on measuring one more, for compilation, is little
+# Columns, arrays, and why a measure failed.
+Found = tuple[dict[str, float], dict[str, np.ndarray], dict[str, str]]
 
 
 def check(settings: ConfigDict, batches: list[Batch]) -> None:
@@ -151,9 +156,7 @@ class Measurer:
             smoothing_sigma=chosen.smoothing_sigma,
         )
 
-    def measure(
-        self, state: TrainState
-    ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, str]]:
+    def measure(self, state: TrainState) -> Found:
         """Columns, arrays (with what they were computed on), and per failed measure why."""
         context, chosen = self.context(state), self.settings
         columns, arrays, failed = suite.measure(context, chosen.names)
@@ -167,39 +170,81 @@ class Measurer:
         return columns, arrays | {k: np.array(v) for k, v in scalars.items()}, failed
 
 
-def hook(
-    batch: Batch, settings: ConfigDict, directory: SharedDirectory, tell: Callable[[str], None]
-) -> Callable[[TrainState, Member, int], dict[str, float]] | None:
-    """What a study calls after an epoch: (one member's state, member, epoch) -> columns.
+class Hook:
+    """What a study asks after an epoch: of a member's state the columns of `runs.csv`.
 
     Writes `measures/RUN.npz` after the last epoch, `measures/RUN-epochE.npz` after others. With
     several processes each of them computes the same, and the first one's numbers are kept.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        settings: ConfigDict,
+        directory: SharedDirectory,
+        tell: Callable[[str], None],
+    ) -> None:
+        """Args: as of `hook`."""
+        self._measurer, self._last = Measurer(batch, settings), batch.program.epochs - 1
+        self._directory, self._tell = directory, tell
+        self._pool = ThreadPoolExecutor(ahead.MOST)
+        self._worth = ahead.threads() > 0 and len(batch.members) >= REHEARSED
+        self._first: Future[Found] | None = None
+
+    def rehearse(self, state: Callable[[], TrainState]) -> None:
+        """Measures a state for the sake of compilation, in another thread, once in a study."""
+        if self._worth and self._first is None:
+            self._first = self.begin(state())
+
+    @property
+    def compiled(self) -> bool:
+        """Whether a state was measured, so that more can be at once; waits for a rehearsal."""
+        if self._first is not None:
+            wait([self._first])  # what failed in it will fail again
+        return self._first is not None
+
+    def begin(self, state: TrainState) -> "Future[Found]":
+        """Measures in another thread."""
+        return self._pool.submit(self.compute, state)
+
+    def compute(self, state: TrainState) -> Found:
+        """As `Measurer.measure`."""
+        found = self._measurer.measure(_unplaced(state))
+        if self._first is None:
+            self._first = Future()
+            self._first.set_result(found)
+        return found
+
+    def record(self, found: Found, member: Member, epoch: int) -> dict[str, float]:
+        """Tells what failed, writes the arrays, and gives the columns."""
+        columns, arrays, failed = found
+        name = member.run if epoch == self._last else f"{member.run}-epoch{epoch}"
+        for measure, reason in failed.items():
+            self._tell(f"{name}: no {measure}: {reason}")
+        self._directory.save_arrays(name, **arrays)
+        return distributed.on_main(lambda: columns)
+
+
+def _unplaced(state: TrainState) -> TrainState:
+    """On the host, unless devices split it: beside arrays that are bound to no device, others that
+    are bound to one would have every program compiled twice.
+    """
+    alone = all(len(x.devices()) == 1 for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
+    return mesh.fetch(state) if alone or jax.process_count() > 1 else state
+
+
+def hook(
+    batch: Batch, settings: ConfigDict, directory: SharedDirectory, tell: Callable[[str], None]
+) -> Hook | None:
+    """The measures of the runs of a program, None where nothing is measured.
 
     Args:
       batch: the program and its data.
       settings: of the study.
       directory: gets the arrays.
       tell: is told of measures that failed.
-
-    Returns:
-      The function, or None where nothing is measured.
     """
-    if not settings.measures.names:
-        return None
-    measurer = Measurer(batch, settings)
-
-    def measure(state: TrainState, member: Member, epoch: int) -> dict[str, float]:
-        if jax.process_count() > 1:
-            state = mesh.fetch(state)
-        columns, arrays, failed = measurer.measure(state)
-        ended = epoch == batch.program.epochs - 1
-        name = member.run if ended else f"{member.run}-epoch{epoch}"
-        for measure, reason in failed.items():
-            tell(f"{name}: no {measure}: {reason}")
-        directory.save_arrays(name, **arrays)
-        return distributed.on_main(lambda: columns)
-
-    return measure
+    return Hook(batch, settings, directory, tell) if settings.measures.names else None
 
 
 def _cut(images: np.ndarray, labels: np.ndarray, size: int) -> list[tuple[jax.Array, jax.Array]]:

@@ -7,9 +7,10 @@ layout, `data_parallel` devices may share one member (`prunejax.cluster.mesh`).
 """
 
 import copy
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
+from prunejax.study import ahead
+from prunejax.study.ahead import Memory as Memory
 from prunejax.study.programs import Member
 from prunejax.train import evaluation, prune, step, stopping, trackers
 from prunejax.train.evaluation import Metrics
@@ -26,20 +29,6 @@ from prunejax.train.step import Data, Program, TrainState
 Array = jax.Array
 Tree = Any
 LAYOUTS = ("sequential", "vectorized", "sharded")
-
-
-class Memory(NamedTuple):
-    """Bytes on one device (on a CPU: of all its devices in this process together)."""
-
-    states: int
-    data: int
-    work: int  # what the largest program needs beside them
-    saving: int  # on a CPU: the copies that writing a checkpoint makes
-
-    @property
-    def total(self) -> int:
-        """The estimated peak."""
-        return sum(self)
 
 
 def _mapped(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
@@ -82,6 +71,8 @@ class Population:
           ConfigError: the devices do not divide, or there are none to split over.
         """
         used = mesh_lib.used_by(layout, devices, program.data_parallel, shard_params)
+        split = mesh_lib.Split(program.data_parallel) if shard_params else None
+        program = dataclasses.replace(program, split=split)
         self.program, self.layout = program, layout
         self.mesh = mesh_lib.make(used, program.data_parallel)
         self._cpu = used[0].platform == "cpu"
@@ -92,11 +83,14 @@ class Population:
 
         start = lambda m: step.initial_state(program, *m)  # noqa: E731
         self._one: TrainState = jax.eval_shape(start, _arguments(like))
-        whole, split = (mesh_lib.stacked(self.mesh, self._one, s) for s in (False, shard_params))
+        whole, parts = (mesh_lib.stacked(self.mesh, self._one, s) for s in (False, shard_params))
         self._states: TrainState = whole._replace(
-            params=split.params, opt_state=split.opt_state, windows=split.windows
+            params=parts.params, opt_state=parts.opt_state, windows=parts.windows
         )
         states, both = self._states, (self._states, self._members)
+        # What an event targeted lies where its parameters do.
+        event: Tree = Event(*[self._members] * len(Event._fields))  # type: ignore[arg-type]
+        event = event._replace(selected=self._states.windows.targeted)
 
         # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
         once = {"xla_backend_optimization_level": 1} if self._cpu else None
@@ -121,12 +115,12 @@ class Population:
             lambda s, data, event: prune.apply_event(
                 program, s, data, event, replay=s.windows.targeted
             ),
-            both,
+            (states, event),
             donate=True,
         )
         self._twin_event = self._lift(
             lambda m, data, event: prune.apply_event(program, m[0], data, event, m[1]),
-            both,
+            (states, event),
             donate=True,
         )
         self.scale = self._lift(lambda s: prune.with_sparse_fan_in(program, s), states, donate=True)
@@ -162,11 +156,13 @@ class Population:
         options: dict[str, Any] | None = None,
     ) -> Any:
         """`fn(member_args, *shared)` of one member -> of the stack; compiled at its first call."""
-        return jax.jit(
-            self._stacked(fn),
-            donate_argnums=(0,) if donate else (),
-            out_shardings=out,
-            compiler_options=options,
+        return ahead.Compiled(
+            jax.jit(
+                self._stacked(fn),
+                donate_argnums=(0,) if donate else (),
+                out_shardings=out,
+                compiler_options=options,
+            )
         )
 
     def _stacked(self, fn: Callable[..., Tree]) -> Callable[..., Tree]:
@@ -197,6 +193,20 @@ class Population:
         arguments = stack([_arguments(m) for m in members])
         return self._initial(mesh_lib.put(arguments, self._members))
 
+    def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:
+        """What comes after the first steps of `size` members, and its arguments (`ahead.prepare`).
+
+        Args: events: whether there are any (not counting those of twins).
+        """
+        states, data = self.abstract(size), self.data
+        if self.program.last_batch < self.program.batch_size:
+            yield self.train_last, (states, data)
+        yield self._summary, (states,)
+        if not self.program.features.released:
+            yield self._evaluate, (states, data.test_images, data.test_labels)
+        if events:
+            yield self._event, (states, data, np.int32(1))
+
     def put(self, states: TrainState) -> TrainState:
         """Stacked states from the host."""
         return mesh_lib.put(states, self._states)
@@ -223,18 +233,11 @@ class Population:
         Compiles training and evaluation for that size (they are compiled once all the same).
         """
         programs = self._lowered(self.abstract(size), with_evaluation)
-        used = [p.compile().memory_analysis() for p in programs]
-        work = max(
-            m.temp_size_in_bytes + max(0, m.output_size_in_bytes - m.alias_size_in_bytes)
-            for m in used
-            if m is not None
-        )
-        devices = len(self.mesh.local_devices) if self._cpu else 1
-        return Memory(
-            devices * self.state_bytes(size),
-            devices * sum(leaf.nbytes for leaf in self.data),
-            devices * work,
-            devices * self.state_bytes(size) if self._cpu else 0,
+        return ahead.memory_needed(
+            programs,
+            states=self.state_bytes(size),
+            data=sum(leaf.nbytes for leaf in self.data),
+            devices=len(self.mesh.local_devices) if self._cpu else 0,
         )
 
     def _lowered(self, states: TrainState, with_evaluation: bool) -> list[Any]:

@@ -19,6 +19,22 @@ from prunejax.train.step import Program
 Row = dict[str, Any]
 
 
+def by_run(
+    directory: SharedDirectory, begins: Mapping[str, int], members: Sequence[Member]
+) -> list[dict[str, list[dict[str, str]]]]:
+    """Of `epochs` and of `events`: run -> its rows, in their order.
+
+    Args: begins: bytes of each table before the members' rows, the only ones that are read.
+    """
+    found = []
+    for table in ("epochs", "events"):
+        rows: dict[str, list[dict[str, str]]] = {m.run: [] for m in members}
+        for row in directory.rows(table, begins[table]):
+            rows[row["run"]].append(row)
+        found.append(rows)
+    return found
+
+
 def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tuple[str, ...]]:
     """The columns of each table of a study, whose arms run these programs."""
     settings = arms[0].settings
@@ -47,16 +63,6 @@ def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tu
     if settings.measures.forecast:
         found["events"] += record.FORECAST
     found["runs"] += suite.columns(settings.measures.names)
-    return found
-
-
-def by_run(
-    directory: SharedDirectory, table: str, members: Sequence[Member], begins: Mapping[str, int]
-) -> dict[str, list[dict[str, str]]]:
-    """The members' rows of a table by run; what lies before byte `begins` is not read again."""
-    found: dict[str, list[dict[str, str]]] = {m.run: [] for m in members}
-    for row in directory.rows(table, begins.get(table, 0)):
-        found[row["run"]].append(row)
     return found
 
 

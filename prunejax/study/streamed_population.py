@@ -19,6 +19,7 @@ from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import DATA, MEMBER
 from prunejax.data import StreamedSet
 from prunejax.data.streaming import Batch, Stream, available_threads
+from prunejax.study import ahead
 from prunejax.study.plan import Member
 from prunejax.study.population import Memory, Population
 from prunejax.train import evaluation, step
@@ -48,6 +49,8 @@ class StreamedPopulation(Population):
         shard_params: bool = False,
     ) -> None:
         """As `Population`, with a set in place of its arrays."""
+        split = mesh_lib.Split(program.data_parallel) if shard_params else None
+        program = dataclasses.replace(program, split=split)
         alone = dataclasses.replace(program, forecast=False)  # forecasts read the test set, too
         held = _held(program, source)
         super().__init__(alone, held, layout, devices, like, shard_params=shard_params)
@@ -182,6 +185,13 @@ class StreamedPopulation(Population):
         return states, event
 
     # -- memory -------------------------------------------------------------------------------
+
+    def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:
+        """As `Population.soon`."""
+        states = self.abstract(size)
+        yield self._summary, (states,)
+        if events:
+            yield self._event, (states, self.data, np.int32(1))
 
     def _lowered(self, states: TrainState, with_evaluation: bool) -> list[Any]:
         members, shape = states.step.shape[0], self.program.image_shape

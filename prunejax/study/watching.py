@@ -1,13 +1,17 @@
 """What is watched of a chunk of members beside the test set: training loss, stops, trackers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.record import run_directory as record
 from prunejax.record.directory import SharedDirectory
+from prunejax.study import ahead
+from prunejax.study.measuring import Found, Hook
 from prunejax.study.population import Population
 from prunejax.study.programs import Member
 from prunejax.study.saving import Saving
@@ -15,7 +19,18 @@ from prunejax.train import trackers
 from prunejax.train.evaluation import Metrics
 from prunejax.train.step import TrainState
 
-Measure = Callable[[TrainState, Member, int], dict[str, float]]
+SMALL = 2 << 20  # bytes of a member's state
+
+
+def _apart(people: Population) -> bool:
+    """Whether other threads may compute beside: on a CPU, where no devices wait for each other."""
+    shared = people.program.data_parallel > 1 or jax.process_count() > 1
+    return people.mesh.devices.flat[0].platform == "cpu" and not shared
+
+
+def side_by_side(people: Population) -> int:
+    """How many members programs of one device may look at at once: more than 1 on a CPU only."""
+    return min(people.multiple, ahead.MOST) if _apart(people) else 1
 
 
 class Watched(Protocol):
@@ -24,7 +39,7 @@ class Watched(Protocol):
     members: Sequence[Member]  # the real ones
     population: Population
     directory: SharedDirectory
-    measure: Measure | None
+    measure: Hook | None
 
 
 class Watch:
@@ -35,6 +50,7 @@ class Watch:
         self.members, self.padded, self.saving = chunk.members, padded, saving
         self.population, self.directory = chunk.population, chunk.directory
         self._measure = chunk.measure
+        self._running: dict[tuple[int, int], Future[Found]] = {}
 
     def over(self, states: TrainState) -> np.ndarray:
         """Bool [size]: which members have stopped by their training loss."""
@@ -84,18 +100,52 @@ class Watch:
         with self.saving.long("validation"):
             return self.population.evaluate(states, data.validation_images, data.validation_labels)
 
-    def measures(self, states: TrainState, index: int, epoch: int) -> dict[str, float]:
-        """The measures of a member after an epoch, once: a checkpoint remembers them."""
+    def rehearse(self, states: TrainState) -> None:
+        """Has what measures need compiled while the members begin to train.
+
+        Of small networks on a CPU, where one member more costs neither memory nor time.
+        """
+        each = self.population.state_bytes(len(self.padded)) / len(self.padded)
+        if self._measure is not None and each <= SMALL and _apart(self.population):
+            self._measure.rehearse(lambda: self.population.member(states, 0))
+
+    def measure_all(self, states: TrainState, bad: Any, epoch: int) -> None:
+        """`measures`, if any, of every member that is not `bad`."""
+        for i in range(len(self.members)):
+            if self._measure is not None and bad[i] < 0:
+                self.measures(states, i, epoch, bad)
+
+    def measures(self, states: TrainState, index: int, epoch: int, bad: Any) -> dict[str, float]:
+        """The measures of a member after an epoch, once: a checkpoint remembers them.
+
+        On a CPU as many members are measured at once as train at once.
+
+        Args: bad: 0 or more for members that will not be asked for.
+        """
         assert self._measure is not None
-        m = self.members[index]
+        m, known = self.members[index], self.saving.measured
         key = f"{m.run}/{epoch}"
-        if key not in self.saving.measured:
+        if key not in known:
             which = f"{index + 1} of {len(self.members)}"
             with self.saving.long("measuring", f"measuring {m.run} ({which})"):
-                state = self.population.member(states, index)
-                columns = self._measure(state, m, epoch)
-            self.saving.measured[key] = {name: float(value) for name, value in columns.items()}
-        return self.saving.measured[key]
+                later = [i for i in range(index + 1, len(self.members)) if bad[i] < 0]
+                left = [i for i in later if f"{self.members[i].run}/{epoch}" not in known]
+                found = self._found(states, index, epoch, left)
+                columns = self._measure.record(found, m, epoch)
+            known[key] = {name: float(value) for name, value in columns.items()}
+        return known[key]
+
+    def _found(self, states: TrainState, index: int, epoch: int, following: Sequence[int]) -> Found:
+        assert self._measure is not None
+        # Alone until everything is compiled, lest two threads compile the same.
+        beside = side_by_side(self.population) - 1 if self._measure.compiled else 0
+        if not beside and (index, epoch) not in self._running:
+            return self._measure.compute(self.population.member(states, index))
+        for i in (index, *following[:beside]):
+            if (i, epoch) not in self._running:
+                state = self.population.member(states, i)
+                self._running[i, epoch] = self._measure.begin(state)
+        return self._running.pop((index, epoch)).result()
 
     def ends(self, states: TrainState) -> list[dict[str, Any]]:
         """The cells of `runs.csv` about fit and stop, a dict for each member."""

@@ -73,6 +73,7 @@ class Program:
     forecast: bool = False  # events predict their change of the test loss
     microbatch: int = 0  # examples whose gradient is taken at once; 0: the whole batch
     data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch
+    split: Callable[[Tree], Tree] | None = None  # lays gradients out as they split its parameters
 
     @property
     def steps_per_epoch(self) -> int:
@@ -187,7 +188,8 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
             correct = jnp.sum(losses.hits(outputs, batch[1])).astype(jnp.int32)
             return jnp.mean(values), (correct, updated)
 
-        return jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        found, gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        return found, gradients if program.split is None else program.split(gradients)
 
     parts = microbatch.parts(images.shape[0], program.microbatch)
     if parts == 1:

@@ -1,0 +1,134 @@
+"""Programs compiled by other threads, members measured side by side: the same results."""
+
+import threading
+import types
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax.configs import default
+from prunejax.study import ahead, arrangement, config, plan, population, watching
+from tests.studies import tiny
+
+COMPILED = []
+
+
+def _count(name, seconds, **facts):
+    del seconds
+    if name.endswith("backend_compile_duration"):
+        COMPILED.append(facts.get("fun_name"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted():
+    jax.monitoring.register_event_duration_secs_listener(_count)
+    yield
+    jax.monitoring.unregister_event_duration_listener(_count)
+
+
+def test_a_call_waits_for_the_thread_that_compiles_and_compiles_nothing():
+    gate, pool = threading.Event(), ThreadPoolExecutor(1)
+    x = jax.device_put(jnp.arange(6.0), jax.devices()[0])
+    fn = ahead.Compiled(jax.jit(lambda x, n: jnp.cumsum(x) * n))
+    COMPILED.clear()
+    pool.submit(gate.wait)
+    fn.compile(pool, x, np.int32(1))
+    fn.compile(pool, x, np.int32(1))  # asked for twice, compiled once
+    threading.Timer(0.05, gate.set).start()
+    np.testing.assert_array_equal(fn(x, np.int32(3)), 3 * np.cumsum(np.arange(6.0)))
+    assert len(COMPILED) == 1
+
+
+def test_what_fails_in_a_thread_is_told_by_the_call():
+    def wrong(x):
+        raise ZeroDivisionError("in the loss")
+
+    fn = ahead.Compiled(jax.jit(wrong))
+    with ThreadPoolExecutor(1) as pool:
+        fn.compile(pool, 1.0)
+    with pytest.raises(ZeroDivisionError, match="in the loss"):
+        fn(1.0)
+
+
+def test_tasks_side_by_side_keep_their_order_and_raise_the_first_error(monkeypatch):
+    for threads in (0, 2):
+        monkeypatch.setattr(ahead, "threads", lambda n=threads: n)
+        assert ahead.together([lambda i=i: i for i in range(5)]) == list(range(5))
+        with pytest.raises(ZeroDivisionError):
+            ahead.together([lambda: 1, lambda: 1 / 0, lambda: [][0]])
+
+
+def test_several_processes_compile_in_step(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert ahead.threads() == 0
+
+
+def test_training_compiles_no_program_that_was_prepared(monkeypatch):
+    monkeypatch.setattr(ahead, "threads", lambda: 1)
+    (found,) = plan.build(config.variants(tiny(), default.get_config()))
+    data = arrangement.device_data(found.dataset)
+    member = next(m for m in found.members if len(m.events))
+    people = population.Population(found.program, data, "sequential", jax.devices()[:1], member)
+    ahead.prepare(people.soon(1, events=True))
+    functions = [people.train_last, people._summary, people._evaluate, people._event]
+    wait([fn._pending for fn in functions])
+    states = people.initial([member])
+    jax.block_until_ready(states)
+    COMPILED.clear()
+    people.summary(states)
+    people.evaluate_test(states, after_event=False)
+    states, _ = people.event(states, 1)
+    people.train_last(states, people.data)
+    assert not COMPILED
+
+
+class Measuring:
+    """Stands for `measuring.Hook`: the states are numbers."""
+
+    def __init__(self, compiled):
+        self.compiled, self.alone, self.begun, self.recorded = compiled, [], [], []
+
+    def compute(self, state):
+        self.compiled = True
+        self.alone.append(state)
+        return {"x": 10 * state}
+
+    def begin(self, state):
+        self.begun.append(state)
+        found = Future()
+        found.set_result({"x": 10 * state})
+        return found
+
+    def record(self, found, member, epoch):
+        self.recorded.append((member.run, epoch))
+        return found
+
+
+@pytest.mark.parametrize(("devices", "compiled"), [(1, True), (2, False), (3, True)])
+def test_members_are_measured_side_by_side_once_and_recorded_in_order(
+    devices, compiled, monkeypatch
+):
+    members = [types.SimpleNamespace(run=f"a-{i}") for i in range(6)]
+    monkeypatch.setattr(watching, "side_by_side", lambda people: devices)
+    people = types.SimpleNamespace(member=lambda states, i: states[i])
+    saving = types.SimpleNamespace(measured={"a-4/9": {"x": 1.0}}, long=lambda *_: nullcontext())
+    measure = Measuring(compiled)
+    chunk = types.SimpleNamespace(
+        members=members, population=people, directory=None, measure=measure
+    )
+    watch = watching.Watch(chunk, members, saving)
+    bad = np.array([-1, -1, 7, -1, -1, -1, -1])  # and padding
+    whole = [0, 1, 3, 4, 5]
+    for epoch in (3, 9):
+        states = [i + epoch for i in range(6)]
+        found = [watch.measures(states, i, epoch, bad)["x"] for i in whole]
+        wanted = [10.0 * states[i] for i in whole]
+        assert found == (wanted if epoch == 3 else [*wanted[:3], 1.0, wanted[4]])
+    assert measure.recorded == [(f"a-{i}", e) for e in (3, 9) for i in whole if (i, e) != (4, 9)]
+    looked = measure.alone + measure.begun
+    assert len(looked) == len(set(looked)) == 9
+    assert len(measure.alone) == {1: 9, 2: 1, 3: 0}[devices]
