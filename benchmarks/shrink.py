@@ -30,7 +30,7 @@ import numpy as np
 import optax
 
 from prunejax import masks as masks_lib
-from prunejax import models, shrink, sparsity, trees
+from prunejax import models, rng, shrink, sparsity, trees
 
 SHAPE = (32, 32, 3)
 
@@ -98,11 +98,14 @@ class Contender:
 
 def contenders(name: str, batch: int) -> tuple[dict[str, Contender], Any, Any]:
     """Ours, checked; the module's variables, and the batch."""
-    module, params, stats, (x, y) = common.network(name, batch)
-    variables = {"params": params, "batch_stats": stats}
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    module, r = models.create(name, num_classes=10), np.random.default_rng(1)
+    variables = models.init(module, rng.at(0, "init"), SHAPE)
+    gated = variables.pop("gates", {})
+    x = jnp.asarray(r.normal(size=(batch, *SHAPE)).astype(np.float32))
+    y = jnp.asarray(r.integers(0, 10, batch))
     live, gates = halved(module, variables)
-    cut = variables | ({"gates": gates} if gates else {})
+    variables |= {"gates": gated} if gated else {}
+    cut = variables | {"gates": {**gated, **gates}} if gated else variables
     small, found = shrink.shrink(module, cut, live)
     ours = {
         "dense": Contender(module, variables, None, x, y),
