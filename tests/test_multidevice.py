@@ -1,6 +1,5 @@
 """Meshes of simulated devices give what one device gives; see `tests/layouts.py`."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,6 @@ def test_meshes_of_two_and_four_devices_give_the_result_of_one():
     done = subprocess.run(
         [sys.executable, "-m", "tests.layouts"],
         cwd=Path(__file__).parent.parent,
-        # Nine tenths of the time are compilation.
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
         timeout=500,
