@@ -6,7 +6,6 @@ import signal
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from prunejax import main, report
@@ -16,7 +15,7 @@ from prunejax.record import run_directory as record
 from prunejax.study import layout
 from prunejax.study import run as study
 from prunejax.study.population import Population
-from tests.studies import PRUNE, tiny
+from tests.studies import PRUNE, PickledCheckpointer, tiny
 
 TABLES = ("epochs", "events", "runs")
 
@@ -89,32 +88,6 @@ class Moments:
             return function(*args, **options)
 
         return counted
-
-
-class PickledCheckpointer:
-    """In place of orbax where hundreds of checkpoints are written."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def save(self, path, tree):
-        path.mkdir(parents=True)
-        leaves = jax.device_get(jax.tree.leaves(tree))
-        with (path / "leaves.npz").open("wb") as file:
-            np.savez(file, *leaves)
-
-    def wait_until_finished(self):
-        pass
-
-    def restore(self, path, abstract):
-        with np.load(path / "leaves.npz") as saved:
-            leaves = [saved[name] for name in saved.files]
-        structure = jax.tree.structure(abstract)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        return jax.device_put(jax.tree.unflatten(structure, leaves), shardings)
 
 
 def make_quick(patch):

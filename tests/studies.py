@@ -1,8 +1,26 @@
 """Tiny studies on the embedded digits: seconds on one core."""
 
+import csv
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from prunejax.configs import default
+from prunejax.data import StreamedSet
+from prunejax.record import checkpoint
+from prunejax.record.run_directory import RunDirectory
+from prunejax.study import config as config_lib
+from prunejax.study import layout, plan, run
+from prunejax.study.arrangement import device_data
+from prunejax.study.population import Population
+from prunejax.train import prune, step
 
 PRUNE = {
     "schedule": "linear",
@@ -26,3 +44,105 @@ def tiny(**variants: dict) -> ConfigDict:
     some = {"none": {}, "S": {"prune": PRUNE}, "L": {"prune": PRUNE | {"target": "largest"}}}
     config.variants = default.arms(variants or some)
     return config
+
+
+def small(**variants: dict) -> ConfigDict:
+    """`tiny` with one seed and an MLP 64-128-64-10."""
+    config = tiny(**variants)
+    config.seeds, config.model.name = 1, "mlp128_64"
+    return config
+
+
+def planned(config: ConfigDict) -> list[plan.Batch]:
+    """The programs of a study and their runs."""
+    return list(plan.build(config_lib.variants(config, default.get_config())))
+
+
+def begun(config: ConfigDict) -> tuple[plan.Batch, step.Data, step.TrainState]:
+    """Program, data and state (on the device) of a study's first run, before its events."""
+    (batch,) = planned(config)
+    member = batch.members[0]
+    state = step.initial_state(batch.program, jnp.uint32(0), member.table, member.hyper)
+    data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
+    return batch, data, jax.tree.map(jnp.asarray, state)
+
+
+class Functions:
+    """What a program does to one run, each compiled once."""
+
+    def __init__(self, program: step.Program) -> None:
+        """Nothing is compiled yet."""
+        self.event = jax.jit(
+            lambda s, data, row: prune.apply_event(program, s, data, row, s.windows.targeted)
+        )
+        self.train = jax.jit(lambda s, data, steps: step.train_steps(program, s, data, steps))
+
+
+_FUNCTIONS: dict[int, tuple[step.Program, Functions]] = {}
+
+
+def functions(program: step.Program) -> Functions:
+    """Of this very program."""
+    return _FUNCTIONS.setdefault(id(program), (program, Functions(program)))[1]
+
+
+def rows(path: Path, table: str) -> list[dict[str, str]]:
+    """Of a run directory."""
+    with open(path / f"{table}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class PickledCheckpointer:
+    """In place of orbax where hundreds of checkpoints are written."""
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def save(self, path, tree):
+        path.mkdir(parents=True)
+        leaves = jax.device_get(jax.tree.leaves(tree))
+        with (path / "leaves.npz").open("wb") as file:
+            np.savez(file, *leaves)
+
+    def wait_until_finished(self):
+        pass
+
+    def restore(self, path, abstract):
+        with np.load(path / "leaves.npz") as saved:
+            leaves = [saved[name] for name in saved.files]
+        structure = jax.tree.structure(abstract)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        return jax.device_put(jax.tree.unflatten(structure, leaves), shardings)
+
+
+def go(config: ConfigDict, path: Path, **options: Any) -> run.Result:
+    """Runs a study; those of one process with the same program share its compiled functions.
+
+    Its checkpoints are plain files, and it leaves no TensorBoard events.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "_population", _shared)
+        patch.setattr(checkpoint.ocp, "StandardCheckpointer", PickledCheckpointer)
+        patch.setattr(RunDirectory, "tensorboard", lambda self: None)
+        return run.run(config, path, default.get_config(), quiet=True, **options)
+
+
+_make = layout._population
+_POPULATIONS: dict[str, Population] = {}
+
+
+@functools.wraps(_make)
+def _shared(program: Any, data: Any, way: Any, devices: Any, like: Any, settings: Any) -> Any:
+    if isinstance(data, StreamedSet):
+        return _make(program, data, way, devices, like, settings)
+    transform = program.optimizer.transform
+    update = jax.make_jaxpr(lambda g: transform.update(g, transform.init(g), g))(1.0)
+    bare = dataclasses.replace(program, optimizer=program.optimizer._replace(transform=None))
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (data, like.table, like.hyper))
+    key = repr((bare, update, shapes, way, devices, settings.population))
+    if key not in _POPULATIONS:  # (keeps the program, so that no address in `key` is used again)
+        _POPULATIONS[key] = _make(program, data, way, devices, like, settings)
+    return _POPULATIONS[key].on(data)

@@ -1,7 +1,5 @@
 """Runs that start from runs: tickets, fine-tuning, copies; refused graphs; kills within a chain."""
 
-import csv
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import config as config_lib
 from prunejax.study import lineage, plan, run
-from tests.studies import tiny
+from tests.studies import go, rows, tiny
 
 MAGNITUDE = {
     "schedule": "scratch",
@@ -38,18 +36,7 @@ CHAIN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quick_report(monkeypatch):
-    monkeypatch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
-
-
-def rows(path, table):
-    with open(path / f"{table}.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def go(config, path, **options):
-    return run.run(config, path, default.get_config(), quiet=True, **options)
+pytestmark = pytest.mark.usefixtures("quick_report")
 
 
 def planned(**arms):

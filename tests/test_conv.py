@@ -1,6 +1,5 @@
 """The convolution primitive against `lax.conv_general_dilated` in every mode of differentiation."""
 
-import os
 import subprocess
 import sys
 from functools import partial
@@ -425,8 +424,6 @@ def test_sharded_over_four_devices():
         [sys.executable, "-c", SHARDED],
         capture_output=True,
         text=True,
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         timeout=300,
         check=False,
     )

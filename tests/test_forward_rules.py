@@ -7,26 +7,15 @@ import optax
 import pytest
 
 from prunejax import trees
-from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.methods import before
 from prunejax.sparsify import forward, masks_of, sparsify
-from prunejax.study import config as config_lib
-from prunejax.study import plan, run
-from prunejax.study.arrangement import device_data
 from prunejax.train import evidence, prune, step
-from tests.studies import tiny
+from tests.studies import begun, functions, planned, small
 
 
-@pytest.fixture(autouse=True)
-def quick_report(monkeypatch):
-    monkeypatch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
-
-
-def small(**arms):
-    config = tiny(**arms)
-    config.seeds = 1
-    config.model.name = "mlp128_64"
+def momentum(**arms):
+    config = small(**arms)
     config.optimizer.name, config.optimizer.momentum = "sgd", 0.9
     config.optimizer.learning_rate, config.optimizer.schedule = 0.05, "constant"
     return config
@@ -34,13 +23,9 @@ def small(**arms):
 
 def one(settings, **changes):
     """Batch, data and the first run's state before training, its first events done."""
-    config = small(a={"prune": settings})
+    config = momentum(a={"prune": settings})
     config.update(changes)
-    (batch,) = plan.build(config_lib.variants(config, default.get_config()))
-    member = batch.members[0]
-    state = step.initial_state(batch.program, np.uint32(0), member.table, member.hyper)
-    data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
-    return batch, data, state
+    return begun(config)
 
 
 def batches(batch, state, data, count):
@@ -55,30 +40,15 @@ def batches(batch, state, data, count):
 def go(batch, state, data, count):
     """So many steps of the first epoch, with the events that fall on them."""
     table, epochs = batch.members[0].table, batch.program.epochs
-    advance = compiled(batch.program)
+    does = functions(batch.program)
     due = lambda n: [r for r in range(epochs + 1, len(table.steps)) if table.steps[r] == n]  # noqa: E731
     for row in (0, *due(0)):
-        state = advance(state, data, row, 0)
+        state, _ = does.event(state, data, row)
     for n in range(1, count + 1):
-        state = advance(state, data, 1, 1)  # row 1 asks for nothing
+        state = does.train(state, data, 1)
         for row in due(n):
-            state = advance(state, data, row, 0)
+            state, _ = does.event(state, data, row)
     return state
-
-
-MADE = {}  # id of a program -> (it, its compiled step)
-
-
-def compiled(program):
-    if id(program) in MADE:
-        return MADE[id(program)][1]
-
-    def advance(state, data, row, steps):
-        state, _ = prune.apply_event(program, state, data, row, state.windows.targeted)
-        return step.train_steps(program, state, data, steps)
-
-    MADE[id(program)] = program, jax.jit(advance)
-    return MADE[id(program)][1]
 
 
 def library(batch, state, data, tx, count):
@@ -189,11 +159,9 @@ def test_sparse_fan_in_is_the_librarys():
         name: {"prune": {"method": "static", "fraction": (0.9,), "weight_init": name}}
         for name in ("dense", "sparse_fan_in")
     }
-    (batch,) = plan.build(config_lib.variants(small(**arms), default.get_config()))
-    data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
+    batch, data, state = begun(momentum(**arms))
     for member in batch.members:
-        state = step.initial_state(batch.program, np.uint32(0), member.table, member.hyper)
-        state, _ = prune.apply_event(batch.program, state, data, 0, state.windows.targeted)
+        state, _ = functions(batch.program).event(state._replace(table=member.table), data, 0)
         found = prune.with_sparse_fan_in(batch.program, state).params
         expected = state.params
         if member.variant == "sparse_fan_in":
@@ -260,12 +228,11 @@ def test_snip_in_rounds_scores_what_is_left():
 )
 def test_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        plan.build(config_lib.variants(small(a={"prune": settings}), default.get_config()))
+        planned(momentum(a={"prune": settings}))
 
 
 def test_what_a_threshold_leaves_has_no_counts_for_a_child():
     soft = {"method": "movement_soft", "threshold": 0.4}
     child = {"prune": {"method": "static"}, "start": {"run": "soft", "take": ("masks",)}}
-    config = small(soft={"prune": soft}, child=child)
     with pytest.raises(ConfigError, match="up to a threshold"):
-        plan.build(config_lib.variants(config, default.get_config()))
+        planned(momentum(soft={"prune": soft}, child=child))

@@ -494,8 +494,8 @@ def test_init_is_a_function_of_the_key_and_may_be_vmapped():
     keys = jnp.stack([rng.at(seed, "init") for seed in range(3)])
     several = jax.vmap(lambda key: models.init(module, key, (8, 8, 1)))(keys)
     one = models.init(module, keys[1], (8, 8, 1))
-    np.testing.assert_array_equal(
-        several["params"]["dense1"]["kernel"][1], one["params"]["dense1"]["kernel"]
+    np.testing.assert_allclose(  # two programs: the last bit is the compiler's
+        several["params"]["dense1"]["kernel"][1], one["params"]["dense1"]["kernel"], rtol=3e-7
     )
     assert np.any(several["params"]["dense1"]["kernel"][0] != one["params"]["dense1"]["kernel"])
 

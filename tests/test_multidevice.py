@@ -1,6 +1,5 @@
 """Programs on meshes of simulated devices; see `tests/layouts.py` and `tests/collectives.py`."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,6 @@ def test_meshes_give_what_one_device_gives_and_exchange_what_they_must(program):
     done = subprocess.run(
         [sys.executable, "-m", f"tests.{program}"],
         cwd=Path(__file__).parent.parent,
-        # Nine tenths of the time are compilation.
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
         timeout=500,

@@ -13,9 +13,8 @@ from prunejax.errors import ConfigError
 from prunejax.methods import evidence
 from prunejax.study import config as config_lib
 from prunejax.study import plan, presets, run
-from prunejax.study.arrangement import device_data
-from prunejax.train import prune, step
-from tests.studies import tiny
+from prunejax.train import prune
+from tests.studies import begun, small
 
 NEEDED = {
     "set": {"update_every": 3},
@@ -37,16 +36,7 @@ def arm(method, **changes):
     return {"prune": {"method": method, "fraction": (0.8,)} | NEEDED.get(method, {}) | changes}
 
 
-@pytest.fixture(autouse=True)
-def quick_report(monkeypatch):
-    monkeypatch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
-
-
-def small(**arms):
-    config = tiny(**arms)
-    config.seeds = 1
-    config.model.name = "mlp128_64"
-    return config
+pytestmark = pytest.mark.usefixtures("quick_report")
 
 
 def test_every_method_removes_exactly_four_fifths_of_the_kernels(tmp_path):
@@ -70,11 +60,9 @@ def test_every_method_removes_exactly_four_fifths_of_the_kernels(tmp_path):
 
 @pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
 def test_scores_are_those_of_the_library(name):
-    (batch,) = plan.build(config_lib.variants(small(a=arm(name)), default.get_config()))
-    member, program = batch.members[0], batch.program
-    state = step.initial_state(program, np.uint32(0), member.table, member.hyper)
-    data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
-    ours = prune.unit_scores(program, state, data, jnp.int32(0))
+    batch, data, state = begun(small(a=arm(name)))
+    program = batch.program
+    ours = jax.jit(lambda s, d: prune.unit_scores(program, s, d, jnp.int32(0)))(state, data)
     images = data.train_images
     labels = data.train_labels
     if name != "synflow":

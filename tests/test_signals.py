@@ -19,6 +19,9 @@ COMPILED = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 def program(body, number, before=""):
     """Runs a program that prints "ready"; then it gets the signal. Exit code and output."""
     start = "import hashlib, os, signal, sys, time\n"
+    if not before:  # a suite in the background or under nohup passes on what it ignores
+        start += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     start += "from prunejax.system import signals\n"
     text = start + textwrap.dedent(body).replace("COMPILED", COMPILED)
     command = [sys.executable, "-u", "-c", text]

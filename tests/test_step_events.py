@@ -1,6 +1,6 @@
 """Events between epochs: drop and regrow, rounds before training, resume between any two steps."""
 
-import csv
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,11 @@ from prunejax import schedules, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import config as config_lib
-from prunejax.study import plan, run, saving, step_plan
-from prunejax.study.arrangement import device_data
+from prunejax.study import plan, saving, step_plan
 from prunejax.study.population import Population
 from prunejax.train import evidence as evidence_lib
 from prunejax.train import prune, step
-from tests.studies import PRUNE, tiny
+from tests.studies import PRUNE, begun, functions, go, rows, tiny
 
 ERK = {
     "schedule": "scratch",
@@ -31,30 +30,14 @@ RIGL = ERK | UPDATES | {"grow": "gradient"}
 SET = ERK | UPDATES | {"grow": "random"}
 
 
-@pytest.fixture(autouse=True)
-def quick_report(monkeypatch):
-    monkeypatch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
-
-
-def rows(path, table):
-    with open(path / f"{table}.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def go(config, path, **options):
-    return run.run(config, path, default.get_config(), quiet=True, **options)
+pytestmark = pytest.mark.usefixtures("quick_report")
 
 
 def one(settings, **changes):
     """Program, data and state (on the device) of the first run of an arm, before its events."""
     config = tiny(a={"prune": settings})
     config.update(changes)
-    arms = config_lib.variants(config, default.get_config())
-    (batch,) = plan.build(arms)
-    member = batch.members[0]
-    state = step.initial_state(batch.program, np.uint32(0), member.table, member.hyper)
-    data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
-    return batch, data, jax.tree.map(jnp.asarray, state)
+    return begun(config)
 
 
 def row_at(batch, done, epochs=4):
@@ -64,8 +47,8 @@ def row_at(batch, done, epochs=4):
 
 def trained(batch, data, state, steps):
     """Before-training events, then that many steps."""
-    state, _ = prune.apply_event(batch.program, state, data, 0, state.windows.targeted)
-    return step.train_steps(batch.program, state, data, steps)
+    does = functions(batch.program)
+    return does.train(does.event(state, data, 0)[0], data, steps)
 
 
 def live(state):
@@ -78,7 +61,7 @@ def rigl():
     batch, data, state = one(RIGL)
     before = trained(batch, data, state, 2)
     row = row_at(batch, 2)
-    after, info = prune.apply_event(batch.program, before, data, row, before.windows.targeted)
+    after, info = functions(batch.program).event(before, data, row)
     return batch, data, before, row, after, info
 
 
@@ -139,8 +122,9 @@ def test_what_comes_back_is_zero_without_moments_and_may_go_again(rigl):
 
 def test_dead_weights_have_a_dense_gradient_and_none_through_the_mask(rigl):
     batch, data, before, *_ = rigl
-    masked = evidence_lib.saliency_gradient(batch.program, before, data)
-    dense = evidence_lib.saliency_gradient(batch.program, before, data, dense=True)
+    gradient = functools.partial(evidence_lib.saliency_gradient, batch.program)
+    masked = jax.jit(gradient)(before, data)
+    dense = jax.jit(functools.partial(gradient, dense=True))(before, data)
     for g in batch.program.groups:
         dead = ~live(before)[g.name]
         assert (np.asarray(masked[g.kernel])[dead] == 0).all()
@@ -153,11 +137,12 @@ def test_random_growth_sees_neither_weights_nor_gradients():
     row = row_at(batch, 2)
     other = before._replace(params=jax.tree.map(lambda p: -2 * p, before.params))
     data2 = data._replace(train_labels=data.train_labels[::-1])
-    grown = [prune.grow(batch.program, s, d, row)[0] for s, d in ((before, data), (other, data2))]
+    grow = jax.jit(lambda s, d, row: prune.grow(batch.program, s, d, row)[0])
+    grown = [grow(s, d, row) for s, d in ((before, data), (other, data2))]
     for name, chosen in grown[0].items():
         assert np.asarray(chosen).sum() == batch.members[0].table.grow[row].max() or chosen.any()
         np.testing.assert_array_equal(chosen, grown[1][name])
-    third = prune.grow(batch.program, before, data, row_at(batch, 4))[0]
+    third = grow(before, data, row_at(batch, 4))
     assert any((np.asarray(third[n]) != np.asarray(grown[0][n])).any() for n in third)
 
 
@@ -224,7 +209,7 @@ def test_a_failure_within_an_event_is_no_event_lost(tmp_path, monkeypatch, nth):
 
 
 def test_one_program_serves_all_updates():
-    batch, data, _ = one(RIGL)
+    batch, data, alone = one(RIGL)
     people = Population(batch.program, data, "vectorized", jax.devices()[:1], batch.members[0])
     states = people.initial(batch.members)
     states, _ = people.event(states, 0)
@@ -233,13 +218,11 @@ def test_one_program_serves_all_updates():
         states, info = people.event(states, row_at(batch, done))
         assert info.growth.grown.sum() > 0
     assert people._event._cache_size() == 1
-    alone = one(RIGL)[2]
-    alone, _ = prune.apply_event(batch.program, alone, data, 0, alone.windows.targeted)
+    does = functions(batch.program)
+    alone, _ = does.event(alone, data, 0)
     for done in (2, 4):
-        alone = step.train_steps(batch.program, alone, data, 2)
-        alone, _ = prune.apply_event(
-            batch.program, alone, data, row_at(batch, done), alone.windows.targeted
-        )
+        alone = does.train(alone, data, 2)
+        alone, _ = does.event(alone, data, row_at(batch, done))
     for name, own in live(alone).items():
         together = np.asarray(states.windows.remaining[name][0]) == 0
         assert (own != together).mean() < 0.01  # rounding may swap a near tie

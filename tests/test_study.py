@@ -1,6 +1,5 @@
 """Studies end to end: records, reproducibility, resume, twins, compilation counts."""
 
-import csv
 import json
 
 import jax
@@ -13,34 +12,23 @@ from prunejax.study import attributes, plan
 from prunejax.study import config as config_lib
 from prunejax.study import run as study
 from prunejax.train import prune, step
-from tests.studies import PRUNE, tiny
+from tests.studies import PRUNE, go, rows, tiny
 
 TABLES = ("epochs", "events", "runs")
-
-
-def go(config, path, **options):
-    return study.run(config, path, default.get_config(), quiet=True, **options)
-
-
-def rows(path, table):
-    with (path / f"{table}.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def content(path):
     return {t: (path / f"{t}.csv").read_bytes() for t in TABLES}
 
 
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch):
-    """Only the study of `finished`, which is older than this fixture, takes the time for one."""
-    monkeypatch.setattr(study.report, "build", lambda paths: paths[0] / "report.html")
+# Only the study of `finished`, which is older than this fixture, takes the time for a report.
+pytestmark = pytest.mark.usefixtures("quick_report")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("study") / "run"
-    go(tiny(), path)
+    study.run(tiny(), path, default.get_config(), quiet=True)
     return path
 
 
@@ -168,7 +156,7 @@ def test_one_trace_per_program_whatever_happens(tmp_path, monkeypatch, as_releas
     }  # fmt: skip
     config = tiny(**arms)
     config.seeds, config.intervention.as_released = 1, as_released
-    go(config, tmp_path / "run")
+    study.run(config, tmp_path / "run", default.get_config(), quiet=True)
     assert len(traces) == 2
     assert len(rows(tmp_path / "run", "runs")) == 11
 
