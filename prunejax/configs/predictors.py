@@ -36,6 +36,12 @@ Networks that need fewer weights make fewer errors, and the published form (rela
 is the weakest of the forms of prunability; none orders the test loss as norms do. Cost (measured):
 605 seconds of processor time.
 
+Result of `:synthetic`, seed 820, 73 of 81 networks fit: here the published claim shows. With test
+loss: path norm +.86 [.80, .91], prunability (loss x 1.1) +.74 [.67, .80], by random masks +.72
+[.65, .77], log spectral product +.71 [.63, .77], L2 norm +.42 [.29, .53], absolute prunability +.31
+[.15, .46], PAC-Bayes 1/sigma^2 -.39 [-.51, -.25], train loss -.46 [-.56, -.33]. With test error:
+path norm over margin +.75 [.68, .82], core fraction +.75 [.66, .82], prunability +.63 [.53, .72].
+
 `:quick`: 8 small networks (mechanics only).
 `:nin`, `:resnet18`: the full-size grids of the literature, not run here: 216 VGG11 networks on
 CIFAR-10 (width, dropout, augmentation, decay; two seeds; about 216 x 1e15 floating-point
