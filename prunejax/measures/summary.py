@@ -252,16 +252,23 @@ def _relations(scopes: Mapping[str, Sequence[Row]], withheld: str) -> list[dict[
     return found
 
 
+_NAMED = 3  # arms that a note names; of more it gives the number
+
+
 def _left_out(arms: Mapping[str, Sequence[Row]]) -> list[str]:
     """Runs whose number is infinite, e.g. a noise scale whose mean gradient may be zero."""
     columns = dict.fromkeys(c for rows in arms.values() for row in rows[:1] for c in row)
-    infinite = [
-        f"{column.replace('_', ' ')} of {name} ({count} of {len(rows)} runs)"
-        for column in columns
-        if column not in _LABELS
-        for name, rows in arms.items()
-        if (count := sum(abs(number(row.get(column))) == inf for row in rows))
-    ]
+    infinite = []
+    for column in columns:
+        if column in _LABELS:
+            continue
+        counts = {k: sum(abs(number(r.get(column))) == inf for r in arms[k]) for k in arms}
+        own = {name: count for name, count in counts.items() if count}
+        what = column.replace("_", " ")
+        if len(own) > _NAMED:
+            infinite.append(f"{what} in {sum(own.values())} runs of {len(own)} arms")
+        else:
+            infinite += [f"{what} of {k} ({n} of {len(arms[k])} runs)" for k, n in own.items()]
     if not infinite:
         return []
     return [
