@@ -129,7 +129,6 @@ def check():
     single = trace(people, members)
     for count, name, share, split in (
         (2, "sharded", 1, False),
-        (2, "sequential", 2, True),
         (4, "sharded", 2, True),
         (4, "vectorized", 4, False),
     ):

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from prunejax import rng
+from prunejax.curvature import split_means
 from prunejax.curvature.directions import filter_normalize, random_directions, unit
 from prunejax.curvature.epsilon import epsilon_flatness
 from prunejax.curvature.perturb import (
@@ -17,7 +18,6 @@ from prunejax.curvature.perturb import (
     line,
     slice_1d,
     slice_2d,
-    stacked_groups,
 )
 
 
@@ -106,7 +106,7 @@ def test_plain_numpy_batches_and_iterators():
 
 
 def test_equal_batches_share_one_scan():
-    groups = stacked_groups(jnp.arange(10), 4)
+    groups = split_means.stacked_groups(jnp.arange(10), 4)
     assert [g.shape for g in groups] == [(2, 4), (1, 2)]
 
 

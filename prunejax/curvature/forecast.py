@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.curvature import base, kernels, modes, vectors
+from prunejax.curvature import base, kernels, modes, split_means, vectors
 from prunejax.curvature.host import lenient, on_host
 
 Tree = Any
@@ -107,11 +107,10 @@ def forecast(
     vectors.check_like(displacement, params, "the displacement")
     live = base.expand_masks(masks, params)
     d = base.project(live, base.upcast(displacement))
-    fn, found = base.as_argument(loss), base.batch_list(batches)
-    sizes = [base.batch_size(batch) for batch in found]
+    fn = base.as_argument(loss)
+    weighted, examples = split_means.weighted(batches)
     terms, moved = [0.0, 0.0, 0.0], 0.0
-    for batch, size in zip(found, sizes, strict=True):
-        weight = size / sum(sizes)
+    for batch, weight in weighted:
         part = _expand(fn, params, d, batch, weight)
         terms = [a + float(b) for a, b in zip(terms, part, strict=True)]
         moved += float(_displaced(fn, params, d, batch, weight)) if measure else 0.0
@@ -123,6 +122,6 @@ def forecast(
         measured=moved - value if measure else None,
         loss=value,
         squared_norm=float(base.squared_norm(d)),
-        examples=0 if found[0] is None else sum(sizes),
+        examples=examples,
         live_dim=base.live_dimension(live, params),
     )

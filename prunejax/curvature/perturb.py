@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, vectors
+from prunejax.curvature import base, split_means, vectors
 from prunejax.curvature.directions import Directions, stack_of, unit
 from prunejax.curvature.host import on_host
 
@@ -63,70 +63,11 @@ class Surface:
     live_dim: int
 
 
-def _named(values: Any) -> dict[str, jax.Array]:
-    """The output of `evaluate` as a dict of scalars; a single scalar is called "loss"."""
-    named = values if isinstance(values, dict) else {"loss": values}
-    for name, value in named.items():
-        if isinstance(value, tuple) or jnp.shape(value) != ():
-            raise ValueError(
-                f"evaluate must return scalars (means over the batch); {name!r} has shape "
-                f"{jax.tree.map(jnp.shape, value)}"
-            )
-    return named
-
-
-def stacked_groups(batches: base.Batches, batch_size: int | None) -> list[Tree]:
-    """Batches of equal size stacked along a new leading axis, for a scan; at least one group.
-
-    Raises:
-      ValueError: batch_size is not positive, or is given with a list of batches.
-    """
-    found = base.batch_list(batches)
-    if found[0] is None:
-        return [None]
-    if batch_size is not None:
-        if found[0] is not batches:
-            raise ValueError("batch_size cuts one batch; a list of batches is cut already")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        n = base.batch_size(batches)
-        found = [base.rows(batches, i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
-    sizes = [base.batch_size(batch) for batch in found]
-    return [
-        jax.tree.map(
-            lambda *leaves: jnp.stack(leaves),
-            *[batch for batch, n in zip(found, sizes, strict=True) if n == size],
-        )
-        for size in dict.fromkeys(sizes)
-    ]
-
-
 @jax.jit
 def _evaluate_points(
     evaluate: Any, params: Tree, directions: Tree, index: jax.Array, steps: jax.Array, groups: Any
 ) -> dict[str, jax.Array]:
     """Name -> [points] of the means at w + Σ_m steps[p, m] directions[index[p, m]]."""
-
-    def on_split(point: Tree) -> dict[str, jax.Array]:
-        totals: Any = None
-        count = 0
-        for group in groups:
-            if group is None:
-                return _named(evaluate(point))
-            length, size = jax.tree.leaves(group)[0].shape[:2]
-
-            def add(total: Any, batch: Tree) -> tuple[Any, None]:
-                return base.add(total, _named(evaluate(point, batch))), None
-
-            first = jax.tree.map(lambda x: x[0], group)
-            shapes = jax.eval_shape(
-                lambda batch: base.upcast(_named(evaluate(point, batch))), first
-            )
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            total = base.scale(size, jax.lax.scan(add, zeros, group)[0])
-            totals = total if totals is None else base.add(totals, total)
-            count += length * size
-        return base.scale(1.0 / count, totals)
 
     def at(item: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
         which, step = item
@@ -134,7 +75,8 @@ def _evaluate_points(
         for m in range(index.shape[1]):
             one = jax.tree.map(lambda x, m=m: x[which[m]], directions)
             moved = base.add(moved, one, step[m])
-        return on_split(base.cast_like(moved, params))
+        point = base.cast_like(moved, params)
+        return split_means.over_split(lambda batch: base.call(evaluate, point, batch), groups)
 
     return jax.lax.map(at, (index, steps))
 
@@ -149,7 +91,7 @@ def _measure(
     batch_size: int | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float], int]:
     """Values at the points, values at the parameters themselves, and the examples used."""
-    groups = stacked_groups(batches, batch_size)
+    groups = split_means.stacked_groups(batches, batch_size)
     index = np.concatenate([np.zeros((1, index.shape[1]), index.dtype), index])
     steps = np.concatenate([np.zeros((1, steps.shape[1])), steps])
     dtype = jnp.result_type(*jax.tree.leaves(base.upcast(params)))
@@ -158,10 +100,8 @@ def _measure(
         jnp.asarray(steps, dtype), groups,
     )  # fmt: skip
     values = {name: np.asarray(value, np.float64) for name, value in out.items()}
-    sizes = [jax.tree.leaves(group)[0].shape[:2] for group in groups if group is not None]
-    examples = sum(count * size for count, size in sizes)
     here = {name: float(value[0]) for name, value in values.items()}
-    return {name: value[1:] for name, value in values.items()}, here, examples
+    return {name: value[1:] for name, value in values.items()}, here, split_means.examples(groups)
 
 
 def _as_grid(grid: Any, name: str) -> np.ndarray:

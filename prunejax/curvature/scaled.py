@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature import base, kernels, split_means, vectors
 from prunejax.registry import lookup
 
 Tree = Any
@@ -88,15 +88,13 @@ def scaled_loss(
     params = vectors.check_params(params)
     live = base.expand_masks(masks, params)
     scale_of = lookup(SCALINGS, scaling, "scaling")
-    found = base.batch_list(batches)
-    sizes = [base.batch_size(batch) for batch in found]
-    weights = [size / sum(sizes) for size in sizes]
+    weighted, examples = split_means.weighted(batches)
     return ScaledLoss(
         loss=base.as_argument(loss),
         params=params,
         scales=base.project(live, jax.tree.map(scale_of, base.upcast(params))),
-        weighted=list(zip(found, weights, strict=True)),
-        examples=0 if found[0] is None else sum(sizes),
+        weighted=weighted,
+        examples=examples,
         live_dim=base.live_dimension(live, params),
     )
 

@@ -27,10 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import trees
-from prunejax.curvature import base, vectors
+from prunejax.curvature import base, split_means, vectors
 from prunejax.curvature.host import on_host
-from prunejax.curvature.perturb import stacked_groups
-from prunejax.measures import split_means, statistics
+from prunejax.measures import statistics
 from prunejax.measures.differences import cosine as cosine
 from prunejax.measures.differences import disagreement as disagreement
 from prunejax.measures.differences import distance as distance
@@ -201,8 +200,8 @@ def path(
                 "or name policy='interpolate' or 'first'"
             )
         of_batch = base.as_argument(statistics)
-        pool = stacked_groups(statistics_batches, None)
-    groups = stacked_groups(batches, batch_size)
+        pool = split_means.stacked_groups(statistics_batches, None)
+    groups = split_means.stacked_groups(batches, batch_size)
     grid = np.linspace(0, 1, points)
     dtype = jnp.result_type(*jax.tree.leaves(base.upcast(a)))
     out = _along(

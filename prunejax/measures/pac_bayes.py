@@ -14,11 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, vectors
+from prunejax.curvature import base, split_means, vectors
 from prunejax.curvature.host import on_host
-from prunejax.curvature.perturb import stacked_groups
 from prunejax.curvature.scaled import check_positive
-from prunejax.measures import split_means
 
 Tree = Any
 DROP, UPPER, STEPS = 0.1, 2.0, 15
@@ -112,7 +110,7 @@ def pac_bayes_flatness(
     check_positive(drop=drop, draws=draws, upper=upper, steps=steps)
     params = vectors.check_params(params)
     live = base.expand_masks(masks, params)
-    groups = stacked_groups(batches, batch_size)
+    groups = split_means.stacked_groups(batches, batch_size)
     own, index = vectors.named_key(key, "pac_bayes"), jnp.arange(draws)
     aware, floor = jnp.array(magnitude_epsilon is not None), float(magnitude_epsilon or 0.0)
     loss = base.as_argument(evaluate)

@@ -21,9 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from prunejax.curvature import base
+from prunejax.curvature import base, split_means
 from prunejax.curvature.host import on_host
-from prunejax.measures import split_means
 from prunejax.measures.pruned_evaluation import Pruner
 
 Tree = Any

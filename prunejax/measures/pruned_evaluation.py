@@ -13,9 +13,7 @@ import numpy as np
 from prunejax import masks as mask_algebra
 from prunejax import scores as score_functions
 from prunejax import trees
-from prunejax.curvature import base, vectors
-from prunejax.curvature.perturb import stacked_groups
-from prunejax.measures import split_means
+from prunejax.curvature import base, split_means, vectors
 
 Tree = Any
 METHODS = ("magnitude", "random")
@@ -47,7 +45,10 @@ class Pruner:
         if scope not in mask_algebra.SCOPES:
             raise ValueError(f"scope {scope!r} is not one of: {', '.join(mask_algebra.SCOPES)}")
         self.params, self.scope, self.live = jax.tree.map(jnp.asarray, params), scope, masks
-        self.evaluate, self.groups = base.as_argument(evaluate), stacked_groups(batches, batch_size)
+        self.evaluate, self.groups = (
+            base.as_argument(evaluate),
+            split_means.stacked_groups(batches, batch_size),
+        )
         self.method = method if isinstance(method, str) else "scores"
         self.scores = _scores(method, self.params, prunable, draws, key)
         scored = zip(trees.paths(self.params), jax.tree.leaves(self.scores[0]), strict=True)

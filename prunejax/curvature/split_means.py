@@ -1,4 +1,4 @@
-"""The mean of `evaluate(state, batch)` over a split, inside a compiled program."""
+"""Means over the batches of a split, each with its number of examples as weight."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +11,50 @@ from prunejax.curvature import base
 Tree = Any
 
 
+def weighted(batches: base.Batches) -> tuple[list[tuple[Tree, float]], int]:
+    """Each batch with its share of all examples, and how many these are (0 without data)."""
+    found = base.batch_list(batches)
+    sizes = [base.batch_size(batch) for batch in found]
+    shares = [size / sum(sizes) for size in sizes]
+    return list(zip(found, shares, strict=True)), 0 if found[0] is None else sum(sizes)
+
+
 def named(values: Any) -> dict[str, jax.Array]:
     """What an evaluation returns as a dict of scalars; a single scalar is called "loss"."""
     found = values if isinstance(values, dict) else {"loss": values}
     for name, value in found.items():
         if isinstance(value, tuple) or jnp.shape(value) != ():
             raise ValueError(
-                "evaluate must return a scalar, or a dict of them (means over the batch); "
+                "evaluate must return scalars (means over the batch), one or a dict of them; "
                 f"{name!r} has shape {jax.tree.map(jnp.shape, value)}"
             )
     return found
+
+
+def stacked_groups(batches: base.Batches, batch_size: int | None) -> list[Tree]:
+    """Batches of equal size stacked along a new leading axis, for a scan; at least one group.
+
+    Raises:
+      ValueError: batch_size is not positive, or is given with a list of batches.
+    """
+    found = base.batch_list(batches)
+    if found[0] is None:
+        return [None]
+    if batch_size is not None:
+        if found[0] is not batches:
+            raise ValueError("batch_size cuts one batch; a list of batches is cut already")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        n = base.batch_size(batches)
+        found = [base.rows(batches, i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+    sizes = [base.batch_size(batch) for batch in found]
+    return [
+        jax.tree.map(
+            lambda *leaves: jnp.stack(leaves),
+            *[batch for batch, n in zip(found, sizes, strict=True) if n == size],
+        )
+        for size in dict.fromkeys(sizes)
+    ]
 
 
 def over_split(evaluate: Callable[[Tree], Any], groups: list[Tree]) -> dict[str, jax.Array]:
@@ -28,7 +62,7 @@ def over_split(evaluate: Callable[[Tree], Any], groups: list[Tree]) -> dict[str,
 
     Args:
       evaluate: the means over one batch (or, for the group None, over all there is).
-      groups: from `curvature.perturb.stacked_groups`: batches of one size, stacked.
+      groups: from `stacked_groups`.
     """
     totals: Any = None
     count = 0
