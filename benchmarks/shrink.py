@@ -121,7 +121,9 @@ def contenders(name: str, batch: int) -> tuple[dict[str, Contender], Any, Any]:
 
 def measure(name: str, options: Any) -> list[dict[str, Any]]:
     """Rows of one network: each contender, training and inference."""
+    start = time.perf_counter()
     ours, variables, (x, y, apart) = contenders(name, options.batch)
+    print(f"{name}: compiled, outputs checked, {time.perf_counter() - start:.0f} s", flush=True)
     best: dict[tuple[str, str], list[float]] = {}
 
     def note(who: str, what: str, seconds: tuple[float, float]) -> None:
@@ -139,7 +141,9 @@ def measure(name: str, options: Any) -> list[dict[str, Any]]:
             arguments = (name, file, str(options.threads))
             theirs = common.Worker(options.torch_python, "shrink_torch.py", *arguments)
             about = theirs.about
-        for _ in range(options.rounds + 1):  # the first one warms up
+        for done in range(options.rounds + 1):  # the first one warms up
+            if done > 1 and options.seconds and time.perf_counter() - start > options.seconds:
+                break
             for what in ("train", "infer"):
                 for who, contender in ours.items():
                     note(who, what, contender.round(what))
@@ -204,6 +208,7 @@ def main() -> None:
     parser.add_argument("--models", default="vgg11_bn,resnet18")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0, help="begin no round after so many")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: as it chooses")
     parser.add_argument("--torch-python", default="", help="with torch and torch-pruning")
     parser.add_argument("--sparse", action="store_true")
