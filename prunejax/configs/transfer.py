@@ -7,20 +7,22 @@ whose output layer is kept, SGD with momentum, 785 steps, 60 % of the live weigh
 (Morcos et al., NeurIPS 2019, in small). On the target, at levels 3 and 4: tickets of its own
 (target-3), tickets of the source (transfer-3: masks and initial weights, the output layer drawn
 anew), their masks with fresh initial weights (fresh-3) and shuffled within layers (shuffled-3).
-Settings are those of a pilot on other seeds; the study runs seeds 800 to 803.
+Settings are those of a pilot on other seeds; the study runs seeds 810 to 817.
 
-Result, final accuracy on Fashion-MNIST in percent (4 seeds, 95 % interval); dense 85.1 [84.9,
-85.3]:
+Result, final accuracy on Fashion-MNIST in percent (8 seeds, 95 % interval); dense 85.0 [84.8,
+85.1]:
 
     kept, %                             6.4                 2.6
-    ticket of its own                   84.6 [84.3, 84.9]   83.5 [83.2, 83.7]
-    ticket of MNIST                     81.8 [81.1, 82.4]   79.1 [78.1, 80.2]
-    its mask, fresh weights             80.7 [79.9, 81.4]   75.3 [74.0, 76.5]
-    its mask, shuffled in layers        80.9 [80.6, 81.3]   76.3 [75.4, 77.3]
+    ticket of its own                   84.3 [83.9, 84.6]   83.1 [82.9, 83.3]
+    ticket of MNIST                     81.6 [81.4, 81.9]   78.9 [78.5, 79.4]
+    its mask, fresh weights             80.4 [80.0, 80.7]   76.4 [75.7, 77.1]
+    its mask, shuffled in layers        80.7 [80.5, 81.0]   77.5 [77.1, 77.9]
 
-Confirmed (Holm), in points: own above MNIST's by 2.9 [2.0, 3.8] and 4.3 [3.4, 5.3]; MNIST's above
-its mask with fresh weights by 1.1 [0.5, 1.7] and 3.9 [2.6, 5.2]; above the shuffled mask at 2.6 %
-by 2.8 [1.4, 4.2]. Undecided at 6.4 %: above the shuffled mask by 0.8 [-0.04, 1.6].
+Confirmed (Holm), in points: own above MNIST's by 2.6 [2.3, 3.0] and 4.2 [3.8, 4.6]; MNIST's above
+its mask with fresh weights by 1.3 [1.1, 1.5] and 2.5 [1.6, 3.4], above the shuffled mask by 0.9
+[0.6, 1.2] and 1.4 [0.8, 2.0]. A first run of four other seeds, 800 to 803, had the same order and
+left one of the six claims undecided (above the shuffled mask at 6.4 %: 0.8 [-0.04, 1.6]); hence the
+eight. Cost (measured): 221 seconds of processor time.
 
 `:quick` has 2 seeds, 2 levels, 1,000 images and 1 epoch (mechanics only). Data sets of other shapes
 or numbers of classes travel by file: `prunejax export` a ticket, name it in `start.ticket`, leave
@@ -43,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     form = recipes.form(arg, "configs/transfer.py")
     config = default.get_config()
     config.name = "transfer of tickets"
-    config.seeds, config.first_seed = 4, 800
+    config.seeds, config.first_seed = 8, 810
     config.epochs, config.batch_size = 5, 64
     config.data.name, config.data.train_examples = TARGET, 10_000
     levels, at = 4, (3, 4)
