@@ -35,18 +35,27 @@ def check(what: str, *modules: str) -> None:
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            package, extra = PACKAGES[module]
-            raise ConfigError(
-                f"{what} needs {package}, which is not installed: pip install 'prunejax[{extra}]' "
-                f"(in a clone: pip install -e '.[{extra}]')"
-            )
+            raise _missing(what, module)
 
 
 def need(what: str, module: str) -> ModuleType:
     """The module, imported: "PIL.Image", "grain".
 
     Raises:
-      ConfigError: as `check`.
+      ConfigError: as `check`; what a package that is there raises is passed on.
     """
-    check(what, module.partition(".")[0])
-    return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name != package:
+            raise
+        raise _missing(what, package) from None
+
+
+def _missing(what: str, module: str) -> ConfigError:
+    package, extra = PACKAGES[module]
+    return ConfigError(
+        f"{what} needs {package}, which is not installed: pip install 'prunejax[{extra}]' "
+        f"(in a clone: pip install -e '.[{extra}]')"
+    )
