@@ -275,6 +275,14 @@ def test_the_steps_of_other_arms_change_no_draw():
         ({"prune": ERK | {"granularity": "filter"}}, "allocation = 'erk'"),
         ({"prune": ERK | {"scope": "global"}}, "allocation = 'erk'"),
         ({"prune": RIGL | {"update_fraction": 1.5}}, "update_fraction"),
+        (
+            {"prune": PRUNE | {"grow": "random", "update_every": 4}},
+            "prune.update_score = 'magnitude' .* ranks weights, not filters; .* use: l1, l2",
+        ),
+        (
+            {"prune": PRUNE | {"score": "magnitude"}},
+            "prune.score = 'magnitude' .* ranks weights, not filters",
+        ),
     ],
 )
 def test_refused(change, message):

@@ -84,13 +84,18 @@ def score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
                 f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) needs "
                 f"a BatchNorm with scale and bias after the layer; {g.name!r} has none"
             )
-    weights = arm.settings.prune.granularity == "weight"
-    if weights and not score.per_weight:
-        able = [name for name, s in scores_lib.SCORES.items() if s.per_weight]
-        raise ConfigError(
-            f"config.prune.score = {arm.settings.prune.score!r} (variant {arm.label!r}) ranks "
-            f"filters, not weights; for prune.granularity = 'weight' use: {', '.join(able)}"
-        )
+    p = arm.settings.prune
+    asks = {"score": p.score} | ({"update_score": p.update_score} if p.update_every else {})
+    for field, name in asks.items():
+        if scores_lib.SCORES[name].per_weight != (p.granularity == "weight"):
+            other = {"weight": "filters, not weights", "filter": "weights, not filters"}
+            able = [n for n, s in scores_lib.SCORES.items()
+                    if s.per_weight == (p.granularity == "weight")]  # fmt: skip
+            raise ConfigError(
+                f"config.prune.{field} = {name!r} (variant {arm.label!r}) ranks "
+                f"{other[p.granularity]}; for prune.granularity = {p.granularity!r} use: "
+                f"{', '.join(able)}"
+            )
 
 
 def decoupled(arms: Sequence[Variant]) -> tuple[str, ...]:
