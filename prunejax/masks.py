@@ -22,9 +22,9 @@ from prunejax.groups import Group
 from prunejax.ops import counts as counting
 from prunejax.ops import radix, ranking
 from prunejax.sparsity import count as count  # the report belongs to the algebra
-from prunejax.sparsity import fits as _fits
 from prunejax.sparsity import overlap as overlap
 from prunejax.sparsity import report as report
+from prunejax.trees import fits as _fits
 
 Array = jax.Array
 Tree = Any

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from prunejax import masks as masks_lib
-from prunejax import methods, sparsity, trees
+from prunejax import methods, trees
 from prunejax import scores as scores_lib
 from prunejax.methods.transformation import SparsifyState, transformation, where
 from prunejax.methods.windows import windows as windows
@@ -252,11 +252,11 @@ def masks_of(state: Any) -> Tree:
 
 def _start(path: str, mask: Any, units: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
     """The first mask of a leaf: of the shape of its units, or as it was given."""
-    sparsity.fits(path, mask, shape, "its leaf")
+    trees.fits(path, mask, shape, "its leaf")
     mask = jnp.asarray(mask, bool)
     if not units:
         return mask
-    sparsity.fits(path, mask, units, "its scores (masks and scores need the same granularity)")
+    trees.fits(path, mask, units, "its scores (masks and scores need the same granularity)")
     return jnp.broadcast_to(mask, units)
 
 

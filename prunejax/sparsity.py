@@ -66,35 +66,13 @@ class Report:
         return "\n".join(lines)
 
 
-def fits(path: str, mask: Any, shape: tuple[int, ...], what: str) -> None:
-    """Refuses a mask that is no array, or does not broadcast against `shape` (of `what`).
-
-    Raises:
-      ValueError: with the leaf's path and both shapes.
-    """
-    if not hasattr(mask, "shape") and not isinstance(mask, bool):
-        raise ValueError(
-            f"leaf {path!r}: its mask is {mask!r}; give a boolean array, the scalar True for a "
-            "leaf that is never pruned"
-        )
-    try:
-        fitting = np.broadcast_shapes(np.shape(mask), shape) == shape
-    except ValueError:
-        fitting = False
-    if not fitting:
-        raise ValueError(
-            f"leaf {path!r}: a mask of shape {np.shape(mask)} does not broadcast against {what} "
-            f"of shape {shape}"
-        )
-
-
 def count(masks: Tree, params: Tree) -> dict[str, tuple[int, int]]:
     """Path -> (live, total) entries, exact Python integers at any size."""
     result = {}
     for (path, leaf), mask in zip(
         trees.leaves_with_paths(params), trees.aligned(params, masks, "the masks"), strict=True
     ):
-        fits(path, mask, np.shape(leaf), "its leaf")
+        trees.fits(path, mask, np.shape(leaf), "its leaf")
         total, size = math.prod(np.shape(leaf)), math.prod(np.shape(mask))
         result[path] = (_live(mask) * (total // size) if size else 0, total)
     return result
@@ -196,7 +174,7 @@ def overlap(a: Tree, b: Tree, params: Tree) -> float:
         strict=True,
     ):
         for mask in (x, y):
-            fits(path, mask, np.shape(leaf), "its leaf")
+            trees.fits(path, mask, np.shape(leaf), "its leaf")
         x, y = np.broadcast_to(x, np.shape(leaf)), np.broadcast_to(y, np.shape(leaf))
         both += int(np.count_nonzero(x & y))
         either += int(np.count_nonzero(x | y))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 Tree = Any
 
@@ -159,3 +160,25 @@ def select(tree: Tree, rules: str | Iterable[str]) -> Tree:
 def prunable(tree: Tree, rules: str | Iterable[str] | None = None) -> Tree:
     """A tree of Python bools: what `rules` choose, or `kernels` where there are none."""
     return kernels(tree) if rules is None else select(tree, rules)
+
+
+def fits(path: str, mask: Any, shape: tuple[int, ...], what: str) -> None:
+    """Refuses a mask that is no array, or does not broadcast against `shape` (of `what`).
+
+    Raises:
+      ValueError: with the leaf's path and both shapes.
+    """
+    if not hasattr(mask, "shape") and not isinstance(mask, bool):
+        raise ValueError(
+            f"leaf {path!r}: its mask is {mask!r}; give a boolean array, the scalar True for a "
+            "leaf that is never pruned"
+        )
+    try:
+        fitting = np.broadcast_shapes(np.shape(mask), shape) == shape
+    except ValueError:
+        fitting = False
+    if not fitting:
+        raise ValueError(
+            f"leaf {path!r}: a mask of shape {np.shape(mask)} does not broadcast against {what} "
+            f"of shape {shape}"
+        )

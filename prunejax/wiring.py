@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prunejax import sparsity as sparsity_lib
 from prunejax import trees
 
 Tree = Any
@@ -100,7 +99,7 @@ def whole(params: Tree, masks: Tree) -> dict[str, Bools]:
     shapes = {path: tuple(np.shape(x)) for path, x in trees.leaves_with_paths(params)}
     found = {}
     for path, mask in zip(shapes, trees.aligned(params, masks, "the masks"), strict=True):
-        sparsity_lib.fits(path, mask, shapes[path], "its leaf")
+        trees.fits(path, mask, shapes[path], "its leaf")
         found[path] = np.broadcast_to(np.asarray(mask, bool), shapes[path])
     return found
 

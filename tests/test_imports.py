@@ -30,7 +30,7 @@ FLOORS = (
 )
 DOORS = ("main", "measure", "__main__")  # one room: the command lines
 LEVELS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-MAX_ARROWS = 111  # between rooms
+MAX_ARROWS = 110  # between rooms
 FORBIDDEN = {"tensorflow", "clu", "chex", "torch", "haiku", "equinox", "matfree"}
 HEAVY = {"flax", "optax", "orbax", "matplotlib", "scipy", "sklearn", "tensorflow_datasets"}
 MAX_LINES = 330  # aim: 300

@@ -18,7 +18,6 @@ from jax import lax
 
 from prunejax import allocate, rng, schedules, trees
 from prunejax import masks as masks_lib
-from prunejax import sparsity as sparsity_lib
 from prunejax.methods.evidence import Evidence, demand
 from prunejax.ops import ranking
 
@@ -142,7 +141,7 @@ def full(params: Tree, chosen: Tree, masks: Tree | None = None) -> Tree:
     found = []
     flags = jax.tree.leaves(chosen)
     for (path, p), c, m in zip(trees.leaves_with_paths(params), flags, given, strict=True):
-        sparsity_lib.fits(path, m, jnp.shape(p), "its leaf")
+        trees.fits(path, m, jnp.shape(p), "its leaf")
         live = jnp.asarray(m, bool)
         found.append(jnp.broadcast_to(live, jnp.shape(p)) if c else live)
     return jax.tree.unflatten(jax.tree.structure(params), found)

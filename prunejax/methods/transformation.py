@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from prunejax import masks as masks_lib
-from prunejax import rng, scores, sparsity, trees
+from prunejax import rng, scores, trees
 from prunejax.methods import before, growth, timetable
 from prunejax.methods.evidence import demand
 from prunejax.methods.table import Method
@@ -217,7 +217,7 @@ def _live(name: str, mask: Any, shape: tuple[int, ...]) -> int:
             f"{name}: masks= are traced, but how many weights they leave decides how many are "
             "swapped; make the transformation outside of jit and vmap"
         )
-    sparsity.fits(name, mask, shape, "its leaf")
+    trees.fits(name, mask, shape, "its leaf")
     return int(np.count_nonzero(np.broadcast_to(np.asarray(mask, bool), shape)))
 
 
