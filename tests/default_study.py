@@ -114,7 +114,9 @@ def _differing(found, column):
 
 def sentences(found):
     """The page's own lines, then what it says of flatness, of the relation, and of forecasts."""
-    lines = headline.results(cast(Any, SimpleNamespace(unfinished=False)), found)
+    lines = headline.results(
+        cast(Any, SimpleNamespace(unfinished=False, known={"ranking": None})), found
+    )
     texts = [f"**{r.verdict.capitalize()}.** {r.text}" if r.verdict else r.text for r in lines]
     differ = _differing(found, "hessian_trace")
     who = f"{', '.join(differ)} differ" if differ else "No arm differs"
