@@ -157,7 +157,7 @@ def test_what_is_not_there_is_told_in_a_line(study, tmp_path, capsys):
         (["--ticket=nobody-0", *go_on], "no such run"),
         (["--ticket=ticket2-7", *go_on], "was not kept"),
         (["--ticket=ticket2-0", "--workdir=/nowhere", go_on[1]], "no run directory"),
-        (["--ticket=ticket2-0"], "needs --ticket=RUN"),
+        (["--ticket=ticket2-0"], "or --ticket=RUN"),
     ):
         assert command.main(["export", *words]) == 2
         assert message in capsys.readouterr().err
