@@ -60,7 +60,7 @@ def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
         for part in parents:
             node = node.setdefault(part, {})
         try:
-            node[leaf] = _typed(value, like)
+            node[leaf] = typed(value, like)
         except (ValueError, KeyError):
             kinds = {bool: "neither true nor false", int: "not a whole number"}
             what = kinds.get(type(like), "not a number")
@@ -69,7 +69,7 @@ def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
             labels[label] = ConfigDict(changed)
 
 
-def _typed(text: str, like: Any) -> Any:
+def typed(text: str, like: Any) -> Any:
     """A value of the type of `like`; of any type where that is None."""
     if isinstance(like, bool):
         return {"true": True, "false": False, "1": True, "0": False}[text.lower()]

@@ -1,6 +1,5 @@
 """`--sweep prune.period=1,4,18`: variants from the command line."""
 
-import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from ml_collections import ConfigDict
 from prunejax import registry
 from prunejax.configs import default, variants
 from prunejax.errors import ConfigError
+from prunejax.study.overrides import typed
 
 FLAG = "--sweep"
 _RUNS = (("intervention", "twin"), ("start", "run"), ("start", "rewind_run"))  # name other variants
@@ -98,19 +98,6 @@ def _axis(text: str) -> tuple[str, tuple[Any, ...]]:
 
 
 def _typed(text: str, like: Any) -> Any:
-    if isinstance(like, bool):
-        return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-    if isinstance(like, int | float):
-        return type(like)(text)
-    if isinstance(like, str):
-        return text
     if isinstance(like, tuple):
-        return tuple(_literal(part) for part in text.split("+")) if text != "none" else ()
-    return _literal(text)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        return tuple(typed(part, None) for part in text.split("+")) if text != "none" else ()
+    return typed(text, like)
