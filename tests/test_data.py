@@ -348,6 +348,17 @@ def test_impossible_sizes(options, message):
         data.load("digits", **options)
 
 
+def test_pixels_as_they_are():
+    some = data.load("digits", train_examples=20, test_examples=10, standardize=False)
+    read = data.normalize(jnp.asarray(some.train_images), some.mean, some.std)
+    np.testing.assert_allclose(read, some.train_images / 255, rtol=1e-6)
+    padded = data.load("digits", train_examples=20, test_examples=10, standardize=False, pad=3)
+    inputs = padded.prepare(padded.train_images)
+    np.testing.assert_allclose(inputs[:, :64], read.reshape(20, 64), rtol=1e-6)
+    with pytest.raises(ValueError, match="'diabetes' are not pixels; leave it at True"):
+        data.load("diabetes", standardize=False)
+
+
 # --- chosen examples and spoiled labels ---
 
 

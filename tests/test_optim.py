@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from prunejax.train import optim
+from tests.studies import begun, functions, small
 
 
 def params():
@@ -121,3 +122,21 @@ def test_learning_rates():
 def test_unknown_optimizer_is_told():
     with pytest.raises(ValueError, match="unknown optimizer 'adm'"):
         optim.build("adm", all_decay())
+
+
+def test_the_rate_rises_in_a_line_over_the_first_steps():
+    steps = jnp.arange(6)
+    share = optim.warmed(steps, jnp.float32(4))
+    np.testing.assert_array_equal(share, np.float32([0.25, 0.5, 0.75, 1, 1, 1]))
+    np.testing.assert_array_equal(optim.warmed(steps, jnp.float32(0)), np.ones(6, np.float32))
+
+
+def test_the_first_step_of_a_warm_up_is_one_at_that_share_of_the_rate():
+    def first(**optimizer):
+        config = small(a={"optimizer": {"name": "sgd", "schedule": "constant"} | optimizer})
+        batch, data, state = begun(config)
+        functions_of = functions(batch.program)
+        return functions_of.train(state, data, jnp.int32(1)).params
+
+    warm = first(learning_rate=0.5, warmup_steps=4)
+    jax.tree.map(np.testing.assert_array_equal, warm, first(learning_rate=0.125))

@@ -56,6 +56,8 @@ FIELDS: dict[str, Any] = {
         "pad": number(0, 0, 1_000_000, "coordinates"),
         # normal noise on all coordinates, drawn once an example
         "noise": number(0.0, 0, None, "standard deviation"),
+        # images less the mean of the set, over its deviation, by channel; False: pixels of 0..1
+        "standardize": True,
         "augment": False,  # random crop (padding 4; streamed: of any size) and mirroring
         # Read images while training; always so for imagenet2012 and sets of images of many
         # sizes. The rest of an epoch that fills no batch is left out.
@@ -85,6 +87,8 @@ FIELDS: dict[str, Any] = {
         "milestones": many((), int, "whole epochs"),
         "decay": number(0.1, 0, 1000, "factor"),  # multistep: factor at each milestone
         "restarts": many((), int, "whole epochs"),  # epochs at which the schedule begins anew
+        # over these steps the rate rises in a line: step t has min(1, (t + 1) / steps) of it
+        "warmup_steps": number(0, 0, None, "steps"),
         "momentum": number(0.9, 0, 0.9999, "fraction"),  # sgd
         "nesterov": False,  # sgd
         "weight_decay": number(0.0, 0, None, "coefficient"),  # coefficient lambda

@@ -6,6 +6,7 @@ augmentation and normalization. A new data set is one function that returns a `D
 its entry in `DATASETS`.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
@@ -85,6 +86,7 @@ def load(
     imbalance: float = 1.0,
     pad: int = 0,
     noise: float = 0.0,
+    standardize: bool = True,
     seed: int = 0,
 ) -> Dataset:
     """Loads a data set and chooses from it; nothing but `seed` decides which examples.
@@ -102,10 +104,13 @@ def load(
       imbalance: how many times more examples the most frequent class has than the rarest.
       pad: coordinates of pure noise behind an image's; see `signal_noise.with_noise`.
       noise: standard deviation of what is added to every coordinate, once for each example.
+      standardize: whether a network reads pixels less their mean, over their deviation, or, False,
+        as they are, in 0..1.
       seed: of these choices; `dataset.take` says how it makes them.
 
     Raises:
-      ValueError: unknown name, or sizes that the set does not have.
+      ValueError: unknown name, or sizes that the set does not have; `standardize` False
+        where the examples are not pixels.
       DataNotFoundError: not prepared; says where it was looked for and how to prepare it.
     """
     check_label_noise(label_noise)
@@ -126,4 +131,16 @@ def load(
         imbalance=imbalance,
         seed=seed,
     )
+    if not standardize:
+        chosen = _as_pixels(chosen)
     return signal_noise.with_noise(chosen, pad, noise, seed) if pad or noise else chosen
+
+
+def _as_pixels(dataset: Dataset) -> Dataset:
+    """The same, of which a network reads pixel / 255."""
+    if dataset.prepare is not None:
+        raise ValueError(
+            f"standardize=False: the examples of {dataset.name!r} are not pixels; leave it at True"
+        )
+    channels = len(dataset.mean)
+    return dataclasses.replace(dataset, mean=(0.0,) * channels, std=(1.0,) * channels)

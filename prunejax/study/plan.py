@@ -25,6 +25,7 @@ __all__ = ["Batch", "Member", "build"]
 ARRAYS = {
     "optimizer": (
         *("learning_rate", "schedule", "milestones", "decay", "restarts", "weight_decay"),
+        "warmup_steps",
     ),
     "prune": (
         *(
@@ -82,6 +83,7 @@ def load_dataset(settings: ConfigDict, seed: int | None = None) -> Dataset | Str
         imbalance=d.imbalance,
         pad=d.pad,
         noise=d.noise,
+        standardize=d.standardize,
         seed=d.seed if seed is None else lineage.named_seed(seed, f"data/{d.seed}"),
     )
 
@@ -91,6 +93,7 @@ def _check_streamed(settings: ConfigDict) -> None:
     d, m = settings.data, settings.measures
     names = ("train_examples", "test_examples", "validation_examples", "label_noise")
     neutral = dict.fromkeys((*names, "pad", "noise"), 0) | {"imbalance": 1, "by_seed": False}
+    neutral["standardize"] = True
     for field, value in neutral.items():
         if d[field] != value:
             raise ConfigError(

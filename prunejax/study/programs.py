@@ -316,4 +316,5 @@ def _hyper(settings: ConfigDict) -> Hyper:
         np.float32(decay),
         np.float32(settings.start.scale),
         np.float32(settings.stop_loss),
+        np.float32(o.warmup_steps),
     )

@@ -16,6 +16,7 @@ __all__ = [
     "Optimizer",
     "build",
     "learning_rates",
+    "warmed",
 ]
 
 Tree = Any
@@ -115,6 +116,16 @@ def build(
     """
     make = registry.lookup(OPTIMIZERS, name, "optimizer")
     return Optimizer(make(momentum, nesterov), clip_norm, decoupled, decays, frozen)
+
+
+def warmed(step: jax.Array, warmup: jax.Array) -> jax.Array:
+    """The share of its learning rate that a training step has: min(1, (step + 1) / warmup).
+
+    Args:
+      step: counted from 0.
+      warmup: steps until the share is 1; 0: it is 1 from the first.
+    """
+    return jnp.minimum(jnp.float32(1), (step + 1) / jnp.maximum(warmup, 1))
 
 
 def learning_rates(

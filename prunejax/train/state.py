@@ -20,6 +20,7 @@ class Hyper(NamedTuple):
     score_decay: Value = np.float32(0)  # float32 [], lambda of the score `undecayed`
     init_scale: Value = np.float32(1)  # float32 [], factor on the initial kernels
     stop_loss: Value = np.float32(0)  # float32 [], nats: see `stopping`; 0: never
+    warmup: Value = np.float32(0)  # float32 [], first steps, in which the rate rises in a line
 
 
 class Totals(NamedTuple):

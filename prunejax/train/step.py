@@ -211,7 +211,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         state.opt_state,
         params,
         live,
-        state.hyper.learning_rate[epoch],
+        state.hyper.learning_rate[epoch] * optim_lib.warmed(state.step, state.hyper.warmup),
         state.hyper.weight_decay,
     )
     begins = state.step % program.steps_per_epoch == 0
