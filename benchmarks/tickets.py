@@ -9,7 +9,7 @@ it takes after compilation, records, evaluation after every epoch and all; its r
 The loop in PyTorch is that of facebookresearch/open_lth written anew (train, prune globally by
 magnitude, rewind, mask multiplied at every step), one training after another, as it does, without
 its evaluations and files; of fewer seeds, scaled. CPU seconds of the process; the compile time is
-the difference of the two runs of the study. Not run to its end yet: no ratio is stated.
+the difference of the two runs of the study. Result: `results/2026-11-28-tickets.json`.
 """
 
 import argparse
