@@ -11,30 +11,40 @@ its interval, tau along each axis of the grid, conditional mutual information, a
 share with each other; predictors.csv has every statistic.
 
 `""`: 1,000 Fashion-MNIST images of 14x14, an MLP of two hidden layers; width, batch size, learning
-rate, initial scale and weight decay vary; training stops at a loss of 0.05.
+rate and initial scale vary; training stops at a loss of 0.05.
 `:synthetic`: ten Gaussian classes in 20 dimensions, width, learning rate, decay and batch size vary
 (81 networks, 2,000 steps, no stop).
 
-Result of `""`, seed 800, 72 networks, test errors from .194 to .301, of which the scale moves .026
-and the width .016 in the mean. 64 reach the loss of 0.05. Kendall's tau-a over these [95 %]:
+Result of `""`, seed 804: all 24 networks reach the loss of 0.05. Test errors lie from .201 to .309;
+in the mean the initial scale moves them by .084 (.206, .259, .290 at 1, 3 and 6), width, batch size
+and learning rate by .007 to .009. Kendall's tau-a [95 %]:
 
     measure                      with test loss      with test error
-    path norm                    +.64 [.52, .74]     +.56 [.45, .67]
-    log spectral product         +.62 [.50, .72]     +.49 [.36, .61]
-    path norm over margin        +.57 [.45, .67]     +.65 [.55, .74]
-    PAC-Bayes, by magnitude      +.25 [.10, .43]     +.63 [.52, .73]
-    prunability, area            +.26 [.10, .43]     +.62 [.50, .72]
-    prunability, random          +.26 [.10, .41]     +.56 [.45, .65]
-    prunability, loss + 0.1      +.14 [-.03, .33]    +.50 [.38, .60]
-    prunability, loss x 1.1      +.04 [-.13, .21]    +.34 [.20, .46]
-    distance to start            +.37 [.21, .53]     +.02 [-.14, .19]
-    Tr(H)                        -.24 [-.41, -.07]   +.16 [.02, .29]
-    PAC-Bayes 1/sigma^2          -.37 [-.54, -.18]   +.05 [-.11, .21]
-    train loss                   +.08 [-.07, .23]    +.20 [.07, .34]
+    path norm over margin        +.72 [.49, .85]     +.85 [.73, .95]
+    prunability, loss + 0.1      +.72 [.59, .83]     +.79 [.67, .90]
+    PAC-Bayes, by magnitude      +.71 [.52, .86]     +.77 [.61, .89]
+    prunability, area            +.71 [.57, .84]     +.77 [.63, .89]
+    prunability, loss x 1.1      +.61 [.43, .75]     +.70 [.54, .83]
+    L2 norm                      +.69 [.50, .83]     +.60 [.44, .74]
+    path norm                    +.72 [.57, .84]     +.58 [.32, .74]
+    log spectral product         +.62 [.48, .76]     +.54 [.38, .67]
+    prunability, random          +.49 [.34, .63]     +.43 [.28, .55]
+    distance to start            +.28 [.00, .49]     +.22 [-.07, .44]
+    Tr(H)                        +.12 [-.17, .39]    +.16 [-.12, .44]
+    PAC-Bayes 1/sigma^2          +.01 [-.25, .33]    +.08 [-.16, .36]
+    train loss                   -.44 [-.68, -.16]   -.31 [-.51, -.07]
 
-Networks that need fewer weights make fewer errors, and the published form (relative, by magnitude)
-is the weakest of the forms of prunability; none orders the test loss as norms do. Cost (measured):
-605 seconds of processor time.
+Networks that need fewer weights make fewer errors: the published form (loss x 1.1, by magnitude)
+orders test error as well as norms do, and the absolute form better than norms without a margin, by
+the estimates; their intervals overlap. The grid is small, and one axis carries the error.
+Cost (measured): at most 358 seconds of processor time, with two networks of a third width (3)
+and a third one begun; that width was left out when the time was up, before any statistic was
+computed. The page of the 24 was made from their tables.
+
+Before, on seed 800, 72 networks of scales 1, 2, 3, rates .01 and .03 and two decays, of which 64
+reached the loss: the scale moved the error by .026 alone, and with it tau was +.34 [.20, .46]
+(prunability, loss x 1.1), +.56 [.45, .67] (path norm), +.62 [.50, .72] (prunability, area). A pilot
+on seed 780 chose the scales: at width 0.5 none of the networks of scale 6 reached the loss.
 
 Result of `:synthetic`, seed 820, 73 of 81 networks fit: here the published claim shows. With test
 loss: path norm +.86 [.80, .91], prunability (loss x 1.1) +.74 [.67, .80], by random masks +.72
@@ -85,17 +95,16 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _real(config: ConfigDict) -> None:
-    config.first_seed = 800
-    config.epochs, config.evaluate_every, config.stop_loss = 400, 4, 0.05
+    config.first_seed = 804
+    config.epochs, config.evaluate_every, config.stop_loss = 800, 4, 0.05
     config.eval_batch_size = 1000
     config.data.name, config.data.train_examples = "fashion14", 1000
     config.variants = default.product(
         {
-            "model.width": (0.5, 1.0, 2.0),
-            "batch_size": (16, 128),
-            "optimizer.learning_rate": (0.01, 0.03),
-            "start.scale": (1.0, 2.0, 3.0),
-            "optimizer.weight_decay": (0.0, 1e-3),
+            "model.width": (1.0, 2.0),
+            "batch_size": (16, 64),
+            "optimizer.learning_rate": (0.0015, 0.003),
+            "start.scale": (1.0, 3.0, 6.0),
         }
     )
 
