@@ -20,7 +20,8 @@ from prunejax.data.batches import (
     normalize,
     steps_per_epoch,
 )
-from prunejax.data.dataset import Dataset, check_label_noise, take
+from prunejax.data.choices import check_label_noise, take
+from prunejax.data.dataset import Dataset
 from prunejax.data.diabetes import load_diabetes
 from prunejax.data.digits import SPLITS as DIGITS
 from prunejax.data.digits import load_digits
@@ -102,7 +103,7 @@ def load(
       imbalance: how many times more examples the most frequent class has than the rarest.
       pad: coordinates of pure noise behind an image's; see `signal_noise.with_noise`.
       noise: standard deviation of what is added to every coordinate, once for each example.
-      seed: of these choices; `dataset.take` says how it makes them.
+      seed: of these choices; `choices.take` says how it makes them.
 
     Raises:
       ValueError: unknown name, or sizes that the set does not have.
