@@ -2,6 +2,7 @@
 
     python benchmarks/shrink.py --torch-python=/path/to/venv/bin/python --save
     python benchmarks/shrink.py --sparse --save
+    python benchmarks/shrink.py --study --save
 
 A training step is forward, backward and an SGD update with momentum; inference is the forward pass
 in evaluation mode. "masked" multiplies the weights by their masks, as studies do; "shrunk" is
@@ -15,9 +16,14 @@ XLA allocates besides for a step.
 
 `--sparse`: a product with a matrix of single weights at several sparsities, dense, as BCOO (JAX)
 and as CSR (SciPy).
+
+`--study`: training steps of a study (batch 64, SGD) after half of all filters, or neurons, went by
+their L2 norm: on the masked network, and as `prune.shrink_every` has them, on the smaller one.
+States after the first steps are compared before.
 """
 
 import argparse
+import functools
 import os
 import tempfile
 import time
@@ -31,6 +37,10 @@ import optax
 
 from prunejax import masks as masks_lib
 from prunejax import models, rng, shrink, sparsity, trees
+from prunejax.configs import default
+from prunejax.study import arrangement, plan
+from prunejax.study import config as study
+from prunejax.study.population import Population
 
 SHAPE = (32, 32, 3)
 
@@ -100,12 +110,11 @@ def contenders(name: str, batch: int) -> tuple[dict[str, Contender], Any, Any]:
     """Ours, checked; the module's variables, and the batch."""
     module, r = models.create(name, num_classes=10), np.random.default_rng(1)
     variables = models.init(module, rng.at(0, "init"), SHAPE)
-    gated = variables.pop("gates", {})
     x = jnp.asarray(r.normal(size=(batch, *SHAPE)).astype(np.float32))
     y = jnp.asarray(r.integers(0, 10, batch))
     live, gates = halved(module, variables)
-    variables |= {"gates": gated} if gated else {}
-    cut = variables | {"gates": {**gated, **gates}} if gated else variables
+    # In residual networks shut gates are what removes a channel that a shortcut carries.
+    cut = variables | {"gates": gates} if gates else variables
     small, found = shrink.shrink(module, cut, live)
     ours = {
         "dense": Contender(module, variables, None, x, y),
@@ -203,6 +212,48 @@ def products(options: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def in_study(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Twelve steps of training in a study, masked over smaller."""
+    rows = []
+    for model, data in (("vgg4_bn", "fashion"), ("mlp128_64", "digits")):
+        config = default.get_config()
+        config.seeds, config.epochs, config.batch_size = 1, 2, 64
+        config.model.name, config.data.name = model, data
+        config.optimizer.name, config.optimizer.weight_decay = "sgd", 0.0
+        prune = {"schedule": "scratch", "layers": (".*",), "fraction": (0.5,), "score": "l2"}
+        config.variants = default.arms({"half": {"prune": prune | {"shrink_every": 1}}})
+        (batch,) = plan.build(study.variants(config, default.get_config()))
+        people = Population(
+            batch.program,
+            arrangement.device_data(batch.dataset),
+            "sequential",
+            jax.devices()[:1],
+            batch.members[0],
+        )
+        pruned = people.event(people.initial(batch.members[:1]), 0)[0]
+        fresh = lambda start=pruned: jax.tree.map(jnp.copy, start)  # noqa: E731
+        ways = {"smaller": people.training(0)[0], "masked": people.train}
+        ends = [way(fresh(), people.data, np.int32(2)) for way in ways.values()]
+        losses = [np.asarray(end.totals.loss) for end in ends]
+        np.testing.assert_allclose(*losses, rtol=1e-4)
+        seconds = dict.fromkeys(ways, common.Seconds(np.inf, np.inf))
+        for _ in range(options.rounds):
+            for name, way in ways.items():
+                state = fresh()
+                run = functools.partial(way, state, people.data, np.int32(12))
+                seconds[name] = min(seconds[name], common.timed(run, 1))
+        masked, smaller = seconds["masked"], seconds["smaller"]
+        rows.append(
+            {
+                "study": f"{model}, {data}",
+                "wall, ratio": masked.wall / smaller.wall,
+                "CPU, ratio": masked.cpu / smaller.cpu,
+                "masked, ms a step": 1e3 * masked.wall / 12,
+            }
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="vgg11_bn,resnet18")
@@ -212,13 +263,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: as it chooses")
     parser.add_argument("--torch-python", default="", help="with torch and torch-pruning")
     parser.add_argument("--sparse", action="store_true")
+    parser.add_argument("--study", action="store_true")
     parser.add_argument("--size", type=int, default=1024, help="of the matrix of --sparse")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
     options.torch_python = common.with_torch(options.torch_python)
     rows: list[dict[str, Any]] = []
-    if options.sparse:
-        rows = products(options)
+    if options.sparse or options.study:
+        rows = products(options) if options.sparse else in_study(options)
         print(common.table(rows))
     else:
         for name in options.models.split(","):
@@ -226,7 +278,8 @@ def main() -> None:
             print(common.table(found), flush=True)
             rows += found
     if options.save:
-        print(common.save("sparse" if options.sparse else "shrink", rows, options=vars(options)))
+        name = "sparse" if options.sparse else "shrink-study" if options.study else "shrink"
+        print(common.save(name, rows, options=vars(options)))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from prunejax.wiring import kept as kept
 from prunejax.wiring import live as live
 from prunejax.wiring import whole as whole
 
+EPSILON = 1e-5  # of this package's BatchNorm
 Cuts = dict[str, list[tuple[int, np.ndarray]]]  # leaf -> (axis, entries that stay)
 
 
@@ -224,3 +225,44 @@ def stated_cuts(
             length = params[path].shape[axis]
             cuts.setdefault(path, []).append((axis, repeated(stay, g.units, length)))
     return gone, cuts
+
+
+def columns(link: Link, leaf: np.ndarray) -> np.ndarray:
+    """What a link reads or writes of a leaf's last axis."""
+    return leaf[..., slice(*link.columns)] if link.columns else leaf
+
+
+def zero_part(
+    link: Link,
+    params: dict[str, np.ndarray],
+    stats: dict[str, np.ndarray],
+    zero: dict[str, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of what one link adds to its target: where it is exactly 0, and what it is without inputs."""
+    source = zero.get(link.source, np.zeros(1, bool))
+    if link.kernel:
+        kernel = columns(link, params[link.kernel])
+        there = (kernel != 0).any(axis=tuple(range(kernel.ndim - 2)))
+        there = there.reshape(-1, source.size, there.shape[-1]).any(axis=0)
+        signal = (there & ~source[:, None]).any(axis=0)
+    elif link.take is not None:
+        index = np.asarray(link.take)
+        signal = (index >= 0) & ~source[np.maximum(index, 0)]
+    else:
+        signal = np.ones(source.size, bool) if link.blocks else ~source
+    after = {gain.rpartition("/")[0] for gain in link.gains}
+    before = [p for p in link.biases if p.rpartition("/")[0] not in after]
+    behind = [p for p in link.biases if p.rpartition("/")[0] in after]
+    rows = lambda paths: [columns(link, params[p]) for p in paths]  # noqa: E731
+    flat = [x.reshape(-1, x.shape[-1]) for x in rows(before)]
+    constant: np.ndarray = sum((x.sum(axis=0) for x in flat), np.zeros(signal.size, np.float32))
+    biased = np.any([(x != 0).any(axis=0) for x in flat] or [np.zeros(signal.size, bool)], axis=0)
+    if not link.gains:
+        return ~signal & ~biased, constant
+    (gain,), norm = rows(link.gains), link.gains[0].rpartition("/")[0]
+    shift: np.ndarray = sum(rows(behind), np.zeros(signal.size, np.float32))
+    if f"{norm}/var" not in stats:  # LayerNorm: never without a signal
+        return (gain == 0) & (shift == 0), shift
+    scale = gain / np.sqrt(stats[f"{norm}/var"] + EPSILON)
+    value = scale * (constant - stats[f"{norm}/mean"]) + shift
+    return np.where(signal, (gain == 0) & (shift == 0), value == 0), value

@@ -5,9 +5,7 @@ SIGINT, SIGUSR1 or SIGHUP (unless ignored, as under nohup) with what was trained
 command continues.
 """
 
-import linecache
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -23,6 +21,7 @@ from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import overrides, resolved, sweep
 from prunejax.system import command, limits, signals
 from prunejax.system.command import BAD_REQUEST, FAILURE, REQUEUE
+from prunejax.system.readable import readable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _plan(config)
         done = _finished_before(values, config, shard)
     except BaseException as error:  # a config file may raise anything, and may exit
-        return command.tell(_readable(error, argv), BAD_REQUEST)
+        return command.tell(readable(error, argv), BAD_REQUEST)
     return 0 if done else _run(values, config, shard, more)
 
 
@@ -140,77 +139,6 @@ def _loaded(values: flags.FlagValues, handle: Any) -> ConfigDict:
             f"{type(config).__name__}; start from prunejax.configs.default.get_config()"
         ) from None
     return config
-
-
-def _readable(error: BaseException, argv: Sequence[str]) -> str:
-    """What went wrong with command line or config file, in a line."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    kind = type(error).__name__
-    if "Traceback (most recent call last)" in text:  # ml_collections' words for a config file
-        return _of_file(text)
-    if isinstance(error, flags.Error | ValueError):
-        for theirs, ours in _PLAIN:
-            text = re.sub(theirs, ours, text)
-        return text or kind
-    if "has no attribute 'get_config'" in text:
-        return "--config: the file defines no get_config(); see configs/default.py"
-    found = re.search(r"<class '([^']*)'>.* does not exist and", text)
-    if found and "ConfigDict" not in found[1]:
-        kind = found[1].removesuffix("Type").split(".")[-1]
-        return f"--config: get_config() returns {kind}, not an ml_collections.ConfigDict"
-    frames = traceback.extract_tb(error.__traceback__)
-    place = frames[-1]
-    if "ml_collections" in place.filename and isinstance(error, AttributeError | KeyError):
-        return _unknown_field(text, argv)
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: {kind}: {error.msg}"
-    place = ([frame for frame in frames if _is_of_user(frame.filename)] or [place])[-1]
-    return _at(place.filename, place.lineno or 0, f"{kind}: {text}")
-
-
-def _is_of_user(file: str) -> bool:
-    """Whether a file is no library's: what is wrong is wrong there."""
-    return not file.startswith(("<", os.path.dirname(os.__file__), str(ROOT / "prunejax"))) and (
-        "site-packages" not in file
-    )
-
-
-def _at(file: str, line: int, text: str) -> str:
-    """A mistake with file, line and, where a value has a wrong type, the assignment."""
-    words = linecache.getline(file, line).strip() if "original type" in text else ""
-    return f"{file}, line {line}: {words + ': ' if words else ''}{text}"
-
-
-def _of_file(text: str) -> str:
-    """The line for a trace that ml_collections put into a text."""
-    *_, trace = text.strip().partition("Traceback (most recent call last)")
-    frames = re.findall(r'File "(.+?)", line (\d+)', trace)
-    places = [place for place in frames if _is_of_user(place[0])]
-    raised = re.split(r"\n(?=[\w.]+(?:Error|Exception|Exit|Interrupt)\b)", trace)[-1].strip()
-    if raised.startswith("ValueError: ") or not places:
-        return raised.removeprefix("ValueError: ")
-    return _at(places[-1][0], int(places[-1][1]), raised)
-
-
-# What parsers of flags say, and what is meant.
-_PLAIN = (
-    (r"invalid literal for int\(\) with base 10: .*", "not a whole number"),
-    (r"could not convert string to float: .*", "not a number"),
-    (r"\('Non-boolean argument to boolean flag', .*", "neither true nor false"),
-    (r" as a ConfigDict: .*", "; name a field inside, like --config.prune.period=2"),
-)
-
-
-def _unknown_field(text: str, argv: Sequence[str]) -> str:
-    """An override, or a config file, that names a field which is not there."""
-    found = re.search(r"Did you mean \"(.+?)\" instead of \"(.+?)\"", text)
-    name = found[2] if found else text.strip("'\" ")
-    names = [word.split("=")[0].lstrip("-") for word in argv if "config." in word]
-    of = [n for n in names if name in n.split(".")]
-    text = f"unknown config field {of[0] if of else name!r}."
-    if found:
-        text += f" Did you mean {found[1]!r}?"
-    return text
 
 
 def _plan(config: ConfigDict) -> int:

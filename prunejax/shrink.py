@@ -28,11 +28,10 @@ import numpy as np
 
 from prunejax import groups as groups_lib
 from prunejax import trees
-from prunejax.groups import INPUT, OUTPUT, Cuts, Group, Link
+from prunejax.groups import EPSILON, INPUT, OUTPUT, Cuts, Group, Link
 
 Tree = Any
 Array = np.ndarray
-EPSILON = 1e-5  # of this package's BatchNorm
 TOLERANCE = 1e-5  # of outputs, relative to the largest
 CONSTANTS = ("refuse", "keep")
 
@@ -244,10 +243,10 @@ def _zeros(
     for link in links:
         if link.times:
             continue
-        part, value = _zero_part(link, params, stats, zero)
+        part, value = groups_lib.zero_part(link, params, stats, zero)
         gate = gates.get(link.target, np.ones(part.size, bool))
         if link.kernel and link.target in refused and alone.count(link.target) == 1:
-            kernel = _columns(link, masked[link.kernel])
+            kernel = groups_lib.columns(link, masked[link.kernel])
             pruned = ~kernel.any(axis=tuple(range(kernel.ndim - 1)))
             wrong = np.flatnonzero(pruned & ~part & gate & refused[link.target])
             if wrong.size and link.target != OUTPUT:
@@ -259,43 +258,6 @@ def _zeros(
         part = part | ~gate
         zero[link.target] = zero.get(link.target, np.ones(part.size, bool)) & part
     return zero
-
-
-def _columns(link: Link, leaf: Array) -> Array:
-    return leaf[..., slice(*link.columns)] if link.columns else leaf
-
-
-def _zero_part(
-    link: Link, params: dict[str, Array], stats: dict[str, Array], zero: dict[str, Array]
-) -> tuple[Array, Array]:
-    """Of what one link adds to its target: where it is exactly 0, and what it is without inputs."""
-    source = zero.get(link.source, np.zeros(1, bool))
-    if link.kernel:
-        kernel = _columns(link, params[link.kernel])
-        there = (kernel != 0).any(axis=tuple(range(kernel.ndim - 2)))
-        there = there.reshape(-1, source.size, there.shape[-1]).any(axis=0)
-        signal = (there & ~source[:, None]).any(axis=0)
-    elif link.take is not None:
-        index = np.asarray(link.take)
-        signal = (index >= 0) & ~source[np.maximum(index, 0)]
-    else:
-        signal = np.ones(source.size, bool) if link.blocks else ~source
-    after = {gain.rpartition("/")[0] for gain in link.gains}
-    before = [p for p in link.biases if p.rpartition("/")[0] not in after]
-    behind = [p for p in link.biases if p.rpartition("/")[0] in after]
-    rows = lambda paths: [_columns(link, params[p]) for p in paths]  # noqa: E731
-    flat = [x.reshape(-1, x.shape[-1]) for x in rows(before)]
-    constant: Array = sum((x.sum(axis=0) for x in flat), np.zeros(signal.size, np.float32))
-    biased = np.any([(x != 0).any(axis=0) for x in flat] or [np.zeros(signal.size, bool)], axis=0)
-    if not link.gains:
-        return ~signal & ~biased, constant
-    (gain,), norm = rows(link.gains), link.gains[0].rpartition("/")[0]
-    shift: Array = sum(rows(behind), np.zeros(signal.size, np.float32))
-    if f"{norm}/var" not in stats:  # LayerNorm: never without a signal
-        return (gain == 0) & (shift == 0), shift
-    scale = gain / np.sqrt(stats[f"{norm}/var"] + EPSILON)
-    value = scale * (constant - stats[f"{norm}/mean"]) + shift
-    return np.where(signal, (gain == 0) & (shift == 0), value == 0), value
 
 
 def _folded(model: Any, variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -12,7 +12,8 @@ import optax
 from prunejax import masks as masks_lib
 from prunejax import methods, trees
 from prunejax import scores as scores_lib
-from prunejax.methods.transformation import SparsifyState, transformation, where
+from prunejax.methods.transformation import SparsifyState, transformation
+from prunejax.methods.updates import where
 from prunejax.methods.windows import windows as windows
 
 Tree = Any

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import datasets
 
 from prunejax import data, rng
-from prunejax.data import batches, cache, dataset, pooled, prepared
+from prunejax.data import batches, cache, choices, dataset, pooled, prepared
 from tests import fake_tfds
 
 
@@ -377,14 +377,14 @@ def numbers(images):
 
 def test_nothing_asked_nothing_changed():
     whole = numbered()
-    assert same(dataset.take(whole, seed=3), whole)
-    assert same(dataset.take(whole, train_examples=200, test_examples=50, seed=3), whole)
+    assert same(choices.take(whole, seed=3), whole)
+    assert same(choices.take(whole, train_examples=200, test_examples=50, seed=3), whole)
 
 
 def test_subsets_are_nested_and_disjoint_from_a_fixed_validation_split():
     whole = numbered()
     sizes = (10, 100, 150)
-    taken = [dataset.take(whole, train_examples=n, validation_examples=50, seed=4) for n in sizes]
+    taken = [choices.take(whole, train_examples=n, validation_examples=50, seed=4) for n in sizes]
     previous = set()
     for n, part in zip(sizes, taken, strict=True):
         train, validation = numbers(part.train_images), numbers(part.validation_images)
@@ -397,16 +397,16 @@ def test_subsets_are_nested_and_disjoint_from_a_fixed_validation_split():
         assert part.validation_labels.tolist() == [i % 10 for i in validation]
         previous = set(train)
     assert len(previous | set(validation)) == 200
-    left = dataset.take(whole, validation_examples=50, seed=4)
+    left = choices.take(whole, validation_examples=50, seed=4)
     assert same(left, taken[-1])
 
 
 def test_subset_is_a_pure_function_of_the_seed():
     whole = numbered()
     options = {"train_examples": 60, "test_examples": 20, "label_noise": 0.3}
-    first = dataset.take(whole, **options, seed=1)
-    assert same(first, dataset.take(whole, **options, seed=1))
-    other = dataset.take(whole, **options, seed=2)
+    first = choices.take(whole, **options, seed=1)
+    assert same(first, choices.take(whole, **options, seed=1))
+    other = choices.take(whole, **options, seed=2)
     assert numbers(first.train_images) != numbers(other.train_images)
     assert numbers(first.test_images) != numbers(other.test_images)
     assert len(numbers(first.test_images)) == 20
@@ -417,7 +417,7 @@ def test_every_example_is_chosen_equally_often():
     whole = numbered(40, 5)
     counts = np.zeros(40)
     for seed in range(200):
-        counts[numbers(dataset.take(whole, train_examples=10, seed=seed).train_images)] += 1
+        counts[numbers(choices.take(whole, train_examples=10, seed=seed).train_images)] += 1
     # Drawn without replacement, the counts vary by the factor 1 - 10/40 less than Poisson counts.
     statistic = ((counts - 50) ** 2 / 50).sum() / (1 - 10 / 40)
     assert 0.01 < stats.chi2.sf(statistic, 39) < 0.99
@@ -426,8 +426,8 @@ def test_every_example_is_chosen_equally_often():
 @pytest.mark.parametrize("fraction", [0.1, 0.333, 0.99])
 def test_label_noise_changes_exactly_that_many_labels(fraction):
     whole = numbered()
-    noisy = dataset.take(whole, validation_examples=20, label_noise=fraction, seed=5)
-    clean = dataset.take(whole, validation_examples=20, seed=5)
+    noisy = choices.take(whole, validation_examples=20, label_noise=fraction, seed=5)
+    clean = choices.take(whole, validation_examples=20, seed=5)
     assert (noisy.train_labels != clean.train_labels).sum() == round(fraction * 180)
     assert noisy.train_labels.min() >= 0
     assert noisy.train_labels.max() < 10
@@ -437,14 +437,14 @@ def test_label_noise_changes_exactly_that_many_labels(fraction):
 
 def test_label_noise_is_uniform_over_the_other_classes_and_nested():
     labels = np.zeros(20_000, np.int32)
-    spoiled = dataset.spoil(labels, 5, 0.5, seed=0)
+    spoiled = choices.spoil(labels, 5, 0.5, seed=0)
     counts = np.bincount(spoiled, minlength=5)
     assert counts[0] == 10_000
     assert stats.chisquare(counts[1:]).pvalue > 0.01
-    less = dataset.spoil(labels, 5, 0.2, seed=0)
+    less = choices.spoil(labels, 5, 0.2, seed=0)
     assert (spoiled[less != 0] == less[less != 0]).all()
     with pytest.raises(ValueError, match="no other class"):
-        dataset.spoil(labels, 1, 0.5, seed=0)
+        choices.spoil(labels, 1, 0.5, seed=0)
 
 
 # --- order and batches ---

@@ -5,6 +5,7 @@ import jax
 import pytest
 
 from prunejax.cluster import distributed
+from prunejax.cluster import place as place_lib
 from tests.test_rendezvous import free_port
 
 PROGRAM = """
@@ -166,7 +167,7 @@ POD = {"JAX_COORDINATOR_ADDRESS": "study-0:55527", "JOB_COMPLETION_INDEX": "1"}
     ],
 )
 def test_environments(environment, place):
-    assert distributed.from_environment(environment) == place
+    assert place_lib.from_environment(environment) == place
 
 
 def test_slurm_address_is_the_one_jax_finds(monkeypatch):
@@ -176,16 +177,16 @@ def test_slurm_address_is_the_one_jax_finds(monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         expected = slurm_cluster.SlurmCluster.get_coordinator_address(None, None)
-        place = distributed.from_environment(environment)
+        place = place_lib.from_environment(environment)
         assert place is not None
         assert place.coordinator == expected
 
 
 def test_environments_that_say_no_place(monkeypatch):
     with pytest.raises(ValueError, match="JAX_PROCESS_COUNT is not: set it"):
-        distributed.from_environment(POD)
+        place_lib.from_environment(POD)
     with pytest.raises(ValueError, match="JAX_PROCESS_COUNT='two' in the environment: not a whole"):
-        distributed.from_environment(POD | {"JAX_PROCESS_COUNT": "two"})
+        place_lib.from_environment(POD | {"JAX_PROCESS_COUNT": "two"})
 
     def initialize(**_):
         raise ValueError("coordinator_address should be defined.")

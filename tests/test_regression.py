@@ -13,6 +13,7 @@ from sklearn import datasets
 
 from prunejax import data, losses
 from prunejax.configs import default
+from prunejax.data import choices
 from prunejax.data import dataset as dataset_lib
 from prunejax.errors import ConfigError
 from prunejax.study import attributes, plan, run
@@ -183,7 +184,7 @@ def test_settings_that_do_not_fit(change, words):
 @pytest.mark.parametrize("ratio", [1.0, 4.0, 100.0])
 def test_class_counts_fall_geometrically(ratio):
     labels = np.repeat(np.arange(5), [100, 200, 150, 120, 110]).astype(np.int32)
-    chosen, ranked = dataset_lib.unbalanced(labels, 5, ratio, seed=3)
+    chosen, ranked = choices.unbalanced(labels, 5, ratio, seed=3)
     counts = np.bincount(labels[chosen], minlength=5)[list(ranked)]
     assert sorted(ranked) == list(range(5))
     have = np.bincount(labels)[list(ranked)]
@@ -208,7 +209,7 @@ def test_imbalance_that_cannot_be():
     labels = np.array([0, 0, 2], np.int32)
     for ratio, classes, words in ((0.5, 3, "at least 1"), (2, 3, r"they have \[2, 0, 1\]")):
         with pytest.raises(ValueError, match=words):
-            dataset_lib.unbalanced(labels, classes, ratio, 0)
+            choices.unbalanced(labels, classes, ratio, 0)
 
 
 # -- parameters that are not trained -----------------------------------------------------------

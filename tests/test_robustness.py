@@ -12,6 +12,7 @@ from prunejax import losses, models, rng, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.measures import bounds, smoothing
+from prunejax.measures import steps as steps_lib
 from prunejax.models.convnets import ConvNet
 from prunejax.models.mlp import MLP
 from prunejax.models.vgg import VGG
@@ -47,7 +48,7 @@ def network(name):
     shapes = jax.eval_shape(lambda: models.init(module, rng.at(0, "init"), shape))
     variables = trees.map_with_path(fill, shapes)
     x = jnp.asarray(generator.normal(size=(4, *shape)), jnp.float32)
-    return module, variables, bounds.steps_of(module, variables, shape), x
+    return module, variables, steps_lib.steps_of(module, variables, shape), x
 
 
 @functools.cache
@@ -67,7 +68,7 @@ def compiled(name, fn):
 def test_the_steps_are_the_network(name):
     module, variables, steps, x = network(name)
     np.testing.assert_allclose(
-        bounds.forward(steps, x), module.apply(variables, x), rtol=1e-4, atol=1e-5
+        steps_lib.forward(steps, x), module.apply(variables, x), rtol=1e-4, atol=1e-5
     )
 
 
@@ -76,7 +77,7 @@ def test_bounds_hold_sampled_outputs_and_crown_is_tighter(name):
     _, _, steps, x = network(name)
     radius, samples = 0.15, 25_000 if name == "mlp" else 2500  # of each of four inputs
     draw = jax.random.uniform(rng.at(1, "box"), (samples, *x.shape), minval=-radius, maxval=radius)
-    outputs = jax.lax.map(lambda d: bounds.forward(steps, x + d), draw, batch_size=1250)
+    outputs = jax.lax.map(lambda d: steps_lib.forward(steps, x + d), draw, batch_size=1250)
     rows = jnp.eye(3)
     found = {
         kind: compiled(name, fn)(x - radius, x + radius, rows)
@@ -93,7 +94,7 @@ def test_bounds_hold_sampled_outputs_and_crown_is_tighter(name):
 def test_one_linear_layer_is_exact():
     generator = np.random.default_rng(2)
     kernel, bias = generator.normal(size=(5, 3)), generator.normal(size=3)
-    steps = [bounds.Affine(jnp.asarray(kernel), jnp.asarray(bias), bounds._dense)]
+    steps = [steps_lib.Affine(jnp.asarray(kernel), jnp.asarray(bias), steps_lib._dense)]
     x = jnp.asarray(generator.normal(size=(2, 5)))
     exact = np.asarray(x) @ kernel + bias
     spread = 0.3 * np.abs(kernel).sum(0)
@@ -106,9 +107,9 @@ def test_one_linear_layer_is_exact():
 
 def test_crown_of_two_layers_by_hand():
     """y = relu(x) - relu(-x) / 2 on [-1, 2]: the lines around both ReLUs, written out."""
-    first = bounds.Affine(jnp.array([[1.0, -1.0]]), jnp.zeros(2), bounds._dense)
-    last = bounds.Affine(jnp.array([[1.0], [-0.5]]), jnp.zeros(1), bounds._dense)
-    steps = [first, bounds.Relu(), last]
+    first = steps_lib.Affine(jnp.array([[1.0, -1.0]]), jnp.zeros(2), steps_lib._dense)
+    last = steps_lib.Affine(jnp.array([[1.0], [-0.5]]), jnp.zeros(1), steps_lib._dense)
+    steps = [first, steps_lib.Relu(), last]
     low, high = jnp.array([[-1.0]]), jnp.array([[2.0]])
     found = bounds.crown(steps, low, high, jnp.eye(1))
     boxes, rows = bounds.tightened(steps, low, high), jnp.ones((1, 1, 1))
@@ -122,7 +123,7 @@ def test_crown_of_two_layers_by_hand():
 
 def test_a_point_is_certified_as_it_is_classified():
     _, _, steps, x = network("mlp")
-    logits = bounds.forward(steps, x)
+    logits = steps_lib.forward(steps, x)
     right = jnp.argmax(logits, -1)
     rows = bounds.margins_of(right, 3)
     crown = compiled("mlp", bounds.crown)
@@ -140,7 +141,7 @@ def test_a_point_is_certified_as_it_is_classified():
 def test_other_networks_are_refused():
     module = models.create("resnet20")
     with pytest.raises(ValueError, match="not for ResNet"):
-        bounds.steps_of(module, {}, (8, 8, 3))
+        steps_lib.steps_of(module, {}, (8, 8, 3))
 
 
 def test_the_attack_finds_the_worst_corner_of_a_linear_network():

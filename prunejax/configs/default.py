@@ -165,6 +165,9 @@ FIELDS: dict[str, Any] = {
         "redistribute": False,  # updates rank all layers together: densities move
         # evidence "batch": last batches whose mean gradient growth sees
         "average": number(1, 1, 10_000, "batches"),
+        # epochs after which training goes on without the units that are gone by then, in a
+        # smaller network; 0: never
+        "shrink_every": number(0, 0, None, "epochs; 0: never"),
         # dense | sparse_fan_in: scaled up by sqrt(inputs / live)
         "weight_init": word("dense", "dense", "sparse_fan_in"),
         # (n, m): n of every m consecutive inputs stay, instead of `fraction`

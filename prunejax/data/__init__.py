@@ -21,7 +21,8 @@ from prunejax.data.batches import (
     normalize,
     steps_per_epoch,
 )
-from prunejax.data.dataset import Dataset, check_label_noise, take
+from prunejax.data.choices import check_label_noise, take
+from prunejax.data.dataset import Dataset
 from prunejax.data.diabetes import load_diabetes
 from prunejax.data.digits import SPLITS as DIGITS
 from prunejax.data.digits import load_digits
@@ -106,7 +107,7 @@ def load(
       noise: standard deviation of what is added to every coordinate, once for each example.
       standardize: whether a network reads pixels less their mean, over their deviation, or, False,
         as they are, in 0..1.
-      seed: of these choices; `dataset.take` says how it makes them.
+      seed: of these choices; `choices.take` says how it makes them.
 
     Raises:
       ValueError: unknown name, or sizes that the set does not have; `standardize` False

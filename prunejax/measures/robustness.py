@@ -15,6 +15,7 @@ import numpy as np
 from prunejax import losses
 from prunejax.curvature import vectors
 from prunejax.measures import bounds, smoothing
+from prunejax.measures import steps as steps_lib
 
 Columns = dict[str, float]
 Arrays = dict[str, np.ndarray]
@@ -35,7 +36,7 @@ def _bounded(module: Any, shape: tuple[int, ...], classes: int) -> Any:
     """`(variables, labels, low, high) -> certified by intervals, by CROWN, unstable ReLUs`."""
 
     def run(variables: Any, labels: jax.Array, low: jax.Array, high: jax.Array) -> Any:
-        steps = bounds.steps_of(module, variables, shape)
+        steps = steps_lib.steps_of(module, variables, shape)
         rows = bounds.margins_of(labels, classes)
         plain = bounds.interval(steps, low, high, rows)
         tight = bounds.crown(steps, low, high, rows)
@@ -69,7 +70,7 @@ def attacked(context: Any) -> tuple[Columns, Arrays]:
         own = jax.random.fold_in(key, number)
         right = losses.survives(outputs, x, labels, low, high, own, PGD_STEPS, RESTARTS)
         found["pgd_accuracy"].append(np.asarray(right))
-        if isinstance(of.module, bounds.KINDS):
+        if isinstance(of.module, steps_lib.KINDS):
             run = _bounded(of.module, x.shape[1:], of.module.num_classes)
             proven = run(of.variables, labels, low, high)
             for name, values in zip(ATTACKED[1:], proven, strict=True):

@@ -11,8 +11,10 @@ import optax
 from prunejax import masks as masks_lib
 from prunejax import rng, scores, trees
 from prunejax.methods import before, growth, timetable
+from prunejax.methods import updates as updates_lib
 from prunejax.methods.evidence import demand
 from prunejax.methods.table import Method
+from prunejax.methods.updates import where
 
 Array = jax.Array
 Tree = Any
@@ -123,7 +125,7 @@ def transformation(
             return jax.lax.cond(due, lambda: event(of)[:2], lambda: (state.masks, nothing))
 
         if m.dead == "trained":  # masks that fit the parameters after the update
-            steered = _steered(m, gradients, state.masks, params)
+            steered = updates_lib.steered(m, gradients, state.masks, params)
             updates, inner = optimizer.update(steered, state.inner, params, **extra)
             live, grown = changed(optax.apply_updates(params, updates))
         else:
@@ -140,7 +142,7 @@ def transformation(
             else:  # dead weights go to 0, grown ones begin there
                 back = jax.tree.map(jnp.negative, params)
                 if m.growth is not None:
-                    updates = _begun(grown, updates, back)
+                    updates = updates_lib.begun(grown, updates, back)
                 updates = where(live, updates, back)
         return updates, SparsifyState(inner, live, state.step + 1, learnt, window, state.key)
 
@@ -181,33 +183,6 @@ def change(
         found = masks_lib.prune(ranks, counts, masks=start, scope=plan.scope)
     found = jax.tree.map(lambda s, new, old: new if jnp.ndim(s) else old, ranks, found, masks)
     return growth.update(masks, jax.tree.map(jnp.logical_and, masks, found), found)
-
-
-def where(masks: Tree, tree: Tree, other: Tree | None = None) -> Tree:
-    """`tree` where masks are live, else `other` (0); None, the gradient of no number, stays."""
-
-    def choose(mask: Array, x: Any, y: Any = None) -> Any:
-        if x is None:
-            return None
-        if mask.ndim not in (0, jnp.ndim(x)):
-            mask = jnp.broadcast_to(mask, jnp.shape(x))
-        y = jnp.zeros((), jnp.result_type(x)) if y is None else y.astype(jnp.result_type(x))
-        return jnp.where(mask, x, y)
-
-    structure: Any = jax.tree.structure(masks)
-    parts = [structure.flatten_up_to(t) for t in (tree, *(() if other is None else (other,)))]
-    return structure.unflatten(map(choose, jax.tree.leaves(masks), *parts))
-
-
-def _begun(grown: Tree, updates: Tree, back: Tree) -> Tree:
-    """Updates that first take what has grown to 0, from wherever it was dropped."""
-
-    def shifted(flags: Array, u: Any, b: Array) -> Any:
-        return u if u is None or not flags.ndim else jnp.where(flags, u + b.astype(u.dtype), u)
-
-    structure: Any = jax.tree.structure(grown)
-    parts = [structure.flatten_up_to(t) for t in (grown, updates, back)]
-    return structure.unflatten(map(shifted, *parts))
 
 
 def _live(name: str, mask: Any, shape: tuple[int, ...]) -> int:
@@ -298,22 +273,6 @@ def _summed(
     structure: Any = jax.tree.structure(chosen)
     parts = [structure.flatten_up_to(t) for t in (chosen, window, gradients)]
     return structure.unflatten(map(add, *parts))
-
-
-def _steered(m: Method, gradients: Tree, masks: Tree, params: Tree) -> Tree:
-    """Straight-through gradients with SR-STE's pull of dead weights towards 0."""
-    if not m.dead_decay:
-        return gradients
-
-    def pull(mask: Array, g: Any, w: Array) -> Any:
-        if g is None or not mask.ndim:
-            return g
-        decayed = (m.dead_decay * w).astype(g.dtype)
-        return jnp.where(mask, g, g + decayed)
-
-    structure: Any = jax.tree.structure(masks)
-    parts = [structure.flatten_up_to(t) for t in (masks, gradients, params)]
-    return structure.unflatten(map(pull, *parts))
 
 
 def _forget(m: Method, inner: Any, live: Tree, grown: Tree, due: Array) -> Any:

@@ -17,8 +17,7 @@ from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress, standing, whose
 from prunejax.record.summary import summarize
-from prunejax.study import ahead, lineage
-from prunejax.study import population as population_lib
+from prunejax.study import ahead, lineage, stacking
 from prunejax.study import rows as rows_lib
 from prunejax.study.endings import Endings
 from prunejax.study.handover import Handover
@@ -32,6 +31,7 @@ from prunejax.study.saving import Saving
 from prunejax.study.targets import Targets
 from prunejax.study.watching import Watch
 from prunejax.system import signals
+from prunejax.train import smaller
 from prunejax.train.step import TrainState
 
 CALL_SECONDS = 1.0  # aim for one call of training steps: how long a signal may have to wait
@@ -55,7 +55,7 @@ class Chunk:
     every: int = 1  # epochs between evaluations
 
     def __post_init__(self) -> None:
-        self._padded = population_lib.pad(self.members, self.size)
+        self._padded = stacking.pad(self.members, self.size)
         self._calls = 8  # steps of the next call; adapted to CALL_SECONDS, no effect on results
         self._warm: set[str] = set()
         self._targets = Targets(self.directory.path / "targets", self.members)
@@ -166,17 +166,17 @@ class Chunk:
         per_epoch = program.steps_per_epoch
         full = per_epoch - (1 if program.last_batch < program.batch_size else 0)
         done = self._done(states) - epoch * per_epoch
+        on, at_last = self.population.training(epoch)
+        size = smaller.sizes(program, epoch) or ""  # a smaller network is another compilation
         begun = epoch * per_epoch
         stops = {*self._events.between, *self._handover.steps}
         ends = [s - begun for s in stops if 0 < s - begun <= full]
         while done < full:
             count = min([self._calls, full - done, *(s - done for s in ends if s > done)])
             begin = time.perf_counter()
-            warm = "training" in self._warm
-            with self._once("training"):
-                states = jax.block_until_ready(
-                    self.population.train(states, self.population.data, np.int32(count))
-                )
+            warm = f"training{size}" in self._warm
+            with self._once(f"training{size}"):
+                states = jax.block_until_ready(on(states, self.population.data, np.int32(count)))
             seconds = time.perf_counter() - begin
             self._reached(states, epoch, begun + done + count)
             self._calls = distributed.on_main(partial(self._next_call, count, seconds))
@@ -190,11 +190,9 @@ class Chunk:
             if done < per_epoch:
                 self._maybe_save(states, epoch, epoch_done=False)
         if done == full < per_epoch:
-            warm = "last batch" in self._warm
-            with self._once("last batch"):
-                states = jax.block_until_ready(
-                    self.population.train_last(states, self.population.data)
-                )
+            warm = f"last batch{size}" in self._warm
+            with self._once(f"last batch{size}"):
+                states = jax.block_until_ready(at_last(states, self.population.data))
             self._reached(states, epoch, begun + per_epoch)
             self.progress.advance(len(self.members), self._text(epoch), timed=warm)
             states = self._arrived(states, epoch, begun + per_epoch)

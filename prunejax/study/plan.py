@@ -47,6 +47,11 @@ ARRAYS = {
         *("threshold", "penalty"),
     ),
 }
+# Those of them that decide how many units are live, and so the arrays of a smaller network.
+COUNTS = (
+    *("schedule", "unit", "rounds", "of", "layers", "fraction", "allocation", "start", "end"),
+    "period",
+)
 NOT_STATIC = (
     "seeds",
     "first_seed",
@@ -126,7 +131,8 @@ def _static_key(settings: ConfigDict) -> str:
         plain.pop(name)
     for part, names in ARRAYS.items():
         for name in names:
-            plain[part].pop(name)
+            if not (part == "prune" and plain[part]["shrink_every"] and name in COUNTS):
+                plain[part].pop(name)
     return json.dumps([plain, released], sort_keys=True)
 
 

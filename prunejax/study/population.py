@@ -8,6 +8,7 @@ layout, `data_parallel` devices may share one member (`prunejax.cluster.mesh`).
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,10 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
-from prunejax.study import ahead
+from prunejax.study import ahead, stacking
 from prunejax.study.ahead import Memory as Memory
 from prunejax.study.programs import Member
-from prunejax.train import evaluation, prune, step, stopping, trackers
+from prunejax.train import evaluation, prune, smaller, step, stopping, trackers
 from prunejax.train.evaluation import Metrics
 from prunejax.train.prune import Event
 from prunejax.train.step import Data, Program, TrainState
@@ -82,7 +83,7 @@ class Population:
         self.data: Data = mesh_lib.put(data, mesh_lib.sharding(self.mesh))
 
         start = lambda m: step.initial_state(program, *m)  # noqa: E731
-        self._one: TrainState = jax.eval_shape(start, _arguments(like))
+        self._one: TrainState = jax.eval_shape(start, stacking.arguments(like))
         whole, parts = (mesh_lib.stacked(self.mesh, self._one, s) for s in (False, shard_params))
         self._states: TrainState = whole._replace(
             params=parts.params, opt_state=parts.opt_state, windows=parts.windows
@@ -101,6 +102,13 @@ class Population:
         self.train_last = self._lift(
             lambda s, data: step.train_last_step(program, s, data), states, donate=True
         )
+        self._smaller = {
+            sizes: tuple(
+                self._lift(functools.partial(fn, smaller.of(program, sizes)), states, donate=True)
+                for fn in (smaller.train_steps, smaller.train_last_step)
+            )
+            for _, sizes in program.cuts
+        }
         self._evaluate = self._lift(
             lambda s, images, labels: evaluation.evaluate(program, s, images, labels), self._members
         )
@@ -183,6 +191,11 @@ class Population:
 
         return stacked
 
+    def training(self, epoch: int) -> tuple[Any, Any]:
+        """`train` and `train_last` for an epoch: of the network with the units that it has then."""
+        sizes = smaller.sizes(self.program, epoch)
+        return (self.train, self.train_last) if sizes is None else self._smaller[sizes]
+
     @property
     def multiple(self) -> int:
         """The number of members must be a multiple of this."""
@@ -190,7 +203,7 @@ class Population:
 
     def initial(self, members: Sequence[Member]) -> TrainState:
         """The stacked states of members before their first step."""
-        arguments = stack([_arguments(m) for m in members])
+        arguments = stacking.stack([stacking.arguments(m) for m in members])
         return self._initial(mesh_lib.put(arguments, self._members))
 
     def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:
@@ -312,19 +325,3 @@ class Population:
 
 def _without_members(where: NamedSharding) -> NamedSharding:
     return NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
-
-
-def _arguments(member: Member) -> tuple[Any, ...]:
-    own = (member.init_seed, member.data_seed)
-    seeds = step.Seeds(*(np.uint32(member.seed if s is None else s) for s in own))
-    return np.uint32(member.seed), member.table, member.hyper, seeds
-
-
-def stack(trees: Sequence[Tree]) -> Tree:
-    """Trees of arrays -> one tree with a leading axis."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def pad(members: Sequence[Member], size: int) -> list[Member]:
-    """Members repeated up to `size`, a multiple of the devices that members are spread over."""
-    return [members[i % len(members)] for i in range(size)]

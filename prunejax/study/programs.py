@@ -17,6 +17,7 @@ from prunejax.study import (
     lineage,
     probing,
     scoring,
+    shrinking,
     step_plan,
     unit_check,
 )
@@ -175,6 +176,7 @@ def batch(
         microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,
     )
+    program = shrinking.with_cuts(program, arms, planned, per_epoch, dataset)
     steps = step_plan.shared_steps(list(between.values()))
     names = [g.name for g in groups]
     tables = {

@@ -14,6 +14,8 @@ def check(settings: ConfigDict, where: str) -> None:
       ConfigError: names the field, the value, and what goes with it.
     """
     p = settings.prune
+    if p.shrink_every:
+        _smaller(settings, where)
     if p.schedule == "none":
         return
     _forward(settings, where)
@@ -62,6 +64,28 @@ def _forward(settings: ConfigDict, where: str) -> None:
             f"config.prune.forward = {p.forward!r}{where} goes with no intervention.twin, "
             "intervention.as_released or measures.forecast: weights come back at its events"
         )
+
+
+def _smaller(settings: ConfigDict, where: str) -> None:
+    """Units have to go for good, in numbers that are known before."""
+    p, i = settings.prune, settings.intervention
+    for field, found, needed in (
+        ("prune.granularity", p.granularity, "filter"),
+        ("prune.scope", p.scope, "layer"),
+        ("prune.grow", p.grow, "none"),
+        ("prune.phases", tuple(p.phases), ()),
+        ("intervention.kind", i.kind, "prune"),
+        ("intervention.duration", i.duration, -1),
+        ("intervention.mask_norm", i.mask_norm, True),
+        ("intervention.as_released", i.as_released, False),
+        ("intervention.twin", i.twin, ""),
+        ("population.shard_params", settings.population.shard_params, False),
+    ):
+        if found != needed:
+            raise ConfigError(
+                f"config.prune.shrink_every = {p.shrink_every}{where} goes with {field} = "
+                f"{needed!r} (it is {found!r}): units have to go for good, as many as planned"
+            )
 
 
 def _needs(p: ConfigDict, where: str) -> None:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
-from prunejax.measures import bounds
+from prunejax.measures import bounds, steps
 from prunejax.methods import before
 
 
@@ -18,7 +18,7 @@ def stability(
     """The bounds of the score "stability" in boxes of `measures.attack_radius`; None without it."""
     if "stability" not in scores:
         return None
-    if not isinstance(module, bounds.KINDS):
+    if not isinstance(module, steps.KINDS):
         raise ConfigError(
             f"config.prune.score = 'stability' bounds MLPs, ConvNets and VGGs, not "
             f"{settings.model.name!r}; use another score"

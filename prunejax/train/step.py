@@ -70,6 +70,8 @@ class Program:
     average: int = 1  # "batch": how many of the last batches
     forward: str = "masked"  # one of `interventions.FORWARDS`
     nm: tuple[int, int] | None = None  # n of m consecutive inputs stay at events
+    # (epoch, units of each group) from which on training steps are on smaller arrays: `smaller`
+    cuts: tuple[tuple[int, tuple[int, ...]], ...] = ()
     forecast: bool = False  # events predict their change of the test loss
     microbatch: int = 0  # examples whose gradient is taken at once; 0: the whole batch
     data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch

@@ -1,0 +1,54 @@
+"""What masks make of gradients and of an optimizer's updates."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prunejax.methods.table import Method
+
+Array = jax.Array
+Tree = Any
+
+
+def where(masks: Tree, tree: Tree, other: Tree | None = None) -> Tree:
+    """`tree` where masks are live, else `other` (0); None, the gradient of no number, stays."""
+
+    def choose(mask: Array, x: Any, y: Any = None) -> Any:
+        if x is None:
+            return None
+        if mask.ndim not in (0, jnp.ndim(x)):
+            mask = jnp.broadcast_to(mask, jnp.shape(x))
+        y = jnp.zeros((), jnp.result_type(x)) if y is None else y.astype(jnp.result_type(x))
+        return jnp.where(mask, x, y)
+
+    structure: Any = jax.tree.structure(masks)
+    parts = [structure.flatten_up_to(t) for t in (tree, *(() if other is None else (other,)))]
+    return structure.unflatten(map(choose, jax.tree.leaves(masks), *parts))
+
+
+def begun(grown: Tree, updates: Tree, back: Tree) -> Tree:
+    """Updates that first take what has grown to 0, from wherever it was dropped."""
+
+    def shifted(flags: Array, u: Any, b: Array) -> Any:
+        return u if u is None or not flags.ndim else jnp.where(flags, u + b.astype(u.dtype), u)
+
+    structure: Any = jax.tree.structure(grown)
+    parts = [structure.flatten_up_to(t) for t in (grown, updates, back)]
+    return structure.unflatten(map(shifted, *parts))
+
+
+def steered(m: Method, gradients: Tree, masks: Tree, params: Tree) -> Tree:
+    """Straight-through gradients with SR-STE's pull of dead weights towards 0."""
+    if not m.dead_decay:
+        return gradients
+
+    def pull(mask: Array, g: Any, w: Array) -> Any:
+        if g is None or not mask.ndim:
+            return g
+        decayed = (m.dead_decay * w).astype(g.dtype)
+        return jnp.where(mask, g, g + decayed)
+
+    structure: Any = jax.tree.structure(masks)
+    parts = [structure.flatten_up_to(t) for t in (masks, gradients, params)]
+    return structure.unflatten(map(pull, *parts))

@@ -1,0 +1,82 @@
+"""What went wrong with a command line or a config file, in a line that its author understands."""
+
+import linecache
+import os
+import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+# What parsers of flags say, and what is meant.
+_PLAIN = (
+    (r"invalid literal for int\(\) with base 10: .*", "not a whole number"),
+    (r"could not convert string to float: .*", "not a number"),
+    (r"\('Non-boolean argument to boolean flag', .*", "neither true nor false"),
+    (r" as a ConfigDict: .*", "; name a field inside, like --config.prune.period=2"),
+)
+
+
+def readable(error: BaseException, argv: Sequence[str]) -> str:
+    """What went wrong with command line or config file, in a line."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    kind = type(error).__name__
+    if "Traceback (most recent call last)" in text:  # ml_collections' words for a config file
+        return _of_file(text)
+    if isinstance(error, flags.Error | ValueError):
+        for theirs, ours in _PLAIN:
+            text = re.sub(theirs, ours, text)
+        return text or kind
+    if "has no attribute 'get_config'" in text:
+        return "--config: the file defines no get_config(); see configs/default.py"
+    found = re.search(r"<class '([^']*)'>.* does not exist and", text)
+    if found and "ConfigDict" not in found[1]:
+        kind = found[1].removesuffix("Type").split(".")[-1]
+        return f"--config: get_config() returns {kind}, not an ml_collections.ConfigDict"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = frames[-1]
+    if "ml_collections" in place.filename and isinstance(error, AttributeError | KeyError):
+        return _unknown_field(text, argv)
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {kind}: {error.msg}"
+    place = ([frame for frame in frames if _is_of_user(frame.filename)] or [place])[-1]
+    return _at(place.filename, place.lineno or 0, f"{kind}: {text}")
+
+
+def _is_of_user(file: str) -> bool:
+    """Whether a file is no library's: what is wrong is wrong there."""
+    return not file.startswith(("<", os.path.dirname(os.__file__), str(PACKAGE))) and (
+        "site-packages" not in file
+    )
+
+
+def _at(file: str, line: int, text: str) -> str:
+    """A mistake with file, line and, where a value has a wrong type, the assignment."""
+    words = linecache.getline(file, line).strip() if "original type" in text else ""
+    return f"{file}, line {line}: {words + ': ' if words else ''}{text}"
+
+
+def _of_file(text: str) -> str:
+    """The line for a trace that ml_collections put into a text."""
+    *_, trace = text.strip().partition("Traceback (most recent call last)")
+    frames = re.findall(r'File "(.+?)", line (\d+)', trace)
+    places = [place for place in frames if _is_of_user(place[0])]
+    raised = re.split(r"\n(?=[\w.]+(?:Error|Exception|Exit|Interrupt)\b)", trace)[-1].strip()
+    if raised.startswith("ValueError: ") or not places:
+        return raised.removeprefix("ValueError: ")
+    return _at(places[-1][0], int(places[-1][1]), raised)
+
+
+def _unknown_field(text: str, argv: Sequence[str]) -> str:
+    """An override, or a config file, that names a field which is not there."""
+    found = re.search(r"Did you mean \"(.+?)\" instead of \"(.+?)\"", text)
+    name = found[2] if found else text.strip("'\" ")
+    names = [word.split("=")[0].lstrip("-") for word in argv if "config." in word]
+    of = [n for n in names if name in n.split(".")]
+    text = f"unknown config field {of[0] if of else name!r}."
+    if found:
+        text += f" Did you mean {found[1]!r}?"
+    return text

@@ -1,0 +1,216 @@
+"""Training steps on smaller arrays: without the units that are masked for good.
+
+A state is whole wherever a study looks at it: events, evaluations, tables and checkpoints name
+units by their place in the whole network. Around a call of training steps it is cut to the units
+that are live, and put back afterwards, so that the steps cost what the smaller network costs. How
+many units of each layer stay is planned (`Program.cuts`) and so static; which ones is read from the
+state, so that runs which pruned different units share one compiled step.
+
+Steps are those of the masked network up to rounding, with two differences. What reads a unit that
+is cut goes with it: those weights are 0 afterwards, as if they had never been, and no score counts
+them, while under a mask alone weight decay shrinks them slowly. And dropout draws for the units
+that are there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import groups as groups_lib
+from prunejax import models, trees
+from prunejax.groups import INPUT, OUTPUT
+from prunejax.train import step
+from prunejax.train.step import Data, Program, TrainState
+
+Array = jax.Array
+Tree = Any
+Axes = Mapping[
+    str, tuple[tuple[int, str], ...]
+]  # leaf path -> (axis, layer whose units it runs over)
+
+
+@dataclasses.dataclass(frozen=True)
+class Smaller:
+    """A program whose layers have fewer units, and where those of the whole one are."""
+
+    program: Program  # of the smaller network
+    units: Mapping[str, tuple[int, int]]  # layer that is cut -> units before and after
+    params: Axes
+    stats: Axes
+
+
+def sizes(program: Program, epoch: int) -> tuple[int, ...] | None:
+    """Units of each group in an epoch; None: all of them."""
+    due = [found for begins, found in program.cuts if begins <= epoch]
+    return due[-1] if due else None
+
+
+def of(program: Program, sizes: tuple[int, ...]) -> Smaller:
+    """The program for networks with so many units in each of its groups.
+
+    Raises:
+      ValueError: the model has no smaller form, or one that depends on which units go.
+    """
+    module, groups = program.module, program.groups
+    units = {g.name: (g.units, n) for g, n in zip(groups, sizes, strict=True) if n < g.units}
+    shapes = _shapes(module, program.image_shape)
+    links = groups_lib.wiring(module)
+    name = type(module).__name__
+    if not links or not hasattr(module, "shrunk"):
+        raise ValueError(f"{name} does not say who reads its units (`wiring`, `shrunk`)")
+    alive = jax.tree.map(lambda _: np.True_, shapes["params"])
+    streams = groups_lib.live(links, shapes["params"], alive).read
+    small, other = (_without(module, streams, units, last) for last in (True, False))
+    if small != other:
+        raise ValueError(
+            f"{name}: which units of {', '.join(units)} go decides how its layers are wired (a "
+            "residual sum), so that runs cannot share a compiled step; name other layers"
+        )
+    params: dict[str, list[tuple[int, str]]] = {}
+    stats: dict[str, tuple[tuple[int, str], ...]] = {}
+    for link in links:
+        into, out = link.target in units, link.source in units
+        if (into or out) and (link.columns or link.take or link.blocks or link.times):
+            raise ValueError(f"{name}: units of {link.target!r} share a leaf or a sum with others")
+        for path in filter(None, (link.kernel, *link.leaves)):
+            if into and (-1, link.target) not in params.setdefault(path, []):
+                params[path].append((-1, link.target))
+        if out and link.kernel and link.source != INPUT:
+            params.setdefault(link.kernel, []).append((-2, link.source))
+        for gain in link.gains if into else ():
+            norm = gain.rpartition("/")[0]
+            stats |= {f"{norm}/{part}": ((-1, link.target),) for part in ("mean", "var")}
+    cut = Smaller(
+        dataclasses.replace(
+            program,
+            module=small,
+            groups=tuple(g._replace(units=n) for g, n in zip(groups, sizes, strict=True)),
+            cuts=(),
+        ),
+        units,
+        {path: tuple(axes) for path, axes in params.items()},
+        stats,
+    )
+    _check(cut, shapes, _shapes(small, program.image_shape), name)
+    return cut
+
+
+def _shapes(module: models.Model, shape: tuple[int, ...]) -> dict[str, Any]:
+    return jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
+
+
+def _without(
+    module: Any, streams: Mapping[str, Any], units: Mapping[str, tuple[int, int]], last: bool
+) -> Any:
+    """The model without the last, or the first, units of each layer."""
+    gone = {name: np.zeros(read.size, bool) for name, read in streams.items() if name != OUTPUT}
+    for name, (whole, kept) in units.items():
+        gone[name][slice(kept, None) if last else slice(0, whole - kept)] = True
+    return module.shrunk(gone)[0]
+
+
+def _check(cut: Smaller, whole: Tree, small: Tree, name: str) -> None:
+    """Whether cutting gives the smaller model's arrays."""
+    index = {layer: np.arange(kept) for layer, (_, kept) in cut.units.items()}
+    for part, axes in (("params", cut.params), ("batch_stats", cut.stats)):
+        found = jax.eval_shape(
+            lambda tree, axes=axes: _taken(tree, axes, cut.units, index), whole.get(part, {})
+        )
+        made = [(path, x.shape) for path, x in trees.leaves_with_paths(found)]
+        if made != [(path, x.shape) for path, x in trees.leaves_with_paths(small.get(part, {}))]:
+            raise ValueError(f"{name}: its smaller form has other arrays than its wiring tells of")
+
+
+def train_steps(cut: Smaller, state: TrainState, data: Data, steps: Array) -> TrainState:
+    """As `step.train_steps`, on the smaller network."""
+    return _around(cut, state, lambda part: step.train_steps(cut.program, part, data, steps))
+
+
+def train_last_step(cut: Smaller, state: TrainState, data: Data) -> TrainState:
+    """As `step.train_last_step`, on the smaller network."""
+    return _around(cut, state, lambda part: step.train_last_step(cut.program, part, data))
+
+
+def _around(
+    cut: Smaller, state: TrainState, train: Callable[[TrainState], TrainState]
+) -> TrainState:
+    index = {
+        # The live units in their order, then dead ones: planned is what the run with most has.
+        name: jnp.argsort(state.windows.remaining[name] > 0, stable=True)[:kept]
+        for name, (_, kept) in cut.units.items()
+    }
+    structure: Any = jax.tree.structure(state.params)
+
+    def like(node: Tree) -> bool:
+        return bool(jax.tree.structure(node) == structure)
+
+    def small(node: Tree) -> Tree:
+        return _taken(node, cut.params, cut.units, index) if like(node) else node
+
+    def whole(before: Tree, node: Tree) -> Tree:
+        return _back(before, node, cut.params, index, keep=False) if like(before) else node
+
+    def of_layers(found: Mapping[str, Array]) -> dict[str, Array]:
+        return {k: x[index[k]] if k in index else x for k, x in found.items()}
+
+    part = train(
+        state._replace(
+            params=small(state.params),
+            opt_state=jax.tree.map(small, state.opt_state, is_leaf=like),
+            batch_stats=_taken(state.batch_stats, cut.stats, cut.units, index),
+            activations=of_layers(state.activations),
+            windows=state.windows._replace(
+                targeted=of_layers(state.windows.targeted),
+                remaining=of_layers(state.windows.remaining),
+            ),
+        )
+    )
+    return part._replace(
+        params=whole(state.params, part.params),
+        opt_state=jax.tree.map(whole, state.opt_state, part.opt_state, is_leaf=like),
+        # A dead unit's statistics and activations are read by none; they stay as they are.
+        batch_stats=_back(state.batch_stats, part.batch_stats, cut.stats, index, keep=True),
+        activations={
+            k: state.activations[k].at[index[k]].set(x) if k in index else x
+            for k, x in part.activations.items()
+        },
+        windows=state.windows,
+    )
+
+
+def _entries(index: Array, units: int, length: int) -> Array:
+    """Of an axis on which the unit is the fastest index (a flattened map)."""
+    return (jnp.arange(length // units)[:, None] * units + index[None]).reshape(-1)
+
+
+def _taken(tree: Tree, axes: Axes, units: Mapping[str, tuple[int, int]], index: Tree) -> Tree:
+    def one(path: str, leaf: Array) -> Array:
+        for axis, layer in axes.get(path, ()):
+            entries = _entries(index[layer], units[layer][0], leaf.shape[axis])
+            leaf = jnp.take(leaf, entries, axis=axis)
+        return leaf
+
+    return trees.map_with_path(one, tree)
+
+
+def _back(before: Tree, tree: Tree, axes: Axes, index: Tree, *, keep: bool) -> Tree:
+    """Leaves in their old shapes: what was cut is as before (`keep`), or 0."""
+    old = dict(trees.leaves_with_paths(before))
+
+    def one(path: str, leaf: Array) -> Array:
+        for axis, layer in reversed(axes.get(path, ())):
+            length = old[path].shape[axis]
+            units = length * index[layer].size // leaf.shape[axis]
+            shape = list(leaf.shape)
+            shape[axis] = length
+            base = old[path] if keep else jnp.zeros(shape, leaf.dtype)
+            entries = _entries(index[layer], units, length)
+            place = (*(slice(None),) * (leaf.ndim + axis), entries)
+            leaf = base.at[place].set(leaf)
+        return leaf
+
+    return trees.map_with_path(one, tree)
