@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from prunejax.curvature import base, modes, vectors
 from prunejax.curvature.example_gradients import norms_and_sum
@@ -261,7 +261,7 @@ def gradient_noise_scale(
     interval = (float("nan"), float("nan"))
     if unbiased and n > 2:
         cov = np.cov(slope, numerator) / n
-        quantile = float(stats.t.ppf(0.975, n - 1))
+        quantile = float(special.stdtrit(n - 1, 0.975))
         interval = reciprocal(fieller(denominator, moment.value, cov, quantile))
     if not denominator > 0:
         value = float("nan") if np.isnan(denominator) else float("inf")

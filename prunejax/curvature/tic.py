@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from prunejax.curvature import base, kernels, vectors
 from prunejax.curvature.fieller import fieller
@@ -250,7 +250,7 @@ def _ratio(
     freedom = np.array([n - 1, k - 1])
     used = parts > 0
     dof = parts.sum() ** 2 / (parts[used] ** 2 / freedom[used]).sum() if used.any() else np.inf
-    quantile = float(stats.t.ppf(0.5 + confidence / 2, dof))
+    quantile = float(special.stdtrit(dof, 0.5 + confidence / 2))
     cov = cov + np.diag([0.0, probes])
     scale = abs(total) if total else np.nan
     return Tic(

@@ -24,7 +24,7 @@ from math import comb, isfinite, nan, sqrt, tanh
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from prunejax.measures import statistics
 
@@ -86,8 +86,8 @@ def arms_in_general(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> statis
         return undefined
     z = float(np.mean(np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))))
     error = 1 / sqrt(arms - 3)
-    half = float(stats.norm.ppf((1 + level) / 2)) * error
-    p = 2 * float(stats.norm.sf(abs(z) / error))
+    half = float(special.ndtri((1 + level) / 2)) * error
+    p = 2 * float(special.ndtr(-abs(z) / error))
     return statistics.Correlation(arms, tanh(z), tanh(z - half), tanh(z + half), p)
 
 
@@ -98,7 +98,7 @@ def within(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     seeds, else by 5,000 permutations at a fixed seed. NaN below 4 seeds.
     """
     a, b = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    r = statistics.pearson(a.ravel(), b.ravel()).value
+    r = statistics.coefficient(a.ravel(), b.ravel())
     seeds = x.shape[1]
     if not isfinite(r) or seeds < LEAST_SEEDS:
         return r, nan
@@ -136,8 +136,8 @@ def relate(values: Values, x: str, y: str, scope: str) -> dict[str, Any]:
     general = arms_in_general(*_grid(values))
     n_seeds = _grid(values)[0].shape[1]
     between = {
-        "pearson": statistics.pearson(means[:, 0], means[:, 1]).value,
-        "kendall": statistics.kendall(means[:, 0], means[:, 1]).value,
+        "pearson": statistics.coefficient(means[:, 0], means[:, 1]),
+        "kendall": statistics.coefficient(means[:, 0], means[:, 1], "kendall"),
         "n": len(means),
     }
     reason = ""
@@ -155,7 +155,7 @@ def relate(values: Values, x: str, y: str, scope: str) -> dict[str, Any]:
         "n_arms": len(values),
         "n_seeds": n_seeds,
         "pearson": blocked.value,
-        "kendall": statistics.kendall(a, b).value,
+        "kendall": statistics.coefficient(a, b, "kendall"),
         "between": between,
         "within": {"pearson": own, "p": p_within},
         "these_arms": {

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Array = jax.Array
 
@@ -48,7 +48,7 @@ class Smoothed:
 def clopper_pearson(successes: Any, trials: int, alpha: float) -> np.ndarray:
     """Exact one-sided lower bound of a binomial's probability, missed with at most `alpha`."""
     k = np.asarray(successes)
-    return np.where(k > 0, stats.beta.ppf(alpha, k, trials - k + 1), 0.0)
+    return np.where(k > 0, special.betaincinv(k, trials - k + 1, alpha), 0.0)
 
 
 @partial(jax.jit, static_argnames=("draws", "classes"))
@@ -100,5 +100,5 @@ def smooth(
     second = np.asarray(_counts(outputs, x, size, jax.random.fold_in(key, 1), draws, classes))
     low = clopper_pearson(second[np.arange(len(chosen)), chosen], draws, alpha)
     sure = low > 0.5
-    radii = np.where(sure, sigma * stats.norm.ppf(np.where(sure, low, 0.5)), 0.0)
+    radii = np.where(sure, sigma * special.ndtri(np.where(sure, low, 0.5)), 0.0)
     return Smoothed(np.where(sure, chosen, -1), radii, low, 1 - alpha)

@@ -23,7 +23,7 @@ from math import atanh, inf, isnan, nan, sqrt, tanh
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 METHODS = {
     "mean": "Student t interval; std with n - 1",
@@ -105,7 +105,7 @@ def is_rounding(x: np.ndarray, resolution: float = 0.0, size: float = 0.0) -> bo
 
 @functools.cache
 def _t_factor(degrees: float, level: float) -> float:
-    return float(stats.t.ppf((1 + level) / 2, degrees)) if degrees > 0 else nan
+    return float(special.stdtrit(degrees, (1 + level) / 2)) if degrees > 0 else nan
 
 
 def mean(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Mean:
@@ -136,28 +136,56 @@ def _with_interval(n: int, value: float, p: float, half: float) -> Correlation:
     return Correlation(n, value, tanh(center - half), tanh(center + half), p)
 
 
-def _coefficient(kind: str, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """(coefficient, two-sided p); NaN where a column is constant or there are too few pairs."""
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """From 1; equal values share the mean of their ranks."""
+    _, index, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[index]
+
+
+def _cosine(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.sum(x * y)) / sqrt(float(np.sum(x * x)) * float(np.sum(y * y)))
+
+
+def _coefficient(kind: str, x: np.ndarray, y: np.ndarray) -> float:
+    """The coefficient; NaN where a column is constant or there are too few pairs."""
     if x.size < LEAST or is_rounding(x) or is_rounding(y):
-        return nan, nan
+        return nan
+    if kind == "kendall":  # tau-b: over all pairs of runs
+        return _cosine(*(np.sign(v[:, None] - v) for v in (x, y)))
+    a, b = (x, y) if kind == "pearson" else (_ranks(x), _ranks(y))
+    a, b = a - a.mean(), b - b.mean()
+    return _cosine(a / np.abs(a).max(), b / np.abs(b).max())  # no square may overflow
+
+
+def coefficient(x: ArrayLike, y: ArrayLike, kind: str = "pearson") -> float:
+    """Pearson's r, Spearman's rho or Kendall's tau-b of the finite pairs, as a number alone.
+
+    NaN for fewer than 3 pairs or a constant column.
+    """
+    return _coefficient(kind, *_finite(x, y))
+
+
+def _p(kind: str, x: np.ndarray, y: np.ndarray) -> float:
+    """Two-sided p of a coefficient."""
+    from scipy import stats  # late: it takes as long to import as all else of a report
+
     functions = {
         "pearson": stats.pearsonr,
         "spearman": stats.spearmanr,
         "kendall": stats.kendalltau,
     }
-    found = functions[kind](x, y)
-    return float(found.statistic), float(found.pvalue)
+    return float(functions[kind](x, y).pvalue)
 
 
 def _correlate(kind: str, x: ArrayLike, y: ArrayLike, level: float) -> Correlation:
     a, b = _finite(x, y)
     n = a.size
-    value, p = _coefficient(kind, a, b)
+    value = _coefficient(kind, a, b)
     if isnan(value):
         return Correlation(n, nan, nan, nan, nan)
-    half = nan
+    p, half = _p(kind, a, b), nan
     if kind == "pearson" and n > 3:
-        half = float(stats.norm.ppf((1 + level) / 2)) / sqrt(n - 3)
+        half = float(special.ndtri((1 + level) / 2)) / sqrt(n - 3)
     elif kind != "pearson" and n >= LEAST_RANKED:
         variance = 1.06 / (n - 3) if kind == "spearman" else 0.437 / (n - 4)
         half = _t_factor(n - 2, level) * sqrt(variance)
@@ -187,18 +215,18 @@ def clustered(
       that differs between the coefficients.
     """
     a, b, index = _finite(x, y, np.unique(np.asarray(blocks, str), return_inverse=True)[1])
-    value, _ = _coefficient(kind, a, b)
+    value = _coefficient(kind, a, b)
     found = np.unique(index)
     if isnan(value) or found.size < LEAST:
         return Correlation(a.size, value, nan, nan, nan)
-    without = [_coefficient(kind, a[index != s], b[index != s])[0] for s in found]
+    without = [_coefficient(kind, a[index != s], b[index != s]) for s in found]
     z = np.arctanh(np.clip([*without, value], -1 + 1e-15, 1 - 1e-15))
     if not np.isfinite(z).all() or is_rounding(z[:-1]):
         return Correlation(a.size, value, nan, nan, nan)
     s, center = found.size, float(z[-1])
     error = sqrt((s - 1) * float(np.var(z[:-1])))  # (S - 1)/S times the sum of squares
     half = _t_factor(s - 1, level) * error
-    p = 2 * float(stats.t.sf(abs(center) / error, s - 1))
+    p = 2 * float(special.stdtr(s - 1, -abs(center) / error))
     return Correlation(a.size, value, tanh(center - half), tanh(center + half), p)
 
 
@@ -225,7 +253,7 @@ def _compare(
         return Comparison(n, difference, nan, nan, nan, nan, nan, nan)
     t = difference / error
     half = _t_factor(degrees, level) * error
-    p = 2 * float(stats.t.sf(abs(t), degrees))
+    p = 2 * float(special.stdtr(degrees, -abs(t)))
     return Comparison(n, difference, difference - half, difference + half, p, t, degrees, d)
 
 

@@ -14,7 +14,7 @@ from math import isfinite, nan, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 Layers = Mapping[str, np.ndarray]
 
@@ -106,7 +106,7 @@ def matching(values: Sequence[float], dense: Sequence[float], margin: float) -> 
     spread = float(d.std(ddof=1)) if n > 1 else nan
     if n > 2 and spread > 0:
         error = spread / sqrt(n)
-        p = float(stats.t.sf((center + margin) / error, n - 1))
-        low = center - float(stats.t.ppf(0.95, n - 1)) * error
+        p = float(special.stdtr(n - 1, -(center + margin) / error))
+        low = center - float(special.stdtrit(n - 1, 0.95)) * error
     deviation = float(y.std(ddof=1)) if n > 1 else nan
     return Matching(center, n, bool(center >= -deviation), margin, p, low)

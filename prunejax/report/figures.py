@@ -116,9 +116,9 @@ def stability(study: Study, look: Look) -> Drawing | None:
 def coefficients(rows: Sequence[Row], x: str, y: str) -> str:
     """`r = ..., τ = ..., n = ...`; the intervals are in the page's table of relations."""
     a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
-    r, tau = statistics.pearson(a, b), statistics.kendall(a, b)
-    both = f"{words.coefficient('r', r.value)}, {words.coefficient('τ', tau.value)}"
-    return f"{both}, n = {r.n} runs"
+    r, tau = (statistics.coefficient(a, b, kind) for kind in ("pearson", "kendall"))
+    n = int(np.sum(np.isfinite(a) & np.isfinite(b)))
+    return f"{words.coefficient('r', r)}, {words.coefficient('τ', tau)}, n = {n} runs"
 
 
 def scatter_panel(

@@ -184,7 +184,7 @@ def _around(
 
 def _entries(index: Array, units: int, length: int) -> Array:
     """Of an axis on which the unit is the fastest index (a flattened map)."""
-    return (jnp.arange(length // units)[:, None] * units + index).reshape(-1)
+    return (jnp.arange(length // units)[:, None] * units + index[None]).reshape(-1)
 
 
 def _taken(tree: Tree, axes: Axes, units: Mapping[str, tuple[int, int]], index: Tree) -> Tree:
