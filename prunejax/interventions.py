@@ -10,16 +10,16 @@ A unit is a filter (all of `kernel[..., j]`) or a single weight; arrays per unit
 `(units,)` or the kernel's shape, and both broadcast against the kernel.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from prunejax import rng, trees
+from prunejax import trees
 from prunejax.groups import Group
 from prunejax.ops import noise
+from prunejax.ops.noise import reference_std as reference_std
 
 NONE, PRUNE, ZERO, GAUSSIAN = range(4)
 KINDS = {"none": NONE, "prune": PRUNE, "zero": ZERO, "gaussian": GAUSSIAN}
@@ -153,44 +153,6 @@ def gates(groups: Sequence[Group], windows: Windows, table: Table) -> dict[str, 
     }
 
 
-def reference_std(kernel: Array, targeted: Array) -> Array:
-    """Standard deviation (ddof 1) of the weights of the layer's first untargeted filter.
-
-    With single weights as units: of all untargeted weights. 0 if everything is targeted.
-    """
-    if targeted.ndim == 1:
-        first = jnp.argmin(targeted)  # False sorts first: the lowest untargeted index
-        std = jnp.std(jnp.take(kernel, first, axis=-1), ddof=1)
-    else:
-        std = jnp.std(kernel, ddof=1, where=~targeted)
-    return jnp.where(jnp.all(targeted), 0.0, std)
-
-
-def _with_noise(
-    kernels: Mapping[str, Array],
-    active: Mapping[str, Array],
-    targeted: Mapping[str, Array],
-    scale: Array,
-    seed: Array,
-    stream: str,
-    counter: Array,
-) -> dict[str, Array]:
-    """Adds N(0, (scale * reference std)^2) to the active units, by layer name."""
-
-    def add(kernels: Mapping[str, Array]) -> dict[str, Array]:
-        found = {}
-        keys = noise.keys(rng.at(seed, stream, counter), tuple(kernels))
-        for name, kernel in kernels.items():
-            sigma = scale * reference_std(kernel, targeted[name])
-            change = sigma * noise.normal(keys[name], kernel.shape)
-            found[name] = kernel + jnp.where(active[name], change, 0).astype(kernel.dtype)
-        return found
-
-    # One branch for all layers: each costs copies of what passes through it.
-    some = functools.reduce(jnp.logical_or, (jnp.any(units) for units in active.values()))
-    return jax.lax.cond(some, add, dict, dict(kernels))
-
-
 def _first(table: Table, features: Features) -> Array:
     """What `remaining` is when a window has just opened: before its first step.
 
@@ -251,7 +213,7 @@ def act(
         kernels[g.name] = kernel
     if noisy_units:
         stream = "noise at events" if opening else "noise"
-        kernels = _with_noise(
+        kernels = noise.add_to(
             kernels, noisy_units, windows.targeted, table.noise_scale, seed, stream, counter
         )
     values |= {g.kernel: kernels[g.name] for g in groups}

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from prunejax import schedules, trees
 from prunejax.groups import Group
 from prunejax.ops import counts as counting
-from prunejax.ops import radix, ranking
+from prunejax.ops import ranking
 from prunejax.sparsity import count as count  # the report belongs to the algebra
 from prunejax.sparsity import overlap as overlap
 from prunejax.sparsity import report as report
@@ -255,17 +255,7 @@ def nm(scores: Tree, n: int | Array, m: int, *, axis: int = -2, masks: Tree | No
                 f"whose size is divisible by {m}; name another axis, or give a scalar as the score "
                 "of a leaf that is not to be pruned"
             )
-        keys = jnp.moveaxis(radix.sortable(jnp.asarray(score)), axis, -1)
-        keys = keys.reshape(*keys.shape[:-1], size // m, m)
-        live = jnp.moveaxis(_eligible(mask, score, path), axis, -1).reshape(keys.shape)
-        rank = jnp.zeros(keys.shape, jnp.int32)  # how many of the block come before the entry
-        place = jnp.arange(m).reshape((1,) * (keys.ndim - 1) + (m,))
-        for j in range(m):
-            other = keys[..., j : j + 1]
-            first = (other > keys) | ((other == keys) & (j < place))
-            rank += (first & live[..., j : j + 1]).astype(jnp.int32)
-        chosen = live & (rank < n)
-        return jnp.moveaxis(chosen.reshape(*keys.shape[:-2], size), -1, axis)
+        return ranking.of_blocks(score, _eligible(mask, score, path), n, m, axis)
 
     return trees.map_with_path(blocks, scores, ones(scores) if masks is None else masks)
 

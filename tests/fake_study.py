@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from prunejax.record.run_directory import EPOCHS, EVENTS, RUNS, RunDirectory
+from prunejax.record.columns import EPOCHS, EVENTS, RUNS
+from prunejax.record.run_directory import RunDirectory
 from prunejax.record.summary import summarize
 from prunejax.system import files
 

@@ -33,7 +33,15 @@ LEVELS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MAX_ARROWS = 110  # between rooms
 FORBIDDEN = {"tensorflow", "clu", "chex", "torch", "haiku", "equinox", "matfree"}
 HEAVY = {"flax", "optax", "orbax", "matplotlib", "scipy", "sklearn", "tensorflow_datasets"}
-MAX_LINES = 330  # aim: 300
+MAX_LINES = 300
+# What of the report and of what it counts still has to be split, with its length.
+LONGER = {
+    "prunejax.measures.statistics": 327,
+    "prunejax.measures.summary": 322,
+    "prunejax.report.panels": 320,
+    "prunejax.report.tables": 316,
+    "prunejax.study.measuring": 322,
+}
 
 
 def module_name(path: Path) -> str:
@@ -212,7 +220,8 @@ def test_report_loads_without_jax():
 @pytest.mark.parametrize("module", FILES)
 def test_length(module):
     lines = FILES[module].read_text().count("\n")
-    assert lines <= MAX_LINES, "split it"
+    assert lines <= LONGER.get(module, MAX_LINES), "split it"
+    assert lines > MAX_LINES or module not in LONGER, "take it out of LONGER"
 
 
 def config_fields() -> list[str]:
@@ -231,10 +240,13 @@ def config_fields() -> list[str]:
 
 @pytest.fixture(scope="module")
 def names_read():
-    """Attributes and whole strings of the code, without the module that only checks fields."""
+    """Attributes and whole strings of the code, without the modules that only check fields."""
     names = set()
     for module, path in FILES.items():
-        if module == "prunejax.study.config" or unit(module) == "configs":
+        if (
+            module in ("prunejax.study.config", "prunejax.study.section_check")
+            or unit(module) == "configs"
+        ):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

@@ -11,6 +11,7 @@ from prunejax import interventions as iv
 from prunejax import masks as masks_lib
 from prunejax.groups import Group
 from prunejax.interventions import FOREVER, Features, Table
+from prunejax.ops import noise
 from tests import mechanics
 
 GROUPS = (
@@ -282,7 +283,7 @@ def test_gaussian_std_statistics_and_scale():
 
     def draw(step):
         active, scale = {"a": chosen(a=(1,))["a"]}, jnp.float32(2.0)
-        return iv._with_noise({"a": start}, active, {"a": targeted}, scale, 0, "noise", step)["a"]
+        return noise.add_to({"a": start}, active, {"a": targeted}, scale, 0, "noise", step)["a"]
 
     moved = jax.jit(jax.vmap(draw))(jnp.arange(200))
     samples = np.asarray(moved - start)

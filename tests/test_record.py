@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from prunejax.errors import RecordError, WorkdirError
+from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.progress import Progress, duration, standing, whose
-from prunejax.record.run_directory import EPOCHS, EVENTS, RUNS, RunDirectory
+from prunejax.record.run_directory import RunDirectory
 from prunejax.system import files
 
 CONFIG = {"epochs": 3, "model": {"name": "mlp", "widths": (8, 8)}, "prune": {"start": [1]}}
@@ -209,7 +210,9 @@ def test_a_full_disk_is_one_clear_line_and_leaves_whole_rows(tmp_path):
     # A limit on the file size fails like a full disk, in the middle of a write.
     code = f"""
         import resource, signal
-        from prunejax.record.run_directory import *
+        from prunejax.errors import RecordError
+        from prunejax.record.columns import EPOCHS
+        from prunejax.record.run_directory import RunDirectory
         directory = RunDirectory.open({str(tmp_path)!r}, {CONFIG!r}, {{}}, {TABLES!r})
         row = dict.fromkeys(EPOCHS, 0.5)
         directory.append("epochs", [row])

@@ -13,7 +13,8 @@ import pytest
 from prunejax import report
 from prunejax.errors import ReportError
 from prunejax.measures import statistics
-from prunejax.record.run_directory import EPOCHS, EVENTS, RUNS, RunDirectory
+from prunejax.record.columns import EPOCHS, EVENTS, RUNS
+from prunejax.record.run_directory import RunDirectory
 from prunejax.report import __main__ as cli
 from prunejax.report import gallery, results, style, tables
 from prunejax.report.figures_dynamics import accuracy_curves

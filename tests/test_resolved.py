@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from prunejax.configs import default
-from prunejax.record.run_directory import EPOCHS, EVENTS, RUNS, RunDirectory
+from prunejax.record.columns import EPOCHS, EVENTS, RUNS
+from prunejax.record.run_directory import RunDirectory
 from prunejax.study import resolved
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,8 +13,8 @@ from prunejax import data, main
 from prunejax.configs import default
 from prunejax.data import StreamedSet, dataset
 from prunejax.errors import ConfigError, Interrupted
-from prunejax.study import chunk, plan
 from prunejax.study import config as config_lib
+from prunejax.study import pacing, plan
 from prunejax.study import run as study
 from prunejax.study.streamed_population import StreamedPopulation, _part
 from tests import streamed_case
@@ -132,7 +132,7 @@ def test_records_are_complete(sets, finished):
 def test_interrupted_within_an_epoch_continues_to_the_same_bytes(
     sets, finished, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(chunk, "CALL_SECONDS", 0.0)  # 8 steps, then one a call: 12 an epoch
+    monkeypatch.setattr(pacing, "CALL_SECONDS", 0.0)  # 8 steps, then one a call: 12 an epoch
     left, path = [9], tmp_path / "run"  # step 17
 
     def stop():

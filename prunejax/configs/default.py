@@ -32,8 +32,7 @@ FIELDS: dict[str, Any] = {
     # epochs between rows of epochs.csv; with events, and last: always
     "evaluate_every": number(1, 1, None, "epochs"),
     # Evaluate the training set as well, without dropout and on running statistics:
-    # columns final_train_loss and final_train_accuracy of runs.csv.
-    "evaluate_train": False,
+    "evaluate_train": False,  # columns final_train_loss and final_train_accuracy of runs.csv.
     # A run stops training when, at an evaluation after its last event, the loss on the
     # training set is at most this (nats); its step becomes `stopped_step`. 0: never.
     "stop_loss": number(0.0, 0, None, "nats; 0: never"),
@@ -43,8 +42,7 @@ FIELDS: dict[str, Any] = {
     "data": {
         "name": "digits",  # see prunejax.data.DATASETS; or npz:FILE, tfds:NAME
         "data_dir": "",  # prepared TFDS sets; empty: $TFDS_DATA_DIR, ~/tensorflow_datasets
-        # size of the training subset; 0: all
-        "train_examples": number(0, 0, None, "examples; 0: all"),
+        "train_examples": number(0, 0, None, "examples; 0: all"),  # of the training subset; 0: all
         "test_examples": number(0, 0, None, "examples; 0: all"),  # size of the test subset; 0: all
         "validation_examples": number(0, 0, None, "examples"),  # held out of the training examples
         # fraction of training labels replaced by another class
@@ -59,9 +57,8 @@ FIELDS: dict[str, Any] = {
         # images less the mean of the set, over its deviation, by channel; False: pixels of 0..1
         "standardize": True,
         "augment": False,  # random crop (padding 4; streamed: of any size) and mirroring
-        # Read images while training; always so for imagenet2012 and sets of images of many
-        # sizes. The rest of an epoch that fills no batch is left out.
-        "stream": False,
+        # Read images while training; always so for imagenet2012 and sets of images of many sizes.
+        "stream": False,  # The rest of an epoch that fills no batch is left out.
         # streamed sets: side of the square images, in pixels
         "image_size": number(224, 1, None, "pixels"),
         # of the subset and the label noise: the same for all runs of a study
@@ -81,8 +78,7 @@ FIELDS: dict[str, Any] = {
     "optimizer": {
         "name": word("adam", "prunejax.train.optim:OPTIMIZERS"),  # adam | sgd
         "learning_rate": number(1e-3, 0, None, "rate"),  # at first
-        # constant | multistep | cosine
-        "schedule": word("multistep", "prunejax.train.optim:SCHEDULES"),
+        "schedule": word("multistep", "prunejax.train.optim:SCHEDULES"),  # of the learning rate
         # multistep: epochs at which the rate is multiplied by `decay`
         "milestones": many((), int, "whole epochs"),
         "decay": number(0.1, 0, 1000, "factor"),  # multistep: factor at each milestone
@@ -109,20 +105,17 @@ FIELDS: dict[str, Any] = {
         "steps": number(3, 1, 1000, "steps"),  # gradient steps that look for the worst input
     },
     "prune": {
-        # none, or a way of pruning that sets what follows where you do not: random,
-        # magnitude, nm, snip, grasp, synflow; static, set, rigl; gradual, gradual_regrow,
-        # acdc, ste, movement, movement_soft
-        "method": word("none", "none", "prunejax.study.presets:METHODS"),
+        # none, or a way of pruning that sets what follows where you do not: random, magnitude, nm,
+        # snip, grasp, synflow; static, set, rigl; gradual, gradual_regrow, acdc, ste,
+        "method": word("none", "none", "prunejax.study.presets:METHODS"),  # movement, movement_soft
         # none | linear | one_shot | scratch | cubic | geometric | phases | threshold
         "schedule": word("none", "none", "prunejax.schedules:SCHEDULES", "phases", "threshold"),
-        # epoch | step: what `start`, `end` and `period` count
-        "unit": word("epoch", "epoch", "step"),
+        "unit": word("epoch", "epoch", "step"),  # what `start`, `end` and `period` count
         # scratch: events before training, each the same share of what is left
         "rounds": number(1, 1, 10_000, "events"),
         # rules over the model's layer names (regular expressions)
         "layers": many((".*",), str, "regular expressions"),
-        # final fraction of units removed, per rule
-        "fraction": many((0.5,), (int, float), "numbers"),
+        "fraction": many((0.5,), (int, float), "numbers"),  # final fraction removed, per rule
         # all | live (at the beginning, rounded up): what the fraction is of
         "of": word("all", "all", "live"),
         # live: how often that fraction goes, at once: as after so many levels
@@ -159,33 +152,28 @@ FIELDS: dict[str, Any] = {
         "update_schedule": word("cosine", "prunejax.methods.growth:DECAYS"),
         # of the training steps: no update from there on
         "update_end": number(0.75, 0, 1, "fraction of the training steps"),
-        # the smallest are dropped at updates
-        "update_score": word("magnitude", "prunejax.scores:SCORES"),
+        "update_score": word("magnitude", "prunejax.scores:SCORES"),  # updates drop the smallest
         "evaluate_between": False,  # test before and after events between epochs, too
         "redistribute": False,  # updates rank all layers together: densities move
         # evidence "batch": last batches whose mean gradient growth sees
         "average": number(1, 1, 10_000, "batches"),
-        # epochs after which training goes on without the units that are gone by then, in a
-        # smaller network; 0: never
-        "shrink_every": number(0, 0, None, "epochs; 0: never"),
+        # epochs after which training goes on without the units that are gone by then,
+        "shrink_every": number(0, 0, None, "epochs; 0: never"),  # in a smaller network; 0: never
         # dense | sparse_fan_in: scaled up by sqrt(inputs / live)
         "weight_init": word("dense", "dense", "sparse_fan_in"),
         # (n, m): n of every m consecutive inputs stay, instead of `fraction`
         "nm": many((), int, "whole weights"),
-        # What forward passes do: masked | straight_through (gradients train dead weights,
-        # too) | movement (dead weights wait; scores learn). Events of the last two choose
-        # among all weights.
-        "forward": word("masked", "prunejax.interventions:FORWARDS"),
+        # What forward passes do: masked | straight_through (gradients train dead weights, too) |
+        # movement (dead weights wait; scores learn). Events of the last two
+        "forward": word("masked", "prunejax.interventions:FORWARDS"),  # choose among all weights.
         # steps after which they choose again when the schedule is over
         "refresh_every": number(0, 0, None, "training steps; 0: never"),
         # straight_through: times w, added to gradients of dead weights
         "dead_decay": number(0.0, 0, None, "coefficient"),
-        # movement: learning rate of scores, which begin at 0
-        "score_rate": number(1.0, 0, None, "rate"),
+        "score_rate": number(1.0, 0, None, "rate"),  # movement: rate of scores, which begin at 0
         # schedule "threshold": live where sigmoid(score) exceeds it
         "threshold": number(0.0, 0, 1, "a sigmoid"),
-        # movement: weight of the mean sigmoid of scores
-        "penalty": number(0.0, 0, None, "coefficient"),
+        "penalty": number(0.0, 0, None, "coefficient"),  # movement: weight of mean sigmoid(score)
     },
     "intervention": {
         # prune (mask) | zero | gaussian | none: what is done to targets
@@ -229,9 +217,8 @@ FIELDS: dict[str, Any] = {
         "layout": word("auto", "auto", "sequential", "vectorized", "sharded"),
         # devices to use; 0: all (on a CPU: one per core)
         "devices": number(0, 0, 65_536, "devices; 0: all"),
-        # Devices that share one member's batch. "auto" also tries to share those that
-        # would be idle, in studies of a minute or more.
-        "data_parallel": number(1, 1, None, "devices"),
+        # Devices that share one member's batch. "auto" also tries to share those that would
+        "data_parallel": number(1, 1, None, "devices"),  # be idle, in studies of a minute or more.
         # Examples whose gradient is taken at once (without BatchNorm only); 0: the batch.
         # Less memory, and on a CPU up to a quarter faster at 8 to 32.
         "microbatch": number(0, 0, None, "examples; 0: the whole batch"),
@@ -243,13 +230,11 @@ FIELDS: dict[str, Any] = {
         "every_epochs": number(0, 0, None, "epochs"),  # 0: only by time and at the end of members
         "every_minutes": number(10.0, 0, None, "minutes"),  # 0: not by time
         "at_events": False,  # after epochs with an event as well
-        # checkpoints kept: the newest and those before it
-        "keep": number(2, 1, None, "checkpoints"),
+        "keep": number(2, 1, None, "checkpoints"),  # kept: the newest and those before it
     },
     "record": {
         # Trackers that runs are sent to as they end, of prunejax.record.sinks.SINKS:
-        # wandb, mlflow, one of your own.
-        "sinks": many((), str, "names of trackers"),
+        "sinks": many((), str, "names of trackers"),  # wandb, mlflow, one of your own.
     },
     "probes": {
         # What evaluations look at: loss and accuracy (always) and others of
@@ -303,8 +288,7 @@ FIELDS: dict[str, Any] = {
         # What the study claims: "A > B in COLUMN" (or <), A a variant, B one or a number,
         # COLUMN of the runs, seed by seed; the page: confirmed, contradicted, undecided.
         "claims": many((), str, "claims like 'a > b in final_test_accuracy'"),
-        # sentences above the results: limits, what is not known
-        "remarks": many((), str, "sentences"),
+        "remarks": many((), str, "sentences"),  # above the results: limits, what is not known
         # A small form that shows that a study works: the page gives no verdicts.
         "mechanics_only": False,
     },

@@ -8,13 +8,16 @@ element's index, so that noise is a pure function of seed, counter, layer and in
 layout. The hash is not for secrets; tests/test_noise.py tests what comes out.
 """
 
+import functools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from prunejax import rng
 
 Array = jax.Array
 _U = np.uint32
@@ -94,3 +97,41 @@ def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
     for c in coefficients[-2::-1]:
         value = value * x + np.float32(c)
     return value
+
+
+def reference_std(kernel: Array, targeted: Array) -> Array:
+    """Standard deviation (ddof 1) of the weights of the layer's first untargeted filter.
+
+    With single weights as units: of all untargeted weights. 0 if everything is targeted.
+    """
+    if targeted.ndim == 1:
+        first = jnp.argmin(targeted)  # False sorts first: the lowest untargeted index
+        std = jnp.std(jnp.take(kernel, first, axis=-1), ddof=1)
+    else:
+        std = jnp.std(kernel, ddof=1, where=~targeted)
+    return jnp.where(jnp.all(targeted), 0.0, std)
+
+
+def add_to(
+    kernels: Mapping[str, Array],
+    active: Mapping[str, Array],
+    targeted: Mapping[str, Array],
+    scale: Array,
+    seed: Array,
+    stream: str,
+    counter: Array,
+) -> dict[str, Array]:
+    """Adds N(0, (scale * reference std)^2) to the active units, by layer name."""
+
+    def add(kernels: Mapping[str, Array]) -> dict[str, Array]:
+        found = {}
+        salts = keys(rng.at(seed, stream, counter), tuple(kernels))
+        for name, kernel in kernels.items():
+            sigma = scale * reference_std(kernel, targeted[name])
+            change = sigma * normal(salts[name], kernel.shape)
+            found[name] = kernel + jnp.where(active[name], change, 0).astype(kernel.dtype)
+        return found
+
+    # One branch for all layers: each costs copies of what passes through it.
+    some = functools.reduce(jnp.logical_or, (jnp.any(units) for units in active.values()))
+    return jax.lax.cond(some, add, dict, dict(kernels))

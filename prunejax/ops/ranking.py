@@ -261,3 +261,27 @@ def _eligible(leaves: Sequence[Any], eligible: Tree | None) -> list[Array | None
             f"{[jnp.shape(x) for x in leaves]}; give one boolean array per score array"
         )
     return [a.astype(bool) for a in flags]
+
+
+def of_blocks(score: Array, live: Array, n: int | Array, m: int, axis: int) -> Array:
+    """The `n` largest live entries of every `m` consecutive ones along `axis`.
+
+    Of equal entries the earlier is taken.
+
+    Args:
+      score: any shape whose `axis` is divisible by `m`.
+      live: bool of that shape.
+      n: an integer that may be traced.
+    """
+    keys = jnp.moveaxis(radix.sortable(jnp.asarray(score)), axis, -1)
+    size = keys.shape[-1]
+    keys = keys.reshape(*keys.shape[:-1], size // m, m)
+    live = jnp.moveaxis(live, axis, -1).reshape(keys.shape)
+    rank = jnp.zeros(keys.shape, jnp.int32)  # how many of the block come before the entry
+    place = jnp.arange(m).reshape((1,) * (keys.ndim - 1) + (m,))
+    for j in range(m):
+        other = keys[..., j : j + 1]
+        first = (other > keys) | ((other == keys) & (j < place))
+        rank += (first & live[..., j : j + 1]).astype(jnp.int32)
+    chosen = live & (rank < n)
+    return jnp.moveaxis(chosen.reshape(*keys.shape[:-2], size), -1, axis)

@@ -17,41 +17,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from prunejax.errors import RecordError, WorkdirError
+from prunejax.errors import WorkdirError
 from prunejax.record import ledger
-from prunejax.record.columns import (
-    COSTS,
-    EPOCHS,
-    EVENTS,
-    FIT,
-    FORECAST,
-    LAYERS,
-    RUNS,
-    SPENT,
-    STOPPED,
-    STRUCTURE,
-    UPDATES,
-)
 from prunejax.record.tensorboard_view import TensorBoardView
 from prunejax.record.workdir import check
 from prunejax.system import files
-
-__all__ = [
-    "COSTS",
-    "EPOCHS",
-    "EVENTS",
-    "FIT",
-    "FORECAST",
-    "LAYERS",
-    "RUNS",
-    "SPENT",
-    "STOPPED",
-    "STRUCTURE",
-    "UPDATES",
-    "RecordError",
-    "RunDirectory",
-    "WorkdirError",
-]
 
 
 class RunDirectory:

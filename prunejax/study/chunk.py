@@ -23,6 +23,7 @@ from prunejax.study.endings import Endings
 from prunejax.study.handover import Handover
 from prunejax.study.happening import Happening
 from prunejax.study.measuring import Hook
+from prunejax.study.pacing import Pace
 from prunejax.study.population import Population
 from prunejax.study.probing import Probing
 from prunejax.study.programs import Member
@@ -33,8 +34,6 @@ from prunejax.study.watching import Watch
 from prunejax.system import signals
 from prunejax.train import smaller
 from prunejax.train.step import TrainState
-
-CALL_SECONDS = 1.0  # aim for one call of training steps: how long a signal may have to wait
 
 
 @dataclasses.dataclass
@@ -56,7 +55,7 @@ class Chunk:
 
     def __post_init__(self) -> None:
         self._padded = stacking.pad(self.members, self.size)
-        self._calls = 8  # steps of the next call; adapted to CALL_SECONDS, no effect on results
+        self._pace = Pace()
         self._warm: set[str] = set()
         self._targets = Targets(self.directory.path / "targets", self.members)
         self._saving = Saving(
@@ -121,10 +120,10 @@ class Chunk:
                 states = self.population.scale(states)
             self._watch.track(states, -1)
             self._watch.rehearse(states)
-            epoch = self._done(states) // program.steps_per_epoch
-            if epoch or self._done(states):
-                done = self._done(states) * len(self.members)
-                self.progress.advance(done, "begins later", timed=False)
+            done = self._done(states)
+            epoch = done // program.steps_per_epoch
+            if done:
+                self.progress.advance(done * len(self.members), "begins later", timed=False)
         self._saving.rows_written()
         while epoch < program.epochs:
             self._saving.reached(states, epoch)
@@ -142,10 +141,8 @@ class Chunk:
             self._saving.rows_written()
             self._saving.reached(states, epoch)
             if stopped:
-                left = program.epochs - epoch
-                self.progress.advance(
-                    left * program.steps_per_epoch * len(self.members), "stopped", timed=False
-                )
+                left = (program.epochs - epoch) * program.steps_per_epoch * len(self.members)
+                self.progress.advance(left, "stopped", timed=False)
                 break
             self._maybe_save(states, epoch, epoch_done=True)
         self._finish(states)
@@ -162,8 +159,7 @@ class Chunk:
         return int(mesh_lib.fetch(states.step)[0])
 
     def _train_epoch(self, states: TrainState, epoch: int) -> TrainState:
-        program = self.population.program
-        per_epoch = program.steps_per_epoch
+        program, per_epoch = self.population.program, self.population.program.steps_per_epoch
         full = per_epoch - (1 if program.last_batch < program.batch_size else 0)
         done = self._done(states) - epoch * per_epoch
         on, at_last = self.population.training(epoch)
@@ -172,14 +168,14 @@ class Chunk:
         stops = {*self._events.between, *self._handover.steps}
         ends = [s - begun for s in stops if 0 < s - begun <= full]
         while done < full:
-            count = min([self._calls, full - done, *(s - done for s in ends if s > done)])
+            count = min([self._pace.steps, full - done, *(s - done for s in ends if s > done)])
             begin = time.perf_counter()
             warm = f"training{size}" in self._warm
             with self._once(f"training{size}"):
                 states = jax.block_until_ready(on(states, self.population.data, np.int32(count)))
             seconds = time.perf_counter() - begin
             self._reached(states, epoch, begun + done + count)
-            self._calls = distributed.on_main(partial(self._next_call, count, seconds))
+            self._pace.took(count, seconds)
             done += count
             if done < full:  # the epoch takes more than one call: how it goes so far
                 with self._once("how it goes"):
@@ -214,14 +210,6 @@ class Chunk:
             self._saving.reached(states, epoch)
         return states
 
-    def _next_call(self, steps: int, seconds: float) -> int:
-        """Steps of the next call, from how long a call took."""
-        if seconds < CALL_SECONDS / 4:
-            return min(2 * self._calls, 1 << 20)
-        if seconds > 2 * CALL_SECONDS:
-            return max(1, int(steps * CALL_SECONDS / seconds))
-        return self._calls
-
     def _end_epoch(self, states: TrainState, epoch: int) -> tuple[TrainState, bool]:
         """Evaluation, measures, events, rows. Returns the states and whether all runs stopped."""
         train, bad, _, _ = self.population.summary(states)
@@ -239,31 +227,18 @@ class Chunk:
             post = pre
         _, _, steps, sparsity = self.population.summary(states)
         validation = self._watch.validation(states)
-        rows = []
-        for i, m in enumerate(self.members):
-            if bad[i] >= 0:
-                if bad[i] >= epoch * self.population.program.steps_per_epoch:
-                    self.progress.message(
-                        f"{m.run}: stopped, the loss is not finite at step {bad[i]}"
-                    )
-                continue
-            if over[i]:  # its last row is there
-                continue
-            rows.append(
-                rows_lib.of_epoch(
-                    m,
-                    i,
-                    epoch,
-                    step=steps[i],
-                    sparsity=sparsity[i],
-                    train=train,
-                    test=post,
-                    validation=validation,
-                )
-            )
+        for m, at in zip(self.members, bad, strict=False):  # padding comes after the members
+            if at >= epoch * self.population.program.steps_per_epoch:
+                self.progress.message(f"{m.run}: stopped, the loss is not finite at step {at}")
+        whole = [(i, m) for i, m in enumerate(self.members) if bad[i] < 0]
+        of = partial(rows_lib.of_epoch, epoch=epoch, train=train, test=post, validation=validation)
+        rows = [
+            of(m, i, step=steps[i], sparsity=sparsity[i])
+            for i, m in whole
+            if not over[i]  # the last row of others is there
+        ]
         self.directory.append("epochs", rows)
         self._watch.track(states, epoch, over)
-        whole = [(i, m) for i, m in enumerate(self.members) if bad[i] < 0]
         last = epoch + 1 == self.population.program.epochs
         self.probing.epoch(whole, post, epoch, steps, last)
         self._stand(train.loss, "test", post.accuracy)
@@ -292,11 +267,8 @@ class Chunk:
         """Saves when the policy says so; on request of a signal saves and raises Interrupted."""
         policy = self.policy
         stop = distributed.any_process(policy.stop_requested())
-        late = 0 < 60 * policy.every_minutes <= policy.clock() - self._saving.saved_at
-        due = distributed.any_process(late)
-        if epoch_done:
-            due |= bool(policy.every_epochs) and epoch % policy.every_epochs == 0
-            due |= policy.at_events and any(epoch in m.events for m in self.members)
+        due = distributed.any_process(policy.late(self._saving.saved_at))
+        due |= epoch_done and policy.after(epoch, self.members)
         if stop or due:
             self._saving.save(states, epoch)
         if stop:

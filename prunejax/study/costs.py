@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.methods import cost
-from prunejax.record.run_directory import SPENT
+from prunejax.record.columns import SPENT
 from prunejax.study.programs import Member
 from prunejax.train.step import Program, TrainState
 

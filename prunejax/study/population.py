@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
 from prunejax.study import ahead, stacking
 from prunejax.study.ahead import Memory as Memory
+from prunejax.study.lifting import Lift
 from prunejax.study.programs import Member
 from prunejax.train import evaluation, prune, smaller, step, stopping, trackers
 from prunejax.train.evaluation import Metrics
@@ -30,15 +31,6 @@ from prunejax.train.step import Data, Program, TrainState
 Array = jax.Array
 Tree = Any
 LAYOUTS = ("sequential", "vectorized", "sharded")
-
-
-def _mapped(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
-    """`fn(m, *shared)` for each member m of the stack, one after another."""
-    return jax.lax.map(lambda m: fn(m, *shared), member)
-
-
-def _vectorized(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
-    return jax.vmap(lambda m: fn(m, *shared))(member)
 
 
 class Population:
@@ -78,7 +70,7 @@ class Population:
         self.mesh = mesh_lib.make(used, program.data_parallel)
         self._cpu = used[0].platform == "cpu"
         self.vectorized = layout == "vectorized" or (layout == "sharded" and not self._cpu)
-        self._inner = _vectorized if self.vectorized else _mapped
+        self._lift = Lift(self.mesh, self.vectorized)
         self._members = mesh_lib.sharding(self.mesh, MEMBER)
         self.data: Data = mesh_lib.put(data, mesh_lib.sharding(self.mesh))
 
@@ -155,41 +147,6 @@ class Population:
         other = copy.copy(self)
         other.data = mesh_lib.put(data, mesh_lib.sharding(self.mesh))
         return other
-
-    def _lift(
-        self,
-        fn: Callable[..., Tree],
-        out: Tree,
-        donate: bool = False,
-        options: dict[str, Any] | None = None,
-    ) -> Any:
-        """`fn(member_args, *shared)` of one member -> of the stack; compiled at its first call."""
-        return ahead.Compiled(
-            jax.jit(
-                self._stacked(fn),
-                donate_argnums=(0,) if donate else (),
-                out_shardings=out,
-                compiler_options=options,
-            )
-        )
-
-    def _stacked(self, fn: Callable[..., Tree]) -> Callable[..., Tree]:
-        members, everywhere = PartitionSpec(MEMBER), PartitionSpec()
-
-        def stacked(member: Tree, *shared: Any) -> Tree:
-            run = lambda m, s: self._inner(fn, m, s)  # noqa: E731
-            if self.mesh.size > 1:  # the compiler spreads over `data`, this over members
-                run = jax.shard_map(
-                    run,
-                    mesh=self.mesh,
-                    in_specs=(members, everywhere),
-                    out_specs=members,
-                    axis_names={MEMBER},
-                    check_vma=False,
-                )
-            return run(member, shared)
-
-        return stacked
 
     def training(self, epoch: int) -> tuple[Any, Any]:
         """`train` and `train_last` for an epoch: of the network with the units that it has then."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from prunejax import interventions, trees
+from prunejax import trees
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
-from prunejax.interventions import FOREVER, Features, Table
+from prunejax.interventions import Table
 from prunejax.study import (
     checks,
     event_plan,
@@ -21,11 +21,12 @@ from prunejax.study import (
     step_plan,
     unit_check,
 )
+from prunejax.study import tables as tables_lib
 from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
-from prunejax.study.step_plan import Filled, Row
-from prunejax.train import optim, prune
+from prunejax.study.step_plan import Row
+from prunejax.train import optim
 from prunejax.train.hardening import Harden
 from prunejax.train.step import Hyper, Program
 
@@ -145,7 +146,7 @@ def batch(
             decoupled=o.weight_decay_kind == "decoupled",
             frozen=frozen,
         ),
-        features=_features(arms, stacked, between),
+        features=tables_lib.features(arms, stacked, between),
         scores=scores,
         train_examples=dataset.per_epoch(settings.batch_size),
         image_shape=dataset.image_shape,
@@ -180,14 +181,14 @@ def batch(
     steps = step_plan.shared_steps(list(between.values()))
     names = [g.name for g in groups]
     tables = {
-        a.label: _table(
+        a.label: tables_lib.table(
             a.settings,
             step_plan.fill(stacked[a.label], between[a.label], steps, names, per_epoch),
             scores,
         )
         for a in arms
     }
-    hypers = {a.label: _hyper(a.settings) for a in arms}
+    hypers = {a.label: tables_lib.hyper(a.settings) for a in arms}
     members = tuple(
         Member(
             run=f"{arm.label}-{seed}",
@@ -240,83 +241,3 @@ def _gradient_updates(settings: ConfigDict, rows: Sequence[Row]) -> int:
 
 def _updates(rows: Sequence[Row]) -> bool:
     return any(row.update for row in rows)
-
-
-def _features(
-    arms: Sequence[Variant],
-    stacked: Mapping[str, np.ndarray],
-    between: Mapping[str, Sequence[Row]],
-) -> Features:
-    acting = [a for a in arms if stacked[a.label].sum() or between[a.label]]
-    finite = [a for a in acting if a.settings.intervention.duration >= 0]
-    kinds = {a.settings.intervention.kind for a in acting}
-    return Features(
-        finite=bool(finite or kinds & {"zero", "gaussian"}),
-        zero="zero" in kinds,
-        gaussian="gaussian" in kinds,
-        restore=any(a.settings.intervention.restore != "no" for a in finite),
-        released=arms[0].settings.intervention.as_released,
-        growth=arms[0].settings.prune.forward != "masked"
-        or any(any(row.grow.values()) for rows in between.values() for row in rows),
-        pooled=any(a.settings.prune.redistribute for a in arms),
-        threshold=any(a.settings.prune.schedule == "threshold" for a in arms),
-        random=any("random" in (a.settings.prune.target, a.settings.prune.grow) for a in acting),
-    )
-
-
-def _table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Table:
-    i, p = settings.intervention, settings.prune
-    index = lambda name: scores.index(name) if name in scores else 0  # noqa: E731
-    smallest = prune.TARGETS["smallest"]
-    return Table(
-        kind=np.int32(interventions.KINDS[i.kind]),
-        duration=np.int32(FOREVER if i.duration < 0 else i.duration),
-        cumulative=np.bool_(interventions.SCOPES[i.scope]),
-        restore=np.int32(interventions.RESTORES[i.restore]),
-        mask_norm=np.bool_(i.mask_norm),
-        noise_scale=np.float32(i.noise_scale),
-        replay=np.bool_(bool(i.twin)),
-        random_growth=np.bool_(p.grow == "random"),
-        steps=filled.steps,
-        ids=filled.ids,
-        target=np.where(filled.updates, smallest, prune.TARGETS[p.target]).astype(np.int32),
-        score=np.where(filled.updates, index(p.update_score), index(p.score)).astype(np.int32),
-        counts=filled.counts,
-        grow=filled.grow,
-        pooled=filled.pooled,
-        fan_in=np.bool_(p.weight_init == "sparse_fan_in"),
-        dead_decay=np.float32(p.dead_decay),
-        score_rate=np.float32(p.score_rate),
-        threshold=np.float32(p.threshold if p.schedule == "threshold" else -1),
-        penalty=np.float32(p.penalty),
-    )
-
-
-def _hyper(settings: ConfigDict) -> Hyper:
-    o = settings.optimizer
-    try:
-        rates = optim.learning_rates(
-            o.schedule,
-            o.learning_rate,
-            settings.epochs,
-            milestones=tuple(o.milestones),
-            decay=o.decay,
-            restarts=tuple(o.restarts),
-        )
-        highest = max(rates)
-    except OverflowError:
-        highest = float("inf")
-    if highest > checks.LARGEST:
-        raise ConfigError(
-            f"config.optimizer.decay = {o.decay} takes the learning rate beyond single precision"
-        )
-    asked = settings.prune.decay_coef
-    decay = o.weight_decay if asked < 0 else asked
-    return Hyper(
-        np.asarray(rates, np.float32),
-        np.float32(o.weight_decay),
-        np.float32(decay),
-        np.float32(settings.start.scale),
-        np.float32(settings.stop_loss),
-        np.float32(o.warmup_steps),
-    )

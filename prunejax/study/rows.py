@@ -7,9 +7,9 @@ import numpy as np
 
 from prunejax.groups import Group
 from prunejax.measures import suite
-from prunejax.record import run_directory as record
+from prunejax.record import columns as columns_lib
+from prunejax.record.columns import FORECAST
 from prunejax.record.directory import SharedDirectory
-from prunejax.record.run_directory import FORECAST
 from prunejax.study.config import Variant
 from prunejax.study.programs import Member
 from prunejax.train import probes, trackers
@@ -39,10 +39,10 @@ def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tu
     """The columns of each table of a study, whose arms run these programs."""
     settings = arms[0].settings
     found: dict[str, tuple[str, ...]] = {
-        "epochs": record.EPOCHS,
-        "events": record.EVENTS,
-        "layers": record.LAYERS,
-        "runs": (*record.RUNS, *record.STRUCTURE),
+        "epochs": columns_lib.EPOCHS,
+        "events": columns_lib.EVENTS,
+        "layers": columns_lib.LAYERS,
+        "runs": (*columns_lib.RUNS, *columns_lib.STRUCTURE),
     }
     found |= probes.tables(tuple(settings.probes.names))
     if settings.data.validation_examples:
@@ -50,18 +50,18 @@ def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tu
         found["runs"] += ("selected_epoch", "selected_test_accuracy")
     stops = any(p.stops for p in programs)
     if stops or settings.evaluate_train:
-        found["runs"] += record.FIT
+        found["runs"] += columns_lib.FIT
     if stops:
-        found["runs"] += (record.STOPPED,)
+        found["runs"] += (columns_lib.STOPPED,)
     if any(arm.settings.prune.method != "none" for arm in arms):
-        found["costs"] = record.COSTS
-        found["runs"] += record.SPENT
+        found["costs"] = columns_lib.COSTS
+        found["runs"] += columns_lib.SPENT
     if settings.trackers:
-        found["trackers"] = (*record.EPOCHS[:5], *trackers.columns(settings.trackers))
+        found["trackers"] = (*columns_lib.EPOCHS[:5], *trackers.columns(settings.trackers))
     if any(p.features.growth for p in programs):
-        found["updates"] = record.UPDATES
+        found["updates"] = columns_lib.UPDATES
     if settings.measures.forecast:
-        found["events"] += record.FORECAST
+        found["events"] += columns_lib.FORECAST
     found["runs"] += suite.columns(settings.measures.names)
     return found
 

@@ -15,13 +15,12 @@ from ml_collections import ConfigDict
 from prunejax import report
 from prunejax.cluster import distributed
 from prunejax.configs import default
-from prunejax.errors import ConfigError, FigureError, RecordError, ReportError, WorkdirError
+from prunejax.errors import ConfigError, RecordError, WorkdirError
 from prunejax.record import ledger, sinks
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.environment import environment
 from prunejax.record.progress import Progress
-from prunejax.record.run_directory import RunDirectory
 from prunejax.record.times import Times
 from prunejax.study import (
     attributes,
@@ -33,6 +32,7 @@ from prunejax.study import (
     plugins,
 )
 from prunejax.study import config as config_lib
+from prunejax.study import page as page_lib
 from prunejax.study import rows as rows_lib
 from prunejax.study.arrangement import Arrangement
 from prunejax.study.chunk import Chunk, Policy
@@ -170,7 +170,7 @@ def run(
         ignore=("checkpoint", "population.memory_gib", "record"),
     ) as directory:
         if directory.finished:
-            rebuilt = directory.on_main(functools.partial(_mend, empty=not any(mine)))
+            rebuilt = directory.on_main(functools.partial(page_lib.mend, empty=not any(mine)))
             return Result(path, path / ledger.PAGE if any(mine) else None, True, rebuilt)
         directory.save_json(
             "study.json",
@@ -187,7 +187,7 @@ def run(
         )
         try:
             _train(batches, mine, settings, directory, stop_requested, quiet)
-            page = directory.on_main(functools.partial(_report, empty=not any(mine)))
+            page = directory.on_main(functools.partial(page_lib.build, empty=not any(mine)))
         except ConfigError:  # the devices cannot hold the members
             directory.discard()
             raise
@@ -204,14 +204,6 @@ def run(
 
 def _notes(batches: Sequence[Batch]) -> list[str]:
     return list(dict.fromkeys(note for b in batches for note in b.notes))
-
-
-def _mend(directory: RunDirectory, empty: bool) -> bool:
-    """Builds the lost report of a finished study anew. Returns whether there was need to."""
-    lost = not empty and bool(ledger.lost_views(directory.path, directory.status))
-    if lost:
-        _report(directory, empty)
-    return lost
 
 
 def _verify(directory: SharedDirectory) -> None:
@@ -233,26 +225,6 @@ def _verify(directory: SharedDirectory) -> None:
     raise WorkdirError(
         f"{directory.path / name} {what}. Restore it, or start over in a new workdir"
     )
-
-
-def _report(directory: RunDirectory, empty: bool) -> Path | None:
-    """Everything that follows from the tables; the last file says that the study is finished.
-
-    Args: empty: there are no runs to report on.
-    """
-    if empty:
-        directory.finish()
-        return None
-    directory.tensorboard()
-    try:
-        page = report.build([directory.path])
-    except ReportError as error:  # the tables were changed while the study ran
-        raise WorkdirError(str(error)) from error
-    except FigureError as error:
-        directory.finish(report=error.page.name)
-        raise
-    directory.finish(report=page.name)
-    return page
 
 
 def _train(

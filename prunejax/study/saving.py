@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress
+from prunejax.study.programs import Member
 from prunejax.study.targets import Targets
 from prunejax.system import signals
 from prunejax.train.step import TrainState
@@ -31,6 +32,15 @@ class Policy:
     keep: int
     stop_requested: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.monotonic
+
+    def late(self, saved_at: float) -> bool:
+        """Whether it is time again, after a checkpoint at `saved_at`."""
+        return 0 < 60 * self.every_minutes <= self.clock() - saved_at
+
+    def after(self, epoch: int, members: Sequence[Member]) -> bool:
+        """Whether one is due after so many epochs."""
+        due = bool(self.every_epochs) and epoch % self.every_epochs == 0
+        return due or (self.at_events and any(epoch in m.events for m in members))
 
 
 @dataclasses.dataclass

@@ -62,7 +62,7 @@ class StreamedPopulation(Population):
         self._of_members = mesh_lib.sharding(self.mesh, MEMBER, DATA)
         self._of_all = mesh_lib.sharding(self.mesh, DATA)
 
-        one_step = self._stacked(lambda m: step.train_batch(program, *m))
+        one_step = self._lift.stacked(lambda m: step.train_batch(program, *m))
         self._step = jax.jit(
             lambda states, images, labels: one_step((states, images, labels)),
             donate_argnums=(0,),

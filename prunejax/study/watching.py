@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from prunejax.cluster import mesh as mesh_lib
-from prunejax.record import run_directory as record
+from prunejax.record import columns as columns_lib
 from prunejax.record.directory import SharedDirectory
 from prunejax.study import ahead
 from prunejax.study.measuring import Found, Hook
@@ -151,12 +151,12 @@ class Watch:
         """The cells of `runs.csv` about fit and stop, a dict for each member."""
         asked = self.directory.tables["runs"]
         found: list[dict[str, Any]] = [{} for _ in self.members]
-        if record.FIT[0] in asked:
+        if columns_lib.FIT[0] in asked:
             fit = self._fit(states)
             for i, row in enumerate(found):
-                row |= dict(zip(record.FIT, (fit.loss[i], fit.accuracy[i]), strict=True))
-        if record.STOPPED in asked:
+                row |= dict(zip(columns_lib.FIT, (fit.loss[i], fit.accuracy[i]), strict=True))
+        if columns_lib.STOPPED in asked:
             stopped = mesh_lib.fetch(states.stopped)
             for i, row in enumerate(found):
-                row[record.STOPPED] = stopped[i] if stopped[i] >= 0 else None
+                row[columns_lib.STOPPED] = stopped[i] if stopped[i] >= 0 else None
         return found

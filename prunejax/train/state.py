@@ -1,11 +1,18 @@
-"""What differs between the runs of a program, as arrays; and the data that they share."""
+"""What is fixed for the runs of a program, what differs between them, and the data they share."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from prunejax.interventions import Table, Windows
+from prunejax import models as models_lib
+from prunejax import scores as scores_lib
+from prunejax.groups import Group
+from prunejax.interventions import Features, Table, Windows
+from prunejax.train import optim as optim_lib
+from prunejax.train.hardening import Harden
 
 Array = jax.Array
 Value = Any  # an array of JAX or NumPy
@@ -66,3 +73,61 @@ class Data(NamedTuple):
     test_labels: Value
     validation_images: Value
     validation_labels: Value
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything static: one program serves all arms of a study that share it."""
+
+    module: models_lib.Model
+    groups: tuple[Group, ...]  # the layers that may be targeted, in forward order
+    optimizer: optim_lib.Optimizer
+    features: Features
+    scores: tuple[str, ...]  # the scores that arms use; Table.score indexes it
+    train_examples: int  # that an epoch trains on
+    image_shape: tuple[int, ...]  # of a network's input
+    epochs: int
+    batch_size: int
+    eval_batch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    prepare: Callable[[Array], Array] | None = None  # see `data.Dataset`
+    has_classes: bool = True  # else there is no accuracy
+    loss: str = "cross_entropy"  # one of `losses.LOSSES`
+    augment: bool = False
+    label_smoothing: float = 0.0
+    weights: bool = False  # units are single weights
+    global_scope: bool = False
+    saliency_examples: int = 512
+    evidence: str = "first"  # which examples scores see: see `prune.evidence_batch`
+    evidence_examples: tuple[int, ...] = ()  # "balanced": their indices
+    # (variables, inputs) -> layer -> stability of each unit, for the score of that name
+    stability: Callable[[Any, Array], dict[str, Array]] | None = None
+    harden: Harden = Harden()  # noqa: RUF009 (frozen)
+    trackers: tuple[str, ...] = ()  # of `trackers.TRACKERS`
+    stops: bool = False  # whether some run may stop by its training loss
+    probes: tuple[str, ...] = ()  # of `probes.PROBES`, besides loss and accuracy
+    average: int = 1  # "batch": how many of the last batches
+    forward: str = "masked"  # one of `interventions.FORWARDS`
+    nm: tuple[int, int] | None = None  # n of m consecutive inputs stay at events
+    # (epoch, units of each group) from which on training steps are on smaller arrays: `smaller`
+    cuts: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    forecast: bool = False  # events predict their change of the test loss
+    microbatch: int = 0  # examples whose gradient is taken at once; 0: the whole batch
+    data_parallel: int = 1  # devices along the mesh axis `data`, which share a member's batch
+    split: Callable[[Tree], Tree] | None = None  # lays gradients out as they split its parameters
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in an epoch; the last one may be a smaller batch."""
+        return -(-self.train_examples // self.batch_size)
+
+    @property
+    def last_batch(self) -> int:
+        """Examples in the last batch of an epoch."""
+        return self.train_examples - (self.steps_per_epoch - 1) * self.batch_size
+
+    @property
+    def needs_activations(self) -> bool:
+        """Whether a score of some arm reads the running mean of activations."""
+        return any("activations" in scores_lib.SCORES[name].needs for name in self.scores)

@@ -1,0 +1,65 @@
+"""Of a function of one member the same of many that are stacked, over a mesh of devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from prunejax.cluster.mesh import MEMBER
+from prunejax.study import ahead
+
+Tree = Any
+
+
+def _mapped(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
+    """`fn(m, *shared)` for each member m of the stack, one after another."""
+    return jax.lax.map(lambda m: fn(m, *shared), member)
+
+
+def _vectorized(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
+    return jax.vmap(lambda m: fn(m, *shared))(member)
+
+
+class Lift:
+    """`lift(fn, out)`: of a function of one member the compiled one of the stack."""
+
+    def __init__(self, mesh: jax.sharding.Mesh, vectorized: bool) -> None:
+        """Over `mesh`; the members of one device by `vmap`, or one after another."""
+        self._mesh, self._inner = mesh, _vectorized if vectorized else _mapped
+
+    def __call__(
+        self,
+        fn: Callable[..., Tree],
+        out: Tree,
+        donate: bool = False,
+        options: dict[str, Any] | None = None,
+    ) -> Any:
+        """`fn(member_args, *shared)` of one member -> of the stack; compiled at its first call."""
+        return ahead.Compiled(
+            jax.jit(
+                self.stacked(fn),
+                donate_argnums=(0,) if donate else (),
+                out_shardings=out,
+                compiler_options=options,
+            )
+        )
+
+    def stacked(self, fn: Callable[..., Tree]) -> Callable[..., Tree]:
+        """The function of the stack, not compiled."""
+        members, everywhere = PartitionSpec(MEMBER), PartitionSpec()
+
+        def stacked(member: Tree, *shared: Any) -> Tree:
+            run = lambda m, s: self._inner(fn, m, s)  # noqa: E731
+            if self._mesh.size > 1:  # the compiler spreads over `data`, this over members
+                run = jax.shard_map(
+                    run,
+                    mesh=self._mesh,
+                    in_specs=(members, everywhere),
+                    out_specs=members,
+                    axis_names={MEMBER},
+                    check_vma=False,
+                )
+            return run(member, shared)
+
+        return stacked
