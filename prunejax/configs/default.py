@@ -79,8 +79,7 @@ FIELDS: dict[str, Any] = {
         "name": word("adam", "prunejax.train.optim:OPTIMIZERS"),  # adam | sgd
         "learning_rate": number(1e-3, 0, None, "rate"),  # at first
         "schedule": word("multistep", "prunejax.train.optim:SCHEDULES"),  # of the learning rate
-        # multistep: epochs at which the rate is multiplied by `decay`
-        "milestones": many((), int, "whole epochs"),
+        "milestones": many((), int, "whole epochs"),  # multistep: where `decay` multiplies the rate
         "decay": number(0.1, 0, 1000, "factor"),  # multistep: factor at each milestone
         "restarts": many((), int, "whole epochs"),  # epochs at which the schedule begins anew
         # over these steps the rate rises in a line: step t has min(1, (t + 1) / steps) of it
@@ -88,8 +87,7 @@ FIELDS: dict[str, Any] = {
         "momentum": number(0.9, 0, 0.9999, "fraction"),  # sgd
         "nesterov": False,  # sgd
         "weight_decay": number(0.0, 0, None, "coefficient"),  # coefficient lambda
-        # coupled (L2 in the gradient) | decoupled (AdamW)
-        "weight_decay_kind": word("coupled", "coupled", "decoupled"),
+        "weight_decay_kind": word("coupled", "coupled", "decoupled"),  # in gradient | as AdamW
         "weight_decay_rule": ".*",  # parameters that decay: rule over their paths
         "frozen": "",  # parameters that are not trained: rule over their paths; empty: none
         "clip_norm": number(0.0, 0, None, "norm; 0: none"),  # global gradient norm bound; 0: none
