@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from prunejax import report
 from prunejax.errors import ReportError
@@ -16,7 +17,8 @@ from prunejax.measures import statistics
 from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.run_directory import RunDirectory
 from prunejax.report import __main__ as cli
-from prunejax.report import gallery, results, style, tables
+from prunejax.report import drawing, gallery, results, style, tables
+from prunejax.report.figures import Drawing
 from prunejax.report.figures_dynamics import accuracy_curves
 from tests import fake_study
 
@@ -32,7 +34,7 @@ def quick():
 @pytest.fixture
 def blank(monkeypatch):
     """Figures are composed but not drawn, for tests about the rest of the report."""
-    monkeypatch.setattr("prunejax.report.page.render", lambda panels, name: (b"png", b"svg", []))
+    monkeypatch.setattr("prunejax.report.style.render", lambda panels, name: (b"png", b"svg", []))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,42 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     assert len(names) == 2 + 2 * 4
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_processes_side_by_side_draw_the_same_bytes(monkeypatch):
+    def drawn():
+        figures = {}
+        for name in ("b", "a"):
+            made, axes = style.panel()
+            axes.plot([0, 1], [2, 1e4], label=name)
+            figures[name] = Drawing([made], name, "", "")
+        return figures
+
+    monkeypatch.setitem(sys.modules, "jax", None)
+    assert drawing.workers(9) == 1  # its threads hold locks: no fork beside them
+    monkeypatch.delitem(sys.modules, "jax")
+    assert 1 <= drawing.workers(2) <= 2
+    with style.context():
+        alone, beside = drawing.render(drawn(), 1), drawing.render(drawn(), 2)
+    assert alone == beside
+    assert list(beside) == ["b", "a"]
+
+
+def test_axes_of_a_panel_fit_as_matplotlib_fits_them():
+    def place(title, size, engine):
+        made, axes = style.panel()
+        axes.set_title(title)
+        axes.set_yscale("log")
+        axes.plot([0, 1], [1, size])
+        axes.set_ylabel("a label")
+        if engine:
+            made.set_layout_engine(engine)
+        FigureCanvasAgg(made).draw()
+        return axes.get_position().extents
+
+    for title, size in (("", 10), ("two\nlines", 1e9), ("much\n\n\n\nroom", 1e99)):
+        ours, theirs = (place(title, size, engine) for engine in (None, "constrained"))
+        np.testing.assert_allclose(ours, theirs, atol=0.005)  # of the panel: 3 pixels
 
 
 def test_the_report_needs_no_jax(tmp_path):

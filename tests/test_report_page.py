@@ -30,7 +30,7 @@ def quick():
 
 @pytest.fixture
 def blank(monkeypatch):
-    monkeypatch.setattr("prunejax.report.page.render", lambda panels, name: (b"png", b"svg", []))
+    monkeypatch.setattr("prunejax.report.style.render", lambda panels, name: (b"png", b"svg", []))
 
 
 @pytest.fixture(scope="module")

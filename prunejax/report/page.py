@@ -14,6 +14,7 @@ from prunejax.measures.claims import MECHANICS, UNFINISHED
 from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
 from prunejax.report import (
+    drawing,
     figures_barriers,
     figures_recall,
     gallery,
@@ -25,7 +26,7 @@ from prunejax.report import (
 )
 from prunejax.report.figures import Drawing
 from prunejax.report.results import Study
-from prunejax.report.style import Look, context, render, with_words
+from prunejax.report.style import Look, context, with_words
 from prunejax.report.tables import load
 from prunejax.system import files
 
@@ -74,10 +75,12 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
     look = Look(study.variants, set(study.baselines.values()) or {study.baseline})
     with context():
         found = gallery.draw(study, look)
-        asked, more = (
-            [_figure(name, drawing, target) for name, drawing in part.items()]
-            for part in (found.asked, found.more)
-        )
+        both = found.asked | found.more
+        rendered = drawing.render(both, drawing.workers(len(both)))
+    asked, more = (
+        [_figure(name, made, rendered[name], target) for name, made in part.items()]
+        for part in (found.asked, found.more)
+    )
     study.notes += found.failed
     files.save_json(target / "summary.json", summary)
     _views(study, target)
@@ -101,13 +104,13 @@ def _views(study: Study, target: Path) -> None:
             files.save_rows(target / f"{name}.csv", rows)
 
 
-def _figure(name: str, drawing: Drawing, target: Path) -> Figure:
-    """Renders and writes a figure."""
-    png, svg, parts = render(drawing.panels, name)
+def _figure(name: str, made: Drawing, rendered: drawing.Rendered, target: Path) -> Figure:
+    """Writes a figure."""
+    png, svg, parts = rendered
     files.replace(target / "figures" / f"{name}.png", lambda file: file.write(png))
     files.replace(target / "figures" / f"{name}.svg", lambda file: file.write(svg))
-    svgs = [Markup(with_words(part, drawing.title)) for part in parts]
-    return Figure(f"figure-{name}", drawing.title, drawing.caption, svgs, drawing.alt)
+    svgs = [Markup(with_words(part, made.title)) for part in parts]
+    return Figure(f"figure-{name}", made.title, made.caption, svgs, made.alt)
 
 
 def _page(
