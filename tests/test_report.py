@@ -139,6 +139,12 @@ def test_processes_side_by_side_draw_the_same_bytes(monkeypatch):
         alone, beside = drawing.render(drawn(), 1), drawing.render(drawn(), 2)
     assert alone == beside
     assert list(beside) == ["b", "a"]
+    here, draw = os.getpid(), style.render
+    monkeypatch.setattr(
+        style, "render", lambda *a: draw(*a) if os.getpid() == here else os._exit(9)
+    )
+    with style.context():
+        assert drawing.render(drawn(), 2) == alone  # killed, as for want of memory
 
 
 def test_axes_of_a_panel_fit_as_matplotlib_fits_them():

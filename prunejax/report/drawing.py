@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from prunejax.report import style
 from prunejax.report.figures import Drawing
@@ -46,5 +47,7 @@ def render(drawings: Mapping[str, Drawing], processes: int) -> dict[str, Rendere
             warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
             with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
                 return dict(zip(drawings, pool.map(_one, drawings), strict=True))
+    except BrokenProcessPool:  # one was killed, for its memory say: alone it takes less
+        return render(drawings, 1)
     finally:
         _drawings = {}
