@@ -60,15 +60,17 @@ def _windows():
 
 
 def _weights():
-    weights = {"granularity": "weight", "score": "l2"}
-    return _small(
+    weights = {"granularity": "weight", "score": "magnitude"}
+    config = _small(
         layer={"prune": PRUNE | weights},
         layer_restored={
             "prune": PRUNE | weights | {"target": "random"},
             "intervention": {"duration": 5, "restore": "weights"},
         },
-        everywhere={"prune": PRUNE | weights | {"scope": "global", "score": "saliency"}},
+        everywhere={"prune": PRUNE | weights | {"scope": "global", "score": "weight_saliency"}},
     )
+    config.prune.saliency_examples = 64
+    return config
 
 
 def _filters():
@@ -86,6 +88,7 @@ def _scores():
     config = _small(**{name: {"prune": CONV | {"score": name}} for name in names})
     config.seeds, config.epochs = 1, 3
     config.model.name = "vgg4_bn"
+    config.prune.saliency_examples = 64
     config.data.augment = True
     config.data.validation_examples, config.data.label_noise = 20, 0.2
     config.optimizer.name, config.optimizer.learning_rate = "sgd", 0.05
