@@ -23,8 +23,8 @@ from prunejax.configs import default, digits
 from prunejax.configs.paper import fig2_resnet18, fig2_vgg11
 from prunejax.study import arrangement, plan
 from prunejax.study import config as config_lib
+from prunejax.study.lifting import pad
 from prunejax.study.population import Population
-from prunejax.study.stacking import pad
 
 STUDIES: dict[str, Any] = {"vgg11_bn": fig2_vgg11, "resnet18": fig2_resnet18, "mlp": digits}
 

@@ -8,7 +8,7 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError
-from prunejax.study import arrangement, config, layout, lineage, memory, plan, stacking
+from prunejax.study import arrangement, config, layout, lifting, lineage, memory, plan
 from prunejax.study.plan import Member
 from tests import layouts
 from tests.studies import PRUNE, tiny
@@ -90,7 +90,7 @@ def test_chunks_are_few_and_equal(members, multiple, fits, sizes):
     for part, size in parts:
         assert size % multiple == 0
         assert size <= fits
-        padded = stacking.pad(part, size)
+        padded = lifting.pad(part, size)
         assert len(padded) == size
         assert padded[: len(part)] == part
 

@@ -17,7 +17,7 @@ from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress, standing, whose
 from prunejax.record.summary import summarize
-from prunejax.study import ahead, lineage, stacking
+from prunejax.study import ahead, lifting, lineage
 from prunejax.study import rows as rows_lib
 from prunejax.study.endings import Endings
 from prunejax.study.handover import Handover
@@ -54,7 +54,7 @@ class Chunk:
     every: int = 1  # epochs between evaluations
 
     def __post_init__(self) -> None:
-        self._padded = stacking.pad(self.members, self.size)
+        self._padded = lifting.pad(self.members, self.size)
         self._pace = Pace()
         self._warm: set[str] = set()
         self._targets = Targets(self.directory.path / "targets", self.members)

@@ -19,9 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
-from prunejax.study import ahead, stacking
+from prunejax.study import ahead, lifting
 from prunejax.study.ahead import Memory as Memory
-from prunejax.study.lifting import Lift
 from prunejax.study.programs import Member
 from prunejax.train import evaluation, prune, smaller, step, stopping, trackers
 from prunejax.train.evaluation import Metrics
@@ -70,12 +69,12 @@ class Population:
         self.mesh = mesh_lib.make(used, program.data_parallel)
         self._cpu = used[0].platform == "cpu"
         self.vectorized = layout == "vectorized" or (layout == "sharded" and not self._cpu)
-        self._lift = Lift(self.mesh, self.vectorized)
+        self._lift = lifting.Lift(self.mesh, self.vectorized)
         self._members = mesh_lib.sharding(self.mesh, MEMBER)
         self.data: Data = mesh_lib.put(data, mesh_lib.sharding(self.mesh))
 
         start = lambda m: step.initial_state(program, *m)  # noqa: E731
-        self._one: TrainState = jax.eval_shape(start, stacking.arguments(like))
+        self._one: TrainState = jax.eval_shape(start, lifting.arguments(like))
         whole, parts = (mesh_lib.stacked(self.mesh, self._one, s) for s in (False, shard_params))
         self._states: TrainState = whole._replace(
             params=parts.params, opt_state=parts.opt_state, windows=parts.windows
@@ -160,7 +159,7 @@ class Population:
 
     def initial(self, members: Sequence[Member]) -> TrainState:
         """The stacked states of members before their first step."""
-        arguments = stacking.stack([stacking.arguments(m) for m in members])
+        arguments = lifting.stack([lifting.arguments(m) for m in members])
         return self._initial(mesh_lib.put(arguments, self._members))
 
     def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:
