@@ -182,9 +182,31 @@ def host(tree: Any) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(tree)}
 
 
-def repeated(kept: np.ndarray, units: int, length: int) -> np.ndarray:
-    """Entries of an axis of `length` on which the unit is the fastest index."""
-    return (np.arange(length // units)[:, None] * units + kept).reshape(-1)
+def repeated(kept: Any, units: int, length: int) -> Any:
+    """Entries, of units that may be traced, of an axis on which the unit is the fastest index."""
+    return (np.arange(length // units)[:, None] * units + kept[None]).reshape(-1)
+
+
+def unit_axes(links: Sequence[Link]) -> dict[str, list[tuple[int, str, int]]]:
+    """Leaf path, of params or batch_stats -> (axis, stream, first entry) of all that it runs over.
+
+    Axis -2 of a kernel reads the units of its source (a flattened map: unit fastest), axis -1
+    writes, from a first entry on, those of a target; so do norms, biases and statistics.
+    """
+    found: dict[str, list[tuple[int, str, int]]] = {}
+    for link in links:
+        first = (link.columns or (0, 0))[0]
+        for path in filter(None, (link.kernel, *link.leaves)):
+            axes = found.setdefault(path, [])
+            known = {(axis, entry) for axis, _, entry in axes}  # a leaf may stand in several links
+            if path == link.kernel and link.source != INPUT and (-2, 0) not in known:
+                axes.insert(0, (-2, link.source, 0))
+            if (-1, first) not in known:
+                axes.append((-1, link.target, first))
+        for gain in link.gains:
+            norm = gain.rpartition("/")[0]
+            found |= {f"{norm}/{part}": [(-1, link.target, 0)] for part in ("mean", "var")}
+    return found
 
 
 def stated_cuts(

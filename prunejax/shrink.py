@@ -19,16 +19,16 @@ without either, through groups that name their readers:
                                      rebuild=lambda sizes: Net(hidden=sizes["l1"]))
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from prunejax import groups as groups_lib
 from prunejax import trees
-from prunejax.groups import EPSILON, INPUT, OUTPUT, Cuts, Group, Link
+from prunejax.groups import EPSILON, OUTPUT, Cuts, Group, Link
 
 Tree = Any
 Array = np.ndarray
@@ -103,19 +103,8 @@ def with_optimizer(
     small, found, cuts = _shrunk(
         model, variables, masks, False, constants, example, groups, rebuild
     )
-    whole: Any = jax.tree.structure(variables["params"])
-
-    def like(node: Any) -> bool:
-        return bool(jax.tree.structure(node) == whole)
-
-    shapes = [np.shape(x) for x in jax.tree.leaves(variables["params"])]
-
-    def cut(node: Any) -> Any:
-        if not like(node) or [np.shape(x) for x in jax.tree.leaves(node)] != shapes:
-            return node
-        return groups_lib.cut(node, cuts)
-
-    return small, found, jax.tree.map(cut, state, is_leaf=like)
+    cut = functools.partial(groups_lib.cut, cuts=cuts)
+    return small, found, trees.map_alike(cut, variables["params"], state)
 
 
 def _shrunk(
@@ -193,30 +182,16 @@ def _of_links(
     whole = {s: np.arange(z.size) for s, z in zero.items()}
     index = whole | dict(kept)
     shapes = {path: x.shape for path, x in trees.leaves_with_paths(live["params"])}
-    columns: dict[str, list[Array]] = {}
-    cuts: dict[str, list[tuple[int, Array]]] = {}
-    done = set()
-    for link in links:
-        units = index[link.target]
-        for path in filter(None, (link.kernel, *link.leaves)):
-            if (path, link.columns) not in done:  # one leaf may stand in several links
-                done.add((path, link.columns))
-                columns.setdefault(path, []).append(units + (link.columns or (0, 0))[0])
-        if link.kernel and link.source != INPUT and link.kernel not in cuts:
-            before = whole[link.source].size
-            rows = groups_lib.repeated(index[link.source], before, shapes[link.kernel][-2])
-            cuts[link.kernel] = [(-2, rows)]
-    for path, parts in columns.items():
-        cuts.setdefault(path, []).append((-1, np.concatenate(parts)))
-    stats = {
-        f"{gain.rpartition('/')[0]}/{name}": [(-1, index[link.target])]
-        for link in links
-        for gain in link.gains
-        for name in ("mean", "var")
-    }
-    found = {"params": groups_lib.cut(live["params"], cuts)}
-    if live.get("batch_stats"):
-        found["batch_stats"] = groups_lib.cut(live["batch_stats"], stats)
+    cuts: Cuts = {}
+    for path, axes in groups_lib.unit_axes(links).items():
+        cuts[path] = [
+            (axis, groups_lib.repeated(index[source], whole[source].size, shapes[path][axis]))
+            for axis, source, _ in axes
+            if axis == -2
+        ]
+        cuts[path] += [(-1, np.concatenate([index[s] + n for a, s, n in axes if a == -1]))]
+    parts = [name for name in ("params", "batch_stats") if live.get(name)]
+    found = {name: groups_lib.cut(live[name], cuts) for name in parts}
     if gates:
         found["gates"] = {name: jnp.asarray(gate[index[name]]) for name, gate in gates.items()}
     return small, found, cuts

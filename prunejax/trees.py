@@ -83,6 +83,27 @@ def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(lambda p, *xs: fn(path_string(p), *xs), tree, *rest)
 
 
+def map_alike(fn: Callable[..., Any], params: Tree, state: Tree, *rest: Tree) -> Tree:
+    """`fn` of every part of `state` with the structure and shapes of `params`, as moments have.
+
+    Args:
+      fn: of such a part, and of what stands in its place in each of `rest`.
+      params: the parameters.
+      state: of an optimizer; what is no such part is taken from the last of `state` and `rest`.
+    """
+    structure: Any = jax.tree.structure(params)
+    shapes = [np.shape(x) for x in jax.tree.leaves(params)]
+
+    def alike(node: Any) -> bool:
+        same = jax.tree.structure(node) == structure
+        return same and [np.shape(x) for x in jax.tree.leaves(node)] == shapes
+
+    def one(*nodes: Any) -> Any:
+        return fn(*nodes) if alike(nodes[0]) else nodes[-1]
+
+    return jax.tree.map(one, state, *rest, is_leaf=alike)
+
+
 def aligned(tree: Tree, other: Tree, what: str) -> list[Any]:
     """What `other` has at the leaves of `tree`, in leaf order.
 

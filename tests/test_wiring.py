@@ -242,3 +242,35 @@ def test_bad_links():
     check(first, Link("a", "s"), Link("a", "s", take=(0, 1)), message="2 units; other links lead")
     check(first, Link("a", "s", blocks=2), message="do not divide into 2 blocks")
     check(first, gates={"a": np.ones(2, bool)}, message=r"gate 'a' has shape \(2,\)")
+
+
+def test_axes_of_units_by_leaf():
+    links = (
+        Link("input", "a", "a/kernel", gains=("n/scale",), biases=("n/bias",)),
+        Link("a", "q", "qkv/kernel", columns=(0, 2)),
+        Link("a", "k", "qkv/kernel", columns=(2, 4)),
+        Link("q", "output", "out/kernel", biases=("out/bias",)),
+        Link("k", "output", "out/kernel", biases=("out/bias",)),  # the same leaf once more
+    )
+    writes_a = [(-1, "a", 0)]
+    assert groups_lib.unit_axes(links) == {
+        "a/kernel": writes_a,
+        **dict.fromkeys(("n/scale", "n/bias", "n/mean", "n/var"), writes_a),
+        "qkv/kernel": [(-2, "a", 0), (-1, "q", 0), (-1, "k", 2)],
+        "out/kernel": [(-2, "q", 0), (-1, "output", 0)],
+        "out/bias": [(-1, "output", 0)],
+    }
+
+
+def test_parts_of_a_state_that_are_like_the_parameters():
+    params = {"a": np.zeros(2), "b": np.ones((1, 3))}
+    state = ({"a": np.ones(2), "b": np.zeros((1, 3))}, np.int32(4), {"a": np.ones(1), "b": 0.5})
+    other = jax.tree.map(lambda x: x + 1, state)
+    seen = []
+    found = trees.map_alike(
+        lambda old, new: seen.append((old, new)) or "moment", params, state, other
+    )
+    assert found[0] == "moment"
+    assert len(seen) == 1
+    assert seen[0] == (state[0], other[0])
+    assert found[1:] == other[1:]  # a count, and a tree of other shapes

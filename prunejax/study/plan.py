@@ -21,6 +21,11 @@ from prunejax.train import trackers
 
 __all__ = ["Batch", "Member", "build"]
 
+# What decides how many units are live when, and so the arrays of a smaller network.
+COUNTS = (
+    *("schedule", "unit", "rounds", "of", "layers", "fraction", "allocation", "start", "end"),
+    "period",
+)
 # Settings that are arrays of a run, so that runs which differ only here share a program.
 ARRAYS = {
     "optimizer": (
@@ -28,30 +33,14 @@ ARRAYS = {
         "warmup_steps",
     ),
     "prune": (
-        *(
-            "method",
-            "schedule",
-            "unit",
-            "rounds",
-            "of",
-            "layers",
-            "fraction",
-            "allocation",
-            "start",
-            "end",
-        ),
-        *("period", "score", "target", "grow", "regrow", "phases", "evaluate_between"),
+        *COUNTS,
+        *("method", "score", "target", "grow", "regrow", "phases", "evaluate_between"),
         "decay_coef",
         *("update_every", "update_fraction", "update_schedule", "update_end", "update_score"),
         *("redistribute", "weight_init", "refresh_every", "dead_decay", "score_rate"),
         *("threshold", "penalty"),
     ),
 }
-# Those of them that decide how many units are live, and so the arrays of a smaller network.
-COUNTS = (
-    *("schedule", "unit", "rounds", "of", "layers", "fraction", "allocation", "start", "end"),
-    "period",
-)
 NOT_STATIC = (
     "seeds",
     "first_seed",

@@ -93,12 +93,13 @@ class Population:
         self.train_last = self._lift(
             lambda s, data: step.train_last_step(program, s, data), states, donate=True
         )
+        cuts = {sizes: smaller.of(program, sizes) for _, sizes in program.cuts}
         self._smaller = {
             sizes: tuple(
-                self._lift(functools.partial(fn, smaller.of(program, sizes)), states, donate=True)
+                self._lift(functools.partial(fn, cut), states, donate=True)
                 for fn in (smaller.train_steps, smaller.train_last_step)
             )
-            for _, sizes in program.cuts
+            for sizes, cut in cuts.items()
         }
         self._evaluate = self._lift(
             lambda s, images, labels: evaluation.evaluate(program, s, images, labels), self._members

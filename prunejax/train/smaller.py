@@ -13,6 +13,7 @@ that are there.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,15 +23,14 @@ import numpy as np
 
 from prunejax import groups as groups_lib
 from prunejax import models, trees
-from prunejax.groups import INPUT, OUTPUT
+from prunejax.groups import OUTPUT
 from prunejax.train import step
 from prunejax.train.step import Data, Program, TrainState
 
 Array = jax.Array
 Tree = Any
-Axes = Mapping[
-    str, tuple[tuple[int, str], ...]
-]  # leaf path -> (axis, layer whose units it runs over)
+# Leaf path, of params or batch_stats -> (axis, layer whose units it runs over).
+Axes = Mapping[str, tuple[tuple[int, str], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Smaller:
 
     program: Program  # of the smaller network
     units: Mapping[str, tuple[int, int]]  # layer that is cut -> units before and after
-    params: Axes
-    stats: Axes
+    axes: Axes  # where those of the layers that are cut stand
 
 
 def sizes(program: Program, epoch: int) -> tuple[int, ...] | None:
@@ -70,20 +69,14 @@ def of(program: Program, sizes: tuple[int, ...]) -> Smaller:
             f"{name}: which units of {', '.join(units)} go decides how its layers are wired (a "
             "residual sum), so that runs cannot share a compiled step; name other layers"
         )
-    params: dict[str, list[tuple[int, str]]] = {}
-    stats: dict[str, tuple[tuple[int, str], ...]] = {}
     for link in links:
-        into, out = link.target in units, link.source in units
-        if (into or out) and (link.columns or link.take or link.blocks or link.times):
+        shared = link.columns or link.take or link.blocks or link.times
+        if shared and (link.target in units or link.source in units):
             raise ValueError(f"{name}: units of {link.target!r} share a leaf or a sum with others")
-        for path in filter(None, (link.kernel, *link.leaves)):
-            if into and (-1, link.target) not in params.setdefault(path, []):
-                params[path].append((-1, link.target))
-        if out and link.kernel and link.source != INPUT:
-            params.setdefault(link.kernel, []).append((-2, link.source))
-        for gain in link.gains if into else ():
-            norm = gain.rpartition("/")[0]
-            stats |= {f"{norm}/{part}": ((-1, link.target),) for part in ("mean", "var")}
+    axes = {
+        path: tuple((axis, layer) for axis, layer, _ in all_of if layer in units)
+        for path, all_of in groups_lib.unit_axes(links).items()
+    }
     cut = Smaller(
         dataclasses.replace(
             program,
@@ -92,8 +85,7 @@ def of(program: Program, sizes: tuple[int, ...]) -> Smaller:
             cuts=(),
         ),
         units,
-        {path: tuple(axes) for path, axes in params.items()},
-        stats,
+        axes,
     )
     _check(cut, shapes, _shapes(small, program.image_shape), name)
     return cut
@@ -116,10 +108,8 @@ def _without(
 def _check(cut: Smaller, whole: Tree, small: Tree, name: str) -> None:
     """Whether cutting gives the smaller model's arrays."""
     index = {layer: np.arange(kept) for layer, (_, kept) in cut.units.items()}
-    for part, axes in (("params", cut.params), ("batch_stats", cut.stats)):
-        found = jax.eval_shape(
-            lambda tree, axes=axes: _taken(tree, axes, cut.units, index), whole.get(part, {})
-        )
+    for part in ("params", "batch_stats"):
+        found = jax.eval_shape(lambda tree: _taken(tree, cut, index), whole.get(part, {}))
         made = [(path, x.shape) for path, x in trees.leaves_with_paths(found)]
         if made != [(path, x.shape) for path, x in trees.leaves_with_paths(small.get(part, {}))]:
             raise ValueError(f"{name}: its smaller form has other arrays than its wiring tells of")
@@ -143,16 +133,8 @@ def _around(
         name: jnp.argsort(state.windows.remaining[name] > 0, stable=True)[:kept]
         for name, (_, kept) in cut.units.items()
     }
-    structure: Any = jax.tree.structure(state.params)
-
-    def like(node: Tree) -> bool:
-        return bool(jax.tree.structure(node) == structure)
-
-    def small(node: Tree) -> Tree:
-        return _taken(node, cut.params, cut.units, index) if like(node) else node
-
-    def whole(before: Tree, node: Tree) -> Tree:
-        return _back(before, node, cut.params, index, keep=False) if like(before) else node
+    small = functools.partial(_taken, cut=cut, index=index)
+    whole = functools.partial(_back, cut=cut, index=index)
 
     def of_layers(found: Mapping[str, Array]) -> dict[str, Array]:
         return {k: x[index[k]] if k in index else x for k, x in found.items()}
@@ -160,8 +142,8 @@ def _around(
     part = train(
         state._replace(
             params=small(state.params),
-            opt_state=jax.tree.map(small, state.opt_state, is_leaf=like),
-            batch_stats=_taken(state.batch_stats, cut.stats, cut.units, index),
+            opt_state=trees.map_alike(small, state.params, state.opt_state),
+            batch_stats=small(state.batch_stats),
             activations=of_layers(state.activations),
             windows=state.windows._replace(
                 targeted=of_layers(state.windows.targeted),
@@ -171,9 +153,9 @@ def _around(
     )
     return part._replace(
         params=whole(state.params, part.params),
-        opt_state=jax.tree.map(whole, state.opt_state, part.opt_state, is_leaf=like),
+        opt_state=trees.map_alike(whole, state.params, state.opt_state, part.opt_state),
         # A dead unit's statistics and activations are read by none; they stay as they are.
-        batch_stats=_back(state.batch_stats, part.batch_stats, cut.stats, index, keep=True),
+        batch_stats=whole(state.batch_stats, part.batch_stats, keep=True),
         activations={
             k: state.activations[k].at[index[k]].set(x) if k in index else x
             for k, x in part.activations.items()
@@ -182,35 +164,31 @@ def _around(
     )
 
 
-def _entries(index: Array, units: int, length: int) -> Array:
-    """Of an axis on which the unit is the fastest index (a flattened map)."""
-    return (jnp.arange(length // units)[:, None] * units + index[None]).reshape(-1)
-
-
-def _taken(tree: Tree, axes: Axes, units: Mapping[str, tuple[int, int]], index: Tree) -> Tree:
+def _taken(tree: Tree, cut: Smaller, index: Mapping[str, Any]) -> Tree:
     def one(path: str, leaf: Array) -> Array:
-        for axis, layer in axes.get(path, ()):
-            entries = _entries(index[layer], units[layer][0], leaf.shape[axis])
+        for axis, layer in cut.axes.get(path, ()):
+            length = leaf.shape[axis]
+            entries = groups_lib.repeated(index[layer], cut.units[layer][0], length)
             leaf = jnp.take(leaf, entries, axis=axis)
         return leaf
 
     return trees.map_with_path(one, tree)
 
 
-def _back(before: Tree, tree: Tree, axes: Axes, index: Tree, *, keep: bool) -> Tree:
+def _back(
+    before: Tree, tree: Tree, cut: Smaller, index: Mapping[str, Any], keep: bool = False
+) -> Tree:
     """Leaves in their old shapes: what was cut is as before (`keep`), or 0."""
-    old = dict(trees.leaves_with_paths(before))
 
-    def one(path: str, leaf: Array) -> Array:
-        for axis, layer in reversed(axes.get(path, ())):
-            length = old[path].shape[axis]
-            units = length * index[layer].size // leaf.shape[axis]
+    def one(path: str, leaf: Array, old: Array) -> Array:
+        for axis, layer in reversed(cut.axes.get(path, ())):
+            length = old.shape[axis]
             shape = list(leaf.shape)
             shape[axis] = length
-            base = old[path] if keep else jnp.zeros(shape, leaf.dtype)
-            entries = _entries(index[layer], units, length)
+            base = old if keep else jnp.zeros(shape, leaf.dtype)
+            entries = groups_lib.repeated(index[layer], cut.units[layer][0], length)
             place = (*(slice(None),) * (leaf.ndim + axis), entries)
             leaf = base.at[place].set(leaf)
         return leaf
 
-    return trees.map_with_path(one, tree)
+    return trees.map_with_path(one, tree, before)
