@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prunejax.measures import forecasts, statistics
+from prunejax.measures import correlation, forecasts
 
 
 def test_forecasts_of_an_event_are_shared_or_added():
@@ -38,14 +38,14 @@ def test_seeds_are_the_blocks_of_the_interval():
     rows = events(shared=1.0)
     found = forecasts.forecasts(rows)["second"]
     seeds, measured, predicted = zip(*forecasts.points(rows, "predicted_second"), strict=True)
-    expected = statistics.clustered(measured, predicted, seeds)
+    expected = correlation.clustered(measured, predicted, seeds)
     assert (found["value"], found["low"], found["high"]) == pytest.approx(
         (expected.value, expected.low, expected.high)
     )
     assert (found["n"], found["seeds"]) == (120, 6)
     off = np.array(predicted) - np.array(measured)
     assert found["rms_error"] == pytest.approx(np.sqrt(np.mean(off**2)))
-    pooled = statistics.pearson(measured, predicted)  # as if 120 events were independent
+    pooled = correlation.pearson(measured, predicted)  # as if 120 events were independent
     assert found["high"] - found["low"] > 1.5 * (pooled.high - pooled.low)
 
 

@@ -36,7 +36,6 @@ HEAVY = {"flax", "optax", "orbax", "matplotlib", "scipy", "sklearn", "tensorflow
 MAX_LINES = 300
 # What of the report and of what it counts still has to be split, with its length.
 LONGER = {
-    "prunejax.measures.statistics": 327,
     "prunejax.measures.summary": 322,
     "prunejax.report.panels": 320,
     "prunejax.report.tables": 316,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunejax.measures import claims, relations, summary
+from prunejax.measures import claims, correlation, relations, summary
 from prunejax.measures import statistics as s
 
 
@@ -87,7 +87,7 @@ def test_the_interval_for_these_arms_covers_what_many_seeds_give(seeds, ratio):
     truth /= np.sqrt(spread[0] * spread[1])
     for _ in range(repeats):
         x, y = effects + rng.standard_normal((2, 1, seeds)) + rng.standard_normal((2, arms, seeds))
-        found = s.clustered(x.ravel(), y.ravel(), blocks)
+        found = correlation.clustered(x.ravel(), y.ravel(), blocks)
         hits += found.low <= truth <= found.high
     assert 0.91 <= hits / repeats <= 0.99
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from prunejax.measures import correlation, summary
 from prunejax.measures import statistics as s
-from prunejax.measures import summary
 
 X = np.array([0.99, 0.97, 0.93, 0.95, 0.90, 0.97, 0.88, 0.91, 0.99, 0.94])
 Y = np.array([0.80, 0.83, 0.86, 0.82, 0.88, 0.81, 0.87, 0.86, 0.79, 0.84])
@@ -22,14 +22,14 @@ def test_mean_interval_is_scipys():
 
 
 def test_pearson_is_scipys_with_its_interval():
-    found, expected = s.pearson(X, Y), stats.pearsonr(X, Y)
+    found, expected = correlation.pearson(X, Y), stats.pearsonr(X, Y)
     interval = expected.confidence_interval(0.95)
     assert (found.value, found.p) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-9)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
 
 
 def test_kendall_is_tau_b_by_counting_pairs():
-    found = s.kendall(X, Y)
+    found = correlation.kendall(X, Y)
     concordant = discordant = ties_x = ties_y = 0
     for i in range(len(X)):
         for j in range(i):
@@ -47,8 +47,8 @@ def test_kendall_is_tau_b_by_counting_pairs():
 
 
 def test_spearman_is_pearson_of_ranks():
-    ranks = s.pearson(stats.rankdata(X), stats.rankdata(Y))
-    found = s.spearman(X, Y)
+    ranks = correlation.pearson(stats.rankdata(X), stats.rankdata(Y))
+    found = correlation.spearman(X, Y)
     assert found.value == pytest.approx(ranks.value, rel=1e-12)
     assert found.low < ranks.low
     assert found.high > ranks.high
@@ -70,13 +70,13 @@ def test_comparisons_are_scipys():
 def test_undefined_is_nan_without_warnings():
     assert s.mean([]).n == 0
     assert np.isnan(s.mean([1.0]).std)
-    for function in (s.pearson, s.kendall, s.spearman):
+    for function in (correlation.pearson, correlation.kendall, correlation.spearman):
         for x, y in (([1, 2], [1, 2]), (np.ones(9), np.arange(9)), ([], [])):
             assert np.isnan(function(x, y).value)
         assert np.isnan(function([1, 2, 3], [1, 2, 4]).low)
     # 0.1 summed differs from 0.3 in the last bit only: rounding is no variation.
-    assert np.isnan(s.pearson([0.3, 0.1 + 0.2, 0.3, 0.3], [1, 2, 3, 4]).value)
-    assert s.pearson([1, 2, 3, 4], [2, 4, 6, 8]).low == pytest.approx(1, abs=1e-9)
+    assert np.isnan(correlation.pearson([0.3, 0.1 + 0.2, 0.3, 0.3], [1, 2, 3, 4]).value)
+    assert correlation.pearson([1, 2, 3, 4], [2, 4, 6, 8]).low == pytest.approx(1, abs=1e-9)
     assert np.isnan(s.paired([1.0], [2.0]).p)
     assert s.paired([1.0], [2.0]).difference == -1
     assert np.isnan(s.welch([1.0], [2.0, 3.0]).p)
@@ -108,7 +108,7 @@ def test_nothing_below_three_has_an_interval_or_a_p():
     for found in (s.paired([1, 2], [3, 5]), s.welch([1, 2], [3, 5, 9])):
         assert np.isnan([found.low, found.p]).all()
     assert np.isnan(s.mean([1.0, 2.0]).low)
-    for function in (s.spearman, s.kendall):
+    for function in (correlation.spearman, correlation.kendall):
         assert np.isnan(function(range(7), [1, 0, 2, 3, 5, 4, 6]).low)
         assert np.isfinite(function(range(8), [1, 0, 2, 3, 5, 4, 6, 7]).low)
 
@@ -122,22 +122,23 @@ def test_holm_by_hand():
 
 def test_clustered_is_the_jackknife_over_blocks():
     blocks = [str(i % 5) for i in range(10)]
-    found = s.clustered(X, Y, blocks)
-    assert found.value == pytest.approx(s.pearson(X, Y).value)
+    found = correlation.clustered(X, Y, blocks)
+    assert found.value == pytest.approx(correlation.pearson(X, Y).value)
     keep = [np.array([b != left for b in blocks]) for left in "01234"]
     z = np.arctanh([stats.pearsonr(X[k], Y[k]).statistic for k in keep])
     error = np.sqrt(4 / 5 * ((z - z.mean()) ** 2).sum())
     half = stats.t.ppf(0.975, 4) * error
     assert np.arctanh(found.high) == pytest.approx(np.arctanh(found.value) + half, rel=1e-9)
-    assert np.isnan(s.clustered(X, Y, [0] * 5 + [1] * 5).low)  # two blocks
-    assert np.isnan(s.clustered(X, 2 * X, blocks).p)  # one line: no spread
+    assert np.isnan(correlation.clustered(X, Y, [0] * 5 + [1] * 5).low)  # two blocks
+    assert np.isnan(correlation.clustered(X, 2 * X, blocks).p)  # one line: no spread
 
 
 def test_missing_values_leave_out_their_pair():
     x, y = [1.0, np.nan, 3, 4, 7], [2.0, 5, np.inf, 1, 9]
-    assert s.pearson(x, y).value == pytest.approx(s.pearson([1, 4, 7], [2, 1, 9]).value)
+    expected = correlation.pearson([1, 4, 7], [2, 1, 9]).value
+    assert correlation.pearson(x, y).value == pytest.approx(expected)
     with pytest.raises(ValueError, match="one length"):
-        s.pearson([1, 2, 3], [1, 2])
+        correlation.pearson([1, 2, 3], [1, 2])
 
 
 def test_line_is_polyfits():
@@ -161,7 +162,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(n, rho):
         x = rng.standard_normal(n)
         y = rho * x + np.sqrt(1 - rho**2) * rng.standard_normal(n)
         for name, expected in truth.items():
-            found = getattr(s, name)(x, y)
+            found = getattr(correlation, name)(x, y)
             hits[name] += found.low <= expected <= found.high
         found = s.mean(x)
         hits["mean"] += found.low <= 0 <= found.high
@@ -251,3 +252,30 @@ def test_summaries_of_very_little():
     one = summary.summarize(rows()[:1])
     assert one["variants"]["none"]["columns"]["final_test_accuracy"]["std"] is None
     assert summary.summarize(rows()[4:])["paired"]["variants"] == {}  # no baseline arm
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_coefficients_without_a_p_are_those_of_scipy(ties, monkeypatch):
+    r = np.random.default_rng(3)
+    x = r.integers(0, 5, 60).astype(float) if ties else r.normal(size=60)
+    y = x + r.integers(-2, 3, 60)
+    theirs = {
+        "pearson": stats.pearsonr,
+        "spearman": stats.spearmanr,
+        "kendall": stats.kendalltau,
+    }
+    for kind, function in theirs.items():
+        expected = function(x, y).statistic
+        assert correlation.coefficient(x, y, kind) == pytest.approx(expected, abs=1e-14)
+    many = correlation.coefficient(x, y, "kendall")
+    monkeypatch.setattr(correlation, "PAIRWISE", 10)
+    assert correlation.coefficient(x, y, "kendall") == pytest.approx(many, abs=1e-14)
+
+
+def test_no_coefficient_is_beyond_one():
+    r = np.random.default_rng(0)
+    for _ in range(50):
+        x = r.normal(size=11)
+        for kind in ("pearson", "spearman", "kendall"):
+            found = correlation.coefficient(x, -3 * x + 0.1, kind)
+            assert -1 <= found < -1 + 1e-12

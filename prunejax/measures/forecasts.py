@@ -2,7 +2,7 @@
 
 Before an event that takes the weights d away, the expansion of the loss says g·d (first order) and
 g·d + d·Hd/2 (second order); `events.csv` has both beside the loss before and after. Events of
-one seed belong together: they are the blocks of the interval (`statistics.clustered`), which asks
+one seed belong together: they are the blocks of the interval (`correlation.clustered`), which asks
 what other seeds would give for these arms.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prunejax.measures import statistics
+from prunejax.measures import correlation
 from prunejax.measures.summary import jsonable, number
 
 COLUMNS = {"first": "predicted_first", "second": "predicted_second"}  # order -> column
@@ -51,7 +51,7 @@ def forecasts(events: Sequence[Row]) -> dict[str, dict[str, Any]]:
       events: rows of `events.csv`.
 
     Returns:
-      Dicts of `statistics.Correlation` (`n` events, seeds as blocks) with `rms_error` in nats and
+      Dicts of `correlation.Correlation` (`n` events, seeds as blocks) with `rms_error` in nats and
       `seeds`; empty without forecasts.
     """
     rows = forecast_rows(events)
@@ -62,7 +62,7 @@ def forecasts(events: Sequence[Row]) -> dict[str, dict[str, Any]]:
         off = off[np.isfinite(off)]  # an event may leave a loss that is no number
         error = np.sqrt(np.mean(off**2)) if off.size else np.nan
         found[order] = {
-            **asdict(statistics.clustered(measured, predicted, seeds)),
+            **asdict(correlation.clustered(measured, predicted, seeds)),
             "rms_error": float(error),
             "seeds": len(set(seeds)),
         }

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prunejax.measures import pair_information, statistics
+from prunejax.measures.correlation import signs
 from prunejax.measures.pair_information import Axes
 
 KINDS = ("a", "b")
@@ -56,10 +57,6 @@ def _finite(*columns: ArrayLike) -> tuple[list[np.ndarray], np.ndarray]:
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"Kendall's tau {kind!r} is not one of: {', '.join(KINDS)}")
-
-
-def _signs(x: np.ndarray) -> np.ndarray:
-    return np.sign(x[:, None] - x[None, :])
 
 
 def _paired(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -139,7 +136,7 @@ def kendall(
     """
     _check_kind(kind)
     (x, y), keep = _finite(measure, target)
-    sx, sy = _signs(x), _signs(y)
+    sx, sy = signs(x), signs(y)
     return _bootstrap(
         f"tau_{kind}", lambda w: _tau(kind, sx, sy, w), keep, clusters, draws, level, seed
     )
@@ -161,7 +158,7 @@ def partial_kendall(
     where `given` orders one of the two completely. Other arguments as in `kendall`.
     """
     (x, y, z), keep = _finite(measure, target, given)
-    sx, sy, sz = _signs(x), _signs(y), _signs(z)
+    sx, sy, sz = signs(x), signs(y), signs(z)
 
     def statistic(w: np.ndarray) -> np.ndarray:
         xy, xz, yz = (_tau("b", *pair, w) for pair in ((sx, sy), (sx, sz), (sy, sz)))
@@ -214,7 +211,7 @@ class Granulated:
 def _cell_tau(kind: str, x: np.ndarray, y: np.ndarray, level: np.ndarray) -> float:
     """Tau over the pairs that differ on the axis; NaN where the cell is to be left out."""
     differ = level[:, None] != level[None, :]
-    a, b = _signs(x)[differ], _signs(y)[differ]
+    a, b = signs(x)[differ], signs(y)[differ]
     if not a.any():
         return nan
     untied = a.size if kind == "a" else np.sqrt(np.sum(a * a) * np.sum(b * b))

@@ -5,7 +5,7 @@ random draws, and runs of one arm share how they were pruned. Pooling them as in
 makes intervals lie. So r and tau over runs stand as numbers (the paper gives them), and two
 questions get an interval each:
 
-* *these arms*: would other seeds give this r? Seeds are the blocks (`statistics.clustered`).
+* *these arms*: would other seeds give this r? Seeds are the blocks (`correlation.clustered`).
 * *arms in general*: would other arms? Arms are the unit. An arm's stability is averaged over one
   half of the seeds and its outcome over the other half, so that what the two share because they
   were measured on the same run does not count; Fisher's z of their correlation over the n arms is
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from prunejax.measures import statistics
+from prunejax.measures import correlation, statistics
 
 LEAST_ARMS = 8  # below, the arms are too few to tell
 LEAST_SEEDS = 4
@@ -61,7 +61,7 @@ def _centered(means: np.ndarray) -> np.ndarray:
     return means - means.mean(0)
 
 
-def arms_in_general(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> statistics.Correlation:
+def arms_in_general(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> correlation.Correlation:
     """Correlation of two quantities over arms, for arms in general; see the module.
 
     Args:
@@ -73,7 +73,7 @@ def arms_in_general(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> statis
       column of means is constant.
     """
     arms, seeds = x.shape
-    undefined = statistics.Correlation(arms, nan, nan, nan, nan)
+    undefined = correlation.Correlation(arms, nan, nan, nan, nan)
     if arms < LEAST_ARMS or seeds < LEAST_SEEDS:
         return undefined
     first = _splits(seeds)
@@ -88,7 +88,7 @@ def arms_in_general(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> statis
     error = 1 / sqrt(arms - 3)
     half = float(special.ndtri((1 + level) / 2)) * error
     p = 2 * float(special.ndtr(-abs(z) / error))
-    return statistics.Correlation(arms, tanh(z), tanh(z - half), tanh(z + half), p)
+    return correlation.Correlation(arms, tanh(z), tanh(z - half), tanh(z + half), p)
 
 
 def within(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -98,7 +98,7 @@ def within(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     seeds, else by 5,000 permutations at a fixed seed. NaN below 4 seeds.
     """
     a, b = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    r = statistics.coefficient(a.ravel(), b.ravel())
+    r = correlation.coefficient(a.ravel(), b.ravel())
     seeds = x.shape[1]
     if not isfinite(r) or seeds < LEAST_SEEDS:
         return r, nan
@@ -129,15 +129,15 @@ def relate(values: Values, x: str, y: str, scope: str) -> dict[str, Any]:
     """
     runs = [(seed, *pair) for arm in values.values() for seed, pair in arm.items()]
     seeds, a, b = ([run[i] for run in runs] for i in range(3))
-    blocked = statistics.clustered(a, b, seeds)
+    blocked = correlation.clustered(a, b, seeds)
     means = np.array([np.mean(list(arm.values()), axis=0) for arm in values.values() if arm])
     means = means.reshape(-1, 2)
     own, p_within = within(*_grid(values))
     general = arms_in_general(*_grid(values))
     n_seeds = _grid(values)[0].shape[1]
     between = {
-        "pearson": statistics.coefficient(means[:, 0], means[:, 1]),
-        "kendall": statistics.coefficient(means[:, 0], means[:, 1], "kendall"),
+        "pearson": correlation.coefficient(means[:, 0], means[:, 1]),
+        "kendall": correlation.coefficient(means[:, 0], means[:, 1], "kendall"),
         "n": len(means),
     }
     reason = ""
@@ -155,7 +155,7 @@ def relate(values: Values, x: str, y: str, scope: str) -> dict[str, Any]:
         "n_arms": len(values),
         "n_seeds": n_seeds,
         "pearson": blocked.value,
-        "kendall": statistics.coefficient(a, b, "kendall"),
+        "kendall": correlation.coefficient(a, b, "kendall"),
         "between": between,
         "within": {"pearson": own, "p": p_within},
         "these_arms": {

@@ -1,16 +1,10 @@
-"""Means, correlations and comparisons of runs, each with its confidence interval.
+"""Means and comparisons of runs, each with its confidence interval; pairs: `correlation`.
 
 NumPy and SciPy only. A quantity that too few or constant values leave undefined is NaN: nothing
 has an interval or a p below n = 3, nor where the spread of the values is rounding
 (`is_rounding`). Methods (`METHODS` has them in words for the summary):
 
 * mean: Student t interval. std has n - 1 in the denominator.
-* Pearson r: Fisher's z with standard error 1/sqrt(n - 3); p from the t distribution.
-* Spearman rho: Fisher's z with variance 1.06/(n - 3) (Fieller, Hartley and Pearson 1957).
-* Kendall tau-b: Fisher's z with variance 0.437/(n - 4) (same paper), p from SciPy (exact for
-  small n without ties). Both take the quantile of t with n - 2 degrees, which makes up for the
-  variance being too small where |rho| is large, and have no interval below n = 8.
-* pairs that come in blocks (runs of one seed): `clustered`, the coefficient without each block.
 * paired difference: t interval of the differences; Cohen's d = mean / std of the differences.
 * Welch's t-test for unpaired samples; d with the root of the mean of the two variances.
 * several p values: Holm's step-down correction (Holm 1979).
@@ -19,7 +13,7 @@ has an interval or a p below n = 3, nor where the spread of the values is roundi
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import atanh, inf, isnan, nan, sqrt, tanh
+from math import isnan, nan, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,7 +30,6 @@ METHODS = {
     "holm": "Holm's step-down correction of the p values of one family",
 }
 LEAST = 3  # values below which nothing has an interval or a p
-LEAST_RANKED = 8  # below, Fisher's z of a rank correlation covers 60 to 87 % instead of 95 %
 
 
 @dataclass(frozen=True)
@@ -48,17 +41,6 @@ class Mean:
     std: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """A coefficient in [-1, 1] of `n` pairs with confidence interval and two-sided p."""
-
-    n: int
-    value: float
-    low: float
-    high: float
-    p: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +60,7 @@ class Comparison:
     d: float
 
 
-def _finite(*columns: ArrayLike) -> list[np.ndarray]:
+def finite(*columns: ArrayLike) -> list[np.ndarray]:
     """The columns as float64, without the rows in which any of them is not finite."""
     arrays = [np.asarray(column, np.float64).reshape(-1) for column in columns]
     if len({array.size for array in arrays}) != 1:
@@ -104,7 +86,8 @@ def is_rounding(x: np.ndarray, resolution: float = 0.0, size: float = 0.0) -> bo
 
 
 @functools.cache
-def _t_factor(degrees: float, level: float) -> float:
+def t_factor(degrees: float, level: float) -> float:
+    """Half of a t interval, in standard errors; NaN without degrees of freedom."""
     return float(special.stdtrit(degrees, (1 + level) / 2)) if degrees > 0 else nan
 
 
@@ -113,7 +96,7 @@ def mean(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Mea
 
     `resolution`: see `is_rounding`.
     """
-    (x,) = _finite(values)
+    (x,) = finite(values)
     n = x.size
     if n == 0:
         return Mean(0, nan, nan, nan, nan)
@@ -123,126 +106,8 @@ def mean(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Mea
     std = float(x.std(ddof=1))
     if n < LEAST or is_rounding(x, resolution):
         return Mean(n, center, std, nan, nan)
-    half = _t_factor(n - 1, level) * std / sqrt(n)
+    half = t_factor(n - 1, level) * std / sqrt(n)
     return Mean(n, center, std, center - half, center + half)
-
-
-def _with_interval(n: int, value: float, p: float, half: float) -> Correlation:
-    """Adds the interval tanh(atanh(value) +- half); NaN: no interval."""
-    value = min(1.0, max(-1.0, value))
-    if isnan(half):
-        return Correlation(n, value, nan, nan, p)
-    center = atanh(value) if abs(value) < 1 else value * inf
-    return Correlation(n, value, tanh(center - half), tanh(center + half), p)
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-    """From 1; equal values share the mean of their ranks."""
-    _, index, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[index]
-
-
-def _cosine(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.sum(x * y)) / sqrt(float(np.sum(x * x)) * float(np.sum(y * y)))
-
-
-def _coefficient(kind: str, x: np.ndarray, y: np.ndarray) -> float:
-    """The coefficient; NaN where a column is constant or there are too few pairs."""
-    if x.size < LEAST or is_rounding(x) or is_rounding(y):
-        return nan
-    if kind == "kendall":  # tau-b: over all pairs of runs
-        return _cosine(*(np.sign(v[:, None] - v) for v in (x, y)))
-    a, b = (x, y) if kind == "pearson" else (_ranks(x), _ranks(y))
-    a, b = a - a.mean(), b - b.mean()
-    return _cosine(a / np.abs(a).max(), b / np.abs(b).max())  # no square may overflow
-
-
-def coefficient(x: ArrayLike, y: ArrayLike, kind: str = "pearson") -> float:
-    """Pearson's r, Spearman's rho or Kendall's tau-b of the finite pairs, as a number alone.
-
-    NaN for fewer than 3 pairs or a constant column.
-    """
-    return _coefficient(kind, *_finite(x, y))
-
-
-def _p(kind: str, x: np.ndarray, y: np.ndarray) -> float:
-    """Two-sided p of a coefficient."""
-    from scipy import stats  # late: it takes as long to import as all else of a report
-
-    functions = {
-        "pearson": stats.pearsonr,
-        "spearman": stats.spearmanr,
-        "kendall": stats.kendalltau,
-    }
-    return float(functions[kind](x, y).pvalue)
-
-
-def _correlate(kind: str, x: ArrayLike, y: ArrayLike, level: float) -> Correlation:
-    a, b = _finite(x, y)
-    n = a.size
-    value = _coefficient(kind, a, b)
-    if isnan(value):
-        return Correlation(n, nan, nan, nan, nan)
-    p, half = _p(kind, a, b), nan
-    if kind == "pearson" and n > 3:
-        half = float(special.ndtri((1 + level) / 2)) / sqrt(n - 3)
-    elif kind != "pearson" and n >= LEAST_RANKED:
-        variance = 1.06 / (n - 3) if kind == "spearman" else 0.437 / (n - 4)
-        half = _t_factor(n - 2, level) * sqrt(variance)
-    return _with_interval(n, value, p, half)
-
-
-def clustered(
-    x: ArrayLike, y: ArrayLike, blocks: Sequence[object], kind: str = "pearson", level: float = 0.95
-) -> Correlation:
-    """A correlation of pairs that come in blocks, e.g. of all runs of a study by their seed.
-
-    Runs of one seed share initialization, order of examples and random draws: the block is the
-    unit that is independent. The interval asks what other blocks would give: the coefficient is
-    taken without each of the S blocks in turn, and Fisher's z of it has the jackknife's standard
-    error sqrt((S - 1)/S sum (z_s - mean z)^2) and Student's t with S - 1 degrees. (In simulated
-    studies of 4 to 16 seeds it covers 94 to 98 %; resampling seeds with replacement and taking
-    percentiles covers 73 to 93 %, runs as independent pairs 91 to 100 %.)
-
-    Args:
-      x, y: the pairs; those with a non-finite value are left out.
-      blocks: the block of each pair.
-      kind: "pearson", "kendall" or "spearman".
-      level: of the interval.
-
-    Returns:
-      `n` counts the pairs. No interval and p with fewer than 3 blocks, or where rounding is all
-      that differs between the coefficients.
-    """
-    a, b, index = _finite(x, y, np.unique(np.asarray(blocks, str), return_inverse=True)[1])
-    value = _coefficient(kind, a, b)
-    found = np.unique(index)
-    if isnan(value) or found.size < LEAST:
-        return Correlation(a.size, value, nan, nan, nan)
-    without = [_coefficient(kind, a[index != s], b[index != s]) for s in found]
-    z = np.arctanh(np.clip([*without, value], -1 + 1e-15, 1 - 1e-15))
-    if not np.isfinite(z).all() or is_rounding(z[:-1]):
-        return Correlation(a.size, value, nan, nan, nan)
-    s, center = found.size, float(z[-1])
-    error = sqrt((s - 1) * float(np.var(z[:-1])))  # (S - 1)/S times the sum of squares
-    half = _t_factor(s - 1, level) * error
-    p = 2 * float(special.stdtr(s - 1, -abs(center) / error))
-    return Correlation(a.size, value, tanh(center - half), tanh(center + half), p)
-
-
-def pearson(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
-    """Pearson's r; NaN for fewer than 3 pairs or a constant column, no interval below 4."""
-    return _correlate("pearson", x, y, level)
-
-
-def spearman(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
-    """Spearman's rho; NaN for fewer than 3 pairs or a constant column, no interval below 8."""
-    return _correlate("spearman", x, y, level)
-
-
-def kendall(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
-    """Kendall's tau-b; NaN for fewer than 3 pairs or a constant column, no interval below 8."""
-    return _correlate("kendall", x, y, level)
 
 
 def _compare(
@@ -252,7 +117,7 @@ def _compare(
     if isnan(error):
         return Comparison(n, difference, nan, nan, nan, nan, nan, nan)
     t = difference / error
-    half = _t_factor(degrees, level) * error
+    half = t_factor(degrees, level) * error
     p = 2 * float(special.stdtr(degrees, -abs(t)))
     return Comparison(n, difference, difference - half, difference + half, p, t, degrees, d)
 
@@ -263,7 +128,7 @@ def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 
     No interval, p or d below 3 pairs, or where the differences differ by rounding only
     (`resolution`: see `is_rounding`): then nothing is known of how other seeds would differ.
     """
-    x, y = _finite(a, b)
+    x, y = finite(a, b)
     difference = x - y
     if difference.size == 0:
         return Comparison(0, nan, nan, nan, nan, nan, nan, nan)
@@ -281,7 +146,7 @@ def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 0
     No interval, p or d where a sample has fewer than 3 values or both are constant but for
     rounding (`resolution`: see `is_rounding`).
     """
-    (first,), (second,) = _finite(a), _finite(b)
+    (first,), (second,) = finite(a), finite(b)
     n = min(first.size, second.size)
     if n == 0:
         return Comparison(0, nan, nan, nan, nan, nan, nan, nan)
@@ -311,7 +176,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def fit_line(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     """(slope, intercept) of least squares; NaN where `pearson` is."""
-    a, b = _finite(x, y)
+    a, b = finite(x, y)
     if a.size < 3 or is_rounding(a):
         return nan, nan
     slope = float(np.cov(a, b)[0, 1] / a.var(ddof=1))

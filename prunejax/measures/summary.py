@@ -6,7 +6,7 @@ from math import inf, isfinite, nan
 from typing import Any, TypeVar
 
 from prunejax.measures import claims as claims_lib
-from prunejax.measures import relations, statistics
+from prunejax.measures import correlation, relations, statistics
 
 Row = Mapping[str, object]
 R = TypeVar("R", bound=Row)
@@ -108,7 +108,7 @@ def correlate(rows: Sequence[Row], x: str, y: str) -> dict[str, Any]:
     a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
     seeds = [row["seed"] for row in rows]
     return {
-        kind: asdict(statistics.clustered(a, b, seeds, kind))
+        kind: asdict(correlation.clustered(a, b, seeds, kind))
         for kind in ("pearson", "kendall", "spearman")
     }
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunejax.measures import statistics
+from prunejax.measures import correlation, statistics
 from prunejax.measures.summary import by_variant, number, value
 from prunejax.report import words
 from prunejax.report.results import Row, Study
@@ -116,7 +116,7 @@ def stability(study: Study, look: Look) -> Drawing | None:
 def coefficients(rows: Sequence[Row], x: str, y: str) -> str:
     """`r = ..., τ = ..., n = ...`; the intervals are in the page's table of relations."""
     a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
-    r, tau = (statistics.coefficient(a, b, kind) for kind in ("pearson", "kendall"))
+    r, tau = (correlation.coefficient(a, b, kind) for kind in ("pearson", "kendall"))
     n = int(np.sum(np.isfinite(a) & np.isfinite(b)))
     return f"{words.coefficient('r', r)}, {words.coefficient('τ', tau)}, n = {n} runs"
 

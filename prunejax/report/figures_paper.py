@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prunejax.measures import statistics
+from prunejax.measures import correlation, statistics
 from prunejax.measures.summary import number, value
 from prunejax.report import words
 from prunejax.report.figures import (
@@ -115,8 +115,8 @@ def _rate_correlations(
 ) -> str:
     pools = [[r for (_, x), rows in cells.items() if x == rate for r in rows] for rate in rates]
     kinds = (
-        (statistics.kendall, "Kendall τ", COLORS[5], "s", "--"),
-        (statistics.pearson, "Pearson r", COLORS[3], "o", "-"),
+        (correlation.kendall, "Kendall τ", COLORS[5], "s", "--"),
+        (correlation.pearson, "Pearson r", COLORS[3], "o", "-"),
     )
     for function, label, color, marker, line in kinds:
         y = [
@@ -179,7 +179,7 @@ def corners(study: Study, look: Look) -> Drawing | None:
         for axes in (left, right):
             axes.text(0.01, place - 0.33, name, transform=axes.get_yaxis_transform(), va="center")
         rows = [r for r in study.good if r["variant"] in arms and number(r.get("events")) > 0]
-        r = statistics.pearson(
+        r = correlation.pearson(
             [value(row, "mean_stability") for row in rows], [value(row, _BEST) for row in rows]
         )
         known = study.relation("mean_stability", _BEST, f"group: {name}").get("these_arms") or {}

@@ -1,0 +1,163 @@
+"""Correlations of two columns, of pairs or of blocks of pairs, with confidence intervals.
+
+Undefined values are NaN, as in `statistics`.
+
+* Pearson r: Fisher's z with standard error 1/sqrt(n - 3); p from the t distribution.
+* Spearman rho: Fisher's z with variance 1.06/(n - 3) (Fieller, Hartley and Pearson 1957).
+* Kendall tau-b: Fisher's z with variance 0.437/(n - 4) (same paper), p from SciPy (exact for
+  small n without ties). Both take the quantile of t with n - 2 degrees, which makes up for the
+  variance being too small where |rho| is large, and have no interval below n = 8.
+* pairs that come in blocks (runs of one seed): `clustered`, the coefficient without each block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import atanh, inf, isnan, nan, sqrt, tanh
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from prunejax.measures.statistics import LEAST, finite, is_rounding, t_factor
+
+LEAST_RANKED = 8  # below, Fisher's z of a rank correlation covers 60 to 87 % instead of 95 %
+PAIRWISE = 1000  # more pairs are sorted, by SciPy: here n pairs take n^2 numbers
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A coefficient in [-1, 1] of `n` pairs with confidence interval and two-sided p."""
+
+    n: int
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def _with_interval(n: int, value: float, p: float, half: float) -> Correlation:
+    """Adds the interval tanh(atanh(value) +- half); NaN: no interval."""
+    value = min(1.0, max(-1.0, value))
+    if isnan(half):
+        return Correlation(n, value, nan, nan, p)
+    center = atanh(value) if abs(value) < 1 else value * inf
+    return Correlation(n, value, tanh(center - half), tanh(center + half), p)
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """From 1; equal values share the mean of their ranks."""
+    _, index, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[index]
+
+
+def signs(x: np.ndarray) -> np.ndarray:
+    """[n, n]: 1 where the first of a pair is the larger, -1 where the second is, 0 at a tie."""
+    return np.sign(x[:, None] - x[None, :])
+
+
+def _cosine(x: np.ndarray, y: np.ndarray) -> float:
+    value = float(np.sum(x * y)) / sqrt(float(np.sum(x * x)) * float(np.sum(y * y)))
+    return min(1.0, max(-1.0, value))  # rounding may go beyond
+
+
+def _coefficient(kind: str, x: np.ndarray, y: np.ndarray) -> float:
+    """The coefficient; NaN where a column is constant or there are too few pairs."""
+    if x.size < LEAST or is_rounding(x) or is_rounding(y):
+        return nan
+    if kind == "kendall":  # tau-b
+        if x.size > PAIRWISE:
+            from scipy import stats  # late, as in `_p`
+
+            return float(stats.kendalltau(x, y).statistic)
+        return _cosine(signs(x), signs(y))
+    a, b = (x, y) if kind == "pearson" else (_ranks(x), _ranks(y))
+    a, b = a - a.mean(), b - b.mean()
+    return _cosine(a / np.abs(a).max(), b / np.abs(b).max())  # no square may overflow
+
+
+def coefficient(x: ArrayLike, y: ArrayLike, kind: str = "pearson") -> float:
+    """Pearson's r, Spearman's rho or Kendall's tau-b of the finite pairs, as a number alone.
+
+    NaN for fewer than 3 pairs or a constant column.
+    """
+    return _coefficient(kind, *finite(x, y))
+
+
+def _p(kind: str, x: np.ndarray, y: np.ndarray) -> float:
+    """Two-sided p of a coefficient."""
+    from scipy import stats  # late: it takes as long to import as all else of a report
+
+    functions = {
+        "pearson": stats.pearsonr,
+        "spearman": stats.spearmanr,
+        "kendall": stats.kendalltau,
+    }
+    return float(functions[kind](x, y).pvalue)
+
+
+def _correlate(kind: str, x: ArrayLike, y: ArrayLike, level: float) -> Correlation:
+    a, b = finite(x, y)
+    n = a.size
+    value = _coefficient(kind, a, b)
+    if isnan(value):
+        return Correlation(n, nan, nan, nan, nan)
+    p, half = _p(kind, a, b), nan
+    if kind == "pearson" and n > 3:
+        half = float(special.ndtri((1 + level) / 2)) / sqrt(n - 3)
+    elif kind != "pearson" and n >= LEAST_RANKED:
+        variance = 1.06 / (n - 3) if kind == "spearman" else 0.437 / (n - 4)
+        half = t_factor(n - 2, level) * sqrt(variance)
+    return _with_interval(n, value, p, half)
+
+
+def clustered(
+    x: ArrayLike, y: ArrayLike, blocks: Sequence[object], kind: str = "pearson", level: float = 0.95
+) -> Correlation:
+    """A correlation of pairs that come in blocks, e.g. of all runs of a study by their seed.
+
+    Runs of one seed share initialization, order of examples and random draws: the block is the
+    unit that is independent. The interval asks what other blocks would give: the coefficient is
+    taken without each of the S blocks in turn, and Fisher's z of it has the jackknife's standard
+    error sqrt((S - 1)/S sum (z_s - mean z)^2) and Student's t with S - 1 degrees. (In simulated
+    studies of 4 to 16 seeds it covers 94 to 98 %; resampling seeds with replacement and taking
+    percentiles covers 73 to 93 %, runs as independent pairs 91 to 100 %.)
+
+    Args:
+      x, y: the pairs; those with a non-finite value are left out.
+      blocks: the block of each pair.
+      kind: "pearson", "kendall" or "spearman".
+      level: of the interval.
+
+    Returns:
+      `n` counts the pairs. No interval and p with fewer than 3 blocks, or where rounding is all
+      that differs between the coefficients.
+    """
+    a, b, index = finite(x, y, np.unique(np.asarray(blocks, str), return_inverse=True)[1])
+    value = _coefficient(kind, a, b)
+    found = np.unique(index)
+    if isnan(value) or found.size < LEAST:
+        return Correlation(a.size, value, nan, nan, nan)
+    without = [_coefficient(kind, a[index != s], b[index != s]) for s in found]
+    z = np.arctanh(np.clip([*without, value], -1 + 1e-15, 1 - 1e-15))
+    if not np.isfinite(z).all() or is_rounding(z[:-1]):
+        return Correlation(a.size, value, nan, nan, nan)
+    s, center = found.size, float(z[-1])
+    error = sqrt((s - 1) * float(np.var(z[:-1])))  # (S - 1)/S times the sum of squares
+    half = t_factor(s - 1, level) * error
+    p = 2 * float(special.stdtr(s - 1, -abs(center) / error))
+    return Correlation(a.size, value, tanh(center - half), tanh(center + half), p)
+
+
+def pearson(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
+    """Pearson's r; NaN for fewer than 3 pairs or a constant column, no interval below 4."""
+    return _correlate("pearson", x, y, level)
+
+
+def spearman(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
+    """Spearman's rho; NaN for fewer than 3 pairs or a constant column, no interval below 8."""
+    return _correlate("spearman", x, y, level)
+
+
+def kendall(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
+    """Kendall's tau-b; NaN for fewer than 3 pairs or a constant column, no interval below 8."""
+    return _correlate("kendall", x, y, level)
