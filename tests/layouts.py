@@ -122,6 +122,18 @@ def check_that_gathers_are_seen(devices):
     assert max(gathered(twice.lower(x).compile())) == 1024
 
 
+def check_that_a_member_is_taken_where_it_lies(people, members, split):
+    """No program of several devices is run for it: threads that measure would hold one of them."""
+    states = people.initial(members)
+    whole = mesh.fetch(states)
+    if not split:
+        people._member = None
+    for i in range(len(members)):
+        one = people.member(states, i)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a, b[i]), one, whole)
+        assert split or len({d for x in jax.tree.leaves(one) for d in x.devices()}) == 1
+
+
 def check():
     """Meshes of two and of four devices give what one device gives."""
     check_that_gathers_are_seen(jax.devices())
@@ -136,6 +148,7 @@ def check():
         assert people.mesh.size == count
         with tempfile.TemporaryDirectory() as directory:
             compare(trace(people, members, Path(directory) / "checkpoints"), single)
+        check_that_a_member_is_taken_where_it_lies(people, members, split)
         print(count, name, share, split, "agrees", flush=True)
         if split:
             size = people.multiple

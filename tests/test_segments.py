@@ -81,11 +81,12 @@ def test_layers_of_every_size_and_dtype_are_ranked_each_by_itself():
 
 
 def test_counts_beyond_and_below_what_there_is():
-    leaves = draw()
-    huge = ranking.each(leaves, [10**12] * len(leaves), [None] * len(leaves))
-    assert all(np.all(m) for m in huge)
-    none = ranking.each(leaves, [jnp.int32(-4)] * len(leaves), [None] * len(leaves))
-    assert not any(np.any(m) for m in none)
+    leaves, free = draw(), [None] * len(SIZES)
+    for run in (lambda fn: fn, jax.jit):  # by NumPy, and as a program
+        huge = run(lambda x: ranking.each(x, [10**12] * len(x), free))(leaves)
+        assert all(np.all(m) for m in huge)
+        none = run(lambda x, k: ranking.each(x, [k] * len(x), free))(leaves, jnp.int32(-4))
+        assert not any(np.any(m) for m in none)
 
 
 def program(leaves, scope):

@@ -155,3 +155,25 @@ def fetch(tree: Tree) -> Tree:
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(one, jax.device_get(tree) if jax.process_count() == 1 else tree)
+
+
+def held(stack: Tree, index: int) -> tuple[Tree, int] | None:
+    """The arrays of the device that holds member `index` of stacked members, and its place there.
+
+    None where another process may hold it, or several devices share it.
+    """
+    if jax.process_count() > 1:
+        return None
+    found, places = [], set()
+    for leaf in jax.tree.leaves(stack):
+        for shard in leaf.addressable_shards:
+            place = index - (shard.index[0].start or 0)
+            if 0 <= place < shard.data.shape[0] and shard.data.shape[1:] == leaf.shape[1:]:
+                found.append(shard.data)
+                places.add((shard.device, place))
+                break
+        else:
+            return None
+    if len(places) != 1:
+        return None
+    return jax.tree.unflatten(jax.tree.structure(stack), found), places.pop()[1]

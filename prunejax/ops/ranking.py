@@ -1,7 +1,8 @@
 """Exact selection of the `k` largest of many numbers that are spread over the leaves of a tree.
 
-Sorting 25 million numbers takes XLA seconds on a CPU; here the k-th largest is found by counting
-(`radix`): nothing large is sorted, gathered from a sharded leaf, or sent to the host. On one CPU
+Sorting 25 million numbers takes XLA seconds on a CPU. Arrays that are at hand on a CPU are left to
+NumPy (`eager`). In programs and on other devices the k-th largest is found by counting (`radix`):
+nothing large is sorted, gathered from a sharded leaf, or sent to the host. In programs for one CPU
 device leaves are laid end to end, so that one loop counts them all (`segments`); leaves that may
 be sharded, and those on accelerators, are counted where they lie, one by one. Of numbers equal to
 the k-th the earlier leaf comes first (JAX leaf order), then the smaller flat (row-major) index.
@@ -17,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from prunejax import registry, trees
-from prunejax.ops import axes, radix, segments
+from prunejax.ops import axes, eager, radix, segments
 
 Array = jax.Array
 Tree = Any
@@ -80,6 +81,8 @@ def each(
     """`top` of each array by itself; arguments as there, lists of one entry an array."""
     arrays = [_scores([x])[0] for x in scores]
     counts = [_count(k) for k in ks]
+    if method is None and eager.usable(*arrays, *counts, *eligible):
+        return eager.each(arrays, [int(k) for k in counts], eligible)
     chosen: list[Array | None] = [None] * len(arrays)
     kinds = sorted({x.dtype for x in arrays}, key=str)
     for kind in kinds if _method(method, arrays) == "scatter" else ():
@@ -118,6 +121,8 @@ def _end_to_end(scores: Sequence[Array]) -> bool:
 def _top(
     scores: list[Array], k: Array | int, eligible: list[Array | None], method: str | None
 ) -> list[Array]:
+    if method is None and eager.usable(*scores, k, *eligible):
+        return eager.top(scores, int(k), eligible)
     counting = _method(method, scores)
     full = [i for i, x in enumerate(scores) if x.size]
     total = sum(x.size for x in scores)

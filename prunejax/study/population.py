@@ -137,10 +137,10 @@ class Population:
         self._track = self._lift(
             lambda s, images, labels: trackers.track(program, s, images, labels), self._members
         )
-        self._member = jax.jit(
-            lambda s, i: jax.tree.map(lambda leaf: leaf[i], s),
-            out_shardings=jax.tree.map(_without_members, self._states),
-        )
+        take = lambda s, i: jax.tree.map(lambda leaf: leaf[i], s)  # noqa: E731
+        self._take = jax.jit(take)
+        apart = jax.tree.map(_without_members, self._states)
+        self._member = jax.jit(take, out_shardings=apart)
 
     def on(self, data: Data) -> "Population":
         """The same compiled functions on other data of the same shapes."""
@@ -273,7 +273,14 @@ class Population:
         return mesh_lib.fetch(self._summary(states))
 
     def member(self, states: TrainState, index: int) -> TrainState:
-        """One member's state: on one device, unless several split its parameters."""
+        """One member's state: on one device, unless several split its parameters.
+
+        Where it can be, it is taken from the device that holds it. Threads may compute on any
+        device meanwhile, and devices that wait for each other would wait for those threads, too.
+        """
+        held = mesh_lib.held(states, index)
+        if held is not None:
+            return self._take(*held)
         state = self._member(states, index)
         if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state)):
             return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
