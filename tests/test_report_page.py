@@ -456,3 +456,13 @@ def test_a_short_legend_stands_below_the_panels():
     assert size(3, 1) == (1, 4)
     assert size(3, 3, 3) == (3, 3)
     assert size(3, 3, 3, 3, 1) == (2, 7)
+
+
+def test_words_of_an_arm_that_starts_from_a_run_name_its_state():
+    take = ("weights", "statistics", "step")
+    own = {"start.run": "dense", "start.take": take, "start.at": "step:50", "start.copy": "a"}
+    told = "from weights, statistics and step of dense at step 50, streams a"
+    assert words._origin(own, "no pruning") == told
+    own = {"start.run": "dense", "start.at": "end", "start.rewind_at": "epoch:2"}
+    assert words._origin(own, "20 % fewer") == "from dense, back to epoch 2, 20 % fewer"
+    assert words._origin({"start.run": "d", "start.take": ("masks",)}, "x") == "from masks of d, x"

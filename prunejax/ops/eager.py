@@ -96,9 +96,7 @@ def _leaf(x: Array, allowed: Array | None) -> _Leaf:
 def _select(leaves: list[_Leaf], k: int, each: Callable[..., Any]) -> list[np.ndarray]:
     """Marks of the `k` largest; `each` is `map`, or that of a pool."""
     marks = [np.zeros(len(leaf.numbers), bool) for leaf in leaves]
-    there = sum(
-        len(x.numbers) if x.allowed is None else np.count_nonzero(x.allowed) for x in leaves
-    )
+    there = sum(len(x.numbers) if x.allowed is None else _true(x.allowed) for x in leaves)
     k = min(max(k, 0), there)
     if not k:
         return marks
@@ -135,7 +133,7 @@ def _cut(chunks: list[_Leaf], k: int, each: Callable[..., Any]) -> tuple[Any, in
         if low is None:
             return 0, x[x == x] if x.size and np.max(x) != np.max(x) else x
         inside, above = x >= low, x > high
-        return np.count_nonzero(above), x[np.not_equal(inside, above, out=inside)]
+        return _true(above), x[np.not_equal(inside, above, out=inside)]
 
     found = list(each(look, chunks))
     above, middle = sum(n for n, _ in found), np.concatenate([x for _, x in found])
@@ -148,8 +146,12 @@ def _cut(chunks: list[_Leaf], k: int, each: Callable[..., Any]) -> tuple[Any, in
     place = len(middle) - (k - above)
     middle.partition(place)
     cut = middle[place]
-    larger = above + np.count_nonzero(middle[place:] > cut)
-    return cut, k - larger, np.count_nonzero(middle == cut)
+    larger = above + _true(middle[place:] > cut)
+    return cut, k - larger, _true(middle == cut)
+
+
+def _true(flags: np.ndarray) -> int:
+    return int(np.count_nonzero(flags))
 
 
 def _bracket(chunks: list[_Leaf], k: int) -> tuple[Any, Any]:

@@ -100,7 +100,7 @@ def _table(title: str, columns: Sequence[str], names: Sequence[str], cells: np.n
                     j, i, minus(f"{cells[i, j]:.2f}"), ha="center", va="center", fontsize=6.5,
                     color="white" if dark else "black",
                 )  # fmt: skip
-    axes.set_title(title)
+    made.suptitle(title, fontsize="medium")  # wider than the cells
     return made
 
 

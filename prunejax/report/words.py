@@ -183,18 +183,29 @@ def _origin(own: Mapping[str, Any], words: str) -> str:
     if not run:
         return words
     take = own.get("start.take")
-    what = "" if take is None else f"{' and '.join(take)} of "
-    parts = [f"from {what}{run}"]
+    what = "" if take is None else f"{_listed(take)} of "
+    at = own.get("start.at", "end")
+    parts = [f"from {what}{run}" + ("" if at == "end" else f" at {_state(at)}")]
     if own.get("start.shuffle", "no") != "no":
         parts.append(f"shuffled by {own['start.shuffle']}" if own["start.shuffle"] == "layer"
                      else "shuffled over all layers")  # fmt: skip
     if own.get("start.fresh"):
         parts.append("weights drawn anew")
     if own.get("start.rewind_at"):
-        parts.append(f"back to {own['start.rewind_at']}")
+        parts.append(f"back to {_state(own['start.rewind_at'])}")
     if own.get("start.copy"):
         parts.append(f"streams {own['start.copy']}")
     return ", ".join([*parts, words] if words != "no pruning" else parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`weights, statistics and step`."""
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]])
+
+
+def _state(at: object) -> str:
+    """`step:50` as `step 50`."""
+    return str(at).replace(":", " ")
 
 
 def _plain(value: object) -> str:
