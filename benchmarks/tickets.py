@@ -126,6 +126,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--torch-seeds", type=int, default=1)
     given = parser.parse_args()
+    run.use_devices(config(given.seeds))  # as the command does
     report.build = lambda paths: paths[0] / "report.html"
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "cache"))

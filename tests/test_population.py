@@ -1,6 +1,7 @@
 """Layouts on one device: the same members, the same science; chunks and memory; `auto`."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -112,6 +113,15 @@ def test_sizes_that_are_compiled_are_taken_where_padding_is_cheap(members, sizes
     assert [m for part, _ in parts for m in part] == everyone
 
 
+def test_a_wave_that_comes_often_has_its_own_size():
+    """Three chunks instead of one, eleven times: a program more is cheaper."""
+    everyone = [Member(str(i), "v", i, None, None) for i in range(15)]
+    often = arrangement.chunks(everyone, "sharded", 2, 26, [6], alike=11)
+    assert [(len(part), size) for part, size in often] == [(15, 16)]
+    once = arrangement.chunks(everyone, "sharded", 2, 26, [6], alike=1)
+    assert [size for _, size in once] == [6, 6, 6]
+
+
 def test_waves_stay_with_a_program_as_long_as_they_can():
     def member(run, *needs):
         sources = [lineage.Source(n, 0, 0, frozenset()) for n in needs]
@@ -163,3 +173,42 @@ def test_shared_members_continue_in_as_many_processes():
     assert len(layout.available(settings, began)) == 1  # members of their own do not care
     with pytest.raises(ConfigError, match="began in 4 processes and here are 1: the 2 devices"):
         layout.available(settings, dataclasses.replace(began, share=2))
+
+
+class _Clocked:
+    """A population whose calls take known times: 1 ms a member and step, now and then ten times."""
+
+    multiple, vectorized = 2, False
+
+    def __init__(self, clock, steps_per_epoch=15):
+        self.program = SimpleNamespace(steps_per_epoch=steps_per_epoch, epochs=1)
+        self.clock, self.calls, self.data = clock, 0, None
+
+    def zeros(self, members):
+        return np.zeros(members)
+
+    def train(self, states, data, steps):
+        self.calls += 1
+        self.clock[0] += 1e-3 * steps * len(states) * (10 if self.calls % 2 else 1)
+        return states
+
+
+@pytest.mark.parametrize("members", [1, 4])
+def test_the_time_of_a_layout_is_that_of_its_fastest_call(members, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(layout.time, "perf_counter", lambda: clock[0])
+    people = _Clocked(clock)
+    assert layout._measure(people, members) == pytest.approx(1e-3)
+    assert people.calls >= 1 + layout.CALLS
+
+
+def test_the_host_has_its_share_in_the_time_of_a_layout(monkeypatch):
+    monkeypatch.setattr(layout, "_measure", lambda people, members: 1e-4)
+    settings, members = default.get_config(), [None] * 16
+    trials = layout._Trials(_Clocked([0.0]).program, None, members, settings, jax.devices())
+    for name in ("sequential", "sharded"):
+        trials.found[layout.Way(name)] = _Clocked([0.0]), 26
+        trials.measure(layout.Way(name))
+    extra = {way.layout: seconds - 1e-4 for way, seconds in trials.seconds.items()}
+    assert extra["sequential"] == pytest.approx(layout.HOST / 15)
+    assert extra["sharded"] == pytest.approx(layout.HOST / 15 / 16)

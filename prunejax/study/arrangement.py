@@ -71,10 +71,18 @@ def waves(
 
 
 PADDING = 1.25  # times the members: padding that is cheaper than compiling for one more size
+FEW = (
+    8  # further chunks that a study may have instead; an epoch of each has its evaluation and rows
+)
 
 
 def chunks(
-    members: Sequence[Member], layout: str, multiple: int, fits: int, sizes: Sequence[int] = ()
+    members: Sequence[Member],
+    layout: str,
+    multiple: int,
+    fits: int,
+    sizes: Sequence[int] = (),
+    alike: int = 1,
 ) -> list[tuple[list[Member], int]]:
     """Members that are trained together, and the size of their stack with padding.
 
@@ -86,15 +94,20 @@ def chunks(
       multiple: the stack's size must be a multiple of this.
       fits: members whose states fit into memory at once, a multiple of `multiple`.
       sizes: for which there is a compiled program already; taken where little is lost.
+      alike: how many waves of the study have this many members.
     """
     if layout == "sequential":
         return [([m], 1) for m in members]
     least = -(-len(members) // multiple) * multiple
-    known = [(-(-len(members) // s) * s, -s, s) for s in sizes if s <= fits]
+    count = -(-len(members) // fits)
+    known = [
+        (-(-len(members) // s) * s, -s, s)
+        for s in sizes
+        if s <= fits and (-(-len(members) // s) - count) * alike <= FEW
+    ]
     if known and min(known)[0] <= PADDING * least:
         size = min(known)[2]
         return [(list(members[i : i + size]), size) for i in range(0, len(members), size)]
-    count = -(-len(members) // fits)
     size = -(-len(members) // count)
     size = -(-size // multiple) * multiple
     parts = [list(members[i : i + size]) for i in range(0, len(members), size)]
@@ -161,10 +174,10 @@ class Arrangement:
             self._decide(b, found)
         found = self._decided[b]
         across, sizes = found.devices // found.share, list[int]()
-        for other, before in self.order:  # from the first on, also where a study is continued
-            if other != b:
-                continue
-            parts = chunks(before, found.layout, across, found.fits, sizes)
+        of_batch = [before for other, before in self.order if other == b]
+        for before in of_batch:  # from the first on, also where a study is continued
+            alike = sum(len(w) == len(before) for w in of_batch)
+            parts = chunks(before, found.layout, across, found.fits, sizes, alike)
             if before is wave:
                 return parts
             sizes += [size for _, size in parts if size not in sizes]
