@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from PIL import Image
 from prunejax import report
 from prunejax.errors import ConfigError
 from prunejax.report import __main__ as cli
-from prunejax.report import style, tables, words
+from prunejax.report import headline, style, tables, words
 from tests import fake_study
 from tests.studies import tiny
 from tests.test_report import SMALL, shards, write
@@ -466,3 +467,38 @@ def test_words_of_an_arm_that_starts_from_a_run_name_its_state():
     own = {"start.run": "dense", "start.at": "end", "start.rewind_at": "epoch:2"}
     assert words._origin(own, "20 % fewer") == "from dense, back to epoch 2, 20 % fewer"
     assert words._origin({"start.run": "d", "start.take": ("masks",)}, "x") == "from masks of d, x"
+
+
+def test_of_very_many_arms_the_claimed_ones_stand_before_the_figures():
+    def forest(count):
+        lines = [
+            headline.Line(f"a{i}", "", "", "+1", 50.0, None, None, False) for i in range(count)
+        ]
+        return headline.Forest("difference", lines, [], 0.0, "", True)
+
+    claims = {"claims": [{"a": "a3", "b": "a19"}, {"a": "a17", "b": "none"}]}
+    few = forest(16)
+    assert headline.brief(few, claims) is few
+    assert [x.label for x in headline.brief(forest(20), claims).lines] == ["a3", "a17", "a19"]
+    assert headline.brief(forest(20), claims).alt == "a3 +1; a17 +1; a19 +1"
+    assert len(headline.brief(forest(40), {}).lines) == 16
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "expected"),
+    [
+        ("weight", {}, "random weights"),
+        ("filter", {}, "random units"),
+        ("filter", {"granularity": "weight"}, "random weights"),
+        ("weight", {"granularity": "filter"}, "random units"),
+    ],
+)
+def test_what_is_drawn_at_random_is_said(base, own, expected):
+    study = SimpleNamespace(
+        overrides={"a": {"prune": own}},
+        config={"prune": {"granularity": base}},
+        attributes={"a": {"target": "R"}},
+    )
+    assert words._targeted(study, "a") == expected
+    study.attributes["a"] = {"target": "S", "score": "weight_random"}  # the smallest of dice
+    assert words._targeted(study, "a") == "random weights"

@@ -57,7 +57,14 @@ So the gain over small events is there again, and it does not need removal: nois
 gives more, and no difference to another schedule of the learning rate without any event, nor to the
 smaller network from the start, can be told. More training makes it worse.
 
-Not run: `:clean` (labels as they are) and `:early` (stopped by 400 examples with clean labels).
+Result of `:clean`, seeds 0 to 7, labels as they are: there is nothing to gain. none 84.5 %, S_small
+84.4 %, L_large 84.6 %; L_large - S_small +0.2 [-0.2, +0.7], L_large - none +0.1 [-0.2, +0.4], both
+undecided, though L_large is less stable by 26.9 [20.5, 33.4] points as before.
+
+Result of `:early`, seeds 300 to 307, each network stopped where it does best on 400 examples with
+clean labels that are set aside: contradicted. L_large - none is -4.4 [-6.1, -2.6]; without pruning
+the best epochs are 1 to 4 (72.2 %), with L_large 15 to 17 (67.9 %).
+
 Cost (measured): 24 runs, 650 CPU seconds, compilation included; about 6 minutes on two free CPU
 cores.
 The images are in the package: those that `fashion_mnist` with train_examples=2000 and

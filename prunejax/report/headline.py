@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from prunejax.report.words import factor, interval, minus, name
 
 Found = Mapping[str, Any]
 _MANY = 8  # more arms than this have one line each
+_FIRST = 16  # more arms than this would keep the figures off the first screens
 _MAIN = "final_test_accuracy"
 _SUMMED = 6  # more claims than this are counted in a line first
 
@@ -208,3 +209,13 @@ def forest(study: Study, summary: Found, column: str) -> Forest | None:
         "; ".join(f"{line.label} {line.text}" for line in lines),
         len(lines) > _MANY,
     )
+
+
+def brief(whole: Forest, summary: Found) -> Forest:
+    """The arms that stand before the figures: all, or of very many those that claims name."""
+    if len(whole.lines) <= _FIRST:
+        return whole
+    claims = summary.get("claims") or []
+    named = {claim[side] for claim in claims for side in ("a", "b")}
+    lines = [line for line in whole.lines if line.label in named] or whole.lines
+    return replace(whole, lines=lines[:_FIRST], alt="; ".join(f"{x.label} {x.text}" for x in lines))

@@ -123,7 +123,9 @@ def _page(
 ) -> str:
     # The arms of a grid are points of a ranking, not treatments beside a control.
     compared = [] if ranking.of(study) else headline.columns(summary)
-    forests = [headline.forest(study, summary, column) for column in compared]
+    found = [headline.forest(study, summary, column) for column in compared]
+    whole = [forest for forest in found if forest]
+    forests = [headline.brief(forest, summary) for forest in whole]
     own = (levels.table(study), figures_barriers.table(study))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("prunejax.report", ""),
@@ -138,7 +140,8 @@ def _page(
         lead=headline.lead(study),
         notes=[*study.notes, *summary.get("notes", ())],
         results=headline.results(study, summary),
-        forests=[forest for forest in forests if forest],
+        forests=forests,
+        whole=[forest for forest in whole if forest not in forests],
         progress=panels.progress(study) if study.unfinished else None,
         figures=asked,
         more=more,

@@ -143,6 +143,8 @@ def arms(study: "Study") -> dict[str, str]:
         for key in varied:
             if key in own and not key.startswith(("prune.", "intervention.", "start.")):
                 found[label] += f", {_setting(key, own[key])}"
+        if own.get("start.scale", 1) != 1:
+            found[label] += f", initial weights times {own['start.scale']:.3g}"
         found[label] = _origin(own, found[label])
     for label, own in changes.items():  # and what tells alike ones apart
         if list(found.values()).count(found[label]) > 1 and study.attribute(label, "target"):
@@ -228,9 +230,20 @@ def _treatment(study: "Study", label: str, events: Sequence[Mapping[str, str]]) 
     target = about.get("target")
     if target not in TARGETS:
         return "no pruning"
-    what = "random units" if target == "R" else f"{TARGETS[target]} {_score(about.get('score'))}"
-    parts = [what, *_rhythm(about, events), *_intervention(about)]
+    parts = [_targeted(study, label), *_rhythm(about, events), *_intervention(about)]
     return ", ".join(parts)
+
+
+def _targeted(study: "Study", label: str) -> str:
+    """`largest E[BN]`, `random weights`."""
+    about = study.attributes[label]
+    if about.get("score") == "weight_random":
+        return "random weights"
+    if about["target"] != "R":
+        return f"{TARGETS[about['target']]} {_score(about.get('score'))}"
+    changed = flat(study.overrides.get(label, {})).get("prune.granularity")
+    single = (changed or study.config.get("prune", {}).get("granularity")) == "weight"
+    return "random weights" if single else "random units"
 
 
 def _score(score: object) -> str:
