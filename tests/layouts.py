@@ -122,10 +122,27 @@ def check_that_gathers_are_seen(devices):
     assert max(gathered(twice.lower(x).compile())) == 1024
 
 
+def check_that_devices_do_not_wait(people, states):
+    """Nor is any other program that runs while members are measured one whose parts wait."""
+    data = people.data
+    for fn, args in (
+        (people.train, (states, data, np.int32(3))),
+        (people.train_last, (states, data)),
+        (people._event, (states, data, np.int32(1))),
+        (people._evaluate, (states, data.test_images, data.test_labels)),
+        (people._summary, (states,)),
+    ):
+        text = fn.lower(*args).compile().as_text()
+        found = re.findall(r"all-reduce|all-gather|all-to-all|collective-permute", text)
+        assert not found, (fn, found)
+
+
 def check_that_a_member_is_taken_where_it_lies(people, members, split):
     """No program of several devices is run for it: threads that measure would hold one of them."""
     states = people.initial(members)
     whole = mesh.fetch(states)
+    if not split and people.program.data_parallel == 1:
+        check_that_devices_do_not_wait(people, states)
     if not split:
         people._member = None
     for i in range(len(members)):
