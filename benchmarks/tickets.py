@@ -9,7 +9,7 @@ it takes after compilation, records, evaluation after every epoch and all; its r
 The loop in PyTorch is that of facebookresearch/open_lth written anew (train, prune globally by
 magnitude, rewind, mask multiplied at every step), one training after another, as it does, without
 its evaluations and files; of fewer seeds, scaled. CPU seconds of the process; the compile time is
-the difference of the two runs of the study. Result: `results/2026-11-28-tickets.json`.
+the difference of the two runs of the study.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from common import save
 
 from prunejax import report
 from prunejax.configs import default, recipes
@@ -125,6 +126,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--torch-seeds", type=int, default=1)
+    parser.add_argument("--save", action="store_true", help="write results/DATE-tickets.json")
     given = parser.parse_args()
     run.use_devices(config(given.seeds))  # as the command does
     report.build = lambda paths: paths[0] / "report.html"
@@ -141,7 +143,10 @@ def main():
         "torch_trainings": trainings, "torch_cpu_seconds": cpu, "torch_accuracy": accuracy,
         "torch_cpu_seconds_scaled": scaled, "ratio": scaled / second[0],
     }  # fmt: skip
-    print(json.dumps({k: round(v, 4) for k, v in row.items()}, indent=1))
+    row = {k: round(v, 4) for k, v in row.items()}
+    print(json.dumps(row, indent=1))
+    if given.save:
+        print(f"saved: {save('tickets', [row], options={'seeds': given.seeds})}")
 
 
 if __name__ == "__main__":
