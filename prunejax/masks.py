@@ -114,7 +114,7 @@ def prune(
     Pruned units stay pruned. Among equal scores the earlier leaf (JAX leaf order) and then the
     smaller flat index is kept; NaN scores go first. Works under jit and vmap, with traced counts,
     on sharded leaves, above 2^24 units, without a sort of the tree; no accelerator's numbers go to
-    the host. Outside of jit on a CPU nothing is compiled, and layers are worked on by all cores.
+    the host. Outside of jit on a CPU the choice compiles nothing, and all cores work on it.
 
     Args:
       scores: the parameters' structure; a leaf's shape broadcasts against its parameter and says

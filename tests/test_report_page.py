@@ -474,7 +474,7 @@ def test_of_very_many_arms_the_claimed_ones_stand_before_the_figures():
         lines = [
             headline.Line(f"a{i}", "", "", "+1", 50.0, None, None, False) for i in range(count)
         ]
-        return headline.Forest("difference", lines, [], 0.0, "", True)
+        return headline.Forest("difference", lines, [], 0.0, True)
 
     claims = {"claims": [{"a": "a3", "b": "a19"}, {"a": "a17", "b": "none"}]}
     few = forest(16)

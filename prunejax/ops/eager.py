@@ -6,9 +6,10 @@ bracket, some hundredths of all, is found by one pass on every core and partitio
 the sample misled, everything is partitioned: the result is exact in any case.
 """
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -52,8 +53,8 @@ def usable(*arrays: Any) -> bool:
 def top(scores: Sequence[Array], k: int, eligible: Sequence[Array | None]) -> list[Array]:
     """`ranking.top` of arrays of one dtype, `usable` ones."""
     leaves = [_leaf(x, a) for x, a in zip(scores, eligible, strict=True)]
-    with _threads(sum(x.size for x in scores)) as pool:
-        marks = _select(leaves, k, pool.map)
+    with _mapping(scores) as over:
+        marks = _select(leaves, k, over)
     return [jax.device_put(m.reshape(x.shape)) for m, x in zip(marks, scores, strict=True)]
 
 
@@ -62,26 +63,20 @@ def each(
 ) -> list[Array]:
     """`ranking.each` of `usable` arrays; a leaf is the work of one thread."""
     leaves = [_leaf(x, a) for x, a in zip(scores, eligible, strict=True)]
-    with _threads(sum(x.size for x in scores)) as pool:
-        marks = pool.map(lambda leaf, k: _select([leaf], k, map)[0], leaves, ks)
+    with _mapping(scores) as over:
+        marks = over(lambda leaf, k: _select([leaf], k, map)[0], leaves, ks)
         return [jax.device_put(m.reshape(x.shape)) for m, x in zip(marks, scores, strict=True)]
 
 
-class _Alone:
-    """In place of a pool where threads would cost more than they save."""
-
-    map = staticmethod(map)
-
-    def __enter__(self) -> "_Alone":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def _threads(size: int) -> Any:
+@contextlib.contextmanager
+def _mapping(scores: Sequence[Array]) -> Iterator[Callable[..., Any]]:
+    """`map` over all cores, and Python's own where threads would cost more than they save."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ThreadPoolExecutor(cores) if size > 1 << 18 and (cores or 1) > 1 else _Alone()
+    if sum(x.size for x in scores) <= _CHUNK or cores == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(cores) as pool:
+        yield pool.map
 
 
 def _leaf(x: Array, allowed: Array | None) -> _Leaf:
@@ -93,15 +88,15 @@ def _leaf(x: Array, allowed: Array | None) -> _Leaf:
     return _Leaf(numbers.ravel(), None if allowed is None else np.asarray(allowed).ravel())
 
 
-def _select(leaves: list[_Leaf], k: int, each: Callable[..., Any]) -> list[np.ndarray]:
-    """Marks of the `k` largest; `each` is `map`, or that of a pool."""
+def _select(leaves: list[_Leaf], k: int, over: Callable[..., Any]) -> list[np.ndarray]:
+    """Marks of the `k` largest; `over` is `map`, or that of a pool."""
     marks = [np.zeros(len(leaf.numbers), bool) for leaf in leaves]
     there = sum(len(x.numbers) if x.allowed is None else _true(x.allowed) for x in leaves)
     k = min(max(k, 0), there)
     if not k:
         return marks
     chunks = [chunk for leaf in leaves for chunk in leaf.chunks()]
-    cut, left, ties = _cut(chunks, k, each)
+    cut, left, ties = _cut(chunks, k, over)
     outs = [m[i : i + _CHUNK] for m in marks for i in range(0, len(m), _CHUNK)]
 
     def mark(chunk: _Leaf, out: np.ndarray) -> None:
@@ -113,7 +108,7 @@ def _select(leaves: list[_Leaf], k: int, each: Callable[..., Any]) -> list[np.nd
         if chunk.allowed is not None:
             np.logical_and(out, chunk.allowed, out=out)
 
-    list(each(mark, chunks, outs))
+    list(over(mark, chunks, outs))
     if left < ties or cut != cut:
         for leaf, out in zip(leaves, marks, strict=True):
             x = leaf.numbers
@@ -124,23 +119,12 @@ def _select(leaves: list[_Leaf], k: int, each: Callable[..., Any]) -> list[np.nd
     return marks
 
 
-def _cut(chunks: list[_Leaf], k: int, each: Callable[..., Any]) -> tuple[Any, int, int]:
+def _cut(chunks: list[_Leaf], k: int, over: Callable[..., Any]) -> tuple[Any, int, int]:
     """The k-th largest number (NaN ranks last), how many equal to it are wanted, how many are."""
-    low, high = _bracket(chunks, k)
-
-    def look(chunk: _Leaf) -> tuple[int, np.ndarray]:
-        x = chunk.within()
-        if low is None:
-            return 0, x[x == x] if x.size and np.max(x) != np.max(x) else x
-        inside, above = x >= low, x > high
-        return _true(above), x[np.not_equal(inside, above, out=inside)]
-
-    found = list(each(look, chunks))
-    above, middle = sum(n for n, _ in found), np.concatenate([x for _, x in found])
-    if low is not None and not above < k <= above + len(middle):
-        low = None
-        found = list(each(look, chunks))
-        above, middle = 0, np.concatenate([x for _, x in found])
+    bracket = _bracket(chunks, k)
+    above, middle = _within(bracket, chunks, over)
+    if bracket and not above < k <= above + len(middle):
+        above, middle = _within(None, chunks, over)
     if k > above + len(middle):
         return math.nan, k - len(middle), -1
     place = len(middle) - (k - above)
@@ -150,16 +134,32 @@ def _cut(chunks: list[_Leaf], k: int, each: Callable[..., Any]) -> tuple[Any, in
     return cut, k - larger, _true(middle == cut)
 
 
+def _within(
+    bracket: tuple[Any, Any] | None, chunks: list[_Leaf], over: Callable[..., Any]
+) -> tuple[int, np.ndarray]:
+    """How many numbers are above the bracket, and those in it; None: all but NaN."""
+
+    def look(chunk: _Leaf) -> tuple[int, np.ndarray]:
+        x = chunk.within()
+        if bracket is None:
+            return 0, x[x == x] if x.size and np.max(x) != np.max(x) else x
+        inside, above = x >= bracket[0], x > bracket[1]
+        return _true(above), x[np.not_equal(inside, above, out=inside)]
+
+    found = list(over(look, chunks))
+    return sum(n for n, _ in found), np.concatenate([x for _, x in found])
+
+
 def _true(flags: np.ndarray) -> int:
     return int(np.count_nonzero(flags))
 
 
-def _bracket(chunks: list[_Leaf], k: int) -> tuple[Any, Any]:
+def _bracket(chunks: list[_Leaf], k: int) -> tuple[Any, Any] | None:
     """Numbers between which the k-th largest almost surely is; None: too few to sample."""
     total = sum(len(chunk.numbers) for chunk in chunks)
     size = min(SAMPLE, total // 64)
     if size < _LEAST:
-        return None, None
+        return None
     # Drawn, not strided: the rows of a kernel have a period.
     draw = np.random.default_rng(0)
     parts, taken = [], 0
@@ -172,7 +172,7 @@ def _bracket(chunks: list[_Leaf], k: int) -> tuple[Any, Any]:
     middle, spread = k / total * taken, 2 * math.sqrt(taken)  # four standard deviations
     first, last = math.floor(middle - spread), math.ceil(middle + spread)
     if first >= len(sample):  # it may be among the NaN
-        return None, None
+        return None
     low = sample[last] if last < len(sample) else None
     high = sample[first] if first >= 0 else None
     return _ends(low, high, sample.dtype)

@@ -153,8 +153,12 @@ class Forest:
     lines: list[Line]
     ticks: list[tuple[float, str]]
     zero: float
-    alt: str
     many: bool  # arms: a line each
+
+    @property
+    def alt(self) -> str:
+        """The plot in words."""
+        return "; ".join(f"{line.label} {line.text}" for line in self.lines)
 
 
 def forest(study: Study, summary: Found, column: str) -> Forest | None:
@@ -206,7 +210,6 @@ def forest(study: Study, summary: Found, column: str) -> Forest | None:
         lines,
         [(place(t), minus(f"{t:+g}") if t else "0") for t in ticks],
         place(0.0),
-        "; ".join(f"{line.label} {line.text}" for line in lines),
         len(lines) > _MANY,
     )
 
@@ -218,4 +221,4 @@ def brief(whole: Forest, summary: Found) -> Forest:
     claims = summary.get("claims") or []
     named = {claim[side] for claim in claims for side in ("a", "b")}
     lines = [line for line in whole.lines if line.label in named] or whole.lines
-    return replace(whole, lines=lines[:_FIRST], alt="; ".join(f"{x.label} {x.text}" for x in lines))
+    return replace(whole, lines=lines[:_FIRST])

@@ -71,9 +71,7 @@ def waves(
 
 
 PADDING = 1.25  # times the members: padding that is cheaper than compiling for one more size
-FEW = (
-    8  # further chunks that a study may have instead; an epoch of each has its evaluation and rows
-)
+FEW = 8  # further chunks instead of one more size: every epoch of each is evaluated and written
 
 
 def chunks(
@@ -100,13 +98,14 @@ def chunks(
         return [([m], 1) for m in members]
     least = -(-len(members) // multiple) * multiple
     count = -(-len(members) // fits)
+    many = {size: -(-len(members) // size) for size in sizes if size <= fits}
     known = [
-        (-(-len(members) // s) * s, -s, s)
-        for s in sizes
-        if s <= fits and (-(-len(members) // s) - count) * alike <= FEW
+        (n * size, -size)
+        for size, n in many.items()
+        if n * size <= PADDING * least and (n - count) * alike <= FEW
     ]
-    if known and min(known)[0] <= PADDING * least:
-        size = min(known)[2]
+    if known:
+        size = -min(known)[1]
         return [(list(members[i : i + size]), size) for i in range(0, len(members), size)]
     size = -(-len(members) // count)
     size = -(-size // multiple) * multiple
