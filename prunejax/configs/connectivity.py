@@ -23,7 +23,7 @@ Result of the default form (4 parents): barrier between copies in points of test
 0, 0.5 from step 50, 0.2 from step 200; both claims undecided, step 0 less step 200 is 0.60 [-0.08,
 1.28]. This network is all but stable from the start; `:cifar10` is the setting that shows the fall.
 Between two seeds test error rises to 37.5 % on the line, with units matched to 16.8 %, where the
-ends have 14 to 15 %. Cost (measured): 57 seconds of processor time.
+ends have 14 to 15 %. Cost (measured): 87 seconds of processor time.
 
 Result of `:batchnorm`, the only setting that the search has tried so far (2 parents, 11 points, no
 interval): barrier between copies in points of test error, both seeds:
