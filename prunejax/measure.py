@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 
 from prunejax import registry, report
 from prunejax.errors import ConfigError
+from prunejax.measures.columns import CONTEXT
 from prunejax.measures.suite import MEASURES
-from prunejax.measures.summary import CONTEXT
 from prunejax.record import ledger
 from prunejax.report import tables
 from prunejax.study import final, measuring, plan

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from prunejax.measures.summary import by_variant, number
+from prunejax.measures.columns import by_variant, number
 from prunejax.report import headline, tables, words
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,17 +8,17 @@ import pytest
 from flax import nnx
 
 from prunejax import rng
-from prunejax.curvature import split_means
-from prunejax.curvature.directions import filter_normalize, random_directions, unit
-from prunejax.curvature.epsilon import epsilon_flatness
+from prunejax.curvature import splits
 from prunejax.curvature.perturb import (
     PAPER_GRID,
     Line,
     eigenvector_perturbation,
+    epsilon_flatness,
     line,
     slice_1d,
     slice_2d,
 )
+from prunejax.curvature.vectors import filter_normalize, random_directions, unit
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,7 @@ def test_plain_numpy_batches_and_iterators():
 
 
 def test_equal_batches_share_one_scan():
-    groups = split_means.stacked_groups(jnp.arange(10), 4)
+    groups = splits.stacked_groups(jnp.arange(10), 4)
     assert [g.shape for g in groups] == [(2, 4), (1, 2)]
 
 

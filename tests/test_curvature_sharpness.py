@@ -9,8 +9,7 @@ import pytest
 
 from prunejax import rng
 from prunejax.curvature import base
-from prunejax.curvature.average_sharpness import average_sharpness
-from prunejax.curvature.sharpness import keskar_sharpness, sharpness
+from prunejax.curvature.sharpness import average_sharpness, keskar_sharpness, sharpness
 
 KEY = rng.at(11, "probe")
 

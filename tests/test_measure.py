@@ -16,7 +16,7 @@ from prunejax.configs import default
 from prunejax.curvature import base
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.measures import suite
-from prunejax.measures.summary import number
+from prunejax.measures.columns import number
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
 from prunejax.study import config as config_lib
@@ -220,8 +220,9 @@ def oracle(path, run):
 
         full = jax.tree.map(lambda m, p: jnp.broadcast_to(m, p.shape), masks, params)
         live = np.asarray(ravel_pytree(full)[0], bool)
-        hessian = jax.jit(jax.hessian(lambda v: losses(v).mean()))(vector)
-        gradients = jax.jit(jax.jacobian(losses))(vector)
+        with jax.numpy_rank_promotion("allow"):
+            hessian = jax.jit(jax.hessian(lambda v: losses(v).mean()))(vector)
+            gradients = jax.jit(jax.jacobian(losses))(vector)
         return np.asarray(hessian) * np.outer(live, live), np.asarray(gradients) * live, live
 
 

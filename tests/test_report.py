@@ -17,7 +17,7 @@ from prunejax.measures import statistics
 from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.run_directory import RunDirectory
 from prunejax.report import __main__ as cli
-from prunejax.report import drawing, gallery, results, style, tables
+from prunejax.report import drawing, gallery, results, shards, style, tables
 from prunejax.report.figures import Drawing
 from prunejax.report.figures_dynamics import accuracy_curves
 from tests import fake_study
@@ -201,14 +201,14 @@ def write(path, seeds=range(2), arms=SMALL, epochs=12, **changes):
     )
 
 
-def shards(path, present, count):
+def in_shards(path, present, count):
     for index in present:
         write(path / "shards" / f"{index}-of-{count}", seeds=[index])
 
 
 @pytest.mark.usefixtures("blank")
 def test_shards_merge_to_the_whole_and_a_missing_one_is_named(tmp_path):
-    shards(tmp_path / "split", [1, 2, 3], 3)
+    in_shards(tmp_path / "split", [1, 2, 3], 3)
     write(tmp_path / "whole", seeds=[1, 2, 3])
     report.build([tmp_path / "split"])
     report.build([tmp_path / "whole"])
@@ -228,7 +228,7 @@ def test_shards_merge_to_the_whole_and_a_missing_one_is_named(tmp_path):
 
 def test_missing_shards_count_from_one_wherever_they_lie():
     def missing(*names, studies=None):
-        return tables.missing_shards([Path(n) for n in names], studies or [0] * len(names))
+        return shards.missing_shards([Path(n) for n in names], studies or [0] * len(names))
 
     assert missing("1-of-2", "2-of-2") == []
     assert missing("1-of-3", "2-of-3") == ["3-of-3"]

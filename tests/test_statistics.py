@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunejax.measures import correlation, summary
+from prunejax.measures import columns, correlation, summary
 from prunejax.measures import statistics as s
 
 X = np.array([0.99, 0.97, 0.93, 0.95, 0.90, 0.97, 0.88, 0.91, 0.99, 0.94])
@@ -213,8 +213,8 @@ def test_summary_per_arm_correlations_and_paired_differences():
     with_events = scopes["runs_with_events"]
     assert with_events == scopes["selected"]
     pair = with_events["mean_stability"]["best_test_accuracy"]
-    a = [summary.value(r, "mean_stability") for r in rows()[4:]]
-    b = [summary.value(r, "best_test_accuracy") for r in rows()[4:]]
+    a = [columns.value(r, "mean_stability") for r in rows()[4:]]
+    b = [columns.value(r, "best_test_accuracy") for r in rows()[4:]]
     assert pair["pearson"]["value"] == pytest.approx(stats.pearsonr(a, b).statistic)
     assert pair["kendall"]["value"] == pytest.approx(stats.kendalltau(a, b).statistic)
     assert with_events["hessian_trace"]["best_test_accuracy"]["pearson"]["value"] > 0.99

@@ -24,10 +24,7 @@ A loss is `loss(params, batch)`, the mean over the batch; per-example functions 
 `estimate_*` functions and `eigenpairs` take any of them.
 """
 
-from prunejax.curvature.average_sharpness import AverageSharpness, average_sharpness
 from prunejax.curvature.density import Density, estimate_density, spectral_density
-from prunejax.curvature.directions import Directions, filter_normalize, random_directions
-from prunejax.curvature.epsilon import EpsilonFlatness, epsilon_flatness
 from prunejax.curvature.forecast import Forecast, forecast, removal
 from prunejax.curvature.gradients import (
     GradientMoment,
@@ -36,12 +33,14 @@ from prunejax.curvature.gradients import (
     gradient_second_moment,
 )
 from prunejax.curvature.lanczos import Eigenpairs, eigenpairs, top_eigenpairs
-from prunejax.curvature.operator import Operator, from_matvec
+from prunejax.curvature.operators import Operator, from_matvec
 from prunejax.curvature.perturb import (
     PAPER_GRID,
+    EpsilonFlatness,
     Line,
     Surface,
     eigenvector_perturbation,
+    epsilon_flatness,
     line,
     slice_1d,
     slice_2d,
@@ -57,7 +56,13 @@ from prunejax.curvature.products import (
     hvp,
     quadratic_form,
 )
-from prunejax.curvature.sharpness import Sharpness, keskar_sharpness, sharpness
+from prunejax.curvature.sharpness import (
+    AverageSharpness,
+    Sharpness,
+    average_sharpness,
+    keskar_sharpness,
+    sharpness,
+)
 from prunejax.curvature.tic import Tic, tic
 from prunejax.curvature.trace import (
     Diagonal,
@@ -67,6 +72,7 @@ from prunejax.curvature.trace import (
     hessian_diagonal,
     hessian_trace,
 )
+from prunejax.curvature.vectors import Directions, filter_normalize, random_directions
 
 __all__ = [
     "PAPER_GRID",

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from prunejax.curvature.captured import Captured
+from prunejax.curvature.callables import Captured
 from prunejax.trees import leaves_with_paths, map_with_path
 
 Tree = Any

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.curvature import base, vectors
-from prunejax.curvature.operator import Operator
+from prunejax.curvature.operators import Operator
 
 Tree = Any
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from prunejax.curvature import base, vectors
-from prunejax.curvature.host import on_host
+from prunejax.curvature.callables import on_host
 from prunejax.curvature.lanczos import Krylov
-from prunejax.curvature.operator import Operator
+from prunejax.curvature.operators import Operator
 from prunejax.curvature.products import as_operator
 from prunejax.curvature.trace import mean_and_stderr
 from prunejax.registry import lookup

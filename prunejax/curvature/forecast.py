@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.curvature import base, kernels, modes, split_means, vectors
-from prunejax.curvature.host import lenient, on_host
+from prunejax.curvature import base, kernels, splits, vectors
+from prunejax.curvature.callables import lenient, on_host
 
 Tree = Any
 
@@ -68,7 +68,7 @@ def removal(params: Tree, targeted: base.Masks) -> Tree:
 def _expand(loss: Any, params: Tree, d: Tree, batch: Tree, weight: Any) -> jax.Array:
     """[3]: weight times (L, g'd, d'Hd)."""
     tangent = base.cast_like(d, params)
-    value, slope = modes.pushforward(kernels.scalar(loss, batch), params, tangent)
+    value, slope = kernels.pushforward(kernels.scalar(loss, batch), params, tangent)
     bend = kernels.hessian_forms((loss,), params, batch, 1)(tangent)
     return weight * base.upcast(jnp.stack([value, slope, bend.astype(value.dtype)]))
 
@@ -108,7 +108,7 @@ def forecast(
     live = base.expand_masks(masks, params)
     d = base.project(live, base.upcast(displacement))
     fn = base.as_argument(loss)
-    weighted, examples = split_means.weighted(batches)
+    weighted, examples = splits.weighted(batches)
     terms, moved = [0.0, 0.0, 0.0], 0.0
     for batch, weight in weighted:
         part = _expand(fn, params, d, batch, weight)

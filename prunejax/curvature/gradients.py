@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from prunejax.curvature import base, modes, vectors
+from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature.callables import on_host
 from prunejax.curvature.example_gradients import norms_and_sum
 from prunejax.curvature.fieller import fieller, reciprocal
-from prunejax.curvature.host import on_host
-from prunejax.curvature.pieces import chunks
+from prunejax.curvature.splits import chunks
 
 Tree = Any
 PerExampleLoss = Callable[[Tree, Tree], jax.Array]
@@ -109,7 +109,7 @@ def _norms(loss: Any, params: Tree, batch: Tree, weight: jax.Array, masks: Any) 
 def _slopes(loss: Any, params: Tree, batch: Tree, direction: Tree) -> jax.Array:
     """[n]: the derivative of each example's loss along a direction."""
     tangent = base.cast_like(direction, params)
-    return modes.pushforward(lambda p: loss(p, batch), params, tangent)[1]
+    return kernels.pushforward(lambda p: loss(p, batch), params, tangent)[1]
 
 
 def standard_error(values: np.ndarray) -> float:

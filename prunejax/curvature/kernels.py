@@ -4,18 +4,86 @@ Of each matrix there are two parts, both without masks, weights and casts:
 `product(functions, params, v, batch)` gives A v, and `forms(functions, params, batch, count)` gives
 a function v -> v'Av that will be called for `count` vectors, so it may prepare what they share.
 The kernels add the rest; they are compiled once per functions and shapes.
+
+Each runs in the cheapest mode of differentiation that the function has. H v is forward over reverse
+and v'Hv nested forward mode. Both need forward mode, which functions with a `jax.custom_vjp` lack
+in part: there the form goes through the product, the product is reverse over reverse where even the
+rule itself has no forward mode, and first derivatives along a vector are the transpose of reverse
+mode.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from prunejax.curvature import adjoint, base, modes, vectors
+from prunejax.curvature import adjoint, base, vectors
 
 Tree = Any
+Scalar = Callable[[Tree], jax.Array]
+Function = Callable[[Tree], Any]
+
+
+def second_product(f: Scalar, params: Tree, v: Tree) -> Tree:
+    """∇²f v."""
+
+    def forward_over_reverse(p: Tree, u: Tree) -> Tree:
+        return jax.jvp(jax.grad(f), (p,), (u,))[1]
+
+    # What is left of a custom_vjp after forward mode is an equation that can not be compiled.
+    if has_custom_vjp(f, params) and "custom_lin" in _names(forward_over_reverse, params, v):
+        return jax.vjp(jax.grad(f), params)[1](v)[0]
+    return forward_over_reverse(params, v)
+
+
+def pushforward(f: Function, params: Tree, v: Tree) -> tuple[Any, Any]:
+    """`(f(params), f'[v])`: forward mode, or the transpose of reverse mode where there is none."""
+    if not has_custom_vjp(f, params):
+        return jax.jvp(f, (params,), (v,))
+    out, change = linearized(f, params)
+    return out, change(v)
+
+
+def linearized(f: Function, params: Tree) -> tuple[Any, Function]:
+    """`(f(params), v -> f'[v])`, for several v."""
+    if not has_custom_vjp(f, params):
+        return jax.linearize(f, params)
+    out, pull = jax.vjp(f, params)
+    transposed = jax.vjp(lambda t: pull(t)[0], jax.tree.map(jnp.zeros_like, out))[1]
+    return out, lambda v: transposed(v)[0]
+
+
+def second_form(f: Scalar, params: Tree, v: Tree) -> jax.Array:
+    """The number v' ∇²f v."""
+    if has_custom_vjp(f, params):
+        return base.dot(v, second_product(f, params, v))
+    return jax.jvp(lambda p: jax.jvp(f, (p,), (v,))[1], (params,), (v,))[1]
+
+
+def has_custom_vjp(f: Function, params: Tree) -> bool:
+    """Whether a part of f has a `jax.custom_vjp` rule, at any depth."""
+    return any(name.startswith("custom_vjp") for name in _names(f, params))
+
+
+def _names(f: Callable[..., Any], *arguments: Any) -> set[str]:
+    """The primitives a function uses, at any depth."""
+    return set(_primitives(jax.make_jaxpr(f)(*arguments).jaxpr))
+
+
+def _primitives(jaxpr: Jaxpr) -> Iterator[str]:
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, ClosedJaxpr):
+                    inner = inner.jaxpr
+                if isinstance(inner, Jaxpr):
+                    yield from _primitives(inner)
+
+
 Product = Callable[[tuple[Any, ...], Tree, Tree, Tree], Tree]
 Forms = Callable[[tuple[Any, ...], Tree, Tree, int], Callable[[Tree], jax.Array]]
 
@@ -40,7 +108,7 @@ def scalar(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array]
 
 def hessian_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
     """H v, forward over reverse."""
-    return modes.product(scalar(fns[0], batch), params, v)
+    return second_product(scalar(fns[0], batch), params, v)
 
 
 def hessian_forms(
@@ -48,19 +116,19 @@ def hessian_forms(
 ) -> Callable[[Tree], jax.Array]:
     """The function v -> v' H v, forward only; for many vectors the adjoints are shared."""
     f = scalar(fns[0], batch)
-    if count >= _ADJOINT_FROM and not modes.has_custom_vjp(f, params):
+    if count >= _ADJOINT_FROM and not has_custom_vjp(f, params):
         try:
             return adjoint.quadratic_forms(f, params)
         except (TypeError, NotImplementedError, ValueError):
-            pass  # a part without reverse or forward mode: `modes` finds a way, or the error
-    return partial(modes.form, f, params)
+            pass  # a part without reverse or forward mode: `second_form` finds a way, or the error
+    return partial(second_form, f, params)
 
 
 def ggn_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
     """G v; `fns` are the model and the loss of its outputs."""
     model = partial(_of_params, fns[0], batch)
-    outputs, change = modes.pushforward(model, params, v)
-    bent = modes.product(scalar(fns[1], batch), outputs, change)
+    outputs, change = pushforward(model, params, v)
+    bent = second_product(scalar(fns[1], batch), outputs, change)
     return jax.vjp(model, params)[1](bent)[0]
 
 
@@ -69,8 +137,8 @@ def ggn_forms(
 ) -> Callable[[Tree], jax.Array]:
     """The function v -> v' G v: the output Hessian along the change of the outputs."""
     del count
-    outputs, change = modes.linearized(partial(_of_params, fns[0], batch), params)
-    return lambda v: modes.form(scalar(fns[1], batch), outputs, change(v))
+    outputs, change = linearized(partial(_of_params, fns[0], batch), params)
+    return lambda v: second_form(scalar(fns[1], batch), outputs, change(v))
 
 
 def _of_params(fn: Callable[..., Any], batch: Tree, params: Tree) -> Any:
@@ -80,7 +148,7 @@ def _of_params(fn: Callable[..., Any], batch: Tree, params: Tree) -> Any:
 def empirical_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
     """E[∇ℓ_i ∇ℓ_i'] v; `fns` are a loss, or a model and the loss of its outputs."""
     losses = example_losses(_composed(fns), batch)
-    slopes = modes.pushforward(losses, params, v)[1]
+    slopes = pushforward(losses, params, v)[1]
     return jax.vjp(losses, params)[1](slopes / slopes.size)[0]
 
 
@@ -89,7 +157,7 @@ def empirical_forms(
 ) -> Callable[[Tree], jax.Array]:
     """The function v -> E[(∇ℓ_i' v)²]."""
     del count
-    slopes = modes.linearized(example_losses(_composed(fns), batch), params)[1]
+    slopes = linearized(example_losses(_composed(fns), batch), params)[1]
     return lambda v: jnp.mean(jnp.square(base.upcast(slopes(v))))
 
 

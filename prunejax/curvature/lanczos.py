@@ -18,8 +18,8 @@ import numpy as np
 
 from prunejax.curvature import base, vectors
 from prunejax.curvature.basis import Basis, read, residual
-from prunejax.curvature.host import on_host
-from prunejax.curvature.operator import Operator
+from prunejax.curvature.callables import on_host
+from prunejax.curvature.operators import Operator
 from prunejax.curvature.products import as_operator
 from prunejax.registry import lookup
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.curvature import base, vectors
-from prunejax.curvature.host import on_host
+from prunejax.curvature.callables import on_host
 from prunejax.curvature.lanczos import Eigenpairs, measured
-from prunejax.curvature.operator import Operator
+from prunejax.curvature.operators import Operator
 from prunejax.curvature.products import as_operator
 
 Tree = Any

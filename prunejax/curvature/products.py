@@ -22,8 +22,7 @@ from typing import Any
 import jax
 
 from prunejax.curvature import base, kernels, vectors
-from prunejax.curvature.averaged import Averaged
-from prunejax.curvature.operator import Operator
+from prunejax.curvature.operators import Averaged, Operator
 from prunejax.registry import lookup
 
 Tree = Any

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, kernels, split_means, vectors
+from prunejax.curvature import base, kernels, splits, vectors
 from prunejax.registry import lookup
 
 Tree = Any
@@ -88,7 +88,7 @@ def scaled_loss(
     params = vectors.check_params(params)
     live = base.expand_masks(masks, params)
     scale_of = lookup(SCALINGS, scaling, "scaling")
-    weighted, examples = split_means.weighted(batches)
+    weighted, examples = splits.weighted(batches)
     return ScaledLoss(
         loss=base.as_argument(loss),
         params=params,

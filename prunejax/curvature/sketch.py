@@ -13,7 +13,7 @@ import numpy as np
 
 from prunejax.curvature import base, vectors
 from prunejax.curvature.basis import Basis
-from prunejax.curvature.operator import Operator
+from prunejax.curvature.operators import Operator
 
 Tree = Any
 

@@ -28,15 +28,15 @@ import numpy as np
 from scipy import special
 
 from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature.callables import on_host
 from prunejax.curvature.fieller import fieller
 from prunejax.curvature.gradients import (
     GradientMoment,
     PerExampleLoss,
     gradient_second_moment,
 )
-from prunejax.curvature.host import on_host
 from prunejax.curvature.lanczos import Eigenpairs
-from prunejax.curvature.pieces import chunks
+from prunejax.curvature.splits import chunks
 from prunejax.registry import lookup
 
 Tree = Any

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.curvature import base, sketch, vectors
-from prunejax.curvature.averaged import together
-from prunejax.curvature.host import on_host
-from prunejax.curvature.operator import Operator
+from prunejax.curvature.callables import on_host
+from prunejax.curvature.operators import Operator, together
 from prunejax.curvature.products import as_operator
 from prunejax.registry import lookup
 

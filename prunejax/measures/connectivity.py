@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import trees
-from prunejax.curvature import base, split_means, vectors
-from prunejax.curvature.host import on_host
+from prunejax.curvature import base, splits, vectors
+from prunejax.curvature.callables import on_host
 from prunejax.measures import statistics
 from prunejax.measures.differences import cosine as cosine
 from prunejax.measures.differences import disagreement as disagreement
@@ -133,14 +133,14 @@ def _along(
     def at(t: jax.Array) -> dict[str, jax.Array]:
         if not policy:
             params = _between(a, b, t)
-            return split_means.over_split(lambda batch: base.call(evaluate, params, batch), groups)
+            return splits.over_split(lambda batch: base.call(evaluate, params, batch), groups)
         params, stats = _between(a.params, b.params, t), a.stats
         if policy != "first":
             stats = _between(a.stats, b.stats, t)
         if policy == "recompute":
             mixed = stats
             stats = _pooled(lambda batch: statistics(params, mixed, batch), pool, mixed)
-        return split_means.over_split(lambda batch: evaluate(params, stats, batch), groups)
+        return splits.over_split(lambda batch: evaluate(params, stats, batch), groups)
 
     return jax.lax.map(at, grid)
 
@@ -200,8 +200,8 @@ def path(
                 "or name policy='interpolate' or 'first'"
             )
         of_batch = base.as_argument(statistics)
-        pool = split_means.stacked_groups(statistics_batches, None)
-    groups = split_means.stacked_groups(batches, batch_size)
+        pool = splits.stacked_groups(statistics_batches, None)
+    groups = splits.stacked_groups(batches, batch_size)
     grid = np.linspace(0, 1, points)
     dtype = jnp.result_type(*jax.tree.leaves(base.upcast(a)))
     out = _along(
@@ -210,8 +210,8 @@ def path(
     values = {name: np.asarray(value, np.float64) for name, value in out.items()}
     if "accuracy" in values and "error" not in values:
         values["error"] = 1 - values["accuracy"]
-    seen = split_means.examples(pool) if pool else 0
-    return Path(grid, values, used, split_means.examples(groups), seen)
+    seen = splits.examples(pool) if pool else 0
+    return Path(grid, values, used, splits.examples(groups), seen)
 
 
 @on_host(path)

@@ -7,7 +7,7 @@ no spread to follow (`interventions.reference_std`) and is none.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prunejax.measures.summary import number
+from prunejax.measures.columns import number
 
 Row = Mapping[str, Any]
 DONE = {"prune": "pruned", "zero": "set to zero"}  # kinds that empty a layer

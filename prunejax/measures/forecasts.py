@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from prunejax.measures import correlation
-from prunejax.measures.summary import jsonable, number
+from prunejax.measures.columns import number
+from prunejax.measures.summary import jsonable
 
 COLUMNS = {"first": "predicted_first", "second": "predicted_second"}  # order -> column
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, split_means, vectors
-from prunejax.curvature.host import on_host
+from prunejax.curvature import base, splits, vectors
+from prunejax.curvature.callables import on_host
 from prunejax.curvature.scaled import check_positive
 
 Tree = Any
@@ -62,7 +62,7 @@ def _accuracies(
         noise = base.project(live, vectors.sample(key, i, wide, "gaussian", dtype))
         moved = jax.tree.map(lambda w, u: w + (deviation(w) * u).astype(w.dtype), wide, noise)
         point = base.cast_like(moved, params)
-        found = split_means.over_split(lambda batch: base.call(evaluate, point, batch), groups)
+        found = splits.over_split(lambda batch: base.call(evaluate, point, batch), groups)
         if "accuracy" not in found:
             raise ValueError(f"evaluate must return an 'accuracy', not only {', '.join(found)}")
         return found["accuracy"]
@@ -110,7 +110,7 @@ def pac_bayes_flatness(
     check_positive(drop=drop, draws=draws, upper=upper, steps=steps)
     params = vectors.check_params(params)
     live = base.expand_masks(masks, params)
-    groups = split_means.stacked_groups(batches, batch_size)
+    groups = splits.stacked_groups(batches, batch_size)
     own, index = vectors.named_key(key, "pac_bayes"), jnp.arange(draws)
     aware, floor = jnp.array(magnitude_epsilon is not None), float(magnitude_epsilon or 0.0)
     loss = base.as_argument(evaluate)
@@ -142,5 +142,5 @@ def pac_bayes_flatness(
     return Flatness(
         value=1 / low**2 if low else inf, sigma=low, drop=float(borne.mean()), stderr=stderr,
         accuracy=accuracy, saturated=saturated, draws=draws,
-        examples=split_means.examples(groups), live_dim=base.live_dimension(live, params),
+        examples=splits.examples(groups), live_dim=base.live_dimension(live, params),
     )  # fmt: skip

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from prunejax.curvature import base, split_means
-from prunejax.curvature.host import on_host
+from prunejax.curvature import base, splits
+from prunejax.curvature.callables import on_host
 from prunejax.measures.pruned_evaluation import Pruner
 
 Tree = Any
@@ -169,7 +169,7 @@ def _curve(pruner: Pruner, grid: Sequence[float]) -> Curve:
     return Curve(
         np.array([float(a) for a in exact]), values, draws,
         dict(zip(pruner.sizes, kept, strict=True)), pruner.units,
-        split_means.examples(pruner.groups), pruner.method, pruner.scope,
+        splits.examples(pruner.groups), pruner.method, pruner.scope,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from prunejax import masks as mask_algebra
 from prunejax import scores as score_functions
 from prunejax import trees
-from prunejax.curvature import base, split_means, vectors
+from prunejax.curvature import base, splits, vectors
 
 Tree = Any
 METHODS = ("magnitude", "random")
@@ -28,7 +28,7 @@ def evaluated(
     def at(keep: Any) -> tuple[dict[str, jax.Array], jax.Array]:
         chosen = mask_algebra.prune(scores, keep, masks=live, scope=scope)
         kept = mask_algebra.apply(chosen, params)
-        found = split_means.over_split(lambda batch: base.call(evaluate, kept, batch), groups)
+        found = splits.over_split(lambda batch: base.call(evaluate, kept, batch), groups)
         pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(chosen), strict=True)
         return found, jnp.stack([jnp.count_nonzero(m) for s, m in pairs if jnp.ndim(s)])
 
@@ -47,7 +47,7 @@ class Pruner:
         self.params, self.scope, self.live = jax.tree.map(jnp.asarray, params), scope, masks
         self.evaluate, self.groups = (
             base.as_argument(evaluate),
-            split_means.stacked_groups(batches, batch_size),
+            splits.stacked_groups(batches, batch_size),
         )
         self.method = method if isinstance(method, str) else "scores"
         self.scores = _scores(method, self.params, prunable, draws, key)

@@ -12,15 +12,13 @@ import jax
 import numpy as np
 
 from prunejax import registry
-from prunejax.curvature.average_sharpness import average_sharpness
 from prunejax.curvature.density import estimate_density
-from prunejax.curvature.epsilon import epsilon_flatness
 from prunejax.curvature.gradients import (
     NoiseScale,
     gradient_noise_scale,
 )
-from prunejax.curvature.perturb import eigenvector_perturbation
-from prunejax.curvature.sharpness import keskar_sharpness, sharpness
+from prunejax.curvature.perturb import eigenvector_perturbation, epsilon_flatness
+from prunejax.curvature.sharpness import average_sharpness, keskar_sharpness, sharpness
 from prunejax.curvature.tic import Tic, from_forms, tic
 from prunejax.curvature.trace import mean_and_stderr
 from prunejax.measures import normality, predictors, rivals, robustness

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunejax.measures import correlation, statistics
-from prunejax.measures.summary import by_variant, number, value
+from prunejax.measures.columns import by_variant, number, value
 from prunejax.report import words
 from prunejax.report.results import Row, Study
 from prunejax.report.style import COLORS, FEW, GREY, Look, legend, pad, panel

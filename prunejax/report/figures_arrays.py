@@ -12,7 +12,7 @@ Arrays come from `measures/RUN.npz`:
 import numpy as np
 
 from prunejax.measures import forecasts, statistics
-from prunejax.measures.summary import by_variant
+from prunejax.measures.columns import by_variant
 from prunejax.report import words
 from prunejax.report.figures import Drawing, arm_legend, legend_label
 from prunejax.report.results import Study

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
-from prunejax.measures.summary import number
+from prunejax.measures.columns import number
 from prunejax.report.figures import Drawing, listed
 from prunejax.report.panels import Table
 from prunejax.report.results import Row, Study

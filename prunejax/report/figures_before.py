@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
-from prunejax.measures.summary import by_variant, number, pairs, value
+from prunejax.measures.columns import by_variant, number, pairs, value
 from prunejax.report import tables
 from prunejax.report.figures import Drawing
 from prunejax.report.results import Row, Study

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunejax.measures import recall
-from prunejax.measures.summary import by_variant
+from prunejax.measures.columns import by_variant
 from prunejax.report.figures import Drawing
 from prunejax.report.figures_density import family, live_share
 from prunejax.report.figures_recall import distortions

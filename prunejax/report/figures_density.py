@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from prunejax.measures import statistics
-from prunejax.measures.summary import by_variant, value
+from prunejax.measures.columns import by_variant, value
 from prunejax.report.figures import Drawing, listed
 from prunejax.report.results import Row, Study
 from prunejax.report.style import COLORS, GREY, LINES, MARKERS, Look, legend, line_handle, panel

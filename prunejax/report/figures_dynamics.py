@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
-from prunejax.measures.summary import by_variant, number
+from prunejax.measures.columns import by_variant, number
 from prunejax.report.figures import Drawing, arm_legend, listed
 from prunejax.report.results import Study
 from prunejax.report.style import BASELINE, Look, label_ends, panel

@@ -2,7 +2,7 @@
 
 import re
 
-from prunejax.measures.summary import by_variant, measure_columns
+from prunejax.measures.columns import by_variant, measure_columns
 from prunejax.report.figures import Drawing, arm_legend, look_of, scatter_panel
 from prunejax.report.results import Study
 from prunejax.report.style import Look

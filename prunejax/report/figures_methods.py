@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from prunejax.measures import statistics
-from prunejax.measures.summary import by_variant, number, value
+from prunejax.measures.columns import by_variant, number, value
 from prunejax.report.figures import Drawing, listed
 from prunejax.report.figures_density import CONTROLS, family, looks, parts
 from prunejax.report.results import Row, Study

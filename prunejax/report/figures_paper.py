@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunejax.measures import correlation, statistics
-from prunejax.measures.summary import number, value
+from prunejax.measures.columns import number, value
 from prunejax.report import words
 from prunejax.report.figures import (
     TARGET_COLORS,

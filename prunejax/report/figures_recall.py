@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from prunejax.measures import recall
+from prunejax.measures.columns import by_variant
 from prunejax.measures.statistics import Comparison
-from prunejax.measures.summary import by_variant
 from prunejax.report.figures import Drawing
 from prunejax.report.figures_density import density_axis, family, live_share
 from prunejax.report.results import Study

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
-from prunejax.measures.summary import pairs
+from prunejax.measures.columns import pairs
 from prunejax.report import levels
 from prunejax.report.figures import Drawing
 from prunejax.report.figures_density import density_axis, family

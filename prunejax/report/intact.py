@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunejax.errors import ReportError
-from prunejax.measures.summary import is_completed, number
+from prunejax.measures.columns import is_completed, number
 from prunejax.record.summary import summarize
 
 Row = Mapping[str, str]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunejax.measures import statistics, tickets
-from prunejax.measures.summary import by_variant, number, pairs, value
+from prunejax.measures.columns import by_variant, number, pairs, value
 from prunejax.report.panels import Table
 from prunejax.report.results import Row, Study
 from prunejax.report.words import DASH, percent

@@ -23,6 +23,7 @@ from prunejax.report import (
     panels,
     provenance,
     ranking,
+    so_far,
 )
 from prunejax.report.figures import Drawing
 from prunejax.report.results import Study
@@ -142,7 +143,7 @@ def _page(
         results=headline.results(study, summary),
         forests=forests,
         whole=[forest for forest in whole if forest not in forests],
-        progress=panels.progress(study) if study.unfinished else None,
+        progress=so_far.progress(study) if study.unfinished else None,
         figures=asked,
         more=more,
         empty=empty,

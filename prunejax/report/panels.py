@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from prunejax.measures.summary import OUTCOMES, by_variant, measure_columns, number
+from prunejax.measures.columns import OUTCOMES, by_variant, measure_columns, number
 from prunejax.report.results import Study
 from prunejax.report.words import DASH, MINUS, factor, interval, minus, name
 
@@ -83,35 +83,6 @@ def measures(study: Study, summary: Found) -> Table | None:
         return None
     head = ["arm", "runs", *map(name, columns)]
     return Table(head, _means(study, summary, columns, ".4g"), "Measures", _MEANS)
-
-
-def progress(study: Study) -> Table | None:
-    """How far the runs of an unfinished study have come, from `epochs.csv`."""
-    ended = {row["run"] for row in study.runs}
-    rows = []
-    for label, own in by_variant(study.epochs).items():
-        last = {row["run"]: row for row in own}  # the latest of each run
-        epochs = sorted(int(row["epoch"]) + 1 for row in last.values())
-        reached = str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
-        cells = [_latest(last.values(), c) for c in ("train_loss", "test_accuracy", "sparsity")]
-        done = str(sum(run in ended for run in last))
-        rows.append([label, str(len(last)), done, reached, *cells])
-    if not rows:
-        return None
-    asked = f" of {study.config['epochs']}" if study.config.get("epochs") else ""
-    head = ["arm", "runs begun", "ended", f"epochs{asked}", "train loss", "test accuracy, %"]
-    text = "Means over the runs that have begun, each after its latest epoch."
-    return Table([*head, "sparsity, %"], rows, "So far", text)
-
-
-def _latest(rows: Any, column: str) -> str:
-    values = [number(row.get(column)) for row in rows]
-    known = [x for x in values if isfinite(x)]
-    if not known:
-        return DASH
-    if column == "train_loss":
-        return f"{np.mean(known):.3g}"
-    return f"{100 * np.mean(known):.2f}"
 
 
 def p_text(p: float | None, symbol: str = "p") -> str:

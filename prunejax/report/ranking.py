@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from prunejax.measures import pair_information, ranking_table
+from prunejax.measures.columns import measure_columns, number
 from prunejax.measures.ranking_statistics import Fit, fit_filter
-from prunejax.measures.summary import measure_columns, number
 from prunejax.report.results import Row, Study
 
 LEAST = 8  # models

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunejax.measures import statistics
 from prunejax.measures.claims import Claim
-from prunejax.measures.summary import by_variant, is_completed, number, pairs, value
+from prunejax.measures.columns import by_variant, is_completed, number, pairs, value
 
 Row = dict[str, str]
 

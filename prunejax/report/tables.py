@@ -3,23 +3,18 @@
 import csv
 import io
 import os
-import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prunejax.errors import ReportError
 from prunejax.measures import emptied
-from prunejax.measures.summary import CONTEXT, is_completed
+from prunejax.measures.columns import CONTEXT, is_completed
 from prunejax.record import ledger
 from prunejax.record.workdir import differences
-from prunejax.report import asked, intact
+from prunejax.report import asked, intact, shards
 from prunejax.report.results import Row, Study, attributes_of
 from prunejax.system.files import expand, plain_name, read_object
-
-# Fields of a config that may differ between directories without making them different studies.
-_SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")
-
 
 _TABLES = ("epochs", "events", "runs", "layers", "costs", "updates")  # the last not of every one
 
@@ -64,12 +59,12 @@ def find(directories: Iterable[str | Path]) -> list[Path]:
     """The run directories named or held in `shards/` of those named, each once, in order."""
     found: dict[Path, Path] = {}
     for directory in map(Path, map(_expand, directories)):
-        shards = sorted((directory / "shards").glob("*/config.json"), key=_shard_order)
+        parts = sorted((directory / "shards").glob("*/config.json"), key=shards.shard_order)
         here = [directory] if (directory / "config.json").exists() else []
-        if not here and not shards:
+        if not here and not parts:
             what = "no run directory (no config.json)" if directory.is_dir() else "no directory"
             raise ReportError(f"{directory} is {what}; name the --workdir of a study")
-        for path in [*here, *(shard.parent for shard in shards)]:
+        for path in [*here, *(shard.parent for shard in parts)]:
             found.setdefault(path.resolve(), path)
     return list(found.values())
 
@@ -79,44 +74,6 @@ def _expand(path: str | Path) -> str:
         return expand(path)
     except ValueError as error:
         raise ReportError(str(error)) from None
-
-
-def _shard_order(path: Path) -> tuple[int, str]:
-    index = re.match(r"\d+", path.parent.name)
-    return (int(index[0]) if index else -1, path.parent.name)
-
-
-def shown(paths: Sequence[Path]) -> dict[Path, str]:
-    """What directories are called on a page: by their place below what they have in common."""
-    top = _top(paths)
-    places = {path: path.resolve() for path in paths}
-    return {p: str(q.relative_to(top)) if q != top else q.name for p, q in places.items()}
-
-
-def _top(paths: Sequence[Path]) -> Path:
-    whole = [path.resolve() for path in paths]
-    return Path(os.path.commonpath(whole)) if len(whole) > 1 else whole[0].parent
-
-
-def missing_shards(directories: Sequence[Path], studies: Sequence[Hashable]) -> list[str]:
-    """The shards "i-of-n", i from 1, that the directories' names promise and that are not there.
-
-    Args:
-      directories: shards, and others.
-      studies: of each directory, equal for the shards of one study, which may lie anywhere.
-    """
-    groups: dict[tuple[Hashable, int], dict[int, Path]] = {}
-    for path, study in zip(directories, studies, strict=True):
-        name = re.fullmatch(r"(\d+)-of-(\d+)", path.name)
-        if name:
-            groups.setdefault((study, int(name[2])), {})[int(name[1])] = path.parent
-    missing = []
-    for (_, count), there in groups.items():
-        parents = set(there.values())
-        where = parents.pop() if len(parents) == 1 else Path()
-        names = (f"{index}-of-{count}" for index in range(1, count + 1) if index not in there)
-        missing += [str(where / name) for name in names]
-    return missing
 
 
 def load(directories: Sequence[str | Path]) -> Study:
@@ -130,7 +87,7 @@ def load(directories: Sequence[str | Path]) -> Study:
       ReportError: not a run directory, unreadable tables, or a run that appears twice.
     """
     paths = find(directories)
-    called = shown(paths)
+    called = shards.shown(paths)
     configs = {str(path): read_json(path / "config.json") for path in paths}
     tables = {path: {name: read_csv(path / f"{name}.csv") for name in _TABLES} for path in paths}
     stated = {path: read_json(path / "study.json") for path in paths}
@@ -142,7 +99,7 @@ def load(directories: Sequence[str | Path]) -> Study:
     attributes = {
         path: attributes_of(configs[str(path)], stated[path], tables[path]) for path in paths
     }
-    kinds = _distinct([configs[str(path)] for path in paths])
+    kinds = shards.distinct([configs[str(path)] for path in paths])
     notes = [
         reason
         for path in paths
@@ -157,7 +114,7 @@ def load(directories: Sequence[str | Path]) -> Study:
         unfinished |= bool(found)
     if max(kinds) > 0:
         notes.append("The directories hold different configs; see Config for the differences.")
-        if _collide(paths, tables, kinds):
+        if shards.collide(paths, tables, kinds):
             for path in paths:
                 _prefix(path, tables[path], attributes)
                 prefixes[path] = f"{path.name}/"
@@ -168,8 +125,8 @@ def load(directories: Sequence[str | Path]) -> Study:
         arrays.update(_arrays(path, tables[path]["runs"]))
     whole = [str(stated[path].get("runs", path.parent)) for path in paths]
     missing = [
-        os.path.relpath(Path(shard).resolve(), _top(paths))
-        for shard in missing_shards(paths, list(zip(kinds, whole, strict=True)))
+        os.path.relpath(Path(shard).resolve(), shards.top(paths))
+        for shard in shards.missing_shards(paths, list(zip(kinds, whole, strict=True)))
     ]
     notes += [
         f"Shard {shard} is missing: its runs are not in any number here." for shard in missing
@@ -240,24 +197,6 @@ def _unfinished(
         for path in parts
         if not read_json(path / "status.json").get("finished")
     ]
-
-
-def _distinct(configs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """For each config the number of the first one that is the same study."""
-    stripped = [{k: v for k, v in config.items() if k not in _SAME_STUDY} for config in configs]
-    return [next(i for i, other in enumerate(stripped) if other == own) for own in stripped]
-
-
-def _collide(
-    paths: Sequence[Path], tables: Mapping[Path, Mapping[str, list[Row]]], kinds: Sequence[int]
-) -> bool:
-    """True if a label means different things in two directories (the same run id twice)."""
-    owner: dict[str, int] = {}
-    for path, kind in zip(paths, kinds, strict=True):
-        for row in [*tables[path]["runs"], *tables[path]["epochs"]]:
-            if owner.setdefault(row["run"], kind) != kind:
-                return True
-    return False
 
 
 def _prefix(

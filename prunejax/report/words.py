@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from prunejax.measures.summary import OUTCOMES, by_variant, number
+from prunejax.measures.columns import OUTCOMES, by_variant, number
 
 if TYPE_CHECKING:
     from prunejax.report.results import Study

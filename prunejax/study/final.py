@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError, RecordError
-from prunejax.measures.summary import is_completed
+from prunejax.measures.columns import is_completed
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
 from prunejax.study import arrangement, plan

@@ -4,7 +4,6 @@ What depends on the run (parameters, statistics, masks) is data of the compiled 
 loss is one function per program: all runs of a program share one compilation.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -16,13 +15,13 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from prunejax import data as data_lib
-from prunejax import interventions, losses, models, rng
+from prunejax import interventions, models, rng
 from prunejax import masks as masks_lib
 from prunejax.cluster import distributed, mesh
 from prunejax.errors import ConfigError
 from prunejax.measures import normality, suite
 from prunejax.record.directory import SharedDirectory
-from prunejax.study import ahead
+from prunejax.study import ahead, measured_functions
 from prunejax.study.plan import Batch, Member
 from prunejax.train import step
 from prunejax.train.step import Program, TrainState
@@ -97,9 +96,9 @@ class Measurer:
             program.std, program.has_classes, running,
         )  # fmt: skip
         try:
-            functions = _functions(*of)
+            functions = measured_functions.functions(*of)
         except TypeError:  # a user's module that cannot be hashed
-            functions = _functions.__wrapped__(*of)
+            functions = measured_functions.functions.__wrapped__(*of)
         per_example, self._mean, self._evaluate, self._logits = functions
         self._per_example = per_example if running else None
 
@@ -272,51 +271,3 @@ def _kernels(program: Program) -> tuple[str, ...]:
         lambda key: models.init(program.module, key, program.image_shape), jax.random.key(0)
     )
     return tuple(g.kernel for g in models.groups(program.module, variables))
-
-
-@functools.lru_cache(maxsize=32)
-def _functions(
-    module: Any,
-    loss: str,
-    prepare: Any,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    has_classes: bool,
-    running: bool,
-) -> tuple[Any, Any, Any, Any]:
-    """Loss per example, mean loss, evaluation and outputs of `(statistics, params, batch)`.
-
-    Made once for what they depend on, so that kernels compiled for them serve all runs, and all
-    programs that train such networks in different ways. Without dropout.
-
-    Args:
-      module, loss, prepare, mean, std, has_classes: of the program.
-      running: BatchNorm takes its running statistics; else those of the batch.
-    """
-
-    def outputs(statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
-        x = prepare(images) if prepare is not None else data_lib.normalize(images, mean, std)
-        variables = {"params": params, **statistics}
-        if running:
-            return jnp.asarray(module.apply(variables, x, train=False))
-        outputs, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
-        return outputs
-
-    def per_example(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
-        return losses.objective(loss, outputs(statistics, params, batch[0]), batch[1])
-
-    def mean_loss(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
-        return jnp.mean(per_example(statistics, params, batch))
-
-    def evaluate(statistics: Tree, params: Tree, batch: Tree) -> Mapping[str, jax.Array]:
-        z = outputs(statistics, params, batch[0])
-        values = losses.objective(loss, z, batch[1])
-        accuracy = jnp.mean(losses.hits(z, batch[1]).astype(values.dtype))
-        if not has_classes:
-            accuracy = jnp.full_like(accuracy, jnp.nan)
-        return {"loss": jnp.mean(values), "accuracy": accuracy}
-
-    def logits(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
-        return outputs(statistics, params, batch[0])
-
-    return per_example, mean_loss, evaluate, jax.jit(logits)

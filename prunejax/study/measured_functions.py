@@ -1,0 +1,61 @@
+"""The functions that a study's measures differentiate and evaluate."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prunejax import data as data_lib
+from prunejax import losses
+
+Tree = Any
+
+
+@functools.lru_cache(maxsize=32)
+def functions(
+    module: Any,
+    loss: str,
+    prepare: Any,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    has_classes: bool,
+    running: bool,
+) -> tuple[Any, Any, Any, Any]:
+    """Loss per example, mean loss, evaluation and outputs of `(statistics, params, batch)`.
+
+    Made once for what they depend on, so that kernels compiled for them serve all runs, and all
+    programs that train such networks in different ways. Without dropout.
+
+    Args:
+      module, loss, prepare, mean, std, has_classes: of the program.
+      running: BatchNorm takes its running statistics; else those of the batch.
+    """
+
+    def outputs(statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
+        x = prepare(images) if prepare is not None else data_lib.normalize(images, mean, std)
+        variables = {"params": params, **statistics}
+        if running:
+            return jnp.asarray(module.apply(variables, x, train=False))
+        outputs, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        return outputs
+
+    def per_example(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
+        return losses.objective(loss, outputs(statistics, params, batch[0]), batch[1])
+
+    def mean_loss(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
+        return jnp.mean(per_example(statistics, params, batch))
+
+    def evaluate(statistics: Tree, params: Tree, batch: Tree) -> Mapping[str, jax.Array]:
+        z = outputs(statistics, params, batch[0])
+        values = losses.objective(loss, z, batch[1])
+        accuracy = jnp.mean(losses.hits(z, batch[1]).astype(values.dtype))
+        if not has_classes:
+            accuracy = jnp.full_like(accuracy, jnp.nan)
+        return {"loss": jnp.mean(values), "accuracy": accuracy}
+
+    def logits(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
+        return outputs(statistics, params, batch[0])
+
+    return per_example, mean_loss, evaluate, jax.jit(logits)
