@@ -11,6 +11,7 @@ import optax
 import pytest
 from sklearn import datasets
 
+import prunejax
 from prunejax import data, losses
 from prunejax.configs import default
 from prunejax.data import choices
@@ -157,6 +158,19 @@ def test_a_regression_is_trained_without_accuracy(finished):
     assert 0.2 < float(epochs[0]["test_loss"]) < 3  # targets have variance 1
     assert (finished / "report.html").exists()
     assert json.loads((finished / "study.json").read_text())["classes"] == {}
+
+
+def test_losses_are_those_of_the_targets_as_they_are(finished):
+    """Recomputed from the final weights and the data set: targets are not cut to integers."""
+    found = prunejax.load(finished)
+    for row in rows(finished, "runs"):
+        dataset, variables = found.dataset(row["run"]), found.variables(row["run"])
+        assert np.any(dataset.test_labels != np.round(dataset.test_labels))
+        x = dataset.prepare(jnp.asarray(dataset.test_images))
+        outputs = found.model(row["run"]).apply(variables, x, train=False)
+        loss = np.mean(np.square(np.asarray(outputs) - dataset.test_labels))
+        last = [r for r in rows(finished, "epochs") if r["run"] == row["run"]][-1]
+        assert float(last["test_loss"]) == pytest.approx(float(loss), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax.data import Dataset, StreamedSet
@@ -23,13 +22,11 @@ def device_data(dataset: Dataset | StreamedSet) -> Data | StreamedSet:
     """The arrays of a data set as the programs take them; a streamed set stands for itself."""
     if isinstance(dataset, StreamedSet):
         return dataset
+    # Targets as they are, int32 classes or float32 numbers: a cast would cut numbers to integers.
     return Data(
-        dataset.train_images,
-        dataset.train_labels.astype(np.int32),
-        dataset.test_images,
-        dataset.test_labels.astype(np.int32),
-        dataset.validation_images,
-        dataset.validation_labels.astype(np.int32),
+        *(dataset.train_images, dataset.train_labels),
+        *(dataset.test_images, dataset.test_labels),
+        *(dataset.validation_images, dataset.validation_labels),
     )
 
 
