@@ -86,7 +86,7 @@ def hinge(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """
     _check_classes(labels, "hinge")
     outputs = _at_least_float32(outputs)
-    own = jnp.arange(outputs.shape[-1]) == labels[..., None]
+    own = jax.nn.one_hot(labels, outputs.shape[-1], dtype=bool)
     other = jnp.max(jnp.where(own, -jnp.inf, outputs), axis=-1)
     right = jnp.take_along_axis(outputs, labels[..., None], axis=-1)[..., 0]
     return jnp.maximum(0.0, 1.0 + other - right)

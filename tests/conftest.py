@@ -19,6 +19,10 @@ def pytest_configure(config):
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
+    # Shapes that match by chance hide faults: the library spells every broadcast out, and works for
+    # callers who forbid the promotion of ranks.
+    os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+    jax.config.update("jax_numpy_rank_promotion", "raise")
     # Most of the time goes into compilation: this takes much less than the defaults take.
     # (Not level 0: there XLA's convolution of a small example is not finite.)
     flags = ["--xla_backend_optimization_level=1"]
@@ -48,6 +52,14 @@ def quick_report(monkeypatch):
     from prunejax import report
 
     monkeypatch.setattr(report, "build", lambda paths: paths[0] / "report.html")
+
+
+@pytest.fixture
+def promoting(monkeypatch):
+    """Code as users write it, `x @ w + b`: ranks are promoted, in its programs as well."""
+    monkeypatch.setenv("JAX_NUMPY_RANK_PROMOTION", "allow")
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

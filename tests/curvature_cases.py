@@ -52,7 +52,7 @@ def mlp(seed: int = 0, sizes: tuple[int, ...] = (5, 2, 4), loss: Any = cross_ent
     def draw(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape) * 0.7)
 
-    params = ({"w": draw(4, 5), "b": draw(5)}, (draw(5, 3), draw(3)))
+    params = ({"w": draw(4, 5), "b": draw(1, 5)}, (draw(5, 3), draw(1, 3)))
 
     def model(p: Any, batch: Any) -> jax.Array:
         hidden = jnp.tanh(batch["x"] @ p[0]["w"] + p[0]["b"])
@@ -71,11 +71,11 @@ def conv_net(seed: int = 0, sizes: tuple[int, ...] = (3, 4)) -> Case:
     params = {
         "conv1": draw(3, 3, 2, 3),
         "conv2": draw(3, 3, 3, 3),
-        "scale": 1 + draw(3),
-        "bias": draw(3),
+        "scale": 1 + draw(1, 1, 1, 3),
+        "bias": draw(1, 1, 1, 3),
         "dense": draw(3, 3),
     }
-    mean, variance = draw(3), 1 + draw(3) ** 2
+    mean, variance = draw(1, 1, 1, 3), 1 + draw(1, 1, 1, 3) ** 2
 
     def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
         return jax.lax.conv_general_dilated(

@@ -31,7 +31,7 @@ def net(dtype=jnp.float32, sizes=(6, 5, 4, 3), bias=0.1):
 def forward(p, x, act=jax.nn.relu):
     names = sorted(p, key=lambda n: int(n[1:]))
     for name in names:
-        x = x @ p[name]["kernel"] + p[name]["bias"]
+        x = x @ p[name]["kernel"] + p[name]["bias"][None]
         x = x if name == names[-1] else act(x)
     return x
 

@@ -59,7 +59,7 @@ def test_the_ends_are_the_networks_themselves():
 
 def normalize(params, stats, x):
     """A linear map, then BatchNorm in evaluation mode."""
-    return (x @ params["k"] - stats["bn"]["mean"]) / jnp.sqrt(stats["bn"]["var"] + 1e-5)
+    return (x @ params["k"] - stats["bn"]["mean"][None]) / jnp.sqrt(stats["bn"]["var"][None] + 1e-5)
 
 
 def moments(params, stats, x):

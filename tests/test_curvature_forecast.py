@@ -22,7 +22,7 @@ def normal(name, *shape):
 
 
 def regression():
-    params = ({"w": normal("w", 4, 3)}, (normal("b", 3), normal("v", 3)))
+    params = ({"w": normal("w", 4, 3)}, (normal("b", 1, 3), normal("v", 3)))
     batch = {"x": normal("x", 9, 4), "y": normal("y", 9)}
 
     def loss(params, batch):

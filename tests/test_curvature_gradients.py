@@ -95,7 +95,7 @@ def regression_of_tuples():
 
     def loss(params, batch):
         (a, b), rest, gain = params
-        hidden = jnp.tanh(jnp.einsum("npi,io->npo", batch["x"], a) + b)
+        hidden = jnp.tanh(jnp.einsum("npi,io->npo", batch["x"], a) + b[None, None])
         out = gain * hidden.mean(1) @ rest["w"]
         return jnp.sum((out - batch["y"]) ** 2, 1) + 0.1 * jnp.sum(rest["w"] ** 2)
 

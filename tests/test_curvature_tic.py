@@ -193,10 +193,10 @@ def test_a_trace_that_may_be_zero_gives_an_unbounded_interval():
     """A saddle: curvatures of both signs that nearly cancel, seen through noisy examples."""
 
     def losses(p, batch):
-        return 0.5 * jnp.sum(batch * p**2, 1) + jnp.sum(p, 0)
+        return 0.5 * jnp.sum(batch * p[None] ** 2, 1) + jnp.sum(p, 0)
 
     batch = normal("x", 30, 2)
-    batch = batch - batch.mean(0) + 0.05
+    batch = batch - batch.mean(0, keepdims=True) + 0.05
     found = tic(losses, jnp.ones(2), batch, key=rng.at(0, "probe"), probes=4)
     assert abs(found.trace) < 2 * found.trace_stderr
     assert found.interval == (-np.inf, np.inf)

@@ -225,6 +225,7 @@ def test_low_rank_is_exact(method: str, rank: int):
     assert found.stderr < 1e-9
 
 
+@pytest.mark.usefixtures("promoting")  # matfree promotes ranks
 def test_matfree_agrees_on_the_same_probes():
     stochtrace = pytest.importorskip("matfree.stochtrace")
     _, like, matvec = cases.with_spectrum(MIXED)

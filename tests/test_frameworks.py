@@ -13,6 +13,7 @@ from prunejax import masks, scores, sparsity, trees
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "frameworks.md"
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_loops_of_the_page_end_with_a_tenth_of_the_weights():
     names: dict = {}

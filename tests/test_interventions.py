@@ -286,7 +286,7 @@ def test_gaussian_std_statistics_and_scale():
         return noise.add_to({"a": start}, active, {"a": targeted}, scale, 0, "noise", step)["a"]
 
     moved = jax.jit(jax.vmap(draw))(jnp.arange(200))
-    samples = np.asarray(moved - start)
+    samples = np.asarray(moved - start[None])
     assert not samples[..., [0, 2, 3, 4, 5]].any()
     assert np.std(samples[..., 1]) == pytest.approx(2 * sigma, rel=0.05)
     assert abs(np.mean(samples[..., 1])) < 3 * 2 * sigma / np.sqrt(200 * 18)

@@ -26,7 +26,7 @@ STEPS = 16
 def net(scale=1.0):
     r = np.random.default_rng(1)
     draw = lambda *s: jnp.asarray(scale * r.normal(size=s) / np.sqrt(s[0]), "f")  # noqa: E731
-    return {"a": draw(8, 8), "m": draw(8, 4), "bias": jnp.zeros(4), "c": draw(4, 3)}
+    return {"a": draw(8, 8), "m": draw(8, 4), "bias": jnp.zeros((1, 4)), "c": draw(4, 3)}
 
 
 def apply(p, x):
@@ -475,6 +475,7 @@ def test_sharded_over_two_devices():
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 
 
+@pytest.mark.usefixtures("promoting")
 def test_the_page_runs_and_names_every_method():
     names: dict = {}
     text = PAGE.read_text()

@@ -11,7 +11,7 @@ from prunejax.methods.evidence import EVIDENCE, Evidence
 
 RNG = np.random.default_rng(0)
 PARAMS = {
-    "a": {"kernel": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32), "bias": jnp.zeros(4)},
+    "a": {"kernel": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32), "bias": jnp.zeros((1, 4))},
     "b": {"kernel": jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32)},
 }
 X = jnp.asarray(RNG.normal(size=(20, 3)), jnp.float32)
@@ -36,7 +36,7 @@ def second_differences():
         @jax.jit
         def gradient(v):
             def of(v):
-                a = {"kernel": v[:12].reshape(3, 4), "bias": jnp.zeros(4)}
+                a = {"kernel": v[:12].reshape(3, 4), "bias": jnp.zeros((1, 4))}
                 return loss({"a": a, "b": {"kernel": v[12:].reshape(4, 2)}})
 
             return jax.grad(of)(v)

@@ -32,6 +32,7 @@ def forget():
     clear()
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_a_file_brings_model_data_score_and_loss(tmp_path, forget):
     file, workdir = tmp_path / "mine.py", tmp_path / "run"

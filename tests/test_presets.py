@@ -71,7 +71,8 @@ def test_scores_are_those_of_the_library(name):
         counts = np.bincount(np.asarray(labels)[chosen])
         assert (counts == 3).all()
         images, labels = images[chosen], labels[chosen]
-    x = (images / 255.0 - np.array(program.mean)) / np.array(program.std)
+    mean, std = (np.reshape(values, (1, 1, 1, -1)) for values in (program.mean, program.std))
+    x = (images / 255.0 - mean) / std
 
     def loss(params):
         logits = program.module.apply({"params": params}, x) / (200 if name == "grasp" else 1)

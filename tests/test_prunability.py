@@ -22,7 +22,9 @@ def weights(n):
 
 
 def mlp(params, x):
-    return jax.nn.relu(x @ params["a"]["kernel"] + params["a"]["bias"]) @ params["b"]["kernel"]
+    return (
+        jax.nn.relu(x @ params["a"]["kernel"] + params["a"]["bias"][None]) @ params["b"]["kernel"]
+    )
 
 
 def evaluate(params, batch):

@@ -153,7 +153,7 @@ def test_the_attack_finds_the_worst_corner_of_a_linear_network():
     worst = losses.projected_gradient(
         outputs, x, labels, low, high, key=rng.at(0, "probe"), steps=10
     )
-    np.testing.assert_allclose(worst, x + 0.2 * jnp.sign(w[:, 1] - w[:, 0]), atol=1e-6)
+    np.testing.assert_allclose(worst, x + 0.2 * jnp.sign(w[:, 1] - w[:, 0])[None], atol=1e-6)
     margin = np.asarray(x @ (w[:, 0] - w[:, 1])) - 0.2 * np.abs(np.asarray(w[:, 0] - w[:, 1])).sum()
     survives = losses.survives(outputs, x, labels, low, high, rng.at(0, "probe"), 10, 2)
     np.testing.assert_array_equal(survives, margin > 0)

@@ -172,8 +172,8 @@ class Net:
         p = variables["params"]
         dims = ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(x, p["c"]["w"], (1, 1), "SAME", dimension_numbers=dims)
-        y = jax.nn.relu(y + p["c"]["b"]).reshape(x.shape[0], -1)
-        y = jax.nn.relu(y @ p["d"]["w"] + p["d"]["b"])
+        y = jax.nn.relu(y + p["c"]["b"][None, None, None]).reshape(x.shape[0], -1)
+        y = jax.nn.relu(y @ p["d"]["w"] + p["d"]["b"][None])
         return y @ p["out"]["w"].T
 
 

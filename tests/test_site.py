@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_tutorials_run_as_they_stand(page, capsys):
     if page.stem == "search":

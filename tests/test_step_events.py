@@ -72,9 +72,8 @@ def test_an_update_drops_the_smallest_and_grows_the_largest_gradients(rigl):
     dropped_state = before._replace(params=found["params"])  # dead weights are zeros there
 
     def loss(params):
-        x = (data.train_images[indices] / 255.0 - np.array(batch.program.mean)) / np.array(
-            batch.program.std
-        )
+        mean, std = (np.reshape(v, (1, 1, 1, -1)) for v in (batch.program.mean, batch.program.std))
+        x = (data.train_images[indices] / 255.0 - mean) / std
         outputs = batch.program.module.apply(found | {"params": params}, x, train=False)
         return jnp.mean(
             optax.softmax_cross_entropy_with_integer_labels(outputs, data.train_labels[indices])

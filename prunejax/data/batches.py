@@ -95,7 +95,10 @@ def normalize(
       std: the same.
     """
     scaled = images.astype(jnp.float32) / 255.0
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    shift, spread = (
+        jax.lax.broadcast_to_rank(jnp.asarray(x, jnp.float32), scaled.ndim) for x in (mean, std)
+    )
+    return (scaled - shift) / spread
 
 
 def augment_draws(
@@ -132,8 +135,8 @@ def crop_and_flip(
     """
     images = jnp.asarray(images)
     height, width = images.shape[1:3]
-    column = jnp.arange(width)
-    rows = offsets[:, :1] + jnp.arange(height)
+    column = jnp.arange(width)[None]
+    rows = offsets[:, :1] + jnp.arange(height)[None]
     columns = offsets[:, 1:] + jnp.where(flips[:, None], width - 1 - column, column)
     inside_rows = (rows >= 0) & (rows < height)
     inside_columns = (columns >= 0) & (columns < width)

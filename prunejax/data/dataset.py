@@ -139,8 +139,11 @@ class Standardize:
 
     def __call__(self, examples: jax.Array) -> jax.Array:
         """float32 [..., n]."""
-        centred = examples.astype(jnp.float32) - jnp.asarray(self.mean, jnp.float32)
-        return centred / jnp.asarray(self.std, jnp.float32)
+        mean, std = (
+            jax.lax.broadcast_to_rank(jnp.asarray(x, jnp.float32), examples.ndim)
+            for x in (self.mean, self.std)
+        )
+        return (examples.astype(jnp.float32) - mean) / std
 
 
 def channel_moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -49,7 +49,8 @@ def _through(step: Step, box: Box) -> Box:
         return jnp.maximum(low, 0), jnp.maximum(high, 0)
     if isinstance(step, Pool):
         return step.apply(low), step.apply(high)
-    middle = step.apply(step.kernel, (low + high) / 2) + step.bias
+    middle = step.apply(step.kernel, (low + high) / 2)
+    middle = middle + jax.lax.broadcast_to_rank(step.bias, middle.ndim)
     radius = step.apply(jnp.abs(step.kernel), (high - low) / 2)
     return middle - radius, middle + radius
 
@@ -81,7 +82,7 @@ def _lower(steps: Sequence[Step], boxes: Sequence[Box], rows: Array) -> Array:
         place -= 1
         step, (low, high) = steps[place], boxes[place]
         if isinstance(step, Affine):
-            total = total + _sum(rows * step.bias, 2)
+            total = total + _sum(rows * jax.lax.broadcast_to_rank(step.bias, rows.ndim), 2)
             back = jax.linear_transpose(lambda x, s=step: s.apply(s.kernel, x), low)
             rows = jax.vmap(lambda r, b=back: b(r)[0], in_axes=1, out_axes=1)(rows)
             continue
@@ -178,7 +179,7 @@ def crown(
 def margins_of(labels: Array, classes: int) -> Array:
     """[n, classes - 1, classes]: the own class's output less each other one's."""
     own = jax.nn.one_hot(labels, classes)
-    others = (labels[:, None] + 1 + jnp.arange(classes - 1)) % classes
+    others = (labels[:, None] + 1 + jnp.arange(classes - 1)[None]) % classes
     return own[:, None] - jax.nn.one_hot(others, classes)
 
 
@@ -203,6 +204,7 @@ def stability(
       most: see `crown`.
     """
     steps = steps_of(module, variables, x.shape[1:])
+    radius = jax.lax.broadcast_to_rank(jnp.asarray(radius), x.ndim)
     boxes = tightened(steps, x - radius, x + radius, most)
     pairs = [box for step, box in zip(steps, boxes, strict=False) if isinstance(step, Relu)]
     found = {}

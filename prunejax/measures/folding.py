@@ -121,7 +121,9 @@ def fold(variables: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, Any
         gain = jnp.asarray(1.0 if scale is None else scale) / jnp.sqrt(variance + layer.epsilon)
         own = params[layer.bias] if layer.bias else 0.0
         shift = (0.0 if bias is None else bias) + gain * (own - mean)
-        new[layer.kernel] = params[layer.kernel] * gain
+        new[layer.kernel] = params[layer.kernel] * jax.lax.broadcast_to_rank(
+            gain, params[layer.kernel].ndim
+        )
         if layer.bias:
             new[layer.bias] = jnp.zeros_like(own)
         if scale is not None:

@@ -89,13 +89,14 @@ def normalized_activations(
             else:
                 mean = norm.get_variable("batch_stats", "mean")
                 var = norm.get_variable("batch_stats", "var")
+            mean, var = (jax.lax.broadcast_to_rank(v, x.ndim) for v in (mean, var))
             z = (x - mean) / jnp.sqrt(var + norm.epsilon)
             pooled = z.reshape(-1, z.shape[-1])
             found["/".join(norm.path)] = pooled, jnp.all(pooled == pooled[:1], axis=0)
             if norm.use_scale:
-                z = z * norm.get_variable("params", "scale")
+                z = z * jax.lax.broadcast_to_rank(norm.get_variable("params", "scale"), z.ndim)
             if norm.use_bias:
-                z = z + norm.get_variable("params", "bias")
+                z = z + jax.lax.broadcast_to_rank(norm.get_variable("params", "bias"), z.ndim)
             return z.astype(args[0].dtype)
 
         with nn.intercept_methods(intercept):

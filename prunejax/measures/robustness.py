@@ -64,9 +64,12 @@ def attacked(context: Any) -> tuple[Columns, Arrays]:
     outputs = jax.tree_util.Partial(_outputs(of.module), of.variables)
     found: dict[str, list[np.ndarray]] = {name: [] for name in ATTACKED}
     for number, (x, labels) in enumerate(of.batches):
-        radius = context.attack_radius * of.unit
-        low = jnp.maximum(x - radius, of.low).astype(x.dtype)
-        high = jnp.minimum(x + radius, of.high).astype(x.dtype)
+        radius, least, most = (
+            jax.lax.broadcast_to_rank(jnp.asarray(values), x.ndim)
+            for values in (context.attack_radius * of.unit, of.low, of.high)
+        )
+        low = jnp.maximum(x - radius, least).astype(x.dtype)
+        high = jnp.minimum(x + radius, most).astype(x.dtype)
         own = jax.random.fold_in(key, number)
         right = losses.survives(outputs, x, labels, low, high, own, PGD_STEPS, RESTARTS)
         found["pgd_accuracy"].append(np.asarray(right))

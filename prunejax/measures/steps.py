@@ -112,7 +112,8 @@ def forward(steps: Sequence[Step], x: Array) -> Array:
     """The network's outputs."""
     for step in steps:
         if isinstance(step, Affine):
-            x = step.apply(step.kernel, x) + step.bias
+            x = step.apply(step.kernel, x)
+            x = x + jax.lax.broadcast_to_rank(step.bias, x.ndim)
         elif isinstance(step, Relu):
             x = jnp.maximum(x, 0)
         else:

@@ -207,7 +207,7 @@ def gate(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
         # Not `module.variable`: that would not allow the name of a submodule.
         module.put_variable("gates", name, jnp.ones(x.shape[-1], jnp.bool_))
     elif module.has_variable("gates", name):
-        factor = jnp.asarray(module.get_variable("gates", name))
+        factor = lax.broadcast_to_rank(jnp.asarray(module.get_variable("gates", name)), x.ndim)
         if jnp.issubdtype(factor.dtype, jnp.floating):
             shut = jnp.zeros((), x.dtype)  # infinity times zero must not leak either
             return jnp.where(factor == 0, shut, (x * factor).astype(x.dtype))

@@ -51,7 +51,10 @@ class Harden:
           outputs: the network, x -> logits.
           noise_key, attack_key: streams of this step.
         """
-        mean, std = np.array(self.mean or (0.0,)), np.array(self.std or (1.0,))
+        mean, std = (
+            np.array(values or (default,)).reshape((1,) * (x.ndim - 1) + (-1,))
+            for values, default in ((self.mean, 0.0), (self.std, 1.0))
+        )
         if self.noise:
             noise = self.noise / std * jax.random.normal(noise_key, x.shape)
             x = x + noise.astype(x.dtype)
