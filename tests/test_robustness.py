@@ -218,7 +218,7 @@ def test_stability_is_the_share_of_settled_signs():
     module, variables, steps, x = network("mlp")
     found = bounds.stability(module, variables, x, 0.2)
     assert set(found) == {"dense1", "dense2"}
-    flat = x.reshape(4, -1)  # of the first layer intervals are exact: by hand
+    flat = np.asarray(x).reshape(4, -1)  # of the first layer intervals are exact: by hand
     kernel, bias = np.asarray(steps[0].kernel), np.asarray(steps[0].bias)
     middle, spread = flat @ kernel + bias, 0.2 * np.abs(kernel).sum(0)
     unstable = (middle - spread < 0) & (middle + spread > 0)

@@ -295,6 +295,7 @@ def test_kept():
     assert wiring.kept(np.ones(3, bool)).tolist() == [0]
 
 
+@pytest.mark.usefixtures("promoting")
 def test_the_page_runs():
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
