@@ -11,10 +11,7 @@ run is in results/2026-11-28-methods.txt, on cores that others used too: its tim
 """
 
 import argparse
-import importlib.util
-import itertools
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -23,189 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from sklearn.datasets import load_digits
+from methods_before import erk, grasp, snip, synflow
+from methods_common import (
+    X,
+    Y,
+    compare,
+    count,
+    least,
+    loss,
+    network,
+    tree,
+    weights,
+)
 from torch import nn
 
-from prunejax import allocate
-from prunejax.methods import before, growth
+from prunejax.methods import growth
 from prunejax.sparsify import masked, masks_of, sparsify
-
-SIZES = (64, 128, 64, 10)
-KEEP = 0.05
-REPEATS = 200
-
-
-def weights(seed):
-    rng = np.random.default_rng(seed)
-    pairs = itertools.pairwise(SIZES)
-    return [rng.normal(size=(a, b)) * np.sqrt(2 / a) for a, b in pairs]
-
-
-def batch():
-    x, y = load_digits(return_X_y=True)
-    chosen = before.balanced_batch(y, per_class=10, seed=0)
-    return x[chosen] / 16, y[chosen].astype(int)
-
-
-X, Y = batch()
-
-
-def tree(kernels):
-    biases = [jnp.zeros(w.shape[1]) for w in kernels]
-    return {f"l{i}": {"w": jnp.asarray(w), "b": biases[i]} for i, w in enumerate(kernels)}
-
-
-def apply(p, x):
-    for i in range(3):
-        x = x @ p[f"l{i}"]["w"] + p[f"l{i}"]["b"]
-        x = jax.nn.relu(x) if i < 2 else x
-    return x
-
-
-def loss(p, temperature=1.0):
-    return optax.softmax_cross_entropy_with_integer_labels(
-        apply(p, jnp.asarray(X, p["l0"]["w"].dtype)) / temperature, jnp.asarray(Y)
-    ).mean()
-
-
-def network(kernels, linear=nn.Linear, end=()):
-    parts = []
-    for i, w in enumerate(kernels):
-        layer = linear(*w.shape)
-        with torch.no_grad():
-            layer.weight.copy_(torch.tensor(w.T))
-            layer.bias.zero_()
-        parts += [layer, nn.ReLU()] if i < 2 else [layer]
-    return nn.Sequential(*parts, *end)
-
-
-def module(path, name):
-    spec = importlib.util.spec_from_file_location(name, path)
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[name] = made
-    spec.loader.exec_module(made)
-    return made
-
-
-def removed(kept, total):
-    """A fraction that leaves exactly `kept`, whose count is rounded up."""
-    return 1 - (kept - 0.5) / total
-
-
-def compare(what, theirs, live, note=""):
-    """Prints how many of the kept weights both keep. `theirs`: (out, in) arrays as in PyTorch."""
-    theirs = [np.asarray(m, bool).T for m in theirs]
-    ours = [np.asarray(live[f"l{i}"]["w"]) for i in range(3)]
-    differ = sum(int((a != b).sum()) for a, b in zip(theirs, ours, strict=True))
-    kept = [sum(int(m.sum()) for m in side) for side in (theirs, ours)]
-    print(
-        f"{what}: theirs keeps {kept[0]}, ours {kept[1]}; {differ} entries differ. {note}",
-        flush=True,
-    )
-
-
-def snip(folder):
-    """Its `SNIP` scores weights drawn anew (Xavier); that draw is switched off to compare."""
-    peer = module(folder / "snip.py", "peer_snip")
-    draw, nn.init.xavier_normal_ = nn.init.xavier_normal_, lambda w: w
-    try:
-        kernels = weights(0)
-        loader = [(torch.tensor(X), torch.tensor(Y))]
-        found = peer.SNIP(network(kernels, end=(nn.LogSoftmax(1),)), KEEP, loader, "cpu")
-    finally:
-        nn.init.xavier_normal_ = draw
-    kept = sum(int(m.sum()) for m in found)
-    total = sum(w.size for w in kernels)
-    live = before.prune(tree(kernels), "snip", sparsity=removed(kept, total), loss=loss)
-    compare("SNIP (mil-ad/snip)", found, live, "It rounds the number kept down, we round it up.")
-
-
-def grasp(folder):
-    peer = module(folder / "pruner" / "GraSP.py", "peer_grasp")
-    kernels = weights(1)
-    net = network(kernels)
-    order = np.random.default_rng(0).permutation(len(Y))
-    loader = [(torch.tensor(X[order]), torch.tensor(Y[order]))] * 2
-    found = list(
-        peer.GraSP(
-            *(net, 1 - KEEP, loader, "cpu"), num_classes=10, samples_per_class=10, reinit=False
-        ).values()
-    )
-    kept = sum(int(m.sum()) for m in found)
-    total = sum(w.size for w in kernels)
-    live = before.prune(
-        tree(kernels), "grasp", sparsity=removed(kept, total), loss=lambda p: loss(p, 200.0)
-    )
-    compare("GraSP (alecwangcq/GraSP)", found, live, "It keeps one more than asked: its threshold.")
-
-
-def synflow(folder):
-    sys.path.insert(0, str(folder))
-    for name in ("Layers", "Layers.layers"):
-        sys.modules.pop(name, None)
-    from Layers import layers as peer_layers
-
-    pruners = module(folder / "Pruners" / "pruners.py", "peer_pruners")
-    generator = module(folder / "Utils" / "generator.py", "peer_generator")
-    kernels = weights(2)
-    total = sum(w.size for w in kernels)
-    kept = int(np.ceil(KEEP * total))
-    # Theirs keeps KEEP^(i/T) of the weights after round i, ours (kept / total)^(i/T): one weight
-    # apart in most rounds, and a round's choice follows from the last one's.
-    cases = [
-        ("synflow", pruners.SynFlow, KEEP, 100),
-        ("synflow", pruners.SynFlow, kept / total, 100),
-        ("snip", pruners.SNIP, KEEP, 1),
-        ("grasp", pruners.GraSP, KEEP, 1),
-    ]
-    for part, peer, share, rounds in cases:
-        net = network(kernels, peer_layers.Linear)
-        for m in net.modules():
-            if isinstance(m, peer_layers.Linear):
-                m.weight_mask, m.bias_mask = m.weight_mask.double(), m.bias_mask.double()
-        chosen = peer(generator.masked_parameters(net))
-        loader = [(torch.tensor(X), torch.tensor(Y))]
-        for i in range(rounds):
-            chosen.score(net, nn.CrossEntropyLoss(), loader, "cpu")
-            chosen.mask(share ** ((i + 1) / rounds), "global")
-        found = [m.weight_mask for m in net.modules() if isinstance(m, peer_layers.Linear)]
-        given = {
-            "synflow": {"output": lambda p: apply(p, jnp.ones((1, 64)))},
-            "snip": {"loss": loss},
-            "grasp": {"loss": lambda p: loss(p, 200.0)},
-        }[part]
-        live = before.prune(tree(kernels), part, sparsity=1 - KEEP, **given)
-        asked = f"{rounds} rounds, its share {share:.6f}"
-        compare(f"{part} (ganguli-lab/Synaptic-Flow), {asked}", found, live)
-    sys.path.remove(str(folder))
-
-
-def erk(folder):
-    peer = module(folder / "jaxpruner" / "sparsity_distributions.py", "peer_distributions")
-    shapes = {
-        "digits": {f"l{i}": s for i, s in enumerate(itertools.pairwise(SIZES))},
-        "convolutions": {
-            "a": (3, 3, 3, 16),
-            "b": (3, 3, 16, 64),
-            "c": (1, 1, 64, 8),
-            "d": (64, 10),
-        },
-    }
-    for name, of in shapes.items():
-        for sparsity in (0.5, 0.8, 0.95, 0.98):
-            given = {(k,): np.array(s) for k, s in of.items()}
-            shares = peer.get_sparsities_erdos_renyi(given, sparsity)
-            size = {k: int(np.prod(s)) for k, s in of.items()}
-            theirs = {k: size[k] - peer.get_n_zeros(size[k], shares[(k,)]) for k in of}
-            ours = allocate.counts(of, sparsity, "erk")
-            total = sum(size.values())
-            print(
-                f"ERK (jaxpruner), {name} at {sparsity}: largest difference of a layer "
-                f"{max(abs(theirs[k] - ours[k]) for k in of)}; of {total}, theirs keeps "
-                f"{sum(theirs.values())}, ours {sum(ours.values())}, asked "
-                f"{(1 - sparsity) * total:.1f}",
-                flush=True,
-            )
 
 
 def rigl(folder):
@@ -290,20 +120,6 @@ def rigl(folder):
         f"ours, single precision: an update costs {with_update / mine - 1:.2f} steps; a step of "
         f"sparsify takes {mine / dense:.2f} of a plain one; live {count(masks_of(state))}"
     )
-
-
-def count(live):
-    return sum(int(jnp.sum(m)) for m in jax.tree.leaves(live) if m.ndim)
-
-
-def least(fn):
-    fn()
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        fn()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 PEERS = {
