@@ -425,7 +425,7 @@ def test_bad_arguments_are_refused_with_the_way_out():
         curvature.hvp(lambda p: 0.0, {}, {})
     with pytest.raises(ValueError, match="the vector has structure"):
         hvp({"w": 1.0}, case.data)
-    with pytest.raises(ValueError, match=r"'0/b' has shape \(1, 5\)"):
+    with pytest.raises(ValueError, match=r"'0/b' has shape \(1, 1, 5\)"):
         hvp(jax.tree.map(lambda x: x[None], v), case.data)
     with pytest.raises(ValueError, match="one scalar, the mean over the batch"):
         curvature.hvp(case.model, case.params, v, case.data)

@@ -17,7 +17,7 @@ from prunejax.report import __main__ as cli
 from prunejax.report import headline, style, tables, words
 from tests import fake_study
 from tests.studies import tiny
-from tests.test_report import SMALL, shards, write
+from tests.test_report import SMALL, in_shards, write
 
 ARMS = {"none": (None, 0, 0.0), "S": ("smallest", 4, 0.1), "L": ("largest", 10, 0.7)}
 
@@ -133,7 +133,7 @@ def test_without_claims_arms_are_compared_and_nothing_is_judged(tmp_path, blank)
 
 def test_no_place_of_the_machine_is_told(study, tmp_path, blank):
     shutil.copytree(study, tmp_path / "a" / "run")
-    shards(tmp_path / "split", [1, 3], 3)
+    in_shards(tmp_path / "split", [1, 3], 3)
     for path in (study, report.build([tmp_path / "split"], tmp_path / "out").parent):
         for file in ("report.html", "summary.json"):
             text = (path / file).read_text()
