@@ -8,7 +8,7 @@ attention; ours is `jax.grad` under `jax.jit`. Loss and gradient norm must agree
 clock is read. Contenders run in turns, the fastest call of each counts; `first s` is the first one,
 with compilation. `--parts` prints, besides, what each kind of operation costs in our gradient when
 it is replaced by something that costs nothing (attention by its values, GELU by ReLU, LayerNorm by
-its input).
+its input), and what the products alone cost.
 """
 
 import argparse
@@ -53,7 +53,17 @@ class Unnormalized(ViT):
         return nn.LayerNorm(epsilon=1e-6, name=name)(x[:1, :1]) * 0 + x
 
 
-KINDS = {"ours": ViT, "no attention": ValuesOnly, "relu": Rectified, "no norm": Unnormalized}
+class Products(ValuesOnly, Rectified, Unnormalized):
+    """The matrix products alone."""
+
+
+KINDS = {
+    "ours": ViT,
+    "no attention": ValuesOnly,
+    "relu": Rectified,
+    "no norm": Unnormalized,
+    "products alone": Products,
+}
 
 
 def gradient(kind: Any, options: argparse.Namespace) -> Any:
