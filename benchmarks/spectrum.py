@@ -29,7 +29,7 @@ from typing import Any
 import common
 import jax
 import numpy as np
-from curvature_common import loss_of
+from curvature_common import fastest, loss_of, timed
 
 from prunejax import curvature
 from prunejax.curvature import vectors
@@ -47,11 +47,13 @@ def product(loss: Any, params: Any, batch: Any, v: Any) -> Any:
     return jax.jvp(jax.grad(lambda p: loss(p, batch)), (params,), (v,))[1]
 
 
-def xtrace(operator: Any, loss: Any, options: argparse.Namespace) -> dict[str, Callable[[], float]]:
+def xtrace(
+    operator: Any, loss: Any, batch: Any, options: argparse.Namespace
+) -> dict[str, Callable[[], float]]:
     """The contenders of Tr(H): the same sketch vectors, half as many as products."""
     from matfree import stochtrace
 
-    params, batch = operator.like, operator.batch
+    params = operator.like
     starts = stack(operator, "sketch", options.products // 2)
     integrand = stochtrace.leave_one_out_xtrace(apply_resphering=False)
 
@@ -74,11 +76,13 @@ def xtrace(operator: Any, loss: Any, options: argparse.Namespace) -> dict[str, C
     }
 
 
-def slq(operator: Any, loss: Any, options: argparse.Namespace) -> dict[str, Callable[[], float]]:
+def slq(
+    operator: Any, loss: Any, batch: Any, options: argparse.Namespace
+) -> dict[str, Callable[[], float]]:
     """The contenders of Tr(H²) by quadrature."""
     from matfree import decomp, funm
 
-    params, batch = operator.like, operator.batch
+    params = operator.like
     starts = stack(operator, "probe", options.starts)
     tridiagonal = decomp.tridiag_sym(options.steps, custom_vjp=False)
     integrand = funm.monte_carlo_funm_sym(funm.dense_funm_sym_eigh(jax.numpy.square), tridiagonal)
@@ -112,8 +116,7 @@ def compare(part: str, name: str, options: argparse.Namespace) -> list[dict[str,
     _, params, statistics, batch = common.network(name, options.examples)
     loss = loss_of(name, statistics)
     operator = curvature.Hessian(loss, params, batch)
-    operator.batch = batch
-    runs = PARTS[part](operator, loss, options)
+    runs = PARTS[part](operator, loss, batch, options)
     first, value = {}, {}
     for label, run in runs.items():
         begun = time.perf_counter()
@@ -123,11 +126,7 @@ def compare(part: str, name: str, options: argparse.Namespace) -> list[dict[str,
         error = abs(value[label] - value["ours"]) / max(abs(value[label]), abs(value["ours"]))
         if not error < options.tolerance:
             raise SystemExit(f"{name}, {part}: {label} gives {value[label]}, ours {value['ours']}")
-    taken = dict.fromkeys(runs, common.Seconds(np.inf, np.inf))
-    for _ in range(options.rounds):
-        for label, run in runs.items():
-            new, old = common.timed(run, 1), taken[label]
-            taken[label] = common.Seconds(min(old.wall, new.wall), min(old.cpu, new.cpu))
+    taken = fastest({label: partial(timed, run) for label, run in runs.items()}, options.rounds)
     made = {"xtrace": options.products, "slq": options.steps * options.starts}[part]
     return [
         {
