@@ -94,11 +94,17 @@ def normalize(
       mean: per channel, of pixel / 255.
       std: the same.
     """
-    scaled = images.astype(jnp.float32) / 255.0
+    return standardized(images.astype(jnp.float32) / 255.0, mean, std)
+
+
+def standardized(
+    x: jax.Array, mean: tuple[float, ...] | jax.Array, std: tuple[float, ...] | jax.Array
+) -> jax.Array:
+    """`(x - mean) / std` of float32 [..., n], `mean` and `std` [n]."""
     shift, spread = (
-        jax.lax.broadcast_to_rank(jnp.asarray(x, jnp.float32), scaled.ndim) for x in (mean, std)
+        jax.lax.broadcast_to_rank(jnp.asarray(v, jnp.float32), x.ndim) for v in (mean, std)
     )
-    return (scaled - shift) / spread
+    return (x - shift) / spread
 
 
 def augment_draws(

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prunejax.data import batches
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -139,11 +141,7 @@ class Standardize:
 
     def __call__(self, examples: jax.Array) -> jax.Array:
         """float32 [..., n]."""
-        mean, std = (
-            jax.lax.broadcast_to_rank(jnp.asarray(x, jnp.float32), examples.ndim)
-            for x in (self.mean, self.std)
-        )
-        return (examples.astype(jnp.float32) - mean) / std
+        return batches.standardized(examples.astype(jnp.float32), self.mean, self.std)
 
 
 def channel_moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
