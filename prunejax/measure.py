@@ -22,6 +22,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from prunejax import registry, report
+from prunejax.configs import default
+from prunejax.configs.fields import defaults
 from prunejax.errors import ConfigError
 from prunejax.measures.columns import CONTEXT
 from prunejax.measures.suite import MEASURES
@@ -35,10 +37,8 @@ from prunejax.system import command, files, limits
 __all__ = ["MEASURES", "main", "measure"]
 TABLE = "measures.csv"
 READ = ("config.json", "runs.csv")  # of a finished study; changed ones are refused
-FIELDS = (
-    *("names", "split", "examples", "batch_norm"),
-    *("probes", "eigenpairs", "radius", "live_only"),
-)
+OF_STUDIES = ("epochs", "forecast")  # fields of `measures` that only training runs look at
+FIELDS = {k: v for k, v in defaults(default.FIELDS["measures"]).items() if k not in OF_STUDIES}
 
 
 def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], ConfigDict]:
@@ -191,14 +191,15 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Run directory of a finished study.", flag_values=values)
     flags.DEFINE_string("output", None, "Where the report goes.", flag_values=values)
     flags.DEFINE_string("run", ".*", "Which runs (regular expression).", flag_values=values)
-    flags.DEFINE_list("names", None, "Measures, e.g. hessian_trace,tic.", flag_values=values)
-    flags.DEFINE_string("split", None, "train | test.", flag_values=values)
-    flags.DEFINE_integer("examples", None, "First examples of the split.", flag_values=values)
-    flags.DEFINE_string("batch_norm", None, "eval | train.", flag_values=values)
-    flags.DEFINE_integer("probes", None, "Random vectors of traces.", flag_values=values)
-    flags.DEFINE_integer("eigenpairs", None, "How many.", flag_values=values)
-    flags.DEFINE_float("radius", None, "Of the ball of sharpness.", flag_values=values)
-    flags.DEFINE_boolean("live_only", None, "The live subspace only.", flag_values=values)
+    define: dict[type, Callable[..., Any]] = {
+        tuple: flags.DEFINE_list,
+        bool: flags.DEFINE_boolean,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for name, usual in FIELDS.items():
+        define[type(usual)](name, None, f"As config.measures.{name}.", flag_values=values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

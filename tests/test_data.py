@@ -617,7 +617,7 @@ def test_mixed_digits_are_the_same_images_in_another_order():
 
 
 def test_gaussian_classes_have_the_spreads_they_state():
-    found = data.load("gaussians")
+    found = data.load("uneven_gaussians")
     assert found.train_images.shape == (1000, 20)
     x, y = found.test_images, found.test_labels
     assert np.bincount(y).tolist() == [1000] * 10

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from prunejax.configs import default
-from prunejax.study import reference
-from prunejax.study.ranges import CHOICES, ENTRIES, RANGES
+from prunejax.study import ranges, reference
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 FIELDS = {field.name: field for field in reference.fields()}
+CHOICES, RANGES, ENTRIES = ranges.choices(), ranges.bounds(), ranges.entries()
 
 
 def test_the_page_is_up_to_date():

@@ -7,21 +7,21 @@ Durations are training steps or epochs, as named; epochs count from 0; `sparsity
 are fractions *removed* (0..1). Nothing is derived here: code derives, so overrides always count.
 Tuples with one entry apply to every layer rule. A number is declared with its default, its lowest
 and highest value and its unit, a word with the names to choose from, a tuple with what it holds;
-the comment beside or above says what it means (`prunejax/configs/fields.py`).
+the comment beside or above says what it means (`prunejax/configs/fields.py`). All stand here, since
+reading a study must not load what they belong to; code of your own uses `fields.declare`.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from prunejax.configs.fields import Field, defaults, many, number, word
+from prunejax.configs.fields import Field, defaults, many, number, whole, word
 from prunejax.configs.variants import arms as arms
 from prunejax.configs.variants import product as product
 
 FIELDS: dict[str, Any] = {
     "name": "default",  # title of the report
-    # runs per variant: seeds first_seed, first_seed + 1, ...
-    "seeds": number(1, 1, 100_000, "runs per variant"),
+    "seeds": number(1, 1, 100_000, "runs per variant"),  # first_seed, first_seed + 1, ...
     "first_seed": number(0, 0, 2**32 - 1, "seed"),  # of each variant
     # passes over the training examples
     "epochs": number(20, 1, 1_000_000, "passes over the training examples"),
@@ -297,4 +297,4 @@ FIELDS: dict[str, Any] = {
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the default study. `arg` (the text after the colon) is not used here."""
     del arg
-    return ConfigDict({**defaults(FIELDS), "variants": arms({})})
+    return ConfigDict({**defaults(whole(FIELDS)), "variants": arms({})})

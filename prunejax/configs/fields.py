@@ -1,8 +1,9 @@
 """How a field of a study is declared: its default, and what it may be instead.
 
-`configs/default.py` declares every field once: checks, error texts, types of overrides and the
-page of all fields come from there. Nothing is imported: names that stand in a table of the package
-are given as "module:TABLE" and read when a study is checked.
+`configs/default.py` declares every field of the package once: checks, error texts, types of
+overrides and the page of all fields come from there. A measure or schedule that is not of the
+package declares its own with `declare`. Nothing is imported: names that stand in a table of the
+package are given as "module:TABLE" and read when a study is checked.
 """
 
 import dataclasses
@@ -45,6 +46,51 @@ def word(default: str, *names: str) -> Field:
 def many(default: tuple, kind: type | tuple[type, ...], entries: str) -> Field:
     """A tuple of any length."""
     return Field(default, kind=kind, entries=entries)
+
+
+OWN: dict[str, Field] = {}  # what code outside of the package has declared, by dotted name
+
+
+def declare(name: str, field: Field) -> None:
+    """Adds a field to a group of every study: the place for it is beside the code that reads it.
+
+        fields.declare("measures.bins", fields.number(10, 1, None, "bins"))
+
+    A measure finds it in `context.options["bins"]`, a schedule as its keyword argument `bins`.
+
+    Args:
+      name: "GROUP.FIELD", the group one of `configs/default.py`.
+      field: made by `number`, `word` or `many`. Of a field that is declared again (a config file
+        that is read twice) the new declaration counts.
+
+    Raises:
+      ValueError: no such form of a name, or `field` is none. That a group does not exist, or that
+        the package has a field of that name, is told when a study is read.
+    """
+    group, _, leaf = name.partition(".")
+    if not (group.isidentifier() and leaf.isidentifier()) or not isinstance(field, Field):
+        raise ValueError(
+            f"declare({name!r}, {field!r}): give 'GROUP.FIELD' and what number, word or many make"
+        )
+    OWN[name] = field
+
+
+def whole(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` with the fields of `OWN` in their groups.
+
+    Raises:
+      ValueError: a group that `tree` has not, or a field that it has.
+    """
+    found = dict(tree)
+    for name, field in OWN.items():
+        group, _, leaf = name.partition(".")
+        groups = [k for k, v in tree.items() if isinstance(v, Mapping)]
+        if group not in groups:
+            raise ValueError(f"field {name!r}: no group {group!r}; there are: {', '.join(groups)}")
+        if leaf in tree[group]:
+            raise ValueError(f"field {name!r} is one of the package; declare another name")
+        found[group] = {**found[group], leaf: field}
+    return found
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -83,7 +83,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.seeds, config.epochs, tuning, ratios = 2, 3, 1, (0.5, 0.98)
         config.data.train_examples, config.data.test_examples = 1000, 1000
     elif form == "synthetic":
-        config.seeds, config.first_seed, config.data.name = 12, 520, "gaussians"
+        config.seeds, config.first_seed, config.data.name = 12, 520, "uneven_gaussians"
         config.epochs, tuning, scores = 40, 20, ("mp", "up")
     elif form == "imbalanced":
         config.data.imbalance = 10.0

@@ -27,10 +27,10 @@ from prunejax.data.diabetes import load_diabetes
 from prunejax.data.digits import SPLITS as DIGITS
 from prunejax.data.digits import load_digits
 from prunejax.data.embedded import EXTRACTS, load_embedded
-from prunejax.data.gaussians import load_gaussians
 from prunejax.data.pooled import LOADERS as POOLED
 from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
 from prunejax.data.streamed import StreamedSet, must_stream, open_streamed
+from prunejax.data.uneven_gaussians import load_uneven_gaussians
 
 __all__ = [
     "DATASETS",
@@ -65,7 +65,7 @@ def _drawn(name: str, seed: int, data_dir: Directory = None) -> Dataset:
 DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     **{name: partial(load_digits, name) for name in DIGITS},
     "diabetes": load_diabetes,
-    "gaussians": load_gaussians,
+    "uneven_gaussians": load_uneven_gaussians,
     signal_noise.NAME: partial(_drawn, signal_noise.NAME, 0),
     gaussian.NAME: partial(_drawn, gaussian.NAME, 0),
     **{name: partial(load_embedded, name) for name in EXTRACTS},

@@ -20,7 +20,7 @@ import numpy as np
 from prunejax import registry, rng
 from prunejax.data import batches, prepared, transforms
 from prunejax.errors import UnreadableError
-from prunejax.system import optional
+from prunejax.system import limits, optional
 
 Batch = dict[str, np.ndarray]
 
@@ -191,7 +191,7 @@ class Stream:
 
 def available_threads() -> int:
     """Threads that prepare batches unless told otherwise: the number of cores, at most 16."""
-    return min(16, os.cpu_count() or 1)
+    return min(16, limits.cores())
 
 
 def require_grain() -> Any:

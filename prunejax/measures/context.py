@@ -48,7 +48,9 @@ class Context:
       outputs: `(params, batch) -> [examples, classes]` logits.
       initial: gives the run's initial parameters, without masks.
       kernels: paths of the kernels of prunable layers.
-      network, attack_radius, smoothing_sigma: see `Network` and `robustness`.
+      network: see `Network`.
+      options: the fields of `config.measures`, for what only one measure asks; a measure that is
+        not of the package declares its own (`prunejax.configs.fields.declare`).
     """
 
     loss: Callable[[Tree, Tree], jax.Array]
@@ -67,8 +69,7 @@ class Context:
     initial: Callable[[], Tree] | None = None
     kernels: Sequence[str] | None = None
     network: Callable[[], Network] | None = None
-    attack_radius: float = 0.1
-    smoothing_sigma: float = 0.25
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def curve(self) -> Curve:

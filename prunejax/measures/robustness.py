@@ -66,7 +66,7 @@ def attacked(context: Any) -> tuple[Columns, Arrays]:
     for number, (x, labels) in enumerate(of.batches):
         radius, least, most = (
             jax.lax.broadcast_to_rank(jnp.asarray(values), x.ndim)
-            for values in (context.attack_radius * of.unit, of.low, of.high)
+            for values in (context.options["attack_radius"] * of.unit, of.low, of.high)
         )
         low = jnp.maximum(x - radius, least).astype(x.dtype)
         high = jnp.minimum(x + radius, most).astype(x.dtype)
@@ -92,7 +92,7 @@ def smoothed(context: Any) -> tuple[Columns, Arrays]:
     of = _network(context)
     key = vectors.named_key(context.key, "smoothing")
     outputs = jax.tree_util.Partial(_outputs(of.module), of.variables)
-    sigma = float(context.smoothing_sigma * np.mean(of.unit))
+    sigma = float(context.options["smoothing_sigma"] * np.mean(of.unit))
     parts = [
         smoothing.smooth(
             outputs, x, of.module.num_classes, sigma, key=jax.random.fold_in(key, i), draws=DRAWS

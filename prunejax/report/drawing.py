@@ -1,7 +1,6 @@
 """Figures drawn side by side in processes of their own, where that is safe; the same bytes."""
 
 import multiprocessing
-import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from prunejax.report import style
 from prunejax.report.figures import Drawing
+from prunejax.system import limits
 
 Rendered = tuple[bytes, bytes, list[str]]  # what `style.render` returns
 
@@ -22,7 +22,7 @@ def workers(count: int) -> int:
     One for each core. Where JAX runs in this process its threads hold locks that a fork would
     never see released; outside Linux, fork is not safe beside system libraries.
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    cores = limits.cores() if sys.platform == "linux" else 1
     return 1 if "jax" in sys.modules else max(1, min(cores, count))
 
 

@@ -4,12 +4,13 @@ XLA compiles without Python's lock. What comes out is the same program, whoever 
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
+
+from prunejax.system import limits
 
 MOST = 4  # threads
 
@@ -42,8 +43,7 @@ class Compiled:
 
 def threads() -> int:
     """How many compile beside the one that trains; 0 where several processes go in step."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 0 if jax.process_count() > 1 else min(MOST, (cores or 1) - 1)
+    return 0 if jax.process_count() > 1 else min(MOST, limits.cores() - 1)
 
 
 Task = tuple[Compiled, tuple[Any, ...]]

@@ -7,7 +7,7 @@ from typing import Any
 
 from prunejax import registry
 from prunejax.errors import ConfigError
-from prunejax.study.ranges import ENTRIES
+from prunejax.study import ranges
 
 LARGEST = 3.4e38  # of single precision, which all numbers of a run have
 LARGEST_INTEGER = 2**63 - 1
@@ -21,9 +21,10 @@ def fields(settings: Mapping[str, Any], where: str = "") -> None:
       ConfigError: a number that is not finite in single precision or has more than 64 bits, or
         an entry of a wrong type.
     """
+    kinds = ranges.entries()
     for name, value in settings.items():
         entries = value if isinstance(value, tuple | list) else (value,)
-        kind, what = ENTRIES.get(name, (object, ""))
+        kind, what = kinds.get(name, (object, ""))
         for entry in entries:
             if not isinstance(entry, kind) or (kind is not object and isinstance(entry, bool)):
                 raise ConfigError(

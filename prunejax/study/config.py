@@ -9,8 +9,16 @@ from ml_collections import ConfigDict
 
 from prunejax import registry
 from prunejax.errors import ConfigError
-from prunejax.study import checks, lineage, pairs, presets, probing, rule_check, section_check
-from prunejax.study.ranges import CHOICES, RANGES
+from prunejax.study import (
+    checks,
+    lineage,
+    pairs,
+    presets,
+    probing,
+    ranges,
+    rule_check,
+    section_check,
+)
 from prunejax.study.resolved import to_dict as to_dict
 from prunejax.train import trackers
 
@@ -135,14 +143,14 @@ def validate(settings: ConfigDict, label: str) -> None:
     """Checks one arm's values; raises ConfigError naming the field, the value and what may be."""
     where = f" (variant {label!r})"
     checks.fields(_flat(settings), where)
-    for name, allowed in CHOICES.items():
+    for name, allowed in ranges.choices().items():
         value = _value(settings, name)
         if value not in allowed:
             raise ConfigError(
                 f"config.{name} = {value!r}{where} is not one of: {', '.join(allowed)}."
                 + registry.suggestion(str(value), allowed)
             )
-    for name, (low, high, unit) in RANGES.items():
+    for name, (low, high, unit) in ranges.bounds().items():
         value = _value(settings, name)
         whole = name.split(".")[0] in PER_VARIANT_ONLY
         checks.in_range(name, value, low, high, unit, "" if whole else where)

@@ -1,6 +1,7 @@
 """Which layers a variant prunes, and how many units at which epoch: from settings to counts."""
 
 import dataclasses
+import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -154,6 +155,26 @@ def of_rule(values: Sequence[Any], index: int) -> Any:
     return values[index % len(values)]
 
 
+def span(prune: ConfigDict, layer: Layer) -> dict[str, int]:
+    """`start` and `end` of a layer's events, in epochs or steps."""
+    return {name: of_rule(prune[name], layer.rule) for name in ("start", "end")}
+
+
+def scheduled(prune: ConfigDict, layer: Layer) -> schedules.Events:
+    """The events of a layer by `prune.schedule`, in epochs or steps.
+
+    Keyword arguments of the schedule beyond those of `prunejax.schedules` are fields of `prune`.
+
+    Raises:
+      ValueError: a schedule that cannot be.
+    """
+    schedule = schedules.SCHEDULES[prune.schedule]
+    given = {"units": layer.units, "fraction": layer.fraction, "period": prune.period}
+    given |= span(prune, layer)
+    own = [name for name in inspect.signature(schedule).parameters if name not in given]
+    return schedule(**given, **{name: prune[name] for name in own})
+
+
 def event_counts(
     settings: ConfigDict,
     label: str,
@@ -184,10 +205,9 @@ def event_counts(
     ):
         return {name: np.zeros(settings.epochs + 1, np.int32) for name in chosen}
     for name, layer in chosen.items():
-        size, fraction = layer.units, layer.fraction
-        when = {"start": of_rule(p.start, layer.rule), "end": of_rule(p.end, layer.rule)}
+        size, when = layer.units, span(p, layer)
         last = schedules.last_epoch(p.schedule, **when, period=p.period)
-        idle = schedules.kept(size, fraction) == size
+        idle = schedules.kept(size, layer.fraction) == size
         if last >= settings.epochs and not idle:  # not listed: there may be billions of events
             raise ConfigError(
                 f"config.prune.end = {when['end']} (variant {label!r}, layer {name!r}): the last "
@@ -195,11 +215,8 @@ def event_counts(
                 f"{settings.epochs - 1} (config.epochs = {settings.epochs}); end the schedule "
                 "earlier or train longer"
             )
-        schedule = schedules.SCHEDULES[p.schedule]
         try:
-            events = (
-                [] if idle else schedule(units=size, fraction=fraction, **when, period=p.period)
-            )
+            events = [] if idle else scheduled(p, layer)
             counts[name] = schedules.counts(events, settings.epochs)
         except ValueError as error:
             raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None

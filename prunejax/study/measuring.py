@@ -151,8 +151,7 @@ class Measurer:
             initial=initial,
             kernels=self._kernels,
             network=network,
-            attack_radius=chosen.attack_radius,
-            smoothing_sigma=chosen.smoothing_sigma,
+            options=chosen.to_dict(),
         )
 
     def measure(self, state: TrainState) -> Found:

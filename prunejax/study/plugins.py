@@ -4,21 +4,24 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from prunejax import data, losses, models, scores
+from prunejax import data, losses, models, schedules, scores
+from prunejax.configs import fields
 from prunejax.measures import suite
 from prunejax.record import sinks
+from prunejax.study import presets
 from prunejax.train import probes
 
 
 def registered() -> list[str]:
-    """Names in the registries (models, data, scores, losses, ..., figures) that are not of here."""
+    """Names in the registries (models, data, ..., figures) and fields that are not of here."""
     # Late: it loads matplotlib, which `report.check` does with care for MPLBACKEND.
     gallery = importlib.import_module("prunejax.report.gallery")
     tables: tuple[Mapping[str, Any], ...] = (
-        *(models.MODELS, data.DATASETS, scores.SCORES),
+        *(models.MODELS, data.DATASETS, scores.SCORES, schedules.SCHEDULES),
         *(losses.LOSSES, suite.MEASURES, probes.PROBES, gallery.FIGURES, sinks.SINKS),
     )
-    return [name for table in tables for name, value in table.items() if not _ours(value)]
+    found = [name for table in tables for name, value in table.items() if not _ours(value)]
+    return [*found, *(name for name in presets.METHODS if name not in presets.SHIPPED), *fields.OWN]
 
 
 def _ours(value: Any) -> bool:

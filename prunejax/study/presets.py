@@ -9,6 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from prunejax import registry
+from prunejax.errors import ConfigError
+
 _WEIGHTS = {"granularity": "weight", "layers": ("kernel:.*",)}
 _BEFORE = _WEIGHTS | {"schedule": "scratch", "scope": "global"}
 _STATIC = _WEIGHTS | {"schedule": "scratch", "score": "weight_random", "allocation": "erk"}
@@ -35,6 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "movement_soft": _WEIGHTS
     | {"schedule": "threshold", "score": "learnt", "forward": "movement", "refresh_every": 10},
 }
+SHIPPED = frozenset(METHODS)
 
 
 def apply(prune: ConfigDict, defaults: ConfigDict, own: Collection[str]) -> None:
@@ -44,7 +48,15 @@ def apply(prune: ConfigDict, defaults: ConfigDict, own: Collection[str]) -> None
       prune: of an arm, changed in place.
       defaults: of the package: a field that differs from it was set by the study.
       own: fields that the arm sets itself.
+
+    Raises:
+      ConfigError: a method that is not of the package sets a field that there is not.
     """
     for field, value in METHODS.get(prune.method, {}).items():
+        if field not in defaults:
+            raise ConfigError(
+                f"config.prune.method = {prune.method!r} sets {field!r}, which is no field of "
+                f"config.prune." + registry.suggestion(field, defaults)
+            )
         if field not in own and prune[field] == defaults[field]:
             prune[field] = value

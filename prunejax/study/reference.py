@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from prunejax.configs import default
-from prunejax.study.ranges import CHOICES, ENTRIES, RANGES
+from prunejax.study import ranges
 
 HEAD = """# Every field of a study
 
@@ -86,18 +86,19 @@ def _leaves(config: ConfigDict, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _allowed(name: str, value: Any) -> str:
-    if name in CHOICES:
-        return ", ".join(CHOICES[name])
-    if name in RANGES:
-        low, high, unit = RANGES[name]
+    field = ranges.declared().get(name)
+    if field is None:
+        return {bool: "True, False", str: "text"}.get(type(value), "")
+    if field.names:
+        return ", ".join(ranges.choices()[name])
+    if field.unit:
+        low, high, unit = field.low, field.high, field.unit
         least, most = (
             None if x is None else f"{x:,g}" if abs(x) < 1e7 else f"{x:.4g}" for x in (low, high)
         )
         span = f"{least} to {most}" if most is not None else f"at least {least}"
         return f"{span} ({unit})"
-    if name in ENTRIES:
-        return f"a tuple of {ENTRIES[name][1]}"
-    return {bool: "True, False", str: "text"}.get(type(value), "")
+    return f"a tuple of {field.entries}" if field.entries else ""
 
 
 def _meanings() -> dict[str, str]:

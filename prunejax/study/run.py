@@ -40,6 +40,7 @@ from prunejax.study.plan import Batch, Member
 from prunejax.study.probing import Probing
 from prunejax.study.resolved import resolve
 from prunejax.system import config_file as config_file_lib
+from prunejax.system import limits
 from prunejax.system.files import expand
 
 
@@ -70,7 +71,6 @@ def use_devices(
     touches its backends; later it changes nothing.
     """
     count = -(-config.get("population", {}).get("devices", 0) // processes)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     before = [0]
     for pattern in ("layout.json", "shards/*/layout.json") if workdir else ():
         try:
@@ -80,7 +80,7 @@ def use_devices(
         except (OSError, ValueError, AttributeError, KeyError, TypeError):
             pass  # not ours, or damaged: told when the directory is opened
     try:
-        jax.config.update("jax_num_cpu_devices", max(count or cores or 1, *before))
+        jax.config.update("jax_num_cpu_devices", max(count or limits.cores(), *before))
     except RuntimeError:
         return
 

@@ -93,10 +93,7 @@ def _scheduled(
         return {}
     found: dict[int, dict[str, int]] = {}
     for name, layer in layers.items():
-        when = {
-            "start": event_plan.of_rule(p.start, layer.rule),
-            "end": event_plan.of_rule(p.end, layer.rule),
-        }
+        when = event_plan.span(p, layer)
         last = schedules.last_epoch(p.schedule, **when, period=p.period)
         if last > total:
             raise ConfigError(
@@ -105,12 +102,7 @@ def _scheduled(
                 "schedule earlier or train longer"
             )
         try:
-            events = schedules.SCHEDULES[p.schedule](
-                units=layer.units,
-                fraction=layer.fraction,
-                **when,
-                period=p.period,
-            )
+            events = event_plan.scheduled(p, layer)
         except ValueError as error:
             raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
         for step, count in events:

@@ -1,7 +1,7 @@
-"""How much memory this process may still take on its host: the system, its job's groups, ulimit.
+"""What this process may take of its host: cores, and memory by the system, groups and ulimit.
 
-Every function reads below a `root`, `/` by default, so that a made-up tree can stand for another
-machine.
+Every function of memory reads below a `root`, `/` by default, so that a made-up tree can stand for
+another machine.
 """
 
 import os
@@ -22,6 +22,11 @@ _FILES = {
     "cgroup2": (("memory.max", "memory.high"), "memory.current", "inactive_file"),
     "cgroup": (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
 }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_host_memory(root: Path = ROOT, rlimits: Mapping[str, int] | None = None) -> float:

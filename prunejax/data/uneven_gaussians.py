@@ -11,7 +11,7 @@ TRAIN, TEST = 100, 1000  # examples of each class
 SPREADS = (0.7, 2.2)  # standard deviations of the first and the last class, linear between
 
 
-def load_gaussians(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_uneven_gaussians(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """1,000 training and 10,000 test examples, float32 [n, 20], as many of each of ten classes.
 
     Class c has mean N(0, I) (drawn once) and covariance s_c^2 I with s_c from 0.7 to 2.2: the wide
@@ -30,4 +30,4 @@ def load_gaussians(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
         noise = rng.normal(size=(labels.size, DIMENSIONS))
         parts.append(((means[labels] + spread[labels, None] * noise).astype(np.float32), labels))
     train, test = parts
-    return make("gaussians", train, test, CLASSES, prepare=Standardize.of(parts[0][0]))
+    return make("uneven_gaussians", train, test, CLASSES, prepare=Standardize.of(parts[0][0]))
