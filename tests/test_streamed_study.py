@@ -14,9 +14,10 @@ from prunejax.configs import default
 from prunejax.data import StreamedSet, dataset
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import config as config_lib
-from prunejax.study import pacing, plan
+from prunejax.study import pacing, plan, streamed_population
 from prunejax.study import run as study
-from prunejax.study.streamed_population import StreamedPopulation, _part
+from prunejax.study.streamed_population import StreamedPopulation
+from prunejax.study.windows import part
 from tests import streamed_case
 from tests.streamed_case import BATCH, EXAMPLES, TESTS
 from tests.test_rendezvous import free_port
@@ -151,6 +152,25 @@ def test_interrupted_within_an_epoch_continues_to_the_same_bytes(
 
 
 @pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("batches", [2, 5])  # of the 12 of an epoch, 3 of an evaluation
+def test_how_many_batches_a_window_has_changes_no_byte(
+    sets, finished, tmp_path, monkeypatch, batches
+):
+    pixels = BATCH * 14 * 14 * 3
+    monkeypatch.setattr(streamed_population, "WINDOW_BYTES", batches * pixels)
+    config = streamed_case.study(sets)
+    (batch,) = batches_of(config)
+    people = StreamedPopulation(
+        batch.program, batch.dataset, "sequential", jax.devices()[:1], batch.members[0]
+    )
+    assert (people._window, people._test_window) == (batches, min(batches, 3))
+    go(config, tmp_path / "run")
+    for table in ("epochs", "events", "classes"):
+        assert content(tmp_path / "run")[table] == content(finished)[table]
+    assert_same_targets(tmp_path / "run", finished)
+
+
+@pytest.mark.usefixtures("no_report")
 def test_stacked_members_agree_with_single_ones(sets, finished, tmp_path):
     config = streamed_case.study(sets)
     config.population.layout = "vectorized"
@@ -174,7 +194,7 @@ def test_the_same_views_in_memory_train_the_same(sets, finished, tmp_path, monke
     assert not isinstance(batch.dataset, StreamedSet)
     go(config, tmp_path / "run")
     columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "sparsity")
-    assert_close(tmp_path / "run", finished, "epochs", columns, ("S-0", "L-0"))
+    assert_close(tmp_path / "run", finished, "epochs", columns, ("S-0", "L-0"), rel=1e-6)
     assert_close(tmp_path / "run", finished, "events", EVENT, ("S-0", "L-0"))
     assert_same_targets(tmp_path / "run", finished)
 
@@ -198,18 +218,21 @@ def test_batches_are_a_pure_function_of_seed_and_step(sets):
     streams = {
         seed: batch.dataset.training(seed, BATCH, augment=True) for seed in (0, 1, 2**32 - 1)
     }
-    for seeds, step in (((0, 1, 0), 3), ((0, 1, 0), 4), ((0, 1, 0), 14), ((1, 2**32 - 1), 3)):
-        images, labels = people._batch(seeds, step)
+    for seeds, first in (((0, 1, 0), 3), ((0, 1, 0), 5), ((0, 1, 0), 14), ((1, 2**32 - 1), 3)):
+        images, labels, begins = people._read(seeds, first, 2)
+        assert begins.tolist() == [first] * len(seeds)
         for i, seed in enumerate(seeds):
-            np.testing.assert_array_equal(images[i], streams[seed][step]["image"])
-            np.testing.assert_array_equal(labels[i], streams[seed][step]["label"])
+            for j in range(2):
+                batch = streams[seed][first + j]
+                np.testing.assert_array_equal(images[i, j], batch["image"])
+                np.testing.assert_array_equal(labels[i, j], batch["label"])
 
 
 def test_parts_of_a_batch_cover_what_the_devices_hold():
-    assert _part([(0, 8)], 8) == (0, 1)
-    assert _part([(4, 6), (6, 8)], 8) == (1, 2)
-    assert _part([(2, 4)], 8) == (1, 4)
-    assert _part([(2, 8)], 8) == (0, 1)  # no equal part has just these rows
+    assert part([(0, 8)], 8) == (0, 1)
+    assert part([(4, 6), (6, 8)], 8) == (1, 2)
+    assert part([(2, 4)], 8) == (1, 4)
+    assert part([(2, 8)], 8) == (0, 1)  # no equal part has just these rows
 
 
 # -- devices and processes -----------------------------------------------------------------------

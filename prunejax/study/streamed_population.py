@@ -1,10 +1,12 @@
 """A population whose batches are read while it trains: for sets that memory does not hold.
 
-The train step, the events and the sums of evaluation are those of sets in memory. What differs is
-who fetches a batch: there the compiled program, here this process, one step ahead of the devices.
+The training steps, the events and the sums of evaluation are those of sets in memory. What differs
+is where a batch comes from: there of the whole set on the device, here of a window of some batches
+that this process has read, one window ahead of the devices.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +21,7 @@ from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import DATA, MEMBER
 from prunejax.data import StreamedSet
 from prunejax.data.streaming import Batch, Stream, available_threads
-from prunejax.study import ahead
+from prunejax.study import ahead, windows
 from prunejax.study.plan import Member
 from prunejax.study.population import Memory, Population
 from prunejax.train import evaluation, step
@@ -28,6 +30,8 @@ from prunejax.train.prune import Event
 from prunejax.train.step import Data, Program, TrainState
 
 Tree = Any
+# Of the images of a window of one member: a call is worth some hundred microseconds of the host.
+WINDOW_BYTES = 2**23
 
 
 class StreamedPopulation(Population):
@@ -58,21 +62,27 @@ class StreamedPopulation(Population):
         share = program.data_parallel
         self._eval_size = -(-program.eval_batch_size // share) * share
         self._test: Stream | None = None
-        self._feeds: dict[int, _Feed] = {}
-        self._of_members = mesh_lib.sharding(self.mesh, MEMBER, DATA)
-        self._of_all = mesh_lib.sharding(self.mesh, DATA)
+        self._feeds: dict[int, windows.Feed] = {}
+        self._of_members = mesh_lib.sharding(self.mesh, MEMBER, None, DATA)
+        self._of_all = mesh_lib.sharding(self.mesh, None, DATA)
 
-        one_step = self._lift.stacked(lambda m: step.train_batch(program, *m))
-        self._step = jax.jit(
-            lambda states, images, labels: one_step((states, images, labels)),
+        self._window = _batches_of(program, program.batch_size, program.steps_per_epoch)
+        self._test_window = _batches_of(
+            program, self._eval_size, -(-source.test_examples // self._eval_size)
+        )
+        steps = self._lift.stacked(
+            lambda m, n: step.train_steps(program, m[0], step.Window(*m[1]), n)
+        )
+        self._steps = jax.jit(
+            lambda states, window, n: steps((states, window), n),
             donate_argnums=(0,),
             out_shardings=self._states,
         )
         self.train = self._train
         looked = partial(evaluation.batch_sums, program, examples=source.test_examples)
-        self._sums = self._lift(_added(looked), self._members)
+        self._sums = self._lift(_summed(looked), self._members)
         self._forecast = self._lift(
-            _added(lambda pair, *batch: evaluation.expansion(program, *pair)(*batch[:3])),
+            _summed(lambda pair, *batch: evaluation.expansion(program, *pair)(*batch[:3])),
             self._members,
         )
         self._copied = jax.jit(
@@ -86,63 +96,81 @@ class StreamedPopulation(Population):
         del data
         first = int(mesh_lib.fetch(states.step)[0])
         seeds = [int(seed) for seed in mesh_lib.fetch(states.seeds.data)]
-        for number in range(first, first + int(steps)):
-            images, labels = self._batch(seeds, number)
-            # One step ahead and no further: else batches would pile up on the devices.
+        last = first + int(steps)
+        for number in range(first, last, self._window):
+            count = min(self._window, last - number)
+            window = self._read(seeds, number, count)
+            # One window ahead and no further: else batches would pile up on the devices.
             jax.block_until_ready(states.step)
-            states = self._step(states, images, labels)
+            states = self._steps(states, window, np.int32(count))
         return states
 
-    def _batch(self, seeds: Sequence[int], number: int) -> tuple[jax.Array, jax.Array]:
-        """The members' batches of a step, stacked: each process reads what its devices need."""
+    def _read(self, seeds: Sequence[int], first: int, count: int) -> step.Window:
+        """The members' batches of `count` steps, stacked: each process reads what it needs.
+
+        The window is as long as ever; what follows these steps in it is zero and not looked at.
+        """
         size = self.program.batch_size
-        spans = _spans(self._of_members, (len(seeds), size))
+        lead = (len(seeds), self._window, size)
+        spans = windows.spans(self._of_members, lead)
         here = sorted(
             {seeds[m] for low, high in (span[0] for span in spans) for m in range(low, high)}
         )
-        part = _part([span[1] for span in spans], size)
+        part = windows.part([span[2] for span in spans], size)
         if set(self._feeds) != set(here):
             threads = max(1, available_threads() // len(here))
             self._feeds = {
-                seed: _Feed(
+                seed: windows.Feed(
                     self._source.training(seed, size, augment=self.program.augment, part=part),
                     threads,
                 )
                 for seed in here
             }
-        read = {seed: feed(number) for seed, feed in self._feeds.items()}
+        read = [
+            {seed: feed(number) for seed, feed in self._feeds.items()}
+            for number in range(first, first + count)
+        ]
         offset = part[0] * (size // part[1])
 
         def place(key: str) -> jax.Array:
-            def block(members: tuple[int, int], rows: tuple[int, int]) -> np.ndarray:
+            def block(members: windows.Span, _: windows.Span, rows: windows.Span) -> np.ndarray:
                 some = slice(rows[0] - offset, rows[1] - offset)
-                return np.stack([read[seeds[m]][key][some] for m in range(*members)])
+                of = [[b[seeds[m]][key][some] for b in read] for m in range(*members)]
+                return np.stack([windows.filled(batches, self._window) for batches in of])
 
-            return _placed(self._of_members, (len(seeds), size), read[here[0]][key], block)
+            return windows.placed(self._of_members, lead, read[0][here[0]][key], block)
 
-        return place("image"), place("label")
+        begins = mesh_lib.put(np.full(len(seeds), first, np.int32), self._members)
+        return step.Window(place("image"), place("label"), begins)
 
     # -- evaluation ---------------------------------------------------------------------------
 
     def _over_test(self, fn: Callable[..., Tree], of: Tree, total: Tree) -> Tree:
-        """`total = fn((of, total), *batch)` for each batch of the evaluation split, on the host."""
+        """`total = fn((of, total), *window, batches)` for the windows of the evaluation split."""
         size = self._eval_size
-        part = _part([span[0] for span in _spans(self._of_all, (size,))], size)
+        part = windows.part([span[1] for span in windows.spans(self._of_all, (1, size))], size)
         if self._test is None:
             self._test = self._source.evaluation(size, part=part)
         offset = part[0] * (size // part[1])
         total = mesh_lib.put(total, self._members)
-        for number, read in enumerate(self._test.iterate()):
+        long = self._test_window
+        lead, batches = (long, size), self._test.iterate()
+        for number in itertools.count():
+            read = list(itertools.islice(batches, long))
+            if not read:
+                break
 
-            def place(host: np.ndarray) -> jax.Array:
-                return _placed(
-                    self._of_all, (size,), host, lambda r: host[r[0] - offset : r[1] - offset]
-                )
+            def place(key: str, read: Sequence[Batch] = read) -> jax.Array:
+                def block(_: windows.Span, rows: windows.Span) -> np.ndarray:
+                    some = slice(rows[0] - offset, rows[1] - offset)
+                    return windows.filled([batch[key][some] for batch in read], long)
 
-            batch = [place(read[key]) for key in ("image", "label", "weight")]
-            batch.append(self._positions(number))
+                return windows.placed(self._of_all, lead, read[0][key], block)
+
+            window = [place(key) for key in ("image", "label", "weight")]
+            window.append(self._positions(number))
             jax.block_until_ready(total)
-            total = fn((of, total), *batch)
+            total = fn((of, total), *window, np.int32(len(read)))
         return mesh_lib.fetch(total)
 
     def evaluate_test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
@@ -164,10 +192,11 @@ class StreamedPopulation(Population):
         )
 
     def _positions(self, number: int) -> jax.Array:
-        """Of the examples of a batch of the evaluation split, in it."""
-        size = self._eval_size
-        here = np.arange(number * size, (number + 1) * size, dtype=np.int32)
-        return jax.make_array_from_callback((size,), self._of_all, lambda index: here[index])
+        """Of the examples of a window of the evaluation split, in it."""
+        lead = (self._test_window, self._eval_size)
+        each = lead[0] * lead[1]
+        here = np.arange(number * each, (number + 1) * each, dtype=np.int32).reshape(lead)
+        return jax.make_array_from_callback(lead, self._of_all, lambda index: here[index])
 
     def event(self, states: TrainState, row: int, replay: Tree = None) -> tuple[TrainState, Event]:
         """As `Population.event`; a forecast is a pass of its own over the evaluation split."""
@@ -200,8 +229,10 @@ class StreamedPopulation(Population):
             images = jax.ShapeDtypeStruct((*lead, *shape), np.uint8, sharding=where)
             return [images, jax.ShapeDtypeStruct(lead, np.int32, sharding=where)]
 
-        size = self.program.batch_size
-        programs = [self._step.lower(states, *abstract(self._of_members, members, size))]
+        batches = abstract(self._of_members, members, self._window, self.program.batch_size)
+        begins = jax.ShapeDtypeStruct((members,), np.int32, sharding=self._members)
+        window = step.Window(batches[0], batches[1], begins)
+        programs = [self._steps.lower(states, window, np.int32(1))]
         if with_evaluation:
             totals = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(
@@ -209,36 +240,22 @@ class StreamedPopulation(Population):
                 ),
                 self._no_sums(),
             )
-            batch = abstract(self._of_all, self._eval_size)
-            batch += [
-                jax.ShapeDtypeStruct((self._eval_size,), kind, sharding=self._of_all)
+            lead = (self._test_window, self._eval_size)
+            some = abstract(self._of_all, *lead)
+            some += [
+                jax.ShapeDtypeStruct(lead, kind, sharding=self._of_all)
                 for kind in (np.float32, np.int32)
             ]
-            programs.append(self._sums.lower((states, totals), *batch))
+            programs.append(self._sums.lower((states, totals), *some, np.int32(1)))
         return programs
 
     def memory(self, size: int, with_evaluation: bool = True) -> Memory:
-        """As `Population.memory`, and two batches on each device: one in use, one that waits."""
+        """As `Population.memory`, and two windows on each device: one in use, one that waits."""
         found = super().memory(size, with_evaluation)
-        each = int(np.prod(self.program.image_shape)) * self.program.batch_size
+        each = int(np.prod(self.program.image_shape)) * self.program.batch_size * self._window
         on_device = -(-size // self.multiple) * each // self.program.data_parallel
         devices = len(self.mesh.local_devices) if self._cpu else 1
         return found._replace(data=found.data + 2 * devices * on_device)
-
-
-class _Feed:
-    """The batches of one stream from any step on; those that follow are prepared ahead."""
-
-    def __init__(self, stream: Stream, threads: int) -> None:
-        self._stream, self._threads = stream, threads
-        self._ahead: Iterator[Batch] = iter(())
-        self._next = -1
-
-    def __call__(self, number: int) -> Batch:
-        if number != self._next:
-            self._ahead = self._stream.iterate(number, threads=self._threads)
-        self._next = number + 1
-        return next(self._ahead)
 
 
 def _held(program: Program, source: StreamedSet) -> Data:
@@ -258,43 +275,21 @@ def _held(program: Program, source: StreamedSet) -> Data:
     return held
 
 
-def _added(fn: Callable[..., Tree]) -> Callable[..., Tree]:
-    """`((of, total), *batch) -> total + fn(of, *batch)`."""
-    return lambda m, *batch: jax.tree.map(jnp.add, m[1], fn(m[0], *batch))
+def _batches_of(program: Program, batch: int, most: int) -> int:
+    """How many batches of so many examples a window has.
 
-
-def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """First and one past the last entry along each leading axis."""
-    return [s.indices(n)[:2] for s, n in zip(index, shape, strict=False)]
-
-
-def _spans(where: NamedSharding, lead: tuple[int, ...]) -> list[list[tuple[int, int]]]:
-    """What each device of this process holds of an array of those leading axes."""
-    held = where.addressable_devices_indices_map(lead)
-    return [_bounds(index, lead) for index in held.values() if index is not None]
-
-
-def _placed(
-    where: NamedSharding, lead: tuple[int, ...], like: np.ndarray, block: Callable[..., np.ndarray]
-) -> jax.Array:
-    """`[*lead, ...]` on the devices from what `block(*bounds)` gives of it.
-
-    Args:
-      where: its sharding.
-      lead: its leading axes.
-      like: gives the other axes: all but its first.
-      block: called with (first, one past last) along each leading axis, for each device here.
+    A function of the study alone, not of the machine: XLA compiles a window of one batch otherwise
+    than longer ones, and a last digit differs then.
     """
-
-    def one(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None
-        return block(*_bounds(index, lead))
-
-    return jax.make_array_from_callback((*lead, *like.shape[1:]), where, one)
+    example = int(np.prod(program.image_shape))  # bytes: pixels
+    return max(1, min(most, WINDOW_BYTES // (batch * example)))
 
 
-def _part(rows: Sequence[tuple[int, int]], size: int) -> tuple[int, int]:
-    """The smallest of equal parts (i, n) of a batch that has all these rows."""
-    low, high = min(first for first, _ in rows), max(last for _, last in rows)
-    width = high - low
-    return (0, 1) if size % width or low % width else (low // width, size // width)
+def _summed(fn: Callable[..., Tree]) -> Callable[..., Tree]:
+    """`((of, total), *window, count) -> total + sum of fn(of, *batch)` over its batches."""
+
+    def summed(m: Any, *window: Any) -> Tree:
+        *batches, count = window
+        return evaluation.over_window(partial(fn, m[0]), m[1], tuple(batches), count)
+
+    return summed

@@ -10,7 +10,15 @@ import numpy as np
 from prunejax import data as data_lib
 from prunejax import interventions, losses
 from prunejax.train.probes import ALWAYS, PROBES, Seen
-from prunejax.train.step import Program, TrainState, inputs, logits, split_batch, variables
+from prunejax.train.step import (
+    Program,
+    TrainState,
+    batch_of,
+    inputs,
+    logits,
+    split_batch,
+    variables,
+)
 
 Array = jax.Array
 
@@ -48,6 +56,14 @@ def evaluate(program: Program, state: TrainState, images: Array, labels: Array) 
     zero = zeros(program, state, images, labels, n)
     sums, _ = jax.lax.scan(body, zero, (jnp.asarray(indices), jnp.asarray(weights)))
     return metrics(program, sums, n)
+
+
+def over_window(
+    fn: Callable[..., Any], total: Any, batches: tuple[Array, ...], count: Array
+) -> Any:
+    """`total` plus `fn(*batch)` of the first `count` batches of a window, in their order."""
+    add = lambda i, sums: jax.tree.map(jnp.add, sums, fn(*batch_of(batches, i)))  # noqa: E731
+    return jax.lax.fori_loop(0, count, add, total)
 
 
 def metrics(program: Program, sums: dict[str, Any], examples: int) -> Metrics:

@@ -75,6 +75,19 @@ class Data(NamedTuple):
     validation_labels: Value
 
 
+class Window(NamedTuple):
+    """Batches of steps in a row, of a set that memory does not hold."""
+
+    images: Value  # [steps, batch, ...]
+    labels: Value  # [steps, batch, ...]
+    first: Value  # int32, the step of the first
+
+
+def batch_of(batches: tuple[Array, ...], number: Array) -> tuple[Array, ...]:
+    """Entry `number` of arrays that hold batches along their first axis."""
+    return tuple(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in batches)
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """Everything static: one program serves all arms of a study that share it."""

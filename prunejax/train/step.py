@@ -26,6 +26,8 @@ from prunejax.train.state import Program as Program
 from prunejax.train.state import Seeds as Seeds
 from prunejax.train.state import Totals as Totals
 from prunejax.train.state import TrainState as TrainState
+from prunejax.train.state import Window as Window
+from prunejax.train.state import batch_of as batch_of
 
 Array = jax.Array
 Value = Any  # an array of JAX or NumPy
@@ -188,21 +190,26 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
     )
 
 
-def train_steps(program: Program, state: TrainState, data: Data, steps: Array) -> TrainState:
+def train_steps(
+    program: Program, state: TrainState, data: Data | Window, steps: Array
+) -> TrainState:
     """`steps` training steps (a traced count) that stay inside one epoch's full batches.
 
     The epoch's order is a pure function of (seed, epoch): stopping and continuing at any step
-    gives the same bits.
+    gives the same bits. A window has the batches of these steps (and may have more).
     """
     size = program.batch_size
-    order = _order(program, state)
+    order = jnp.zeros(0, jnp.int32) if isinstance(data, Window) else _order(program, state)
+
+    def one(state: TrainState) -> TrainState:
+        if isinstance(data, Window):
+            images, labels = batch_of((data.images, data.labels), state.step - data.first)
+            return train_batch(program, state, images, labels)
+        start = (state.step % program.steps_per_epoch) * size
+        return _step_on(program, state, data, jax.lax.dynamic_slice(order, (start,), (size,)))
 
     def body(_: Array, state: TrainState) -> TrainState:
-        start = (state.step % program.steps_per_epoch) * size
-        indices = jax.lax.dynamic_slice(order, (start,), (size,))
-        return stopping.unless_stopped(
-            program.stops, state, lambda s: _step_on(program, s, data, indices)
-        )
+        return stopping.unless_stopped(program.stops, state, one)
 
     return jax.lax.fori_loop(0, steps, body, state)
 
