@@ -16,10 +16,12 @@ of the 1,881 pairs of 5, 10, ..., 1045 units and tenths 104; of the paper's laye
 none. An event may have the count 0: nothing happens then.
 """
 
+import inspect
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -167,6 +169,22 @@ SCHEDULES: dict[str, Callable[..., Events]] = {
     "cubic": cubic,
     "geometric": geometric,
 }
+
+
+def planned(name: str, fields: Mapping[str, Any], **given: Any) -> Events:
+    """The events of a schedule by name, which need not be of this module.
+
+    Args:
+      name: a key of SCHEDULES.
+      fields: what its keyword arguments beyond `given` are taken from.
+      given: what every schedule takes.
+
+    Raises:
+      ValueError: a schedule that cannot be.
+    """
+    schedule = SCHEDULES[name]
+    own = [argument for argument in inspect.signature(schedule).parameters if argument not in given]
+    return schedule(**given, **{argument: fields[argument] for argument in own})
 
 
 def counts(events: Events, epochs: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, what may not be imported, how long a file may be."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ MAX_ARROWS = 110  # between rooms
 FORBIDDEN = {"tensorflow", "clu", "chex", "torch", "haiku", "equinox", "matfree"}
 HEAVY = {"flax", "optax", "orbax", "matplotlib", "scipy", "sklearn", "tensorflow_datasets"}
 MAX_LINES = 300
+READING = 2700  # lines from settings to a row of runs.csv
 # What may be longer, with its length.
 LONGER = {
     "prunejax.curvature.operators": 326,  # all that operators share, in one room
@@ -218,6 +220,14 @@ def test_length(module):
     lines = FILES[module].read_text().count("\n")
     assert lines <= LONGER.get(module, MAX_LINES), "split it"
     assert lines > MAX_LINES or module not in LONGER, "take it out of LONGER"
+
+
+def test_the_ten_files_that_a_newcomer_reads_are_short():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    passage = text[text.index("To read one run") :].partition("\n\n")[0]
+    files = [PACKAGE / name for name in re.findall(r"`(\S+\.py)`", passage)]
+    assert len(files) == 10
+    assert sum(file.read_text().count("\n") for file in files) <= READING
 
 
 def config_fields() -> list[str]:

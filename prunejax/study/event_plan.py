@@ -1,7 +1,6 @@
 """Which layers a variant prunes, and how many units at which epoch: from settings to counts."""
 
 import dataclasses
-import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -155,26 +154,6 @@ def of_rule(values: Sequence[Any], index: int) -> Any:
     return values[index % len(values)]
 
 
-def span(prune: ConfigDict, layer: Layer) -> dict[str, int]:
-    """`start` and `end` of a layer's events, in epochs or steps."""
-    return {name: of_rule(prune[name], layer.rule) for name in ("start", "end")}
-
-
-def scheduled(prune: ConfigDict, layer: Layer) -> schedules.Events:
-    """The events of a layer by `prune.schedule`, in epochs or steps.
-
-    Keyword arguments of the schedule beyond those of `prunejax.schedules` are fields of `prune`.
-
-    Raises:
-      ValueError: a schedule that cannot be.
-    """
-    schedule = schedules.SCHEDULES[prune.schedule]
-    given = {"units": layer.units, "fraction": layer.fraction, "period": prune.period}
-    given |= span(prune, layer)
-    own = [name for name in inspect.signature(schedule).parameters if name not in given]
-    return schedule(**given, **{name: prune[name] for name in own})
-
-
 def event_counts(
     settings: ConfigDict,
     label: str,
@@ -197,15 +176,12 @@ def event_counts(
         return {}
     counts: dict[str, np.ndarray] = {}
     chosen = layers(settings, label, groups, params, live or {})
-    # For these see `step_plan`.
-    if (
-        p.rounds > 1
-        or p.schedule in ("phases", "threshold")
-        or (p.unit == "step" and p.schedule != "scratch")
-    ):
+    at_steps = p.unit == "step" and p.schedule != "scratch"
+    if p.rounds > 1 or at_steps or p.schedule in ("phases", "threshold"):  # see `step_plan`
         return {name: np.zeros(settings.epochs + 1, np.int32) for name in chosen}
     for name, layer in chosen.items():
-        size, when = layer.units, span(p, layer)
+        size = layer.units
+        when = {"start": of_rule(p.start, layer.rule), "end": of_rule(p.end, layer.rule)}
         last = schedules.last_epoch(p.schedule, **when, period=p.period)
         idle = schedules.kept(size, layer.fraction) == size
         if last >= settings.epochs and not idle:  # not listed: there may be billions of events
@@ -216,7 +192,8 @@ def event_counts(
                 "earlier or train longer"
             )
         try:
-            events = [] if idle else scheduled(p, layer)
+            of = {"units": size, "fraction": layer.fraction, "period": p.period}
+            events = [] if idle else schedules.planned(p.schedule, p, **of, **when)
             counts[name] = schedules.counts(events, settings.epochs)
         except ValueError as error:
             raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None

@@ -93,7 +93,10 @@ def _scheduled(
         return {}
     found: dict[int, dict[str, int]] = {}
     for name, layer in layers.items():
-        when = event_plan.span(p, layer)
+        when = {
+            "start": event_plan.of_rule(p.start, layer.rule),
+            "end": event_plan.of_rule(p.end, layer.rule),
+        }
         last = schedules.last_epoch(p.schedule, **when, period=p.period)
         if last > total:
             raise ConfigError(
@@ -102,7 +105,8 @@ def _scheduled(
                 "schedule earlier or train longer"
             )
         try:
-            events = event_plan.scheduled(p, layer)
+            of = {"units": layer.units, "fraction": layer.fraction, "period": p.period}
+            events = schedules.planned(p.schedule, p, **of, **when)
         except ValueError as error:
             raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
         for step, count in events:

@@ -83,7 +83,7 @@ class Window(NamedTuple):
     first: Value  # int32, the step of the first
 
 
-def batch_of(batches: tuple[Array, ...], number: Array) -> tuple[Array, ...]:
+def batch_of(batches: tuple[Any, ...], number: Array) -> tuple[Array, ...]:
     """Entry `number` of arrays that hold batches along their first axis."""
     return tuple(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in batches)
 

@@ -199,18 +199,15 @@ def train_steps(
     gives the same bits. A window has the batches of these steps (and may have more).
     """
     size = program.batch_size
-    order = jnp.zeros(0, jnp.int32) if isinstance(data, Window) else _order(program, state)
+    order = _order(program, state)
 
     def one(state: TrainState) -> TrainState:
         if isinstance(data, Window):
-            images, labels = batch_of((data.images, data.labels), state.step - data.first)
-            return train_batch(program, state, images, labels)
+            return train_batch(program, state, *batch_of(data[:2], state.step - data.first))
         start = (state.step % program.steps_per_epoch) * size
         return _step_on(program, state, data, jax.lax.dynamic_slice(order, (start,), (size,)))
 
-    def body(_: Array, state: TrainState) -> TrainState:
-        return stopping.unless_stopped(program.stops, state, one)
-
+    body = lambda _, state: stopping.unless_stopped(program.stops, state, one)  # noqa: E731
     return jax.lax.fori_loop(0, steps, body, state)
 
 
