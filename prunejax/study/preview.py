@@ -9,10 +9,10 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
-from prunejax.errors import ConfigError
 from prunejax.study import config as config_lib
 from prunejax.study import memory, plan
 from prunejax.study.plan import Batch, Member
+from prunejax.system.readable import judging
 from prunejax.train import step
 
 
@@ -27,11 +27,9 @@ def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
     Raises:
       ConfigError: the config is refused, in the words of `run`.
     """
-    try:
+    with judging():
         arms = config_lib.variants(config, defaults)
         batches = plan.build(arms)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     found = [f"study     {arms[0].settings.name}: {len(arms)} arms, {_runs(batches)} runs"]
     for arm in arms:
         batch, members = _of(batches, arm.label)

@@ -41,6 +41,7 @@ from prunejax.study.probing import Probing
 from prunejax.study.resolved import resolve
 from prunejax.system import config_file as config_file_lib
 from prunejax.system.files import expand
+from prunejax.system.readable import judging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +142,11 @@ def run(
         raise ConfigError(f"workdir {error}") from None
     if "://" in workdir:
         raise ConfigError(f"workdir {workdir} is no local path; mount the bucket and name that")
-    try:
+    with judging():  # data sets, models and registries raise errors of their own
         arms = config_lib.variants(config, defaults)
         report.check(arms[0].settings.report, [arm.label for arm in arms])
         sinks.check(arms[0].settings.record.sinks)
         batches = plan.build(arms)
-    except ValueError as error:  # of data sets, models, registries: all are bad requests here
-        raise ConfigError(str(error)) from error
     settings = arms[0].settings
     origin = config_file_lib.describe(config_file) if config_file and plugins.registered() else None
     for arm in arms:
