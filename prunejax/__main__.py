@@ -13,7 +13,6 @@
 0 done, 2 bad request, 1 failure, 75 interrupted with everything saved.
 """
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 from prunejax import registry
 from prunejax.configs import shipped
 from prunejax.errors import ConfigError
-from prunejax.system import command, signals
+from prunejax.system import command, files, signals
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -56,15 +55,15 @@ def _list(argv: Sequence[str]) -> int:
 def _show(argv: Sequence[str]) -> int:
     if len(argv) != 1:
         raise ConfigError("prunejax show DIR: give one run directory")
-    path = Path(argv[0]).expanduser()
-    config = path / "config.json"
+    path = Path(files.expand(argv[0]))
+    config, status = path / "config.json", path / "status.json"
     if not config.is_file():
         raise ConfigError(f"{path} is no run directory: it has no config.json")
-    settings = json.loads(config.read_text())
-    status = path / "status.json"
-    finished = status.is_file() and json.loads(status.read_text()).get("finished")
+    settings = files.read_object(config)
+    finished = status.is_file() and files.read_object(status).get("finished")
     lines = [f"study    {settings.get('name', '?')}{'' if finished else ' (not finished)'}"]
-    lines.append(f"arms     {', '.join(settings.get('variants') or {})}")
+    arms = settings.get("variants")
+    lines.append(f"arms     {', '.join(arms) if isinstance(arms, dict) else '?'}")
     lines.append(f"seeds    {settings.get('seeds')} from {settings.get('first_seed')}")
     for table in sorted(path.glob("*.csv")):
         rows = max(0, table.read_bytes().count(b"\n") - 1)
@@ -133,8 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 + registry.suggestion(name, COMMANDS)
             )
         return COMMANDS[name](rest)
-    except (ValueError, OSError) as error:
-        return command.tell(*(command.outcome(error) or (error, command.BAD_REQUEST)))
+    except Exception as error:
+        return command.end(error)
 
 
 if __name__ == "__main__":

@@ -80,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweep.apply(config, sweeps)
         more = [f"--config.variants.{text}" for text in of_variants]
         more += [f"{sweep.FLAG}={text}" for text in sweeps]
-        if values.plan:
-            return _plan(config)
-        done = _finished_before(values, config, shard)
+        done = not values.plan and _finished_before(values, config, shard)
     except BaseException as error:  # a config file may raise anything, and may exit
         return command.tell(readable(error, argv), BAD_REQUEST)
+    if values.plan:
+        return _plan(config)
     return 0 if done else _run(values, config, shard, more)
 
 
@@ -145,8 +145,11 @@ def _plan(config: ConfigDict) -> int:
     """Tells what a study is going to do."""
     from prunejax.study import preview
 
-    for line in preview.lines(config, default.get_config()):
-        signals.tell(line, sys.stdout)
+    try:
+        for line in preview.lines(config, default.get_config()):
+            signals.tell(line, sys.stdout)
+    except Exception as error:
+        return command.end(error)
     return 0
 
 
@@ -159,9 +162,9 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Se
     from prunejax.cluster import distributed
     from prunejax.system import compiled
 
-    compiled.use(os.environ)
-    distributed.follow_parent(os.environ)
     try:
+        compiled.use(os.environ)
+        distributed.follow_parent(os.environ)
         processes = distributed.initialize(
             values.coordinator,
             values.process_id,
@@ -169,7 +172,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Se
             timeout_seconds=values.connect_seconds,
         )
     except (ValueError, OSError) as error:
-        return command.tell(*(command.outcome(error) or (error, BAD_REQUEST)))
+        return command.end(error)
     try:
         code = _study(values, config, shard, processes, more)
     except Exception as error:

@@ -222,12 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failures = measure(values.workdir, values.run, given, output=values.output)
         return command.FAILURE if failures else 0
     except Exception as error:
-        known = command.outcome(error)
-        if known is None and isinstance(error, ValueError):
-            known = str(error), command.BAD_REQUEST
-        if known is None:
-            raise
-        return command.tell(*known)
+        return command.end(error)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
+from numpy.lib.array_utils import normalize_axis_tuple
 
 Array = jax.Array
 ACTIVATION_PERIOD = 10  # steps between updates of the running mean of activations
@@ -51,7 +52,7 @@ Axis = int | tuple[int, ...]
 
 def _sum_per_filter(x: Array, axis: Axis) -> Array:
     """The sum over all axes but `axis`; see `filter_l1`."""
-    kept = {a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
+    kept = set(normalize_axis_tuple(axis, x.ndim, "axis"))
     summed = tuple(a for a in range(x.ndim) if a not in kept)
     return jnp.sum(x, axis=summed, keepdims=kept != {x.ndim - 1})
 
@@ -67,6 +68,9 @@ def filter_l1(w: Array, axis: Axis = -1) -> Array:
     Returns:
       [units] for the last axis; else of w's rank, 1 along the other axes, so that a mask made of
       it broadcasts against w.
+
+    Raises:
+      ValueError: w has no such axis, or one is given twice.
     """
     return _sum_per_filter(jnp.abs(_wide(w)), axis)
 

@@ -1,6 +1,7 @@
 """Pruning inside anybody's optax loop: a transformation that carries the masks in its state."""
 
 import numbers
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from prunejax.methods.updates import where
 from prunejax.methods.windows import windows as windows
 
 Tree = Any
+_MOST = 2**31 - 1  # of steps and counts, which run on devices
 
 
 def sparsify(
@@ -114,14 +116,18 @@ def _by_events(
     masks: Tree | None,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of `sparsify` with events."""
-    events = sorted((step, count) for step, count in events if count)
-    whole = all(isinstance(x, numbers.Integral) for event in events for x in event)
-    nothing = not events and masks is None
-    if nothing or not whole or any(step < 0 or count < 0 for step, count in events):
+    try:
+        pairs = sorted((step, count) for step, count in events if count)
+    except (TypeError, ValueError):
+        pairs = [(-1, -1)]  # as wrong as what is no pair
+    whole = all(isinstance(x, numbers.Integral) and 0 <= x <= _MOST for pair in pairs for x in pair)
+    nothing = not pairs and masks is None
+    if nothing or not whole:
         raise ValueError(
-            f"events {events!r}: (step >= 0, count > 0) pairs of integers, at least one"
-            + (" (or masks= to be kept)" if nothing else "")
+            f"events {reprlib.repr(events)}: (step >= 0, count > 0) pairs of integers below 2^31, "
+            "at least one" + (" (or masks= to be kept)" if nothing else "")
         )
+    events = pairs
     if scope not in masks_lib.SCOPES:
         raise ValueError(f"scope {scope!r} is not one of: {', '.join(masks_lib.SCOPES)}")
     steps = np.array([step for step, _ in events], np.int32)
@@ -135,14 +141,15 @@ def _by_events(
     def init(params: Tree) -> SparsifyState:
         chosen = trees.prunable(params, rules)
         shapes = jax.eval_shape(score_tree, params)
-        for (path, picked), shape in zip(
-            trees.leaves_with_paths(chosen), jax.tree.leaves(shapes), strict=True
+        for (path, leaf), picked, units in zip(
+            trees.leaves_with_paths(params), *map(jax.tree.leaves, (chosen, shapes)), strict=True
         ):
-            if picked and not shape.shape:
+            if picked and not units.shape:
                 raise ValueError(
                     f"the score of leaf {path!r} is one number: a score gives a number per unit "
                     "(its shape is the granularity), e.g. scores.magnitude or scores.filter_l2"
                 )
+            trees.fits(path, units, jnp.shape(leaf), "its leaf (its score's shape is its mask's)")
         given = [True] * len(jax.tree.leaves(params))
         if masks is not None:
             given = trees.aligned(params, masks, "masks")

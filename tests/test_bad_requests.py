@@ -15,6 +15,7 @@ from prunejax.report import gallery
 from prunejax.study import config as config_lib
 from prunejax.study import event_plan, overrides
 from prunejax.study import run as study
+from prunejax.system import readable
 from tests.studies import PRUNE, tiny
 
 # ml_collections loads config files in an old way.
@@ -369,3 +370,79 @@ def test_json_files_of_another_type(tmp_path, content, capsys):
             error = capsys.readouterr().err
             assert f"{name} is no JSON" in error or "not finished" in error
             assert error.count("\n") == 1
+
+
+def _of_python():
+    return dict(zip([1, 2], [3], strict=True))
+
+
+def _of_numpy():
+    return np.ones(2) + np.ones(3)
+
+
+def _of_the_library():
+    return np.linalg.solve(np.ones((2, 3)), np.ones(2))  # raised by NumPy's own Python
+
+
+def _judged():
+    raise ValueError("prune.period = 0: at least 1")
+
+
+@pytest.mark.parametrize("fault", [_of_python, _of_numpy, _of_the_library])
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_a_fault_while_a_study_is_planned_is_no_bad_request(
+    monkeypatch, capsys, tmp_path, fault, plan
+):
+    monkeypatch.setattr("prunejax.study.plan.build", lambda arms: fault())
+    monkeypatch.setattr(study, "use_devices", lambda *_: None)
+    monkeypatch.setattr("prunejax.cluster.distributed.leave", lambda code: None)
+    assert main.main(["prunejax", DIGITS, f"--workdir={tmp_path / 'run'}", *plan]) == 1
+    text = capsys.readouterr().err
+    assert fault.__name__ in text  # the trace names the place
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("prunejax.study.plan.build", lambda arms: _judged())
+    assert main.main(["prunejax", DIGITS, f"--workdir={tmp_path / 'run'}", *plan]) == 2
+    assert capsys.readouterr().err == "prunejax: prune.period = 0: at least 1\n"
+
+
+@pytest.mark.parametrize("fault", [_of_python, _of_numpy, _of_the_library])
+def test_a_fault_in_a_report_or_a_measure_is_no_bad_request(monkeypatch, capsys, tmp_path, fault):
+    monkeypatch.setattr(report_command, "build", lambda *_: fault())
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: fault())
+    for call in (
+        lambda: report_command.main([str(tmp_path)]),
+        lambda: measure.main(["prunejax measure", f"--workdir={tmp_path}", "--names=tic"]),
+    ):
+        assert call() == 1
+        text = capsys.readouterr().err
+        assert fault.__name__ in text
+        assert text.splitlines()[-1].startswith("prunejax: this is a fault of the program")
+
+
+def test_what_is_raised_in_so_many_words_is_meant():
+    def caught(act):
+        try:
+            act()
+        except ValueError as error:
+            return error
+        raise AssertionError
+
+    def again():
+        try:
+            _judged()
+        except ValueError:
+            raise
+
+    def kept():
+        try:
+            _judged()
+        finally:
+            ""
+
+    defaults = default.get_config()
+    unknown = ConfigDict({"epoch": 1})
+    for act in (_judged, again, kept, lambda: config_lib.variants(unknown, defaults)):
+        assert readable.meant(caught(act)), act
+    for act in (_of_python, _of_numpy, _of_the_library, lambda: int("x"), lambda: [].index(1)):
+        assert not readable.meant(caught(act)), act
+    assert not readable.meant(ValueError("never raised"))

@@ -33,9 +33,28 @@ def test_show_tells_what_is_in_a_directory(tmp_path, capsys):
     assert "runs.csv: 1 rows" in out
 
 
+@pytest.mark.parametrize("name", ["config.json", "status.json"])
+@pytest.mark.parametrize("content", [b"[]", b"null", b"3", b"", b"\xff", b'{"a": [1'])
+def test_a_damaged_file_is_named_by_show(name, content, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(content)
+    assert main(["show", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / name} is no JSON" in line
+
+
+def test_show_of_other_contents(tmp_path, capsys):
+    for variants in (3, [], None, {"S": {}}):
+        (tmp_path / "config.json").write_text(json.dumps({"variants": variants}))
+        assert main(["show", str(tmp_path)]) == 0
+        arms = capsys.readouterr().out.splitlines()[1]
+        assert arms.split() == ["arms", "S" if isinstance(variants, dict) else "?"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["show", "~nouser/x"], "~nouser/x: no such user"),
         (["rum"], "unknown command 'rum'; there are: run, list, measure, report, show, export."),
         (["list", "x"], "unexpected argument 'x'"),
         (["show"], "give one run directory"),

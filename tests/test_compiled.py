@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
+from prunejax.errors import ConfigError
 from prunejax.system import compiled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +29,8 @@ def test_the_folder_is_the_users_unless_the_environment_says_otherwise(tmp_path)
     ):
         assert compiled.folder(home | {name: value}) is None
     assert compiled.folder({}) is None
+    with pytest.raises(ConfigError, match=f"{compiled.VARIABLE}: ~nouser/x: no such user"):
+        compiled.folder(home | {compiled.VARIABLE: "~nouser/x"})
 
 
 def test_processors_of_other_kinds_have_folders_of_their_own(tmp_path):
@@ -67,6 +71,7 @@ def test_a_folder_that_cannot_be_used_is_no_failure(tmp_path):
 
 PROGRAM = """
 import os, jax, jax.numpy as jnp, numpy as np
+from prunejax.errors import ConfigError
 from prunejax.system import compiled
 assert compiled.use(os.environ)
 kept = []

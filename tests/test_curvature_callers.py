@@ -117,6 +117,30 @@ def test_closed_over_values_may_be_traced_no_more_than_given_ones():
         jax.vmap(run)(BATCH[0][None])
 
 
+TABLE = {1: 0.5, "one": 2.0}  # keys without an order, so no tree
+MIXED = [TABLE, (TABLE, 3)]
+stopped = jax.lax.stop_gradient  # in whose module there are tables by type
+
+
+def of_globals(params, batch):
+    hidden = jnp.tanh(batch[0] @ params["a"]) * TABLE[1] + stopped(jnp.sum(params["b"]))
+    return jnp.mean((hidden @ params["b"] * MIXED[1][0]["one"] - batch[1]) ** 2)
+
+
+def test_what_a_loss_names_may_be_any_container():
+    def plain(params, batch):
+        hidden = jnp.tanh(batch[0] @ params["a"]) * 0.5 + jax.lax.stop_gradient(
+            jnp.sum(params["b"])
+        )
+        return jnp.mean((hidden @ params["b"] * scale - batch[1]) ** 2)
+
+    for scale in (2.0, 5.0):  # and what is in them now decides, not what was at the first call
+        TABLE["one"] = scale
+        found = curvature.hvp(of_globals, PARAMS, PARAMS, BATCH)
+        expected = jax.jvp(jax.grad(lambda p: plain(p, BATCH)), (PARAMS,), (PARAMS,))[1]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
+
+
 def test_products_work_under_transformations():
     v = jax.tree.map(jnp.ones_like, PARAMS)
     plain = curvature.quadratic_form(LOSS, PARAMS, v, BATCH)

@@ -103,6 +103,9 @@ def test_what_is_not_there(path, tmp_path):
     assert found.arrays("S-0") == {}
     with pytest.raises(ReportError, match="no directory"):
         prunejax.load(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"config.json has no 'measures': it was changed"):
+        _ = prunejax.load(tmp_path).settings
 
 
 def read_safetensors(content):

@@ -386,6 +386,17 @@ def test_small_forms_say_once_that_they_show_mechanics_only(tmp_path, blank):
     assert first.count("mechanics only.") == 2
     assert first.count("A small form shows that the study works, no more.") == 1
     assert "confirmed" not in first
+    assert first.strip().startswith("A small form shows")  # before what it is said of
+
+
+def test_differences_without_an_interval_are_not_called_one(tmp_path, blank):
+    write(tmp_path, seeds=range(2))
+    report.build([tmp_path])
+    text = text_of(tmp_path)
+    first = text[text.index("arm Difference") : text.index("Paired by seed.") + 100]
+    assert "interval" not in first.split("Paired by seed.")[0]
+    assert "No interval and no test below three seeds" in first
+    assert "Hollow" not in text
 
 
 def test_many_arms_take_a_line_each_and_one_sentence(tmp_path, blank):

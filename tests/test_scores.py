@@ -28,6 +28,20 @@ def test_filter_norms():
     np.testing.assert_array_equal(scores.magnitude(kernel()), np.abs(w))
 
 
+@pytest.mark.parametrize("axis", [4, -5, (0, 4), (0, -4), (3, 3)])
+def test_an_axis_that_is_not_there_is_refused(axis):
+    """It was taken modulo the rank: another axis, in silence."""
+    for act in (
+        lambda: scores.filter_l1(kernel(), axis),
+        lambda: scores.filter_l2(kernel(), axis),
+        lambda: scores.filter_saliency(kernel(), kernel(), axis),
+    ):
+        with pytest.raises(ValueError, match="axis"):
+            act()
+    with pytest.raises(ValueError, match="out of bounds"):
+        scores.filter_l1(jnp.float32(3))
+
+
 @pytest.mark.parametrize(
     ("scale", "bias"), [(1.0, 0.0), (0.5, -0.7), (-1.3, 0.4), (2.0, 1.0), (-0.8, -1.0)]
 )

@@ -72,9 +72,13 @@ def test_bad_requests():
 
 
 def test_what_could_fail_late_is_refused_at_once():
-    for events in ([], [(-1, 2)], [(0.5, 1)], [(0, 1.5)]):
-        with pytest.raises(ValueError, match="pairs of integers, at least one"):
+    wrong = ([], [(-1, 2)], [(0.5, 1)], [(0, 1.5)], [3], [(1, 2, 3)], {1: 2}, [("a", 1)])
+    for events in (*wrong, [(2**31, 1)], [(0, 2**40)]):
+        with pytest.raises(ValueError, match=r"pairs of integers below 2\^31, at least one"):
             sparsify(optax.sgd(0.1), events)
+    with pytest.raises(ValueError, match="pairs of integers") as error:
+        sparsify(optax.sgd(0.1), [(step, -1) for step in range(1000)])
+    assert len(str(error.value)) < 300
     with pytest.raises(ValueError, match="'tree' is not one of: global, layer"):
         sparsify(optax.sgd(0.1), [(0, 1)], scope="tree")
 
@@ -91,6 +95,11 @@ def flat(n=72):
         ({"events": [(0, 73)]}, "remove 73 units in all, but there are 72"),
         ({"events": [(0, 9)], "rules": []}, "no path rule"),
         ({"events": [(0, 9)], "score": lambda w: jnp.sum(jnp.abs(w))}, "leaf 'w' is one number"),
+        (
+            {"events": [(0, 9)], "score": lambda w: jnp.sum(jnp.abs(w), axis=1)},
+            r"leaf 'w': a mask of shape \(8,\) does not broadcast against its leaf .* \(8, 9\)",
+        ),
+        ({"events": [(0, 9)], "score": lambda w: w[None]}, r"\(1, 8, 9\) does not broadcast"),
         ({"events": [(0, 9)], "rules": "bias", "scope": "layer"}, "'bias', the smallest, has 3"),
         ({"events": [(0, 9)], "masks": {"w": True}}, "masks must have the structure"),
         (

@@ -70,6 +70,27 @@ def test_sweeps_that_cannot_be(texts, message):
         sweep.apply(default.get_config(), texts)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("measures.examples=100000", "is more than the 382 examples"),
+        ("measures.eigenpairs=1000000000", "is more than the model's 43018 parameters"),
+        ("report.claims=('none > gone',)", "config.report.claims"),
+        ("report.figures=('picture',)", "config.report.figures"),
+        ("record.sinks=('paper',)", "unknown tracker 'paper'"),
+    ],
+)
+def test_the_plan_refuses_what_the_study_would_refuse(override, message, tmp_path, capsys):
+    words = ["prunejax", "--config=prunejax:digits:quick", f"--config.{override}"]
+    told = []
+    for more in (["--plan"], [f"--workdir={tmp_path / 'run'}"]):
+        assert main.main([*words, *more]) == 2
+        told.append(capsys.readouterr().err)
+    assert message in told[0]
+    assert told[0] == told[1]
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_plan_tells_arms_events_and_work_and_trains_nothing(tmp_path, capsys):
     config = tiny(none={}, S={"prune": PRUNE})
     found = preview.lines(config, default.get_config())

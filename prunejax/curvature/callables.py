@@ -88,7 +88,13 @@ def _values(values: list[Any], depth: int) -> Iterator[Any]:
         if depth and isinstance(value, types.FunctionType | types.MethodType | functools.partial):
             yield from _references(value, depth - 1)
         elif isinstance(value, list | tuple | dict):
-            leaves, structure = jax.tree.flatten(value, is_leaf=lambda x: x is None)
+            try:
+                leaves, structure = jax.tree.flatten(value, is_leaf=lambda x: x is None)
+            except ValueError:  # keys that have no order: no tree, as in globals of libraries
+                yield f"{type(value).__name__} of {len(value)}"
+                parts = [*value, *value.values()] if isinstance(value, dict) else [*value]
+                yield from _values(parts, depth)
+                continue
             yield str(structure)
             for leaf in leaves:
                 if depth and callable(leaf):

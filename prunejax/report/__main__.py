@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.arguments(sys.argv[1:] if arguments is None else arguments)
         )
         page = build(options.directories, options.output)
-    except (ValueError, OSError) as error:
-        return command.tell(*(command.outcome(error) or (error, command.BAD_REQUEST)))
+    except Exception as error:
+        return command.end(error)
     for shard in json.loads(page.with_name("summary.json").read_text())["missing_shards"]:
         print(f"missing: shard {shard}; its runs are not in any number", file=sys.stderr)
     print(page)

@@ -77,7 +77,7 @@ def results(study: Study, summary: Found) -> list[Result]:
             facts.append(claim["reason"])
         found.append(Result(claim["verdict"], f"{text} ({', '.join(facts)})."))
     if any(result.verdict in WITHHELD for result in found):
-        found.append(Result("", f"{claim['reason'].capitalize()}."))
+        found.insert(0, Result("", f"{claim['reason'].capitalize()}."))
     elif len(found) > _SUMMED:
         counts = Counter(result.verdict for result in found)
         parts = [f"{counts[verdict]} {verdict}" for verdict in sorted(counts)]
@@ -154,6 +154,11 @@ class Forest:
     ticks: list[tuple[float, str]]
     zero: float
     many: bool  # arms: a line each
+
+    @property
+    def with_intervals(self) -> bool:
+        """False: too few seeds, or no spread between them, for any."""
+        return any(line.low is not None for line in self.lines)
 
     @property
     def alt(self) -> str:

@@ -33,10 +33,13 @@ def arms(path: Path, changes: Mapping[str, Any] | None = None) -> list[Variant]:
       changes: fields of `config.measures` and other values for them.
 
     Raises:
-      ConfigError: settings that cannot be.
+      ConfigError: settings that cannot be, or that are not there any more.
     """
     config_file.restore(path)
     saved = tables.read_json(path / "config.json")
+    for name in ("measures", "variants"):
+        if name not in saved:
+            raise ConfigError(f"{path / 'config.json'} has no {name!r}: it was changed; restore it")
     saved["measures"] |= changes or {}
     labels = saved.pop("variants")
     config = ConfigDict(saved)

@@ -9,9 +9,7 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
-from prunejax.errors import ConfigError
-from prunejax.study import config as config_lib
-from prunejax.study import memory, plan
+from prunejax.study import memory, run
 from prunejax.study.plan import Batch, Member
 from prunejax.train import step
 
@@ -25,13 +23,9 @@ def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
     for matrix products and convolutions by shape from the network's own trace.
 
     Raises:
-      ConfigError: the config is refused, in the words of `run`.
+      ConfigError: the config is refused, in the words of `run`, which judges the devices too.
     """
-    try:
-        arms = config_lib.variants(config, defaults)
-        batches = plan.build(arms)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    arms, batches = run.judged(config, defaults)
     found = [f"study     {arms[0].settings.name}: {len(arms)} arms, {_runs(batches)} runs"]
     for arm in arms:
         batch, members = _of(batches, arm.label)

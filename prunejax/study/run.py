@@ -22,26 +22,20 @@ from prunejax.record.directory import SharedDirectory
 from prunejax.record.environment import environment
 from prunejax.record.progress import Progress
 from prunejax.record.times import Times
-from prunejax.study import (
-    attributes,
-    connecting,
-    layout,
-    lineage,
-    measuring,
-    plan,
-    plugins,
-)
+from prunejax.study import attributes, connecting, layout, lineage, measuring, plan, plugins
 from prunejax.study import config as config_lib
 from prunejax.study import page as page_lib
 from prunejax.study import rows as rows_lib
 from prunejax.study.arrangement import Arrangement
 from prunejax.study.chunk import Chunk, Policy
+from prunejax.study.config import Variant
 from prunejax.study.plan import Batch, Member
 from prunejax.study.probing import Probing
 from prunejax.study.resolved import resolve
 from prunejax.system import config_file as config_file_lib
 from prunejax.system import limits
 from prunejax.system.files import expand
+from prunejax.system.readable import judging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +77,24 @@ def use_devices(
         jax.config.update("jax_num_cpu_devices", max(count or limits.cores(), *before))
     except RuntimeError:
         return
+
+
+def judged(config: ConfigDict, defaults: ConfigDict) -> tuple[list[Variant], list[Batch]]:
+    """Arms and programs of a study: all that its config asks for is there and fits together.
+
+    Whether the devices suffice is judged where they are, by `run`.
+
+    Raises:
+      ConfigError: it is not, or does not.
+    """
+    with judging():  # data sets, models and registries raise errors of their own
+        arms = config_lib.variants(config, defaults)
+        settings = arms[0].settings
+        report.check(settings.report, [arm.label for arm in arms])
+        sinks.check(settings.record.sinks)
+        batches = plan.build(arms)
+        measuring.check(settings, batches)
+    return arms, batches
 
 
 def shard(members: Sequence[Sequence[Member]], index: int, count: int) -> list[list[Member]]:
@@ -141,18 +153,11 @@ def run(
         raise ConfigError(f"workdir {error}") from None
     if "://" in workdir:
         raise ConfigError(f"workdir {workdir} is no local path; mount the bucket and name that")
-    try:
-        arms = config_lib.variants(config, defaults)
-        report.check(arms[0].settings.report, [arm.label for arm in arms])
-        sinks.check(arms[0].settings.record.sinks)
-        batches = plan.build(arms)
-    except ValueError as error:  # of data sets, models, registries: all are bad requests here
-        raise ConfigError(str(error)) from error
+    arms, batches = judged(config, defaults)
     settings = arms[0].settings
     origin = config_file_lib.describe(config_file) if config_file and plugins.registered() else None
     for arm in arms:
         layout.check(arm.settings)
-    measuring.check(settings, batches)
     resolved = resolve(config, defaults, arms[0].label)
     if not distributed.same(repr((resolved, shard_of))):
         raise ConfigError(

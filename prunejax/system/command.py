@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
@@ -18,6 +19,7 @@ from prunejax.errors import (
 )
 from prunejax.system import signals
 from prunejax.system.files import expand
+from prunejax.system.readable import meant
 
 BAD_REQUEST, FAILURE, REQUEUE = 2, 1, signals.INTERRUPTED
 # A path that cannot be used as it was asked for; any other OSError is a failure.
@@ -61,6 +63,20 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
             BAD_REQUEST,
         )
     return None
+
+
+def end(error: BaseException) -> int:
+    """Tells why a command ends, returns its code: a request in a line, a fault with its trace."""
+    known = outcome(error)
+    if known is None and isinstance(error, ValueError) and meant(error):
+        known = str(error), BAD_REQUEST
+    if known is not None:
+        return tell(*known)
+    signals.tell("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
+    return tell(
+        "this is a fault of the program, not of the request; please report it with the lines above",
+        FAILURE,
+    )
 
 
 def arguments(argv: Sequence[str]) -> list[str]:

@@ -11,6 +11,9 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from prunejax.errors import ConfigError
+from prunejax.system.files import expand
+
 VARIABLE = "PRUNEJAX_COMPILATION_CACHE"
 OFF = ("off", "0", "false", "no")
 LIMIT = 2 << 30  # bytes; the oldest programs go first
@@ -27,6 +30,9 @@ def folder(environment: Mapping[str, str], root: Path = Path("/")) -> Path | Non
 
     Returns:
       None where nothing is to be kept, or there is no home.
+
+    Raises:
+      ConfigError: the variable names a user who is not there.
     """
     if environment.get("JAX_COMPILATION_CACHE_DIR"):
         return None
@@ -37,7 +43,10 @@ def folder(environment: Mapping[str, str], root: Path = Path("/")) -> Path | Non
         return None
     home, caches = environment.get("HOME", ""), environment.get("XDG_CACHE_HOME", "")
     if asked:
-        base = Path(asked).expanduser()
+        try:
+            base = Path(expand(asked))
+        except ValueError as error:
+            raise ConfigError(f"{VARIABLE}: {error}") from None
     elif os.path.isabs(caches):
         base = Path(caches) / "prunejax" / "xla"
     elif os.path.isabs(home):

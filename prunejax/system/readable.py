@@ -1,13 +1,17 @@
 """What went wrong with a command line or a config file, in a line that its author understands."""
 
+import dis
 import linecache
 import os
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from absl import flags
+
+from prunejax.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -18,6 +22,36 @@ _PLAIN = (
     (r"\('Non-boolean argument to boolean flag', .*", "neither true nor false"),
     (r" as a ConfigDict: .*", "; name a field inside, like --config.prune.period=2"),
 )
+
+
+@contextmanager
+def judging() -> Iterator[None]:
+    """Around what judges a request: a ValueError that is `meant` becomes a ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        if not meant(error):
+            raise
+        raise ConfigError(str(error)) from error
+
+
+def meant(error: BaseException) -> bool:
+    """Whether an error was raised in so many words, by this package or by a file of the user's.
+
+    A check that refuses what it is given ends in a `raise`. Where NumPy, JAX, the standard library
+    or an operation of Python itself raises (arrays that do not broadcast, a `zip` of two lengths,
+    an index), nobody judged the request: something is wrong with the program, and its trace is
+    wanted. (A fault of ours that a check of ours finds still looks like a request.)
+    """
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    if code.co_code[trace.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
+        return False
+    return Path(code.co_filename).is_relative_to(PACKAGE) or _is_of_user(code.co_filename)
 
 
 def readable(error: BaseException, argv: Sequence[str]) -> str:
