@@ -234,6 +234,16 @@ def test_stopping_is_exact(study):
     assert float(row["final_train_loss"]) == pytest.approx(values.mean(), rel=1e-4)
 
 
+def test_the_sum_of_training_losses_is_of_every_epoch_not_of_those_evaluated(study, tmp_path):
+    go(small(stop_loss=0.0, evaluate_train=True, evaluate_every=1), tmp_path / "whole")
+    epochs = rows(tmp_path / "whole", "epochs")
+    for path in (study, tmp_path / "whole"):
+        for row in rows(path, "runs"):
+            own = [float(e["train_loss"]) for e in epochs if e["run"] == row["run"]]
+            last = int(row.get("stopped_step") or 24)  # an epoch is a step here
+            assert float(row["training_loss_sum"]) == pytest.approx(sum(own[:last]), rel=1e-5)
+
+
 def test_another_layout_stops_at_the_same_steps(study, tmp_path):
     config = small()
     config.population.layout = "vectorized"
@@ -352,3 +362,16 @@ def test_figures_sort_arms_by_label(study):
     drawing = figures_before.before_training(Fake(), None)
     assert "+10.0" in drawing.caption
     assert not figures_before._fits(found[0.1]["keep"][0.01])
+    for words in ("only hurts", "does more than pruning"):  # .2 gains, and .01 has no control
+        assert words not in drawing.caption
+    rows_of += [
+        {"run": f"{v}-{s}", "variant": v, "seed": str(s), "status": "done",
+         "final_test_accuracy": str(a), "final_train_accuracy": "1"}
+        for v, a in (("std=0_01-keep=1", 0.64), ("std=0_01-keep=0_5", 0.6),
+                     ("std=0_01-keep=0_2", 0.5), ("std=0_01-scaled=0_5", 0.65),
+                     ("std=0_01-scaled=0_2", 0.66))
+        for s in range(4)
+    ]  # fmt: skip
+    text = figures_before.before_training(Fake(), None).caption
+    assert "at this start of 0.01 random pruning only hurts" in text
+    assert "scaling the start of 0.01 does more than pruning, at every p" in text

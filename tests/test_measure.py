@@ -111,6 +111,7 @@ def test_traces_moments_and_ratios_of_the_quadratic(quadratic):
     total = ((gradients - mean) ** 2).sum() / 39
     noise = total / (mean @ mean - total / 40)
     assert columns["gradient_noise_scale"] == pytest.approx(noise, rel=1e-4)
+    assert columns["gradient_noise"] == pytest.approx(total, rel=1e-4)
     low, high = arrays["gradient_noise_scale_interval"]
     assert low < noise < high
 

@@ -11,6 +11,7 @@ from scipy import stats
 from prunejax import models, rng, trees
 from prunejax.models.convnets import ConvNet
 from prunejax.models.mlp import MLP
+from prunejax.models.nin import NiN
 from prunejax.models.resnet import Bottleneck, ResNet
 from prunejax.models.vgg import VGG
 from prunejax.models.vit import ViT
@@ -24,6 +25,7 @@ INPUTS = {
     "lenet300": (28, 28, 1),
     "lenet5": (28, 28, 1),
     "conv4": (32, 32, 3),
+    "nin": (32, 32, 3),
     "vgg4_bn": (28, 28, 1),
     "vgg11_bn": (32, 32, 3),
     "vgg16_bn": (32, 32, 3),
@@ -78,6 +80,8 @@ PARAMETERS = {
     "lenet300": (266_610, 266_610 + 90 * 101),
     "lenet5": (61_706, 61_706 + 90 * 85),
     "conv4": (2_425_930, 2_425_930 + 90 * 257),
+    # two blocks of 200 channels: 27, 200, 200, 1800, 200, 200 inputs, a bias, BatchNorm's two
+    "nin": (200 * (2627 + 6 * 3) + 2010, 200 * (2627 + 6 * 3) + 20_100),
     "vgg4_bn": (169_242, 169_242 + 90 * 129),
     "vgg11_bn": (9_231_114, 9_231_114 + 90 * 513),
     "vgg16_bn": (14_728_266, 14_728_266 + 90 * 513),
@@ -96,6 +100,7 @@ GROUPS = {
     "lenet300": 2,
     "lenet5": 4,
     "conv4": 6,
+    "nin": 6,
     "vgg4_bn": 4,
     "vgg11_bn": 8,
     "vgg16_bn": 13,
@@ -118,6 +123,7 @@ SMALL = {
     "mlp": MLP(hidden=(8, 6)),
     "convnet": ConvNet(features=(4, "M", 6), hidden=(8,)),
     "vgg": VGG(features=(4, "M", 6, "M", 8)),
+    "nin": NiN(features=(4, 5, 6, 5, 4, 6)),
     "resnet option A": ResNet(stages=(4, 6, 9), blocks=(2, 1, 1), projection=False, kaiming=True),
     "resnet option B": ResNet(stages=(4, 6), blocks=(1, 2)),
     "bottleneck": Bottleneck(stages=(3, 4), blocks=(1, 2)),
@@ -397,6 +403,30 @@ def test_resnet_equals_a_numpy_computation(name, train):
     norm = norm_train if train else norm_eval
     kind = isinstance(module, Bottleneck)
     want = resnet_by_hand(variables, x, module.blocks, module.projection, norm, kind)
+    got = jax.jit(lambda v, x: module.apply(v, x, train, mutable=["batch_stats"])[0])(variables, x)
+    scale = np.abs(want).max()
+    np.testing.assert_allclose(np.asarray(got) / scale, want / scale, atol=2e-4)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_nin_equals_a_numpy_computation(batch_norm, train):
+    module, variables, x = narrow("nin", 8)
+    module = module.clone(batch_norm=batch_norm)
+    p, s = (
+        jax.tree.map(lambda a: np.asarray(a, "float64"), variables[k])
+        for k in ("params", "batch_stats")
+    )
+    kind = norm_train if train else norm_eval
+    want = np.asarray(x, "float64")
+    for i, stride in enumerate((2, 1, 1, 2, 1, 1), 1):
+        assert p[f"conv{i}"]["kernel"].shape[0] == (3 if stride == 2 else 1)
+        want = conv_loops(want, p[f"conv{i}"]["kernel"], stride) + p[f"conv{i}"]["bias"]
+        if batch_norm:
+            want = kind(want, p[f"bn{i}"], s[f"bn{i}"])
+        want = np.maximum(want, 0)
+    assert want.shape == (4, 2, 2, 6)
+    want = want.mean((1, 2)) @ p["classifier"]["kernel"] + p["classifier"]["bias"]
     got = jax.jit(lambda v, x: module.apply(v, x, train, mutable=["batch_stats"])[0])(variables, x)
     scale = np.abs(want).max()
     np.testing.assert_allclose(np.asarray(got) / scale, want / scale, atol=2e-4)

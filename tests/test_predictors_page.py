@@ -4,11 +4,13 @@ import csv
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prunejax.configs import default, predictors
 from prunejax.measures import folding, norms, rivals
+from prunejax.measures import predictors as measured
 from prunejax.measures.prunability import prune_curve
 from prunejax.measures.ranking_statistics import kendall
 from prunejax.record.checkpoint import Checkpoints
@@ -49,6 +51,8 @@ def test_the_grid_is_that_of_the_tables(study):
     )  # fmt: skip
     expected = kendall(grid.measures["l2_norm"], grid.targets["test_loss"])
     assert row["tau_a"] == pytest.approx(expected.value)
+    speed = [float(r["training_loss_sum"]) for r in loaded.runs]
+    np.testing.assert_array_equal(grid.measures["training_loss_sum"], speed)
     assert grid.train_loss[grid.fit.keep].max() <= 0.5 or grid.fit.keep.sum() == 0
     with open(study / "predictors.csv", newline="") as file:
         written = list(csv.DictReader(file))
@@ -110,6 +114,32 @@ def test_measured_columns_are_those_of_the_library(study):
     )
 
 
+@pytest.mark.parametrize("loss", [0.0, 0.5])
+def test_a_tolerance_that_switched_is_told(loss):
+    """A network of two weights that has the loss given with both of them, 1 with fewer."""
+    params = {"w": {"kernel": jnp.array([[1.0, 2.0]])}}
+
+    def evaluate(params):
+        whole = jnp.count_nonzero(params["w"]["kernel"]) == 2
+        return {"loss": jnp.where(whole, loss, 1.0), "accuracy": jnp.where(whole, 1.0, 0.0)}
+
+    context = SimpleNamespace(
+        curve=prune_curve(evaluate, params, None), params=params, test=[None],
+        outputs=lambda params, batch: params["w"]["kernel"],
+    )  # fmt: skip
+    columns, arrays = measured.prunability(context)
+    assert columns["prunability"] == 1
+    assert bool(arrays["prunability_switched"]) == (loss == 0)
+    told, saved = [], {}
+    hook = SimpleNamespace(
+        _last=1, _tell=told.append,
+        _directory=SimpleNamespace(save_arrays=lambda name, **arrays: saved.update(arrays)),
+    )  # fmt: skip
+    measuring.Hook.record(hook, (columns, arrays, {}), SimpleNamespace(run="a-0"), 1)
+    assert set(saved) == set(arrays)
+    assert [t.split(":")[0] for t in told] == ["a-0"] * (loss == 0)
+
+
 def config_of(config):
     """The complete settings of a study's first arm."""
     return config_lib.variants(config, default.get_config())[0].settings
@@ -123,6 +153,38 @@ def test_fields_that_go_together_are_one_axis():
     assert ranking.axes(SimpleNamespace(overrides=arms), ["a", "b", "b"]) == {
         "optimizer.name": ["sgd", "adam", "adam"]
     }
+
+
+def test_double_descent_has_its_curves_in_one_panel():
+    """Two seeds at each of four widths; the dashed curves go by the right axis."""
+    widths, curves = (4, 8, 16, 32), np.random.default_rng(0).uniform(0.1, 0.9, size=(5, 4, 2))
+    good, epochs, overrides = [], [], {}
+    for i, width in enumerate(widths):
+        overrides[f"w{width}"] = {"model": {"width": float(width)}}
+        for seed in range(2):
+            run, of = f"w{width}-{seed}", curves[:, i, seed]
+            row = {"run": run, "variant": f"w{width}", "final_train_loss": str(of[0])}
+            good.append(row | {"prunability_absolute": str(of[3]), "prunability": str(of[4])})
+            epochs += [
+                {"run": run, "test_loss": "9", "test_accuracy": "0"},
+                {"run": run, "test_loss": str(of[1]), "test_accuracy": str(1 - of[2])},
+            ]
+    study = SimpleNamespace(good=good, epochs=epochs, overrides=overrides)
+    drawing = figures_predictors.double_descent(study, None)
+    panel, legend = drawing.panels
+    left, right = panel.axes
+    drawn = [
+        line.get_ydata() for axes in (left, right) for line in axes.lines
+        if tuple(line.get_xdata()) == widths
+    ]  # fmt: skip
+    np.testing.assert_allclose(drawn, curves.mean(2))
+    texts = [t.get_text() for t in legend.legends[0].get_texts()]
+    assert texts == [
+        *("train loss (left)", "test loss (left)", "test error (right)"),
+        *("prunability, loss + 0.1 (right)", "prunability, loss x 1.1 (right)"),
+    ]
+    peak = int(curves[1].mean(1).argmax())
+    assert f"{curves[1].mean(1)[peak]:.2f} nats, at width {widths[peak]}." in drawing.alt
 
 
 def test_double_descent_needs_four_widths():

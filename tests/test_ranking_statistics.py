@@ -217,6 +217,8 @@ def test_the_table_has_all_models_and_those_that_fit():
     assert (
         table[0]["K"] == info.conditional(x[6:], y[6:], {k: v[6:] for k, v in axes.items()}).value
     )
+    # 2 widths, 3 rates, 2 optimizers: 6 + 4 + 6 cells; of all 21 one has only one model left.
+    assert [(r["cells"], r["cells_left_out"]) for r in table[::2]] == [(16, 0), (20, 1)]
     assert {"tau_b_low", "partial_tau_b", "r_squared_high", "Psi", "psi_width"} <= set(table[0])
     with pytest.raises(ValueError, match="Kendall's tau 'c'"):
         ranks.kendall(x, y, kind="c")

@@ -52,10 +52,11 @@ loss: path norm +.86 [.80, .91], prunability (loss x 1.1) +.74 [.67, .80], by ra
 path norm over margin +.75 [.68, .82], core fraction +.75 [.66, .82], prunability +.63 [.53, .72].
 
 `:quick`: 8 small networks (mechanics only).
-`:nin`, `:resnet18`: the full-size grids of the literature, not run here: 216 VGG11 networks on
-CIFAR-10 (width, dropout, augmentation, decay; two seeds; about 216 x 1e15 floating-point
-operations a network and 100 epochs: a day on one H200-class GPU at 30 TFLOP/s), and ResNet-18
-in ten widths.
+`:nin`, `:resnet18`: the full-size grids of the literature, not run here: 216 networks in network on
+CIFAR-10 (width, BatchNorm, dropout, augmentation, decay, two seeds: the axes of DEMOGEN,
+blocks of Dziugaite et al. 2020; 1.2e8 multiply-adds an image in the mean over widths, so 216 x
+3.6e15 floating-point operations in 100 epochs: an estimate of 7 hours on one H200-class GPU at 30
+TFLOP/s), and ResNet-18 in ten widths.
 """
 
 from ml_collections import ConfigDict
@@ -63,7 +64,7 @@ from ml_collections import ConfigDict
 from prunejax.configs import default, recipes
 
 MEASURES = ("prunability", "prunability_forms", "rivals")
-CURVATURE = ("hessian_trace", "gradient_second_moment", "gradient_noise_scale", "tic")
+CURVATURE = ("hessian_trace", "gradient_second_moment", "gradient_noise_scale", "tic", "sharpness")
 FORMS = {
     "synthetic": "Gaussian classes",
     **recipes.QUICK,
@@ -149,15 +150,16 @@ def _quick(config: ConfigDict) -> None:
 def _nin(config: ConfigDict) -> None:
     config.name += ", 216 networks on CIFAR-10"
     config.seeds, config.epochs, config.batch_size, config.stop_loss = 2, 300, 128, 0.01
-    config.data.name, config.model.name = "cifar10", "vgg11_bn"
+    config.data.name, config.model.name = "cifar10", "nin"
+    config.optimizer.learning_rate = 0.01
     config.measures.examples = 2048
     config.variants = default.product(
         {
-            "model.width": (0.25, 0.375, 0.5),
+            "model.width": (1.0, 1.5, 2.0),
+            "model.batch_norm": (True, False),
             "model.dropout": (0.0, 0.2, 0.5),
             "data.augment": (False, True),
             "optimizer.weight_decay": (0.0, 1e-3, 5e-3),
-            "optimizer.learning_rate": (0.01, 0.03),
         }
     )
 

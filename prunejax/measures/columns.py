@@ -15,7 +15,7 @@ OUTCOMES = (
 )
 STUDY = (
     *(*OUTCOMES, "best_epoch", "selected_epoch", "mean_stability", "events", "sparsity"),
-    *("final_train_loss", "final_train_accuracy", "stopped_step"),
+    *("final_train_loss", "final_train_accuracy", "training_loss_sum", "stopped_step"),
     *("training_flops", "inference_flops"),
 )
 CONTEXT = ("split", "batch_norm", "examples", "live_dim")  # what measures were taken on

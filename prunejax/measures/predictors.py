@@ -24,6 +24,7 @@ FORMS = (
 )
 RANDOM_DRAWS = 4
 PRUNABILITY = ("prunability", "prunability_monotone", "prunability_area", "core_fraction")
+SWITCHED = "prunability_switched"  # array: the loss was below 1e-12, see `Prunability`
 
 TICKET = ("live_weights", "distance_to_init", "cosine_to_init")
 
@@ -50,7 +51,8 @@ def prunability(context: Any) -> tuple[Columns, Arrays]:
 
     Magnitudes, one ranking over all kernels, no training after; on the examples of
     `measures.split`. What is dead stays dead and counts. `core_fraction`: accuracy falls by at
-    most five points. `prunability_area`: under min(loss, log C).
+    most five points. `prunability_area`: under min(loss, log C). Arrays: the curve; whether the
+    loss was so small that an absolute tolerance was taken; layers of which nothing is left.
     """
     curve = context.curve
     found = curve.at()
@@ -65,6 +67,8 @@ def prunability(context: Any) -> tuple[Columns, Arrays]:
         "prunability_fractions": np.asarray(curve.fractions),
         "prunability_loss": np.asarray(curve.values["loss"]),
         "prunability_accuracy": np.asarray(curve.values["accuracy"]),
+        SWITCHED: np.array(found.switched),
+        "prunability_collapsed": np.array(found.collapsed, dtype=str),
     }
 
 

@@ -34,7 +34,8 @@ def rows(
 
     Columns: measure, target, models ("fit" | "all"), n, left_out, and per statistic (tau_a, tau_b,
     partial_tau_b where `train_loss` is given, r_squared) `name`, `name_low`, `name_high`; Psi,
-    psi_AXIS; K and the axes `K_given` of its set.
+    psi_AXIS, cells that count and cells_left_out over all axes; K and the axes `K_given` of its
+    set.
     """
     first = np.asarray(next(iter(targets.values())), float).reshape(-1)
     selections = {"all": np.ones(first.size, bool)}
@@ -69,4 +70,8 @@ def _grid_columns(x: np.ndarray, y: np.ndarray, axes: Axes) -> dict[str, Any]:
     grid = {k: [v for v, f in zip(c, finite, strict=True) if f] for k, c in axes.items()}
     k = pair_information.conditional(x[finite], y[finite], grid)
     psi = {f"psi_{name}": mean.mean for name, mean in along.psi.items()}
-    return {"Psi": along.value, **psi, "K": k.value, "K_given": " ".join(k.given)}
+    cells = {
+        "cells": sum(mean.n for mean in along.psi.values()),
+        "cells_left_out": sum(along.left_out.values()),
+    }
+    return {"Psi": along.value, **psi, **cells, "K": k.value, "K_given": " ".join(k.given)}

@@ -58,11 +58,15 @@ def _second_moment(context: Context) -> tuple[Columns, Arrays]:
 
 
 def _noise_scale(context: Context) -> tuple[Columns, Arrays]:
-    """Tr(C)/|g|^2, C centered, unbiased (McCandlish et al. 2018); inf where |g|^2 <= 0."""
+    """Tr(C)/|g|^2, C centered, unbiased (McCandlish et al. 2018); inf where |g|^2 <= 0.
+
+    Its numerator, the trace of the gradients' covariance, is `gradient_noise`.
+    """
     assert context.per_example is not None
     options = {"masks": context.masks}
     found = gradient_noise_scale(context.per_example, context.params, context.batches, **options)
-    return _ratio("gradient_noise_scale", found)
+    columns, arrays = _ratio("gradient_noise_scale", found)
+    return columns | {"gradient_noise": found.moment.value}, arrays
 
 
 def _tic(context: Context) -> tuple[Columns, Arrays]:
@@ -152,7 +156,9 @@ MEASURES: dict[str, Measure] = {
         _second_moment, ("gradient_second_moment", "gradient_second_moment_stderr"), True
     ),
     "gradient_noise_scale": Measure(
-        _noise_scale, ("gradient_noise_scale", "gradient_noise_scale_stderr"), True
+        _noise_scale,
+        ("gradient_noise_scale", "gradient_noise_scale_stderr", "gradient_noise"),
+        True,
     ),
     "tic": Measure(_tic, ("tic", "tic_stderr"), True),
     "tic_leading": Measure(_tic_leading, ("tic_leading", "tic_leading_stderr"), True),

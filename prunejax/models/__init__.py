@@ -22,6 +22,7 @@ from prunejax.groups import Group, groups
 from prunejax.models.base import Model
 from prunejax.models.convnets import ConvNet
 from prunejax.models.mlp import MLP
+from prunejax.models.nin import NiN
 from prunejax.models.resnet import Bottleneck, ResNet
 from prunejax.models.two_patch import TwoPatch
 from prunejax.models.vgg import VGG, VGG4, VGG11, VGG16
@@ -55,6 +56,7 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
             "valid": False,
         },
     ),
+    "nin": (NiN, {}),  # 531,010 on CIFAR-10
     "vgg4_bn": (VGG, {"features": VGG4}),  # 169,242 on Fashion-MNIST
     "vgg11_bn": (VGG, {"features": VGG11}),  # 9,231,114 on CIFAR-10
     "vgg16_bn": (VGG, {"features": VGG16}),  # 14,728,266

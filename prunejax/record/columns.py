@@ -45,4 +45,6 @@ RUNS = (
 )
 # On the whole training set at the end, evaluation mode; see `config.evaluate_train`.
 FIT = ("final_train_loss", "final_train_accuracy")
+# Beside it: the sum over epochs of the mean training loss, as it was trained (nats).
+LOSS_SUM = "training_loss_sum"
 STOPPED = "stopped_step"  # training steps done when a run stopped by `config.stop_loss`

@@ -107,6 +107,22 @@ def _gain(kinds: Mapping[str, Points], a: tuple[str, float], b: tuple[str, float
     return text
 
 
+def _verdicts(std: float, kinds: Mapping[str, Points]) -> list[str]:
+    """Where no mask helps on average, and where the smaller start beats the mask at every p."""
+    means = {
+        kind: {p: float(np.mean(_accuracies(rows))) for p, rows in kinds.get(kind, {}).items()}
+        for kind in ("keep", "scaled")
+    }
+    keep, scaled = means["keep"], means["scaled"]
+    inside = [p for p in keep if p < 1]
+    found = []
+    if len(inside) > 1 and max(keep[p] for p in inside) < keep[1.0]:
+        found.append(f"at this start of {std:g} random pruning only hurts")
+    if len(inside) > 1 and all(p in scaled and scaled[p] > keep[p] for p in inside):
+        found.append(f"scaling the start of {std:g} does more than pruning, at every p")
+    return found
+
+
 def before_training(study: Study, look: Look) -> Drawing | None:
     """Accuracy against the share of weights kept before training, a panel for each start."""
     del look
@@ -135,6 +151,7 @@ def before_training(study: Study, look: Look) -> Drawing | None:
         text += _gain(kinds, ("keep", best), ("keep", 1.0))
         control = _gain(kinds, ("scaled", best), ("keep", best))
         sentences.append(text + (f", its control against it {control}" if control else ""))
+        sentences += _verdicts(std, kinds)
     return Drawing(
         [*(_panel(std, kinds) for std, kinds in (swept or found).items()), legend(handles)],
         "Pruning before training and its control",

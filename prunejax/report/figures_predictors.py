@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from prunejax.measures import pair_information, statistics
+from prunejax.measures.columns import number
 from prunejax.report import ranking
 from prunejax.report.figures import Drawing
 from prunejax.report.ranking import Grid
@@ -25,6 +26,7 @@ TITLES = {
     "loss_gap": "test loss less train loss",
     "error_gap": "test error less train error",
 }
+PRUNABLE = {"loss + 0.1": "prunability_absolute", "loss x 1.1": "prunability"}  # at the widths
 Rows = Sequence[dict[str, Any]]
 
 
@@ -122,7 +124,8 @@ def first_lines(grid: Grid, rows: Rows) -> list[str]:
         strongest = sorted(known, key=lambda r: -abs(r["tau_a"]))[:3]
         own = [r for r in known if r["measure"] == "prunability" and r not in strongest]
         if known:
-            of = f"{known[0]['n']} networks that fit" if models == "fit" else "all networks"
+            rest = f", {grid.fit.removed} of {len(keep)} do not" if grid.fit.removed else ""
+            of = f"{known[0]['n']} networks that fit{rest}" if models == "fit" else "all networks"
             text = ", ".join(sentence(r) for r in [*strongest, *own])
             lines.append(f"Kendall's tau with {TITLES[target]} over {of} [95 %]: {text}.")
     return lines
@@ -193,59 +196,58 @@ def _by_width(study: Study, rows: Sequence[Row]) -> dict[float, list[int]]:
 
 
 def double_descent(study: Study, look: Look) -> Drawing | None:
-    """Train loss, test loss, test error and prunability against width."""
+    """Train loss, test loss, test error and prunability against width, in one panel."""
     del look
     rows = [row for row in study.good if row.get("final_train_loss")]
     by_width = _by_width(study, rows)
     if len(by_width) < 4:
         return None
-    last, _ = ranking._ends(study)
-    curves = {
-        "train loss (nats)": [float(r["final_train_loss"]) for r in rows],
-        "test loss (nats)": [float(last[r["run"]]["test_loss"]) for r in rows],
-        "test error (%)": [100 - 100 * float(last[r["run"]]["test_accuracy"]) for r in rows],
+    last = [ranking.ends(study)[row["run"]] for row in rows]
+    losses = {
+        "train loss": [number(row["final_train_loss"]) for row in rows],
+        "test loss": [number(end["test_loss"]) for end in last],
     }
-    prunable = {
-        "loss + 0.1 nats": "prunability_absolute",
-        "loss x 1.1": "prunability",
-    }
-    panels, peak = [], ""
-    for index, (title, values) in enumerate(curves.items()):
-        made, axes = panel(2.9)
-        means = _curve(axes, by_width, values, COLORS[index])
-        if index == 1:
-            width = max(means, key=lambda w: means[w])
-            peak = f"test loss is largest, {means[width]:.2f} nats, at width {width:g}"
-        axes.set_ylabel(title)
-        panels.append(made)
-    made, axes = panel(2.9)
-    handles = []
-    for index, (text, column) in enumerate(prunable.items()):
+    shares = {"test error": [1 - number(end["test_accuracy"]) for end in last]}
+    for text, column in PRUNABLE.items():
         if all(row.get(column) for row in rows):
-            color = COLORS[3 + index]
-            _curve(axes, by_width, [float(row[column]) for row in rows], color)
-            handles.append(line_handle(f"prunability, {text}", color, "o"))
-    axes.set_ylabel("share of weights needed")
-    panels += [made, legend(handles)] if handles else []
+            shares[f"prunability, {text}"] = [number(row[column]) for row in rows]
+    made, axes = panel(3.6)
+    right = axes.twinx()
+    right.grid(visible=False)
+    right.spines["right"].set_visible(True)
+    handles, found = [], {}
+    for index, (title, values) in enumerate((losses | shares).items()):
+        left = title in losses
+        line = "-" if left else "--"
+        found[title] = _curve(axes if left else right, by_width, values, COLORS[index], line)
+        handles.append(line_handle(f"{title} ({'left' if left else 'right'})", COLORS[index], "o"))
+        handles[-1].set_linestyle(line)
+    axes.set_ylabel("loss (nats)")
+    axes.set_ylim(bottom=0)
+    right.set_ylabel("share")
+    right.set_ylim(0, 1)
+    test = found["test loss"]
+    peak = max(test, key=lambda w: test[w])
     return Drawing(
-        panels,
+        [made, legend(handles)],
         "Double descent",
         "Mean over seeds (line), every seed (dot), 95 % interval where there are enough. "
         "Prunability: the smallest share of weights, largest magnitudes first, that keeps the "
         "training loss within the tolerance.",
-        f"{peak}.",
+        f"test loss is largest, {test[peak]:.2f} nats, at width {peak:g}.",
     )
 
 
 def _curve(
-    axes: Any, by_width: dict[float, list[int]], values: Sequence[float], color: str
+    axes: Any, by_width: dict[float, list[int]], values: Sequence[float], color: str, line: str
 ) -> dict[float, float]:
     means = {w: statistics.mean([values[i] for i in places]) for w, places in by_width.items()}
     for w, places in by_width.items():
         axes.plot([w] * len(places), [values[i] for i in places], ".", color=color, alpha=0.4)
         if isfinite(means[w].low) and means[w].n >= 4:
             axes.plot([w, w], [means[w].low, means[w].high], color=color, linewidth=1.1)
-    axes.plot(list(means), [m.mean for m in means.values()], "o-", color=color, markersize=4)
+    middle = [m.mean for m in means.values()]
+    axes.plot(list(means), middle, "o", linestyle=line, color=color, markersize=4)
     axes.set_xscale("log")
     shown = list(by_width)
     axes.set_xticks(shown, [f"{w:g}" for w in shown], fontsize=8)

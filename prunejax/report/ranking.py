@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
 from typing import Any
 
 import numpy as np
@@ -70,14 +69,9 @@ def axes(study: Study, variants: list[str]) -> dict[str, list[Any]]:
     return found
 
 
-def _ends(study: Study) -> tuple[dict[str, Row], dict[str, float]]:
-    """Run -> its last row of epochs.csv, and the sum of its epochs' training losses."""
-    last: dict[str, Row] = {}
-    sums: dict[str, float] = {}
-    for row in study.epochs:
-        last[row["run"]] = row
-        sums[row["run"]] = sums.get(row["run"], 0.0) + number(row["train_loss"])
-    return last, sums
+def ends(study: Study) -> dict[str, Row]:
+    """Run -> its last row of epochs.csv."""
+    return {row["run"]: row for row in study.epochs}
 
 
 def grid(study: Study) -> Grid | None:
@@ -86,7 +80,6 @@ def grid(study: Study) -> Grid | None:
     if len(rows) < LEAST:
         return None
     variants = [row["variant"] for row in rows]
-    last, sums = _ends(study)
     found_axes = axes(study, variants)
     if not found_axes:
         return None
@@ -94,13 +87,12 @@ def grid(study: Study) -> Grid | None:
     loss, accuracy = column("final_train_loss"), column("final_train_accuracy")
     names = [c for c in measure_columns(rows) if c not in NO_MEASURE]
     measures = {name: column(name) for name in names}
-    every = study.config.get("evaluate_every", 1)
-    if every == 1:
-        measures["training_loss_sum"] = np.array([sums.get(row["run"], nan) for row in rows])
+    if "training_loss_sum" in rows[0]:
+        measures["training_loss_sum"] = column("training_loss_sum")
     measures |= {"train_loss": loss, "train_error": 1 - accuracy}
-    ends = [last[row["run"]] for row in rows]
-    test = np.array([number(end["test_loss"]) for end in ends])
-    error = 1 - np.array([number(end["test_accuracy"]) for end in ends])
+    last = ends(study)
+    test = np.array([number(last[row["run"]]["test_loss"]) for row in rows])
+    error = 1 - np.array([number(last[row["run"]]["test_accuracy"]) for row in rows])
     targets = dict(zip(TARGETS, (test, error, test - loss, error - (1 - accuracy)), strict=True))
     # A study in which every run had to come down to one training loss fits by that rule.
     bound = max(0.01, number(study.config.get("stop_loss") or 0.0))

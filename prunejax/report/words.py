@@ -22,6 +22,7 @@ NAMES = {
     "hessian_trace_top": "sum of leading eigenvalues (nats)",
     "gradient_second_moment": "Tr(C), gradients (nats²)",
     "gradient_noise_scale": "noise scale (examples)",
+    "gradient_noise": "trace of the gradients' covariance",
     "tic": "TIC proxy Tr(C) / Tr(H)",
     "tic_leading": "Tr(C) / sum of leading eigenvalues",
     "epsilon_flatness": "ε-flatness (larger is flatter)",

@@ -19,7 +19,8 @@ from prunejax import interventions, models, rng
 from prunejax import masks as masks_lib
 from prunejax.cluster import distributed, mesh
 from prunejax.errors import ConfigError
-from prunejax.measures import normality, suite
+from prunejax.measures import normality, predictors, suite
+from prunejax.measures.prunability import INSTEAD, VOID
 from prunejax.record.directory import SharedDirectory
 from prunejax.study import ahead, measured_functions
 from prunejax.study.plan import Batch, Member
@@ -219,6 +220,11 @@ class Hook:
         name = member.run if epoch == self._last else f"{member.run}-epoch{epoch}"
         for measure, reason in failed.items():
             self._tell(f"{name}: no {measure}: {reason}")
+        if bool(arrays.get(predictors.SWITCHED, False)):
+            self._tell(
+                f"{name}: the training loss is below {VOID:g}: prunability allows {INSTEAD:g} nats "
+                "more instead of a share of it"
+            )
         self._directory.save_arrays(name, **arrays)
         return distributed.on_main(lambda: columns)
 

@@ -50,7 +50,7 @@ def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tu
         found["runs"] += ("selected_epoch", "selected_test_accuracy")
     stops = any(p.stops for p in programs)
     if stops or settings.evaluate_train:
-        found["runs"] += columns_lib.FIT
+        found["runs"] += (*columns_lib.FIT, columns_lib.LOSS_SUM)
     if stops:
         found["runs"] += (columns_lib.STOPPED,)
     if any(arm.settings.prune.method != "none" for arm in arms):

@@ -152,9 +152,11 @@ class Watch:
         asked = self.directory.tables["runs"]
         found: list[dict[str, Any]] = [{} for _ in self.members]
         if columns_lib.FIT[0] in asked:
-            fit = self._fit(states)
+            fit, totals = self._fit(states), mesh_lib.fetch(states.totals)
+            sums = totals.past + totals.loss / np.maximum(totals.examples, 1)
             for i, row in enumerate(found):
                 row |= dict(zip(columns_lib.FIT, (fit.loss[i], fit.accuracy[i]), strict=True))
+                row[columns_lib.LOSS_SUM] = sums[i]
         if columns_lib.STOPPED in asked:
             stopped = mesh_lib.fetch(states.stopped)
             for i, row in enumerate(found):

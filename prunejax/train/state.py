@@ -31,11 +31,12 @@ class Hyper(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Sums over the current epoch's training examples."""
+    """Sums over the current epoch's training examples, and over the epochs before it."""
 
     loss: Array  # float32, nats
     correct: Array  # int32
     examples: Array  # int32
+    past: Array  # float32, nats: of the mean losses of the epochs before
 
 
 class Seeds(NamedTuple):

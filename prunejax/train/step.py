@@ -60,7 +60,7 @@ def initial_state(
         ),
         table=table,
         hyper=hyper,
-        totals=Totals(jnp.float32(0), jnp.int32(0), jnp.int32(0)),
+        totals=Totals(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.float32(0)),
         bad_step=jnp.int32(-1),
         stopped=jnp.int32(-1),
         seeds=seeds,
@@ -158,6 +158,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         state.hyper.weight_decay,
     )
     begins = state.step % program.steps_per_epoch == 0
+    ended = state.totals.past + state.totals.loss / jnp.maximum(state.totals.examples, 1)
     totals = jax.tree.map(lambda t: jnp.where(begins, 0, t), state.totals)
     params, stats, windows = interventions.advance(
         groups, params, updated.get("batch_stats", {}), state.windows, table, features
@@ -184,6 +185,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
             totals.loss + loss * labels.shape[0],
             totals.correct + correct,
             totals.examples + labels.shape[0],
+            jnp.where(begins, ended, state.totals.past),
         ),
         bad_step=jnp.where((state.bad_step < 0) & ~jnp.isfinite(loss), state.step, state.bad_step),
         learnt=learnt,
