@@ -16,7 +16,7 @@ from prunejax import report
 from prunejax.cluster import distributed
 from prunejax.configs import default
 from prunejax.errors import ConfigError, RecordError, WorkdirError
-from prunejax.record import ledger, sinks
+from prunejax.record import ledger, remote, sinks
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.environment import environment
@@ -117,7 +117,8 @@ def run(
 
     Args:
       config: what a config file gives (`get_config`), overrides applied.
-      workdir: the run directory; with shards, `workdir/shards/i-of-n` is used.
+      workdir: the run directory, or a URL (`record.remote`); with shards, `workdir/shards/i-of-n`
+        is used.
       defaults: `configs/default.py`'s config, which says what fields there are; None: that.
       shard_of: (i, n), from 1: train only the i-th of n parts of the members.
       stop_requested: asked between calls; True saves a checkpoint and raises Interrupted.
@@ -139,8 +140,7 @@ def run(
         workdir = expand(workdir)
     except ValueError as error:
         raise ConfigError(f"workdir {error}") from None
-    if "://" in workdir:
-        raise ConfigError(f"workdir {workdir} is no local path; mount the bucket and name that")
+    mirror = remote.mirror(workdir, index, count, jax.process_count())
     try:
         arms = config_lib.variants(config, defaults)
         report.check(arms[0].settings.report, [arm.label for arm in arms])
@@ -159,8 +159,7 @@ def run(
             "the processes of this program were started with different configs or shards; give "
             "all of them the same command"
         )
-    path = Path(workdir)
-    path = path / "shards" / f"{index}-of-{count}" if count > 1 else path
+    path = mirror.fetch() if mirror else Path(workdir) / remote.part(index, count)
     mine = shard([b.members for b in batches], index - 1, count)
     with SharedDirectory.open(
         path,
@@ -168,9 +167,11 @@ def run(
         environment(),
         rows_lib.tables(arms, [b.program for b in batches]),
         ignore=("checkpoint", "population.memory_gib", "record"),
+        mirror=mirror,
     ) as directory:
         if directory.finished:
             rebuilt = directory.on_main(functools.partial(page_lib.mend, empty=not any(mine)))
+            directory.publish()
             return Result(path, path / ledger.PAGE if any(mine) else None, True, rebuilt)
         directory.save_json(
             "study.json",
@@ -188,6 +189,7 @@ def run(
         try:
             _train(batches, mine, settings, directory, stop_requested, quiet)
             page = directory.on_main(functools.partial(page_lib.build, empty=not any(mine)))
+            directory.publish()
         except ConfigError:  # the devices cannot hold the members
             directory.discard()
             raise
@@ -245,6 +247,8 @@ def _train(
     )
     for note in _notes(batches):
         progress.message(note)
+    if directory.mirror is not None:
+        progress.message(f"{directory.mirror.url}: worked on in {directory.path}")
     c = settings.checkpoint
     policy = Policy(c.every_epochs, c.every_minutes, c.at_events, c.keep, stop_requested)
     people = Arrangement(batches, mine, settings, directory, progress)
@@ -286,6 +290,7 @@ def _train(
                 chunk.run()
             directory.save_json("progress.json", {"chunk": number, **directory.marks()})
             chunk.checkpoints.clear()
+            directory.publish()
             distributed.on_main(tracking.send)
     distributed.on_main(tracking.send)  # runs that an earlier start did not get to send
     connecting.close(batches, mine, settings, directory, progress.message)
