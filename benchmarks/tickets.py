@@ -25,7 +25,7 @@ from common import save
 from prunejax import report
 from prunejax.configs import default, recipes
 from prunejax.data import load
-from prunejax.study import run
+from prunejax.study import host_devices, run
 
 LEVELS, FRACTION, STEPS, BATCH = 12, 0.4, 600, 64
 
@@ -128,7 +128,7 @@ def main():
     parser.add_argument("--torch-seeds", type=int, default=1)
     parser.add_argument("--save", action="store_true", help="write results/DATE-tickets.json")
     given = parser.parse_args()
-    run.use_devices(config(given.seeds))  # as the command does
+    host_devices.use(config(given.seeds))  # as the command does
     report.build = lambda paths: paths[0] / "report.html"
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "cache"))

@@ -15,11 +15,11 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from prunejax import registry
 from prunejax.configs import shipped
 from prunejax.errors import ConfigError
+from prunejax.record import remote
 from prunejax.system import command, files, signals
 
 
@@ -55,7 +55,7 @@ def _list(argv: Sequence[str]) -> int:
 def _show(argv: Sequence[str]) -> int:
     if len(argv) != 1:
         raise ConfigError("prunejax show DIR: give one run directory")
-    path = Path(files.expand(argv[0]))
+    path = remote.fetched(argv[0])
     config, status = path / "config.json", path / "status.json"
     if not config.is_file():
         raise ConfigError(f"{path} is no run directory: it has no config.json")

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from prunejax.configs import default, shipped
 from prunejax.errors import ConfigError, Interrupted
+from prunejax.record import remote
 from prunejax.study import overrides, resolved, sweep
 from prunejax.system import command, limits, signals
 from prunejax.system.command import BAD_REQUEST, FAILURE, REQUEUE
@@ -98,7 +99,7 @@ def _finished_before(values: flags.FlagValues, config: ConfigDict, shard: tuple[
     return found is not None
 
 
-def _told(state: str, workdir: Path, page: Path) -> str:
+def _told(state: str, workdir: Path | str, page: Path) -> str:
     return f"{state}: {workdir}; report: {page}"
 
 
@@ -221,10 +222,12 @@ def _study(
     more: Sequence[str],
 ) -> int:
     from prunejax.cluster import distributed
+    from prunejax.study import host_devices
     from prunejax.study import run as study
 
     try:
-        study.use_devices(config, values.workdir, processes)
+        mirror = remote.mirror(values.workdir, *shard, processes)
+        host_devices.use(config, mirror.begun() if mirror else values.workdir, processes)
         result = study.run(
             config,
             values.workdir,
@@ -243,7 +246,8 @@ def _study(
     if result.report is None:
         text = f"{state}: shard {values.shard} has no runs: the others have them all"
     else:
-        text = _told(state, result.workdir, result.report)
+        place = values.workdir if remote.is_remote(values.workdir) else result.workdir
+        text = _told(state, place, result.report)
     if distributed.is_main():
         signals.tell(text, sys.stdout)
     return 0

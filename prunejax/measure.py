@@ -27,7 +27,7 @@ from prunejax.configs.fields import defaults
 from prunejax.errors import ConfigError
 from prunejax.measures.columns import CONTEXT
 from prunejax.measures.suite import MEASURES
-from prunejax.record import ledger
+from prunejax.record import ledger, remote
 from prunejax.report import tables
 from prunejax.study import final, measuring, plan
 from prunejax.study.final import states as final_states
@@ -162,6 +162,7 @@ def measure(
             tell(f"{member.run}: no {name}: {reason}")
         failures += len(failed)
     report.build([workdir], output)
+    remote.publish(workdir)
     return failures
 
 

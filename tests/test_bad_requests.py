@@ -13,7 +13,7 @@ from prunejax.groups import Group
 from prunejax.report import __main__ as report_command
 from prunejax.report import gallery
 from prunejax.study import config as config_lib
-from prunejax.study import event_plan, overrides
+from prunejax.study import event_plan, host_devices, overrides
 from prunejax.study import run as study
 from prunejax.system import readable
 from tests.studies import PRUNE, tiny
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 def command(monkeypatch, capsys, tmp_path):
     """Runs the command in this process; training must not be reached."""
     monkeypatch.setattr(study, "_train", lambda *_: pytest.fail("training began"))
-    monkeypatch.setattr(study, "use_devices", lambda *_: None)
+    monkeypatch.setattr(host_devices, "use", lambda *_: None)
     monkeypatch.setattr("prunejax.cluster.distributed.leave", lambda code: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
@@ -394,7 +394,7 @@ def test_a_fault_while_a_study_is_planned_is_no_bad_request(
     monkeypatch, capsys, tmp_path, fault, plan
 ):
     monkeypatch.setattr("prunejax.study.plan.build", lambda arms: fault())
-    monkeypatch.setattr(study, "use_devices", lambda *_: None)
+    monkeypatch.setattr(host_devices, "use", lambda *_: None)
     monkeypatch.setattr("prunejax.cluster.distributed.leave", lambda code: None)
     assert main.main(["prunejax", DIGITS, f"--workdir={tmp_path / 'run'}", *plan]) == 1
     text = capsys.readouterr().err

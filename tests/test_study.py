@@ -8,7 +8,7 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
-from prunejax.study import attributes, plan
+from prunejax.study import attributes, host_devices, plan
 from prunejax.study import config as config_lib
 from prunejax.study import run as study
 from prunejax.train import prune, step
@@ -348,13 +348,13 @@ def test_a_shard_without_runs_is_finished_at_once(tmp_path):
 def test_host_devices_are_those_of_all_processes_together(tmp_path, monkeypatch):
     set_to = []
     monkeypatch.setattr(study.jax.config, "update", lambda _, count: set_to.append(count))
-    monkeypatch.setattr(study.limits, "cores", lambda: 2)
+    monkeypatch.setattr(host_devices.limits, "cores", lambda: 2)
     config = tiny()
-    study.use_devices(config, tmp_path, 2)
+    host_devices.use(config, tmp_path, 2)
     (tmp_path / "layout.json").write_text('{"0": {"devices": 6}}')
-    study.use_devices(config, tmp_path, 2)
+    host_devices.use(config, tmp_path, 2)
     config.population.devices = 8
-    study.use_devices(config, tmp_path, 2)
+    host_devices.use(config, tmp_path, 2)
     assert set_to == [2, 3, 4]
 
 

@@ -129,7 +129,7 @@ def test_the_command_that_repeats_a_study_holds_its_sweeps(monkeypatch, tmp_path
         raise ConfigError("enough")
 
     monkeypatch.setattr("prunejax.study.run.run", ran)
-    monkeypatch.setattr("prunejax.study.run.use_devices", lambda *_: None)
+    monkeypatch.setattr("prunejax.study.host_devices.use", lambda *_: None)
     words = ["prunejax", "--config=prunejax:digits", f"--workdir={tmp_path}/a"]
     assert main.main([*words, "--sweep", "epochs=1,2"]) == 2
     assert asked["command"].endswith("--config=prunejax:digits --sweep=epochs=1,2")

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from prunejax.cluster import distributed
+from prunejax.errors import WorkdirError
+from prunejax.record.mirror import Mirror
 from prunejax.record.run_directory import RunDirectory
 
 
@@ -17,6 +19,7 @@ class SharedDirectory:
     def __init__(self, path: Path, tables: Mapping[str, Sequence[str]]) -> None:
         """Use `SharedDirectory.open`."""
         self.path, self.tables = path, tables
+        self.mirror: Mirror | None = None  # of one process alone
         self._held: RunDirectory | None = None
 
     @classmethod
@@ -27,15 +30,35 @@ class SharedDirectory:
         environment: Mapping[str, Any],
         tables: Mapping[str, Sequence[str]],
         ignore: Sequence[str] = (),
+        mirror: Mirror | None = None,
     ) -> "SharedDirectory":
-        """As `RunDirectory.open`."""
+        """As `RunDirectory.open`; of a workdir behind a URL its copy, which `publish` sends.
+
+        Raises:
+          WorkdirError: as of `RunDirectory.open`.
+          RecordError: it cannot be sent anywhere.
+        """
         directory = cls(path, tables)
+        directory.mirror = mirror
 
         def hold() -> None:
             directory._held = RunDirectory.open(path, config, environment, tables, ignore)
 
-        distributed.on_main(hold)
+        try:
+            distributed.on_main(hold)
+            if mirror is not None:
+                mirror.claim()
+        except WorkdirError as error:
+            raise WorkdirError(f"{mirror.url}: {error}" if mirror else str(error)) from error
+        except BaseException:
+            directory.close()
+            raise
         return directory
+
+    def publish(self) -> None:
+        """Sends what stands to where the workdir's URL says; nothing of one that is a path."""
+        if self.mirror is not None:
+            self.mirror.push()
 
     def on_main(self, fn: Callable[[RunDirectory], Any]) -> Any:
         """`fn(run directory)` in process 0; every process gets the result."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prunejax.errors import ConfigError
-from prunejax.record import scalars
+from prunejax.record import remote, scalars
 from prunejax.system import files, optional
 
 FILE = "sinks.json"  # tracker -> runs that it has
@@ -183,7 +183,8 @@ def send(workdir: str | os.PathLike[str], names: Sequence[str]) -> None:
       OSError: it is no run directory.
     """
     check(names)
-    Tracking(Path(files.expand(workdir)), names, print).send()
+    Tracking(remote.fetched(workdir), names, print).send()
+    remote.publish(workdir)
 
 
 def _sent(path: Path) -> dict[str, list[str]]:

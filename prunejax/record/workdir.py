@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from prunejax.errors import WorkdirError
+from prunejax.record import listing
 from prunejax.system.files import read_object
 
 # What may stand in a directory that is not yet a run directory: traces of a start that was
 # interrupted before `config.json` was written, shards, and what launch scripts put there.
-_HARMLESS = {".lock", "environment.json", "logs", "shards"}
+_HARMLESS = {".lock", listing.KNOWN, "environment.json", "logs", "shards"}
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from prunejax import registry
 from prunejax.errors import ConfigError
 from prunejax.measures import claims
+from prunejax.record import remote
 from prunejax.system import config_file, optional
 from prunejax.system.files import expand
 
@@ -108,6 +109,10 @@ def build(directories: Sequence[str | Path], output: str | Path | None = None) -
       FigureError (a ValueError): the page is written, but for figures that failed.
     """
     page = _page()  # before what a config file registers: that may be figures
-    for path in importlib.import_module("prunejax.report.tables").find(directories):
+    found = [remote.fetched(directory) for directory in directories]
+    for path in importlib.import_module("prunejax.report.tables").find(found):
         config_file.restore(path)
-    return page.write([Path(expand(d)) for d in directories], output and expand(output))
+    written = page.write(found, output and expand(output))
+    if not output:
+        remote.publish(directories[0])
+    return written

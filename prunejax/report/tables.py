@@ -10,11 +10,11 @@ from typing import Any
 from prunejax.errors import ReportError
 from prunejax.measures import emptied
 from prunejax.measures.columns import CONTEXT, is_completed
-from prunejax.record import ledger
+from prunejax.record import ledger, remote
 from prunejax.record.workdir import differences
 from prunejax.report import asked, intact, shards
 from prunejax.report.results import Row, Study, attributes_of
-from prunejax.system.files import expand, plain_name, read_object
+from prunejax.system.files import plain_name, read_object
 
 _TABLES = ("epochs", "events", "runs", "layers", "costs", "updates")  # the last not of every one
 
@@ -58,7 +58,7 @@ def read_csv(path: Path) -> list[Row]:
 def find(directories: Iterable[str | Path]) -> list[Path]:
     """The run directories named or held in `shards/` of those named, each once, in order."""
     found: dict[Path, Path] = {}
-    for directory in map(Path, map(_expand, directories)):
+    for directory in map(remote.fetched, directories):
         parts = sorted((directory / "shards").glob("*/config.json"), key=shards.shard_order)
         here = [directory] if (directory / "config.json").exists() else []
         if not here and not parts:
@@ -67,13 +67,6 @@ def find(directories: Iterable[str | Path]) -> list[Path]:
         for path in [*here, *(shard.parent for shard in parts)]:
             found.setdefault(path.resolve(), path)
     return list(found.values())
-
-
-def _expand(path: str | Path) -> str:
-    try:
-        return expand(path)
-    except ValueError as error:
-        raise ReportError(str(error)) from None
 
 
 def load(directories: Sequence[str | Path]) -> Study:

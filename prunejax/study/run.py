@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import functools
 import html
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from prunejax import report
 from prunejax.cluster import distributed
 from prunejax.configs import default
 from prunejax.errors import ConfigError, RecordError, WorkdirError
-from prunejax.record import ledger, sinks
+from prunejax.record import ledger, remote, sinks
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.environment import environment
@@ -33,7 +32,6 @@ from prunejax.study.plan import Batch, Member
 from prunejax.study.probing import Probing
 from prunejax.study.resolved import resolve
 from prunejax.system import config_file as config_file_lib
-from prunejax.system import limits
 from prunejax.system.files import expand
 from prunejax.system.readable import judging
 
@@ -53,30 +51,6 @@ class Result:
             return f"<p>{html.escape(repr(self))}</p>"
         page = html.escape(self.report.read_text(encoding="utf-8"))
         return f'<iframe srcdoc="{page}" style="width:100%;height:50em;border:0"></iframe>'
-
-
-def use_devices(
-    config: ConfigDict, workdir: str | os.PathLike[str] | None = None, processes: int = 1
-) -> None:
-    """Makes one host device per core (or `population.devices`) where the CPU is the backend.
-
-    As many as the study in `workdir` began with, if that is more: it can then continue on a
-    machine with fewer cores. Both numbers are of all `processes` together. Has to come before JAX
-    touches its backends; later it changes nothing.
-    """
-    count = -(-config.get("population", {}).get("devices", 0) // processes)
-    before = [0]
-    for pattern in ("layout.json", "shards/*/layout.json") if workdir else ():
-        try:
-            for file in Path(expand(workdir or "")).glob(pattern):
-                decided = json.loads(file.read_text()).values()
-                before += [-(-entry["devices"] // processes) for entry in decided]
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            pass  # not ours, or damaged: told when the directory is opened
-    try:
-        jax.config.update("jax_num_cpu_devices", max(count or limits.cores(), *before))
-    except RuntimeError:
-        return
 
 
 def judged(config: ConfigDict, defaults: ConfigDict) -> tuple[list[Variant], list[Batch]]:
@@ -129,7 +103,8 @@ def run(
 
     Args:
       config: what a config file gives (`get_config`), overrides applied.
-      workdir: the run directory; with shards, `workdir/shards/i-of-n` is used.
+      workdir: the run directory, or a URL (`record.remote`); with shards, `workdir/shards/i-of-n`
+        is used.
       defaults: `configs/default.py`'s config, which says what fields there are; None: that.
       shard_of: (i, n), from 1: train only the i-th of n parts of the members.
       stop_requested: asked between calls; True saves a checkpoint and raises Interrupted.
@@ -151,8 +126,7 @@ def run(
         workdir = expand(workdir)
     except ValueError as error:
         raise ConfigError(f"workdir {error}") from None
-    if "://" in workdir:
-        raise ConfigError(f"workdir {workdir} is no local path; mount the bucket and name that")
+    mirror = remote.mirror(workdir, index, count, jax.process_count())
     arms, batches = judged(config, defaults)
     settings = arms[0].settings
     origin = config_file_lib.describe(config_file) if config_file and plugins.registered() else None
@@ -164,8 +138,7 @@ def run(
             "the processes of this program were started with different configs or shards; give "
             "all of them the same command"
         )
-    path = Path(workdir)
-    path = path / "shards" / f"{index}-of-{count}" if count > 1 else path
+    path = mirror.fetch() if mirror else Path(workdir) / remote.part(index, count)
     mine = shard([b.members for b in batches], index - 1, count)
     with SharedDirectory.open(
         path,
@@ -173,9 +146,11 @@ def run(
         environment(),
         rows_lib.tables(arms, [b.program for b in batches]),
         ignore=("checkpoint", "population.memory_gib", "record"),
+        mirror=mirror,
     ) as directory:
         if directory.finished:
             rebuilt = directory.on_main(functools.partial(page_lib.mend, empty=not any(mine)))
+            directory.publish()
             return Result(path, path / ledger.PAGE if any(mine) else None, True, rebuilt)
         directory.save_json(
             "study.json",
@@ -193,6 +168,7 @@ def run(
         try:
             _train(batches, mine, settings, directory, stop_requested, quiet)
             page = directory.on_main(functools.partial(page_lib.build, empty=not any(mine)))
+            directory.publish()
         except ConfigError:  # the devices cannot hold the members
             directory.discard()
             raise
@@ -250,6 +226,8 @@ def _train(
     )
     for note in _notes(batches):
         progress.message(note)
+    if directory.mirror is not None:
+        progress.message(f"{directory.mirror.url}: worked on in {directory.path}")
     c = settings.checkpoint
     policy = Policy(c.every_epochs, c.every_minutes, c.at_events, c.keep, stop_requested)
     people = Arrangement(batches, mine, settings, directory, progress)
@@ -291,6 +269,7 @@ def _train(
                 chunk.run()
             directory.save_json("progress.json", {"chunk": number, **directory.marks()})
             chunk.checkpoints.clear()
+            directory.publish()
             distributed.on_main(tracking.send)
     distributed.on_main(tracking.send)  # runs that an earlier start did not get to send
     connecting.close(batches, mine, settings, directory, progress.message)

@@ -87,6 +87,7 @@ class Saving:
             self.targets.save()
             facts = {"epoch": epoch, **self._marks, "measured": self.measured}
             self.checkpoints.save(states, facts)
+            self.directory.publish()
         self.saved_at, self._cost = self.clock(), time.perf_counter() - begin
 
     def keep(self) -> None:

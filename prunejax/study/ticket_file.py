@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from prunejax import trees
 from prunejax.errors import ConfigError
+from prunejax.record import remote
 from prunejax.study.live import Live
 from prunejax.study.outline import Outline
 from prunejax.system import files
@@ -108,7 +109,7 @@ def export(workdir: str | Path, run: str, output: str | Path) -> dict[str, Any]:
     Raises:
       ConfigError: no such study or run, or a state that was not kept.
     """
-    folder = Path(files.expand(workdir))
+    folder = remote.fetched(workdir)
     config = folder / "config.json"
     if not config.is_file():
         raise ConfigError(f"{workdir} is no run directory: it has no config.json")

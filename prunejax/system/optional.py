@@ -10,6 +10,7 @@ from prunejax.errors import ConfigError
 PACKAGES = {
     "PIL": ("pillow", "study"),
     "array_record": ("array-record", "tfds"),
+    "fsspec": ("fsspec", "remote"),
     "flatbuffers": ("flatbuffers", "study"),
     "grain": ("grain", "stream"),
     "jinja2": ("jinja2", "study"),

@@ -1,0 +1,77 @@
+"""Run directories that are named by a URL: what commands do with them besides `record.mirror`."""
+
+import os
+from pathlib import Path
+
+from prunejax.errors import ConfigError, ReportError
+from prunejax.record.listing import SHARDS
+from prunejax.record.mirror import Mirror
+from prunejax.system import files
+
+
+def is_remote(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a run directory is named by a URL."""
+    return "://" in os.fspath(workdir)
+
+
+def part(index: int, count: int) -> str:
+    """Where below its workdir shard `index` (from 1) of `count` has its run directory."""
+    return f"{SHARDS}/{index}-of-{count}" if count > 1 else ""
+
+
+def mirror(
+    workdir: str | os.PathLike[str], index: int, count: int, processes: int
+) -> Mirror | None:
+    """What sends a study's run directory to the URL that is its workdir; None: it is a path.
+
+    Args:
+      workdir: of the study.
+      index, count: of the shard, from 1.
+      processes: of the one study, or shard.
+
+    Raises:
+      ConfigError: as of `Mirror`, or there are several processes.
+    """
+    if not is_remote(workdir):
+        return None
+    if processes > 1:
+        raise ConfigError(
+            f"workdir {os.fspath(workdir)}: {processes} processes of one study write into one "
+            "directory; mount the bucket and name that path, or split the study by --shard"
+        )
+    return Mirror(workdir, part(index, count))
+
+
+def fetched(workdir: str | os.PathLike[str]) -> Path:
+    """A run directory to read: of a URL the copy here, brought up to date, with its shards.
+
+    Raises:
+      ReportError: nothing is there, or no such user (`~user`).
+      ConfigError, RecordError: as of `Mirror`.
+    """
+    if not is_remote(workdir):
+        try:
+            return Path(files.expand(workdir))
+        except ValueError as error:
+            raise ReportError(str(error)) from None
+    whole = Mirror(workdir)
+    for mirror in (whole, *(Mirror(workdir, name) for name in whole.shards())):
+        mirror.fetch()
+    if not whole.path.is_dir():
+        raise ReportError(f"{whole.url}: nothing is there; name the --workdir of a study")
+    return whole.path
+
+
+def publish(workdir: str | os.PathLike[str]) -> None:
+    """Sends what was added to the copy of a finished study: a page, measures.
+
+    Nothing of one that runs: what it sends next would no longer follow what is there.
+    """
+    if not is_remote(workdir):
+        return
+    whole = Mirror(workdir)
+    parts = sorted(p.relative_to(whole.path) for p in whole.path.glob(f"{SHARDS}/*"))
+    for mirror in (whole, *(Mirror(workdir, name.as_posix()) for name in parts)):
+        unfinished = (mirror.path / "config.json").exists() and not mirror.is_finished
+        if not unfinished and mirror.path.is_dir():
+            mirror.push()
