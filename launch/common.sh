@@ -86,6 +86,12 @@ resolve_config() {
 CONFIG='' WORKDIR='' REMOTE=no
 cluster_arguments() {
   ARGS=()
+  local argument
+  for argument in "$@"; do # YAML would make a space of a line break
+    case $argument in
+      *[[:cntrl:]]*) refuse "${argument%%[[:cntrl:]]*}...: a line break, or another control character, in an option" ;;
+    esac
+  done
   while [ $# -gt 0 ]; do
     case $1 in
       --help | -h) show_help ;;

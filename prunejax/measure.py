@@ -87,7 +87,7 @@ class Results:
         file = self.path / "measures" / f"{files.plain_name(member.run)}.npz"
         old: dict[str, Any] = {}
         if file.exists():
-            with np.load(file) as saved:
+            with files.arrays(file) as saved:
                 old = dict(saved)
         other = any(k in old and not np.array_equal(old[k], arrays[k]) for k in CONTEXT)
         merged = arrays if other else old | arrays

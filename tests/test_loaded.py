@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 
 import jax
@@ -13,7 +14,7 @@ from jax import export as jax_export
 import prunejax
 from prunejax import __main__ as cli
 from prunejax import masks, trees
-from prunejax.errors import ConfigError, ReportError
+from prunejax.errors import ConfigError, ReportError, WorkdirError
 from prunejax.study import export
 from prunejax.study import run as study
 from tests.studies import PRUNE, tiny
@@ -106,6 +107,13 @@ def test_what_is_not_there(path, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"config.json has no 'measures': it was changed"):
         _ = prunejax.load(tmp_path).settings
+
+
+def test_damaged_arrays_are_told(path, tmp_path):
+    shutil.copytree(path, tmp_path / "run")
+    next((tmp_path / "run" / "targets").glob("S-0*.npz")).write_bytes(b"PK")
+    with pytest.raises(WorkdirError, match=r"S-0.*npz cannot be read"):
+        prunejax.load(tmp_path / "run").targets("S-0")
 
 
 def read_safetensors(content):

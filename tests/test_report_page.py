@@ -8,6 +8,7 @@ import re
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -253,6 +254,28 @@ def test_other_files_of_another_kind_are_told(content, whole, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "study.json" in error
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "none"])
+def test_damaged_arrays_are_told(damage, whole, tmp_path, capsys, blank):
+    shutil.copytree(whole, tmp_path / "run")
+    file = tmp_path / "run" / "measures" / "none-0.npz"
+    file.parent.mkdir(exist_ok=True)
+    np.savez_compressed(file, eigenvalues=np.arange(500.0), predicted=np.arange(9), labels=[1] * 9)
+    content = file.read_bytes()
+    middle = len(content) // 2
+    file.write_bytes(
+        {
+            "cut": content[:200],
+            "flipped": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
+            "none": b"",
+        }[damage]
+    )
+    code = cli.main([str(tmp_path / "run")])
+    assert code == (1 if damage == "flipped" else 2)  # then the page is there, less a figure
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "none-0.npz cannot be read" in error
 
 
 def test_bytes_that_are_no_text_are_told(whole, tmp_path, capsys):

@@ -25,6 +25,7 @@ from prunejax.report.style import (
     panel,
     plain_numbers,
 )
+from prunejax.system import files
 
 
 def arrays(study: Study, *names: str) -> dict[str, list[dict[str, np.ndarray]]]:
@@ -35,7 +36,7 @@ def arrays(study: Study, *names: str) -> dict[str, list[dict[str, np.ndarray]]]:
             path = study.arrays.get(row["run"])
             if path is None:
                 continue
-            with np.load(path) as file:
+            with files.arrays(path) as file:
                 if all(name in file.files for name in names):
                     found.setdefault(variant, []).append({n: file[n] for n in names})
     return found

@@ -14,6 +14,7 @@ from prunejax.report.figures_density import density_axis, family, live_share
 from prunejax.report.results import Study
 from prunejax.report.style import COLORS, GREY, MARKERS, Look, legend, line_handle, panel
 from prunejax.report.words import interval, minus
+from prunejax.system import files
 
 
 def _predictions(study: Study) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -26,7 +27,7 @@ def _predictions(study: Study) -> dict[str, dict[str, tuple[np.ndarray, np.ndarr
                 continue
             probed = path.with_name(f"{path.stem.removesuffix('-end')}-end.npz")
             for place in (p for p in dict.fromkeys((path, probed)) if p.exists()):
-                with np.load(place) as file:
+                with files.arrays(place) as file:
                     if "predicted" in file.files and row["seed"] not in found.get(variant, {}):
                         pair = file["predicted"], file["labels"]
                         found.setdefault(variant, {})[row["seed"]] = pair

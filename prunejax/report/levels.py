@@ -17,6 +17,7 @@ from prunejax.measures.columns import by_variant, number, pairs, value
 from prunejax.report.panels import Table
 from prunejax.report.results import Row, Study
 from prunejax.report.words import DASH, percent
+from prunejax.system import files
 
 MARGIN = 0.01  # of accuracy: a ticket within a point of dense has lost nothing
 Masks = dict[str, np.ndarray]
@@ -75,7 +76,7 @@ def _masks(study: Study, run: str) -> Masks | None:
     path = study.arrays.get(run)
     if path is None:
         return None
-    with np.load(path) as file:
+    with files.arrays(path) as file:
         layers = [name.removeprefix("mask:") for name in file.files if name.startswith("mask:")]
         found: Masks = {}
         for layer in layers:

@@ -25,7 +25,7 @@ from prunejax.report import tables
 from prunejax.study import final
 from prunejax.study.programs import Batch, Member
 from prunejax.study.resolved import to_dict
-from prunejax.system import optional
+from prunejax.system import files, optional
 from prunejax.system.files import plain_name
 from prunejax.train.step import Program, TrainState
 
@@ -162,7 +162,7 @@ class Loaded:
         for path in self.paths:
             file = path / folder / f"{plain_name(run)}.npz"
             if file.exists():
-                with np.load(file) as saved:
+                with files.arrays(file) as saved:
                     return dict(saved)
         return {}
 

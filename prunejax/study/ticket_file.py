@@ -152,7 +152,7 @@ def _state(folder: Path, name: str, ask: str) -> Arrays:
         raise ConfigError(
             f"{path.name} was not kept: give its arm config.keep = ({ask},) and train it again"
         )
-    with np.load(path) as saved:
+    with files.arrays(path) as saved:
         return dict(saved)
 
 

@@ -9,12 +9,14 @@ import re
 import socket
 import tempfile
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from prunejax.errors import RecordError
+from prunejax.errors import RecordError, WorkdirError
 
 
 def expand(path: str | os.PathLike[str]) -> str:
@@ -42,6 +44,25 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object but {json.dumps(content)[:40]}")
     return content
+
+
+@contextmanager
+def arrays(path: Path) -> Iterator[Any]:
+    """The arrays of an `.npz` file by name, each read when it is asked for, inside.
+
+    Raises:
+      WorkdirError: the file is damaged.
+    """
+    import numpy as np  # late: the command line answers without it
+
+    try:
+        with path.open("rb") as file, np.load(file) as saved:  # by path NumPy leaves it open
+            yield saved
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise WorkdirError(
+            f"{path} cannot be read ({error}): it was changed or damaged. Restore it, or repeat "
+            "the study in a new workdir"
+        ) from error
 
 
 def cell(value: object) -> str:
