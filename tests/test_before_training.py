@@ -16,6 +16,7 @@ from prunejax.data.constants import read
 from prunejax.errors import ConfigError, Interrupted, ReportError
 from prunejax.report import figures_before
 from prunejax.report import tables as report_tables
+from prunejax.report import words as report_words
 from prunejax.study import arrangement, plan, run
 from prunejax.study import config as config_lib
 from prunejax.study.population import Population
@@ -360,10 +361,10 @@ def test_figures_sort_arms_by_label(study):
     assert set(found[0.1]) == {"keep", "scaled"}
     assert sorted(found[0.1]["scaled"]) == [0.2, 1.0]
     drawing = figures_before.before_training(Fake(), None)
-    assert "+10.0" in drawing.caption
+    assert "+10.0" in drawing.alt
     assert not figures_before._fits(found[0.1]["keep"][0.01])
     for words in ("only hurts", "does more than pruning"):  # .2 gains, and .01 has no control
-        assert words not in drawing.caption
+        assert words not in drawing.alt
     rows_of += [
         {"run": f"{v}-{s}", "variant": v, "seed": str(s), "status": "done",
          "final_test_accuracy": str(a), "final_train_accuracy": "1"}
@@ -372,6 +373,15 @@ def test_figures_sort_arms_by_label(study):
                      ("std=0_01-scaled=0_2", 0.66))
         for s in range(4)
     ]  # fmt: skip
-    text = figures_before.before_training(Fake(), None).caption
+    text = figures_before.before_training(Fake(), None).alt
     assert "at this start of 0.01 random pruning only hurts" in text
     assert "scaling the start of 0.01 does more than pruning, at every p" in text
+
+
+@pytest.mark.parametrize(
+    ("targeted", "words"), [(500, "50 %"), (985, "98 %"), (995, "99.5 %"), (1000, "all")]
+)
+def test_nearly_all_is_not_all(targeted, words):
+    event = {"run": "a-0", "epoch": "-1", "layer": "neurons"}
+    event |= {"targeted": str(targeted), "live": str(1000 - targeted)}
+    assert report_words._rhythm({}, [event]) == [f"{words} of neurons at once", "before training"]

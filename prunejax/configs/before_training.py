@@ -37,7 +37,18 @@ shared cores.
 Settings are those of a pilot on random splits and other seeds: there .440 dense, +10.0 at p = .2.
 
 `:synthetic`: the two-patch data of the analysis (4 classes in 500 dimensions, 40 examples, noise
-0.3, 40 neurons a class, initial standard deviation 0.05, learning rate 0.03).
+0.3, 40 neurons a class, initial standard deviation 0.05, learning rate 0.03). Result, seeds 700 to
+707, test accuracy by p and points to the dense network [95 %]; all three claims are confirmed:
+
+    p         1     .5               .2              .1              .02            .005
+    mask      .514  .571             .632            .581            .442           .304
+              0     +5.7 [2.8, 8.6]  +11.8 [6, 17]   +6.7 [0, 13]    -7.2 [-17, 3]  -21 [-31, -11]
+    control   .514  .602             .723            .791            .863           .862
+
+This is the picture of the analysis: a gain, and near chance (.25) at the end; the training set is
+fitted there to .92 in these 300 steps, and to .997 and more down to p = .01. The dense network of
+the smaller start is above the mask at every p, by 9.1 [3.8, 14.5] points at p = .2. Cost
+(measured): 170 seconds of processor time on a loaded machine.
 `:quick` has few arms and steps (mechanics only).
 """
 

@@ -31,8 +31,8 @@ FIELDS: dict[str, Any] = {
     "eval_batch_size": number(512, 1, None, "examples"),
     # epochs between rows of epochs.csv; with events, and last: always
     "evaluate_every": number(1, 1, None, "epochs"),
-    # Evaluate the training set as well, without dropout and on running statistics:
-    "evaluate_train": False,  # columns final_train_loss and final_train_accuracy of runs.csv.
+    # Columns final_train_loss and final_train_accuracy of runs.csv, without dropout and on running
+    "evaluate_train": False,  # statistics, and training_loss_sum: over epochs, as it was trained.
     # A run stops training when, at an evaluation after its last event, the loss on the
     # training set is at most this (nats); its step becomes `stopped_step`. 0: never.
     "stop_loss": number(0.0, 0, None, "nats; 0: never"),

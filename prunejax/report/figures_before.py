@@ -158,9 +158,8 @@ def before_training(study: Study, look: Look) -> Drawing | None:
         "Random masks shrink the first answer to noise by √p. The control does that and no more: "
         "a dense network that starts √p smaller. Mean over seeds with its 95 % interval, every "
         f"seed as a dot; hollow: less than {100 * FITS:g} % of the training set is fitted, where "
-        "test accuracy mixes two effects. Masks of a seed are nested. Points of accuracy, paired "
-        "by seed: " + "; ".join(sentences) + ".",
-        "; ".join(sentences) + ".",
+        "test accuracy mixes two effects. Masks of a seed are nested.",
+        "Points of test accuracy, paired by seed [95 %]: " + "; ".join(sentences) + ".",
     )
 
 

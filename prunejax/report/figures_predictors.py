@@ -220,8 +220,8 @@ def double_descent(study: Study, look: Look) -> Drawing | None:
         left = title in losses
         line = "-" if left else "--"
         found[title] = _curve(axes if left else right, by_width, values, COLORS[index], line)
-        label = f"{title} ({'left' if left else 'right'})"
-        handles.append(line_handle(label, COLORS[index], "o", line))
+        side = "left" if left else "right"
+        handles.append(line_handle(f"{title} ({side})", COLORS[index], "o", line))
     axes.set_ylabel("loss (nats)")
     axes.set_ylim(bottom=0)
     right.set_ylabel("share")

@@ -266,7 +266,9 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]]) -> li
     layer = max(shares, key=lambda name: shares[name])
     epochs = sorted({int(row["epoch"]) for row in run if row["layer"] == layer})
     percents = 100 * min(shares[layer], 1) / len(epochs)
-    share = f"{percents:.2g} % of {layer}" if percents < 99.5 else f"all of {layer}"
+    texts = [f"{percents:.{digits}g}" for digits in range(2, 8)]
+    text = next((t for t in texts if float(t) < 100), "")  # 99.5 % is not all
+    share = f"{text} % of {layer}" if text else f"all of {layer}"
     if len(epochs) == 1:
         return [f"{share} at once", "before training" if epochs[0] < 0 else f"epoch {epochs[0]}"]
     steps = {b - a for a, b in itertools.pairwise(epochs)}
