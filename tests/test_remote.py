@@ -425,7 +425,10 @@ def test_commands_read_a_url(commands, monkeypatch, capsys, tmp_path):
     for a, b in zip(*(jax.tree.leaves(x.weights("S-0")) for x in (loaded, plain)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert door(["export", f"--workdir={place}", "--run=S-0", f"--output={tmp_path}/net.npz"]) == 0
-    assert door(["measure", f"--workdir={place}", "--names=sharpness", "--run=S-0"]) == 0
+    assert (
+        door(["measure", f"--workdir={place}", "--names=sharpness", "--examples=64", "--run=S-0"])
+        == 0
+    )
     monkeypatch.setenv(mirror.VARIABLE, str(folder / "four"))
     assert "S-0" in (remote.fetched(place) / "measures.csv").read_text()
     page = remote.fetched(place) / "report.html"
