@@ -101,7 +101,7 @@ def test_what_is_no_file_or_no_directory(command, tmp_path):
     assert "no such file" in command("--config=configs")[1]
     assert "no such file" in command("--config=configs/nothing.py")[1]
     assert "--workdir is missing" in command(DIGITS, workdir="")[1]
-    assert "no local path" in command(DIGITS, workdir="gs://bucket/run")[1]
+    assert "Protocol not known: nowhere" in command(DIGITS, workdir="nowhere://bucket/run")[1]
     assert "File name too long" in command(DIGITS, workdir=tmp_path / ("x" * 300))[1]
     assert "--shard=-1/-1: write i/n" in command(DIGITS, "--shard=-1/-1")[1]
 

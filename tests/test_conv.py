@@ -150,6 +150,24 @@ def test_winograd_in_every_mode_of_differentiation(winograd_everywhere):
         close(got[name], want[name], 2e-5)
 
 
+@pytest.mark.parametrize("case", ["same", "kernel 1, stride 2", "negative padding"])
+def test_many_positions_are_products_per_entry_of_the_kernel(case, monkeypatch):
+    """In float64, where only a wrong formula differs; below that number of positions none is."""
+    calls, plain = [], conv_cpu.taps
+    monkeypatch.setattr(conv_cpu, "taps", lambda *args: calls.append(args) or plain(*args))
+    with jax.enable_x64(True):
+        x, w, options = arrays(case, "float64")
+        y, pullback = jax.vjp(lambda w: pair(options)[1](x, w), w)
+        positions = y.size // y.shape[-1]
+        for rows, used in ((positions + 1, False), (positions, True)):
+            monkeypatch.setattr(conv_cpu, "TAPPED_ROWS", rows)
+            jax.clear_caches()
+            got = jax.grad(lambda w: jnp.vdot(pair(options)[0](x, w), y))(w)
+            close(got, pullback(y)[0], 1e-13)
+            assert bool(calls) is used
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("case", PLAIN)
 def test_winograd_is_the_convolution(case):
     """In float64, where only a wrong formula differs: odd sizes, uneven and negative padding."""

@@ -129,23 +129,19 @@ def _is_winograd(kind: str, a: jax.Array, b: jax.Array, geometry: Geometry) -> b
     )
 
 
-def patches(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """Shift-im2col: the inputs of each output position, (batch, oh, ow, kh * kw * channels).
-
-    The last axis runs over kernel rows, kernel columns, channels: the order of a reshaped HWIO
-    kernel.
-    """
+def taps(x: jax.Array, geometry: Geometry) -> list[jax.Array]:
+    """Of each entry of the kernel, by rows, the inputs that it meets: (batch, oh, ow, channels)."""
     g, (oh, ow) = geometry, geometry.output_size()
     x = lax.pad(
         x,
         jnp.zeros((), x.dtype),
         [(0, 0, 0), *((*g.padding[i], g.lhs_dilation[i] - 1) for i in range(2)), (0, 0, 0)],
     )
-    taps = []
+    found = []
     for i in range(g.kernel_size[0]):
         for j in range(g.kernel_size[1]):
             top, left = i * g.rhs_dilation[0], j * g.rhs_dilation[1]
-            taps.append(
+            found.append(
                 lax.slice(
                     x,
                     (0, top, left, 0),
@@ -158,7 +154,16 @@ def patches(x: jax.Array, geometry: Geometry) -> jax.Array:
                     (1, *g.strides, 1),
                 )
             )
-    return jnp.concatenate(taps, axis=-1)
+    return found
+
+
+def patches(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """Shift-im2col: the inputs of each output position, (batch, oh, ow, kh * kw * channels).
+
+    The last axis runs over kernel rows, kernel columns, channels: the order of a reshaped HWIO
+    kernel.
+    """
+    return jnp.concatenate(taps(x, geometry), axis=-1)
 
 
 def _matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
@@ -205,6 +210,18 @@ def input_gradient(g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     return forward(g, jnp.flip(w, (0, 1)).swapaxes(2, 3), input_transpose(geometry))
 
 
+# XLA's convolution by a whole batch of maps is slow with few channels and many positions: from so
+# many positions on, one product of matrices per entry of the kernel takes its place.
+TAPPED_ROWS = 1 << 14
+
+
+def _is_tapped(g: jax.Array, geometry: Geometry) -> bool:
+    """True where a kernel's cotangent is faster as products of matrices, without large strides."""
+    plain = geometry.strides == geometry.lhs_dilation == geometry.rhs_dilation == (1, 1)
+    rows = g.shape[0] * g.shape[1] * g.shape[2]
+    return (plain or geometry.kernel_size == (1, 1)) and rows >= TAPPED_ROWS
+
+
 def kernel_gradient(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """Cotangent of the kernel from the input and the cotangent `g` of the output."""
     if _is_winograd("kernel", x, g, geometry):
@@ -213,6 +230,10 @@ def kernel_gradient(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array
         columns = patches(x, geometry)
         out = _matmul(columns.reshape(-1, columns.shape[-1]), g.reshape(-1, g.shape[-1]), (0, 0))
         return out.reshape(*geometry.kernel_size, x.shape[-1], g.shape[-1])
+    if _is_tapped(g, geometry):
+        rows = g.reshape(-1, g.shape[-1])
+        found = [_matmul(t.reshape(-1, t.shape[-1]), rows, (0, 0)) for t in taps(x, geometry)]
+        return jnp.stack(found).reshape(*geometry.kernel_size, x.shape[-1], g.shape[-1])
     out = lax_conv(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), kernel_transpose(geometry))
     return out.transpose(1, 2, 0, 3)
 

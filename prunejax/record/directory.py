@@ -46,13 +46,17 @@ class SharedDirectory:
 
         try:
             distributed.on_main(hold)
-            if mirror is not None:
-                mirror.claim()
         except WorkdirError as error:
-            raise WorkdirError(f"{mirror.url}: {error}" if mirror else str(error)) from error
-        except BaseException:
-            directory.close()
-            raise
+            if mirror is None:
+                raise
+            raise WorkdirError(f"{mirror.url}: {error}") from error
+        if mirror is not None:
+            try:
+                mirror.claim()
+            except BaseException:
+                directory.discard()
+                directory.close()
+                raise
         return directory
 
     def publish(self) -> None:
