@@ -62,6 +62,8 @@ class Table(NamedTuple):
     threshold: Value = ()  # live where sigmoid(score) exceeds it; negative: by counts
     penalty: Value = ()  # weight of the mean sigmoid of scores
 
+    ROWS = ("target", "score", "counts", "grow", "steps", "ids", "pooled")  # what events alone read
+
 
 class Features(NamedTuple):
     """What the arms of a compiled program may do (static): the step holds no code beyond it."""
