@@ -62,7 +62,16 @@ class Table(NamedTuple):
     threshold: Value = ()  # live where sigmoid(score) exceeds it; negative: by counts
     penalty: Value = ()  # weight of the mean sigmoid of scores
 
-    ROWS = ("target", "score", "counts", "grow", "steps", "ids", "pooled")  # what events alone read
+
+ROWS = (
+    "target",
+    "score",
+    "counts",
+    "grow",
+    "steps",
+    "ids",
+    "pooled",
+)  # of a Table, for events alone
 
 
 class Features(NamedTuple):

@@ -8,6 +8,7 @@ of a stream folds in a counter (step, epoch, event).
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,7 +69,8 @@ def permutation(key: jax.Array, n: int) -> np.ndarray:
     classes of a data set have as many sizes as there are classes.
     """
     # Counter-based bits do not depend on how many are drawn (JAX's default).
-    several = jax.config.jax_threefry_partitionable and "fry" in str(key.dtype)
+    fixed: Any = jax.config
+    several = fixed.jax_threefry_partitionable and "fry" in str(key.dtype)
     size = 1 << max(0, n - 1).bit_length() if several else n
     found = np.arange(n)
     for _ in range(int(np.ceil(3 * np.log(max(1, n)) / np.log(np.iinfo(np.uint32).max)))):

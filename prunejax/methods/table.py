@@ -191,14 +191,15 @@ def resolve(
     if whole and isinstance(m.allocation, str):
         needed.append("sparsity")
     missing = [field for field in needed if getattr(m, field) is None]
+    if not missing:  # what cannot be is told before more is asked for
+        _numbers(name, m)
+        _together(name, m)
     if ingredients is not None:
         missing += [x for x in _ingredients(m) if ingredients.get(x) is None]
     if missing:
         raise ValueError(
             f"{name} needs " + "; ".join(f"{field}= ({_MEANING[field]})" for field in missing)
         )
-    _numbers(name, m)
-    _together(name, m)
     return m
 
 

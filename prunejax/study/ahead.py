@@ -52,7 +52,7 @@ def threads() -> int:
     return 0 if jax.process_count() > 1 else min(MOST, (cores or 1) - 1)
 
 
-Task = tuple[Compiled, tuple[Any, ...]]
+Task = tuple[Any, tuple[Any, ...]]  # a `Compiled`, or one in a `shared.Bare`, and its arguments
 
 
 def prepare(tasks: Iterable[Task]) -> None:

@@ -83,7 +83,7 @@ class Population:
         event: Tree = Event(*[self._members] * len(Event._fields))  # type: ignore[arg-type]
         event = event._replace(selected=self._states.windows.targeted)
 
-        of = shared.functions(program, self.mesh, self.vectorized, self._states)
+        of: Any = shared.functions(program, self.mesh, self.vectorized, self._states)
         self._initial, self._evaluate, self._released = of.initial, of.evaluate, of.released
         self._summary, self._stop, self._track, self.scale = of.summary, of.stop, of.track, of.scale
         self.train, self.train_last, self._smaller = of.train, of.train_last, of.smaller

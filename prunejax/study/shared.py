@@ -1,8 +1,7 @@
 """Compiled functions that programs share which differ in their events alone.
 
 Ways of pruning differ in what they do at events. How a run begins, trains and is tested is one
-program for all that keep dead weights in the same way, so it is compiled once for them, whichever
-study of this process they belong to.
+program for all that keep dead weights in the same way, so it is compiled once for them.
 """
 
 import collections
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
-from prunejax.interventions import Table
+from prunejax.interventions import ROWS, Table
 from prunejax.study import lifting
 from prunejax.train import evaluation, prune, smaller, step, stopping, trackers
 from prunejax.train.step import Program, TrainState
@@ -27,9 +26,7 @@ Rows = dict[str, Any]
 
 def parted(table: Table) -> tuple[Table, Rows]:
     """What of a run's table acts in training, and its rows, which events alone read."""
-    return table._replace(**dict.fromkeys(Table.ROWS, ())), {
-        name: getattr(table, name) for name in Table.ROWS
-    }
+    return table._replace(**dict.fromkeys(ROWS, ())), {name: getattr(table, name) for name in ROWS}
 
 
 def without_rows(states: TrainState) -> tuple[TrainState, Rows]:
@@ -146,3 +143,8 @@ def functions(program: Program, mesh: Mesh, vectorized: bool, states: TrainState
     found = Functions(key[0], mesh, vectorized, bare)
     _KNOWN.append((key, found))
     return found
+
+
+def forget() -> None:
+    """A study begins: names of losses, probes and trackers may stand for other functions by now."""
+    _KNOWN.clear()
