@@ -63,15 +63,7 @@ class Table(NamedTuple):
     penalty: Value = ()  # weight of the mean sigmoid of scores
 
 
-ROWS = (
-    "target",
-    "score",
-    "counts",
-    "grow",
-    "steps",
-    "ids",
-    "pooled",
-)  # of a Table, for events alone
+ROWS = ("target", "score", "counts", "grow", "steps", "ids", "pooled")  # of a Table: its rows
 
 
 class Features(NamedTuple):
