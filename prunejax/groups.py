@@ -39,6 +39,11 @@ class Group(NamedTuple):
     reads: tuple[tuple[str, int], ...] = ()
 
     @property
+    def layer(self) -> str:
+        """Its name in tables: of a kernel that a rule chose by its path, that of its layer."""
+        return self.name.removesuffix("/kernel")
+
+    @property
     def affine(self) -> tuple[str, ...]:
         """What goes with a unit's kernel: scale and bias of its BatchNorm, or its own bias."""
         return self.norm or self.bias

@@ -63,6 +63,9 @@ class Table(NamedTuple):
     penalty: Value = ()  # weight of the mean sigmoid of scores
 
 
+ROWS = ("target", "score", "counts", "grow", "steps", "ids", "pooled")  # of a Table: its rows
+
+
 class Features(NamedTuple):
     """What the arms of a compiled program may do (static): the step holds no code beyond it."""
 

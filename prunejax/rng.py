@@ -8,6 +8,7 @@ of a stream folds in a counter (step, epoch, event).
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,3 +60,21 @@ def uniform(key: jax.Array, like: Mapping[str, jax.Array]) -> dict[str, jax.Arra
     """Draws from [0, 1) of the shape of each array, by its own key of `each`."""
     keys = each(key, list(like))
     return {name: jax.random.uniform(keys[name], x.shape) for name, x in like.items()}
+
+
+def permutation(key: jax.Array, n: int) -> np.ndarray:
+    """`jax.random.permutation(key, n)` as a host array, the same numbers.
+
+    That compiles a program for every n; this one for every power of two, by a sort on the host:
+    classes of a data set have as many sizes as there are classes.
+    """
+    # Counter-based bits do not depend on how many are drawn (JAX's default).
+    fixed: Any = jax.config
+    several = fixed.jax_threefry_partitionable and "fry" in str(key.dtype)
+    size = 1 << max(0, n - 1).bit_length() if several else n
+    found = np.arange(n)
+    for _ in range(int(np.ceil(3 * np.log(max(1, n)) / np.log(np.iinfo(np.uint32).max)))):
+        key, own = jax.random.split(key)
+        bits = np.asarray(jax.random.bits(own, (size,)))[:n]
+        found = found[np.argsort(bits, kind="stable")]
+    return found

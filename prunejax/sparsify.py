@@ -93,8 +93,8 @@ def sparsify(
             raise ValueError(f"{name}: scope= goes with events; methods have allocation=")
         parts |= {"score": score} if score is not None else {}
         parts |= {"initial": "masks"} if masks is not None else {}
-        made: dict[str, Any] = {"loss": loss, "output": output, "seed": seed, "forward": forward}
-        method = methods.resolve(events, **parts)
+        made: dict[str, Any] = {"loss": loss, "output": output, "seed": seed}
+        method = methods.resolve(events, ingredients=made | {"forward": forward}, **parts)
         return transformation(optimizer, method, name, rules=rules, masks=masks, **made)
     extra_names = [*parts, *(["score"] if isinstance(score, str) else [])]
     if extra_names:

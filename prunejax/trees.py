@@ -115,12 +115,13 @@ def aligned(tree: Tree, other: Tree, what: str) -> list[Any]:
         return structure.flatten_up_to(other)
     except ValueError as error:
         ours, theirs = paths(tree), paths(other)
+        if ours == theirs:  # in other containers: NNX's optimizer boxes the masks that it holds
+            return jax.tree.leaves(other)
         known, given = set(ours), set(theirs)
         missing = [path for path in ours if path not in given]
         extra = [path for path in theirs if path not in known]
         parts = [f"missing {shown(missing)}"] if missing else []
         parts += [f"not in the tree {shown(extra)}"] if extra else []
-        # The same paths in containers of another kind: what JAX says, as far as it is readable.
         text = "; ".join(parts) or " ".join(str(error).split())[:300]
         raise ValueError(
             f"{what} must have the structure of the tree, {len(ours)} leaves: {text}"

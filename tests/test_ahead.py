@@ -74,8 +74,8 @@ def test_training_compiles_no_program_that_was_prepared(monkeypatch):
     member = next(m for m in found.members if len(m.events))
     people = population.Population(found.program, data, "sequential", jax.devices()[:1], member)
     ahead.prepare(people.soon(1, events=True))
-    functions = [people.train_last, people._summary, people._evaluate, people._event]
-    wait([fn._pending for fn in functions])
+    common = [people.train_last, people._summary, people._evaluate]
+    wait([p for fn in (*(bare._fn for bare in common), people._event) for p in fn._pending])
     states = people.initial([member])
     jax.block_until_ready(states)
     COMPILED.clear()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunejax import masks, schedules
+from prunejax import masks, rng, schedules
 from prunejax.methods import before, evidence
 from prunejax.methods.evidence import Evidence
 
@@ -249,6 +249,16 @@ def test_sparse_fan_in_keeps_the_variance_of_what_a_unit_receives():
         {"w": p["conv"].transpose(3, 0, 1, 2)}, {"w": m["conv"].transpose(3, 0, 1, 2)}, axis=0
     )
     np.testing.assert_allclose(turned["w"].transpose(1, 2, 3, 0), ours["conv"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 64, 100, 1625, 1700])
+def test_permutations_on_the_host_are_those_of_jax(n):
+    key = rng.at(n, "score batch", 3)
+    expected = np.asarray(jax.random.permutation(key, n))
+    np.testing.assert_array_equal(rng.permutation(key, n), expected)
+    with jax.threefry_partitionable(False):
+        expected = np.asarray(jax.random.permutation(key, n))
+        np.testing.assert_array_equal(rng.permutation(key, n), expected)
 
 
 def test_balanced_batches():

@@ -17,14 +17,16 @@ def test_what_a_run_cost_is_recorded(tmp_path, monkeypatch):
     config.model.name = "mlp128_64"
     run.run(config, tmp_path / "run", default.get_config(), quiet=True)
     found = {}
-    for table in ("runs", "costs", "updates"):
+    for table in ("runs", "costs", "updates", "events", "layers"):
         with open(tmp_path / "run" / f"{table}.csv", newline="") as file:
             found[table] = list(csv.DictReader(file))
-    sizes = {"dense1": 1024, "dense2": 128, "classifier/kernel": 80}
+    sizes = {"dense1": 1024, "dense2": 128, "classifier": 80}
     mine = {r["layer"]: r for r in found["costs"] if r["variant"] == "rigl"}
     assert {k: int(r["weights"]) for k, r in mine.items()} == sizes
     assert {k: int(r["multiply_adds"]) for k, r in mine.items()} == sizes
     assert sum(int(r["live"]) for r in mine.values()) == 1232 // 4
+    for table in ("updates", "events", "layers"):  # a layer has one name, whatever chose it
+        assert {r["layer"] for r in found[table] if r["variant"] == "rigl"} == set(sizes), table
     assert all(float(r["mean_live"]) == int(r["live"]) for r in mine.values())
     costs = {r["variant"]: r for r in found["runs"]}
     assert float(costs["dense"]["training_flops"]) == 1

@@ -39,15 +39,13 @@ def study():
         if row["variant"] != "dense"
         for layer, live in (("a", "5"), ("b", "20"))
     ]
-    costs = [
-        {**row, "layer": layer, "weights": "100"} for row in good for layer in ("a", "b/kernel")
-    ]
+    costs = [{**row, "layer": layer, "weights": "100"} for row in good for layer in ("a", "b")]
     updates = [
         {**row, "step": str(step), "layer": layer, "ever_live": ever, "survival": survival}
         for row in good
         if row["variant"] == "rigl-05"
         for step, ever, survival in (("10", "20", ""), ("20", "30", "0.5"), ("30", "45", "0.25"))
-        for layer in ("a", "b/kernel")
+        for layer in ("a", "b")
     ]
     return SimpleNamespace(good=good, baseline="dense", layers=layers, costs=costs, updates=updates)
 
@@ -79,7 +77,7 @@ def test_what_was_ever_live_is_of_all_layers(study):
     found = figures.updates(study, None)
     assert found.alt == "Ever live at the last update: rigl-05 45.0%."
     rows = [row for row in study.updates if row["variant"] == "rigl-05"]
-    sizes = {"a": 100.0, "b/kernel": 100.0}
+    sizes = {"a": 100.0, "b": 100.0}
     assert figures._over_time(rows, "survival", sizes) == ([20, 30], [50.0, 25.0])
 
 

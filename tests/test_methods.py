@@ -394,11 +394,18 @@ def test_plans_have_exact_counts():
 @pytest.mark.parametrize(
     ("name", "parts", "text"),
     [
-        ("snip", {}, "snip needs loss=: a function from parameters to the loss"),
-        ("synflow", {}, "synflow needs output=: a function"),
+        ("snip", {}, r"snip needs loss= \(a function from parameters to the loss"),
+        ("synflow", {}, r"synflow needs output= \(a function"),
         ("static", {}, "static needs seed="),
-        ("ste", {}, r"ste needs forward=prunejax.sparsify.forward.*loss\(forward\(params, state"),
+        (
+            "ste",
+            {},
+            r"ste needs forward= \(prunejax.sparsify.forward.*loss\(forward\(params, state",
+        ),
         ("rigl", {"seed": 1}, r"rigl needs end= \(the last step.*every= \(the steps between"),
+        ("set", {"sparsity": None}, "set needs end= .*every= .*sparsity= .*seed= "),
+        ("snip", {"sparsity": None}, "snip needs sparsity= .*loss= "),
+        ("movement", {}, "movement needs end= .*score_rate= .*forward= "),
         ("acdc", {}, r"acdc needs phases= \(steps that compress"),
         ("movement", {"end": 9}, r"needs score_rate= \(the learning rate"),
         ("rigel", {}, "unknown method 'rigel'.*Did you mean 'rigl'"),

@@ -133,3 +133,19 @@ def test_nnx_optimizer():
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     kernels = [np.asarray(p) for path, p in trees.leaves_with_paths(params) if "kernel" in path]
     assert sum(int(np.count_nonzero(k)) for k in kernels) == WEIGHTS // 4
+
+
+def test_nnx_optimizer_with_masks_from_the_start():
+    """What docs say before the first step, `masked(params, state)`, of boxed masks."""
+    from flax import nnx
+
+    model = nnx.Linear(20, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, made("rigl"), wrt=nnx.Param)
+    before = np.asarray(model.kernel[...])
+    nnx.update(model, masked(nnx.state(model, nnx.Param), optimizer.opt_state))
+    (live,) = (np.asarray(m) for m in jax.tree.leaves(masks_of(optimizer.opt_state)) if m.ndim)
+    assert live.sum() == 5
+    np.testing.assert_array_equal(model.kernel[...], np.where(live, before, 0))
+    dense = nnx.state(nnx.Linear(20, 1, rngs=nnx.Rngs(0)), nnx.Param)
+    slope = jax.grad(lambda p: jnp.sum(forward(p, optimizer.opt_state)["kernel"][...]))(dense)
+    np.testing.assert_array_equal(slope["kernel"][...], np.ones((20, 1)))  # dead weights too

@@ -221,5 +221,5 @@ def balanced_batch(labels: Sequence[int] | np.ndarray, *, per_class: int, seed: 
         if len(where) < per_class:
             raise ValueError(f"class {c} has {len(where)} examples, {per_class} are wanted of each")
         key = rng.at(seed, "score batch", int(c))
-        found.append(where[np.asarray(jax.random.permutation(key, len(where)))[:per_class]])
+        found.append(where[rng.permutation(key, len(where))[:per_class]])
     return np.concatenate(found)

@@ -224,7 +224,7 @@ EVIDENCE: dict[str, NetworkScore] = {
 }
 
 
-def demand(name: str, given: dict[str, Any], what: str = "") -> NetworkScore:
+def demand(name: str, given: dict[str, Any]) -> NetworkScore:
     """The entry of EVIDENCE called `name`.
 
     Raises:
@@ -232,5 +232,5 @@ def demand(name: str, given: dict[str, Any], what: str = "") -> NetworkScore:
     """
     entry = registry.lookup(EVIDENCE, name, "score of a network")
     if entry.needs and given.get(entry.needs) is None:
-        raise ValueError(f"{what or name} needs {entry.needs}=: {NEEDS[entry.needs]}")
+        raise ValueError(f"{name} needs {entry.needs}=: {NEEDS[entry.needs]}")
     return entry

@@ -14,6 +14,7 @@ from typing import Any
 
 from prunejax import registry
 from prunejax.methods import growth
+from prunejax.methods.evidence import EVIDENCE, NEEDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +140,23 @@ _MEANING = {
     "score_rate": "the learning rate of the score parameters",
     "penalty": "the weight of mean sigmoid(scores)",
     "threshold": "live are scores whose sigmoid exceeds it",
-}
+    "forward": "prunejax.sparsify.forward: dead weights are not 0, so the loop differentiates "
+    "loss(forward(params, state)), and says so by this argument",
+} | NEEDS
 
 
-def resolve(method: str | Method, **parts: Any) -> Method:
+def resolve(
+    method: str | Method, *, ingredients: Mapping[str, Any] | None = None, **parts: Any
+) -> Method:
     """A method with some parts replaced, checked.
 
     `sparsity` may be a dict from path rule to sparsity, which is then the allocation.
+
+    Args:
+      method: of METHODS, or a row of one's own.
+      ingredients: what the caller has of loss, output, seed and forward (None: has not); without
+        it they are not asked for.
+      parts: fields of `Method`.
 
     Raises:
       ValueError: an unknown method, part or choice; a setting that the method needs is missing;
@@ -180,13 +191,27 @@ def resolve(method: str | Method, **parts: Any) -> Method:
     if whole and isinstance(m.allocation, str):
         needed.append("sparsity")
     missing = [field for field in needed if getattr(m, field) is None]
+    if not missing:  # what cannot be is told before more is asked for
+        _numbers(name, m)
+        _together(name, m)
+    if ingredients is not None:
+        missing += [x for x in _ingredients(m) if ingredients.get(x) is None]
     if missing:
         raise ValueError(
             f"{name} needs " + "; ".join(f"{field}= ({_MEANING[field]})" for field in missing)
         )
-    _numbers(name, m)
-    _together(name, m)
     return m
+
+
+def _ingredients(m: Method) -> list[str]:
+    """What a method needs beyond settings and updates: arguments of `sparsify`."""
+    found = []
+    if isinstance(m.initial, str) and m.initial not in ("dense", "masks"):
+        entry = registry.lookup(EVIDENCE, m.initial, "score of a network")
+        found += [entry.needs] if entry.needs else []
+    if m.growth == "random" and "seed" not in found:
+        found.append("seed")
+    return [*found, "forward"] if m.dead != "zero" else found
 
 
 def _numbers(name: str, m: Method) -> None:

@@ -12,7 +12,6 @@ from prunejax import masks as masks_lib
 from prunejax import rng, scores, trees
 from prunejax.methods import before, growth, timetable
 from prunejax.methods import updates as updates_lib
-from prunejax.methods.evidence import demand
 from prunejax.methods.table import Method
 from prunejax.methods.updates import where
 
@@ -42,19 +41,8 @@ def transformation(
     loss: Callable[[Tree], Array] | None,
     output: Callable[[Tree], Array] | None,
     seed: int | Array | None,
-    forward: Callable[..., Tree] | None,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of a resolved method; arguments and errors as in `sparsify`."""
-    made = {"loss": loss, "output": output, "seed": seed}
-    if isinstance(m.initial, str) and m.initial not in ("dense", "masks"):
-        demand(m.initial, made, name)
-    if m.growth == "random" and seed is None:
-        raise ValueError(f"{name} needs seed=: an integer that random growth is drawn from")
-    if m.dead != "zero" and forward is None:
-        raise ValueError(
-            f"{name} needs forward=prunejax.sparsify.forward: its dead weights are not 0, so the "
-            "loop has to differentiate loss(forward(params, state)), and says so by this argument"
-        )
     optimizer = optax.with_extra_args_support(optimizer)
 
     def schedule(params: Tree) -> tuple[timetable.Plan, Tree]:

@@ -130,7 +130,7 @@ def layers(study: Study, look: Look) -> Drawing | None:
         sentences.append((variant, min(shares)))
     axes.set_yscale("log")
     plain_numbers(axes.yaxis)
-    axes.set_xticks(range(len(names)), [n.removesuffix("/kernel")[:14] for n in names])
+    axes.set_xticks(range(len(names)), [n[:14] for n in names])
     axes.set_ylabel("live weights of the layer, %")
     dead = sum(number(row["dead_units"]) for row in plain)
     return Drawing(
@@ -153,7 +153,6 @@ def _share(rows: Sequence[Mapping[str, str]], layer: str) -> float:
 def updates(study: Study, look: Look) -> Drawing | None:
     """Over training: weights that were ever live, and how many of those grown survive."""
     del look
-    # costs.csv calls layers as updates.csv does; layers.csv does not where a rule chose a kernel.
     sizes = {row["layer"]: number(row["weights"]) for row in study.costs}
     arms = {
         v: rows for v, rows in by_variant(study.updates).items() if any(r["survival"] for r in rows)

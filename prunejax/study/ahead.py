@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from prunejax.system import limits
 
@@ -20,7 +21,8 @@ class Compiled:
 
     def __init__(self, fn: Any) -> None:
         self._fn = fn
-        self._pending: Future[Any] | None = None
+        self._seen: set[Any] = set()  # shapes of arguments that it was compiled for in advance
+        self._pending: list[Future[Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         """`lower` and what else the jitted function has."""
@@ -31,13 +33,17 @@ class Compiled:
 
         Arguments have to lie where those of the call will: JAX then finds the program.
         """
-        if self._pending is None:
-            self._pending = pool.submit(lambda: self._fn.lower(*args).compile())
+        leaves, structure = jax.tree.flatten(args)
+        shapes = structure, *((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+        if shapes not in self._seen:
+            self._seen.add(shapes)
+            self._pending.append(pool.submit(lambda: self._fn.lower(*args).compile()))
 
     def __call__(self, *args: Any) -> Any:
         """As the jitted function."""
-        if self._pending is not None:
-            wait([self._pending])  # an error is met again, and told, in the call itself
+        if self._pending:
+            wait(self._pending)  # an error is met again, and told, in the call itself
+            self._pending.clear()
         return self._fn(*args)
 
 
@@ -46,7 +52,7 @@ def threads() -> int:
     return 0 if jax.process_count() > 1 else min(MOST, limits.cores() - 1)
 
 
-Task = tuple[Compiled, tuple[Any, ...]]
+Task = tuple[Any, tuple[Any, ...]]  # a `Compiled`, or one in a `shared.Bare`, and its arguments
 
 
 def prepare(tasks: Iterable[Task]) -> None:

@@ -11,7 +11,7 @@ from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import WorkdirError
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress
-from prunejax.study import layout, lineage
+from prunejax.study import layout, lineage, shared
 from prunejax.study.plan import Batch, Member
 from prunejax.study.population import Population
 from prunejax.train import step
@@ -122,6 +122,7 @@ class Arrangement:
         progress: Progress,
     ) -> None:
         """Args: members: of each batch, those to be trained here."""
+        shared.forget()
         self._batches, self._settings = batches, settings
         self._directory, self._progress = directory, progress
         self.order = waves(members)

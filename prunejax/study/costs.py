@@ -71,7 +71,7 @@ def of_run(
     rows = [row for row in (*events, *updates) if row["run"] == member.run]
     for g in program.groups if program.weights else ():
         live = np.asarray(state.windows.remaining[g.name]) == 0
-        of = [row for row in rows if row["layer"] == g.name]
+        of = [row for row in rows if row["layer"] == g.layer]
         average = mean_live(of, int(live.sum()), member.start.step, total)
         density[g.kernel], mean[g.kernel] = int(live.sum()) / live.size, average / live.size
         ever = state.windows.ever.get(g.name)
@@ -80,7 +80,7 @@ def of_run(
                 "run": member.run,
                 "variant": member.variant,
                 "seed": member.seed,
-                "layer": g.name,
+                "layer": g.layer,
                 "weights": live.size,
                 "live": int(live.sum()),
                 "mean_live": round(average, 3),

@@ -175,9 +175,7 @@ def _sharing(batches: list[Batch], keys: Sequence[str]) -> list[Batch]:
     found = []
     for batch, key in zip(batches, keys, strict=True):
         one = first.setdefault(key, batch).program
-        # Two optimizers of one key are alike, but optax has no way to see that.
-        alike = dataclasses.replace(batch.program, optimizer=one.optimizer) == one
-        found.append(dataclasses.replace(batch, program=one) if alike else batch)
+        found.append(dataclasses.replace(batch, program=one) if batch.program == one else batch)
     return found
 
 

@@ -8,7 +8,6 @@ layout, `data_parallel` devices may share one member (`prunejax.cluster.mesh`).
 
 import copy
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,10 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
-from prunejax.study import ahead, lifting
+from prunejax.study import ahead, lifting, shared
 from prunejax.study.ahead import Memory as Memory
 from prunejax.study.programs import Member
-from prunejax.train import evaluation, prune, smaller, step, stopping, trackers
+from prunejax.train import prune, smaller, step
 from prunejax.train.evaluation import Metrics
 from prunejax.train.prune import Event
 from prunejax.train.step import Data, Program, TrainState
@@ -73,69 +72,32 @@ class Population:
         self._members = mesh_lib.sharding(self.mesh, MEMBER)
         self.data: Data = mesh_lib.put(data, mesh_lib.sharding(self.mesh))
 
-        start = lambda m: step.initial_state(program, *m)  # noqa: E731
-        self._one: TrainState = jax.eval_shape(start, lifting.arguments(like))
+        self._one: TrainState = jax.eval_shape(
+            lambda m: step.initial_state(program, *m), lifting.arguments(like)
+        )
         whole, parts = (mesh_lib.stacked(self.mesh, self._one, s) for s in (False, shard_params))
         self._states: TrainState = whole._replace(
             params=parts.params, opt_state=parts.opt_state, windows=parts.windows
         )
-        states, both = self._states, (self._states, self._members)
         # What an event targeted lies where its parameters do.
         event: Tree = Event(*[self._members] * len(Event._fields))  # type: ignore[arg-type]
         event = event._replace(selected=self._states.windows.targeted)
 
-        # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
-        once = {"xla_backend_optimization_level": 1} if self._cpu else None
-        self._initial = self._lift(start, states, options=once)
-        self.train = self._lift(
-            lambda s, data, n: step.train_steps(program, s, data, n), states, donate=True
-        )
-        self.train_last = self._lift(
-            lambda s, data: step.train_last_step(program, s, data), states, donate=True
-        )
-        cuts = {sizes: smaller.of(program, sizes) for _, sizes in program.cuts}
-        self._smaller = {
-            sizes: tuple(
-                self._lift(functools.partial(fn, cut), states, donate=True)
-                for fn in (smaller.train_steps, smaller.train_last_step)
-            )
-            for sizes, cut in cuts.items()
-        }
-        self._evaluate = self._lift(
-            lambda s, images, labels: evaluation.evaluate(program, s, images, labels), self._members
-        )
-        self._released = self._lift(
-            lambda s, images, labels, after: evaluation.released_evaluate(
-                program, s, images, labels, after
-            ),
-            both,
-            donate=True,
-        )
+        of: Any = shared.functions(program, self.mesh, self.vectorized, self._states)
+        self._initial, self._evaluate, self._released = of.initial, of.evaluate, of.released
+        self._summary, self._stop, self._track, self.scale = of.summary, of.stop, of.track, of.scale
+        self.train, self.train_last, self._smaller = of.train, of.train_last, of.smaller
         self._event = self._lift(
             lambda s, data, event: prune.apply_event(
                 program, s, data, event, replay=s.windows.targeted
             ),
-            (states, event),
+            (self._states, event),
             donate=True,
         )
         self._twin_event = self._lift(
             lambda m, data, event: prune.apply_event(program, m[0], data, event, m[1]),
-            (states, event),
+            (self._states, event),
             donate=True,
-        )
-        self.scale = self._lift(lambda s: prune.with_sparse_fan_in(program, s), states, donate=True)
-        self._summary = self._lift(
-            lambda s: (
-                evaluation.train_metrics(program, s),
-                s.bad_step,
-                s.step,
-                prune.sparsity(program, s),
-            ),
-            self._members,
-        )
-        self._stop = self._lift(lambda m: stopping.stopped(*m), self._members)
-        self._track = self._lift(
-            lambda s, images, labels: trackers.track(program, s, images, labels), self._members
         )
         take = lambda s, i: jax.tree.map(lambda leaf: leaf[i], s)  # noqa: E731
         self._take = jax.jit(take)
@@ -160,8 +122,10 @@ class Population:
 
     def initial(self, members: Sequence[Member]) -> TrainState:
         """The stacked states of members before their first step."""
-        arguments = lifting.stack([lifting.arguments(m) for m in members])
-        return self._initial(mesh_lib.put(arguments, self._members))
+        seed, table, *rest = lifting.stack([lifting.arguments(m) for m in members])
+        bare, rows = mesh_lib.put(shared.parted(table), self._members)
+        states = self._initial(mesh_lib.put((seed, bare, *rest), self._members))
+        return shared.with_rows(states, rows)
 
     def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:
         """What comes after the first steps of `size` members, and its arguments (`ahead.prepare`).
@@ -261,7 +225,8 @@ class Population:
     def stop(self, states: TrainState, loss: Any, ready: Any) -> TrainState:
         """Members whose loss [members] is low enough stop here if they are ready [members]."""
         flags = mesh_lib.put((np.asarray(loss), np.asarray(ready)), self._members)
-        return states._replace(stopped=self._stop((states, *flags)))
+        bare, _ = shared.without_rows(states)
+        return states._replace(stopped=self._stop((bare, *flags)))
 
     def track(self, states: TrainState) -> np.ndarray:
         """[members, columns] of the program's trackers."""

@@ -131,7 +131,7 @@ def of_event(
         row = _run(member) | {
             "epoch": epoch,
             "step": step,
-            "layer": program.groups[layer].name,
+            "layer": program.groups[layer].layer,
             "targeted": info.targeted[index, layer],
             "live": info.live[index, layer],
         }
@@ -165,7 +165,7 @@ def of_update(
             | {
                 "epoch": epoch,
                 "step": step,
-                "layer": group.name,
+                "layer": group.layer,
                 "dropped": targeted[layer],
                 "grown": grown,
                 "live": info.live[index, layer],

@@ -101,7 +101,8 @@ def choose(
     return (
         windows._replace(
             targeted=after,
-            remaining={n: jnp.where(gone, FOREVER, 0) for n, gone in after.items()},
+            # Typed as before the event: a weak type would be another program to compile.
+            remaining={n: jnp.where(gone, jnp.int32(FOREVER), 0) for n, gone in after.items()},
             grown={n: jnp.where(some, grown[n], old) for n, old in windows.grown.items()},
         ),
         dropped,

@@ -1,6 +1,8 @@
 """Optimizers as optax chains without a learning rate: rate and weight decay are data of a run."""
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,7 @@ __all__ = [
 ]
 
 Tree = Any
+Make = Callable[[float, bool], optax.GradientTransformation]
 
 
 def _adam(momentum: float, nesterov: bool) -> optax.GradientTransformation:
@@ -115,7 +118,12 @@ def build(
       frozen: tree of bools as `decays`: leaves that are not trained; None for none.
     """
     make = registry.lookup(OPTIMIZERS, name, "optimizer")
-    return Optimizer(make(momentum, nesterov), clip_norm, decoupled, decays, frozen)
+    return Optimizer(_made(make, momentum, nesterov), clip_norm, decoupled, decays, frozen)
+
+
+@functools.cache  # optax compares transformations by identity: equal settings, equal optimizers
+def _made(make: Make, momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    return make(momentum, nesterov)
 
 
 def warmed(step: jax.Array, warmup: jax.Array) -> jax.Array:

@@ -145,3 +145,19 @@ class Program:
     def needs_activations(self) -> bool:
         """Whether a score of some arm reads the running mean of activations."""
         return any("activations" in scores_lib.SCORES[name].needs for name in self.scores)
+
+    def beside_events(self) -> "Program":
+        """The program as all but its events read it: what only they look at, left out."""
+        return dataclasses.replace(
+            self,
+            features=self.features._replace(pooled=False, threshold=False, random=True),
+            scores=tuple(s for s in self.scores if "activations" in scores_lib.SCORES[s].needs),
+            global_scope=False,
+            saliency_examples=0,
+            evidence="first",
+            evidence_examples=(),
+            stability=None,
+            average=1,
+            nm=None,
+            forecast=False,
+        )

@@ -1,0 +1,150 @@
+"""Compiled functions that programs share which differ in their events alone.
+
+Ways of pruning differ in what they do at events. How a run begins, trains and is tested is one
+program for all that keep dead weights in the same way, so it is compiled once for them.
+"""
+
+import collections
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from prunejax.cluster import mesh as mesh_lib
+from prunejax.cluster.mesh import MEMBER
+from prunejax.interventions import ROWS, Table
+from prunejax.study import lifting
+from prunejax.train import evaluation, prune, smaller, step, stopping, trackers
+from prunejax.train.step import Program, TrainState
+
+Tree = Any
+MOST = 8  # programs whose functions are kept
+Rows = dict[str, Any]
+
+
+def parted(table: Table) -> tuple[Table, Rows]:
+    """What of a run's table acts in training, and its rows, which events alone read."""
+    return table._replace(**dict.fromkeys(ROWS, ())), {name: getattr(table, name) for name in ROWS}
+
+
+def without_rows(states: TrainState) -> tuple[TrainState, Rows]:
+    """States as shared functions take them, and the rows of their tables."""
+    table, rows = parted(states.table)
+    return states._replace(table=table), rows
+
+
+def with_rows(states: TrainState, rows: Rows) -> TrainState:
+    """States whole again."""
+    return states._replace(table=states.table._replace(**rows))
+
+
+class Bare:
+    """A compiled function of stacked states that are given to it without the rows of their tables.
+
+    How many rows there are depends on the events of all arms of a program.
+    """
+
+    def __init__(
+        self, fn: Any, back: Callable[[Tree, Rows], Tree] = lambda found, _: found
+    ) -> None:
+        """Args: fn: of bare states, and more. back: of its result and the rows, what is given."""
+        self._fn, self._back = fn, back
+
+    def __call__(self, states: TrainState, *rest: Any) -> Tree:
+        """As the jitted function, for whole states."""
+        bare, rows = without_rows(states)
+        return self._back(self._fn(bare, *rest), rows)
+
+    def lower(self, states: TrainState, *rest: Any) -> Any:
+        """As that of the jitted function."""
+        return self._fn.lower(without_rows(states)[0], *rest)
+
+    def compile(self, pool: Any, states: TrainState, *rest: Any) -> None:
+        """See `ahead.Compiled`."""
+        self._fn.compile(pool, without_rows(states)[0], *rest)
+
+
+class Functions:
+    """Those of a program in one layout. Nothing is compiled before its first call."""
+
+    def __init__(self, program: Program, mesh: Mesh, vectorized: bool, states: TrainState) -> None:
+        """Args: program: `beside_events` of some. states: shardings of bare stacked states."""
+        lift, members = lifting.Lift(mesh, vectorized), mesh_lib.sharding(mesh, MEMBER)
+
+        def changing(fn: Callable[..., TrainState]) -> Bare:
+            return Bare(lift(fn, states, donate=True), with_rows)
+
+        # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
+        once = {"xla_backend_optimization_level": 1} if _on_cpu(mesh) else None
+        self.initial = lift(lambda m: step.initial_state(program, *m), states, options=once)
+        self.train = changing(lambda s, data, n: step.train_steps(program, s, data, n))
+        self.train_last = changing(lambda s, data: step.train_last_step(program, s, data))
+        cuts = {sizes: smaller.of(program, sizes) for _, sizes in program.cuts}
+        self.smaller = {
+            sizes: tuple(
+                changing(functools.partial(fn, cut))
+                for fn in (smaller.train_steps, smaller.train_last_step)
+            )
+            for sizes, cut in cuts.items()
+        }
+        self.evaluate = Bare(
+            lift(lambda s, images, labels: evaluation.evaluate(program, s, images, labels), members)
+        )
+        self.released = Bare(
+            lift(
+                lambda s, images, labels, after: evaluation.released_evaluate(
+                    program, s, images, labels, after
+                ),
+                (states, members),
+                donate=True,
+            ),
+            lambda found, rows: (with_rows(found[0], rows), found[1]),
+        )
+        self.scale = changing(lambda s: prune.with_sparse_fan_in(program, s))
+        self.summary = Bare(
+            lift(
+                lambda s: (
+                    evaluation.train_metrics(program, s),
+                    s.bad_step,
+                    s.step,
+                    prune.sparsity(program, s),
+                ),
+                members,
+            )
+        )
+        self.stop = lift(lambda m: stopping.stopped(*m), members)
+        self.track = Bare(
+            lift(lambda s, images, labels: trackers.track(program, s, images, labels), members)
+        )
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "cpu")
+
+
+_KNOWN: collections.deque[tuple[Any, Functions]] = collections.deque(maxlen=MOST)
+
+
+def functions(program: Program, mesh: Mesh, vectorized: bool, states: TrainState) -> Functions:
+    """The functions of all programs like this one in a layout.
+
+    Args:
+      program: of some arms.
+      mesh, vectorized: the layout.
+      states: shardings of stacked states.
+    """
+    bare, _ = without_rows(states)
+    key = (program.beside_events(), mesh, vectorized, jax.tree.structure(bare))
+    for known, found in _KNOWN:
+        if known == key:
+            return found
+    found = Functions(key[0], mesh, vectorized, bare)
+    _KNOWN.append((key, found))
+    return found
+
+
+def forget() -> None:
+    """A study begins: names of losses, probes and trackers may stand for other functions by now."""
+    _KNOWN.clear()

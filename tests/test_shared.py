@@ -1,0 +1,85 @@
+"""Programs that differ in their events alone share compiled functions, which do not read those."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax.interventions import ROWS
+from prunejax.study import arrangement, shared
+from prunejax.study.population import Population
+from prunejax.train import evaluation, prune, step
+from tests.studies import planned, small
+from tests.test_presets import arm
+
+METHODS = ("random", "snip", "nm", "gradual", "rigl", "ste", "movement", "movement_soft")
+
+
+@pytest.fixture(scope="module")
+def batches():
+    config = small(**{name: arm(name) for name in METHODS})
+    return {b.members[0].variant: b for b in planned(config)}
+
+
+def _state(batch):
+    member = batch.members[0]
+    return step.initial_state(batch.program, jnp.uint32(0), member.table, member.hyper)
+
+
+@pytest.mark.parametrize("name", ["random", "snip", "rigl", "ste"])
+def test_what_is_left_out_is_read_by_events_alone(batches, name):
+    """The same jaxprs of the whole program and of what it is beside its events, without rows."""
+    batch = batches[name]
+    whole, data = batch.program, arrangement.device_data(batch.dataset)
+    assert whole != whole.beside_events()
+    bare, _ = shared.without_rows(jax.eval_shape(lambda: _state(batch)))
+
+    def traced(program):
+        def everything(state):
+            return (
+                step.train_steps(program, state, data, jnp.int32(3)),
+                step.train_last_step(program, state, data),
+                evaluation.evaluate(program, state, data.test_images, data.test_labels),
+                prune.sparsity(program, state),
+            )
+
+        return str(jax.make_jaxpr(everything)(bare))
+
+    assert traced(whole) == traced(whole.beside_events())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_events_leave_the_types_of_a_state_as_they_are(batches, name):
+    """Else the step after an event, and the next event, would be compiled once more."""
+    batch = batches[name]
+    data = arrangement.device_data(batch.dataset)
+    state = jax.eval_shape(lambda: _state(batch))
+    after, _ = jax.eval_shape(
+        lambda s: prune.apply_event(batch.program, s, data, jnp.int32(1), s.windows.targeted), state
+    )
+    types = lambda tree: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]  # noqa: E731
+    assert types(after) == types(state)
+
+
+def test_programs_share_what_is_not_of_their_events(batches):
+    def people(name):
+        batch = batches[name]
+        data = arrangement.device_data(batch.dataset)
+        like = batch.members[0]
+        return Population(batch.program, data, "sequential", jax.devices()[:1], like)
+
+    made = {name: people(name) for name in batches}
+    assert len({id(p._event) for p in made.values()}) == len(METHODS)
+    same = [made[name] for name in ("random", "snip", "nm", "gradual")]
+    assert len({id(p.train) for p in same}) == len({id(p._evaluate) for p in same}) == 1
+    # Others keep more of dead weights: which ever lived, or their values.
+    assert len({id(made[name].train) for name in ("random", "rigl", "ste")}) == 3
+
+    states = same[1].initial([batches["snip"].members[0]])  # rows of another number
+    trained = same[1].train(states, same[1].data, np.int32(2))
+    for name in ROWS:
+        asked = getattr(batches["snip"].members[0].table, name)
+        np.testing.assert_array_equal(getattr(trained.table, name)[0], asked)
+    assert int(trained.step[0]) == 2
+    shared.forget()  # as every study does: a name of a loss may be another function by then
+    assert people("random").train is not made["random"].train
