@@ -46,7 +46,7 @@ def training(stage: Stage, model: str, dtype: str, members: int) -> None:
     file = max((stage.out / "throughput").glob(f"*-{name}.json"))
     for row in json.loads(file.read_text())["results"]:
         kept = ("contender", "members", "images/s", "ms a step", "of peak", "steps a clock read")
-        more = {k: row[k] for k in (*kept, "compile, s", "first step") if k in row}
+        more = {k: row[k] for k in (*kept, "first call, s", "first step") if k in row}
         stage.add(**cells, **more)
 
 

@@ -8,7 +8,10 @@ A step is forward, backward and an SGD update with momentum and weight decay, as
 `Population.train`, which gathers and normalizes its batch on the device. PyTorch gets finished
 batches on the device and runs eager and compiled, NCHW and channels_last (on a GPU also as CUDA
 graphs); the fastest of them counts. `released` is a PyTorch loop with a loader that handles one
-example at a time; the last table gives the throughput of whole studies over it.
+example at a time; the last table gives the throughput of whole studies over it. With several
+members and `--populations` PyTorch trains as many at once by `torch.func`: `vmap` of `grad` over
+stacked variables, eager and compiled. `first call` is a step of each way that has not run before,
+with its compilation.
 
 Before a clock is read, the first step's loss, parameters and BatchNorm statistics must agree
 (float32). Contenders take turns; the fastest round of each counts. With several members every
@@ -49,6 +52,7 @@ NETWORKS = {
     "lenet5": ("lenet5", 1.0, (28, 28, 1)),
 }
 WAYS = ("eager nchw", "eager nhwc", "compiled nchw", "compiled nhwc")
+POPULATIONS = ("population eager", "population compiled")
 SGD = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 
 
@@ -105,7 +109,6 @@ class Ours:
         self.members: Sequence[Member] = study.members
         self.population = Population(program, data, way.layout, jax.devices(), study.members[0])
         self.states = self.population.initial(study.members)
-        self.compile_seconds = 0.0
 
     def train(self, steps: int, calls: int = 1) -> None:
         """`steps` in each of so many calls; waits for the end of the last."""
@@ -146,8 +149,10 @@ def measure(name: str, members: int, dtype: str, options: argparse.Namespace) ->
     """Rows of one network: our layouts and PyTorch's ways."""
     batch, steps = options.batch, options.steps
     study = built(name, batch, dtype, members, options.batches)
-    contenders, worker = ours_of(study, members, batch, options.microbatch), None
+    contenders = ours_of(study, members, batch, options.microbatch)
+    worker: Any = None
     seconds: dict[str, tuple[float, float]] = {}
+    begun: dict[str, float] = {}  # seconds of the first call
     wrong: dict[str, str] = {}
     first = next(iter(contenders.values()))
     start = leaves(first.population.member(first.states, 0))
@@ -155,7 +160,7 @@ def measure(name: str, members: int, dtype: str, options: argparse.Namespace) ->
     for label, ours in contenders.items():
         begin = time.perf_counter()
         ours.train(1)
-        ours.compile_seconds = time.perf_counter() - begin
+        begun[label] = time.perf_counter() - begin
         if dtype == "float32":
             state = ours.population.member(ours.states, 0)
             mine, found = float(state.totals.loss) / batch, leaves(state)
@@ -167,7 +172,7 @@ def measure(name: str, members: int, dtype: str, options: argparse.Namespace) ->
             ours.train(steps - 1)
     ways: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        if options.torch_python and members == 1:
+        if options.torch_python and (members == 1 or options.populations):
             file, answer_file = (os.path.join(folder, f) for f in ("in.npz", "out.npz"))
             write(file, name, study, start, batch)
             worker = common.Worker(
@@ -176,8 +181,9 @@ def measure(name: str, members: int, dtype: str, options: argparse.Namespace) ->
                 *(NETWORKS[name][0], file, dtype, str(options.threads)),
             )
             graphs = ["graphs nhwc"] * (jax.default_backend() == "gpu")
-            for way in (*WAYS, *graphs, *["released"] * options.released):
-                answer = worker(way=way, steps=1, state=answer_file)
+            alone = (*WAYS, *graphs, *["released"] * options.released)
+            for way in alone if members == 1 else POPULATIONS:
+                answer = worker(way=way, steps=1, state=answer_file, members=members)
                 if "failed" in answer:
                     print(f"{way}: left out: {answer['failed']}", flush=True)
                     continue
@@ -186,20 +192,19 @@ def measure(name: str, members: int, dtype: str, options: argparse.Namespace) ->
                     wrong[way] = common.first_step(
                         start, moved, dict(np.load(answer_file)), pair, way
                     )
+                begun[way] = answer["wall"]
                 worker(way=way, steps=1)
                 ways.append(way)
         calls = {}  # per clock read
         for label, ours in contenders.items():
             calls[label] = _calls(ours.round(steps)[0] * steps, options.seconds)
         for way in ways:
-            assert worker is not None
             calls[way] = _calls(worker(way=way, steps=steps)["wall"] * steps, options.seconds)
         for _ in range(options.rounds):
             for label, ours in contenders.items():
                 took = ours.round(steps, calls[label])
                 seconds[label] = tuple(map(min, seconds.get(label, took), took))  # type: ignore[assignment]
             for way in ways:
-                assert worker is not None
                 answer = worker(way=way, steps=steps * calls[way])
                 took = answer["wall"], answer["cpu"]
                 seconds[way] = tuple(map(min, seconds.get(way, took), took))  # type: ignore[assignment]
@@ -212,23 +217,22 @@ def measure(name: str, members: int, dtype: str, options: argparse.Namespace) ->
     best = {c: min((seconds[w][c] for w in ways if w != "released"), default=None) for c in (0, 1)}
     rows = []
     for label, (wall, cpu) in seconds.items():
-        count = 1 if label in ways else members
         row = {
             "network": name,
             "dtype": dtype,
-            "members": count,
+            "members": members,
             "contender": label if label in ways else f"ours, {label}",
             "ms a step": 1e3 * wall,
             "CPU ms": 1e3 * cpu,
-            "images/s": count * batch / wall,
+            "images/s": members * batch / wall,
             "torch / this, wall": best[0] / wall if best[0] else None,
             "torch / this, CPU": best[1] / cpu if best[1] else None,
             "steps a clock read": steps * calls[label],
-            "compile, s": contenders[label].compile_seconds if label in contenders else None,
+            "first call, s": begun[label],
         }
         if rates:
             rate = rates.get("torch" if label in ways else "ours")
-            row["of peak"] = count * flops / wall / rate if rate else None
+            row["of peak"] = members * flops / wall / rate if rate else None
         if any(wrong.values()):
             row["first step"] = wrong.get(label, "")
         rows.append(row)
@@ -264,9 +268,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its default")
     parser.add_argument("--peak", action="store_true", help="also the fraction of the matmul peak")
     parser.add_argument("--peak-size", type=int, default=2048, help="rows of that product")
-    parser.add_argument(
-        "--released", action="store_true", help="also a loop after the release's (ours)"
-    )
+    parser.add_argument("--released", action="store_true", help="our loop after the release's, too")
+    parser.add_argument("--populations", action="store_true", help="members by torch.func, too")
     parser.add_argument("--torch-python", default="", help="an interpreter that has torch")
     parser.add_argument("--save", default="", metavar="NAME", help="write results/DATE-NAME.json")
     parser.add_argument("--folder", default=str(common.RESULTS), help="where to write it")

@@ -6,7 +6,8 @@ numbers. Each line of JSON {"way": ..., "steps": n, "state": path} trains n step
 own network, and answers with the losses and the wall and CPU seconds of a step; "state" asks for
 the variables. Ways: "eager", "compiled", "graphs" (CUDA graphs), each " nchw" or " nhwc";
 "released" (a loader that handles one example at a time, as the paper's released code does; the loop
-is ours); "peak" (the rate of a matrix product).
+is ours); "population eager" and "population compiled" ("members" of them, `torch.func`);
+"peak" (the rate of a matrix product).
 """
 
 import json
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call, grad, vmap
 from torch_worker import MODELS, load, name_of, to_ours
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -105,6 +107,10 @@ class Way:
             self.done += 1
         return torch.stack(losses).tolist()  # one transfer: each of them waits for the device
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """A copy of the variables."""
+        return {k: v.clone() for k, v in self.network.state_dict().items()}
+
     def variables(self, paths: list[str], path: str) -> None:
         """Writes our leaves after one step; running variances as Flax keeps them, biased."""
         counts: dict[str, int] = {}
@@ -117,7 +123,7 @@ class Way:
             for name, m in self.network.named_modules()
             if "BatchNorm" in type(m).__name__
         ]
-        state = {k: v.clone() for k, v in self.network.state_dict().items()}
+        state = self.state()
         with torch.no_grad():
             self.network.eval()(self.x[0])
             self.network.train()
@@ -132,6 +138,54 @@ class Way:
                 value = old + (value - old) * (n - 1) / n
             found[leaf] = to_ours(leaf, value)
         np.savez(path, **found)
+
+
+class Members(Way):
+    """Many networks in one program: `vmap` of `grad` over stacked variables, one optimizer.
+
+    All begin with the same weights; each sees its own batches, the first in the file's order.
+    """
+
+    def __init__(self, how: str, model: str, arrays: Any, dtype: str, count: int) -> None:
+        super().__init__("eager nchw", model, arrays, dtype)
+        stack = lambda v: torch.stack([v.detach()] * count)  # noqa: E731
+        self.parameters = {k: stack(v) for k, v in self.network.named_parameters()}
+        self.buffers = {k: stack(v) for k, v in self.network.named_buffers()}
+        rate, momentum, decay = (float(v) for v in arrays["sgd"])
+        self.optimizer = torch.optim.SGD(
+            list(self.parameters.values()), rate, momentum, weight_decay=decay, foreach=True
+        )
+
+        def loss(parameters: Any, buffers: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
+                outputs = functional_call(self.network, (parameters, buffers), (x,))
+                value = F.cross_entropy(outputs.float(), y)
+            return value, (value.detach(), buffers)  # running statistics, changed in place
+
+        slopes = vmap(grad(loss, has_aux=True))
+        self.slopes = torch.compile(slopes) if how.endswith("compiled") else slopes
+        many = [[(k + i) % len(self.x) for i in range(count)] for k in range(len(self.x))]
+        self.batches = [
+            (torch.stack([self.x[i] for i in row]), torch.stack([self.y[i] for i in row]))
+            for row in many
+        ]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """A copy of the first member's variables."""
+        return {k: v[0].clone() for k, v in (self.parameters | self.buffers).items()}
+
+    def train(self, steps: int) -> list[float]:
+        """The loss of the first member in each step."""
+        losses = []
+        for _ in range(steps):
+            x, y = self.batches[self.done % len(self.batches)]
+            slopes, (loss, self.buffers) = self.slopes(self.parameters, self.buffers, x, y)
+            for name, value in self.parameters.items():
+                value.grad = slopes[name]
+            self.optimizer.step()
+            losses.append(loss[0].clone())
+            self.done += 1
+        return torch.stack(losses).tolist()
 
 
 def peak(dtype: str, size: int) -> float:
@@ -160,7 +214,9 @@ def main() -> None:
         how = command["way"]
         if how == "peak":
             return {"peak": peak(dtype, command["size"])}
-        if how not in ways:
+        if how not in ways and how.startswith("population"):
+            ways[how] = Members(how, model, arrays, dtype, command["members"])
+        elif how not in ways:
             ways[how] = Way(how, model, arrays, dtype)
         start, steps = clocks(), command["steps"]
         losses = ways[how].train(steps)

@@ -84,7 +84,8 @@ class Windows(NamedTuple):
     """The state of the windows, per layer name; part of the train state and its checkpoint."""
 
     targeted: dict[str, Array]  # bool per unit: was the target of an event
-    remaining: dict[str, Array]  # int32 per unit: training steps that its window stays open
+    # Per unit, training steps that its window stays open: int32, or a bool where none ever closes.
+    remaining: dict[str, Array]
     saved: dict[str, Array]  # leaf path -> the values to restore (empty without restore arms)
     # Of programs whose units may come back, else empty.
     grown: dict[str, Array]  # bool per unit: came back at the last event that grew any
@@ -108,18 +109,18 @@ def initial(
       features: what the program's arms may do.
     """
     shapes = {g.name: trees.get(params, g.kernel).shape if weights else (g.units,) for g in groups}
+
+    def none(dtype: Any) -> dict[str, Array]:
+        return {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
+
     saved: dict[str, Array] = {}
     if features.restore:
         for g in groups:
             saved |= {path: trees.get(params, path) for path in (g.kernel, *g.affine)}
             saved |= {path: trees.get(batch_stats, path) for path in g.stats}
-    return Windows(
-        {name: jnp.zeros(shape, bool) for name, shape in shapes.items()},
-        {name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()},
-        saved,
-        {name: jnp.zeros(shape, bool) for name, shape in shapes.items() if features.growth},
-        {name: jnp.zeros(shape, bool) for name, shape in shapes.items() if features.growth},
-    )
+    left = none(jnp.int32 if features.finite else bool)
+    grown, ever = (none(bool) if features.growth else {} for _ in range(2))
+    return Windows(none(bool), left, saved, grown, ever)
 
 
 def dead(windows: Windows, table: Table) -> dict[str, Array]:
@@ -156,6 +157,13 @@ def gates(groups: Sequence[Group], windows: Windows, table: Table) -> dict[str, 
     }
 
 
+def endless(dead: Array, left: Array) -> Array:
+    """`remaining`, of the type of `left`, where windows of `dead` units never close."""
+    if left.dtype == bool:
+        return dead
+    return jnp.where(dead, jnp.int32(FOREVER), 0)  # of a weak type, programs compile again
+
+
 def _first(table: Table, features: Features) -> Array:
     """What `remaining` is when a window has just opened: before its first step.
 
@@ -163,9 +171,11 @@ def _first(table: Table, features: Features) -> Array:
     noise and zeroing start one higher and stay at FOREVER, so that their first step can be told
     apart.
     """
-    endless = table.duration >= FOREVER
-    extra = features.released & (table.restore == RESTORE_NO) & ~endless
-    extra |= endless & (table.kind != PRUNE)
+    if not features.finite:
+        return table.kind != NONE
+    always = table.duration >= FOREVER
+    extra = features.released & (table.restore == RESTORE_NO) & ~always
+    extra |= always & (table.kind != PRUNE)
     return jnp.where(table.kind == NONE, 0, table.duration + extra)
 
 
@@ -245,7 +255,7 @@ def open_windows(
         happens = jnp.any(newest)
         opening = jnp.where(table.cumulative, targeted[g.name] & happens, newest)
         if features.released:  # one window a layer: a new event ends the one before it
-            left = jnp.where(happens & (table.kind != PRUNE), 0, left)
+            left = jnp.where(happens & (table.kind != PRUNE), jnp.zeros_like(left), left)
         if features.restore:
             fresh = opening & (left == 0)
             tree = {path: trees.get(params, path) for path in (g.kernel, *g.affine)}

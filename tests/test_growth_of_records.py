@@ -1,6 +1,7 @@
 """What records cost grows with what is new, not with what is there: by counts of work."""
 
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from prunejax.errors import RecordError, WorkdirError
 from prunejax.record import ledger
 from prunejax.record.run_directory import RunDirectory
+from prunejax.study import rows as rows_lib
 from prunejax.study import targets as targets_lib
 from prunejax.study.targets import Targets
+from prunejax.system import files
 
 EVENTS = 12
 
@@ -150,3 +153,81 @@ def test_tables_that_stand_are_not_read_again_and_changed_ones_are(tmp_path, mon
         table.write_text(table.read_text()[:-8])
         with pytest.raises(WorkdirError, match="the table was changed"):
             directory.truncate(marks["sizes"], marks["digests"])
+
+
+def recorded(path, monkeypatch, *, chunks, epochs, events=3, layers=2):
+    """Work where so many chunks of two runs record, as `study.chunk` does, by kinds of it.
+
+    Bytes of tables read (for digests) and appended, rows read, arrays of targets written, and
+    files asked for.
+    """
+    work = dict.fromkeys(("read", "appended", "rows", "arrays", "asked"), 0)
+    begin, append, rows, exists = (
+        ledger.Running.__init__, files.append, RunDirectory.rows, Path.exists
+    )  # fmt: skip
+
+    def reading(self, file, size=None):
+        begin(self, file, size)
+        work["read"] += self.size
+
+    def appending(file, content):
+        append(file, content)
+        work["appended"] += len(content)
+
+    def taking(self, table, since=0):
+        found = rows(self, table, since)
+        work["rows"] += len(found)
+        return found
+
+    def asking(self, **options):
+        work["asked"] += 1
+        return exists(self, **options)
+
+    def writing(file, held, names):
+        work["arrays"] += len(names)
+        write(file, held, names)
+
+    write = Targets._write
+    columns = {"epochs": ("run", "epoch"), "events": ("run", "epoch"), "runs": ("run",)}
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.Running, "__init__", reading)
+        patch.setattr(files, "append", appending)
+        patch.setattr(RunDirectory, "rows", taking)
+        patch.setattr(Path, "exists", asking)
+        patch.setattr(Targets, "_write", staticmethod(writing))
+        with RunDirectory.open(path, {}, {}, columns) as directory:
+            work |= dict.fromkeys(work, 0)
+            for chunk in range(chunks):
+                runs = [f"a-{2 * chunk + i:04d}" for i in (0, 1)]
+                members = [member(run, events=events) for run in runs]
+                held = Targets(path / "targets", members)
+                marks = directory.marks()
+                directory.truncate(marks["sizes"], marks["digests"])
+                for epoch in range(epochs):
+                    new = [{"run": run, "epoch": f"{epoch:04d}"} for run in runs]
+                    if epoch < events:
+                        flags = chosen(epoch, 2)["layer"]
+                        held.add(epoch, {f"layer{i}": flags for i in range(layers)})
+                        directory.append("events", new)
+                    directory.append("epochs", new)
+                    directory.marks()
+                    held.save()  # with every checkpoint
+                of_runs, _ = rows_lib.by_run(directory, marks["sizes"], members)
+                assert [len(of_runs[run]) for run in runs] == [epochs] * 2
+                held.save(whole=True)
+                directory.append("runs", [{"run": run} for run in runs])
+    return work
+
+
+@pytest.mark.parametrize("axis", ["chunks", "epochs", "events", "layers"])
+def test_work_of_records_is_linear(tmp_path, monkeypatch, axis):
+    """Four times as much takes at most four times the work: what grew faster would take more."""
+    base = {"chunks": 4, "epochs": 8, "events": 4, "layers": 2}
+    if axis == "events":
+        base["epochs"] = 16  # as many checkpoints in both
+    small = recorded(tmp_path / "small", monkeypatch, **base)
+    large = recorded(tmp_path / "large", monkeypatch, **base | {axis: 4 * base[axis]})
+    assert small["appended"] > 0
+    assert small["arrays"] > 0
+    for kind, count in large.items():
+        assert count <= 4 * small[kind] + (kind == "read"), (kind, small, large)

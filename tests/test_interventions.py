@@ -12,6 +12,7 @@ from prunejax import masks as masks_lib
 from prunejax.groups import Group
 from prunejax.interventions import FOREVER, Features, Table
 from prunejax.ops import noise
+from prunejax.train import regrowth
 from tests import mechanics
 
 GROUPS = (
@@ -144,6 +145,29 @@ def test_permanent_pruning_masks_weights_norm_and_gate_for_good():
     gates = iv.gates(GROUPS, run.windows, run.table)
     np.testing.assert_array_equal(gates["gate_b"], [True, True, False, False])
     assert (np.asarray(run.windows.remaining["b"])[2:] == FOREVER).all()
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_windows_that_never_close_take_a_bool_and_do_the_same(released):
+    """A second event after some steps, an empty one, and a layer that none targets."""
+    few = {"zero": False, "gaussian": False, "restore": False, "released": released}
+    counted = Run(table("prune", cumulative=True), features(**few))
+    bits = Run(table("prune", cumulative=True), features(finite=False, **few))
+    for run in (counted, bits):
+        for selected in (chosen(a=(0,)), chosen(), chosen(a=(2, 5))):
+            run.event(selected)
+            run.step()
+    for name, left in counted.windows.remaining.items():
+        assert left.dtype == jnp.int32
+        assert bits.windows.remaining[name].dtype == bool
+        np.testing.assert_array_equal(left == FOREVER, bits.windows.remaining[name])
+        assert set(np.unique(left)) <= {0, FOREVER}
+    np.testing.assert_array_equal(bits.windows.remaining["a"], [1, 0, 1, 0, 0, 1])
+    for a, b in zip(counted.acted, bits.acted, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    _, closed = regrowth.regrow(GROUPS, bits.params, bits.windows, chosen(a=(2,)))
+    assert closed.remaining["a"].dtype == bool
+    np.testing.assert_array_equal(closed.remaining["a"], [1, 0, 0, 0, 0, 1])
 
 
 def test_unmasked_norm_keeps_scale_bias_and_gate():

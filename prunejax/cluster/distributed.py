@@ -170,6 +170,32 @@ def on_main(fn: Callable[[], T]) -> T:
     raise outcome[1] if is_main() else value
 
 
+def on_all(fn: Callable[[], T]) -> list[T]:
+    """`fn()` of every process, in their order, in every process; all must call it.
+
+    What the first process that failed raised, all raise.
+    """
+    if jax.process_count() == 1:
+        return [fn()]
+    own: Exception | None = None
+    try:
+        content = wire.encode((True, fn()))
+    except Exception as error:
+        own = error
+        content = wire.encode((False, error))
+    lengths = multihost_utils.process_allgather(np.int32(len(content)))
+    buffer = np.zeros(1 << int(max(lengths)).bit_length(), np.uint8)
+    buffer[: len(content)] = np.frombuffer(content, np.uint8)
+    every = multihost_utils.process_allgather(buffer)
+    told: list[tuple[bool, Any]] = [
+        wire.decode(row[:n].tobytes()) for row, n in zip(every, lengths, strict=True)
+    ]
+    for i, (done, value) in enumerate(told):
+        if not done:
+            raise own if own is not None and i == jax.process_index() else value
+    return [value for _, value in told]
+
+
 def same(value: T) -> bool:
     """Whether `value` is the same in every process; all must call it."""
     return not any_process(on_main(lambda: value) != value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -76,7 +77,10 @@ class Checkpoints:
                 "checkpoints are intact; make room or repair the directory and give the same "
                 "command again to continue",
             ) from error
-        distributed.on_main(lambda: self._complete(number, facts))
+        digests: dict[str, list[Any]] = {}
+        for found in distributed.on_all(lambda: _digests(temporary)):
+            digests |= found
+        distributed.on_main(lambda: self._complete(number, facts, digests))
 
     def _begin(self) -> int:
         with files.writing(self.directory):
@@ -86,12 +90,14 @@ class Checkpoints:
                 shutil.rmtree(leftover)
         return (self.numbers() or [0])[-1] + 1
 
-    def _complete(self, number: int, facts: dict[str, Any]) -> None:
+    def _complete(self, number: int, facts: dict[str, Any], digests: dict[str, list[Any]]) -> None:
+        """Args: digests: of the files of the states, see `_digests`."""
         temporary, final = self.directory / f"tmp-{number}", self.directory / str(number)
         with files.writing(final):
             text = json.dumps(facts)  # with NaN, which standard JSON has not
             files.replace(temporary / "facts.json", lambda file: file.write(text.encode()))
-            files.save_json(temporary / MANIFEST, _digests(temporary))
+            digests["facts.json"] = _digest(temporary / "facts.json")
+            files.save_json(temporary / MANIFEST, digests)
             temporary.rename(final)
             for old in self.numbers()[: -self.keep]:
                 leaving = self.directory / f"tmp-{old}"  # half a removal must not look complete
@@ -109,7 +115,7 @@ class Checkpoints:
         Raises:
           RecordError: a checkpoint is as it was written and cannot be read here.
         """
-        number, facts, damaged = distributed.on_main(self._newest)
+        number, facts, damaged = self._newest()
         if number is None:
             return Restored(None, {}, damaged) if damaged else None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -130,43 +136,66 @@ class Checkpoints:
 
     def _newest(self) -> tuple[int | None, dict[str, Any], list[str]]:
         damaged: list[str] = []
-        for number in reversed(self.numbers()):
+        for number in reversed(distributed.on_main(self.numbers)):
             path = self.directory / str(number)
-            reason = _damage(path)
+            reasons = distributed.on_all(functools.partial(_damage, path))
+            reason = next((found for found in reasons if found is not None), None)
             if reason is None:
-                return number, json.loads((path / "facts.json").read_text()), damaged
+                text = distributed.on_main((path / "facts.json").read_text)
+                return number, json.loads(text), damaged
             damaged.append(f"{path}: {reason}")
-            aside = self.directory / f"damaged-{number}"
-            shutil.rmtree(aside, ignore_errors=True)
-            with files.writing(aside):
-                path.rename(aside)
+            distributed.on_main(functools.partial(self._set_aside, path))
         return None, {}, damaged
+
+    def _set_aside(self, path: Path) -> None:
+        aside = self.directory / f"damaged-{path.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        with files.writing(aside):
+            path.rename(aside)
 
     def clear(self) -> None:
         """Removes them all (the chunk is finished)."""
         distributed.on_main(lambda: shutil.rmtree(self.directory, ignore_errors=True))
 
 
+def _own(name: str) -> bool:
+    """Whether this process hashes a file: those that it wrote, process 0 what is of nobody.
+
+    Orbax keeps what process i writes in `ocdbt.process_i` and `array_metadatas/process_i`. Fewer
+    processes than wrote share the files in turn.
+    """
+    writer = re.search(r"\bprocess_(\d+)(?:/|$)", name)
+    return (int(writer[1]) if writer else 0) % jax.process_count() == jax.process_index()
+
+
 def _digests(directory: Path) -> dict[str, list[Any]]:
-    """Relative path -> [size in bytes, SHA-256] of every file, once it is on disk."""
+    """Relative path -> [size in bytes, SHA-256] of this process's files, once they are on disk."""
     found = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found[str(path.relative_to(directory))] = [path.stat().st_size, digest]
+    with files.writing(directory):
+        for path in sorted(directory.rglob("*")):
+            name = path.relative_to(directory).as_posix()
+            if _own(name) and path.is_file():
+                found[name] = _digest(path)
     return found
 
 
+def _digest(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return [path.stat().st_size, digest]
+
+
 def _damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, None if it is as it was written."""
+    """What is wrong with this process's files of a checkpoint, None: they are as written."""
     try:
         written = json.loads((directory / MANIFEST).read_text())
         if "facts.json" not in written:
             return f"{MANIFEST} is not whole"
         for name, (size, digest) in written.items():
             path = directory / name
+            if not _own(name):
+                continue
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != size:

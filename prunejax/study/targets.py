@@ -53,6 +53,7 @@ class Targets:
             lambda: {run: self._read(run, required=run in replayed) for run in runs}
         )
         self._saved = {run: set(events) for run, events in self._events.items()}
+        self._added: dict[str, int] = {}  # parts of a run that are there: not looked up every time
 
     def require(self) -> None:
         """Checks that the members' files are there, as they are beside every checkpoint.
@@ -71,10 +72,13 @@ class Targets:
     def _file(self, run: str) -> Path:
         return self._path / f"{files.plain_name(run)}.npz"
 
+    def _part(self, run: str, number: int) -> Path:
+        file = self._file(run)
+        return file.with_name(f"{file.name}+{number}")
+
     def _parts(self, run: str) -> list[Path]:
         """What was added since the file was written, oldest first."""
-        file = self._file(run)
-        numbered = (file.with_name(f"{file.name}+{n}") for n in itertools.count(1))
+        numbered = (self._part(run, n) for n in itertools.count(1))
         return list(itertools.takewhile(Path.exists, numbered))
 
     def _read(self, run: str, required: bool) -> dict[str, _Packed]:
@@ -135,16 +139,19 @@ class Targets:
 
     def _save(self, whole: bool) -> None:
         for run in [m.run for m in self._members if len(m.events)]:
-            events, file, parts = self._events[run], self._file(run), self._parts(run)
-            new = events.keys() - self._saved[run]
-            if not file.exists() or (whole and (parts or new)):
+            events, file = self._events[run], self._file(run)
+            if run not in self._added:
+                self._added[run] = len(self._parts(run))
+            new = [name for name in events if name not in self._saved[run]]
+            if not file.exists() or (whole and (self._added[run] or new)):
                 self._write(file, events, events)
-                for part in reversed(parts):  # those that are left are still found
-                    part.unlink(missing_ok=True)
+                while self._added[run]:  # the last first: those that are left are still found
+                    self._part(run, self._added[run]).unlink(missing_ok=True)
+                    self._added[run] -= 1
             elif new:
-                part = file.with_name(f"{file.name}+{len(parts) + 1}")
-                self._write(part, events, [name for name in events if name in new])
-            self._saved[run] = set(events)
+                self._write(self._part(run, self._added[run] + 1), events, new)
+                self._added[run] += 1
+            self._saved[run].update(new)
 
     @staticmethod
     def _write(file: Path, events: Mapping[str, _Packed], names: Collection[str]) -> None:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from prunejax import masks as masks_lib
 from prunejax import scores, trees
 from prunejax.groups import Group
-from prunejax.interventions import FOREVER, Table, Windows
+from prunejax.interventions import Table, Windows, endless
 
 Array = jax.Array
 Tree = Any
@@ -101,8 +101,7 @@ def choose(
     return (
         windows._replace(
             targeted=after,
-            # Typed as before the event: a weak type would be another program to compile.
-            remaining={n: jnp.where(gone, jnp.int32(FOREVER), 0) for n, gone in after.items()},
+            remaining={n: endless(after[n], left) for n, left in windows.remaining.items()},
             grown={n: jnp.where(some, grown[n], old) for n, old in windows.grown.items()},
         ),
         dropped,

@@ -54,6 +54,8 @@ def regrow(
     some = functools.reduce(jnp.logical_or, (jnp.any(back) for back in grown.values()))
     return trees.replace(params, values), windows._replace(
         targeted={n: t & ~grown[n] for n, t in windows.targeted.items()},
-        remaining={n: jnp.where(grown[n], 0, r) for n, r in windows.remaining.items()},
+        remaining={
+            n: jnp.where(grown[n], jnp.zeros_like(r), r) for n, r in windows.remaining.items()
+        },
         grown={n: jnp.where(some, grown[n], before) for n, before in windows.grown.items()},
     )
