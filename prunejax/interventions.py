@@ -3,8 +3,7 @@
 Pruning, zeroing for N steps, Gaussian noise, zero-then-restore and dense-sparse-dense are rows of
 one table (`Table`); one pure transform serves them all, so every arm of a study shares one
 compiled step. A *window* is the time an intervention acts on a unit: an integer count of training
-steps left, one per unit. Facts: Bartoldson et al. 2020, section 4.2 and appendix D, and the
-released code.
+steps left, one per unit. Bartoldson et al. 2020, section 4.2, appendix D, and the released code.
 
 A unit is a filter (all of `kernel[..., j]`) or a single weight; arrays per unit have shape
 `(units,)` or the kernel's shape, and both broadcast against the kernel.
@@ -105,8 +104,7 @@ def initial(
     Args:
       groups: the layers that may be targeted.
       params, batch_stats: the model's variables (for shapes and the saved values).
-      weights: units are single weights instead of filters.
-      features: what the program's arms may do.
+      weights, features: whether units are single weights; what the program's arms may do.
     """
     shapes = {g.name: trees.get(params, g.kernel).shape if weights else (g.units,) for g in groups}
 
@@ -118,9 +116,8 @@ def initial(
         for g in groups:
             saved |= {path: trees.get(params, path) for path in (g.kernel, *g.affine)}
             saved |= {path: trees.get(batch_stats, path) for path in g.stats}
-    left = none(jnp.int32 if features.finite else bool)
     grown, ever = (none(bool) if features.growth else {} for _ in range(2))
-    return Windows(none(bool), left, saved, grown, ever)
+    return Windows(none(bool), none(jnp.int32 if features.finite else bool), saved, grown, ever)
 
 
 def dead(windows: Windows, table: Table) -> dict[str, Array]:
@@ -158,10 +155,8 @@ def gates(groups: Sequence[Group], windows: Windows, table: Table) -> dict[str, 
 
 
 def endless(dead: Array, left: Array) -> Array:
-    """`remaining`, of the type of `left`, where windows of `dead` units never close."""
-    if left.dtype == bool:
-        return dead
-    return jnp.where(dead, jnp.int32(FOREVER), 0)  # of a weak type, programs compile again
+    """`remaining`, typed as `left` (weakly, programs compile again): what is `dead` stays so."""
+    return dead if left.dtype == bool else jnp.where(dead, jnp.int32(FOREVER), 0)
 
 
 def _first(table: Table, features: Features) -> Array:

@@ -269,3 +269,10 @@ def test_balanced_batches():
     assert (found != before.balanced_batch(labels, per_class=7, seed=2)).any()
     with pytest.raises(ValueError, match=r"has [0-9]+ examples, 90 are wanted"):
         before.balanced_batch(labels, per_class=90, seed=1)
+
+
+def test_an_axis_that_a_kernel_has_not_is_refused():
+    params = {"w": jnp.ones((3, 4))}
+    masks = {"w": jnp.ones((3, 4), bool)}
+    with pytest.raises(ValueError, match="axis 2 is out of bounds for array of dimension 2"):
+        before.sparse_fan_in(params, masks, axis=2)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from prunejax import allocate, rng, schedules, trees
 from prunejax import masks as masks_lib
@@ -190,13 +191,16 @@ def sparse_fan_in(params: Tree, masks: Tree, *, axis: int | tuple[int, ...] = -1
       params: freshly initialized parameters.
       masks: their masks.
       axis: the axis, or axes, that run over the units of a kernel; see `scores.filter_l1`.
+
+    Raises:
+      AxisError: a kernel has no such axis.
     """
 
     def scaled(p: Array, m: Any) -> Array:
         m, p = jnp.asarray(m, bool), jnp.asarray(p)
         if not m.ndim or p.ndim < 2:
             return p
-        units = {a % p.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
+        units = normalize_axis_tuple(axis, p.ndim, "axis")
         inputs = tuple(a for a in range(p.ndim) if a not in units)
         live = jnp.sum(jnp.broadcast_to(m, p.shape), inputs, keepdims=True, dtype=jnp.float32)
         size = np.prod([p.shape[a] for a in inputs])
