@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunejax import report
+from prunejax import masks, report
 from prunejax.configs import default, recipes
 from prunejax.measures import tickets
 from prunejax.report import figures_tickets, levels
@@ -134,6 +134,26 @@ def test_the_page_has_the_levels_and_no_sentence_without_longer_training(study, 
     known["extended2"] = dataclasses.replace(known["restart2"], variant="extended2")
     monkeypatch.setattr(levels, "of", lambda study: known)
     assert "The best ticket of the chain" in figures_tickets.accuracy(study, None).caption
+
+
+def test_masks_are_those_of_open_lth_but_for_the_weight_at_its_threshold():
+    rng = np.random.default_rng(4)
+    shapes = {"a": (37, 41), "b": (41, 23)}
+    kept, before = sum(np.prod(s) for s in shapes.values()), None
+    for _ in range(12):
+        size = {k: np.abs(rng.normal(size=s)).astype(np.float32) for k, s in shapes.items()}
+        flat = np.concatenate([x.ravel() for x in size.values()])
+        live = np.ones(flat.size, bool)
+        if before is not None:
+            live = np.concatenate([np.asarray(m).ravel() for m in before.values()])
+        gone = -(-int(kept) // 5)
+        kept -= gone
+        before = masks.prune(size, int(kept), masks=before)
+        threshold = np.sort(flat[live])[gone]
+        theirs = live & (flat > threshold)  # "strictly above" takes the one at the threshold, too
+        ours = np.concatenate([np.asarray(m).ravel() for m in before.values()])
+        assert ours.sum() == kept == theirs.sum() + 1
+        assert flat[ours ^ theirs] == [threshold]
 
 
 def test_jaccard_and_its_chance_value():

@@ -212,7 +212,7 @@ class Chunk:
 
     def _end_epoch(self, states: TrainState, epoch: int) -> tuple[TrainState, bool]:
         """Evaluation, measures, events, rows. Returns the states and whether all runs stopped."""
-        train, bad, _, _ = self.population.summary(states)
+        train, bad, steps, sparsity = self.population.summary(states)
         over = self._watch.over(states)
         released = self.population.program.features.released
         if released:  # its evaluation changes the windows
@@ -223,9 +223,9 @@ class Chunk:
         states, post = self._events.at_epoch(states, epoch, pre)
         if post is None and released:  # the released loop evaluates twice in every epoch
             states, post = self._events.test(states, after_event=True)
-        elif post is None:
-            post = pre
-        _, _, steps, sparsity = self.population.summary(states)
+        if post is not None:  # what is live may have changed
+            _, _, steps, sparsity = self.population.summary(states)
+        post = pre if post is None else post
         validation = self._watch.validation(states)
         for m, at in zip(self.members, bad, strict=False):  # padding comes after the members
             if at >= epoch * self.population.program.steps_per_epoch:
