@@ -37,12 +37,13 @@ Early tickets do not fail there: the final accuracies of both kinds lie between 
 dense 44.8 and 46.3 %. Cost (measured): 499 seconds of processor time.
 
 What else was tried, on the embedded Fashion-MNIST extract with vgg4_bn at half its width, momentum
-0.9, batches of 64, 376 steps, k = 15 (4 %), 85 % a level, seeds 0 to 2, none of it with a claim. At
-rate 0.3 the barrier between copies of the dense network is 8.5 points from step 0 and 0.9 from
+0.9, batches of 64, 376 steps, k = 15 (4 %), 85 % a level, seeds 0 to 2, none of it with a claim.
+At rate 0.3 the barrier between copies of the dense network is 8.5 points from step 0 and 0.9 from
 step 15, the strongest fall seen with BatchNorm, yet early tickets do not fail: 82.5 % (step 0) and
 82.5 (step 15) at 15 % kept, 81.4 and 81.8 at 2.3 %, +0.4 (standard error 0.2), dense 81.3. At rate
 3 nothing trains (9 to 15 %). ResNet-20 at a quarter of its width takes 0.2 seconds of processor
-time a step, compilation included, and was left. A setting in which early tickets fail was not found.
+time a step, compilation included, and was left. A setting in which early tickets fail was not
+found.
 
 Result of `:cifar10` (4 parents, 21 points, 95 % interval): barrier between copies in points of test
 error 10.5 [8.8, 12.3] from step 0, 4.6 [2.3, 6.8] from step 100, 1.1 [0.2, 2.1] from step 400; step
