@@ -1,18 +1,20 @@
 """Twelve levels of lottery tickets on the digits: a whole study, beside the loop of open_lth.
 
-    PYTHONPATH=. python benchmarks/tickets.py [--seeds=5] [--torch-seeds=1]
+    PYTHONPATH=. python benchmarks/tickets.py [--seeds=5] [--levels=12] [--torch-seeds=1]
 
 Three arms (tickets, their masks with fresh weights, masks shuffled within layers), twelve levels of
 40 %, an MLP 64-128-64-10 on 900 images, 600 steps of SGD with momentum 0.9, batches of 64: 37
 trainings a seed. The study runs twice with a compilation cache, so that the second time shows what
 it takes after compilation, records, evaluation after every epoch and all; its report is left out.
-The loop in PyTorch is that of facebookresearch/open_lth written anew (train, prune globally by
-magnitude, rewind, mask multiplied at every step), one training after another, as it does, without
-its evaluations and files; of fewer seeds, scaled. CPU seconds of the process; the compile time is
-the difference of the two runs of the study.
+What the chain itself costs: a study of as many dense trainings, each with a seed of its own, is run
+twice in the same manner. The loop in PyTorch is that of facebookresearch/open_lth written anew
+(train, prune globally by magnitude, rewind, mask multiplied at every step), one training after
+another, as it does, without its evaluations and files; of fewer seeds, scaled. CPU seconds of the
+process; the compile time is the difference of the chain's two runs.
 """
 
 import argparse
+import csv
 import json
 import tempfile
 import time
@@ -30,33 +32,39 @@ from prunejax.study import host_devices, run
 LEVELS, FRACTION, STEPS, BATCH = 12, 0.4, 600, 64
 
 
-def config(seeds):
+def dense(seeds):
+    """As many trainings of one arm as there are seeds."""
     c = default.get_config()
     c.seeds, c.epochs, c.batch_size = seeds, 40, BATCH
     c.data.name, c.data.train_examples = "digits_mixed", 900
     c.model.name = "mlp128_64"
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.schedule = "sgd", 0.05, "cosine"
-    at = tuple(range(1, LEVELS + 1))
+    c.variants = default.arms({"dense": {}})
+    return c
+
+
+def config(seeds, levels=LEVELS):
+    """The chain, and its two controls of every level."""
+    c = dense(seeds)
+    at = tuple(range(1, levels + 1))
     arms = recipes.lottery(
-        c, levels=LEVELS, fraction=FRACTION, controls={"fresh": at, "layer_shuffle": at}
+        c, levels=levels, fraction=FRACTION, controls={"fresh": at, "layer_shuffle": at}
     )
     c.variants = default.arms(arms)
     return c
 
 
-def ours(seeds, folder):
-    """(CPU seconds, wall seconds, accuracies at the last level) of a study."""
+def ours(config, folder, arm):
+    """(CPU seconds, wall seconds, mean accuracy of an arm) of a study."""
     begin, wall = time.process_time(), time.perf_counter()
-    run.run(config(seeds), folder, default.get_config(), quiet=True)
+    run.run(config, folder, default.get_config(), quiet=True)
     took = time.process_time() - begin, time.perf_counter() - wall
-    rows = (folder / "runs.csv").read_text().splitlines()
-    head = rows[0].split(",")
-    cells = [dict(zip(head, r.split(","), strict=True)) for r in rows[1:]]
-    last = [float(c["final_test_accuracy"]) for c in cells if c["variant"] == f"ticket{LEVELS}"]
-    return *took, float(np.mean(last))
+    with (folder / "runs.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["variant"] == arm]
+    return *took, float(np.mean([float(row["final_test_accuracy"]) for row in rows]))
 
 
-def theirs(seeds):
+def theirs(seeds, levels):
     """(CPU seconds, accuracy at the last level, trainings) of the loop in PyTorch."""
     import torch
     from torch import nn
@@ -105,7 +113,7 @@ def theirs(seeds):
         torch.manual_seed(seed)
         start = network().state_dict()
         masks = [torch.ones(128, 64), torch.ones(64, 128)]
-        for level in range(LEVELS + 1):
+        for level in range(levels + 1):
             ends, right = train(start, masks, seed)
             trainings += 1
             if level:  # controls
@@ -116,7 +124,7 @@ def theirs(seeds):
             size = torch.cat([w.abs()[m > 0] for w, m in zip(ends, masks, strict=True)])
             gone = int(np.ceil(FRACTION * size.numel()))
             threshold = size.sort().values[gone]
-            if level < LEVELS:
+            if level < levels:
                 masks = [m * (w.abs() >= threshold) for w, m in zip(ends, masks, strict=True)]
         last.append(right)
     return time.process_time() - begin, float(np.mean(last)), trainings
@@ -125,28 +133,39 @@ def theirs(seeds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--torch-seeds", type=int, default=1)
+    parser.add_argument("--levels", type=int, default=LEVELS)
+    parser.add_argument("--torch-seeds", type=int, default=1, help="0: without that loop")
     parser.add_argument("--save", action="store_true", help="write results/DATE-tickets.json")
     given = parser.parse_args()
-    host_devices.use(config(given.seeds))  # as the command does
+    count = given.seeds * (1 + 3 * given.levels)
+    chain, single = config(given.seeds, given.levels), dense(count)
+    host_devices.use(chain)  # as the command does
     report.build = lambda paths: paths[0] / "report.html"
-    with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "cache"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        first, second = (ours(given.seeds, Path(folder) / name) for name in ("first", "second"))
-    cpu, accuracy, trainings = theirs(given.torch_seeds)
-    scaled = cpu * given.seeds / given.torch_seeds
+        last = f"ticket{given.levels}"
+        first, second = (ours(chain, folder / f"chain{i}", last) for i in (1, 2))
+        _, alone = (ours(single, folder / f"dense{i}", "dense") for i in (1, 2))
     row = {
-        "seeds": given.seeds, "trainings": given.seeds * (1 + 3 * LEVELS),
+        "seeds": given.seeds, "levels": given.levels, "trainings": count,
         "cpu_seconds_first": first[0], "cpu_seconds": second[0], "wall_seconds": second[1],
-        "accuracy": second[2], "torch_seeds": given.torch_seeds,
-        "torch_trainings": trainings, "torch_cpu_seconds": cpu, "torch_accuracy": accuracy,
-        "torch_cpu_seconds_scaled": scaled, "ratio": scaled / second[0],
+        "accuracy": second[2], "trainings_alone_cpu_seconds": alone[0],
+        "chain_over_trainings": second[0] / alone[0],
     }  # fmt: skip
+    if given.torch_seeds:
+        cpu, accuracy, done = theirs(given.torch_seeds, given.levels)
+        scaled = cpu * given.seeds / given.torch_seeds
+        row |= {
+            "torch_seeds": given.torch_seeds, "torch_trainings": done,
+            "torch_cpu_seconds": cpu, "torch_accuracy": accuracy,
+            "torch_cpu_seconds_scaled": scaled, "ratio": scaled / second[0],
+        }  # fmt: skip
     row = {k: round(v, 4) for k, v in row.items()}
     print(json.dumps(row, indent=1))
     if given.save:
-        print(f"saved: {save('tickets', [row], options={'seeds': given.seeds})}")
+        print(f"saved: {save('tickets', [row], options=vars(given))}")
 
 
 if __name__ == "__main__":
