@@ -3,18 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import fsspec
-import jax
-import numpy as np
 import pytest
 
-import prunejax
-from prunejax import main
-from prunejax.__main__ import main as door
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted, RecordError, ReportError, WorkdirError
 from prunejax.record import checkpoint, mirror, remote
@@ -22,7 +16,6 @@ from prunejax.record.mirror import Mirror
 from prunejax.study import run as study
 from prunejax.system import files
 from tests import faults
-from tests.launching import ROOT
 
 WRITES = ("put_file", "pipe_file", "cp_file", "rm_file")
 
@@ -351,104 +344,3 @@ def test_shards_lie_beside_each_other(reference, machine, url):
     runs = {line.split(",")[0] for line in rows}
     assert runs == {"S-0", "R-0", "noise-0", "zero-0"}
     assert len(rows) == 4
-
-
-# -- commands -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    """A study of the command line behind a URL that other processes see, ended by SIGKILL before.
-
-    Returns the URL, a workdir with the same study, and what the command said.
-    """
-    folder = tmp_path_factory.mktemp("commands")
-    place, told = f"file://{folder}/bucket/run", []
-    config = Path(__file__).with_name("remote_config.py")
-
-    def started(workdir, machine, kill=0):
-        code = (
-            "import os, signal, sys\n"
-            "from prunejax import main\n"
-            "from prunejax.record.mirror import Mirror\n"
-            f"left, settle = [{kill}], Mirror._settle\n"
-            "def deadly(self, *args):\n"
-            "    left[0] -= 1\n"
-            "    if not left[0]:\n"
-            "        os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    settle(self, *args)\n"
-            "Mirror._settle = deadly\n"
-            f"sys.exit(main.main(['prunejax', '--config={config}', '--workdir={workdir}']))\n"
-        )
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, mirror.VARIABLE: str(folder / machine)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-
-    told.append(started(place, "one", kill=4))
-    told.append(started(place, "two"))
-    plain = started(folder / "plain", "none")
-    assert plain.returncode == 0, plain.stderr
-    return place, folder, told
-
-
-@pytest.mark.slow
-def test_a_killed_study_goes_on_on_another_machine(commands):
-    """With orbax's checkpoints, the report and TensorBoard: all tables are the same bytes."""
-    place, folder, (killed, finished) = commands
-    assert killed.returncode == -9
-    assert finished.returncode == 0, finished.stderr
-    assert f"finished: {place}; report: {folder}/two/" in finished.stdout
-    assert f"{place}: worked on in {folder}/two/" in finished.stderr
-    assert "continuing from a checkpoint" in finished.stderr
-    bucket = folder / "bucket" / "run"
-    tables = sorted(path.name for path in (folder / "plain").glob("*.csv"))
-    assert len(tables) >= 4
-    for name in tables:
-        assert (bucket / name).read_bytes() == (folder / "plain" / name).read_bytes(), name
-    listed = json.loads((bucket / "mirror.json").read_text())["files"]
-    assert {"report.html", "status.json", "config.json"} <= set(listed)
-    assert list((bucket / ".staged").glob("*")) == []
-
-
-@pytest.mark.slow
-def test_commands_read_a_url(commands, monkeypatch, capsys, tmp_path):
-    place, folder, _ = commands
-    monkeypatch.setenv(mirror.VARIABLE, str(folder / "three"))
-    assert door(["show", place]) == 0
-    assert "table    epochs.csv: 8 rows" in capsys.readouterr().out
-    loaded, plain = prunejax.load(place), prunejax.load(folder / "plain")
-    assert list(loaded.columns("runs")["run"]) == list(plain.columns("runs")["run"])
-    for a, b in zip(*(jax.tree.leaves(x.weights("S-0")) for x in (loaded, plain)), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert door(["export", f"--workdir={place}", "--run=S-0", f"--output={tmp_path}/net.npz"]) == 0
-    assert (
-        door(["measure", f"--workdir={place}", "--names=sharpness", "--examples=64", "--run=S-0"])
-        == 0
-    )
-    monkeypatch.setenv(mirror.VARIABLE, str(folder / "four"))
-    assert "S-0" in (remote.fetched(place) / "measures.csv").read_text()
-    page = remote.fetched(place) / "report.html"
-    page.unlink()
-    assert door(["report", place]) == 0
-    assert (folder / "bucket/run/report.html").read_bytes() == page.read_bytes()
-
-
-@pytest.mark.slow
-def test_the_command_line_tells_in_a_line(commands, monkeypatch, capsys):
-    place, folder, _ = commands
-    monkeypatch.setenv(mirror.VARIABLE, str(folder / "five"))
-    monkeypatch.setattr("prunejax.cluster.distributed.leave", lambda code: None)
-    config = f"--config={Path(__file__).with_name('remote_config.py')}"
-    for url, code, text in (
-        ("nowhere://x/y", 2, "workdir nowhere://x/y: Protocol not known: nowhere"),
-        ("file:///proc/nowhere/run", 1, "cannot write to file:///proc/nowhere/run: "),
-    ):
-        assert main.main(["prunejax", config, f"--workdir={url}", "--quiet"]) == code
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"prunejax: {text}")
-    assert main.main(["prunejax", config, f"--workdir={place}", "--quiet"]) == 0
-    assert f"was finished before: {place}; report: {folder}/five/" in capsys.readouterr().out
