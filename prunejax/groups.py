@@ -12,6 +12,7 @@ from prunejax.wiring import INPUT as INPUT
 from prunejax.wiring import OUTPUT as OUTPUT
 from prunejax.wiring import Link as Link
 from prunejax.wiring import Live as Live
+from prunejax.wiring import chain as chain
 from prunejax.wiring import kept as kept
 from prunejax.wiring import live as live
 from prunejax.wiring import whole as whole

@@ -49,6 +49,17 @@ class Link(NamedTuple):
         return (*self.gains, *self.biases)
 
 
+def chain(names: Sequence[str], *, norm: bool, bias: bool) -> tuple[Link, ...]:
+    """Layers that each read the one before, with "bn1", "bn2", ... or an own bias; a classifier."""
+    links, before = list[Link](), INPUT
+    for i, name in enumerate(names, 1):
+        gains = (f"bn{i}/scale",) * norm
+        biases = (f"{name}/bias",) * bias + (f"bn{i}/bias",) * norm
+        links.append(Link(before, name, f"{name}/kernel", gains, biases))
+        before = name
+    return (*links, Link(before, OUTPUT, "classifier/kernel", (), ("classifier/bias",)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Live:
     """What is on a live path.

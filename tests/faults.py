@@ -91,7 +91,7 @@ class Moments:
 
 
 def make_quick(patch):
-    """No report, no TensorBoard, and one compilation for all studies of `config`."""
+    """No report, no TensorBoard, plain checkpoints, one compilation for all studies of `config`."""
     made = {}
 
     def population(program, data, name, *args, **options):
@@ -102,6 +102,7 @@ def make_quick(patch):
     patch.setattr(layout, "Population", population)
     patch.setattr(report, "build", lambda paths: Path(paths[0]) / "report.html")
     patch.setattr(record.RunDirectory, "tensorboard", lambda self: None)
+    patch.setattr(checkpoint.ocp, "StandardCheckpointer", PickledCheckpointer)
 
 
 def child(path, moment, nth, code):

@@ -27,7 +27,6 @@ from tests import faults
 def quick():
     with pytest.MonkeyPatch.context() as patch:
         faults.make_quick(patch)
-        patch.setattr(checkpoint.ocp, "StandardCheckpointer", faults.PickledCheckpointer)
         yield patch
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted, RecordError, ReportError, WorkdirError
-from prunejax.record import checkpoint, mirror, remote
+from prunejax.record import mirror, remote
 from prunejax.record.mirror import Mirror
 from prunejax.study import run as study
 from prunejax.system import files
@@ -265,7 +265,6 @@ def test_trackers_temporary_files_and_links_stay_here(machine, url):
 def quick():
     with pytest.MonkeyPatch.context() as patch:
         faults.make_quick(patch)
-        patch.setattr(checkpoint.ocp, "StandardCheckpointer", faults.PickledCheckpointer)
         yield patch
 
 

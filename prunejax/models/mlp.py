@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.groups import INPUT, OUTPUT, Link
+from prunejax.groups import Link, chain
 from prunejax.groups import kept as kept_units
 from prunejax.models.base import Model
 from prunejax.ops import layers
@@ -35,14 +35,8 @@ class MLP(Model):
 
     def wiring(self) -> tuple[Link, ...]:
         """A chain."""
-        links, before = list[Link](), INPUT
-        for i, name in enumerate(self.prunable(), 1):
-            link = Link(before, name, f"{name}/kernel", (f"bn{i}/scale",), (f"bn{i}/bias",))
-            if self.folded or not self.batch_norm:
-                link = link._replace(gains=(), biases=(f"{name}/bias",))
-            links.append(link)
-            before = name
-        return (*links, Link(before, OUTPUT, "classifier/kernel", (), ("classifier/bias",)))
+        norm = self.batch_norm and not self.folded
+        return chain(self.prunable(), norm=norm, bias=not norm)
 
     def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["MLP", dict[str, np.ndarray]]:
         """As `Model.shrunk`."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.groups import INPUT, OUTPUT, Link
+from prunejax.groups import Link, chain
 from prunejax.groups import kept as kept_units
 from prunejax.models.base import Model
 from prunejax.ops import layers
@@ -39,15 +39,7 @@ class VGG(Model):
 
     def wiring(self) -> tuple[Link, ...]:
         """A chain."""
-        links, before = list[Link](), INPUT
-        for i, name in enumerate(self.prunable(), 1):
-            link = Link(before, name, f"{name}/kernel", (), (f"{name}/bias",))
-            if not self.folded:
-                biases = (f"{name}/bias", f"bn{i}/bias")
-                link = link._replace(gains=(f"bn{i}/scale",), biases=biases)
-            links.append(link)
-            before = name
-        return (*links, Link(before, OUTPUT, "classifier/kernel", (), ("classifier/bias",)))
+        return chain(self.prunable(), norm=not self.folded, bias=True)
 
     def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["VGG", dict[str, np.ndarray]]:
         """As `Model.shrunk`."""
