@@ -6,7 +6,7 @@
                 global and by layer
     layers      the kernels of ResNet-50, each ranked by itself: `numpy.partition` leaf by leaf with
                 the same rule for ties, over `masks.prune(..., scope="layer")`, as it is called and
-                inside `jit`
+                inside `jit`; from weights (both take their own absolute values) and from scores
     members     8 members of 1.2 million weights each: `lax.map` of `masks.prune` over its `vmap`
 
 Masks are compared in every bit before a clock is read; contenders take turns and the fastest round
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import save, table, timed
 from jax import lax
-from masks import by_partition, tree
+from masks import tree
 
 from prunejax import masks
 
@@ -50,15 +50,27 @@ def fastest(runs: dict[str, Any], rounds: int) -> dict[str, dict[str, float]]:
     return seconds
 
 
-def layers(rounds: int, sparsity: float, jit: bool) -> dict[str, dict[str, float]]:
+def alone(scores: np.ndarray, keep: int) -> np.ndarray:
+    """The mask of one leaf by `numpy.partition`, with the same rule for ties."""
+    flat = scores.ravel()
+    cut = np.partition(flat, flat.size - keep)[flat.size - keep]
+    live = flat > cut
+    live[np.flatnonzero(flat == cut)[: keep - int(np.count_nonzero(live))]] = True
+    return live.reshape(scores.shape)
+
+
+def layers(rounds: int, sparsity: float, jit: bool, scored: bool) -> dict[str, dict[str, float]]:
     host = tree("normal")
+    if scored:
+        host = {name: np.abs(x) for name, x in host.items()}
     device = jax.tree.map(jnp.asarray, host)
     keep = {name: masks.keep_count({name: x}, sparsity) for name, x in host.items()}
-    fn = lambda s, k: masks.prune(jax.tree.map(jnp.abs, s), k, scope="layer")  # noqa: E731
+    score = (lambda x: x) if scored else jnp.abs
+    fn = lambda s, k: masks.prune(jax.tree.map(score, s), k, scope="layer")  # noqa: E731
     fn, counts = (jax.jit(fn), jax.tree.map(jnp.int32, keep)) if jit else (fn, keep)
 
     def partition() -> list[np.ndarray]:
-        return [by_partition({name: x}, keep[name])[0] for name, x in host.items()]
+        return [alone(x if scored else np.abs(x), keep[name]) for name, x in host.items()]
 
     ours = fn(device, counts)
     for a, b in zip(ours.values(), partition(), strict=True):
@@ -91,9 +103,11 @@ def main() -> None:
         row = {"what": what, "ratio": many / few, "ours, s": many, "other, s": few}
         rows.append(row | {"by wall": ""})
     found = {
-        f"layers at sparsity {s}{', jit' if jit else ''}": layers(options.rounds, s, jit)
+        f"layers at sparsity {s}, from {'scores' if scored else 'weights'}"
+        f"{', jit' if jit else ''}": layers(options.rounds, s, jit, scored)
         for s in (0.5, 0.9)
         for jit in (False, True)
+        for scored in (False, True)
     }
     found["members, vmap"] = members(options.rounds)
     for what, seconds in found.items():

@@ -38,9 +38,15 @@ def same(got, expected):
 COMPILED = jax.jit(functools.partial(ranking.top, method="scatter"))
 
 
+@pytest.fixture
+def bracketed(monkeypatch):
+    """As trees of many millions are: these would be partitioned whole."""
+    monkeypatch.setattr(eager, "_WHOLE", 1 << 18)
+
+
 @pytest.mark.parametrize("dtype", [*FLOATS, jnp.int32, jnp.uint8, jnp.bool_])
 @pytest.mark.parametrize("kind", ["continuous", "ties", "equal", "special", "mostly nan"])
-def test_is_the_compiled_choice(dtype, kind):
+def test_is_the_compiled_choice(dtype, kind, monkeypatch):
     if dtype not in FLOATS and kind not in ("ties", "equal"):
         pytest.skip("whole numbers have neither fractions nor special values")
     leaves = draw(kind, dtype)
@@ -49,11 +55,14 @@ def test_is_the_compiled_choice(dtype, kind):
     for allowed in (everything, some):
         for k in (-3, 0, 1, 9_000, SIZE // 2, SIZE - 5, 10**12):
             given = [None] * len(SHAPES) if allowed is everything else allowed
-            got = eager.top(leaves, k, given)
-            same(got, COMPILED(leaves, jnp.int32(min(k, 2**31 - 1)), eligible=allowed))
-            assert sum(np.count_nonzero(m) for m in got) == min(
-                max(k, 0), sum(np.count_nonzero(a) for a in allowed)
-            )
+            expected = COMPILED(leaves, jnp.int32(min(k, 2**31 - 1)), eligible=allowed)
+            for most in (SIZE, 1 << 18):  # partitioned whole, and in a bracket
+                monkeypatch.setattr(eager, "_WHOLE", most)
+                got = eager.top(leaves, k, given)
+                same(got, expected)
+                assert sum(np.count_nonzero(m) for m in got) == min(
+                    max(k, 0), sum(np.count_nonzero(a) for a in allowed)
+                )
 
 
 def test_each_leaf_is_ranked_by_itself():
@@ -65,6 +74,7 @@ def test_each_leaf_is_ranked_by_itself():
     same(got, jax.jit(ranking.each)(leaves, [jnp.int32(k) for k in ks], allowed))
 
 
+@pytest.mark.usefixtures("bracketed")
 @pytest.mark.parametrize("bracket", [(1.0, 1.5), (-9.0, -8.0), (8.0, 9.0), (-99.0, 99.0)])
 def test_a_bracket_that_missed_costs_time_only(bracket, monkeypatch):
     leaves = draw("continuous", jnp.float32)
@@ -80,6 +90,7 @@ def test_a_bracket_that_missed_costs_time_only(bracket, monkeypatch):
     assert asked
 
 
+@pytest.mark.usefixtures("bracketed")
 def test_a_large_tree_is_bracketed_and_little_of_it_is_partitioned(monkeypatch):
     """By a count of work: what lies in the bracket is a few hundredths of all."""
     sizes, concatenate = [], np.concatenate

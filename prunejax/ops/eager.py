@@ -3,13 +3,14 @@
 Outside of `jit` nothing has to be compiled for the shapes of a tree, and NumPy selects faster than
 any loop that XLA makes for a CPU. A sample brackets the k-th largest number; what lies in the
 bracket, some hundredths of all, is found by one pass on every core and partitioned exactly. Where
-the sample misled, everything is partitioned: the result is exact in any case.
+the sample misled, and where all fits into a cache, everything is partitioned: the result is exact
+in any case.
 """
 
-import contextlib
+import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ Array = jax.Array
 
 SAMPLE = 1 << 14  # numbers that bracket the k-th one: a bracket holds about a 32nd of all
 _CHUNK = 1 << 18  # numbers that a thread looks at in one go: they stay in its cache
-_LEAST = 1 << 12  # a smaller sample costs more than it saves
+_WHOLE = 1 << 22  # up to so many numbers a partition of all is faster: they fit into a cache
 
 
 class _Leaf(NamedTuple):
@@ -53,8 +54,7 @@ def usable(*arrays: Any) -> bool:
 def top(scores: Sequence[Array], k: int, eligible: Sequence[Array | None]) -> list[Array]:
     """`ranking.top` of arrays of one dtype, `usable` ones."""
     leaves = [_leaf(x, a) for x, a in zip(scores, eligible, strict=True)]
-    with _mapping(scores) as over:
-        marks = _select(leaves, k, over)
+    marks = _select(leaves, k, _mapping(scores))
     return [jax.device_put(m.reshape(x.shape)) for m, x in zip(marks, scores, strict=True)]
 
 
@@ -63,20 +63,22 @@ def each(
 ) -> list[Array]:
     """`ranking.each` of `usable` arrays; a leaf is the work of one thread."""
     leaves = [_leaf(x, a) for x, a in zip(scores, eligible, strict=True)]
-    with _mapping(scores) as over:
-        marks = over(lambda leaf, k: _select([leaf], k, map)[0], leaves, ks)
-        return [jax.device_put(m.reshape(x.shape)) for m, x in zip(marks, scores, strict=True)]
+    marks = _mapping(scores)(lambda leaf, k: _select([leaf], k, map)[0], leaves, ks)
+    return [jax.device_put(m.reshape(x.shape)) for m, x in zip(marks, scores, strict=True)]
 
 
-@contextlib.contextmanager
-def _mapping(scores: Sequence[Array]) -> Iterator[Callable[..., Any]]:
+def _mapping(scores: Sequence[Array]) -> Callable[..., Any]:
     """`map` over all cores, and Python's own where threads would cost more than they save."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if sum(x.size for x in scores) <= _CHUNK or cores == 1:
-        yield map
-        return
-    with ThreadPoolExecutor(cores) as pool:
-        yield pool.map
+        return map
+    return _pool(os.getpid(), cores or 1).map
+
+
+@functools.cache
+def _pool(process: int, cores: int) -> ThreadPoolExecutor:
+    """Threads that stay, as their memory does; a process that forked has none of its parent's."""
+    return ThreadPoolExecutor(cores, "prunejax-masks")
 
 
 def _leaf(x: Array, allowed: Array | None) -> _Leaf:
@@ -96,58 +98,85 @@ def _select(leaves: list[_Leaf], k: int, over: Callable[..., Any]) -> list[np.nd
     if not k:
         return marks
     chunks = [chunk for leaf in leaves for chunk in leaf.chunks()]
-    cut, left, ties = _cut(chunks, k, over)
     outs = [m[i : i + _CHUNK] for m in marks for i in range(0, len(m), _CHUNK)]
-
-    def mark(chunk: _Leaf, out: np.ndarray) -> None:
-        # What equals the cut comes in with the rest where all of it is wanted.
-        if cut != cut:
-            np.equal(chunk.numbers, chunk.numbers, out=out)
-        else:
-            (np.greater_equal if left == ties else np.greater)(chunk.numbers, cut, out=out)
-        if chunk.allowed is not None:
-            np.logical_and(out, chunk.allowed, out=out)
-
-    list(over(mark, chunks, outs))
-    if left < ties or cut != cut:
-        for leaf, out in zip(leaves, marks, strict=True):
-            x = leaf.numbers
-            equal = x != x if cut != cut else x == cut
-            places = np.flatnonzero(equal if leaf.allowed is None else equal & leaf.allowed)[:left]
-            out[places] = True
-            left -= len(places)
+    bracket = _bracket(chunks, k)
+    if bracket:
+        above, found = _within(bracket, chunks, outs, over)
+        if above < k <= above + sum(len(x) for _, x in found):
+            cut, left = _cut(np.concatenate([x for _, x in found]), k - above)
+            for out, (places, numbers) in zip(outs, found, strict=True):
+                out[places[numbers > cut]] = True
+                equal = places[numbers == cut][:left]
+                out[equal] = True
+                left -= len(equal)
+            return marks
+    _all(chunks, outs, k)
     return marks
 
 
-def _cut(chunks: list[_Leaf], k: int, over: Callable[..., Any]) -> tuple[Any, int, int]:
-    """The k-th largest number (NaN ranks last), how many equal to it are wanted, how many are."""
-    bracket = _bracket(chunks, k)
-    above, middle = _within(bracket, chunks, over)
-    if bracket and not above < k <= above + len(middle):
-        above, middle = _within(None, chunks, over)
-    if k > above + len(middle):
-        return math.nan, k - len(middle), -1
-    place = len(middle) - (k - above)
-    middle.partition(place)
-    cut = middle[place]
-    larger = above + _true(middle[place:] > cut)
-    return cut, k - larger, _true(middle == cut)
+def _all(chunks: list[_Leaf], outs: list[np.ndarray], k: int) -> None:
+    """Marks the `k` largest with all numbers partitioned."""
+    numbers = np.concatenate([chunk.within() for chunk in chunks])
+    place = len(numbers) - k
+    numbers.partition(place)
+    if _reach(chunks, outs, numbers[place]) == k:
+        return
+    # Ties, or NaN, which NumPy ranks first.
+    cut, left = _cut(numbers[numbers == numbers], k)
+    for chunk, out in zip(chunks, outs, strict=True):
+        x = chunk.numbers
+        if cut != cut:
+            equal = np.logical_not(np.equal(x, x, out=out))
+        else:
+            np.greater(x, cut, out=out)
+            equal = x == cut
+        if chunk.allowed is not None:
+            np.logical_and(out, chunk.allowed, out=out)
+            equal &= chunk.allowed
+        places = np.flatnonzero(equal)[:left]
+        out[places] = True
+        left -= len(places)
+
+
+def _reach(chunks: list[_Leaf], outs: list[np.ndarray], cut: Any) -> int:
+    """Marks what reaches the cut, and counts it."""
+    for chunk, out in zip(chunks, outs, strict=True):
+        np.greater_equal(chunk.numbers, cut, out=out)
+        if chunk.allowed is not None:
+            np.logical_and(out, chunk.allowed, out=out)
+    return sum(_true(out) for out in outs)
 
 
 def _within(
-    bracket: tuple[Any, Any] | None, chunks: list[_Leaf], over: Callable[..., Any]
-) -> tuple[int, np.ndarray]:
-    """How many numbers are above the bracket, and those in it; None: all but NaN."""
+    bracket: tuple[Any, Any],
+    chunks: list[_Leaf],
+    outs: list[np.ndarray],
+    over: Callable[..., Any],
+) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
+    """Marks what is above the bracket: how many they are, and places and values of those in it."""
 
-    def look(chunk: _Leaf) -> tuple[int, np.ndarray]:
-        x = chunk.within()
-        if bracket is None:
-            return 0, x[x == x] if x.size and np.max(x) != np.max(x) else x
-        inside, above = x >= bracket[0], x > bracket[1]
-        return _true(above), x[np.not_equal(inside, above, out=inside)]
+    def look(chunk: _Leaf, out: np.ndarray) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+        x = chunk.numbers
+        np.greater(x, bracket[1], out=out)
+        inside = x >= bracket[0]
+        np.not_equal(inside, out, out=inside)
+        if chunk.allowed is not None:
+            np.logical_and(out, chunk.allowed, out=out)
+            np.logical_and(inside, chunk.allowed, out=inside)
+        places = np.flatnonzero(inside)
+        return _true(out), (places, x[places])
 
-    found = list(over(look, chunks))
-    return sum(n for n, _ in found), np.concatenate([x for _, x in found])
+    found = list(over(look, chunks, outs))
+    return sum(n for n, _ in found), [pair for _, pair in found]
+
+
+def _cut(numbers: np.ndarray, k: int) -> tuple[Any, int]:
+    """The k-th largest number and how many equal to it are wanted; NaN where there are fewer."""
+    if k > len(numbers):
+        return math.nan, k - len(numbers)
+    place = len(numbers) - k
+    parted = np.partition(numbers, place)
+    return parted[place], k - _true(parted[place:] > parted[place])
 
 
 def _true(flags: np.ndarray) -> int:
@@ -157,9 +186,9 @@ def _true(flags: np.ndarray) -> int:
 def _bracket(chunks: list[_Leaf], k: int) -> tuple[Any, Any] | None:
     """Numbers between which the k-th largest almost surely is; None: too few to sample."""
     total = sum(len(chunk.numbers) for chunk in chunks)
-    size = min(SAMPLE, total // 64)
-    if size < _LEAST:
+    if total <= _WHOLE:
         return None
+    size = min(SAMPLE, total // 64)
     # Drawn, not strided: the rows of a kernel have a period.
     draw = np.random.default_rng(0)
     parts, taken = [], 0
