@@ -184,7 +184,7 @@ def cut(tree: Any, cuts: Cuts) -> Any:
 
 
 def host(tree: Any) -> dict[str, np.ndarray]:
-    """Leaf path -> array."""
+    """Leaf path -> array, of the shapes of the leaves."""
     return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(tree)}
 
 
@@ -218,7 +218,7 @@ def unit_axes(links: Sequence[Link]) -> dict[str, list[tuple[int, str, int]]]:
 def stated_cuts(
     groups: Sequence[Group], live: Mapping[str, Any], masks: Any, constants: str
 ) -> tuple[dict[str, np.ndarray], Cuts]:
-    """Group -> units that go, and leaf -> (axis, entries that stay)."""
+    """Group -> units that go (bool [units]), and leaf -> (axis, entries that stay [kept])."""
     params = host(live["params"])
     gone: dict[str, np.ndarray] = {}
     cuts: Cuts = {}
@@ -256,7 +256,7 @@ def stated_cuts(
 
 
 def columns(link: Link, leaf: np.ndarray) -> np.ndarray:
-    """What a link reads or writes of a leaf's last axis."""
+    """What a link reads or writes of the last axis of `leaf` [..., entries]: [..., columns]."""
     return leaf[..., slice(*link.columns)] if link.columns else leaf
 
 
@@ -266,7 +266,10 @@ def zero_part(
     stats: dict[str, np.ndarray],
     zero: dict[str, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of what one link adds to its target: where it is exactly 0, and what it is without inputs."""
+    """What a link adds to its target, [units] each: where exactly 0, and how much without inputs.
+
+    `params` and `stats` are leaf path -> array of the leaf's shape, `zero` stream -> bool [units].
+    """
     source = zero.get(link.source, np.zeros(1, bool))
     if link.kernel:
         kernel = columns(link, params[link.kernel])

@@ -121,7 +121,7 @@ def initial(
 
 
 def dead(windows: Windows, table: Table) -> dict[str, Array]:
-    """Per layer, the units that are masked now (bool per unit): open windows of kind prune."""
+    """Layer -> what open windows of kind prune mask: bool [units], or the shape of its kernel."""
     return {name: (left > 0) & (table.kind == PRUNE) for name, left in windows.remaining.items()}
 
 
@@ -141,7 +141,7 @@ def mask_tree(groups: Sequence[Group], params: Params, windows: Windows, table: 
 
 
 def gates(groups: Sequence[Group], windows: Windows, table: Table) -> dict[str, Array]:
-    """Per gate name, which channels pass after a residual addition (bool per unit).
+    """Per gate name, which channels pass after a residual addition (bool [units]).
 
     A channel whose norm is held at zero is cut after the addition too, so that it is exactly
     zero downstream although the shortcut still carries it.
@@ -155,7 +155,7 @@ def gates(groups: Sequence[Group], windows: Windows, table: Table) -> dict[str, 
 
 
 def endless(dead: Array, left: Array) -> Array:
-    """`remaining`, typed as `left` (weakly, programs compile again): what is `dead` stays so."""
+    """`remaining` [...] as `left` [...] (weak types compile again): what is `dead` [...] stays."""
     return dead if left.dtype == bool else jnp.where(dead, jnp.int32(FOREVER), 0)
 
 
@@ -193,7 +193,7 @@ def act(
     before it to the next step.
 
     Args:
-      seed: the run's seed. counter: row of the event, or number of the step.
+      seed: the run's seed, a scalar. counter: row of the event or number of the step, a scalar.
     """
     if not (features.zero or features.gaussian or opening):
         return params
@@ -237,7 +237,7 @@ def open_windows(
     features: Features,
     selected: Mapping[str, Array],
 ) -> Windows:
-    """The windows after an event that targets `selected` (bool per unit and layer).
+    """The windows after an event that targets `selected` (layer -> bool, shapes as in `dead`).
 
     A layer without new targets is left alone. Values to restore are those before the event;
     a unit whose window is open already keeps the values saved when it opened.

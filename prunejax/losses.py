@@ -28,7 +28,7 @@ def cross_entropy(
     Args:
       logits: [..., classes]; computed in float32 at least.
       labels: int [...].
-      smoothing: s, a fraction in [0, 1); may be traced.
+      smoothing: s, a scalar in [0, 1); may be traced.
 
     Returns:
       float32 [...], in nats.
@@ -109,7 +109,10 @@ def objective(
       name: one of LOSSES.
       outputs: of the network, [examples, n].
       targets: class labels (integers [examples]) or numbers (float [examples, n]).
-      smoothing: of labels; of cross_entropy only.
+      smoothing: of labels, a scalar; of cross_entropy only.
+
+    Returns:
+      [examples].
 
     Raises:
       ValueError: unknown loss, or smoothing of another loss than cross_entropy.
@@ -123,17 +126,20 @@ def objective(
 
 
 def is_classes(targets: jax.Array) -> bool:
-    """Whether targets are class labels (integers), of which alone there is an accuracy."""
+    """Whether `targets`, of any shape, are class labels: integers, which alone have an accuracy."""
     return bool(jnp.issubdtype(targets.dtype, jnp.integer))
 
 
 def predicted(outputs: jax.Array) -> jax.Array:
-    """[examples] classes of logits; of equal ones the first."""
+    """Classes [examples] of `outputs` [examples, classes]; of equal logits the first."""
     return jnp.argmax(outputs, axis=-1)
 
 
 def hits(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """`correct` per example [...]; all False where targets are numbers, which have no accuracy."""
+    """`correct` per example, bool [examples]; all False where targets are numbers.
+
+    `outputs` and `targets` are those of `objective`.
+    """
     if not is_classes(targets):
         return jnp.zeros(targets.shape[:1], bool)
     return correct(outputs, targets)
@@ -238,7 +244,10 @@ def survives(
     steps: int,
     restarts: int,
 ) -> jax.Array:
-    """Bool [n]: classified right at x and at the worst input that the attack found."""
+    """Bool [n]: classified right at x and at the worst input that the attack found.
+
+    Arguments as in `projected_gradient`.
+    """
     worst = projected_gradient(
         outputs, x, labels, low, high, key=key, steps=steps, restarts=restarts
     )

@@ -233,7 +233,7 @@ def nm(scores: Tree, n: int | Array, m: int, *, axis: int = -2, masks: Tree | No
     Args:
       scores: as in `prune`, an array or a tree of them; scalar leaves are never pruned. Ties: the
         earlier entry is kept; NaN goes first.
-      n: kept of every m; 0 <= n <= m (a traced n is clamped by its blocks).
+      n: kept of every m, a scalar; 0 <= n <= m (a traced n is clamped by its blocks).
       m: size of a block; must divide the axis.
       axis: the input axis of Dense (in, out) and convolution (h, w, in, out) kernels by default.
       masks: the masks so far; pruned units stay pruned, so blocks may keep fewer than n.

@@ -21,10 +21,10 @@ STREAMS = (
 
 
 def stream(seed: int | jax.Array, name: str) -> jax.Array:
-    """Returns the typed key of the stream `name` of the run with this seed.
+    """The typed key (a scalar) of the stream `name` of the run with this seed.
 
     Args:
-      seed: integer, may be traced (a run's seed is data, not code).
+      seed: an integer scalar, may be traced (a run's seed is data, not code).
       name: the purpose, one of `STREAMS` inside the package; any text for other users.
     """
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
@@ -34,13 +34,14 @@ def at(seed: int | jax.Array, name: str, *counters: int | str | jax.Array) -> ja
     """The key of stream `name` at the given counters and names: `at(seed, "mask", event, layer)`.
 
     A layer goes by its name: by its number among the layers that a program may target, what a
-    run draws would depend on the other arms of its study.
+    run draws would depend on the other arms of its study. `seed` and the integers of `counters`
+    are scalars that may be traced, the key is a scalar.
     """
     return fold(stream(seed, name), *counters)
 
 
 def fold(key: jax.Array, *counters: int | str | jax.Array) -> jax.Array:
-    """The key of a stream at counters and names: `at` for those who keep the stream's key."""
+    """`at` for those who keep the stream's key: arguments and the scalar key as in `at`."""
     for counter in counters:
         number = zlib.crc32(counter.encode()) if isinstance(counter, str) else counter
         key = jax.random.fold_in(key, number)
@@ -48,7 +49,7 @@ def fold(key: jax.Array, *counters: int | str | jax.Array) -> jax.Array:
 
 
 def each(key: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
-    """`fold(key, name)` of several names at once: compiled once, not once for each of them."""
+    """Name -> the scalar `fold(key, name)`, at once: compiled once, not once for each name."""
     if not names:
         return {}
     numbers = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
@@ -57,13 +58,13 @@ def each(key: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
 
 
 def uniform(key: jax.Array, like: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Draws from [0, 1) of the shape of each array, by its own key of `each`."""
+    """Draws [...] from [0, 1) for each array of `like` [...], by its own key of `each`."""
     keys = each(key, list(like))
     return {name: jax.random.uniform(keys[name], x.shape) for name, x in like.items()}
 
 
 def permutation(key: jax.Array, n: int) -> np.ndarray:
-    """`jax.random.permutation(key, n)` as a host array, the same numbers.
+    """`jax.random.permutation(key, n)` [n] as a host array, the same numbers.
 
     That compiles a program for every n; this one for every power of two, by a sort on the host:
     classes of a data set have as many sizes as there are classes.

@@ -23,7 +23,7 @@ NETWORK = ("snip", "grasp", "synflow", "curvature", "curvature_saliency", "mode_
 
 
 def magnitude(w: Array) -> Array:
-    """|w|, same shape: magnitude pruning of single weights; of any dtype that has magnitudes.
+    """|w|, same shape [...]: magnitude pruning of single weights; of any dtype that has magnitudes.
 
     Signed integers give unsigned ones, which hold the magnitude of the most negative number too.
     """
@@ -36,7 +36,7 @@ def magnitude(w: Array) -> Array:
 
 
 def random(key: Array, like: Array) -> Array:
-    """Uniform [0, 1) in the shape of `like`, independent of its values."""
+    """Uniform [0, 1) in the shape of `like` [...], independent of its values."""
     return jax.random.uniform(key, like.shape)
 
 
@@ -61,7 +61,7 @@ def filter_l1(w: Array, axis: Axis = -1) -> Array:
     """Sum of |w| over each filter (Li et al. 2017).
 
     Args:
-      w: a kernel.
+      w: a kernel [..., units].
       axis: the axis, or axes, that run over the filters: the last in Flax and Haiku, 0 in Equinox
         (out, in) and PyTorch (OIHW), (0, -1) of kernels that a scan stacks.
 
@@ -89,6 +89,9 @@ def ebn(scale: Array, bias: Array) -> Array:
     Args:
       scale: BatchNorm's gamma [units].
       bias: BatchNorm's beta [units].
+
+    Returns:
+      [units].
     """
     return _expected_relu(jnp.abs(_wide(scale)), _wide(bias))
 
@@ -96,9 +99,9 @@ def ebn(scale: Array, bias: Array) -> Array:
 def ebn_signed(scale: Array, bias: Array) -> Array:
     """The variant of `ebn` with the signed scale (released as the more stable one for ResNet18).
 
-    Equal to `ebn` for scale > 0; `-E[ReLU(-x)]` (never positive) for scale < 0. The released code
-    stops in an assertion of its own where the mean score of what it prunes is negative, as it is
-    for the smallest ones once a scale is; here such events go on.
+    Shapes as in `ebn`. Equal to it for scale > 0; `-E[ReLU(-x)]` (never positive) for scale < 0.
+    The released code stops in an assertion of its own where the mean score of what it prunes is
+    negative, as it is for the smallest ones once a scale is; here such events go on.
     """
     return _expected_relu(_wide(scale), _wide(bias))
 
@@ -112,12 +115,12 @@ def _expected_relu(s: Array, bias: Array) -> Array:
 
 
 def saliency(w: Array, gradient: Array) -> Array:
-    """|w * g|, same shape: first-order change of the loss if the weight goes."""
+    """|w * g| [...] of `w` and `gradient` [...]: first-order change of the loss if w goes."""
     return jnp.abs(product(w, gradient))
 
 
 def product(w: Array, gradient: Array) -> Array:
-    """W * g, same shape, in single precision at least."""
+    """The product `w` * `gradient`, all of the same shape [...], in single precision at least."""
     if w.shape != gradient.shape:
         raise ValueError(f"weights of shape {w.shape} and a gradient of shape {gradient.shape}")
     return _wide(w) * _wide(gradient)
@@ -132,11 +135,11 @@ def undecayed(w: Array, gradient: Array, decay: float | Array) -> Array:
     stationary (g = -decay w gives 2 decay w^2).
 
     Args:
-      w: weights.
-      gradient: of the loss *without* the decay term. With the term in it, g + decay w, the score is
-        |w g|: `saliency`.
-      decay: the coefficient in "gradient += decay w", at least 0. Decoupled decay (AdamW) is no
-        term of a gradient; give the coefficient that you mean.
+      w: weights [...].
+      gradient: [...] of the loss *without* the decay term. With the term in it, g + decay w, the
+        score is |w g|: `saliency`.
+      decay: the coefficient in "gradient += decay w", a scalar, at least 0. Decoupled decay (AdamW)
+        is no term of a gradient; give the coefficient that you mean.
 
     Raises:
       ValueError: shapes differ; a negative decay.
@@ -147,7 +150,7 @@ def undecayed(w: Array, gradient: Array, decay: float | Array) -> Array:
 
 
 def filter_saliency(w: Array, gradient: Array, axis: Axis = -1) -> Array:
-    """|sum of w * g| over each filter; `axis` and shapes as in `filter_l1`.
+    """|sum of w * g| over each filter; `gradient` of the shape of `w`, the rest as in `filter_l1`.
 
     First-order change of the loss if the whole filter goes (Molchanov et al. 2017), so single
     weights may cancel.
@@ -162,7 +165,7 @@ def update_activation_mean(old: Array, batch_sum: Array, step: Array) -> Array:
       old: [units], starts at 0.
       batch_sum: [units], sum of |pre-ReLU activation| over the batch's examples and positions
         (after the shortcut in residual blocks).
-      step: training step from 0; updates happen at 9, 19, ...
+      step: training step from 0, a scalar; updates happen at 9, 19, ...
     """
     new = (1 - ACTIVATION_RATE) * old + ACTIVATION_RATE * batch_sum
     return jnp.where(step % ACTIVATION_PERIOD == ACTIVATION_PERIOD - 1, new, old)

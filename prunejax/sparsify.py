@@ -68,15 +68,15 @@ def sparsify(
         are given, which are then kept.
       rules: path rules (`trees.match`) of the leaves that are pruned. None: `trees.kernels`, every
         leaf with more than one axis but norms and biases.
-      score: parameter leaf -> scores; their shape is the granularity (`masks.prune`). None:
+      score: parameter leaf [...] -> scores; their shape is the granularity (`masks.prune`). None:
         `scores.magnitude`, or the method's.
       scope: "global" (None) or "layer" (then each leaf loses `count` units); methods have
         `allocation` instead.
       masks: masks to begin with, of the parameters' structure, each broadcasting against its
         parameter: of a ticket, or `masks.of` a sparse checkpoint. None: everything is live.
-      loss: parameters -> loss on one batch, which "snip" and "grasp" differentiate in `init`.
-      output: parameters -> outputs for an input of ones, for "synflow".
-      seed: of masks and growth at random, an integer that may be traced.
+      loss: parameters -> scalar loss on one batch that "snip" and "grasp" differentiate in `init`.
+      output: parameters -> outputs [...] for an input of ones, for "synflow".
+      seed: of masks and growth at random, an integer scalar that may be traced.
       forward: `prunejax.sparsify.forward`, given to say that the loop applies it: "ste" and
         "movement" need that.
       parts: settings of the method.

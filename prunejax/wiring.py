@@ -96,7 +96,7 @@ def readers(links: Sequence[Link], stream: str) -> tuple[tuple[str, int], ...]:
 
 
 def kept(gone: Bools) -> np.ndarray:
-    """Indices of the units that stay; the first one where all are gone, for arrays of size 0."""
+    """Indices [kept] of the units that stay; the first where all are gone, against size 0."""
     found = np.flatnonzero(~gone)
     return found if found.size else np.zeros(1, int)
 

@@ -28,7 +28,7 @@ _INLINED = {"jit", "pjit", "closed_call"}  # calls whose body is walked through
 
 
 def quadratic_forms(f: Callable[[Tree], jax.Array], params: Tree) -> Callable[[Tree], jax.Array]:
-    """`v -> v' ∇²f(params) v`, with everything that does not depend on v computed here.
+    """`v -> v' ∇²f(params) v`, a scalar, with everything that does not depend on v computed here.
 
     Args:
       f: a scalar function.

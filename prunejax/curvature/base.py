@@ -42,7 +42,7 @@ def as_argument(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def call(loss: Callable[..., Any], params: Tree, batch: Tree) -> jax.Array:
-    """`loss(params, batch)`, or `loss(params)` where there is no batch."""
+    """The scalar `loss(params, batch)`, or `loss(params)` where there is no batch."""
     return loss(params) if batch is None else loss(params, batch)
 
 
@@ -217,7 +217,7 @@ def scale(factor: Any, tree: Tree) -> Tree:
 
 
 def dot(a: Tree, b: Tree) -> jax.Array:
-    """<a, b> over all leaves, accumulated in at least float32."""
+    """The scalar <a, b> over all leaves, accumulated in at least float32."""
 
     def one(x: Any, y: Any) -> jax.Array:
         dtype = accumulator(jnp.result_type(x))
@@ -227,5 +227,5 @@ def dot(a: Tree, b: Tree) -> jax.Array:
 
 
 def squared_norm(tree: Tree) -> jax.Array:
-    """||tree||^2 over all leaves."""
+    """The scalar ||tree||^2 over all leaves."""
     return dot(tree, tree)

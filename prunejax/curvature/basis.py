@@ -104,11 +104,11 @@ class Basis:
         return self.append(self._operator.draw(key, i, "gaussian"))[1] > 0
 
     def rotated(self, coefficients: np.ndarray) -> Tree:
-        """The stack of Σ_j c_ij v_j over the first m vectors, c [n, m]."""
+        """The stack of Σ_j c_ij v_j over the first m vectors, `coefficients` [n, m]."""
         return self._rotated(self.stack, coefficients, self._operator.placed)
 
     def replace(self, coefficients: np.ndarray) -> None:
-        """Replaces the vectors by the n combinations c [n, size], leaf by leaf to save memory."""
+        """Replaces the vectors by n combinations, `coefficients` [n, size], one leaf at a time."""
         leaves, structure = jax.tree.flatten(self.stack)
         full = np.zeros((self.capacity, self.size))
         full[: len(coefficients)] = coefficients
@@ -126,7 +126,7 @@ class Basis:
 
 @jax.jit
 def residual(product: Tree, vector: Tree) -> tuple[jax.Array, jax.Array]:
-    """Rayleigh quotient θ = x'Ax / x'x and |Ax - θx| / |x| from Ax and x."""
+    """Scalars from Ax and x: Rayleigh quotient θ = x'Ax / x'x and |Ax - θx| / |x|."""
     square = base.squared_norm(vector)
     value = base.dot(vector, product) / square
     rest = jax.tree.map(lambda a, x: a - value * x, product, vector)

@@ -60,14 +60,17 @@ class Density:
     live_dim: int
 
     def expectation(self, f: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
-        """Mean of f over the eigenvalues (Tr f(A) / live_dim) and its standard error."""
+        """Mean of `f`, [...] -> [...], over eigenvalues (Tr f(A) / live_dim) and standard error."""
         return mean_and_stderr(np.sum(self.weights * f(self.nodes), axis=1))
 
 
 def smoothed(
     nodes: np.ndarray, weights: np.ndarray, grid: np.ndarray, sigma: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Density and standard error [g] of raw quadratures under a normal kernel of width sigma."""
+    """Density and standard error [g] of raw quadratures under a normal kernel of width sigma.
+
+    `nodes` and `weights` are [starts, steps], `grid` [g].
+    """
     each = np.zeros((len(nodes), len(grid)))
     for row, node, weight in zip(each, nodes, weights, strict=True):
         for theta, tau in zip(node[weight > 0], weight[weight > 0], strict=True):
@@ -99,7 +102,7 @@ def estimate_density(
       starts: start vectors; the error band needs at least 2.
       distribution: "rademacher" or "gaussian" start vectors.
       sigma: width of the smoothing in units of eigenvalues; default 1% of the range of the nodes.
-      grid: where to evaluate: values, or how many between the extreme nodes, 5 sigma wider.
+      grid: where to evaluate: values [g], or how many between the extreme nodes, 5 sigma wider.
     """
     lookup(dict.fromkeys(("rademacher", "gaussian")), distribution, "distribution of probes")
     if steps < 1 or starts < 1:

@@ -97,7 +97,7 @@ def _layout(equation: Any) -> tuple[tuple[str, tuple[int, ...]], ...] | None:
 
 
 def factors(equation: Any, left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """X [q, a] and D [q, b] of one example."""
+    """X [q, a] and D [q, b] of one example, of its factors `left` and `right` of any shape."""
     params = equation.params
     if equation.primitive.name == "prunejax_conv":
         columns = patches(left, params["geometry"])
@@ -138,7 +138,10 @@ def _windows(
 def separate(
     product: Product, mask: jax.Array, shape: tuple[int, ...]
 ) -> tuple[jax.Array | None, jax.Array | None] | None:
-    """A mask as one factor for the rows or for the columns of X'D; None where it is neither."""
+    """A mask as one factor for the rows or for the columns of X'D; None where it is neither.
+
+    `mask` broadcasts against the weight's `shape`; (rows [a], None), or (None, columns [b]).
+    """
     a, b = (int(np.prod(s)) for s in _matrix_shape(product, shape))
     if mask.size == 1:
         return None, jnp.broadcast_to(mask.reshape(()), (b,))

@@ -17,7 +17,7 @@ def fieller(a: float, b: float, cov: np.ndarray, quantile: float) -> tuple[float
     Args:
       a: estimate of the numerator.
       b: estimate of the denominator.
-      cov: [2, 2] covariance of (a, b).
+      cov: covariance of (a, b), of shape [2, 2].
       quantile: of Student's t or the normal law.
 
     Returns:

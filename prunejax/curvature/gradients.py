@@ -113,7 +113,7 @@ def _slopes(loss: Any, params: Tree, batch: Tree, direction: Tree) -> jax.Array:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean of a sample; NaN for fewer than two values."""
+    """Standard error of the mean of `values` [n]; NaN for fewer than two."""
     n = len(values)
     return float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
 

@@ -57,7 +57,7 @@ def linearized(f: Function, params: Tree) -> tuple[Any, Function]:
 
 
 def second_form(f: Scalar, params: Tree, v: Tree) -> jax.Array:
-    """The number v' ∇²f v."""
+    """The scalar v' ∇²f v."""
     if has_custom_vjp(f, params):
         return base.dot(v, second_product(f, params, v))
     return jax.jvp(lambda p: jax.jvp(f, (p,), (v,))[1], (params,), (v,))[1]
@@ -114,7 +114,7 @@ def hessian_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) ->
 def hessian_forms(
     fns: tuple[Any, ...], params: Tree, batch: Tree, count: int
 ) -> Callable[[Tree], jax.Array]:
-    """The function v -> v' H v, forward only; for many vectors the adjoints are shared."""
+    """The function v -> v' H v, a scalar, forward only; many vectors share the adjoints."""
     f = scalar(fns[0], batch)
     if count >= _ADJOINT_FROM and not has_custom_vjp(f, params):
         try:
@@ -135,7 +135,7 @@ def ggn_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tre
 def ggn_forms(
     fns: tuple[Any, ...], params: Tree, batch: Tree, count: int
 ) -> Callable[[Tree], jax.Array]:
-    """The function v -> v' G v: the output Hessian along the change of the outputs."""
+    """The function v -> v' G v, a scalar: the output Hessian along the change of the outputs."""
     del count
     outputs, change = linearized(partial(_of_params, fns[0], batch), params)
     return lambda v: second_form(scalar(fns[1], batch), outputs, change(v))
@@ -155,7 +155,7 @@ def empirical_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) 
 def empirical_forms(
     fns: tuple[Any, ...], params: Tree, batch: Tree, count: int
 ) -> Callable[[Tree], jax.Array]:
-    """The function v -> E[(∇ℓ_i' v)²]."""
+    """The function v -> E[(∇ℓ_i' v)²], a scalar."""
     del count
     slopes = linearized(example_losses(_composed(fns), batch), params)[1]
     return lambda v: jnp.mean(jnp.square(base.upcast(slopes(v))))
@@ -237,7 +237,7 @@ def sampled_forms(
     distribution: str,
     placed: Any,
 ) -> jax.Array:
-    """`forms` for the random vectors `indices` of the stream `key`, drawn when they are used."""
+    """`forms` [m] for the random vectors `indices` [m] of the stream `key`, drawn when used."""
     value = core(fns, params, batch, indices.shape[0])
     dtype = base.accumulator(jnp.result_type(*jax.tree.leaves(params)))
 

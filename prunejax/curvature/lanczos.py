@@ -121,7 +121,7 @@ class Krylov:
         return values, columns.T, np.linalg.norm(beyond, axis=0)
 
     def restart(self, keep: np.ndarray) -> None:
-        """Keeps the Ritz vectors `keep` (positions in `ritz`) and the vectors not multiplied."""
+        """Keeps the Ritz vectors `keep` [n] (places in `ritz`) and the vectors not multiplied."""
         values, rows, _ = self.ritz()
         m, size, count = self.done, self.basis.size, len(keep)
         turn = np.zeros((count + size - m, size))
@@ -248,7 +248,7 @@ def _make_room(space: Krylov, k: int, order: Any) -> int:
 
 
 def measured(operator: Operator, stack: Tree) -> tuple[np.ndarray, np.ndarray]:
-    """Rayleigh quotients and residuals |A v - value v| of a stack of unit vectors, in float64."""
+    """Rayleigh quotients and residuals |A v - value v|, float64 [m], of m stacked unit vectors."""
     count = jax.tree.leaves(stack)[0].shape[0]
     pairs = []
     for i in range(count):

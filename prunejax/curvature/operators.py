@@ -109,7 +109,7 @@ class Operator:
         return _dot(base.project(self.masks, v), self.matvec(v))
 
     def quadratic_form(self, v: Tree) -> jax.Array:
-        """The number v' A v."""
+        """The scalar v' A v."""
         return self.quadratic_forms(jax.tree.map(lambda x: jnp.asarray(x)[None], v))[0]
 
 
@@ -275,7 +275,7 @@ class Averaged(Operator):
         *,
         vectorize: bool | None = None,
     ) -> jax.Array:
-        """[m]: v_i' A v_i for random vectors; one compiled call per batch and row of indices."""
+        """v_i' A v_i [m], random vectors `indices` [rows, m / rows]; a call per batch and row."""
 
         def part(batch: Tree, weight: float) -> jax.Array:
             calls = [self._sampled(key, r, distribution, vectorize, batch, weight) for r in indices]

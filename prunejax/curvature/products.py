@@ -192,7 +192,7 @@ def quadratic_form(
     masks: base.Masks = None,
     weights: Any = None,
 ) -> jax.Array:
-    """The number v' H v by nested forward mode; arguments as in `Hessian`."""
+    """The scalar v' H v by nested forward mode; arguments as in `Hessian`."""
     return Hessian(loss, params, batches, masks=masks, weights=weights).quadratic_form(v)
 
 

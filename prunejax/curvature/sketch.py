@@ -184,7 +184,7 @@ def _leave_out(
 
 
 def covariance(samples: np.ndarray, fewer: np.ndarray) -> float:
-    """Covariance of two samples of XTrace; arguments as from `_leave_out`.
+    """Covariance of two samples of XTrace: `samples` [k] and `fewer` [k, k] from `_leave_out`.
 
     Samples share all vectors but one; their spread alone, the paper's error estimate, is 5 to 40 %
     below the error of their mean. Let t_i' be sample i with vector j left out of its sketch too.

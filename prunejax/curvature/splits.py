@@ -111,7 +111,7 @@ def over_split(evaluate: Callable[[Tree], Any], groups: list[Tree]) -> dict[str,
     """Name -> mean over all examples of `evaluate(batch)`, means over batches weighted by size.
 
     Args:
-      evaluate: the means over one batch (or, for the group None, over all there is).
+      evaluate: the means, scalars, over one batch (or, for the group None, over all there is).
       groups: from `stacked_groups`.
     """
     totals: Any = None

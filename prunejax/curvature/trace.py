@@ -78,7 +78,7 @@ class Diagonal:
 
 
 def mean_and_stderr(samples: np.ndarray) -> tuple[float, float]:
-    """Mean and std(ddof=1) / sqrt(n) in float64; the latter NaN for one sample."""
+    """Mean and std(ddof=1) / sqrt(n) of `samples` [n] in float64; the latter NaN for one sample."""
     n = len(samples)
     mean = float(np.mean(samples))
     return mean, float(np.std(samples, ddof=1) / math.sqrt(n)) if n > 1 else math.nan

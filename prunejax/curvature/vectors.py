@@ -61,7 +61,7 @@ def check_like(tree: Tree, params: Tree, name: str) -> None:
 
 
 def norm(a: Tree) -> jax.Array:
-    """The Euclidean norm over all leaves."""
+    """The Euclidean norm over all leaves, a scalar."""
     return jnp.sqrt(base.squared_norm(a))
 
 
@@ -104,7 +104,7 @@ def stack_dot(stack: Tree, v: Tree) -> jax.Array:
 
 
 def combine(coefficients: jax.Array, stack: Tree) -> Tree:
-    """Σ_i c_i V_i for c [m], or one vector per row for c [n, m] (again a stack)."""
+    """Σ_i c_i V_i for `coefficients` c [m], or one vector per row for c [n, m] (again a stack)."""
 
     def leaf(x: jax.Array) -> jax.Array:
         dims = (((coefficients.ndim - 1,), (0,)), ((), ()))
@@ -145,7 +145,7 @@ def place(tree: Tree, placed: tuple[Any, ...], stacked: bool = False) -> Tree:
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
-    """A key for one purpose: `key` folded with the CRC-32 of the purpose's name."""
+    """A key (scalar) for one purpose: `key` folded with the CRC-32 of the purpose's name."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 

@@ -56,7 +56,10 @@ def _through(step: Step, box: Box) -> Box:
 
 
 def intervals(steps: Sequence[Step], low: Array, high: Array) -> list[Box]:
-    """[box before the first step, after it, ..., of the outputs]: interval bound propagation."""
+    """The boxes before the first step, after it, ..., of the outputs: interval bound propagation.
+
+    `low` and `high` [n, ...] are the box of inputs.
+    """
     boxes = [(low, high)]
     for step in steps:
         boxes.append(_through(step, boxes[-1]))
@@ -126,7 +129,7 @@ def interval(steps: Sequence[Step], low: Array, high: Array, rows: Array) -> Bou
     """Interval bounds of `rows` [(n,) functions, classes] times the outputs.
 
     The last linear layer and the functions are taken together, which is tighter than bounds of
-    each output.
+    each output. Other arguments as in `intervals`.
     """
     boxes = intervals(steps, low, high)
     last = steps[-1]
@@ -139,7 +142,7 @@ def interval(steps: Sequence[Step], low: Array, high: Array, rows: Array) -> Bou
 
 
 def tightened(steps: Sequence[Step], low: Array, high: Array, most: int = MOST_UNITS) -> list[Box]:
-    """As `intervals`, with CROWN's bounds of what ReLUs read, in layers of at most `most` units."""
+    """As in `intervals`, with CROWN's bounds of what ReLUs read in layers of up to `most` units."""
     boxes: list[Box] = [(low, high)]
     for place, step in enumerate(steps):
         box = _through(step, boxes[-1])
@@ -177,7 +180,7 @@ def crown(
 
 
 def margins_of(labels: Array, classes: int) -> Array:
-    """[n, classes - 1, classes]: the own class's output less each other one's."""
+    """The own class's output less each other one's: [n, classes - 1, classes] of `labels` [n]."""
     own = jax.nn.one_hot(labels, classes)
     others = (labels[:, None] + 1 + jnp.arange(classes - 1)[None]) % classes
     return own[:, None] - jax.nn.one_hot(others, classes)
@@ -191,7 +194,7 @@ def certified(bounds: Bounds) -> Array:
 def stability(
     module: Any, variables: Tree, x: Array, radius: Array | float, most: int = MOST_UNITS
 ) -> dict[str, Array]:
-    """Layer -> a score of each unit, the larger the more stable: for pruning by `masks.prune`.
+    """Layer -> score [units], the larger the more stable: for pruning by `masks.prune`.
 
     Minus the share of examples (and positions of a map) at which the sign of the unit's input is
     not settled in the box of half width `radius`, by CROWN; an unstable neuron loosens every bound
@@ -200,7 +203,7 @@ def stability(
     Args:
       module, variables: of the package, see `steps_of`.
       x: inputs [n, ...].
-      radius: half width of the box, a number or an array that broadcasts against x.
+      radius: half width of the box, a scalar or an array that broadcasts against x.
       most: see `crown`.
     """
     steps = steps_of(module, variables, x.shape[1:])

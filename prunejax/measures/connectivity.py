@@ -263,7 +263,7 @@ def linen_statistics(
 
     Args:
       module: a Linen module with collection "batch_stats".
-      inputs: what of a batch the module reads.
+      inputs: what of a batch the module reads, [n, ...].
     """
     plain = module.clone(dropout=0.0) if getattr(module, "dropout", 0.0) else module
     high = 1e8  # far above any statistic, so that momentum is exact to rounding

@@ -51,7 +51,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 
 def signs(x: np.ndarray) -> np.ndarray:
-    """[n, n]: 1 where the first of a pair is the larger, -1 where the second is, 0 at a tie."""
+    """Of pairs of `x` [n], [n, n]: 1 where the first is the larger, -1 the second, 0 at a tie."""
     return np.sign(x[:, None] - x[None, :])
 
 
@@ -78,7 +78,7 @@ def _coefficient(kind: str, x: np.ndarray, y: np.ndarray) -> float:
 def coefficient(x: ArrayLike, y: ArrayLike, kind: str = "pearson") -> float:
     """Pearson's r, Spearman's rho or Kendall's tau-b of the finite pairs, as a number alone.
 
-    NaN for fewer than 3 pairs or a constant column.
+    `x` and `y` are [n]. NaN for fewer than 3 pairs or a constant column.
     """
     return _coefficient(kind, *finite(x, y))
 
@@ -123,7 +123,7 @@ def clustered(
     percentiles covers 73 to 93 %, runs as independent pairs 91 to 100 %.)
 
     Args:
-      x, y: the pairs; those with a non-finite value are left out.
+      x, y: the pairs, [n] each; those with a non-finite value are left out.
       blocks: the block of each pair.
       kind: "pearson", "kendall" or "spearman".
       level: of the interval.
@@ -149,15 +149,15 @@ def clustered(
 
 
 def pearson(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
-    """Pearson's r; NaN for fewer than 3 pairs or a constant column, no interval below 4."""
+    """Pearson's r, arguments and NaN as in `coefficient`; no interval below 4 pairs."""
     return _correlate("pearson", x, y, level)
 
 
 def spearman(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
-    """Spearman's rho; NaN for fewer than 3 pairs or a constant column, no interval below 8."""
+    """Spearman's rho, arguments and NaN as in `coefficient`; no interval below 8 pairs."""
     return _correlate("spearman", x, y, level)
 
 
 def kendall(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
-    """Kendall's tau-b; NaN for fewer than 3 pairs or a constant column, no interval below 8."""
+    """Kendall's tau-b, arguments and NaN as in `coefficient`; no interval below 8 pairs."""
     return _correlate("kendall", x, y, level)

@@ -12,7 +12,7 @@ Tree = Any
 
 
 def disagreement(predictions: ArrayLike, others: ArrayLike) -> float:
-    """Share of examples for which two networks predict different classes."""
+    """Share of examples whose classes differ between `predictions` and `others` [examples]."""
     a, b = np.asarray(predictions).reshape(-1), np.asarray(others).reshape(-1)
     if a.size != b.size or not a.size:
         raise ValueError(f"{a.size} and {b.size} predictions; both are of the same examples")

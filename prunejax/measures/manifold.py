@@ -125,7 +125,7 @@ def cut(values: ArrayLike, lipschitz: float, c: Sequence[float] = (1,)) -> dict[
     """Fewest slow modes n with lambda_{n+1} - lambda_n > c Lip(R), ascending; None: there is none.
 
     Args:
-      values: eigenvalues in any order.
+      values: eigenvalues [n] in any order.
       lipschitz: Lip(R).
       c: constants to try.
     """

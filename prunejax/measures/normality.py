@@ -117,7 +117,7 @@ def normality(values: Mapping[str, ArrayLike], edges: ArrayLike = EDGES) -> Norm
 
     Args:
       values: layer name -> array of any shape.
-      edges: of the histogram's bins, increasing.
+      edges: of the histogram's bins [bins + 1], increasing.
 
     Raises:
       ValueError: no layer, or a layer without values.
@@ -157,7 +157,7 @@ def _moments(x: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def ks_distance(ordered: np.ndarray) -> float:
-    """Kolmogorov-Smirnov distance sup |F_n(x) - Phi(x)| of ascending values to N(0, 1)."""
+    """Kolmogorov-Smirnov distance sup |F_n(x) - Phi(x)| of `ordered` [n], ascending, to N(0, 1)."""
     n = ordered.size
     phi = ndtr(ordered.astype(np.float64))
     steps = np.arange(n + 1) / n
@@ -165,7 +165,10 @@ def ks_distance(ordered: np.ndarray) -> float:
 
 
 def arrays(trained: Normality, untrained: Normality) -> dict[str, np.ndarray]:
-    """What the report draws, under the names it looks for: the layers that both have."""
+    """What the report draws of the layers that both have, under the names it looks for.
+
+    Edges [bins + 1], names [layers], densities [layers, bins].
+    """
     layers = [name for name in trained.layers if name in untrained.layers]
     pick = lambda n: n.density[[n.layers.index(name) for name in layers]]  # noqa: E731
     return {

@@ -102,7 +102,10 @@ def singular_values(
 def spectral_norm(
     kernel: ArrayLike, map_size: Sequence[int] | None = None, strides: Sequence[int] = (1, 1)
 ) -> float:
-    """The largest of `singular_values`; the map of a 1 x 1 convolution does not matter."""
+    """The largest singular value; arguments as in `singular_values`.
+
+    The map of a 1 x 1 convolution does not matter.
+    """
     weights = np.asarray(kernel, np.float64)
     if weights.ndim == 4 and weights.shape[:2] == (1, 1) and map_size is not None:
         return float(np.linalg.norm(weights[0, 0], 2))
@@ -157,7 +160,10 @@ def path_norm(
 
 
 def margins(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
-    """[examples]: the label's logit minus the largest other one; negative where it is wrong."""
+    """The label's logit minus the largest other one [examples]; negative where it is wrong.
+
+    `logits` are [examples, classes], `labels` [examples].
+    """
     f, y = np.array(logits, np.float64), np.asarray(labels).reshape(-1)
     if f.ndim != 2 or f.shape[0] != y.size or f.shape[1] < 2:
         raise ValueError(f"logits {f.shape} and {y.size} labels: they are [examples, classes >= 2]")
@@ -168,6 +174,6 @@ def margins(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
 
 
 def inverse_margin(logits: ArrayLike, labels: ArrayLike, percentile: float = 10.0) -> float:
-    """1 / margin^2 at a percentile of the training examples; inf where that margin is <= 0."""
+    """1 / margin^2 at a percentile of examples, inf where it is <= 0; arguments as in `margins`."""
     margin = float(np.percentile(margins(logits, labels), percentile))
     return 1 / margin**2 if margin > 0 else inf

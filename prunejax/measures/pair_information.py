@@ -42,7 +42,7 @@ class Information:
 
 
 def codes(values: Sequence[Hashable]) -> np.ndarray:
-    """Values as integers by first appearance; equal values (1 and 1.0) have one integer."""
+    """Values as integers [n] by first appearance; equal values (1 and 1.0) have one integer."""
     known: dict[Hashable, int] = {}
     return np.array([known.setdefault(v, len(known)) for v in values], np.int64)
 
@@ -182,7 +182,7 @@ def mutual(a: ArrayLike, b: ArrayLike, *, normalized: bool = False) -> float:
 def mutual_matrix(
     measures: Mapping[str, ArrayLike], *, normalized: bool = True
 ) -> tuple[list[str], np.ndarray]:
-    """Names and the matrix of `mutual` of each two measures: which ones say the same?"""
+    """Names and the matrix [names, names] of `mutual` of each two `measures`, [models] each."""
     names = list(measures)
     found = np.full((len(names), len(names)), nan)
     for i, j in itertools.combinations_with_replacement(range(len(names)), 2):

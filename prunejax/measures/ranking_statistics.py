@@ -155,7 +155,7 @@ def partial_kendall(
     """Kendall's partial tau: (t_xy - t_xz t_yz) / sqrt((1 - t_xz^2)(1 - t_yz^2)) of tau-b.
 
     Given the train loss, say: does the measure rank models beyond what their train loss does? NaN
-    where `given` orders one of the two completely. Other arguments as in `kendall`.
+    where `given` [models] orders one of the two completely. Other arguments as in `kendall`.
     """
     (x, y, z), keep = _finite(measure, target, given)
     sx, sy, sz = signs(x), signs(y), signs(z)
@@ -265,7 +265,10 @@ def fit_filter(
     accuracy: float = 0.99,
     loss: float = 0.01,
 ) -> Fit:
-    """Models with train accuracy of at least `accuracy`, or train loss of at most `loss` nats."""
+    """Models with train accuracy of at least `accuracy`, or train loss of at most `loss` nats.
+
+    `train_accuracy` and `train_loss` are [models].
+    """
     a, b = (np.asarray(v, np.float64).reshape(-1) for v in (train_accuracy, train_loss))
     if a.size != b.size:
         raise ValueError(f"{a.size} train accuracies and {b.size} train losses")

@@ -32,6 +32,8 @@ def rows(
 ) -> list[dict[str, Any]]:
     """One row per measure and target, of all models and of those that fit.
 
+    `measures`, `targets` and `train_loss` are [models].
+
     Columns: measure, target, models ("fit" | "all"), n, left_out, and per statistic (tau_a, tau_b,
     partial_tau_b where `train_loss` is given, r_squared) `name`, `name_low`, `name_high`; Psi,
     psi_AXIS, cells that count and cells_left_out over all axes; K and the axes `K_given` of its

@@ -76,6 +76,7 @@ class Distortion:
 def slopes(nb_dense: ArrayLike, nb_pruned: ArrayLike) -> tuple[float, float, float]:
     """(alpha through the origin, alpha with an intercept, R^2 of the latter line) over classes.
 
+    `nb_dense` and `nb_pruned` are [classes].
     Classes with a value that is not finite do not count. NaN where NB_0 is constant (R^2: for
     fewer than three classes too). Equal slopes where the mean of NB_0 is 0: balanced test sets.
     """
@@ -218,7 +219,8 @@ def permutation_test(
     Each test example's predictions of the dense and the pruned network change places with
     probability 1/2. Only examples that exactly one of the two has right matter, so that a swap of
     all is one binomial draw a class. p is twice the smaller tail, at most 1; what was observed is
-    one of the draws. NaN for classes without examples.
+    one of the draws. NaN for classes without examples. `dense` and `pruned` (predictions) and
+    `labels` are [examples].
     """
     y = np.asarray(labels).reshape(-1)
     right0, right = (np.asarray(p).reshape(-1) == y for p in (dense, pruned))

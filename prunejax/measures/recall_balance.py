@@ -11,7 +11,10 @@ WEIGHTINGS = ("frequency", "balanced")
 def counts(
     predictions: ArrayLike, labels: ArrayLike, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(right predictions [classes], test examples [classes]), exact integers."""
+    """(right predictions [classes], test examples [classes]), exact integers.
+
+    `predictions` and `labels` are [examples].
+    """
     p, y = np.asarray(predictions).reshape(-1), np.asarray(labels).reshape(-1)
     if p.size != y.size:
         raise ValueError(f"{p.size} predictions for {y.size} labels")
@@ -22,13 +25,13 @@ def counts(
 
 
 def recalls(correct: ArrayLike, total: ArrayLike) -> np.ndarray:
-    """Recall of each class; NaN for a class without examples."""
+    """Recalls [classes] of `correct` and `total` [classes]; NaN for a class without examples."""
     right, n = np.asarray(correct, float), np.asarray(total, float)
     return np.where(n > 0, right / np.where(n > 0, n, 1), nan)
 
 
 def class_weights(total: np.ndarray, weighting: str) -> np.ndarray:
-    """What each class counts in accuracy [classes], sum 1; 0 for classes without examples."""
+    """Weights [classes] in accuracy, sum 1; 0 for classes without examples in `total` [classes]."""
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting {weighting!r} is not one of: {', '.join(WEIGHTINGS)}")
     there = total > 0
@@ -37,21 +40,24 @@ def class_weights(total: np.ndarray, weighting: str) -> np.ndarray:
 
 
 def accuracy(correct: ArrayLike, total: ArrayLike, weighting: str = "frequency") -> float:
-    """Mean recall, weighted by test examples ("frequency": plain accuracy) or not ("balanced")."""
+    """Mean recall, weighted by test examples ("frequency": plain accuracy) or not ("balanced").
+
+    `correct` and `total` are [classes].
+    """
     weights = class_weights(np.asarray(total), weighting)
     recall = recalls(correct, total)
     return float(np.sum(np.where(weights > 0, weights * np.nan_to_num(recall), 0)))
 
 
 def balance(correct: ArrayLike, total: ArrayLike, weighting: str = "frequency") -> np.ndarray:
-    """B = recall - accuracy [classes]."""
+    """B = recall - accuracy [classes]; arguments as in `accuracy`."""
     return recalls(correct, total) - accuracy(correct, total, weighting)
 
 
 def normalized_balance(
     correct: ArrayLike, total: ArrayLike, weighting: str = "frequency"
 ) -> np.ndarray:
-    """NB = (recall - accuracy) / accuracy [classes]; NaN at accuracy 0."""
+    """NB = (recall - accuracy) / accuracy [classes], NaN at 0; arguments as in `accuracy`."""
     mean = accuracy(correct, total, weighting)
     return balance(correct, total, weighting) / (mean if mean > 0 else nan)
 
@@ -61,7 +67,7 @@ def balance_stderr(
 ) -> np.ndarray:
     """Standard error of NB [classes] by the delta method, recalls binomial and independent.
 
-    With a = sum_k w_k r_k: dNB_c/dr_k = [k = c]/a - r_c w_k / a^2.
+    With a = sum_k w_k r_k: dNB_c/dr_k = [k = c]/a - r_c w_k / a^2. Arguments as in `accuracy`.
     """
     recall, n = np.nan_to_num(recalls(correct, total)), np.asarray(total, float)
     mean, weights = accuracy(correct, total, weighting), class_weights(np.asarray(total), weighting)
@@ -73,7 +79,10 @@ def balance_stderr(
 
 
 def class_ratios(nb_dense: ArrayLike, nb_pruned: ArrayLike, stderr: ArrayLike) -> np.ndarray:
-    """NB_t / NB_0 of each class; NaN unless |NB_0| exceeds twice its standard error."""
+    """NB_t / NB_0 [classes]; NaN unless |NB_0| exceeds twice its standard error.
+
+    `nb_dense`, `nb_pruned` and `stderr` are [classes].
+    """
     x, y, error = (np.asarray(v, float) for v in (nb_dense, nb_pruned, stderr))
     known = np.abs(x) > 2 * error
     return np.where(known, y / np.where(known, x, 1), nan)

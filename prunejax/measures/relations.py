@@ -94,8 +94,8 @@ def arms_in_general(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> correl
 def within(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """(r, p) of what is left after the arms' means: do runs of one arm differ together?
 
-    p permutes the seeds of y against those of x, whole seeds at a time: exactly for up to 7
-    seeds, else by 5,000 permutations at a fixed seed. NaN below 4 seeds.
+    `x` and `y` are [arms, seeds]. p permutes the seeds of y against those of x, whole seeds at a
+    time: exactly for up to 7 seeds, else by 5,000 permutations at a fixed seed. NaN below 4 seeds.
     """
     a, b = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     r = correlation.coefficient(a.ravel(), b.ravel())

@@ -40,13 +40,16 @@ class Smoothed:
         return float(np.mean(self.classes < 0))
 
     def certified(self, labels: np.ndarray, radius: float = 0.0) -> float:
-        """Share of inputs with the right class throughout a ball; abstentions are wrong."""
+        """Share of inputs right by `labels` [n] throughout a ball; abstentions are wrong."""
         right = (self.classes == np.asarray(labels)) & (self.radii >= radius)
         return float(np.mean(right))
 
 
 def clopper_pearson(successes: Any, trials: int, alpha: float) -> np.ndarray:
-    """Exact one-sided lower bound of a binomial's probability, missed with at most `alpha`."""
+    """Exact one-sided lower bounds of binomial probabilities, each missed with at most `alpha`.
+
+    Of the shape of `successes`.
+    """
     k = np.asarray(successes)
     return np.where(k > 0, special.betaincinv(k, trials - k + 1, alpha), 0.0)
 

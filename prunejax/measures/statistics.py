@@ -61,7 +61,7 @@ class Comparison:
 
 
 def finite(*columns: ArrayLike) -> list[np.ndarray]:
-    """The columns as float64, without the rows in which any of them is not finite."""
+    """The `columns` [n] as float64 [finite], without rows in which any of them is not finite."""
     arrays = [np.asarray(column, np.float64).reshape(-1) for column in columns]
     if len({array.size for array in arrays}) != 1:
         sizes = [array.size for array in arrays]
@@ -74,7 +74,7 @@ def is_rounding(x: np.ndarray, resolution: float = 0.0, size: float = 0.0) -> bo
     """True if values differ by no more than rounding, so that a spread of them says nothing.
 
     Args:
-      x: the values.
+      x: the values [...].
       resolution: the smallest difference that two unequal values can have, e.g. one test example
         for an accuracy (1 / examples); a spread of less than half of it is rounding.
       size: magnitude of the numbers that `x` are differences of, if larger than that of `x`.
@@ -94,7 +94,7 @@ def t_factor(degrees: float, level: float) -> float:
 def mean(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Mean:
     """Mean, standard deviation and t confidence interval; non-finite values are left out.
 
-    `resolution`: see `is_rounding`.
+    `values` are [n]; `resolution`: see `is_rounding`.
     """
     (x,) = finite(values)
     n = x.size
@@ -123,7 +123,7 @@ def _compare(
 
 
 def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Comparison:
-    """Mean of `a - b` over pairs (runs of the same seed): paired t interval, p and d.
+    """Mean of `a - b`, [n] each, over pairs (runs of a seed): paired t interval, p and d.
 
     No interval, p or d below 3 pairs, or where the differences differ by rounding only
     (`resolution`: see `is_rounding`): then nothing is known of how other seeds would differ.
@@ -143,8 +143,8 @@ def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 
 def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Comparison:
     """Mean of `a` minus mean of `b`, unpaired samples of unequal variance (Welch 1947).
 
-    No interval, p or d where a sample has fewer than 3 values or both are constant but for
-    rounding (`resolution`: see `is_rounding`).
+    `a` is [n], `b` [m]. No interval, p or d where a sample has fewer than 3 values or both are
+    constant but for rounding (`resolution`: see `is_rounding`).
     """
     (first,), (second,) = finite(a), finite(b)
     n = min(first.size, second.size)
@@ -175,7 +175,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def fit_line(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
-    """(slope, intercept) of least squares; NaN where `pearson` is."""
+    """(slope, intercept) of least squares of `x` and `y` [n]; NaN where `pearson` is."""
     a, b = finite(x, y)
     if a.size < 3 or is_rounding(a):
         return nan, nan
@@ -184,7 +184,7 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
 
 
 def bands(curves: Sequence[ArrayLike] | np.ndarray, level: float = 0.95) -> tuple[np.ndarray, ...]:
-    """(mean, low, high) at each point of curves [runs, points]; NaN is left out.
+    """(mean, low, high), [points] each, of `curves` [runs, points]; NaN is left out.
 
     The band is the t interval; with one run it is NaN.
     """

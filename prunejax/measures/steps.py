@@ -109,7 +109,7 @@ def steps_of(module: Any, variables: Tree, input_shape: Sequence[int]) -> list[S
 
 
 def forward(steps: Sequence[Step], x: Array) -> Array:
-    """The network's outputs."""
+    """The network's outputs [n, classes] for inputs `x` [n, ...]."""
     for step in steps:
         if isinstance(step, Affine):
             x = step.apply(step.kernel, x)

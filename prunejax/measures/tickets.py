@@ -46,7 +46,7 @@ def chance_jaccard(
 
 
 def early_stop(losses: ArrayLike) -> int:
-    """Index of the lowest loss, of equal ones the first; losses that are not finite never are.
+    """Index of the lowest of `losses` [n], of equal ones the first; never one that is not finite.
 
     Raises:
       ValueError: none is finite.

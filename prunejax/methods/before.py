@@ -61,9 +61,9 @@ def prune(
       invert: keep the smallest scores, a control.
       rules: path rules of the leaves that are pruned. None: `trees.kernels`.
       masks: where pruning starts; dead weights stay dead. A sparsity is still of all weights.
-      loss: what SNIP and GraSP differentiate; see `Evidence`.
-      output: what SynFlow differentiates.
-      seed: of random scores.
+      loss: the scalar that SNIP and GraSP differentiate; see `Evidence`.
+      output: what SynFlow differentiates, [...].
+      seed: of random scores, a scalar.
 
     Returns:
       Masks: of the weights' shape at prunable leaves, the scalar True elsewhere.
@@ -167,7 +167,8 @@ def shapes_of(params: Tree, chosen: Tree) -> dict[str, tuple[int, ...]]:
 def shuffled(masks: Tree, *, seed: int | Array) -> Tree:
     """Every mask permuted within its leaf: the layers' densities without the choice of weights.
 
-    A masks leaf of a leaf that is not pruned is a scalar and stays. Stream "shuffle" by path.
+    A masks leaf of a leaf that is not pruned is a scalar and stays. Stream "shuffle" of `seed`, an
+    integer scalar, by path.
     """
 
     def permuted(path: str, mask: Array) -> Array:
@@ -213,7 +214,7 @@ def sparse_fan_in(params: Tree, masks: Tree, *, axis: int | tuple[int, ...] = -1
 
 
 def balanced_batch(labels: Sequence[int] | np.ndarray, *, per_class: int, seed: int) -> np.ndarray:
-    """Indices of `per_class` examples of each class, drawn without repetition, class by class.
+    """Indices [classes * per_class] by `labels` [n]: examples drawn without repetition, by class.
 
     Raises:
       ValueError: a class has fewer examples.

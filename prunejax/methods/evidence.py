@@ -75,7 +75,7 @@ class Evidence:
 
     @functools.cached_property
     def hessian(self) -> Array:
-        """The exact Hessian among prunable weights, see `modes.hessian`."""
+        """The exact Hessian among prunable weights [weights, weights], see `modes.hessian`."""
         return modes.hessian(self)
 
     @functools.cached_property
@@ -103,7 +103,7 @@ class Evidence:
         return self.map(lambda path, w: scores.random(rng.at(seed, "mask", path), w))
 
     def loss(self, params: Tree) -> Array:
-        """The loss at `params`."""
+        """The loss at `params`, a scalar."""
         return self.need("loss")(params)
 
     def need(self, name: str) -> Any:
@@ -121,7 +121,7 @@ class Evidence:
         return trees.map_with_path(at, self.chosen, self.weights, *rest)
 
     def parts(self, tree: Tree) -> tuple[list[Array], Callable[[list[Array]], Tree]]:
-        """The prunable leaves of `tree`, and how to put others in their place."""
+        """The prunable leaves of `tree`, of their shapes, and how to put others in their place."""
         leaves, structure = jax.tree.flatten(tree)
         where = [i for i, c in enumerate(jax.tree.leaves(self.chosen)) if c]
         if not where:
@@ -137,7 +137,7 @@ class Evidence:
         return [jnp.asarray(leaves[i]) for i in where], whole
 
     def tree(self, part: list[Array]) -> Tree:
-        """A tree with these prunable leaves, scalar 0 elsewhere."""
+        """A tree with `part`, of the shapes of the prunable leaves; scalar 0 elsewhere."""
         rest = iter(part)
         return jax.tree.map(lambda c: next(rest) if c else jnp.float32(0), self.chosen)
 

@@ -145,7 +145,7 @@ def change(
     Args:
       m: the method.
       plan: its plan.
-      row: which event, an index that may be traced.
+      row: which event, an index (a scalar) that may be traced.
       masks: before.
       ranks: what the event keeps the largest of; scalars at leaves that are not pruned.
       towards: growth scores, None without growth.
