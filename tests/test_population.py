@@ -1,6 +1,7 @@
 """Layouts on one device: the same members, the same science; chunks and memory; `auto`."""
 
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import jax
@@ -173,6 +174,75 @@ def test_shared_members_continue_in_as_many_processes():
     assert len(layout.available(settings, began)) == 1  # members of their own do not care
     with pytest.raises(ConfigError, match="began in 4 processes and here are 1: the 2 devices"):
         layout.available(settings, dataclasses.replace(began, share=2))
+
+
+def _effortless(monkeypatch, fits):
+    """Populations that compile nothing; `fits(layout)` says whether members fit."""
+
+    def population(program, data, way, devices, like, settings):
+        multiple = 2 if way.layout == "sharded" else 1
+        return SimpleNamespace(
+            layout=way.layout, multiple=multiple, mesh=SimpleNamespace(size=multiple),
+            program=program, vectorized=False,
+            soon=lambda size, events: prepared.append((size, events)) or (),
+        )  # fmt: skip
+
+    def fitting(people, members, limit, evaluation=True):
+        if not fits(people.layout):
+            raise ConfigError(f"{people.layout} does not fit")
+        return members, memory.Memory(0, 0, 0, 0)
+
+    prepared = []
+    monkeypatch.setattr(layout, "_population", population)
+    monkeypatch.setattr(layout.memory, "fitting", fitting)
+    monkeypatch.setattr(layout, "available", lambda settings: [SimpleNamespace(platform="cpu")] * 2)
+    monkeypatch.setattr(layout.memory, "bound", lambda settings, device: 1e9)
+    monkeypatch.setattr(layout, "_measure", lambda people, members: measured.append(people) or 1.0)
+    measured = []
+    return prepared, measured
+
+
+def test_a_known_layout_is_taken_unmeasured_if_the_members_fit(monkeypatch):
+    prepared, measured = _effortless(monkeypatch, lambda name: True)
+    (batch,) = plan.build(config.variants(tiny(), default.get_config()))
+    settings = default.get_config()
+    known = layout.Decision("sharded", 2, "cpu", fits=4, why="")
+    found, _ = layout.decide(batch.program, None, batch.members[:5], settings, known)
+    assert (found.layout, found.share, measured) == ("sharded", 1, [])
+    assert "as before for such a network" in found.why
+    events = any(len(m.events) for m in batch.members[:5])
+    assert prepared == [(6, events)] == [(6, True)]  # 5 members and padding
+    layout.decide(batch.program, None, batch.members[:5], settings)
+    assert [people.layout for people in measured] == ["sequential", "sharded"]
+    assert len(prepared) == 1  # nothing is compiled in advance while there is a choice
+    prepared, measured = _effortless(monkeypatch, lambda name: name != "sharded")
+    found, _ = layout.decide(batch.program, None, batch.members[:5], settings, known)
+    assert (found.layout, measured) == ("sequential", [])
+    _effortless(monkeypatch, lambda name: False)
+    with pytest.raises(ConfigError, match="does not fit"):
+        layout.decide(batch.program, None, batch.members[:5], settings, known)
+
+
+def test_a_layout_is_measured_once_for_programs_of_one_network(monkeypatch, tmp_path):
+    arms = {"a": {}, "crops": {"data": {"augment": True}}, "few": {"batch_size": 16}}
+    arms |= {"wide": {"model": {"width": 0.25}}, "sgd": {"optimizer": {"name": "sgd"}}}
+    batches = plan.build(config.variants(tiny(**arms), default.get_config()))
+    known = {}
+
+    def decide(program, data, members, settings, before):
+        known[members[0].variant] = before and before.why
+        return layout.Decision("sequential", 1, "cpu", 1, members[0].variant), None
+
+    monkeypatch.setattr(layout, "decide", decide)
+    directory = SimpleNamespace(
+        load_json=lambda name: {}, save_json=lambda *file: None, on_main=lambda fn: False
+    )
+    quiet = SimpleNamespace(excluded=lambda text: nullcontext(), message=lambda text: None)
+    members = [b.members for b in batches]
+    people = arrangement.Arrangement(batches, members, default.get_config(), directory, quiet)
+    for b, wave in people.order:
+        people.chunks(b, wave)
+    assert known == {"a": None, "crops": "a", "few": None, "wide": None, "sgd": "a"}
 
 
 class _Clocked:

@@ -1,9 +1,9 @@
 """Which layout a study's members get: as asked for, as decided before, or as measured."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +12,10 @@ from ml_collections import ConfigDict
 from prunejax.cluster import distributed, mesh
 from prunejax.data import StreamedSet
 from prunejax.errors import ConfigError
-from prunejax.study import memory
+from prunejax.study import ahead, memory
+from prunejax.study.decision import Decision as Decision
+from prunejax.study.decision import Way as Way
+from prunejax.study.decision import available as available
 from prunejax.study.plan import Member
 from prunejax.study.population import Population
 from prunejax.study.streamed_population import StreamedPopulation
@@ -25,73 +28,6 @@ HOST = 0.005  # seconds an epoch of a chunk takes the host, at least: small netw
 # the layouts differ in the last bits of a result.
 PREFERENCE = 1.15
 LONG = 60.0  # seconds of training from which on it pays to compile one more candidate
-
-
-class Way(NamedTuple):
-    """A layout, and how many devices share one member in it."""
-
-    layout: str
-    share: int = 1
-
-    def __str__(self) -> str:
-        return self.layout + f" (a run over {self.share} devices)" * (self.share > 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """What is remembered (`layout.json`), so that a study continues as it began."""
-
-    layout: str
-    devices: int  # that are used
-    platform: str
-    fits: int  # members that train at once, at most
-    why: str
-    processes: int = 1
-    share: int = 1  # devices that train one member together
-
-
-def available(settings: ConfigDict, decided: Decision | None = None) -> list[jax.Device]:
-    """The devices a study may use; those of an earlier decision must still be there.
-
-    A layout's results depend on its number of devices in their last bits (one device more or less
-    changes what is computed together), so that a study continues on exactly as many: on one
-    wherever it used one, and on the first ones of a larger machine.
-
-    Raises:
-      ConfigError: there are fewer devices than asked for or used before, or of another platform;
-        devices that share a member are divided over another number of processes.
-    """
-    devices = jax.devices()
-    wanted = settings.population.devices
-    if wanted > len(devices):
-        raise ConfigError(
-            f"config.population.devices = {wanted} is more than the {len(devices)} devices of "
-            f"platform {devices[0].platform!r} there are"
-        )
-    if decided is None:
-        return devices[: wanted or None]
-    if decided.platform != devices[0].platform:
-        raise ConfigError(
-            f"this study began on platform {decided.platform!r} and the devices here are "
-            f"{devices[0].platform!r}: its runs would differ from those that are done. Continue "
-            "there, or start it in a new workdir"
-        )
-    if decided.devices > len(devices):
-        raise ConfigError(
-            f"this study began in layout {decided.layout!r} on {decided.devices} devices and here "
-            f"are {len(devices)}: what is computed together would change, and with it the last "
-            f"bits of its results. Continue on {decided.devices} devices, or start it in a new "
-            "workdir"
-        )
-    processes = jax.process_count()
-    if decided.share > 1 and decided.processes != processes:
-        raise ConfigError(
-            f"this study began in {decided.processes} processes and here are {processes}: the "
-            f"{decided.share} devices that share a member would add in another order, which "
-            f"changes the last bits of its results. Continue in {decided.processes} processes, or "
-            "start it in a new workdir"
-        )
-    return devices[: decided.devices]
 
 
 def check(settings: ConfigDict) -> None:
@@ -151,8 +87,14 @@ def decide(
     data: Data | StreamedSet,
     members: Sequence[Member],
     settings: ConfigDict,
+    known: Decision | None = None,
 ) -> tuple[Decision, Population]:
     """The layout for members that may all train together, and its compiled functions.
+
+    Args:
+      program, data, members, settings: of some arms.
+      known: what was decided for such a network before; taken, if the members fit, not measured
+        again. Measuring costs the compilation of every candidate.
 
     Raises:
       ConfigError: the layout, or every candidate of "auto", cannot hold the members or does not
@@ -165,8 +107,11 @@ def decide(
     if auto:
         ways = candidates(devices, program.data_parallel, len(members))
         last = sharing(devices, program, len(members))
-    for way in ways:
-        trials.fit(way)
+    if auto and known:
+        ways, last = [Way(known.layout, known.share)], None
+    trials.fit(*ways, only=len(ways) == 1 and last is None)
+    if auto and known and not trials.found:
+        return decide(program, data, members, settings)
     if len(trials.found) > 1 or last:
         for way in reversed(trials.found):  # "sequential" first: it tells how long a step takes
             trials.measure(way)
@@ -177,6 +122,8 @@ def decide(
     if not found:
         raise trials.refused or AssertionError("no layout was tried")
     chosen, why = next(iter(found)), "the only candidate" if auto else "as configured"
+    if auto and known:
+        why = "as before for such a network"
     if len(found) > 1:
         chosen, why = fastest({way: trials.seconds[way] for way in found})
     people, bound = found[chosen][0], trials.limit
@@ -208,21 +155,36 @@ class _Trials:
         devices: Sequence[jax.Device],
     ) -> None:
         self._built = lambda way: _population(program, data, way, devices, members[0], settings)
-        self._members = len(members)
+        self._members = members
         self._steps = program.epochs * program.steps_per_epoch
         self.limit = distributed.on_main(lambda: memory.bound(settings, devices[0]))
         self.found: dict[Way, tuple[Population, int]] = {}
         self.seconds: dict[Way, float] = {}  # per member and step, its share of HOST too
         self.refused: ConfigError | None = None  # what the last one that does not fit was told
 
-    def fit(self, way: Way) -> None:
-        """Compiles a layout and keeps it if it can hold members."""
-        people = self._built(way)
-        try:
-            fits, _ = memory.fitting(people, self._members, self.limit, evaluation=False)
-            self.found[way] = people, fits
-        except ConfigError as error:
-            self.refused = error
+    def fit(self, *ways: Way, only: bool = False) -> None:
+        """Compiles layouts side by side and keeps those that can hold members.
+
+        Args: only: there is no choice; what follows the first steps is compiled meanwhile.
+        """
+
+        def fitted(people: Population) -> tuple[Population, int] | ConfigError:
+            if only:
+                events = any(len(m.events) for m in self._members)
+                replayed = any(m.twin for m in self._members)
+                size = memory.most(people, len(self._members))
+                ahead.prepare(people.soon(size, events=events and not replayed))
+            try:
+                return people, memory.fitting(people, len(self._members), self.limit, False)[0]
+            except ConfigError as error:
+                return error
+
+        results = ahead.together([functools.partial(fitted, self._built(way)) for way in ways])
+        for way, found in zip(ways, results, strict=True):  # the preferred one stays first
+            if isinstance(found, ConfigError):
+                self.refused = found
+            else:
+                self.found[way] = found
 
     def measure(self, way: Way) -> None:
         """Takes the time of a layout that fits."""
@@ -231,13 +193,13 @@ class _Trials:
         people, count = self.found[way]
         one = min((s for w, s in self.seconds.items() if w.layout == "sequential"), default=0.0)
         long = not people.vectorized and count // people.multiple * one > SECONDS
-        together = 1 if way.layout == "sequential" else min(count, self._members)
+        together = 1 if way.layout == "sequential" else min(count, len(self._members))
         host = HOST / (together * people.program.steps_per_epoch)
         self.seconds[way] = _measure(people, people.multiple if long else count) + host
 
     def remaining(self) -> float:
         """Seconds that training all members takes in the fastest layout; infinite without one."""
-        return min(self.seconds.values(), default=np.inf) * self._steps * self._members
+        return min(self.seconds.values(), default=np.inf) * self._steps * len(self._members)
 
 
 def candidates(devices: Sequence[jax.Device], share: int, members: int) -> list[Way]:

@@ -27,6 +27,12 @@ def bound(settings: ConfigDict, device: jax.Device) -> float:
     return HEADROOM * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
 
 
+def most(people: Population, members: int) -> int:
+    """The size of the stack in which all `members` train at once, as far as the layout does so."""
+    step = people.multiple
+    return 1 if people.layout == "sequential" else -(-members // step) * step
+
+
 def fitting(
     people: Population, members: int, limit: float, evaluation: bool = True
 ) -> tuple[int, Memory]:
@@ -39,10 +45,11 @@ def fitting(
       ConfigError: not even the fewest members that the layout takes fit.
     """
     step = people.multiple
-    most = 1 if people.layout == "sequential" else -(-members // step) * step
     one = people.state_bytes(step)
     rest = max(0.0, limit - sum(leaf.nbytes for leaf in people.data))
-    count = max(step, min(most, int(rest // max(1, one)) * step))  # a first guess: states alone
+    count = max(
+        step, min(most(people, members), int(rest // max(1, one)) * step)
+    )  # a first guess: states alone
     while True:
         memory = people.memory(count, evaluation)
         if memory.total <= limit:
