@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prunejax import data as data_lib
-from prunejax import models, rng
+from prunejax import models, report, rng
 from prunejax.configs import before_training, default
 from prunejax.data import signal_noise
 from prunejax.data.constants import read
@@ -355,7 +355,10 @@ def test_figures_sort_arms_by_label(study):
     ]  # fmt: skip
 
     class Fake:
-        good = rows_of
+        good, guides = rows_of, ()
+
+        def report_option(self, name, default):
+            return self.guides if name == "guides" else default
 
     found = figures_before.arms(Fake())
     assert set(found[0.1]) == {"keep", "scaled"}
@@ -376,6 +379,30 @@ def test_figures_sort_arms_by_label(study):
     text = figures_before.before_training(Fake(), None).alt
     assert "at this start of 0.01 random pruning only hurts" in text
     assert "scaling the start of 0.01 does more than pruning, at every p" in text
+
+    def dashed(guides):
+        Fake.guides = guides
+        drawing = figures_before.before_training(Fake(), None)
+        lines = [line for line in drawing.panels[0].axes[0].lines if line.get_color() == "0.6"]
+        return [line.get_xdata()[0] for line in lines], "remembered" in drawing.caption
+
+    assert dashed(()) == ([], False)
+    assert dashed((0.155, 0.001)) == ([pytest.approx(15.5), pytest.approx(0.1)], True)
+
+
+def test_guides_are_drawn_only_where_asked_for():
+    assert before_training.get_config("synthetic").report.guides == ()
+    config = before_training.get_config("synthetic,guides")
+    log = np.log(500)
+    assert config.report.guides == pytest.approx((log / 40, 1 / (4 * 40 * log)))
+    assert before_training.get_config("guides").report.guides[0] == pytest.approx(np.log(264) / 10)
+    labels = list(config.variants)
+    report.check(config.report, labels)
+    config.report.guides = (0.0,)
+    with pytest.raises(
+        ConfigError, match=r"config.report.guides: 0.0 is no share above 0, up to 1"
+    ):
+        report.check(config.report, labels)
 
 
 @pytest.mark.parametrize(

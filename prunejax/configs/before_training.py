@@ -49,6 +49,8 @@ This is the picture of the analysis: a gain, and near chance (.25) at the end; t
 fitted there to .92 in these 300 steps, and to .997 and more down to p = .01. The dense network of
 the smaller start is above the mask at every p, by 9.1 [3.8, 14.5] points at p = .2. Cost
 (measured): 170 seconds of processor time on a loaded machine.
+`:guides` (also `:synthetic,guides`) draws dashed lines at p = log(d) / m and p = 1 / (K m log d), d
+inputs, m neurons a class, K classes: orders of magnitude, remembered of the analysis, not checked.
 `:quick` has few arms and steps (mechanics only).
 """
 
@@ -61,7 +63,10 @@ from prunejax.configs import default, recipes
 STD = 0.1  # of the model's start; others by start.scale
 KEEP = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 SYNTHETIC = "signal_noise:classes=4,dimension=500,train=40,test=2000,signal=1,noise=0.3"
-FORMS = {"synthetic": "the data of the analysis"} | recipes.QUICK
+FORMS = {
+    "synthetic": "the data of the analysis",
+    "guides": "dashed lines at rates that are remembered from the analysis",
+} | recipes.QUICK
 EPOCHS = 300  # one step each: the batch is the training set
 
 
@@ -102,9 +107,9 @@ def _arms(
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the study. `arg`: "" or one of FORMS."""
-    form = recipes.form(arg, "configs/before_training.py", FORMS)
-    synthetic, quick = form == "synthetic", form == "quick"
+    """Returns the study. `arg`: "" or some of FORMS, with commas between them."""
+    given = recipes.words(arg, "configs/before_training.py", FORMS)
+    synthetic, quick = "synthetic" in given, "quick" in given
     config = default.get_config()
     config.name = "Random pruning before training" + ", two-patch data" * synthetic
     config.seeds, config.first_seed = (2 if quick else 8), 700
@@ -144,6 +149,10 @@ def get_config(arg: str = "") -> ConfigDict:
         config.report.claims += ("std=0_01-keep=0_2 < std=0_01-keep=1",)
     config.report.figures = ("before_training", "trackers", "table")
     config.report.mechanics_only = quick
+    if "guides" in given:
+        classes, inputs = (4, 500) if synthetic else (10, 64 + config.data.pad)
+        scale, neurons = math.log(inputs), config.model.neurons
+        config.report.guides = (scale / neurons, 1 / (classes * neurons * scale))
     return config
 
 

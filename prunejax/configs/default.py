@@ -287,8 +287,8 @@ FIELDS: dict[str, Any] = {
         # COLUMN of the runs, seed by seed; the page: confirmed, contradicted, undecided.
         "claims": many((), str, "claims like 'a > b in final_test_accuracy'"),
         "remarks": many((), str, "sentences"),  # above the results: limits, what is not known
-        # A small form that shows that a study works: the page gives no verdicts.
-        "mechanics_only": False,
+        "guides": many((), float, "shares kept"),  # dashed in figure before_training: remembered
+        "mechanics_only": False,  # a small form that shows that a study works: no verdicts
     },
     "variants": Field({}),  # label -> overrides of any field above, e.g. {"s": {"prune": {...}}}
 }

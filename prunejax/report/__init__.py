@@ -36,7 +36,7 @@ def check(options: Any, labels: Sequence[str]) -> None:
     """Refuses a `config.report` that could not be drawn, before anything is trained.
 
     Args:
-      options: `config.report`: `baseline`, `figures`, `correlate`, `tests`, `claims`.
+      options: `config.report`: `baseline`, `figures`, `correlate`, `tests`, `claims`, `guides`.
       labels: of the study's variants.
 
     Raises:
@@ -63,6 +63,9 @@ def check(options: Any, labels: Sequence[str]) -> None:
         if pair.count(":") != 1:
             raise ConfigError(f"config.report.tests: {pair!r} is no pair like 'a:b'")
         registry.known("report.tests", pair.split(":"), labels)
+    for share in options.guides:
+        if not 0 < share <= 1:
+            raise ConfigError(f"config.report.guides: {share!r} is no share above 0, up to 1")
     for text in options.claims:
         try:
             claim = claims.parse(text)

@@ -59,8 +59,10 @@ def _fits(rows: Sequence[Row]) -> bool:
     return not np.mean(found) < FITS  # where it was not recorded nothing is known
 
 
-def _panel(std: float, kinds: Mapping[str, Points]) -> Figure:
+def _panel(std: float, kinds: Mapping[str, Points], guides: Sequence[float]) -> Figure:
     made, axes = panel(3.6)
+    for p in guides:
+        axes.axvline(100 * p, color="0.6", linestyle="--", linewidth=1, zorder=0)
     for index, kind in enumerate(k for k in KINDS if k in kinds):
         color = BASELINE if kind == "scaled" else COLORS[KINDS.index(kind) % len(COLORS)]
         marker = MARKERS[KINDS.index(kind) % len(MARKERS)]
@@ -140,6 +142,9 @@ def before_training(study: Study, look: Look) -> Drawing | None:
         )
         for k in used
     ]
+    guides = tuple(float(p) for p in study.report_option("guides", ()))
+    if guides:
+        handles.append(line_handle("order of magnitude, remembered", "0.6", "", "--"))
     sentences = []
     for std, kinds in found.items():
         inside = [p for p in kinds.get("keep", {}) if p < 1]
@@ -153,12 +158,17 @@ def before_training(study: Study, look: Look) -> Drawing | None:
         sentences.append(text + (f", its control against it {control}" if control else ""))
         sentences += _verdicts(std, kinds)
     return Drawing(
-        [*(_panel(std, kinds) for std, kinds in (swept or found).items()), legend(handles)],
+        [
+            *(_panel(std, kinds, guides) for std, kinds in (swept or found).items()),
+            legend(handles),
+        ],
         "Pruning before training and its control",
         "Random masks shrink the first answer to noise by √p. The control does that and no more: "
         "a dense network that starts √p smaller. Mean over seeds with its 95 % interval, every "
         f"seed as a dot; hollow: less than {100 * FITS:g} % of the training set is fitted, where "
-        "test accuracy mixes two effects. Masks of a seed are nested.",
+        "test accuracy mixes two effects. Masks of a seed are nested."
+        + " Dashed grey: rates of the analysis as remembered, orders of magnitude."
+        * bool(guides),
         "Points of test accuracy, paired by seed [95 %]: " + "; ".join(sentences) + ".",
     )
 
