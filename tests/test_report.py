@@ -13,11 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from prunejax import report
 from prunejax.errors import ReportError
-from prunejax.measures import statistics
+from prunejax.measures import claims, statistics
 from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.run_directory import RunDirectory
 from prunejax.report import __main__ as cli
-from prunejax.report import drawing, gallery, results, shards, style, tables
+from prunejax.report import drawing, figures, figures_paper, gallery, results, shards, style, tables
 from prunejax.report.figures import Drawing
 from prunejax.report.figures_dynamics import accuracy_curves
 from tests import fake_study
@@ -331,6 +331,33 @@ def test_corners_compare_with_the_unpruned_arm_of_their_own(tmp_path):
     ]
     assert found.baselines["sgd 0.0005 L"] == "sgd 0.0005 none"
     assert (tmp_path / "figures" / "corners.svg").exists()
+
+
+@pytest.mark.usefixtures("blank")
+def test_corners_tell_unpruned_arms_apart_and_follow_the_claims(tmp_path):
+    arms = {**fake_study.CORNER_ARMS, "sgd 0 long": (None, 0, 0.0), "sgd 0 restart": (None, 0, 0.0)}
+    variants = fake_study.corner_variants()
+    for label in ("sgd 0 long", "sgd 0 restart"):
+        variants[label] = dict(variants["sgd 0 none"])
+    write(tmp_path, arms=arms, epochs=15, variants=variants)
+    found = tables.load([tmp_path])
+    drawn = figures_paper.corners(found, None)
+    words = [text.get_text() for text in drawn.panels[-1].legends[0].get_texts()]
+    assert words == ["target: smallest", "target: largest", "unpruned: long", "unpruned: restart"]
+    assert drawn.alt.startswith("Gain in best accuracy")
+    found.claims = [claims.Claim("", "sgd 0 L", ">", "sgd 0 S", "final_test_accuracy")]
+    drawn = figures_paper.corners(found, None)
+    assert drawn.alt.startswith("Gain in final accuracy")
+    axes = drawn.panels[1].axes[0]
+    assert axes.get_xlabel().startswith("final accuracy")
+    shown = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    gain = found.gain("adam 0 S", "final_test_accuracy").difference
+    assert shown[0] == pytest.approx(100 * gain)
+    assert len({line.get_marker() for line in axes.lines} - {"None", "o", "s"}) == 2
+    assert (
+        figures.listed([("a-4", -0.61), ("b", 2.0)], " points")
+        == "a-4 \u22120.6 points, b 2.0 points"
+    )
 
 
 def test_normality_and_spectrum_figures(tmp_path):

@@ -53,13 +53,12 @@ def arm_legend(study: Study, look: Look, variants: Sequence[str], points: bool =
 def listed(numbers: Sequence[tuple[str, float]], unit: str = "%", most: int = 9) -> str:
     """`none 94.1%, L_large 94.2%`; of many arms the lowest and the highest."""
     known = [(label, x) for label, x in numbers if isfinite(x)]
+    told = [f"{label} {words.minus(f'{x:.1f}')}{unit}" for label, x in known]
     if len(known) > most:
-        low, high = min(known, key=lambda k: k[1]), max(known, key=lambda k: k[1])
-        return (
-            f"from {low[0]} {low[1]:.1f}{unit} to {high[0]} {high[1]:.1f}{unit} "
-            f"over {len(known)} arms"
-        )
-    return ", ".join(f"{label} {x:.1f}{unit}" for label, x in known)
+        values = [x for _, x in known]
+        low, high = values.index(min(values)), values.index(max(values))
+        return f"from {told[low]} to {told[high]} over {len(known)} arms"
+    return ", ".join(told)
 
 
 def stability(study: Study, look: Look) -> Drawing | None:

@@ -1,5 +1,6 @@
 """The paper's other figures about accuracy: iterative rate, noise, and groups of arms."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from math import isfinite, log2
 
@@ -25,6 +26,8 @@ from prunejax.report.style import BASELINE, COLORS, FEW, Look, legend, line_hand
 from prunejax.report.words import MINUS, TARGETS
 
 _BEST = "best_test_accuracy"
+# Of arms that prune nothing and are no baseline (longer training, another schedule).
+GREYS, UNPRUNED = (BASELINE, "#888888"), ("D", "v", "P", "X")
 
 
 def by_rate(study: Study) -> dict[tuple[str, float], list[Row]]:
@@ -164,6 +167,24 @@ def rate_scatter(study: Study, look: Look) -> Drawing | None:
     )
 
 
+def _accuracy(study: Study) -> tuple[str, str]:
+    """The accuracy that the study's claims are about, and its word; the best one without any."""
+    final = {claim.column for claim in study.claims} == {"final_test_accuracy"}
+    return ("final_test_accuracy", "final") if final else (_BEST, "best")
+
+
+def _unpruned(study: Study) -> dict[str, str]:
+    """Arm without a target -> what tells it from the baseline of its group: the label's end."""
+    found = {}
+    for variant in study.variants:
+        base = study.baselines.get(variant, variant)
+        if variant != base and study.attribute(variant, "target") not in TARGETS:
+            own, other = (re.split(r"([-_ ])", label) for label in (variant, base))
+            same = [a == b for a, b in zip(own, other, strict=False)]
+            found[variant] = "".join(own[[*same, False].index(False) :]) or variant
+    return found
+
+
 def corners(study: Study, look: Look) -> Drawing | None:
     """The correlation and the gain of each group of arms: where does the tradeoff hold?"""
     del look  # colours are targets here
@@ -172,6 +193,10 @@ def corners(study: Study, look: Look) -> Drawing | None:
         return None
     if not any(study.baselines.get(v) in arms for arms in groups.values() for v in arms):
         return None  # nothing to gain over: the scatter of each group says the rest
+    column, word = _accuracy(study)
+    others_of = _unpruned(study)
+    kinds = list(dict.fromkeys(others_of.values()))
+    styles = {kind: (GREYS[i % 2], UNPRUNED[i % len(UNPRUNED)]) for i, kind in enumerate(kinds)}
     height = 0.9 + 0.46 * len(groups)
     (first, left), (second, right) = panel(height), panel(height)
     gains = []
@@ -180,36 +205,40 @@ def corners(study: Study, look: Look) -> Drawing | None:
             axes.text(0.01, place - 0.33, name, transform=axes.get_yaxis_transform(), va="center")
         rows = [r for r in study.good if r["variant"] in arms and number(r.get("events")) > 0]
         r = correlation.pearson(
-            [value(row, "mean_stability") for row in rows], [value(row, _BEST) for row in rows]
+            [value(row, "mean_stability") for row in rows], [value(row, column) for row in rows]
         )
-        known = study.relation("mean_stability", _BEST, f"group: {name}").get("these_arms") or {}
+        known = study.relation("mean_stability", column, f"group: {name}").get("these_arms") or {}
         _whisker(left, place + 0.1, r.value, known.get("low"), known.get("high"), COLORS[3])
         others = [v for v in arms if v != study.baselines.get(v)]
         for j, variant in enumerate(others):
-            gain = study.gain(variant, _BEST)
+            gain = study.gain(variant, column)
             gains.append((variant, 100 * gain.difference))
             target = str(study.attribute(variant, "target"))
             offset = 0.1 + (j - (len(others) - 1) / 2) * 0.4 / max(len(others), 1)
             low, high = (gain.low, gain.high) if gain.n >= FEW else (np.nan, np.nan)
-            color, marker = TARGET_COLORS.get(target, BASELINE), TARGET_MARKERS.get(target, "D")
+            if variant in others_of:
+                color, marker = styles[others_of[variant]]
+            else:
+                color, marker = TARGET_COLORS[target], TARGET_MARKERS[target]
             _whisker(
                 right, place + offset, 100 * gain.difference, 100 * low, 100 * high, color, marker
             )
     left.set_xlim(-1.05, 1.05)
-    left.set_xlabel("Pearson r of accuracy and stability (runs with events)")
-    right.set_xlabel(f"best accuracy {MINUS} unpruned arm's (points)")
+    left.set_xlabel(f"Pearson r of {word} accuracy and stability (runs with events)")
+    right.set_xlabel(f"{word} accuracy {MINUS} unpruned arm's (points)")
     for axes in (left, right):
         axes.set_ylim(len(groups) - 0.5, -0.6)
         axes.set_yticks([])
         axes.axvline(0, color="#888888", linewidth=1)
-    targets = {study.attribute(v, "target") for v in study.variants}
+    handles = _target_handles({study.attribute(v, "target") for v in study.variants}, "none")
+    handles += [line_handle(f"unpruned: {k}", *style, "none") for k, style in styles.items()]
     return Drawing(
-        [first, second, legend(_target_handles(targets, "none"))],
+        [first, second, legend(handles)],
         "Where the tradeoff holds",
         "One line per group of arms. First: correlation over the runs with events, with the "
         "interval over seeds as blocks where there is one. Second: what each arm gains over the "
         "unpruned arm of its group, paired by seed, with its 95% interval from four seeds on.",
-        f"Gain in best accuracy over the unpruned arm: {listed(gains, ' points')}.",
+        f"Gain in {word} accuracy over the unpruned arm: {listed(gains, ' points')}.",
     )
 
 
