@@ -10,7 +10,7 @@ from scipy import stats
 from prunejax import masks, report
 from prunejax.configs import default, recipes
 from prunejax.measures import tickets
-from prunejax.report import figures_tickets, levels
+from prunejax.report import figures_tickets, levels, overlaps
 from prunejax.report.tables import load
 from prunejax.study import config as config_lib
 from prunejax.study import plan, run
@@ -31,6 +31,9 @@ def study(tmp_path_factory):
     same = [c for c in recipes.CONTROLS if c not in ("erk", "extended")]  # one compiled program
     controls = dict.fromkeys(same, (LEVELS,))
     arms = recipes.lottery(config, levels=LEVELS, fraction=FRACTION, controls=controls)
+    arms |= recipes.lottery(
+        config, levels=LEVELS, fraction=FRACTION, rewind="step:1", prefix="later"
+    )
     still = recipes.lottery(config, levels=LEVELS, fraction=FRACTION, prefix="still")
     frozen = {"optimizer": {"learning_rate": 0.0}}
     arms["still0"] = frozen | {"keep": ("start",)}
@@ -118,6 +121,40 @@ def test_the_early_stop_step_is_that_of_the_lowest_validation_loss(study):
     assert level.stops["dense-1"] == (
         int(lowest["epoch"]), int(lowest["step"]), float(lowest["test_accuracy"]),
     )  # fmt: skip
+
+
+def test_masks_are_compared_across_rewind_steps(study):
+    path = next(iter(study.directories.values()))
+    with open(path / "overlaps.csv", newline="") as file:
+        rows = {(r["variant"], r["other"]): r for r in csv.DictReader(file)}
+    # Not dense, whose masks are whole, nor controls, whose masks are their ticket's; "still" has
+    # another learning rate.
+    assert set(rows) == {(f"ticket{n}", f"later{n}") for n in range(1, LEVELS + 1)}
+    assert float(rows["ticket1", "later1"]["overlap"]) == 1  # the same dense weights were pruned
+    row, found, chance = rows["ticket2", "later2"], [], []
+    for seed in range(SEEDS):
+        a, b = (of(study, f"{name}2", str(seed)) for name in ("ticket", "later"))
+        places = [{(k, *at) for k in m for at in np.argwhere(m[k]).tolist()} for m in (a, b)]
+        found.append(len(places[0] & places[1]) / len(places[0] | places[1]))
+        both = sum(a[k].sum() * b[k].sum() / a[k].size for k in a)
+        chance.append(both / (sum(a[k].sum() + b[k].sum() for k in a) - both))
+    assert 0 < found[0] < 1
+    assert float(row["overlap"]) == pytest.approx(np.mean(found), rel=1e-12)
+    assert float(row["overlap_chance"]) == pytest.approx(np.mean(chance), rel=1e-12)
+    assert (row["rewind"], row["other_rewind"], int(row["seeds"])) == ("start", "step:1", SEEDS)
+    text = (path / "report.html").read_text()
+    assert "Masks across rewind steps" in text
+    assert f"{np.mean(found):.3f}" in text
+
+
+def test_only_arms_that_differ_in_the_rewind_step_are_compared(study, monkeypatch):
+    changed = {name: dict(about) for name, about in study.attributes.items()}
+    changed["later1"] = {"overrides": {"epochs": 1, **study.overrides["later1"]}}
+    monkeypatch.setattr(study, "attributes", changed)
+    assert overlaps.alike(study) == []  # level 2 has a parent of another kind, too
+    assert overlaps.table(study) is None
+    monkeypatch.setattr(study, "attributes", {})  # where no arm's making is known
+    assert overlaps.records(study) == []
 
 
 def test_the_page_has_the_levels_and_no_sentence_without_longer_training(study, monkeypatch):

@@ -20,6 +20,7 @@ from prunejax.report import (
     gallery,
     headline,
     levels,
+    overlaps,
     panels,
     provenance,
     ranking,
@@ -99,6 +100,7 @@ def _views(study: Study, target: Path) -> None:
     for name, rows in (
         ("recalls", figures_recall.table(study)),
         ("tickets", levels.records(study)),
+        ("overlaps", overlaps.records(study)),
         ("predictors", ranked[1] if ranked else ()),
     ):
         if rows:
@@ -127,7 +129,7 @@ def _page(
     found = [headline.forest(study, summary, column) for column in compared]
     whole = [forest for forest in found if forest]
     forests = [headline.brief(forest, summary) for forest in whole]
-    own = (levels.table(study), figures_barriers.table(study))
+    own = (levels.table(study), overlaps.table(study), figures_barriers.table(study))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("prunejax.report", ""),
         autoescape=True,
