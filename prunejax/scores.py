@@ -8,7 +8,7 @@ studies choose from: each entry reads what it needs from a layer's `ScoreInputs`
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +126,9 @@ def product(w: Array, gradient: Array) -> Array:
     return _wide(w) * _wide(gradient)
 
 
-def undecayed(w: Array, gradient: Array, decay: float | Array) -> Array:
+def undecayed(
+    w: Array, gradient: Array, decay: float | Array, *, grad_of: Literal["data", "total"] = "data"
+) -> Array:
     """|-w g + decay w^2|, same shape: Undecayed Pruning (Good et al., NeurIPS 2022).
 
     -w g - decay w^2 is what the decayed loss gains to first order if the weight goes; the penalty
@@ -136,16 +138,22 @@ def undecayed(w: Array, gradient: Array, decay: float | Array) -> Array:
 
     Args:
       w: weights [...].
-      gradient: [...] of the loss *without* the decay term. With the term in it, g + decay w, the
-        score is |w g|: `saliency`.
+      gradient: g [...], of the loss *without* the decay term.
       decay: the coefficient in "gradient += decay w", a scalar, at least 0. Decoupled decay (AdamW)
         is no term of a gradient; give the coefficient that you mean.
+      grad_of: the loss whose gradient the score reads. "total" has the decay in it, g + decay w:
+        the two decays cancel, |-w (g + decay w) + decay w^2| = |w g|, and the score is `saliency`
+        whatever the decay. It is there to show that.
 
     Raises:
-      ValueError: shapes differ; a negative decay.
+      ValueError: shapes differ; a negative decay; another `grad_of`.
     """
+    if grad_of not in ("data", "total"):
+        raise ValueError(f"grad_of {grad_of!r} is not one of: data, total")
     if not isinstance(decay, jax.Array) and not decay >= 0:
         raise ValueError(f"decay {decay!r} must be at least 0; 0 is `saliency`")
+    if grad_of == "total":
+        return saliency(w, gradient)
     return jnp.abs(decay * jnp.square(_wide(w)) - product(w, gradient))
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from prunejax.errors import ConfigError
 from prunejax.measures import predictors, recall, summary
 from prunejax.report import figures_classes, figures_density, figures_recall
 from prunejax.report.style import Look
 from prunejax.report.tables import load
 from prunejax.study import run
-from tests.studies import tiny
+from tests.studies import begun, functions, planned, small, tiny
 
 WEIGHTS = {"granularity": "weight", "score": "magnitude", "schedule": "scratch"}
 
@@ -156,3 +157,69 @@ def test_a_claim_against_a_number_is_a_one_sample_t_test():
     assert claim["p"] == pytest.approx(expected.pvalue)
     assert claim["low"] == pytest.approx(expected.confidence_interval(0.95).low - 1)
     assert claim["verdict"] == ("confirmed" if expected.pvalue < 0.05 else "undecided")
+
+
+def test_of_the_total_gradient_undecayed_pruning_is_that_by_w_times_g():
+    def arm(score, **more):
+        prune = WEIGHTS | {"score": score, "schedule": "scratch", "layers": (".*",)} | more
+        return {"prune": prune, "optimizer": {"weight_decay": 0.3}}
+
+    def pruned(config):
+        batch, data, state = begun(config)
+        return functions(batch.program).event(state, data, 0)[1].selected
+
+    one = {"up": arm("undecayed"), "total": arm("undecayed", grad_of="total")}
+    one["gp"] = arm("weight_saliency")
+    found = {}
+    for name, about in one.items():
+        config = small(**{name: about})
+        config.prune.saliency_examples = 50
+        found[name] = pruned(config)
+    for layer, gone in found["gp"].items():
+        np.testing.assert_array_equal(found["total"][layer], gone)
+    assert any((found["up"][k] != found["gp"][k]).any() for k in found["gp"])
+
+
+@pytest.mark.parametrize(
+    ("more", "optimizer", "said"),
+    [
+        ({"score": "magnitude"}, {"weight_decay": 0.1}, "'magnitude' reads no gradient"),
+        ({"decay_coef": 0.1}, {}, "weight_decay = 0.0 .coupled. is no part"),
+        ({}, {"weight_decay": 0.1, "weight_decay_kind": "decoupled"}, "decoupled. is no part"),
+        ({}, {"weight_decay": 0.1, "weight_decay_rule": "classifier/.*"}, "leaves out dense1"),
+    ],
+)
+def test_a_total_gradient_that_is_none_is_refused(more, optimizer, said):
+    prune = WEIGHTS | {"score": "undecayed", "grad_of": "total"} | more
+    config = small(up={"prune": prune, "optimizer": optimizer})
+    config.prune.saliency_examples = 50
+    with pytest.raises(ConfigError, match=said):
+        planned(config)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("fraction", [0.5, 0.77, 0.9])
+def test_a_fraction_of_all_parameters_counts_what_stays(scope, fraction):
+    prune = WEIGHTS | {"score": "magnitude", "schedule": "scratch", "layers": (".*",)}
+    prune |= {"fraction": (fraction,), "scope": scope, "ratio_of": "all"}
+    (batch,) = planned(small(a={"prune": prune}))
+    (member,) = batch.members
+    every = (64 + 1) * 16 + (16 + 1) * 8 + (8 + 1) * 10
+    removed = int(member.table.counts.sum())
+    if scope == "global":
+        assert every - removed == -(-round((1 - fraction) * 100) * every // 100)
+    else:  # a ceiling a layer
+        assert 0 <= fraction * every - removed <= 2 + 1
+
+
+def test_a_fraction_that_layers_cannot_give_is_refused():
+    def config(**more):
+        prune = WEIGHTS | {"score": "magnitude", "schedule": "scratch", "layers": (".*",)}
+        return small(a={"prune": prune | {"scope": "global", "ratio_of": "all"} | more})
+
+    with pytest.raises(ConfigError, match=r"114 of 1,266 parameters are .* give 0.9099 at most"):
+        planned(config(fraction=(0.96,)))
+    planned(config(fraction=(0.9099,)))
+    for more in ({"of": "live"}, {"fraction": (0.5, 0.4), "layers": ("dense1", "dense2")}):
+        with pytest.raises(ConfigError, match="one fraction of single weights is needed"):
+            planned(config(**more))

@@ -167,6 +167,14 @@ def test_undecayed_pruning_against_float64_and_its_limits():
     # With the decay in the gradient the score collapses to |w g|.
     total = scores.undecayed(i.kernel, i.gradient + 0.3 * i.kernel, 0.3)
     np.testing.assert_allclose(total, np.abs(w * g), rtol=1e-4, atol=1e-6)
+    for decay in (0.0, 0.3, 1e12):
+        collapsed = scores.undecayed(i.kernel, i.gradient, decay, grad_of="total")
+        np.testing.assert_array_equal(collapsed, scores.saliency(i.kernel, i.gradient))
+        in_full = np.abs(-w * (g + decay * w) + decay * w**2)  # as the formula has it
+        atol = 1e-6 + 1e-15 * decay
+        np.testing.assert_allclose(collapsed, in_full, rtol=1e-6, atol=atol)
+    with pytest.raises(ValueError, match="grad_of 'both' is not one of: data, total"):
+        scores.undecayed(i.kernel, i.gradient, 0.3, grad_of="both")
     # Masks of one score are nested.
     kept = [mask(found, k) for k in (150, 100, 20, 5)]
     assert all(not (b & ~a).any() for a, b in itertools.pairwise(kept))

@@ -116,6 +116,7 @@ FIELDS: dict[str, Any] = {
         "fraction": many((0.5,), (int, float), "numbers"),  # final fraction removed, per rule
         # all | live (at the beginning, rounded up): what the fraction is of
         "of": word("all", "all", "live"),
+        "ratio_of": word("prunable", "prunable", "all"),  # fraction: of the layers | the network
         # live: how often that fraction goes, at once: as after so many levels
         "times": number(1, 1, 10_000, "times"),
         # rules | uniform | erk: how layers share one fraction
@@ -138,14 +139,15 @@ FIELDS: dict[str, Any] = {
         "saliency_examples": number(512, 1, None, "examples"),  # how many, of the first ones
         # lambda of the score undecayed; -1: optimizer.weight_decay
         "decay_coef": number(-1.0, -1, None, "coefficient; -1: optimizer.weight_decay"),
+        # loss whose gradient undecayed reads: without the decay | with it, which makes it |w g|
+        "grad_of": word("data", "data", "total"),
         # none | gradient | random: which dead units come back
         "grow": word("none", "none", "gradient", "random"),
         # of what is live: dropped and regrown at each event besides
         "regrow": number(0.0, 0, 1, "fraction of the live units"),
         # training steps between drop-and-grow updates; 0: none
         "update_every": number(0, 0, None, "training steps; 0: none"),
-        # of the live units, at first
-        "update_fraction": number(0.3, 0, 1, "fraction of the live units"),
+        "update_fraction": number(0.3, 0, 1, "fraction of the live units"),  # at first
         # cosine | linear | constant: of that fraction
         "update_schedule": word("cosine", "prunejax.methods.growth:DECAYS"),
         # of the training steps: no update from there on
@@ -199,13 +201,11 @@ FIELDS: dict[str, Any] = {
         "ticket": "",
         "rewind_run": "",  # label of the arm whose state is put back; "": none
         "rewind_at": "start",  # which of its states
-        # what of it; dead weights stay dead
-        "rewind": many(("weights", "statistics", "step"), str, "names"),
+        "rewind": many(("weights", "statistics", "step"), str, "names"),  # of it; the dead stay so
         "redraw": "",  # parameters drawn anew at last, e.g. "classifier/.*"; "": none
         "scale": number(1.0, 0, None, "factor"),  # factor on the initial kernels
         "fresh": False,  # draw the initial weights anew (stream "ticket_reinit")
-        # no | layer | global: permute the masks that are taken
-        "shuffle": word("no", "no", "layer", "global"),
+        "shuffle": word("no", "no", "layer", "global"),  # permute the masks that are taken
         "copy": "",  # other order, augmentation and dropout: the name of their streams
     },
     # states that are left in states/: start, end, epoch:N, step:N

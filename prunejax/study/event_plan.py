@@ -1,7 +1,6 @@
 """Which layers a variant prunes, and how many units at which epoch: from settings to counts."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 from prunejax import allocate, schedules, trees
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
+from prunejax.study import ratio
 
 KERNEL = "kernel:"  # before a rule: it is one for the paths of all kernels
 
@@ -92,6 +92,12 @@ def layers(
             f"config.prune.times = {p.times} (variant {label!r}) repeats a fraction of what is "
             f"live; prune.of is {p.of!r}: set prune.of = 'live', or times = 1"
         )
+    share = None
+    if p.ratio_of == "all":
+        share = ratio.of_all(settings, label, sum(number.values()), params)
+        if p.scope == "global":
+            first = next(iter(rules))
+            return {first: Layer(first, sum(number.values()), 0, share)}
     if p.of == "live" and p.scope == "global":
         if len(set(p.fraction)) != 1:
             raise ConfigError(
@@ -99,7 +105,7 @@ def layers(
                 "needed of what is live in all layers together"
             )
         first, total = next(iter(rules)), sum(live.values())
-        return {first: Layer(first, total, 0, _of_live(p.fraction[0], total, p.times))}
+        return {first: Layer(first, total, 0, ratio.of_live(p.fraction[0], total, p.times))}
     if p.nm:
         n, m = p.nm
         for name in rules:
@@ -116,9 +122,10 @@ def layers(
     if p.allocation == "rules":
         of_all = p.of == "all"
         parts = {
-            name: schedules.exact(f) if of_all else _of_live(f, number[name], p.times)
+            name: schedules.exact(f) if of_all else ratio.of_live(f, number[name], p.times)
             for name, f in ((name, of_rule(p.fraction, rules[name])) for name in rules)
         }
+        parts = parts if share is None else dict.fromkeys(rules, share)
     else:
         if len(p.fraction) != 1 or p.scope == "global" or p.granularity != "weight":
             raise ConfigError(
@@ -130,23 +137,12 @@ def layers(
         shapes = {name: trees.get(params, of[name].kernel).shape for name in rules}
         total = sum(number.values())
         if p.of == "all":
-            keep = schedules.kept(total, p.fraction[0])
+            keep = schedules.kept(total, p.fraction[0] if share is None else share)
         else:
-            keep = int(total * (1 - _of_live(p.fraction[0], total, p.times)))
+            keep = int(total * (1 - ratio.of_live(p.fraction[0], total, p.times)))
         kept = allocate.ALLOCATIONS[p.allocation](shapes, keep)
         parts = {name: Fraction(number[name] - kept[name], number[name]) for name in rules}
     return {name: Layer(name, number[name], rules[name], parts[name]) for name in rules}
-
-
-def _of_live(fraction: float, live: int, times: int = 1) -> Fraction:
-    """The fraction that takes `ceil(fraction * live)` units so many times, as levels of tickets do.
-
-    (Of all units the paper's rule holds: `ceil((1 - fraction) * units)` are kept.)
-    """
-    left = live
-    for _ in range(times):
-        left -= math.ceil(schedules.exact(fraction) * left)
-    return Fraction(live - left, max(1, live))
 
 
 def of_rule(values: Sequence[Any], index: int) -> Any:
@@ -268,6 +264,8 @@ def idle_layers(
             continue
         size = units(g, settings, params)
         fraction = float(p.fraction[rules[g.name] % len(p.fraction)])
+        if p.ratio_of == "all":  # then more goes of every layer
+            continue
         if fraction and schedules.kept(size, fraction) == size:
             found.append(f"{g.name} ({fraction:g} of {size})")
     return [f"Arm {label}: no unit is targeted in {', '.join(found)}."] if found else []

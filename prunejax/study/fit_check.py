@@ -1,5 +1,6 @@
 """Checks that model, loss and scores of an arm fit its data set and each other."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,8 @@ def score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
             "optimizer.weight_decay is |w g|: use 'weight_saliency', or set a weight decay or "
             "prune.decay_coef"
         )
+    if arm.settings.prune.grad_of == "total":
+        _total(arm, groups)
     for g in groups:
         if "norm" in score.needs and len(g.norm) < 2:
             raise ConfigError(
@@ -96,6 +99,33 @@ def score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
                 f"{other[p.granularity]}; for prune.granularity = {p.granularity!r} use: "
                 f"{', '.join(able)}"
             )
+
+
+def _total(arm: Variant, groups: Sequence[Group]) -> None:
+    """Refuses `prune.grad_of = "total"` where no gradient of these kernels has a decay in it."""
+    o, score = arm.settings.optimizer, arm.settings.prune.score
+    try:
+        rule = re.compile(o.weight_decay_rule)
+    except re.error:
+        return  # refused where the optimizer is made
+    without = [g.name for g in groups if not rule.fullmatch(g.kernel)]
+    why = ""
+    if score != "undecayed":
+        why = f"prune.score = {score!r} reads no gradient of a decayed loss; use 'undecayed'"
+    elif not o.weight_decay or o.weight_decay_kind == "decoupled":
+        why = (
+            f"optimizer.weight_decay = {o.weight_decay} ({o.weight_decay_kind}) is no part of a "
+            "gradient; set a coupled decay"
+        )
+    elif without:
+        why = (
+            f"optimizer.weight_decay_rule = {o.weight_decay_rule!r} leaves out "
+            f"{', '.join(without)}; let it match their kernels"
+        )
+    if why:
+        raise ConfigError(
+            f"config.prune.grad_of = 'total' (variant {arm.label!r}): {why}, or leave it at 'data'"
+        )
 
 
 def decoupled(arms: Sequence[Variant]) -> tuple[str, ...]:

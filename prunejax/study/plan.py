@@ -23,7 +23,18 @@ __all__ = ["Batch", "Member", "build"]
 
 # What decides how many units are live when, and so the arrays of a smaller network.
 COUNTS = (
-    *("schedule", "unit", "rounds", "of", "layers", "fraction", "allocation", "start", "end"),
+    *(
+        "schedule",
+        "unit",
+        "rounds",
+        "of",
+        "ratio_of",
+        "layers",
+        "fraction",
+        "allocation",
+        "start",
+        "end",
+    ),
     "period",
 )
 # Settings that are arrays of a run, so that runs which differ only here share a program.
@@ -35,7 +46,7 @@ ARRAYS = {
     "prune": (
         *COUNTS,
         *("method", "score", "target", "grow", "regrow", "phases", "evaluate_between"),
-        "decay_coef",
+        *("decay_coef", "grad_of"),
         *("update_every", "update_fraction", "update_schedule", "update_end", "update_score"),
         *("redistribute", "weight_init", "refresh_every", "dead_decay", "score_rate"),
         *("threshold", "penalty"),

@@ -88,6 +88,10 @@ def hyper(settings: ConfigDict) -> Hyper:
         )
     asked = settings.prune.decay_coef
     decay = o.weight_decay if asked < 0 else asked
+    if settings.prune.grad_of == "total":
+        # -w (g + optimizer's w) + lambda w^2 = -w g + (lambda - optimizer's) w^2, exactly |w g|
+        # where both are the same.
+        decay -= o.weight_decay
     return Hyper(
         np.asarray(rates, np.float32),
         np.float32(o.weight_decay),
