@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import models, rng
-from prunejax.data import load, normalize
+from prunejax.data import load
 from prunejax.measures import manifold
 
-STEPS, BATCH, RATE, SEED = 600, 64, 0.1, 900
+STEPS, BATCH, RATE, SEED = 600, 64, 0.1, 910
 DIMENSIONS = (5, 20, 80, 160)
 
 
@@ -27,8 +27,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     seeds = range(SEED, SEED + parser.parse_args().seeds)
     data = load("digits_mixed", train_examples=900)
-    x, xt = (normalize(jnp.asarray(i), data.mean, data.std) for i in
-             (data.train_images, data.test_images))  # fmt: skip
+    x, xt = (jnp.asarray(i) / 255 for i in (data.train_images, data.test_images))
     y, yt = jnp.asarray(data.train_labels), jnp.asarray(data.test_labels)
     module = models.create("mlp", num_classes=10, hidden=(16,), batch_norm=False)
     rates = RATE * (1 + np.cos(np.pi * np.arange(STEPS) / STEPS)) / 2
