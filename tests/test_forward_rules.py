@@ -223,7 +223,7 @@ def test_snip_in_rounds_scores_what_is_left():
         (MOVEMENT | {"start": (0,)}, "learnt scores are 0"),
         ({"method": "nm", "nm": (4, 2)}, r"must be \(n, m\)"),
         ({"method": "nm", "nm": (1, 3)}, "are no multiple of 3"),
-        ({"method": "rigl", "update_every": 2, "nm": (2, 4)}, "prune.grow = 'none'"),
+        ({"method": "rigl", "update_every": 2, "nm": (2, 4)}, "blocks of N:M cannot swap"),
     ],
 )
 def test_refused(settings, message):

@@ -161,7 +161,7 @@ FIELDS: dict[str, Any] = {
         "shrink_every": number(0, 0, None, "epochs; 0: never"),  # in a smaller network; 0: never
         # dense | sparse_fan_in: scaled up by sqrt(inputs / live)
         "weight_init": word("dense", "dense", "sparse_fan_in"),
-        # (n, m): n of every m consecutive inputs stay, instead of `fraction`
+        # (n, m): n of every m consecutive inputs stay, not `fraction`; by events n falls from m
         "nm": many((), int, "whole weights"),
         # What forward passes do: masked | straight_through (gradients train dead weights, too) |
         # movement (dead weights wait; scores learn). Events of the last two

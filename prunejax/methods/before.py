@@ -46,7 +46,8 @@ def prune(
     """Masks of a sparsity by a score of the untrained (or any) network.
 
     In round i of T, of N units and K in the end, `N (K/N)^(i/T)` stay, rounded up; scores are
-    computed anew at the weights that are left. Works under jit and vmap.
+    computed anew at the weights that are left. With `nm`, N = m and K = n in every block; rounds
+    in which no block loses a weight change nothing. Works under jit and vmap.
 
     Args:
       params: any pytree of parameters.
@@ -75,8 +76,6 @@ def prune(
     entry = demand(score, given) if isinstance(score, str) else None
     fn: Callable[[Evidence], Tree] = entry.fn if entry else score  # type: ignore[assignment]
     rounds = (entry.rounds if entry else 1) if rounds is None else rounds
-    if nm is not None and sparsity is None:
-        rounds = 1
     if rounds < 1:
         raise ValueError(f"rounds = {rounds} must be at least 1")
     chosen = trees.prunable(params, rules)
@@ -92,7 +91,18 @@ def prune(
         if sparsity is not None:
             raise ValueError(f"nm = {nm} and sparsity = {sparsity}: n of every m is a sparsity")
         n, m = nm
-        return jax.jit(lambda live: masks_lib.nm(scored(live), n, m, axis=axis, masks=live))(start)
+        steps = [k for k in dict.fromkeys(schedules.by_rate(m, n, rounds)) if n < k < m]
+
+        def blocks(live: Tree, kept: Any) -> Tree:
+            return masks_lib.nm(scored(live), kept, m, axis=axis, masks=live)
+
+        def through(live: Tree) -> Tree:
+            if steps:
+                row = jnp.asarray(steps)
+                live = lax.fori_loop(0, len(steps), lambda i, left: blocks(left, row[i]), live)
+            return blocks(live, n)
+
+        return jax.jit(through)(start)
     keep = allocate.counts(shapes, sparsity, allocation)
     if isinstance(keep, int):
         floor = min_per_layer * len(shapes)

@@ -25,7 +25,8 @@ def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]
             last = max(used, key=lambda layer: counts[:, layer].sum())
             number = np.count_nonzero(counts[:, last])
             if program.weights or program.global_scope:  # counts are no filters of one layer
-                rate = float(max(p.fraction) / number)
+                share = 1 - p.nm[0] / p.nm[1] if p.nm else max(p.fraction)
+                rate = float(share / number)
             else:
                 rate = float(counts[:, last].sum() / program.groups[last].units / number)
         found[arm.label] = {

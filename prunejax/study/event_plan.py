@@ -66,6 +66,19 @@ class Layer:
     units: int  # filters, or weights where single weights are pruned
     rule: int  # index of the first rule that matches it
     fraction: Fraction  # of its units that goes in the end
+    blocks: int = 1  # that lose units alike: with N:M, groups of m consecutive inputs
+
+    def planned(self, name: str, fields: Mapping[str, Any], **when: int) -> schedules.Events:
+        """The events of a schedule; see `schedules.planned`.
+
+        Args:
+          name: of the schedule.
+          fields: what it takes beside units and fraction, `prune` of the arm.
+          when: start, end and period.
+        """
+        of: Any = {"units": self.units // self.blocks, "fraction": self.fraction}
+        events = schedules.planned(name, fields, **of, **when)
+        return [(time, count * self.blocks) for time, count in events]
 
 
 def layers(
@@ -116,7 +129,8 @@ def layers(
                     f"layer {name!r}, of shape {shape}, are no multiple of {m}; leave that layer "
                     "out of prune.layers, or choose another m"
                 )
-        return {name: Layer(name, number[name], rules[name], Fraction(m - n, m)) for name in rules}
+        gone = Fraction(m - n, m)
+        return {x: Layer(x, number[x], rules[x], gone, number[x] // m) for x in rules}
     if p.of == "live":
         number = {name: live[name] for name in rules}
     if p.allocation == "rules":
@@ -188,8 +202,7 @@ def event_counts(
                 "earlier or train longer"
             )
         try:
-            of = {"units": size, "fraction": layer.fraction, "period": p.period}
-            events = [] if idle else schedules.planned(p.schedule, p, **of, **when)
+            events = [] if idle else layer.planned(p.schedule, p, period=p.period, **when)
             counts[name] = schedules.counts(events, settings.epochs)
         except ValueError as error:
             raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None

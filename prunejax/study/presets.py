@@ -53,6 +53,8 @@ def apply(prune: ConfigDict, defaults: ConfigDict, own: Collection[str]) -> None
       ConfigError: a method that is not of the package sets a field that there is not.
     """
     for field, value in METHODS.get(prune.method, {}).items():
+        if field == "scope" and prune.nm:  # blocks rank their own weights
+            continue
         if field not in defaults:
             raise ConfigError(
                 f"config.prune.method = {prune.method!r} sets {field!r}, which is no field of "

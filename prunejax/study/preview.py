@@ -60,7 +60,9 @@ def _arm(batch: Batch, members: Sequence[Member]) -> str:
     if not events:
         return text + "no events"
     at = [_when(members[0], int(row)) for row in members[0].events]
-    counts = np.asarray(members[0].table.counts).sum(axis=0)
+    counts = np.asarray(members[0].table.counts)
+    dead = batch.program.nm or batch.program.forward != "masked"  # then that is what they count
+    counts = counts.max(axis=0) if dead else counts.sum(axis=0)
     layers = ", ".join(
         f"{n:,} of {g.units:,} in {g.name}" if not batch.program.weights else f"{n:,} in {g.name}"
         for g, n in zip(batch.program.groups, counts, strict=True)

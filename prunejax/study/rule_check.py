@@ -123,10 +123,23 @@ def _nm(p: ConfigDict, where: str) -> None:
     nm = tuple(p.nm)
     if len(nm) != 2 or not 0 < nm[0] < nm[1]:
         raise ConfigError(f"config.prune.nm = {nm}{where} must be (n, m) with 0 < n < m, or ()")
-    once = p.schedule in ("scratch", "one_shot", "phases") and p.rounds == 1
-    if not once or p.grow != "none" or p.scope != "layer" or p.granularity != "weight":
-        raise ConfigError(
-            f"config.prune.nm = {nm}{where} goes with prune.schedule = 'scratch' (in one round), "
-            "'one_shot' or 'phases', prune.grow = 'none', prune.scope = 'layer' and "
-            "prune.granularity = 'weight'"
-        )
+    for field, wrong, why in (
+        (
+            "grow",
+            p.grow != "none",
+            "blocks of N:M cannot swap; set it to 'none', or forward to "
+            "'straight_through', which changes masks without it",
+        ),
+        ("schedule", p.schedule == "threshold", "how many a threshold keeps is another sparsity"),
+        ("scope", p.scope != "layer", "every block ranks its own weights; set it to 'layer'"),
+        (
+            "granularity",
+            p.granularity != "weight",
+            "blocks are of single weights; set it to 'weight'",
+        ),
+        ("of", p.of != "all", "n of m is a share of all weights; set it to 'all'"),
+    ):
+        if wrong:
+            raise ConfigError(
+                f"config.prune.nm = {nm}{where} goes with no prune.{field} = {p[field]!r}: {why}"
+            )

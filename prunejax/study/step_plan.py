@@ -32,7 +32,8 @@ class Row:
     drop: Mapping[str, int]
     grow: Mapping[str, int]
     update: bool = False  # a drop-and-grow update: its own score, smallest first
-    dead: Mapping[str, int] | None = None  # where events choose among all: what is dead after it
+    # where events choose among all units, and with N:M: what is dead after it
+    dead: Mapping[str, int] | None = None
 
 
 def rows(
@@ -71,8 +72,8 @@ def rows(
         return _phases(settings, label, layers, total)
     if p.schedule == "threshold":
         return [Row(step, {}, {}) for step in range(p.refresh_every, total, p.refresh_every)]
-    if p.forward != "masked":
-        return _rechosen(p.refresh_every, found, at_epochs, total)
+    if p.forward != "masked" or p.nm:
+        return _cumulative(p.refresh_every, found, at_epochs, total)
     if p.grow == "none":
         return found
     _check_growth(settings, label)
@@ -105,12 +106,11 @@ def _scheduled(
                 "schedule earlier or train longer"
             )
         try:
-            of = {"units": layer.units, "fraction": layer.fraction, "period": p.period}
-            events = schedules.planned(p.schedule, p, **of, **when)
+            events = layer.planned(p.schedule, p, period=p.period, **when)
         except ValueError as error:
             raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
         for step, count in events:
-            if count:
+            if count or p.forward != "masked":  # those choose anew, also as many as before
                 found.setdefault(step, {})[name] = count
     return {step: _in_scope(settings, layers, found[step]) for step in sorted(found)}
 
@@ -120,13 +120,7 @@ def _rounds(settings: ConfigDict, label: str, layers: Mapping[str, Layer]) -> li
     p, drops = settings.prune, [dict[str, int]() for _ in range(settings.prune.rounds)]
     for name, layer in layers.items():
         try:
-            events = schedules.geometric(
-                units=layer.units,
-                fraction=layer.fraction,
-                start=0,
-                end=p.rounds - 1,
-                period=1,
-            )
+            events = layer.planned("geometric", {}, start=0, end=p.rounds - 1, period=1)
         except ValueError as error:
             raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
         for number, count in events:
@@ -154,10 +148,10 @@ def _phases(settings: ConfigDict, label: str, layers: Mapping[str, Layer], total
     ]
 
 
-def _rechosen(
+def _cumulative(
     every: int, found: Sequence[Row], at_epochs: Mapping[str, np.ndarray], total: int
 ) -> list[Row]:
-    """Events that choose among all weights: those of the schedule, then one `every` steps."""
+    """Events that count what is dead after them: those of the schedule, then one `every` steps."""
     dead = Counter({name: int(counts.sum()) for name, counts in at_epochs.items()})
     again: list[Row] = []
     for row in found:
@@ -257,7 +251,7 @@ def fill(
     """An arm's events: first those at epochs, then the steps that the program's arms share.
 
     Args:
-      at_epochs: int32 [epochs + 1, layers].
+      at_epochs: int32 [epochs + 1, layers]; with N:M, what is dead after each.
       rows_of_arm: see `rows`.
       steps: see `shared_steps`.
       names: of the layers, in forward order.

@@ -110,7 +110,8 @@ def select(program: Program, state: TrainState, data: Data, event: Array) -> dic
     What stays is chosen by `masks.prune`, so a study follows the library's rule: among equal
     units the earlier is kept (layer order first with a global scope), and NaN goes first. Only
     units never targeted before are eligible (all, where dead weights are hidden and not gone).
-    Random targets do not look at the scores.
+    Random targets do not look at the scores. With N:M the counts are of what is dead after the
+    event, as many in every block.
     """
     table, counts = state.table, state.table.counts[event]
     target, number = table.target[event], table.ids[event]
@@ -126,9 +127,9 @@ def select(program: Program, state: TrainState, data: Data, event: Array) -> dic
         taken = state.windows.targeted[g.name]
         eligible.append(~taken if program.forward == "masked" else jnp.ones_like(taken))
     if program.nm is not None:
-        kept = mask_algebra.nm(worth, *program.nm, masks=eligible)
-        many = zip(eligible, kept, counts, strict=True)
-        chosen = [units & ~k & (n > 0) for units, k, n in many]
+        m, chosen = program.nm[1], list[Array]()
+        for w, units, gone in zip(worth, eligible, counts, strict=True):
+            chosen.append(units & ~mask_algebra.nm(w, m - gone // (w.size // m), m, masks=units))
     else:
         choose = functools.partial(targets, worth, counts, eligible)
         chosen = _scoped(program, state, event, choose)
