@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,6 +198,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     widths = [max(map(len, column)) for column in zip(*text, strict=True)]
     lines = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in text]
     return "\n".join(lines)
+
+
+def told(rows: Iterable[Mapping[str, Any]], name: str) -> None:
+    """Prints each row when it is there, then all as a table; saves them where `name` is one."""
+    found = []
+    for row in rows:
+        found.append(row)
+        print(row, flush=True)
+    print(table(found))
+    if name:
+        print(f"saved: {save(name, found)}")
 
 
 def environment() -> dict[str, Any]:

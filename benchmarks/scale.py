@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from common import save, study, synthetic, table
+from common import study, synthetic, told
 
 from prunejax.study import arrangement
 from prunejax.study.population import Population
@@ -84,15 +84,11 @@ def main() -> None:
     counts = [int(n) for n in options.devices.split(",")]
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(counts))
-    rows = []
-    for entry in options.models.split(","):
-        model, width = entry.split(":")
-        for devices in counts:
-            rows.append(measured(model, float(width), devices, options.batch))
-            print(rows[-1], flush=True)
-    print(table(rows))
-    if options.save:
-        print(f"saved: {save('scale', rows)}")
+    entries = [entry.split(":") for entry in options.models.split(",")]
+    told(
+        (measured(m, float(w), n, options.batch) for m, w in entries for n in counts),
+        "scale" if options.save else "",
+    )
 
 
 if __name__ == "__main__":

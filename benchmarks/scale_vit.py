@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from common import save, study, synthetic, table
+from common import study, synthetic, told
 from scale import exchanged
 
 from prunejax import models, trees
@@ -144,13 +144,8 @@ def main() -> None:
     if options.depth != fixed["depth"]:
         options.model = f"vit_s16 of {options.depth} blocks"
         models.MODELS[options.model] = (kind, fixed | {"depth": options.depth})
-    rows = []
-    for arm in options.arms.split(","):
-        rows.append({"model": options.model, **run(arm, options)})
-        print(rows[-1], flush=True)
-    print(table(rows))
-    if options.save:
-        print(f"saved: {save('scale-vit', rows)}")
+    rows = ({"model": options.model} | run(arm, options) for arm in options.arms.split(","))
+    told(rows, "scale-vit" if options.save else "")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,23 @@ def test_milestones_that_training_does_not_reach_are_told():
     assert note.startswith("Arm none: config.optimizer.milestones")
 
 
+def test_a_warm_up_that_training_does_not_end_is_told():
+    def notes(steps, **own):
+        config_ = tiny(none={}, A={"optimizer": own})
+        config_.optimizer.warmup_steps = steps
+        arms = config.variants(config_, default.get_config())
+        return [note for batch in plan.build(arms) for note in batch.notes]
+
+    assert notes(16) == []  # 4 epochs of 4 steps: the last has the whole rate
+    (note,) = notes(64)
+    assert note == (
+        "config.optimizer.warmup_steps = 64: training ends after step 16, at 0.25 of the learning "
+        "rate."
+    )
+    (note,) = notes(64, warmup_steps=3)
+    assert note.startswith("Arm none: config.optimizer.warmup_steps = 64")
+
+
 def test_emptied_layers_are_named_by_the_run_and_by_its_report(monkeypatch, tmp_path, capfd):
     prune = PRUNE | {"fraction": (1.0, 0.05), "score": "l2"}
     c = tiny(cut={"prune": prune})

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prunejax import losses
 from prunejax.interventions import ROWS
 from prunejax.study import arrangement, shared
 from prunejax.study.population import Population
 from prunejax.train import evaluation, prune, step
-from tests.studies import planned, small
+from tests.studies import go, planned, rows, small
 from tests.test_presets import arm
 
 METHODS = ("random", "snip", "nm", "gradual", "rigl", "ste", "movement", "movement_soft")
@@ -83,3 +84,20 @@ def test_programs_share_what_is_not_of_their_events(batches):
     assert int(trained.step[0]) == 2
     shared.forget()  # as every study does: a name of a loss may be another function by then
     assert people("random").train is not made["random"].train
+
+
+def test_a_study_measures_the_loss_that_its_name_stands_for_now(tmp_path, monkeypatch):
+    def measured(folder, factor):
+        def mine(outputs, targets):
+            return factor * losses.cross_entropy(outputs, targets)
+
+        monkeypatch.setitem(losses.LOSSES, "mine", mine)
+        config = small(A={})
+        config.loss, config.epochs, config.optimizer.learning_rate = "mine", 1, 0.0
+        config.measures.names, config.measures.examples = ("gradient_second_moment",), 64
+        go(config, tmp_path / folder)
+        (row,) = rows(tmp_path / folder, "runs")
+        return float(row["gradient_second_moment"])
+
+    # Of the same weights, which a rate of 0 leaves alone.
+    assert measured("four", 4.0) == pytest.approx(16 * measured("one", 1.0), rel=1e-4)

@@ -1,13 +1,12 @@
 """Arrays of one's own as a data set: `data.name = "npz:FILE"`."""
 
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from prunejax.data.dataset import Dataset, Standardize, make
-from prunejax.system.files import expand
+from prunejax.system import files
 
 PREFIX = "npz:"
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -29,18 +28,19 @@ def load_arrays(name: str, data_dir: str | os.PathLike[str] | None = None) -> Da
     Raises:
       ValueError: no such file, arrays that are missing, do not fit together, or are not finite.
     """
-    file = Path(data_dir or "") / expand(name.removeprefix(PREFIX))
+    file = Path(data_dir or "") / files.expand(name.removeprefix(PREFIX))
+
+    def told(what: str) -> ValueError:
+        return ValueError(
+            f"{name}: {file} cannot be read ({what}); write it with np.savez(FILE, x_train=..., "
+            "y_train=..., x_test=..., y_test=...)"
+        )
+
     try:
-        with np.load(file, allow_pickle=False) as saved:
+        with files.arrays(file, told) as saved:
             found = {key: saved[key] for key in ARRAYS}
     except KeyError as error:
         raise ValueError(f"{name}: {error.args[0]}; it needs {', '.join(ARRAYS)}") from None
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{name}: {file} cannot be read ({reason}); write it with np.savez(FILE, x_train=..., "
-            "y_train=..., x_test=..., y_test=...)"
-        ) from None
     for key, array in found.items():
         if array.dtype.kind not in "iufb" or not np.isfinite(array).all():
             raise ValueError(f"{name}: {key} ({array.dtype}) must be finite real numbers")

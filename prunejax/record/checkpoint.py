@@ -233,5 +233,5 @@ def _reason(error: BaseException) -> str:
     code = re.search(r"os_error_code='(\d+)'", str(error))  # what orbax's writer ends its text with
     if code:
         return os.strerror(int(code[1]))
-    text = str(error).strip().split("\n")[0][:200]
+    text = str(error).strip().split("\n")[0][:200].rstrip(".: ")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

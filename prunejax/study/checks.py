@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from prunejax import registry
 from prunejax.errors import ConfigError
 from prunejax.study import ranges
@@ -112,14 +114,24 @@ def rising(name: str, values: Iterable[int], where: str) -> None:
         )
 
 
-def late_milestones(optimizer: Any, epochs: int) -> tuple[int, ...]:
-    """The milestones of a learning rate that training does not reach.
+def after_training(settings: ConfigDict, steps: int) -> tuple[str, ...]:
+    """What of the learning rate's course comes after the last of so many training steps, told.
 
-    They are no error, for `--config.epochs=40` shortens a longer study; they are told.
+    It is no error, for `--config.epochs=40` shortens a longer study.
     """
-    if optimizer.schedule != "multistep":
-        return ()
-    return tuple(m for m in optimizer.milestones if m >= epochs)
+    o, epochs, found = settings.optimizer, settings.epochs, []
+    late = [m for m in o.milestones if m >= epochs] if o.schedule == "multistep" else []
+    if late:
+        found.append(
+            f"config.optimizer.milestones: training ends before epoch {', '.join(map(str, late))} "
+            f"(config.epochs = {epochs}, from 0); the learning rate does not fall there."
+        )
+    if o.warmup_steps > steps:
+        found.append(
+            f"config.optimizer.warmup_steps = {o.warmup_steps}: training ends after step {steps}, "
+            f"at {steps / o.warmup_steps:.2g} of the learning rate."
+        )
+    return tuple(found)
 
 
 def twins(arms: Mapping[str, Mapping[str, Any]]) -> None:

@@ -6,7 +6,6 @@ run takes those of the layers that it knows.
 """
 
 import errno
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -45,15 +44,16 @@ def read(path: Path) -> Arrays:
     Raises:
       RecordError: there is no such file, or it is damaged.
     """
-    try:
-        with np.load(path) as saved:
-            return dict(saved)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RecordError(
+
+    def told(what: str) -> RecordError:
+        return RecordError(
             errno.EIO,
-            f"cannot read {path} ({error}), the state that a run starts from; restore it, or "
+            f"cannot read {path} ({what}), the state that a run starts from; restore it, or "
             "start over in a new workdir",
-        ) from error
+        )
+
+    with files.arrays(path, told) as saved:
+        return dict(saved)
 
 
 class Handover:

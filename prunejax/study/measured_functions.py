@@ -13,7 +13,6 @@ from prunejax import losses
 Tree = Any
 
 
-@functools.lru_cache(maxsize=32)
 def functions(
     module: Any,
     loss: str,
@@ -32,7 +31,25 @@ def functions(
       module, loss, prepare, mean, std, has_classes: of the program.
       running: BatchNorm takes its running statistics; else those of the batch.
     """
+    of = module, loss, prepare, mean, std, has_classes, running
+    # By the function too: in the next study of this process a plug-in's name may mean another.
+    try:
+        return _made(losses.LOSSES.get(loss), *of)
+    except TypeError:  # a user's module or loss that cannot be hashed
+        return _made.__wrapped__(None, *of)
 
+
+@functools.lru_cache(maxsize=32)
+def _made(
+    _: Any,
+    module: Any,
+    loss: str,
+    prepare: Any,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    has_classes: bool,
+    running: bool,
+) -> tuple[Any, Any, Any, Any]:
     def outputs(statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
         x = prepare(images) if prepare is not None else data_lib.normalize(images, mean, std)
         variables = {"params": params, **statistics}

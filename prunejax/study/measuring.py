@@ -92,14 +92,10 @@ class Measurer:
         self._untrained = jax.jit(
             lambda *run: step.variables(program, step.initial_state(program, *run))
         )
-        of = (
+        functions = measured_functions.functions(
             program.module.clone(dropout=0.0), program.loss, program.prepare, program.mean,
             program.std, program.has_classes, running,
         )  # fmt: skip
-        try:
-            functions = measured_functions.functions(*of)
-        except TypeError:  # a user's module that cannot be hashed
-            functions = measured_functions.functions.__wrapped__(*of)
         per_example, self._mean, self._evaluate, self._logits = functions
         self._per_example = per_example if running else None
 

@@ -223,20 +223,17 @@ def batch(
         for arm in arms
         for note in event_plan.idle_layers(arm.settings, arm.label, of.groups, of.params)
     ]
-    notes = (*_late_milestones(arms), *fit_check.decoupled(arms), *idle)
+    late = _after_training(arms, settings.epochs * program.steps_per_epoch)
+    notes = (*late, *fit_check.decoupled(arms), *idle)
     return Batch(program, dataset, members, notes)
 
 
-def _late_milestones(arms: Sequence[Variant]) -> tuple[str, ...]:
-    late = {a.label: checks.late_milestones(a.settings.optimizer, a.settings.epochs) for a in arms}
-    alike = len(set(late.values())) == 1
-    return tuple(
-        f"{'' if alike else f'Arm {label}: '}config.optimizer.milestones: training ends before "
-        f"epoch {', '.join(map(str, found))} (config.epochs = {epochs}, from 0); the learning rate "
-        "does not fall there."
-        for label, found, epochs in [(a.label, late[a.label], a.settings.epochs) for a in arms]
-        if found
-    )[: 1 if alike else None]
+def _after_training(arms: Sequence[Variant], steps: int) -> tuple[str, ...]:
+    """See `checks.after_training`; what all arms share is told once."""
+    found = {a.label: checks.after_training(a.settings, steps) for a in arms}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return tuple(f"Arm {label}: {note}" for label, notes in found.items() for note in notes)
 
 
 def _gradient_updates(settings: ConfigDict, rows: Sequence[Row]) -> int:

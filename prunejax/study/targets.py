@@ -4,6 +4,7 @@ import errno
 import itertools
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -30,6 +31,12 @@ class _Packed(NamedTuple):
     def flags(self) -> np.ndarray:
         size = int(np.prod(self.shape, dtype=np.int64))
         return np.unpackbits(self.bits, count=size).astype(bool).reshape(self.shape)
+
+
+def _unreadable(file: Path, what: str) -> RecordError:
+    return RecordError(
+        errno.EIO, f"cannot read {file} ({what}); restore it, or start over in a new workdir"
+    )
 
 
 class Targets:
@@ -87,14 +94,8 @@ class Targets:
             return {}
         events: dict[str, _Packed] = {}
         for file in (whole, *self._parts(run)):
-            try:
-                with np.load(file) as saved:
-                    events |= {name: _Packed.of(saved[name]) for name in saved.files}
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-                raise RecordError(
-                    errno.EIO,
-                    f"cannot read {file} ({error}); restore it, or start over in a new workdir",
-                ) from error
+            with files.arrays(file, partial(_unreadable, file)) as saved:
+                events |= {name: _Packed.of(saved[name]) for name in saved.files}
         return events
 
     def add(self, row: int, selected: Mapping[str, Any]) -> None:

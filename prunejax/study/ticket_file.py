@@ -13,7 +13,6 @@ and 1, in the layout of Flax ([in, out], [height, width, in, out]).
 import hashlib
 import json
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,17 @@ def read(path: str | Path) -> Arrays:
 
     Raises:
       ConfigError: no such file, not a NumPy archive, or masks that are not of 0 and 1.
+      ValueError: there is no such user (a path that begins with "~").
     """
-    try:
-        with np.load(files.expand(path), allow_pickle=False) as saved:
-            found = {name: saved[name] for name in saved.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"config.start.ticket: cannot read {path} ({error})") from None
+
+    def told(what: str) -> ConfigError:
+        return ConfigError(
+            f"config.start.ticket: cannot read {path} ({what}); give a file of prunejax export "
+            "--ticket, or masks that np.savez wrote"
+        )
+
+    with files.arrays(Path(files.expand(path)), told) as saved:
+        found = dict(saved)
     named = {
         name if name.split("/")[0] in PARTS or name == "about" else f"masks/{name}": value
         for name, value in found.items()

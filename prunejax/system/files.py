@@ -46,21 +46,36 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+# What NumPy and zipfile raise of archives with a flipped bit or cut short; RuntimeError where the
+# bit says "encrypted" or names another way of compression.
+_DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
 @contextmanager
-def arrays(path: Path) -> Iterator[Any]:
+def arrays(path: Path, told: Callable[[str], Exception] | None = None) -> Iterator[Any]:
     """The arrays of an `.npz` file by name, each read when it is asked for, inside.
 
+    Args:
+      path: the file.
+      told: the error to raise, of what is wrong. None: that of a file of a study.
+
     Raises:
-      WorkdirError: the file is damaged.
+      WorkdirError: the file is missing or damaged.
     """
     import numpy as np  # late: the command line answers without it
 
     try:
-        with path.open("rb") as file, np.load(file) as saved:  # by path NumPy leaves it open
+        with path.open("rb") as file:  # by path NumPy leaves it open
+            saved = np.load(file)
+            if not isinstance(saved, np.lib.npyio.NpzFile):
+                raise ValueError("one array of np.save, no archive of np.savez")
             yield saved
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
+        what = " ".join(str(error).split())
+        if told is not None:
+            raise told(what) from error
         raise WorkdirError(
-            f"{path} cannot be read ({error}): it was changed or damaged. Restore it, or repeat "
+            f"{path} cannot be read ({what}): it was changed or damaged. Restore it, or repeat "
             "the study in a new workdir"
         ) from error
 
