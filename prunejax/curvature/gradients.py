@@ -20,10 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature import base, vectors
 from prunejax.curvature.callables import on_host
-from prunejax.curvature.example_gradients import norms_and_sum
-from prunejax.curvature.fieller import fieller, reciprocal
+from prunejax.curvature.example_gradients import norms, norms_and_total, slopes
 from prunejax.curvature.splits import chunks
 
 Tree = Any
@@ -91,31 +90,50 @@ class NoiseScale:
     unbiased: bool
 
 
-@jax.jit
-def _norms_and_sum(
-    loss: Any, params: Tree, batch: Tree, weight: jax.Array, masks: Any, total: Tree
-) -> tuple[jax.Array, Tree]:
-    squared, part = norms_and_sum(loss, params, batch, weight, masks)
-    return squared, base.add(total, part)
-
-
-@jax.jit
-def _norms(loss: Any, params: Tree, batch: Tree, weight: jax.Array, masks: Any) -> jax.Array:
-    """The norms alone: the compiler drops what only the sum needs, about a third for a VGG."""
-    return norms_and_sum(loss, params, batch, weight, masks)[0]
-
-
-@jax.jit
-def _slopes(loss: Any, params: Tree, batch: Tree, direction: Tree) -> jax.Array:
-    """[n]: the derivative of each example's loss along a direction."""
-    tangent = base.cast_like(direction, params)
-    return kernels.pushforward(lambda p: loss(p, batch), params, tangent)[1]
-
-
 def standard_error(values: np.ndarray) -> float:
     """Standard error of the mean of `values` [n]; NaN for fewer than two."""
     n = len(values)
     return float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+
+
+def fieller(a: float, b: float, cov: np.ndarray, quantile: float) -> tuple[float, float]:
+    """Fieller's interval of a/b: all R with (a - R b)² <= quantile² Var(a - R b) (Fieller 1954).
+
+    It covers as it says where numerator and denominator are jointly normal. Means of per-example
+    gradient norms are that only in the limit: where their law has heavy tails (a few examples carry
+    most of the sum, as late in training), mean and covariance of a finite sample are both too small
+    in most draws, and the truth lies above the interval more often than it says: with log-normal
+    norms of log sd 1 and 2 a 95 % interval covers 93 and 71 % at 64 examples, 94 and 82 % at 382.
+    More examples cure it slowly; the largest share of one example in the sum tells how far off one
+    is.
+
+    Args:
+      a: estimate of the numerator.
+      b: estimate of the denominator.
+      cov: covariance of (a, b), of shape [2, 2].
+      quantile: of Student's t or the normal law.
+
+    Returns:
+      (low, high); (-inf, inf) where b is within `quantile` standard errors of zero, (nan, nan)
+      where the covariance is not known.
+    """
+    square = quantile**2
+    lead = b * b - square * cov[1, 1]
+    if np.isnan(cov).any():
+        return float("nan"), float("nan")
+    if lead <= 0:
+        return -float("inf"), float("inf")
+    middle = a * b - square * cov[0, 1]
+    root = np.sqrt(max(middle**2 - lead * (a * a - square * cov[0, 0]), 0.0))
+    return float((middle - root) / lead), float((middle + root) / lead)
+
+
+def reciprocal(interval: tuple[float, float]) -> tuple[float, float]:
+    """The interval of 1/x >= 0 from that of x; parts at or below zero stand for infinity."""
+    if np.isnan(interval).any():
+        return interval
+    low, high = (1 / x if x > 0 else float("inf") for x in interval[::-1])
+    return low, high
 
 
 def _moment(
@@ -140,12 +158,12 @@ def _moment(
     for piece, real in pieces:
         weight = (np.arange(base.batch_size(piece)) < real).astype(dtype)
         if mean:
-            squared, total = _norms_and_sum(loss, params, piece, weight, live, total)
+            squared, total = norms_and_total(loss, params, piece, weight, live, total)
         else:
-            squared = _norms(loss, params, piece, weight, live)
+            squared = norms(loss, params, piece, weight, live)
         parts.append(np.asarray(squared, np.float64)[:real])
-    norms = np.concatenate(parts)
-    n = len(norms)
+    squared_norms = np.concatenate(parts)
+    n = len(squared_norms)
     if n <= ddof:
         raise ValueError(f"ddof={ddof} needs more than {ddof} examples, got {n}")
     mean_squared = alignments = None
@@ -153,9 +171,9 @@ def _moment(
         average = base.scale(1.0 / n, total)
         mean_squared = float(base.squared_norm(average))
     if align:
-        slopes = [np.asarray(_slopes(loss, params, p, average), np.float64)[:r] for p, r in pieces]
-        alignments = np.concatenate(slopes)
-    uncentered = float(norms.mean())
+        along = [np.asarray(slopes(loss, params, p, average), np.float64)[:r] for p, r in pieces]
+        alignments = np.concatenate(along)
+    uncentered = float(squared_norms.mean())
     moment = GradientMoment(
         value=(uncentered - (mean_squared or 0.0)) * n / (n - ddof) if centered else uncentered,
         stderr=float("nan"),
@@ -165,7 +183,7 @@ def _moment(
         mean_gradient_squared_norm=mean_squared,
         examples=n,
         live_dim=base.live_dimension(live, params),
-        squared_norms=norms,
+        squared_norms=squared_norms,
         alignments=alignments,
     )
     stderr = standard_error(moment.contributions) * n / (n - ddof)

@@ -29,10 +29,10 @@ from scipy import special
 
 from prunejax.curvature import base, kernels, vectors
 from prunejax.curvature.callables import on_host
-from prunejax.curvature.fieller import fieller
 from prunejax.curvature.gradients import (
     GradientMoment,
     PerExampleLoss,
+    fieller,
     gradient_second_moment,
 )
 from prunejax.curvature.lanczos import Eigenpairs
