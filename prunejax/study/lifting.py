@@ -1,5 +1,6 @@
 """From one member to many: their arrays stacked, and functions of one lifted to the stack."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ class Lift:
         members, everywhere = PartitionSpec(MEMBER), PartitionSpec()
 
         def stacked(member: Tree, *shared: Any) -> Tree:
-            run = lambda m, s: self._inner(fn, m, s)  # noqa: E731
+            run = functools.partial(self._inner, fn)
             if self._mesh.size > 1:  # the compiler spreads over `data`, this over members
                 run = jax.shard_map(
                     run,

@@ -79,8 +79,8 @@ class Functions:
         # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
         once = {"xla_backend_optimization_level": 1} if _on_cpu(mesh) else None
         self.initial = lift(lambda m: step.initial_state(program, *m), states, options=once)
-        self.train = changing(lambda s, data, n: step.train_steps(program, s, data, n))
-        self.train_last = changing(lambda s, data: step.train_last_step(program, s, data))
+        self.train = changing(functools.partial(step.train_steps, program))
+        self.train_last = changing(functools.partial(step.train_last_step, program))
         cuts = {sizes: smaller.of(program, sizes) for _, sizes in program.cuts}
         self.smaller = {
             sizes: tuple(
@@ -89,20 +89,16 @@ class Functions:
             )
             for sizes, cut in cuts.items()
         }
-        self.evaluate = Bare(
-            lift(lambda s, images, labels: evaluation.evaluate(program, s, images, labels), members)
-        )
+        self.evaluate = Bare(lift(functools.partial(evaluation.evaluate, program), members))
         self.released = Bare(
             lift(
-                lambda s, images, labels, after: evaluation.released_evaluate(
-                    program, s, images, labels, after
-                ),
+                functools.partial(evaluation.released_evaluate, program),
                 (states, members),
                 donate=True,
             ),
             lambda found, rows: (with_rows(found[0], rows), found[1]),
         )
-        self.scale = changing(lambda s: prune.with_sparse_fan_in(program, s))
+        self.scale = changing(functools.partial(prune.with_sparse_fan_in, program))
         self.summary = Bare(
             lift(
                 lambda s: (
@@ -115,9 +111,7 @@ class Functions:
             )
         )
         self.stop = lift(lambda m: stopping.stopped(*m), members)
-        self.track = Bare(
-            lift(lambda s, images, labels: trackers.track(program, s, images, labels), members)
-        )
+        self.track = Bare(lift(functools.partial(trackers.track, program), members))
 
 
 def _on_cpu(mesh: Mesh) -> bool:

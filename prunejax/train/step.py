@@ -207,18 +207,21 @@ def train_steps(
         if isinstance(data, Window):
             return train_batch(program, state, *batch_of(data[:2], state.step - data.first))
         start = (state.step % program.steps_per_epoch) * size
-        return _step_on(program, state, data, jax.lax.dynamic_slice(order, (start,), (size,)))
+        indices = jax.lax.dynamic_slice(order, (start,), (size,))
+        return train_batch(program, state, *_taken(program, state, data, indices))
 
-    body = lambda _, state: stopping.unless_stopped(program.stops, state, one)  # noqa: E731
-    return jax.lax.fori_loop(0, steps, body, state)
+    some = stopping.unless_stopped(program.stops, one)
+    return jax.lax.fori_loop(0, steps, lambda _, state: some(state), state)
 
 
 def train_last_step(program: Program, state: TrainState, data: Data) -> TrainState:
     """The last, smaller batch of an epoch."""
     indices = _order(program, state)[-program.last_batch :]
-    return stopping.unless_stopped(
-        program.stops, state, lambda s: _step_on(program, s, data, indices)
-    )
+
+    def one(state: TrainState) -> TrainState:
+        return train_batch(program, state, *_taken(program, state, data, indices))
+
+    return stopping.unless_stopped(program.stops, one)(state)
 
 
 def _order(program: Program, state: TrainState) -> Array:
@@ -226,14 +229,15 @@ def _order(program: Program, state: TrainState) -> Array:
     return data_lib.epoch_permutation(state.seeds.data, epoch, program.train_examples)
 
 
-def _step_on(program: Program, state: TrainState, data: Data, indices: Array) -> TrainState:
+def _taken(program: Program, state: TrainState, data: Data, indices: Array) -> tuple[Array, Array]:
+    """The stored examples of a batch, augmented, and their targets."""
     indices = split_batch(program, indices)
     if program.augment:
         key = rng.at(state.seeds.data, "augment", state.step)
         images = data_lib.augment(key, data.train_images, indices)
     else:
         images = jnp.take(data.train_images, indices, axis=0)
-    return train_batch(program, state, images, jnp.take(data.train_labels, indices, axis=0))
+    return images, jnp.take(data.train_labels, indices, axis=0)
 
 
 def train_batch(program: Program, state: TrainState, images: Array, labels: Array) -> TrainState:

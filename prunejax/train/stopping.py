@@ -10,17 +10,17 @@ Array = jax.Array
 State = Any  # a `train.step.TrainState`
 
 
-def unless_stopped(stops: bool, state: State, step: Callable[[State], State]) -> State:
+def unless_stopped(stops: bool, step: Callable[[State], State]) -> Callable[[State], State]:
     """A training step; of a run that has stopped only the count of steps goes on.
 
     Args:
       stops: whether some run of the program may stop (static).
-      state: of a run.
       step: the training step.
     """
     if not stops:
-        return step(state)
-    return jax.lax.cond(state.stopped < 0, step, lambda s: s._replace(step=s.step + 1), state)
+        return step
+    counted = lambda s: s._replace(step=s.step + 1)  # noqa: E731
+    return lambda s: jax.lax.cond(s.stopped < 0, step, counted, s)
 
 
 def stopped(state: State, loss: Array, ready: Array) -> Array:
