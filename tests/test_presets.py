@@ -116,3 +116,34 @@ def test_what_an_arm_sets_itself_stays():
 def test_refused(prune_settings, message):
     with pytest.raises(ConfigError, match=message):
         plan.build(config_lib.variants(small(a={"prune": prune_settings}), default.get_config()))
+
+
+def test_an_event_computes_the_score_that_it_uses_and_no_other(monkeypatch):
+    seen = []
+
+    def synflow(e):
+        jax.debug.callback(lambda: seen.append(1))
+        return evidence.EVIDENCE["magnitude"].fn(e)
+
+    found = evidence.EVIDENCE["synflow"]
+    monkeypatch.setitem(evidence.EVIDENCE, "synflow", found._replace(fn=synflow))
+    arms = {name: arm(name) for name in ("synflow", "gradual")}
+    batch, data, state = begun(small(**arms))
+    members, program = {m.variant: m for m in batch.members}, batch.program
+    assert set(program.scores) == {"magnitude", "synflow"}
+    event = jax.jit(lambda s, row: prune.apply_event(program, s, data, row, s.windows.targeted))
+    asked = {}
+    for name, member in members.items():
+        table = member.table
+        for row in range(len(table.steps)):
+            seen.clear()
+            _, made = event(state._replace(table=table), row)
+            jax.effects_barrier()
+            asked.setdefault((name, bool(table.counts[row].any())), set()).add(len(seen))
+            assert int(made.targeted.sum()) == table.counts[row].sum()
+    assert asked == {
+        ("synflow", True): {1},
+        ("synflow", False): {0},
+        ("gradual", True): {0},
+        ("gradual", False): {0},
+    }

@@ -41,7 +41,7 @@ def test_what_is_left_out_is_read_by_events_alone(batches, name):
                 step.train_steps(program, state, data, jnp.int32(3)),
                 step.train_last_step(program, state, data),
                 evaluation.evaluate(program, state, data.test_images, data.test_labels),
-                prune.sparsity(program, state),
+                evaluation.sparsity(program, state),
             )
 
         return str(jax.make_jaxpr(everything)(bare))

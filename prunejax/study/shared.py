@@ -105,7 +105,7 @@ class Functions:
                     evaluation.train_metrics(program, s),
                     s.bad_step,
                     s.step,
-                    prune.sparsity(program, s),
+                    evaluation.sparsity(program, s),
                 ),
                 members,
             )

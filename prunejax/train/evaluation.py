@@ -16,6 +16,7 @@ from prunejax.train.step import (
     batch_of,
     inputs,
     logits,
+    masks,
     split_batch,
     variables,
 )
@@ -218,3 +219,17 @@ def released_evaluate(
     carry, _ = jax.lax.scan(body, carry, (numbers, jnp.asarray(indices), jnp.asarray(weights)))
     n = np.float32(labels.shape[0])
     return carry[0], Metrics(carry[1] / n, _accuracy(program, carry[2], n))
+
+
+def sparsity(program: Program, state: TrainState) -> Array:
+    """Fraction of all parameters that are masked now (exact integer counts, then one division)."""
+    live = masks(program, state)
+    sizes = jax.tree.leaves(jax.tree.map(lambda p: p.size, state.params))
+    removed = jax.tree.leaves(
+        jax.tree.map(
+            lambda m, p: jnp.sum(~m) * (p.size // m.size) if m.ndim else jnp.int32(0),
+            live,
+            state.params,
+        )
+    )
+    return sum(removed) / jnp.float32(sum(sizes))

@@ -1,6 +1,7 @@
 """What scores see of a network in training: gradients on chosen examples, whole-network scores."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from prunejax.train.step import (
 )
 
 Array = jax.Array
+Tree = Any
 
 
 def last_indices(program: Program, state: TrainState) -> Array:
@@ -96,13 +98,37 @@ def stability(program: Program, state: TrainState, data: Data) -> dict[str, Arra
     return program.stability(variables(program, state), inputs(program, images))
 
 
-def network_scores(program: Program, state: TrainState, data: Data) -> dict[str, dict[str, Array]]:
+def wanted(program: Program, chosen: Array, need: str, compute: Callable[[], Tree]) -> Tree:
+    """What scores need, {} where none does; zeros where the one that is chosen does not.
+
+    Members that go one by one then do not compute it (SynFlow, for an event by magnitude).
+
+    Args:
+      program: with its scores.
+      chosen: index of the score that an event uses.
+      need: an entry of `needs` in `scores.SCORES`, or the name of a score.
+      compute: computes it.
+    """
+    of = [s == need or need in scores_lib.SCORES[s].needs for s in program.scores]
+    if all(of) or not any(of):
+        return compute() if any(of) else {}
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
+    return jax.lax.cond(jnp.array(of)[chosen], compute, lambda: zeros)
+
+
+def network_scores(
+    program: Program, state: TrainState, data: Data, chosen: Array
+) -> dict[str, dict[str, Array]]:
     """Score name -> layer -> score per weight, of the scores that see the whole network.
+
+    `chosen` is the one that is looked at, see `wanted`.
 
     BatchNorm uses the statistics of the examples for losses, and is in evaluation form with unit
     scale for SynFlow; the running statistics stay as they are. Dropout is off. GraSP's logits are
     divided by 200 (Wang et al. 2020).
     """
+    if not any(name in scores_lib.NETWORK for name in program.scores):
+        return {}
     images, labels = evidence_batch(program, state, data)
     found, module = variables(program, state), program.module.clone(dropout=0.0)
     x = inputs(program, images)
@@ -124,19 +150,15 @@ def network_scores(program: Program, state: TrainState, data: Data) -> dict[str,
 
     rules = [re.escape(g.kernel) for g in program.groups]
     live = masks(program, state)
-    scores: dict[str, dict[str, Array]] = {}
-    kinds = {"grasp": partial(loss, scale=200.0)}
-    plain = Evidence(found["params"], rules=rules, masks=live, loss=loss, output=output)
-    for name in program.scores:
-        if name in scores_lib.NETWORK:
-            e = plain
-            if name in kinds:
-                e = Evidence(
-                    found["params"], rules=rules, masks=live, loss=kinds[name], output=output
-                )
-            tree = EVIDENCE[name].fn(e)
-            scores[name] = {g.name: trees.get(tree, g.kernel) for g in program.groups}
-    return scores
+
+    def scores(name: str) -> dict[str, Array]:
+        own = partial(loss, scale=200.0) if name == "grasp" else loss
+        e = Evidence(found["params"], rules=rules, masks=live, loss=own, output=output)
+        tree = EVIDENCE[name].fn(e)
+        return {g.name: trees.get(tree, g.kernel) for g in program.groups}
+
+    names = [name for name in program.scores if name in scores_lib.NETWORK]
+    return {name: wanted(program, chosen, name, partial(scores, name)) for name in names}
 
 
 _NORM = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}

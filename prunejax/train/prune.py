@@ -52,10 +52,10 @@ def _number(program: Program, units: Mapping[str, Array]) -> Array:
 def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -> dict[str, Array]:
     """Per layer, the score of every unit by the score function of row `event`."""
     chosen, number = state.table.score[event], state.table.ids[event]
-    needs = frozenset[str]().union(*(scores_lib.SCORES[s].needs for s in program.scores))
-    gradients = evidence.saliency_gradient(program, state, data) if "gradient" in needs else {}
-    network = evidence.network_scores(program, state, data) if "network" in needs else {}
-    settled = evidence.stability(program, state, data) if "stability" in needs else {}
+    wanted = functools.partial(evidence.wanted, program, chosen)
+    gradients = wanted("gradient", lambda: evidence.saliency_gradient(program, state, data))
+    network = evidence.network_scores(program, state, data, chosen)
+    settled = wanted("stability", lambda: evidence.stability(program, state, data))
     keys = rng.each(rng.at(state.seed, "score", number), [g.name for g in program.groups])
     result = {}
     for g in program.groups:
@@ -113,6 +113,14 @@ def select(program: Program, state: TrainState, data: Data, event: Array) -> dic
     Random targets do not look at the scores. With N:M the counts are of what is dead after the
     event, as many in every block.
     """
+    counts = state.table.counts[event]
+    none = {g.name: jnp.zeros_like(state.windows.targeted[g.name]) for g in program.groups}
+    # A row of other arms needs no scores: members that go one by one skip them.
+    some = functools.partial(_selected, program, state, data, event)
+    return jax.lax.cond(jnp.any(counts > 0), some, lambda: none)
+
+
+def _selected(program: Program, state: TrainState, data: Data, event: Array) -> dict[str, Array]:
     table, counts = state.table, state.table.counts[event]
     target, number = table.target[event], table.ids[event]
     scores = unit_scores(program, state, data, event)
@@ -284,17 +292,3 @@ def with_sparse_fan_in(program: Program, state: TrainState) -> TrainState:
         lambda new, old: jnp.where(state.table.fan_in, new, old), scaled, state.params
     )
     return state._replace(params=params)
-
-
-def sparsity(program: Program, state: TrainState) -> Array:
-    """Fraction of all parameters that are masked now (exact integer counts, then one division)."""
-    live = masks(program, state)
-    sizes = jax.tree.leaves(jax.tree.map(lambda p: p.size, state.params))
-    removed = jax.tree.leaves(
-        jax.tree.map(
-            lambda m, p: jnp.sum(~m) * (p.size // m.size) if m.ndim else jnp.int32(0),
-            live,
-            state.params,
-        )
-    )
-    return sum(removed) / jnp.float32(sum(sizes))
