@@ -30,6 +30,9 @@ def test_what_a_run_cost_is_recorded(tmp_path, monkeypatch):
     assert all(float(r["mean_live"]) == int(r["live"]) for r in mine.values())
     costs = {r["variant"]: r for r in found["runs"]}
     assert float(costs["dense"]["training_flops"]) == 1
+    of_pruned = {name: row["prunable_sparsity"] for name, row in costs.items()}
+    assert of_pruned == {"dense": "", "rigl": "0.75"}  # nothing is pruned in the program of dense
+    assert float(costs["rigl"]["sparsity"]) < 0.75  # of all parameters: biases stay
     assert float(costs["rigl"]["inference_flops"]) == pytest.approx(0.25)
     # 4 steps, one update (at step 2): a pass forward and back with a dense gradient.
     expected = (3 * 0.25 + (2 * 0.25 + 1) / 4) / 3

@@ -16,7 +16,7 @@ OUTCOMES = (
 STUDY = (
     *(*OUTCOMES, "best_epoch", "selected_epoch", "mean_stability", "events", "sparsity"),
     *("final_train_loss", "final_train_accuracy", "training_loss_sum", "stopped_step"),
-    *("training_flops", "inference_flops"),
+    *("training_flops", "inference_flops", "prunable_sparsity"),
 )
 CONTEXT = ("split", "batch_norm", "examples", "live_dim")  # what measures were taken on
 LABELS = ("run", "variant", "seed", "status")

@@ -27,6 +27,9 @@ COSTS = (
     "multiply_adds",
 )
 SPENT = ("training_flops", "inference_flops")  # and in `runs.csv`, relative to the dense network
+# There, too: the share of the weights of its rows of costs.csv that is gone in the end. `sparsity`
+# is of all parameters; `effective_sparsity`, too, with those on no live path.
+PRUNABLE = "prunable_sparsity"
 # Of an event, if asked for: the change of the test loss that gradient and curvature foretell.
 FORECAST = ("predicted_first", "predicted_second")
 # Of each layer at the end of a run; `dead_units`, masked or not, and `effective_weights` go by live

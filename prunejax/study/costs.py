@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.methods import cost
-from prunejax.record.columns import SPENT
+from prunejax.record.columns import PRUNABLE, SPENT
 from prunejax.study.programs import Member
 from prunejax.train.step import Program, TrainState
 
@@ -93,4 +93,8 @@ def of_run(
     extra = member.gradient_updates / max(1, total - member.start.step)
     dense_gradient = program.forward != "masked"
     costs = cost.training(known, mean, dense_gradient=dense_gradient, extra_passes=extra)
-    return found, dict(zip(SPENT, (costs, cost.inference(known, density)), strict=True))
+    columns = dict(zip(SPENT, (costs, cost.inference(known, density)), strict=True))
+    if found:
+        weights = sum(row["weights"] for row in found)
+        columns[PRUNABLE] = 1 - sum(row["live"] for row in found) / weights
+    return found, columns

@@ -55,7 +55,7 @@ def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tu
         found["runs"] += (columns_lib.STOPPED,)
     if any(arm.settings.prune.method != "none" for arm in arms):
         found["costs"] = columns_lib.COSTS
-        found["runs"] += columns_lib.SPENT
+        found["runs"] += (*columns_lib.SPENT, columns_lib.PRUNABLE)
     if settings.trackers:
         found["trackers"] = (*columns_lib.EPOCHS[:5], *trackers.columns(settings.trackers))
     if any(p.features.growth for p in programs):
