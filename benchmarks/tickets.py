@@ -7,7 +7,8 @@ Three arms (tickets, their masks with fresh weights, masks shuffled within layer
 trainings a seed. The study runs twice with a compilation cache, so that the second time shows what
 it takes after compilation, records, evaluation after every epoch and all; its report is left out.
 What the chain itself costs: a study of as many dense trainings, each with a seed of its own, is run
-twice in the same manner. The loop in PyTorch is that of facebookresearch/open_lth written anew
+twice in the same manner, all at once and as many at a time as the chain can train (its levels wait
+for each other). The loop in PyTorch is that of facebookresearch/open_lth written anew
 (train, prune globally by magnitude, rewind, mask multiplied at every step), one training after
 another, as it does, without its evaluations and files; of fewer seeds, scaled. CPU seconds of the
 process; the compile time is the difference of the chain's two runs.
@@ -27,7 +28,7 @@ from common import save
 from prunejax import report
 from prunejax.configs import default, recipes
 from prunejax.data import load
-from prunejax.study import host_devices, run
+from prunejax.study import host_devices, memory, run
 
 LEVELS, FRACTION, STEPS, BATCH = 12, 0.4, 600, 64
 
@@ -148,11 +149,18 @@ def main():
         last = f"ticket{given.levels}"
         first, second = (ours(chain, folder / f"chain{i}", last) for i in (1, 2))
         _, alone = (ours(single, folder / f"dense{i}", "dense") for i in (1, 2))
+        together = 3 * given.seeds  # a level's tickets beside the controls of the level before
+        memory.most = lambda people, members: (
+            -(-min(together, members) // people.multiple) * (people.multiple)
+        )
+        _, parts = (ours(single, folder / f"parts{i}", "dense") for i in (1, 2))
     row = {
         "seeds": given.seeds, "levels": given.levels, "trainings": count,
         "cpu_seconds_first": first[0], "cpu_seconds": second[0], "wall_seconds": second[1],
         "accuracy": second[2], "trainings_alone_cpu_seconds": alone[0],
         "chain_over_trainings": second[0] / alone[0],
+        "trainings_in_parts_cpu_seconds": parts[0],
+        "chain_over_trainings_in_parts": second[0] / parts[0],
     }  # fmt: skip
     if given.torch_seeds:
         cpu, accuracy, done = theirs(given.torch_seeds, given.levels)
