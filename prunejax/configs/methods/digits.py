@@ -41,7 +41,7 @@ Standardized pixels hide much of it: so set, on seeds 620 to 627, static ends at
 at 93.3. On pilot seeds 300 to 307 standardizing moves static from 84.9 to 90.1 in
 `benchmarks/methods_digits.py`; no warm-up (84.4), a rate by epochs (84.6) and another split (83.9)
 do not.
-Cost (measured): 912 seconds of processor time, two cores shared with other work.
+Cost (measured, from an empty cache, alone on two cores): 292 seconds, 453 of processor time.
 
 `:quick` has 2 seeds, 2 densities and 6 epochs (mechanics only).
 """
