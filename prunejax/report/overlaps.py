@@ -65,9 +65,16 @@ def _compared(a: Masks, b: Masks, sizes: Mapping[str, int]) -> tuple[float, floa
 
 def records(study: Study) -> list[Mapping[str, Any]]:
     """The rows of `overlaps.csv`: one a pair of arms, means over the seeds that both have."""
+    if "overlaps" not in study.known:
+        study.known["overlaps"] = _records(study)
+    return list(study.known["overlaps"])
+
+
+def _records(study: Study) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = []
+    found = levels.of(study)
     for a, b in alike(study):
-        x, y = levels.of(study)[a], levels.of(study)[b]
+        x, y = found[a], found[b]
         seeds = [seed for seed in x.masks if seed in y.masks]
         if not seeds:
             continue

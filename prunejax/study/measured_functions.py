@@ -34,22 +34,15 @@ def functions(
     of = module, loss, prepare, mean, std, has_classes, running
     # By the function too: in the next study of this process a plug-in's name may mean another.
     try:
-        return _made(losses.LOSSES.get(loss), *of)
+        return _made(losses.LOSSES.get(loss), of)
     except TypeError:  # a user's module or loss that cannot be hashed
-        return _made.__wrapped__(None, *of)
+        return _made.__wrapped__(None, of)
 
 
 @functools.lru_cache(maxsize=32)
-def _made(
-    _: Any,
-    module: Any,
-    loss: str,
-    prepare: Any,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    has_classes: bool,
-    running: bool,
-) -> tuple[Any, Any, Any, Any]:
+def _made(_: Any, of: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
+    module, loss, prepare, mean, std, has_classes, running = of
+
     def outputs(statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
         x = prepare(images) if prepare is not None else data_lib.normalize(images, mean, std)
         variables = {"params": params, **statistics}
