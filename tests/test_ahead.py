@@ -1,5 +1,7 @@
 """Programs compiled by other threads, members measured side by side: the same results."""
 
+import dataclasses
+import json
 import threading
 import types
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 
 from prunejax.configs import default
-from prunejax.study import ahead, arrangement, config, plan, population, watching
-from tests.studies import tiny
+from prunejax.study import ahead, arrangement, config, layout, plan, population, run, watching
+from tests.studies import small, tiny
 
 COMPILED = []
 
@@ -132,3 +134,53 @@ def test_members_are_measured_side_by_side_once_and_recorded_in_order(
     looked = measure.alone + measure.begun
     assert len(looked) == len(set(looked)) == 9
     assert len(measure.alone) == {1: 9, 2: 1, 3: 0}[devices]
+
+
+def _three_arms():
+    """Three programs of one network: they differ in their events."""
+    some = {"snip": {"per_class": 1}, "static": {}, "rigl": {"update_every": 3}}
+    return small(
+        **{m: {"prune": {"method": m, "fraction": (0.5,)} | more} for m, more in some.items()}
+    )
+
+
+def _tables(directory):
+    return {file.name: file.read_bytes() for file in sorted(directory.glob("*.csv"))}
+
+
+def test_the_next_program_is_compiled_while_one_trains(tmp_path, monkeypatch, quick_report):
+    real, by = layout.decide, []
+
+    def watched(*args):
+        by.append(threading.current_thread() is threading.main_thread())
+        return real(*args)
+
+    monkeypatch.setattr(layout, "decide", watched)
+    found = {}
+    for count in (0, 1):
+        by.clear()
+        monkeypatch.setattr(ahead, "threads", lambda n=count: n)
+        run.run(_three_arms(), tmp_path / str(count), default.get_config(), quiet=True)
+        found[count] = _tables(tmp_path / str(count))
+        assert by == ([True] * 3 if count == 0 else [True, False, False])
+    assert found[0] == found[1]
+
+
+def test_what_was_foreseen_counts_only_if_everybody_fits(tmp_path, monkeypatch, quick_report):
+    """Members that did not fit beside the batch before may fit now: it is decided again."""
+    real, by = layout.decide, []
+
+    def tight(*args):
+        by.append(threading.current_thread() is threading.main_thread())
+        if not by[-1] and len(by) == 2:
+            raise MemoryError("beside the batch before")
+        decision, people = real(*args)
+        return (decision if by[-1] else dataclasses.replace(decision, fits=0)), people
+
+    monkeypatch.setattr(layout, "decide", tight)
+    monkeypatch.setattr(ahead, "threads", lambda: 1)
+    run.run(_three_arms(), tmp_path / "run", default.get_config(), quiet=True)
+    assert by == [True, False, True, False, True]
+    assert all(
+        d["fits"] for d in json.loads((tmp_path / "run" / "layout.json").read_text()).values()
+    )

@@ -6,7 +6,7 @@ XLA compiles without Python's lock. What comes out is the same program, whoever 
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from prunejax.system import limits
 
 MOST = 4  # threads
+T = TypeVar("T")
 
 
 class Compiled:
@@ -62,6 +63,14 @@ def prepare(tasks: Iterable[Task]) -> None:
         for fn, args in tasks:
             fn.compile(pool, *args)
         pool.shutdown(wait=False)
+
+
+def apart(task: Callable[[], T]) -> Future[T]:
+    """The result of a task that another thread works on."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(task)
+    pool.shutdown(wait=False)
+    return future
 
 
 def together(tasks: Sequence[Callable[[], Any]]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import WorkdirError
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress
-from prunejax.study import layout, lineage, shared
+from prunejax.study import ahead, layout, lineage, memory, shared
 from prunejax.study.plan import Batch, Member
 from prunejax.study.population import Population
 from prunejax.train import step
@@ -130,6 +131,7 @@ class Arrangement:
         self._widest = [max(parts, key=len, default=[]) for parts in of_batch]
         self._made: dict[int, Population] = {}
         self._efforts: dict[int, object] = {}
+        self._soon: dict[int, Future[tuple[layout.Decision, Population]]] = {}
         decided = directory.load_json("layout.json")
         if not directory.on_main(lambda held: held.begun):
             decided = {}  # nothing depends on it yet
@@ -162,7 +164,7 @@ class Arrangement:
             self._decide(b, self._decided[first])
         if b not in self._decided:
             with self._progress.excluded("choosing a layout"):
-                found, self._made[b] = layout.decide(
+                found, self._made[b] = self._foreseen(b) or layout.decide(
                     self._batches[b].program,
                     device_data(self._batches[b].dataset),
                     self._widest[b],
@@ -181,6 +183,32 @@ class Arrangement:
                 return parts
             sizes += [size for _, size in parts if size not in sizes]
         raise AssertionError("the wave is none of this batch")
+
+    def foresee(self, b: int) -> None:
+        """While batch `b` trains, another thread compiles what comes next, if it can be told.
+
+        That is the case where the network was decided on before and the data are the same.
+        """
+        after = next((i for i, _ in self.order if i not in self._decided), None)
+        if after is None or after in self._soon or not ahead.threads():
+            return
+        known, same = self._known(after), self._batches[after].dataset is self._batches[b].dataset
+        if known is not None and same and self._like(after) == after:
+            arguments = self._batches[after].program, self.population(b).data, self._widest[after]
+            self._soon[after] = ahead.apart(
+                lambda: layout.decide(*arguments, self._settings, known)
+            )
+
+    def _foreseen(self, b: int) -> tuple[layout.Decision, Population] | None:
+        """What `foresee` prepared, unless it would be decided otherwise now.
+
+        It was decided beside the states of the batch before: members that did not fit then may now.
+        """
+        future = self._soon.pop(b, None)
+        if future is None or future.exception() is not None:  # met again, and told, by the caller
+            return None
+        found, people = future.result()
+        return (found, people) if found.fits >= memory.most(people, len(self._widest[b])) else None
 
     def _known(self, b: int) -> layout.Decision | None:
         """What was decided for a batch whose steps take as long: the same network and inputs."""

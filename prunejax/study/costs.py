@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prunejax.interventions import Windows
 from prunejax.methods import cost
 from prunejax.record.columns import PRUNABLE, SPENT
 from prunejax.study.programs import Member
-from prunejax.train.step import Program, TrainState
+from prunejax.train.step import Program
 
 Row = dict[str, Any]
 
@@ -51,7 +52,7 @@ def mean_live(rows: Sequence[Mapping[str, Any]], end: int, begins: int, total: i
 def of_run(
     program: Program,
     member: Member,
-    state: TrainState,
+    windows: Windows,
     events: Sequence[Mapping[str, Any]],
     updates: Sequence[Mapping[str, Any]],
     known: Mapping[str, int],
@@ -60,7 +61,7 @@ def of_run(
 
     Args:
       program, member: of it.
-      state: its last one, on the host.
+      windows: its last ones, on the host.
       events, updates: rows of these tables, of others too.
       known: see `work`.
     """
@@ -70,11 +71,11 @@ def of_run(
     total = program.epochs * program.steps_per_epoch
     rows = [row for row in (*events, *updates) if row["run"] == member.run]
     for g in program.groups if program.weights else ():
-        live = np.asarray(state.windows.remaining[g.name]) == 0
+        live = np.asarray(windows.remaining[g.name]) == 0
         of = [row for row in rows if row["layer"] == g.layer]
         average = mean_live(of, int(live.sum()), member.start.step, total)
         density[g.kernel], mean[g.kernel] = int(live.sum()) / live.size, average / live.size
-        ever = state.windows.ever.get(g.name)
+        ever = windows.ever.get(g.name)
         found.append(
             {
                 "run": member.run,

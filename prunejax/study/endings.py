@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.record.directory import SharedDirectory
 from prunejax.study import costs
@@ -26,23 +28,30 @@ class Endings:
 
         Args: begins: bytes of the tables that were there before these runs.
         """
-        self._population, self._directory, self._states = population, directory, states
+        self._program, self._directory = population.program, directory
         self._structure = Structure(population.program, states)
         # Only where a method is named.
         self._work = costs.work(population.program) if "costs" in directory.tables else None
         kept = self._work is not None and "updates" in directory.tables
         self._updates = directory.rows("updates", begins.get("updates", 0)) if kept else []
         self._tables: dict[str, list[dict[str, Any]]] = {"layers": [], "costs": []}
+        # At once for all: to take one run from the stack is a program for each shape of it.
+        windows = states.windows._replace(targeted={}, saved={}, grown={})
+        asked = self._structure.links or self._work is not None
+        self._held = mesh_lib.fetch((windows, states.table)) if asked else None
 
     def of(self, index: int, member: Member, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The columns of the `index`-th run; `events`: its rows of events.csv."""
+        if self._held is None:
+            return {}
         run = {"run": member.run, "variant": member.variant, "seed": member.seed}
-        columns, found = self._structure.of(index)
+        windows, table = jax.tree.map(lambda x: x[index], self._held)
+        columns, found = self._structure.of(windows, table)
         self._tables["layers"] += [run | row for row in found]
         if self._work is not None:
-            state = mesh_lib.fetch(self._population.member(self._states, index))
-            program = self._population.program
-            rows, spent = costs.of_run(program, member, state, events, self._updates, self._work)
+            rows, spent = costs.of_run(
+                self._program, member, windows, events, self._updates, self._work
+            )
             self._tables["costs"] += rows
             columns = columns | spent
         return columns

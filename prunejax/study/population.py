@@ -64,7 +64,7 @@ class Population:
         used = mesh_lib.used_by(layout, devices, program.data_parallel, shard_params)
         split = mesh_lib.Split(program.data_parallel) if shard_params else None
         program = dataclasses.replace(program, split=split)
-        self.program, self.layout = program, layout
+        self.program, self.layout, self._like = program, layout, like
         self.mesh = mesh_lib.make(used, program.data_parallel)
         self._cpu = used[0].platform == "cpu"
         self.vectorized = layout == "vectorized" or (layout == "sharded" and not self._cpu)
@@ -128,11 +128,14 @@ class Population:
         return shared.with_rows(states, rows)
 
     def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:
-        """What comes after the first steps of `size` members, and its arguments (`ahead.prepare`).
+        """What comes before and after the steps of `size` members, and its arguments.
+
+        See `ahead.prepare`; the steps themselves are compiled where their memory is measured.
 
         Args: events: whether there are any (not counting those of twins).
         """
         states, data = self.abstract(size), self.data
+        yield self._initial, (self._beginning(size),)
         if self.program.last_batch < self.program.batch_size:
             yield self.train_last, (states, data)
         yield self._summary, (states,)
@@ -140,6 +143,17 @@ class Population:
             yield self._evaluate, (states, data.test_images, data.test_labels)
         if events:
             yield self._event, (states, data, np.int32(1))
+
+    def _beginning(self, size: int) -> Tree:
+        """Shapes and shardings of what `initial` gives to its program."""
+        seed, table, *rest = lifting.arguments(self._like)
+        bare, _ = shared.parted(table)
+
+        def stacked(x: Any) -> jax.ShapeDtypeStruct:
+            shape = (size, *np.shape(x))
+            return jax.ShapeDtypeStruct(shape, np.asarray(x).dtype, sharding=self._members)
+
+        return jax.tree.map(stacked, (seed, bare, *rest))
 
     def put(self, states: TrainState) -> TrainState:
         """Stacked states from the host."""

@@ -265,6 +265,7 @@ def _train(
             number += 1
             if (directory.load_json("progress.json") or {}).get("chunk") != chunk.index:
                 directory.save_json("progress.json", {"chunk": chunk.index, **directory.marks()})
+            people.foresee(b)
             with times.counted():
                 chunk.run()
             directory.save_json("progress.json", {"chunk": number, **directory.marks()})

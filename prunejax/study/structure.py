@@ -7,43 +7,41 @@ import numpy as np
 
 from prunejax import groups as groups_lib
 from prunejax import interventions, trees
-from prunejax.cluster import mesh as mesh_lib
 from prunejax.groups import OUTPUT, Link, Live
+from prunejax.interventions import Table, Windows
 from prunejax.train.step import Program, TrainState
 
 Row = dict[str, Any]
 
 
 class Structure:
-    """The live paths of stacked runs; all processes make it, for it fetches the windows."""
+    """The live paths of stacked runs."""
 
     def __init__(self, program: Program, states: TrainState) -> None:
         """Args: program: of the runs. states: theirs, stacked."""
-        self._program, self._links = program, groups_lib.wiring(program.module)
+        self._program, self.links = program, groups_lib.wiring(program.module)
         self._shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states.params
         )
-        empty: dict[str, Any] = {}
-        windows = states.windows._replace(targeted=empty, saved=empty, grown=empty, ever=empty)
-        self._held = mesh_lib.fetch((windows, states.table)) if self._links else None
 
-    def of(self, index: int) -> tuple[Row, list[Row]]:
-        """Columns and rows of the `index`-th run; nothing for a model that states no wiring.
+    def of(self, windows: Windows, table: Table) -> tuple[Row, list[Row]]:
+        """Columns and rows of the run with these windows and this table, on the host.
+
+        Nothing for a model that states no wiring.
 
         `effective_sparsity` counts all parameters, as `sparsity` does, and besides the masked ones
         those on no live path; `dead_units` are hidden units on none, masked or not.
         """
-        if self._held is None:
+        if not self.links:
             return {}, []
-        windows, table = jax.tree.map(lambda x: x[index], self._held)
         groups = self._program.groups
         masks = interventions.mask_tree(groups, self._shapes, windows, table)
         gates = interventions.gates(groups, windows, table)
-        found = groups_lib.live(self._links, self._shapes, masks, gates=gates)
-        hidden = {k.target for k in self._links if k.kernel} - {OUTPUT}
+        found = groups_lib.live(self.links, self._shapes, masks, gates=gates)
+        hidden = {k.target for k in self.links if k.kernel} - {OUTPUT}
         dead = sum(int(np.sum(~found.units[stream])) for stream in hidden)
         own = {p: np.broadcast_to(m, found.leaves[p].shape) for p, m in _flat(masks)}
-        rows = [_row(link, found, own) for link in self._links if link.kernel]
+        rows = [_row(link, found, own) for link in self.links if link.kernel]
         return {"effective_sparsity": found.sparsity, "dead_units": dead}, rows
 
 
