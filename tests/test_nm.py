@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from prunejax import masks as mask_algebra
-from prunejax import trees
+from prunejax import report, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.methods import before, resolve, timetable
 from prunejax.study import loaded, presets, run
-from prunejax.train import prune
-from tests.studies import begun, functions, planned, small
+from tests.studies import begun, functions, planned, rows, small
 
 STEPS = {"start": (2,), "end": (6,), "period": 2}
 NEEDED = {
@@ -51,18 +50,47 @@ def blocks(mask):
     return mask.reshape(-1, 4, mask.shape[-1]).sum(1)
 
 
-def test_every_method_ends_at_one_of_four(tmp_path):
-    config = small(**{name: arm(name) for name in SERVED})
-    config.epochs, config.data.train_examples = 2, 128
-    config.population.layout = "vectorized"
-    run.run(config, tmp_path / "run", default.get_config(), quiet=True)
-    study = loaded.load(tmp_path / "run")
-    assert {name.rpartition("-")[0] for name in study.names} == set(SERVED)
-    for name in study.names:
-        kernels = [m for m in jax.tree.leaves(study.masks(name)) if np.ndim(m) > 1]
-        assert len(kernels) == 3
-        for mask in kernels:
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    """Directories of one study of all methods, members vectorized and one after another."""
+    found = {}
+    for layout in ("vectorized", "sequential"):
+        config = small(**{name: arm(name) for name in SERVED})
+        config.epochs, config.data.train_examples = 2, 128
+        config.population.layout = layout
+        found[layout] = tmp_path_factory.mktemp("nm") / layout
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "build", lambda paths: paths[0] / "report.html")
+            run.run(config, found[layout], default.get_config(), quiet=True)
+    return found
+
+
+def test_every_method_ends_at_one_of_four_in_each_layout(layouts):
+    studies = [loaded.load(path) for path in layouts.values()]
+    assert {name.rpartition("-")[0] for name in studies[0].names} == set(SERVED)
+    for name in studies[0].names:
+        one, other = (
+            [m for m in jax.tree.leaves(study.masks(name)) if np.ndim(m) > 1] for study in studies
+        )
+        assert len(one) == len(other) == 3
+        for mask, same in zip(one, other, strict=True):
             assert (blocks(mask) == 1).all(), name
+            np.testing.assert_array_equal(mask, same, err_msg=name)
+
+
+@pytest.mark.parametrize("table", ["epochs", "events", "updates"])
+def test_tables_are_those_of_each_layout(layouts, table):
+    """All cells are equal, but for the last digits of losses (products of several members)."""
+    one, other = (
+        sorted(rows(path, table), key=lambda row: (row["run"], *row.values()))
+        for path in layouts.values()
+    )
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        for key in a:
+            if a[key] != b[key]:
+                assert key.endswith("loss"), (a["run"], key)
+                assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["snip", "synflow"])
@@ -102,12 +130,6 @@ def test_events_are_those_of_the_library(name, nm):
     config.epochs = 2
     batch, data, state = begun(config)
     does, table = functions(batch.program), batch.members[0].table
-    stacked = jax.jit(
-        jax.vmap(
-            lambda s, row: prune.apply_event(batch.program, s, data, row, s.windows.targeted)[0],
-            in_axes=(0, None),
-        )
-    )
     parts = {"nm": nm, "start": 1, "end": 5, "every": 2}
     m = resolve(name, **parts, **({"score_rate": 1.0} if name == "movement" else {}))
     shapes = {g.name: trees.get(state.params, g.kernel).shape for g in batch.program.groups}
@@ -118,11 +140,7 @@ def test_events_are_those_of_the_library(name, nm):
         state = does.train(state, data, 1)
         for row in np.flatnonzero((table.steps == step) & (table.ids > batch.program.epochs)):
             live = alive(state)
-            many = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-            many, (state, _) = stacked(many, row), does.event(state, data, int(row))
-            for member in range(2):  # vectorized = one after another
-                own = jax.tree.map(lambda x, i=member: x[i], many.windows)
-                jax.tree.map(np.testing.assert_array_equal, own, state.windows)
+            state, _ = does.event(state, data, int(row))
             for g in batch.program.groups:
                 of = jnp.abs(trees.get(state.params, g.kernel))
                 of, start = (

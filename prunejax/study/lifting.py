@@ -83,4 +83,7 @@ class Lift:
                 )
             return run(member, shared)
 
+        # Profiles and lists of compiled programs show it.
+        own = fn.func if isinstance(fn, functools.partial) else fn
+        stacked.__name__ = own.__name__.replace("<lambda>", "members")
         return stacked
