@@ -1,6 +1,4 @@
-"""Bounds, attacks and smoothing against sampling, closed forms and simulation."""
-
-import functools
+"""Attacks, smoothing and hardened training against closed forms and simulation; in studies."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunejax import losses, models, rng, trees
+from prunejax import losses, rng
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.measures import bounds, smoothing
-from prunejax.measures import steps as steps_lib
-from prunejax.models.convnets import ConvNet
-from prunejax.models.mlp import MLP
-from prunejax.models.vgg import VGG
 from prunejax.study import config as config_lib
 from prunejax.study import measuring, plan
 from prunejax.study.arrangement import device_data
@@ -23,125 +17,6 @@ from prunejax.train import prune as prune_lib
 from prunejax.train import step
 from prunejax.train.hardening import Harden
 from tests.studies import tiny
-
-NETWORKS = {
-    "mlp": (MLP(num_classes=3, hidden=(7, 6), batch_norm=True), (2, 3, 1)),
-    "convnet": (
-        ConvNet(num_classes=3, features=(3, "M", 4), hidden=(5,), kernel=3, valid=True), (8, 8, 1)
-    ),
-    "vgg": (VGG(num_classes=3, features=(3, "M", 4)), (6, 6, 2)),
-}  # fmt: skip
-
-
-@functools.cache
-def network(name):
-    """Module, variables of random BatchNorms, steps, and inputs."""
-    module, shape = NETWORKS[name]
-    generator = np.random.default_rng(0)
-
-    def fill(path, leaf):
-        values = generator.normal(size=leaf.shape)
-        if path.endswith("kernel"):
-            values *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        return jnp.asarray(0.5 + np.abs(values) if path.endswith("var") else values, leaf.dtype)
-
-    shapes = jax.eval_shape(lambda: models.init(module, rng.at(0, "init"), shape))
-    variables = trees.map_with_path(fill, shapes)
-    x = jnp.asarray(generator.normal(size=(4, *shape)), jnp.float32)
-    return module, variables, steps_lib.steps_of(module, variables, shape), x
-
-
-@functools.cache
-def compiled(name, fn):
-    """`(low, high, rows) -> bounds` of a network, in one program."""
-    steps = network(name)[2]
-
-    def run(low, high, rows):
-        found = fn(steps, low, high, rows)
-        return found.lower, found.upper, found.unstable
-
-    program = jax.jit(run, compiler_options={"xla_backend_optimization_level": 1})
-    return lambda *box: bounds.Bounds(*program(*box))
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_steps_are_the_network(name):
-    module, variables, steps, x = network(name)
-    np.testing.assert_allclose(
-        steps_lib.forward(steps, x), module.apply(variables, x), rtol=1e-4, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_bounds_hold_sampled_outputs_and_crown_is_tighter(name):
-    _, _, steps, x = network(name)
-    radius, samples = 0.15, 25_000  # of each of four inputs
-    draw = jax.random.uniform(rng.at(1, "box"), (samples, *x.shape), minval=-radius, maxval=radius)
-    outputs = jax.lax.map(lambda d: steps_lib.forward(steps, x + d), draw, batch_size=1250)
-    rows = jnp.eye(3)
-    found = {
-        kind: compiled(name, fn)(x - radius, x + radius, rows)
-        for kind, fn in (("interval", bounds.interval), ("crown", bounds.crown))
-    }
-    for bound in found.values():
-        assert np.all(np.asarray(outputs.min(0)) >= bound.lower - 1e-4)
-        assert np.all(np.asarray(outputs.max(0)) <= bound.upper + 1e-4)
-    width = {k: float(jnp.mean(b.upper - b.lower)) for k, b in found.items()}
-    assert width["crown"] < width["interval"]
-    assert np.all(found["crown"].unstable <= found["interval"].unstable)
-
-
-def test_one_linear_layer_is_exact():
-    generator = np.random.default_rng(2)
-    kernel, bias = generator.normal(size=(5, 3)), generator.normal(size=3)
-    steps = [steps_lib.Affine(jnp.asarray(kernel), jnp.asarray(bias), steps_lib._dense)]
-    x = jnp.asarray(generator.normal(size=(2, 5)))
-    exact = np.asarray(x) @ kernel + bias
-    spread = 0.3 * np.abs(kernel).sum(0)
-    for fn in (bounds.interval, bounds.crown):
-        found = fn(steps, x - 0.3, x + 0.3, jnp.eye(3))
-        np.testing.assert_allclose(found.lower, exact - spread, rtol=1e-5)
-        np.testing.assert_allclose(found.upper, exact + spread, rtol=1e-5)
-        assert not found.unstable.any()
-
-
-def test_crown_of_two_layers_by_hand():
-    """y = relu(x) - relu(-x) / 2 on [-1, 2]: the lines around both ReLUs, written out."""
-    first = steps_lib.Affine(jnp.array([[1.0, -1.0]]), jnp.zeros(2), steps_lib._dense)
-    last = steps_lib.Affine(jnp.array([[1.0], [-0.5]]), jnp.zeros(1), steps_lib._dense)
-    steps = [first, steps_lib.Relu(), last]
-    low, high = jnp.array([[-1.0]]), jnp.array([[2.0]])
-    found = bounds.crown(steps, low, high, jnp.eye(1))
-    boxes, rows = bounds.tightened(steps, low, high), jnp.ones((1, 1, 1))
-    # Below: relu(x) >= x (2 > 1), relu(-x) <= (2 - x) / 3: y >= x - (2 - x) / 6, at -1: -1.5.
-    assert float(bounds._lower(steps, boxes, rows)[0, 0]) == pytest.approx(-1.5)
-    assert float(found.lower[0, 0]) == pytest.approx(-0.5)  # of intervals, which is tighter here
-    # Above: relu(x) <= 2 (x + 1) / 3, relu(-x) >= 0: y <= 2.
-    assert float(found.upper[0, 0]) == pytest.approx(2.0)
-    assert float(found.unstable[0]) == 1
-
-
-def test_a_point_is_certified_as_it_is_classified():
-    _, _, steps, x = network("mlp")
-    logits = steps_lib.forward(steps, x)
-    right = jnp.argmax(logits, -1)
-    rows = bounds.margins_of(right, 3)
-    crown = compiled("mlp", bounds.crown)
-    found = crown(x, x, rows)
-    assert bounds.certified(found).all()
-    margins = np.sort(np.asarray(logits), axis=1)
-    np.testing.assert_allclose(
-        found.lower.min(1), margins[:, -1] - margins[:, -2], rtol=1e-3, atol=1e-5
-    )
-    assert not bounds.certified(crown(x - 50, x + 50, rows)).any()
-    wrong = bounds.margins_of((right + 1) % 3, 3)
-    assert not bounds.certified(crown(x, x, wrong)).any()
-
-
-def test_other_networks_are_refused():
-    module = models.create("resnet20")
-    with pytest.raises(ValueError, match="not for ResNet"):
-        steps_lib.steps_of(module, {}, (8, 8, 3))
 
 
 def test_the_attack_finds_the_worst_corner_of_a_linear_network():
@@ -157,30 +32,6 @@ def test_the_attack_finds_the_worst_corner_of_a_linear_network():
     margin = np.asarray(x @ (w[:, 0] - w[:, 1])) - 0.2 * np.abs(np.asarray(w[:, 0] - w[:, 1])).sum()
     survives = losses.survives(outputs, x, labels, low, high, rng.at(0, "probe"), 10, 2)
     np.testing.assert_array_equal(survives, margin > 0)
-
-
-def test_attacked_accuracy_is_never_below_what_is_certified():
-    module, variables, _, x = network("mlp")
-    outputs = jax.tree_util.Partial(module.apply, variables)
-    labels = jnp.argmax(outputs(x), -1)
-    for radius in (0.02, 0.1, 0.4):
-        low, high = x - radius, x + radius
-        safe = bounds.certified(
-            compiled("mlp", bounds.crown)(low, high, bounds.margins_of(labels, 3))
-        )
-        survived = losses.survives(outputs, x, labels, low, high, rng.at(0, "probe"), 20, 2)
-        assert np.all(np.asarray(survived) | ~np.asarray(safe))
-
-
-def test_more_restarts_never_help_the_network():
-    module, variables, _, x = network("convnet")
-    outputs = jax.tree_util.Partial(module.apply, variables)
-    labels = jnp.argmax(outputs(x), -1)
-    box = (x - 0.3, x + 0.3)
-    one, many = (
-        losses.survives(outputs, x, labels, *box, rng.at(0, "probe"), 5, n) for n in (1, 4)
-    )
-    assert np.all(~np.asarray(many) | np.asarray(one))
 
 
 def test_clopper_pearson_covers_and_is_scipys():
@@ -212,18 +63,6 @@ def test_smoothing_a_half_space_gives_its_distance():
     assert found.certified(labels, radius=0.35) == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="a positive sigma"):
         smoothing.smooth(outputs, x, 2, 0.0, key=rng.at(0, "probe"))
-
-
-def test_stability_is_the_share_of_settled_signs():
-    module, variables, steps, x = network("mlp")
-    found = bounds.stability(module, variables, x, 0.2)
-    assert set(found) == {"dense1", "dense2"}
-    flat = np.asarray(x).reshape(4, -1)  # of the first layer intervals are exact: by hand
-    kernel, bias = np.asarray(steps[0].kernel), np.asarray(steps[0].bias)
-    middle, spread = flat @ kernel + bias, 0.2 * np.abs(kernel).sum(0)
-    unstable = (middle - spread < 0) & (middle + spread > 0)
-    np.testing.assert_allclose(found["dense1"], -unstable.mean(0), atol=1e-6)
-    assert not bounds.stability(module, variables, x, 0.0)["dense2"].any()
 
 
 def test_hardened_inputs_are_noisy_or_worst():

@@ -234,7 +234,7 @@ def double_descent(study: Study, look: Look) -> Drawing | None:
         "Mean over seeds (line), every seed (dot), 95 % interval where there are enough. "
         "Prunability: the smallest share of weights, largest magnitudes first, that keeps the "
         "training loss within the tolerance.",
-        f"test loss is largest, {test[peak]:.2f} nats, at width {peak:g}.",
+        f"Test loss is largest, {test[peak]:.2f} nats, at width {peak:g}.",
     )
 
 

@@ -231,28 +231,31 @@ def _treatment(study: "Study", label: str, events: Sequence[Mapping[str, str]]) 
     target = about.get("target")
     if target not in TARGETS:
         return "no pruning"
-    parts = [_targeted(study, label), *_rhythm(about, events), *_intervention(about)]
-    return ", ".join(parts)
+    of = "the weights of " if _single(study, label) else ""
+    return ", ".join([_targeted(study, label), *_rhythm(about, events, of), *_intervention(about)])
 
 
 def _targeted(study: "Study", label: str) -> str:
     """`largest E[BN]`, `random weights`."""
     about = study.attributes[label]
-    if about.get("score") == "weight_random":
-        return "random weights"
-    if about["target"] != "R":
+    drawn = about.get("score") == "weight_random"
+    if about["target"] != "R" and not drawn:
         return f"{TARGETS[about['target']]} {_score(about.get('score'))}"
-    changed = flat(study.overrides.get(label, {})).get("prune.granularity")
-    single = (changed or study.config.get("prune", {}).get("granularity")) == "weight"
-    return "random weights" if single else "random units"
+    return "random weights" if drawn or _single(study, label) else "random units"
+
+
+def _single(study: "Study", label: str) -> bool:
+    """Whether an arm prunes weights one by one."""
+    own, all_arms = flat(study.overrides.get(label, {})), study.config.get("prune", {})
+    return bool(own.get("prune.granularity", all_arms.get("granularity")) == "weight")
 
 
 def _score(score: object) -> str:
     return SCORES.get(str(score), str(score or "scores").replace("_", " "))
 
 
-def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]]) -> list[str]:
-    """How much an event takes, and how often: of the layer that loses most."""
+def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]], of: str) -> list[str]:
+    """How much an event takes, and how often: of the layer that loses most. `of`: of its what."""
     run = [row for row in events if row["run"] == events[0]["run"]]
     shares = {}
     for layer, rows in _by(run, "layer").items():
@@ -268,7 +271,7 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]]) -> li
     percents = 100 * min(shares[layer], 1) / len(epochs)
     texts = [f"{percents:.{digits}g}" for digits in range(2, 8)]
     text = next((t for t in texts if float(t) < 100), "")  # 99.5 % is not all
-    share = f"{text} % of {layer}" if text else f"all of {layer}"
+    share = f"{text} % of {of}{layer}" if text else f"all of {of}{layer}"
     if len(epochs) == 1:
         return [f"{share} at once", "before training" if epochs[0] < 0 else f"epoch {epochs[0]}"]
     steps = {b - a for a, b in itertools.pairwise(epochs)}
