@@ -8,6 +8,7 @@ from jax.tree_util import Partial
 from scipy import stats
 
 from prunejax import scores
+from prunejax.measures import predictors
 from prunejax.measures.prunability import GRID, prunability, prune_curve
 from prunejax.measures.pruned_evaluation import _scores, evaluated
 
@@ -214,6 +215,27 @@ def test_losses_that_are_not_finite_fail():
     assert found.value == 1
     with pytest.raises(ValueError, match="the network itself is nan"):
         prunability(table_of([1, np.nan]), weights(1))
+
+
+def test_where_targets_are_numbers_there_is_no_accuracy_to_keep():
+    table = table_of([4, 2, 1])
+
+    def regression(params):
+        return {"loss": table(params), "accuracy": jnp.nan}
+
+    curve = prune_curve(regression, weights(2), grid=[0, 0.5])
+    assert curve.at(1.0).value == 0.5
+    with pytest.raises(ValueError, match="accuracy is nan, as where targets are numbers"):
+        curve.at(0.05, "accuracy")
+
+    class Context:
+        outputs = staticmethod(lambda params, batch: batch)
+        params, test = None, [jnp.zeros((3, 1))]
+
+    Context.curve = curve
+    columns, _ = predictors.prunability(Context)
+    assert columns["prunability"] == 1
+    assert np.isnan([columns["prunability_area"], columns["core_fraction"]]).all()
 
 
 def test_area_and_collapse():

@@ -51,17 +51,19 @@ def prunability(context: Any) -> tuple[Columns, Arrays]:
 
     Magnitudes, one ranking over all kernels, no training after; on the examples of
     `measures.split`. What is dead stays dead and counts. `core_fraction`: accuracy falls by at
-    most five points. `prunability_area`: under min(loss, log C). Arrays: the curve; whether the
-    loss was so small that an absolute tolerance was taken; layers of which nothing is left.
+    most five points. `prunability_area`: under min(loss, log C). Both NaN where targets are
+    numbers. Arrays: the curve; whether the loss was so small that an absolute tolerance was taken;
+    layers of which nothing is left.
     """
     curve = context.curve
+    classes = math.isfinite(curve.values["accuracy"][-1])
     found = curve.at()
     shape = jax.eval_shape(context.outputs, context.params, context.test[0]).shape
     columns = {
         "prunability": found.value,
         "prunability_monotone": found.monotone,
-        "prunability_area": curve.area(math.log(shape[-1])),
-        "core_fraction": curve.core(),
+        "prunability_area": curve.area(math.log(shape[-1])) if classes else math.nan,
+        "core_fraction": curve.core() if classes else math.nan,
     }
     return columns, {
         "prunability_fractions": np.asarray(curve.fractions),

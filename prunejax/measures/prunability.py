@@ -93,7 +93,7 @@ class Curve:
 
         Raises:
           ValueError: unknown tolerance, negative beta, a relative one for a negative loss, no
-            accuracy.
+            accuracy, or none that is a number.
         """
         if tolerance not in TOLERANCES:
             raise ValueError(f"tolerance {tolerance!r} is not one of: {', '.join(TOLERANCES)}")
@@ -102,6 +102,11 @@ class Curve:
         if tolerance == "accuracy":
             if "accuracy" not in self.values:
                 raise ValueError("tolerance 'accuracy' needs evaluate to return an 'accuracy' too")
+            if not np.isfinite(self.values["accuracy"][-1]):
+                raise ValueError(
+                    "tolerance 'accuracy': the network's accuracy is nan, as where targets are "
+                    "numbers; use 'relative' or 'absolute'"
+                )
             return float(self.values["accuracy"][-1]) - beta - _ROUNDING, False
         if tolerance == "absolute":
             return self.loss + beta, False
