@@ -271,7 +271,7 @@ def test_a_lost_file_of_targets_is_one_error(reference, moments, names, tmp_path
 
 
 @pytest.mark.usefixtures("reference")
-@pytest.mark.parametrize("before", ["_train_epoch", "_maybe_save", "_end_epoch", "_finish"])
+@pytest.mark.parametrize("before", ["_train_epochs", "_maybe_save", "_end_epoch", "_finish"])
 def test_a_removed_directory_is_one_error_and_stays_removed(quick, tmp_path, before):
     path = tmp_path / "run"
     original = getattr(chunk.Chunk, before)

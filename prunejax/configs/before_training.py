@@ -113,6 +113,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = default.get_config()
     config.name = "Random pruning before training" + ", two-patch data" * synthetic
     config.seeds, config.first_seed = (2 if quick else 8), 700
+    config.population.layout = "sharded"  # small networks: nothing to choose
     config.epochs, config.evaluate_every = 20 if quick else EPOCHS, 10
     config.stop_loss = 0.01
     config.evaluate_train = True

@@ -8,6 +8,7 @@ noise, which the tracker "signal_noise" reads.
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,16 @@ class Sum:
         return examples[:, 0], examples[:, 1]
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _draws(key: jax.Array, count: int, classes: int, dimension: int) -> tuple[jax.Array, ...]:
+    """Labels [count], standard normal noise [count, dimension], and whether the signal is first."""
+    return (
+        jax.random.randint(rng.fold(key, "labels"), (count,), 0, classes),
+        jax.random.normal(rng.fold(key, "noise"), (count, dimension)),
+        jax.random.bernoulli(rng.fold(key, "order"), shape=(count,)),
+    )
+
+
 def load_signal_noise(name: str, seed: int) -> Dataset:
     """The two-patch data: y uniform, patches mu e_y and xi ~ N(0, sigma^2 I) in random order.
 
@@ -95,13 +106,13 @@ def load_signal_noise(name: str, seed: int) -> Dataset:
     c = read(Constants, name)
     splits = []
     for number, count in enumerate((c.train, c.test)):
-        key = rng.at(seed, NAME, number)
-        labels = jax.random.randint(rng.fold(key, "labels"), (count,), 0, c.classes)
-        noise = c.noise * jax.random.normal(rng.fold(key, "noise"), (count, c.dimension))
-        signal = c.signal * jax.nn.one_hot(labels, c.dimension)
-        first = jax.random.bernoulli(rng.fold(key, "order"), shape=(count,))[:, None]
-        patches = [jnp.where(first, signal, noise), jnp.where(first, noise, signal)]
-        splits.append((np.array(jnp.stack(patches, 1)), np.array(labels, np.int32)))
+        found = _draws(rng.at(seed, NAME, number), count, c.classes, c.dimension)
+        labels, normal, first = (np.asarray(x) for x in found)
+        noise = np.float32(c.noise) * normal
+        signal = np.float32(c.signal) * np.eye(c.dimension, dtype=np.float32)[labels]
+        first = first[:, None]
+        patches = [np.where(first, signal, noise), np.where(first, noise, signal)]
+        splits.append((np.stack(patches, 1), np.array(labels, np.int32)))
     return make(name, splits[0], splits[1], c.classes, prepare=Patches())
 
 

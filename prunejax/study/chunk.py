@@ -23,7 +23,7 @@ from prunejax.study.endings import Endings
 from prunejax.study.handover import Handover
 from prunejax.study.happening import Happening
 from prunejax.study.measuring import Hook
-from prunejax.study.pacing import Pace
+from prunejax.study.pacing import Calendar, Pace
 from prunejax.study.population import Population
 from prunejax.study.probing import Probing
 from prunejax.study.programs import Member
@@ -56,6 +56,8 @@ class Chunk:
     def __post_init__(self) -> None:
         self._padded = lifting.pad(self.members, self.size)
         self._pace = Pace()
+        known = self.every, self.measure_epochs, self.policy
+        self._calendar = Calendar(self.population, self.members, *known)
         self._warm: set[str] = set()
         self._targets = Targets(self.directory.path / "targets", self.members)
         self._saving = Saving(
@@ -127,8 +129,10 @@ class Chunk:
         self._saving.rows_written()
         while epoch < program.epochs:
             self._saving.reached(states, epoch)
-            states = self._train_epoch(states, epoch)
-            if not self._due(epoch):
+            last = self._calendar.last(epoch)
+            states = self._train_epochs(states, epoch, last)
+            epoch = last
+            if not self._calendar.due(epoch):
                 epoch += 1
                 self._saving.reached(states, epoch)
                 self._maybe_save(states, epoch, epoch_done=True)
@@ -147,20 +151,16 @@ class Chunk:
             self._maybe_save(states, epoch, epoch_done=True)
         self._finish(states)
 
-    def _due(self, epoch: int) -> bool:
-        """Whether an epoch ends with tests and rows: every so many, with events, and the last."""
-        due = (epoch + 1) % self.every == 0 or epoch + 1 == self.population.program.epochs
-        due |= epoch in self.measure_epochs
-        return due or any(epoch + 1 in m.events for m in self.members)
-
     @staticmethod
     def _done(states: TrainState) -> int:
         """Training steps done; the members of a chunk advance together."""
         return int(mesh_lib.fetch(states.step)[0])
 
-    def _train_epoch(self, states: TrainState, epoch: int) -> TrainState:
+    def _train_epochs(self, states: TrainState, epoch: int, last: int) -> TrainState:
+        """From an epoch on to the end of the `last`: the same one, unless `Population.spans`."""
         program, per_epoch = self.population.program, self.population.program.steps_per_epoch
-        full = per_epoch - (1 if program.last_batch < program.batch_size else 0)
+        steps = (last + 1 - epoch) * per_epoch
+        full = steps - (1 if program.last_batch < program.batch_size else 0)
         done = self._done(states) - epoch * per_epoch
         on, at_last = self.population.training(epoch)
         size = smaller.sizes(program, epoch) or ""  # a smaller network is another compilation
@@ -177,21 +177,21 @@ class Chunk:
             self._reached(states, epoch, begun + done + count)
             self._pace.took(count, seconds)
             done += count
-            if done < full:  # the epoch takes more than one call: how it goes so far
+            if done < full:  # it takes more than one call: how it goes so far
                 with self._once("how it goes"):
                     train = self.population.summary(states)[0]
                     self._stand(train.loss, "train", train.accuracy)
-            self.progress.advance(count * len(self.members), self._text(epoch), timed=warm)
+            self.progress.advance(count * len(self.members), self._text(last), timed=warm)
             states = self._arrived(states, epoch, begun + done)
-            if done < per_epoch:
+            if done < steps:
                 self._maybe_save(states, epoch, epoch_done=False)
-        if done == full < per_epoch:
+        if done == full < steps:
             warm = f"last batch{size}" in self._warm
             with self._once(f"last batch{size}"):
                 states = jax.block_until_ready(at_last(states, self.population.data))
-            self._reached(states, epoch, begun + per_epoch)
+            self._reached(states, epoch, begun + steps)
             self.progress.advance(len(self.members), self._text(epoch), timed=warm)
-            states = self._arrived(states, epoch, begun + per_epoch)
+            states = self._arrived(states, epoch, begun + steps)
         return states
 
     def _reached(self, states: TrainState, epoch: int, step: int) -> None:

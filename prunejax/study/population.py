@@ -116,6 +116,12 @@ class Population:
         return (self.train, self.train_last) if sizes is None else self._smaller[sizes]
 
     @property
+    def spans(self) -> bool:
+        """Whether one call may train several epochs: of one whole batch each, of one network."""
+        p = self.program
+        return p.train_examples == p.batch_size and not p.cuts
+
+    @property
     def multiple(self) -> int:
         """The number of members must be a multiple of this."""
         return self.mesh.shape[MEMBER]

@@ -42,6 +42,8 @@ class StreamedPopulation(Population):
     the few training examples of the saliency score, and nothing else.
     """
 
+    spans = False  # what is read ahead ends with an epoch
+
     def __init__(
         self,
         program: Program,

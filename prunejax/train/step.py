@@ -195,19 +195,22 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
 def train_steps(
     program: Program, state: TrainState, data: Data | Window, steps: Array
 ) -> TrainState:
-    """`steps` training steps (a traced count) that stay inside one epoch's full batches.
+    """`steps` training steps (a traced count) inside one epoch's full batches, or, where an epoch
+    is one step, of as many epochs.
 
     The epoch's order is a pure function of (seed, epoch): stopping and continuing at any step
     gives the same bits. A window has the batches of these steps (and may have more).
     """
     size = program.batch_size
-    order = _order(program, state)
+    single = program.steps_per_epoch == 1
+    order = None if single else _order(program, state)
 
     def one(state: TrainState) -> TrainState:
         if isinstance(data, Window):
             return train_batch(program, state, *batch_of(data[:2], state.step - data.first))
         start = (state.step % program.steps_per_epoch) * size
-        indices = jax.lax.dynamic_slice(order, (start,), (size,))
+        now = _order(program, state) if order is None else order
+        indices = jax.lax.dynamic_slice(now, (start,), (size,))
         return train_batch(program, state, *_taken(program, state, data, indices))
 
     some = stopping.unless_stopped(program.stops, one)
