@@ -114,7 +114,8 @@ class Chunk:
             self.progress.advance(done * len(self.members), text, timed=False)
         self.directory.truncate(marks["sizes"], marks.get("digests"))
         if states is None:
-            states = self._handover.begin(self.population.initial(self._padded), self._padded)
+            states = self.population.initial(self._padded, len(self.members))
+            states = self._handover.begin(states, self._padded)
             self._handover.leave(states, 0)
             states = self._events.due(states, -1, 0)
             states = self._handover.rewind(states, self._padded)
@@ -294,7 +295,6 @@ class Chunk:
         self._targets.save(whole=True)
         self._handover.leave(states, lineage.END)
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
-        # Padding comes after the members.
         final.save(states, {"runs": [m.run for m in self.members], "size": self.size})
         endings.append()
         self.directory.append("runs", rows)

@@ -21,7 +21,7 @@ from prunejax.cluster.mesh import MEMBER
 from prunejax.study import ahead, lifting, shared
 from prunejax.study.ahead import Memory as Memory
 from prunejax.study.programs import Member
-from prunejax.train import prune, smaller, step
+from prunejax.train import prune, smaller, step, stopping
 from prunejax.train.evaluation import Metrics
 from prunejax.train.prune import Event
 from prunejax.train.step import Data, Program, TrainState
@@ -126,12 +126,19 @@ class Population:
         """The number of members must be a multiple of this."""
         return self.mesh.shape[MEMBER]
 
-    def initial(self, members: Sequence[Member]) -> TrainState:
-        """The stacked states of members before their first step."""
+    def initial(self, members: Sequence[Member], real: int | None = None) -> TrainState:
+        """The stacked states of members before their first step.
+
+        Args: real: how many are no padding; None: all.
+        """
         seed, table, *rest = lifting.stack([lifting.arguments(m) for m in members])
         bare, rows = mesh_lib.put(shared.parted(table), self._members)
         states = self._initial(mesh_lib.put((seed, bare, *rest), self._members))
-        return shared.with_rows(states, rows)
+        states = shared.with_rows(states, rows)
+        if real is None or real == len(members):
+            return states
+        stopped = np.where(np.arange(len(members)) < real, -1, stopping.PADDING)
+        return states._replace(stopped=mesh_lib.put(stopped.astype(np.int32), self._members))
 
     def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:
         """What comes before and after the steps of `size` members, and its arguments.

@@ -1,6 +1,7 @@
 """The compiled program that some arms share, and the arrays with which each run begins."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -54,7 +55,7 @@ class Member:
         """The runs that have to come first."""
         return self.start.runs | ({self.twin} if self.twin else set())
 
-    @property
+    @functools.cached_property  # asked for after every epoch
     def events(self) -> np.ndarray:
         """Rows of the table in which something is asked for (row e + 1 follows epoch e)."""
         of_step = self.table.ids > len(self.hyper.learning_rate)  # recorded, also where none swaps

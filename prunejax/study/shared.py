@@ -79,7 +79,14 @@ class Functions:
         # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
         once = {"xla_backend_optimization_level": 1} if _on_cpu(mesh) else None
         self.initial = lift(lambda m: step.initial_state(program, *m), states, options=once)
-        self.train = changing(functools.partial(step.train_steps, program))
+        # Members that train one after another need not wait for copies that only fill the stack.
+        skips = not vectorized and program.data_parallel == 1
+
+        def trained(s: TrainState, data: Any, steps: Any) -> TrainState:
+            own = stopping.unless_padding(s, steps) if skips else steps
+            return step.train_steps(program, s, data, own)
+
+        self.train = changing(trained)
         self.train_last = changing(functools.partial(step.train_last_step, program))
         cuts = {sizes: smaller.of(program, sizes) for _, sizes in program.cuts}
         self.smaller = {

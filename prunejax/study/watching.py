@@ -54,6 +54,8 @@ class Watch:
 
     def over(self, states: TrainState) -> np.ndarray:
         """Bool [size]: which members have stopped by their training loss."""
+        if not self.population.program.stops:
+            return np.zeros(len(self.padded), bool)
         return np.asarray(mesh_lib.fetch(states.stopped)) >= 0
 
     def _fit(self, states: TrainState) -> Metrics:

@@ -1,4 +1,4 @@
-"""Runs that stop by their training loss while others of their stack go on."""
+"""Members of a stack that do not train while others do: runs that have stopped, and padding."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+PADDING = -2  # `stopped` of a copy that fills a stack up: it need not train, nobody looks at it
 State = Any  # a `train.step.TrainState`
 
 
@@ -21,6 +22,11 @@ def unless_stopped(stops: bool, step: Callable[[State], State]) -> Callable[[Sta
         return step
     counted = lambda s: s._replace(step=s.step + 1)  # noqa: E731
     return lambda s: jax.lax.cond(s.stopped < 0, step, counted, s)
+
+
+def unless_padding(state: State, steps: Array) -> Array:
+    """How many of `steps` training steps a member takes: none if it only fills a stack up."""
+    return jnp.where(state.stopped == PADDING, 0, steps)
 
 
 def stopped(state: State, loss: Array, ready: Array) -> Array:

@@ -1,0 +1,65 @@
+"""What one call trains: several epochs of one step each; a copy that fills a stack up nothing."""
+
+import jax
+import numpy as np
+import pytest
+
+from prunejax.configs import default
+from prunejax.study import arrangement, chunk, lifting, run
+from prunejax.study.population import Population
+from tests.studies import planned, small
+
+pytestmark = pytest.mark.usefixtures("quick_report")
+
+
+def full_batch():
+    """Ten epochs of one step, tested after every fourth, after events and at the end."""
+    prune = {"layers": ("dense1",), "fraction": (0.5,), "start": (4,), "end": (5,), "period": 1}
+    config = small(none={}, S={"prune": prune | {"schedule": "linear", "score": "l2"}})
+    config.epochs, config.evaluate_every = 10, 4
+    config.data.train_examples = config.batch_size = 64
+    return config
+
+
+def test_epochs_of_one_step_train_in_one_call_with_the_same_bytes(tmp_path, monkeypatch):
+    calls, real = [], chunk.Chunk._train_epochs
+
+    def counted(self, states, epoch, last):
+        calls.append((epoch, last))
+        return real(self, states, epoch, last)
+
+    monkeypatch.setattr(chunk.Chunk, "_train_epochs", counted)
+    found = {}
+    for spans in (True, False):
+        calls.clear()
+        if not spans:
+            monkeypatch.setattr(Population, "spans", False)
+        path = tmp_path / str(spans)
+        run.run(full_batch(), path, default.get_config(), quiet=True)
+        tables = ("epochs", "events", "runs")
+        found[spans] = {name: (path / f"{name}.csv").read_bytes() for name in tables}
+        own = [(e, e) for e in range(10)]
+        tested = [(0, 3), (4, 4), (5, 5), (6, 7), (8, 9)]  # of the arm with events
+        assert calls[-len(tested if spans else own) :] == (tested if spans else own)
+    assert found[True] == found[False]
+
+
+def test_copies_that_fill_a_stack_up_do_not_train():
+    (batch,) = planned(small(none={}, other={"optimizer": {"learning_rate": 0.01}}))
+    data = arrangement.device_data(batch.dataset)
+    people = Population(batch.program, data, "sharded", jax.devices()[:1], batch.members[0])
+    members = lifting.pad(batch.members, 3)
+    filled, whole = (people.initial(members, real) for real in (2, 3))
+    begun = jax.device_get(filled)
+    after, every = (
+        jax.device_get(people.train(s, people.data, np.int32(2))) for s in (filled, whole)
+    )
+    for a, b, c in zip(*(jax.tree.leaves(s.params) for s in (after, every, begun)), strict=True):
+        np.testing.assert_array_equal(a[:2], b[:2])  # as without
+        np.testing.assert_array_equal(a[2], c[2])
+    assert after.step.tolist() == [2, 2, 0]
+    assert every.step.tolist() == [2, 2, 2]
+    assert any(
+        (x[0] != y[0]).any()
+        for x, y in zip(*map(jax.tree.leaves, (after.params, begun.params)), strict=True)
+    )
