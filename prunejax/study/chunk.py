@@ -183,7 +183,7 @@ class Chunk:
                     train = self.population.summary(states)[0]
                     self._stand(train.loss, "train", train.accuracy)
             self.progress.advance(count * len(self.members), self._text(last), timed=warm)
-            states = self._arrived(states, epoch, begun + done)
+            states = self._arrived(states, begun + done)
             if done < steps:
                 self._maybe_save(states, epoch, epoch_done=False)
         if done == full < steps:
@@ -192,7 +192,7 @@ class Chunk:
                 states = jax.block_until_ready(at_last(states, self.population.data))
             self._reached(states, epoch, begun + steps)
             self.progress.advance(len(self.members), self._text(epoch), timed=warm)
-            states = self._arrived(states, epoch, begun + steps)
+            states = self._arrived(states, begun + steps)
         return states
 
     def _reached(self, states: TrainState, epoch: int, step: int) -> None:
@@ -202,9 +202,10 @@ class Chunk:
         if step not in self._events.between:
             self._saving.reached(states, epoch)
 
-    def _arrived(self, states: TrainState, epoch: int, step: int) -> TrainState:
+    def _arrived(self, states: TrainState, step: int) -> TrainState:
         """What falls on a step: first the states that others take, then the events."""
         self._handover.leave(states, step)
+        epoch = (step - 1) // self.population.program.steps_per_epoch
         if step in self._events.between:
             states = self._events.due(states, epoch, step)
             self._saving.rows_written()
