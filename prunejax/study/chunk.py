@@ -109,9 +109,8 @@ class Chunk:
             marks = restored.facts
             epoch = int(restored.facts["epoch"])
             self._saving.measured = restored.facts["measured"]
-            done = self._done(states)
-            text = "continuing from a checkpoint"
-            self.progress.advance(done * len(self.members), text, timed=False)
+            many = self._done(states) * len(self.members)
+            self.progress.advance(many, "continuing from a checkpoint", timed=False)
         self.directory.truncate(marks["sizes"], marks.get("digests"))
         if states is None:
             states = self.population.initial(self._padded, len(self.members))

@@ -148,7 +148,7 @@ class Population:
         Args: events: whether there are any (not counting those of twins).
         """
         states, data = self.abstract(size), self.data
-        yield self._initial, (self._beginning(size),)
+        yield self._initial, (shared.beginning(self._like, size, self._members),)
         if self.program.last_batch < self.program.batch_size:
             yield self.train_last, (states, data)
         yield self._summary, (states,)
@@ -156,17 +156,6 @@ class Population:
             yield self._evaluate, (states, data.test_images, data.test_labels)
         if events:
             yield self._event, (states, data, np.int32(1))
-
-    def _beginning(self, size: int) -> Tree:
-        """Shapes and shardings of what `initial` gives to its program."""
-        seed, table, *rest = lifting.arguments(self._like)
-        bare, _ = shared.parted(table)
-
-        def stacked(x: Any) -> jax.ShapeDtypeStruct:
-            shape = (size, *np.shape(x))
-            return jax.ShapeDtypeStruct(shape, np.asarray(x).dtype, sharding=self._members)
-
-        return jax.tree.map(stacked, (seed, bare, *rest))
 
     def put(self, states: TrainState) -> TrainState:
         """Stacked states from the host."""

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
 from prunejax.interventions import ROWS, Table
 from prunejax.study import lifting
+from prunejax.study.programs import Member
 from prunejax.train import evaluation, prune, smaller, step, stopping, trackers
 from prunejax.train.step import Program, TrainState
 
@@ -38,6 +40,16 @@ def without_rows(states: TrainState) -> tuple[TrainState, Rows]:
 def with_rows(states: TrainState, rows: Rows) -> TrainState:
     """States whole again."""
     return states._replace(table=states.table._replace(**rows))
+
+
+def beginning(like: Member, size: int, where: NamedSharding) -> Tree:
+    """Shapes, and where they lie, of what `size` members like this one give to `initial`."""
+    seed, table, *rest = lifting.arguments(like)
+
+    def stacked(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *np.shape(x)), np.asarray(x).dtype, sharding=where)
+
+    return jax.tree.map(stacked, (seed, parted(table)[0], *rest))
 
 
 class Bare:
