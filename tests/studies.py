@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from prunejax import report
 from prunejax.configs import default
 from prunejax.data import StreamedSet
 from prunejax.record import checkpoint
@@ -90,6 +91,32 @@ def rows(path: Path, table: str) -> list[dict[str, str]]:
     """Of a run directory."""
     with open(path / f"{table}.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def in_layouts(config: ConfigDict, root: Path) -> dict[str, Path]:
+    """Directories of one study, its members vectorized and one after another; no page is drawn."""
+    found = {}
+    for name in ("vectorized", "sequential"):
+        config.population.layout = name
+        found[name] = root / name
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "build", lambda paths: paths[0] / "report.html")
+            run.run(config, found[name], default.get_config(), quiet=True)
+    return found
+
+
+def assert_alike(paths: dict[str, Path], table: str) -> None:
+    """All cells are equal, but for the last digits of losses (products of several members)."""
+    one, other = (
+        sorted(rows(path, table), key=lambda row: (row["run"], *row.values()))
+        for path in paths.values()
+    )
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        for key in a:
+            if a[key] != b[key]:
+                assert key.endswith("loss"), (a["run"], key)
+                assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-5)
 
 
 class PickledCheckpointer:

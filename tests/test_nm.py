@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from prunejax import masks as mask_algebra
-from prunejax import report, trees
-from prunejax.configs import default
+from prunejax import trees
 from prunejax.errors import ConfigError
 from prunejax.methods import before, resolve, timetable
-from prunejax.study import loaded, presets, run
-from tests.studies import begun, functions, planned, rows, small
+from prunejax.study import loaded, presets
+from tests.studies import assert_alike, begun, functions, in_layouts, planned, small
 
 STEPS = {"start": (2,), "end": (6,), "period": 2}
 NEEDED = {
@@ -22,7 +21,6 @@ NEEDED = {
     "ste": {"refresh_every": 3},
     "movement": STEPS | {"refresh_every": 3},
 }
-pytestmark = pytest.mark.usefixtures("quick_report")
 REFUSED = {
     "set": ({"update_every": 2}, "prune.grow = 'random': blocks of N:M cannot swap"),
     "rigl": ({"update_every": 2}, "prune.grow = 'gradient': blocks of N:M cannot swap"),
@@ -52,17 +50,9 @@ def blocks(mask):
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory):
-    """Directories of one study of all methods, members vectorized and one after another."""
-    found = {}
-    for layout in ("vectorized", "sequential"):
-        config = small(**{name: arm(name) for name in SERVED})
-        config.epochs, config.data.train_examples = 2, 128
-        config.population.layout = layout
-        found[layout] = tmp_path_factory.mktemp("nm") / layout
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(report, "build", lambda paths: paths[0] / "report.html")
-            run.run(config, found[layout], default.get_config(), quiet=True)
-    return found
+    config = small(**{name: arm(name) for name in SERVED})
+    config.epochs, config.data.train_examples = 2, 128
+    return in_layouts(config, tmp_path_factory.mktemp("nm"))
 
 
 def test_every_method_ends_at_one_of_four_in_each_layout(layouts):
@@ -80,17 +70,7 @@ def test_every_method_ends_at_one_of_four_in_each_layout(layouts):
 
 @pytest.mark.parametrize("table", ["epochs", "events", "updates"])
 def test_tables_are_those_of_each_layout(layouts, table):
-    """All cells are equal, but for the last digits of losses (products of several members)."""
-    one, other = (
-        sorted(rows(path, table), key=lambda row: (row["run"], *row.values()))
-        for path in layouts.values()
-    )
-    assert len(one) == len(other) > 0
-    for a, b in zip(one, other, strict=True):
-        for key in a:
-            if a[key] != b[key]:
-                assert key.endswith("loss"), (a["run"], key)
-                assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-5)
+    assert_alike(layouts, table)
 
 
 @pytest.mark.parametrize("name", ["snip", "synflow"])

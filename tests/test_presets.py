@@ -1,7 +1,5 @@
 """Every way of pruning by name in a study: counts, scores against the library, a page's arms."""
 
-import csv
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +10,9 @@ from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.methods import evidence
 from prunejax.study import config as config_lib
-from prunejax.study import plan, presets, run
+from prunejax.study import loaded, plan, presets
 from prunejax.train import prune
-from tests.studies import begun, small
+from tests.studies import assert_alike, begun, in_layouts, rows, small
 
 NEEDED = {
     "set": {"update_every": 3},
@@ -36,15 +34,33 @@ def arm(method, **changes):
     return {"prune": {"method": method, "fraction": (0.8,)} | NEEDED.get(method, {}) | changes}
 
 
-pytestmark = pytest.mark.usefixtures("quick_report")
-
-
-def test_every_method_removes_exactly_four_fifths_of_the_kernels(tmp_path):
+def study():
+    """The smoke study of all presets."""
     config = small(**{name: arm(name) for name in presets.METHODS})
     config.data.train_examples = 128  # 4 whole batches: no program of the last one to compile
-    run.run(config, tmp_path / "run", default.get_config(), quiet=True)
-    with open(tmp_path / "run" / "epochs.csv", newline="") as file:
-        last = {row["variant"]: float(row["sparsity"]) for row in csv.DictReader(file)}
+    return config
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    return in_layouts(study(), tmp_path_factory.mktemp("presets"))
+
+
+def test_masks_are_those_of_each_layout(layouts):
+    one, other = (loaded.load(path) for path in layouts.values())
+    assert {name.rpartition("-")[0] for name in one.names} == set(presets.METHODS)
+    for name in one.names:
+        jax.tree.map(np.testing.assert_array_equal, one.masks(name), other.masks(name))
+
+
+@pytest.mark.parametrize("table", ["epochs", "events", "updates", "layers", "costs"])
+def test_tables_are_those_of_each_layout(layouts, table):
+    assert_alike(layouts, table)
+
+
+def test_every_method_removes_exactly_four_fifths_of_the_kernels(layouts):
+    config = study()
+    last = {row["variant"]: float(row["sparsity"]) for row in rows(layouts["sequential"], "epochs")}
     arms = config_lib.variants(config, default.get_config())
     program = plan.build(arms[:1])[0].program
     variables = jax.eval_shape(
