@@ -93,6 +93,11 @@ def rows(path: Path, table: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def tables(path: Path) -> dict[str, bytes]:
+    """Every table of a run directory, as it lies there."""
+    return {file.name: file.read_bytes() for file in sorted(path.glob("*.csv"))}
+
+
 def in_layouts(config: ConfigDict, root: Path) -> dict[str, Path]:
     """Directories of one study, its members vectorized and one after another; no page is drawn."""
     found = {}

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from prunejax.configs import default
+from prunejax.data import StreamedSet
 from prunejax.study import ahead, arrangement, config, layout, plan, population, run, watching
-from tests.studies import small, tiny
+from tests import streamed_case
+from tests.studies import small, tables, tiny
 
 COMPILED = []
 
@@ -144,10 +146,6 @@ def _three_arms():
     )
 
 
-def _tables(directory):
-    return {file.name: file.read_bytes() for file in sorted(directory.glob("*.csv"))}
-
-
 def test_the_next_program_is_compiled_while_one_trains(tmp_path, monkeypatch, quick_report):
     real, by = layout.decide, []
 
@@ -161,9 +159,29 @@ def test_the_next_program_is_compiled_while_one_trains(tmp_path, monkeypatch, qu
         by.clear()
         monkeypatch.setattr(ahead, "threads", lambda n=count: n)
         run.run(_three_arms(), tmp_path / str(count), default.get_config(), quiet=True)
-        found[count] = _tables(tmp_path / str(count))
+        found[count] = tables(tmp_path / str(count))
         assert by == ([True] * 3 if count == 0 else [True, False, False])
     assert found[0] == found[1]
+
+
+def test_nothing_is_foreseen_of_streamed_sets(tmp_path, monkeypatch, quick_report):
+    """Their populations hold a few examples: one made from these would train on nothing else."""
+    real, sources = layout.decide, []
+
+    def watched(program, source, *rest):
+        sources.append(source)
+        return real(program, source, *rest)
+
+    monkeypatch.setattr(layout, "decide", watched)
+    monkeypatch.setattr(ahead, "threads", lambda: 1)
+    streamed_case.write(tmp_path / "sets")
+    gradual = {"method": "gradual", "start": (2,), "end": (10,), "period": 4}
+    arms = {"gradual": gradual, "static": {"method": "static"}}
+    variants = {name: {"prune": {"fraction": (0.5,)} | how} for name, how in arms.items()}
+    config = streamed_case.study(tmp_path / "sets", **variants)
+    config.measures.forecast = False
+    run.run(config, tmp_path / "run", default.get_config(), quiet=True)
+    assert [type(source) for source in sources] == [StreamedSet] * 2
 
 
 def test_what_was_foreseen_counts_only_if_everybody_fits(tmp_path, monkeypatch, quick_report):

@@ -7,9 +7,8 @@ import pytest
 from prunejax.configs import default
 from prunejax.study import arrangement, chunk, lifting, run
 from prunejax.study.population import Population
-from tests.studies import planned, small
+from tests.studies import planned, small, tables
 
-TABLES = ("epochs", "events", "updates", "runs")
 pytestmark = pytest.mark.usefixtures("quick_report")
 
 
@@ -22,10 +21,6 @@ def full_batch():
     config.epochs, config.evaluate_every = 10, 4
     config.data.train_examples = config.batch_size = 64
     return config
-
-
-def _tables(path):
-    return {name: (path / f"{name}.csv").read_bytes() for name in TABLES}
 
 
 def test_epochs_of_one_step_train_in_one_call_with_the_same_bytes(tmp_path, monkeypatch):
@@ -43,7 +38,7 @@ def test_epochs_of_one_step_train_in_one_call_with_the_same_bytes(tmp_path, monk
             monkeypatch.setattr(Population, "spans", False)
         path = tmp_path / str(spans)
         run.run(full_batch(), path, default.get_config(), quiet=True)
-        found[spans] = _tables(path)
+        found[spans] = tables(path)
         alone = {(0, 3), (4, 7), (8, 9)}  # of arms whose events fall on steps, or that have none
         tested = {(0, 3), (4, 4), (5, 5), (6, 7), (8, 9)}
         assert set(calls) == (alone | tested if spans else {(e, e) for e in range(10)})
@@ -64,7 +59,7 @@ def test_broken_inside_several_epochs_and_continued(tmp_path, monkeypatch, broke
     with pytest.raises(KeyboardInterrupt):
         run.run(full_batch(), tmp_path / "parts", default.get_config(), quiet=True)
     run.run(full_batch(), tmp_path / "parts", default.get_config(), quiet=True)
-    assert _tables(tmp_path / "parts") == _tables(tmp_path / "whole")
+    assert tables(tmp_path / "parts") == tables(tmp_path / "whole")
 
 
 def test_copies_that_fill_a_stack_up_do_not_train():

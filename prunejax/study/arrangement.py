@@ -187,12 +187,14 @@ class Arrangement:
     def foresee(self, b: int) -> None:
         """While batch `b` trains, another thread compiles what comes next, if it can be told.
 
-        That is the case where the network was decided on before and the data are the same.
+        That is the case where the network was decided on before and the data are the same and in
+        memory (a population of a streamed set holds a few of its examples only).
         """
         after = next((i for i, _ in self.order if i not in self._decided), None)
         if after is None or after in self._soon or not ahead.threads():
             return
-        known, same = self._known(after), self._batches[after].dataset is self._batches[b].dataset
+        known, dataset = self._known(after), self._batches[after].dataset
+        same = isinstance(dataset, Dataset) and dataset is self._batches[b].dataset
         if known is not None and same and self._like(after) == after:
             arguments = self._batches[after].program, self.population(b).data, self._widest[after]
             self._soon[after] = ahead.apart(
