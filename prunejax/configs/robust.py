@@ -122,19 +122,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.name, config.optimizer.momentum = "sgd", 0.9
     config.optimizer.learning_rate, config.optimizer.schedule = 0.05, "cosine"
     config.prune.granularity, config.prune.scope = "weight", "global"
-    if arg == "conv":
-        config.data.name, config.data.train_examples = "fashion14", 1000
-        config.data.test_examples, config.model.name = 1000, "lenet5"
-        config.epochs, config.batch_size, config.seeds, config.first_seed = 14, 50, 4, 890
-        config.population.layout = "sharded"  # two members at once, also while measured
     config.harden.radius = 0.05 if arg == "adversarial" else 0.0
     config.harden.noise = 0.25 if arg == "noise" else 0.0
     config.measures.names = ("robustness", "smoothing")
     config.measures.examples = 64 if quick else 256
     config.measures.attack_radius, config.measures.smoothing_sigma = 0.05, 0.25
     if arg == "conv":
-        config.measures.examples = 128
-        config.measures.attack_radius = 0.01  # bounds of pooled maps are looser
+        config.data.name, config.data.train_examples = "fashion14", 1000
+        config.data.test_examples, config.model.name = 1000, "lenet5"
+        config.epochs, config.batch_size, config.seeds, config.first_seed = 14, 50, 4, 890
+        config.population.layout = "sharded"  # two members at once, also while measured
+        config.measures.examples, config.measures.attack_radius = 128, 0.01
     half = config.epochs // 2 - 1
     arms: dict[str, dict] = {"dense": {"prune": {"score": "magnitude"}}}
     for score in ("magnitude", "snip", "random"):

@@ -204,8 +204,8 @@ class Chunk:
     def _arrived(self, states: TrainState, step: int) -> TrainState:
         """What falls on a step: first the states that others take, then the events."""
         self._handover.leave(states, step)
-        epoch = (step - 1) // self.population.program.steps_per_epoch
         if step in self._events.between:
+            epoch = (step - 1) // self.population.program.steps_per_epoch
             states = self._events.due(states, epoch, step)
             self._saving.rows_written()
             self._saving.reached(states, epoch)

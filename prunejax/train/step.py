@@ -202,8 +202,7 @@ def train_steps(
     gives the same bits. A window has the batches of these steps (and may have more).
     """
     size = program.batch_size
-    single = program.steps_per_epoch == 1
-    order = None if single else _order(program, state)
+    order = _order(program, state) if program.steps_per_epoch > 1 else None
 
     def one(state: TrainState) -> TrainState:
         if isinstance(data, Window):
