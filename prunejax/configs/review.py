@@ -40,8 +40,8 @@ In batches of 32 (which do not divide 2,000 images) the first of them was 1.9 [0
 undecided, and the decided one another augmented corner of Adam, -3.5: which corner is decided
 depends on such a detail, where L gains and where it loses does not. Twice the training does worse
 where labels are learnt, better where augmentation keeps them from it. Cost (measured, from an
-empty cache, beside other work): 478 seconds of processor time; in batches of 32 it was 648, and
-378 on the wall of two cores that had nothing else to do.
+empty cache, alone on two cores): 248 seconds, 428 of processor time; in batches of 32 it was 378,
+648 of processor time.
 
 Result of `:clean`, the three arms in the same corners with labels as they are, seeds 860 to 863,
 means over four corners each in percent, and the smallest and largest L less none:
