@@ -6,8 +6,8 @@ import pytest
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import config as config_lib
-from prunejax.study import lineage, plan, run
-from tests.studies import go, rows, tiny
+from prunejax.study import handover, lineage, plan, run
+from tests.studies import go, rows, small, tiny
 
 MAGNITUDE = {
     "schedule": "scratch",
@@ -215,3 +215,32 @@ def test_depths_and_families():
     needs = {"a": [], "b": ["a"], "c": ["b", "a"], "x": [], "y": ["x"]}
     assert lineage.depths(needs) == {"a": 0, "b": 1, "c": 2, "x": 0, "y": 1}
     assert lineage.families(needs) == {"a": "a", "b": "a", "c": "a", "x": "x", "y": "x"}
+
+
+def test_states_pass_in_memory_as_they_do_by_files(tmp_path, monkeypatch):
+    config = small(dense=WEIGHT, level1=level("dense"))
+
+    def study(folder):
+        go(config, folder)
+        return [(folder / f"{table}.csv").read_bytes() for table in ("epochs", "events", "runs")]
+
+    def unread(path):
+        raise AssertionError(f"{path} was read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handover, "MOST", 0)
+        by_files = study(tmp_path / "files")
+    monkeypatch.setattr(handover, "read", unread)
+    assert study(tmp_path / "memory") == by_files
+
+
+def test_the_latest_states_stay_in_memory(monkeypatch):
+    monkeypatch.setattr(handover, "MOST", 100)
+    recent, given = handover.Recent(), {"weights/w": np.zeros(12, np.float32)}  # 48 bytes
+    for name in ("a", "b", "b", "c"):
+        recent.add(name, given)
+    assert list(recent.arrays) == ["b", "c"]
+    given["weights/w"][:] = 1  # what is kept is a copy
+    assert not recent.arrays["c"]["weights/w"].any()
+    recent.add("large", {"weights/w": np.zeros(100)})
+    assert not recent.arrays

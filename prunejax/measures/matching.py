@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from prunejax import trees
 from prunejax.groups import Group
@@ -163,6 +162,8 @@ def weight_matching(
     Raises:
       ValueError: trees that are not alike.
     """
+    from scipy.optimize import linear_sum_assignment  # late: every study would load all of it
+
     paths = trees.paths(a)
     target = {p: np.asarray(x, np.float64) for p, x in trees.leaves_with_paths(a)}
     aligned = trees.aligned(a, b, "the second network")

@@ -6,9 +6,11 @@ run takes those of the layers that it knows.
 """
 
 import errno
+import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import jax
@@ -28,6 +30,7 @@ from prunejax.system import files
 from prunejax.train.step import TrainState
 
 FOLDER = "states"
+MOST = 2**28  # bytes of states that stay in memory beside their files
 _FIELDS = {"weights": "params", "statistics": "batch_stats", "optimizer": "opt_state"}
 Arrays = dict[str, np.ndarray]
 
@@ -56,6 +59,30 @@ def read(path: Path) -> Arrays:
         return dict(saved)
 
 
+class Recent:
+    """States of a study that is running, as they were written: to read them back takes longer."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.arrays: dict[str, Arrays] = {}
+        self._bytes = 0
+
+    def add(self, file: str, arrays: Arrays) -> None:
+        """Keeps a copy, and of all of them the latest that fit into MOST bytes."""
+        self._bytes -= _size(self.arrays.pop(file, {}))
+        self.arrays[file] = {path: np.array(x) for path, x in arrays.items()}
+        self._bytes += _size(arrays)
+        while self._bytes > MOST:
+            self._bytes -= _size(self.arrays.pop(next(iter(self.arrays))))
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(x.nbytes for x in arrays.values())
+
+
+_RECENT: weakref.WeakKeyDictionary[SharedDirectory, Recent] = weakref.WeakKeyDictionary()
+
+
 class Handover:
     """What the members of a chunk take from other runs, and leave for them."""
 
@@ -72,10 +99,12 @@ class Handover:
         Raises:
           RecordError: a file cannot be written.
         """
+        if not any(step in m.keep for m in self._members):
+            return
+        host = mesh_lib.fetch(states)  # at once: each run by itself would be a call, and fetches
         for i, m in enumerate(self._members):
             if step in m.keep:
-                arrays = self._arrays(mesh_lib.fetch(self._population.member(states, i)))
-                self._write(name(m.run, step), arrays)
+                self._write(name(m.run, step), self._arrays(jax.tree.map(itemgetter(i), host)))
 
     def _write(self, file: str, arrays: Arrays) -> None:
         path = self._directory.path / file
@@ -83,6 +112,7 @@ class Handover:
         def write() -> None:
             path.parent.mkdir(exist_ok=True)
             files.replace(path, lambda opened: np.savez(opened, **arrays))  # type: ignore[arg-type]
+            _RECENT.setdefault(self._directory, Recent()).add(file, arrays)
 
         distributed.on_main(write)
 
@@ -165,7 +195,11 @@ class Handover:
         return host
 
     def _read(self, source: Source, file: str) -> Arrays:
-        return ticket_file.read(file) if source.file else read(self._directory.path / file)
+        if source.file:
+            return ticket_file.read(file)
+        recent = _RECENT.get(self._directory)
+        held = recent.arrays.get(file) if recent else None
+        return read(self._directory.path / file) if held is None else held
 
     def _take(self, host: TrainState, i: int, saved: Arrays, source: Source, file: str) -> None:
         for part in sorted(source.parts & set(_FIELDS)):

@@ -165,9 +165,16 @@ def learning_rates(
     if schedule == "multistep":
         return [rate * decay ** sum(m <= e for m in milestones) for e in range(epochs)]
     if schedule == "cosine":
-        cosine = optax.cosine_decay_schedule(rate, max(epochs, 1))
-        return [float(cosine(e)) for e in range(epochs)]
+        return list(_cosine(rate, epochs))
     raise ValueError(
         f"unknown learning-rate schedule {schedule!r}; there are: {', '.join(SCHEDULES)}."
         + registry.suggestion(schedule, SCHEDULES)
     )
+
+
+@functools.lru_cache(
+    64
+)  # the arms of a study ask for the same, and each number is a computation by JAX
+def _cosine(rate: float, epochs: int) -> tuple[float, ...]:
+    cosine = optax.cosine_decay_schedule(rate, max(epochs, 1))
+    return tuple(float(cosine(e)) for e in range(epochs))
