@@ -153,6 +153,21 @@ def test_a_measure_that_fails_leaves_the_others_alone(quadratic):
         suite.columns(("tick",))
 
 
+@pytest.mark.parametrize(("error", "stops"), [(ZeroDivisionError, False), (KeyError, True)])
+def test_a_fault_of_a_measure_is_told_from_one_that_cannot_be_taken(monkeypatch, error, stops):
+    def run(context):
+        raise error("of the number")
+
+    monkeypatch.setitem(suite.MEASURES, "own", suite.Measure(run, ("own",)))
+    if stops:
+        with pytest.raises(error):
+            suite.measure(None, ("own",))
+        return
+    found, _, failed = suite.measure(None, ("own",))
+    assert failed == {"own": "of the number"}
+    assert np.isnan(found["own"])
+
+
 # -- a study with measures -------------------------------------------------------------------
 
 

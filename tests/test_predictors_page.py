@@ -114,6 +114,37 @@ def test_measured_columns_are_those_of_the_library(study):
     )
 
 
+def test_of_few_configurations_and_missing_values_the_headline_tells(study):
+    loaded = tables.load([study])
+    for row in loaded.runs[:3]:
+        row["l2_norm"] = ""
+    grid, rows = ranking.of(loaded)
+    models = "fit" if grid.fit.keep.sum() >= ranking.LEAST else "all"
+    row = next(r for r in ranking.chosen(rows, "test_loss", models) if r["measure"] == "l2_norm")
+    assert row["left_out"] == 3
+    assert figures_predictors.sentence(row).startswith("L2 norm (n = 5) ")
+    drawing = figures_predictors.predictors(loaded, Look([], []))
+    labels = [t.get_text() for t in drawing.panels[0].axes[0].get_yticklabels()]
+    assert "L2 norm (n = 5)" in labels
+    assert "L2 norm" not in labels
+    assert "of those that every model has" in drawing.caption
+    few = [r | {"tau_a_low": np.nan, "tau_a_high": np.nan} for r in rows]
+    (line, _) = figures_predictors.first_lines(grid, few)
+    assert "too few configurations (8) for intervals: " in line
+    assert "[95 %]" not in line
+
+
+def test_a_measure_of_the_same_numbers_is_named_once(study):
+    loaded = tables.load([study])
+    for row in loaded.runs:
+        row["path_norm"] = row["l2_norm"] = str(10 * float(row["final_train_loss"]))
+    grid, rows = ranking.of(loaded)
+    shown = figures_predictors._strongest(grid, ranking.chosen(rows, "test_loss", "all"))
+    names = [r["measure"] for r in shown]
+    assert ("path_norm" in names) + ("l2_norm" in names) == 1
+    assert len(names) == len(set(names))
+
+
 @pytest.mark.parametrize("loss", [0.0, 0.5])
 def test_a_tolerance_that_switched_is_told(loss):
     """A network of two weights that has the loss given with both of them, 1 with fewer."""

@@ -199,6 +199,9 @@ def test_models_that_do_not_fit():
     found = ranks.fit_filter([0.995, 0.9, 0.9, np.nan], [0.5, 0.005, 0.2, np.nan])
     assert found.keep.tolist() == [True, True, False, False]
     assert found.sentence.startswith("2 of 4 models left out: train accuracy below 0.99")
+    found = ranks.fit_filter([np.nan] * 3, [0.5, 0.005, 0.2], loss=0.2)  # of regressions
+    assert found.keep.tolist() == [False, True, True]
+    assert found.sentence == "1 of 3 models left out: train loss above 0.2"
 
 
 def test_the_table_has_all_models_and_those_that_fit():

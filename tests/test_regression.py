@@ -3,12 +3,14 @@
 import csv
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 from sklearn import datasets
 
 import prunejax
@@ -17,6 +19,8 @@ from prunejax.configs import default
 from prunejax.data import choices
 from prunejax.data import dataset as dataset_lib
 from prunejax.errors import ConfigError
+from prunejax.measures import suite
+from prunejax.report import panels, tables, units
 from prunejax.study import attributes, plan, run
 from prunejax.study import config as config_lib
 from prunejax.train import optim
@@ -190,6 +194,89 @@ def test_settings_that_do_not_fit(change, words):
         planned(regression(S=change))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def huber(outputs, targets):
+    gap = jnp.abs(outputs - targets).sum(-1)
+    return jnp.where(gap < 1, gap**2 / 2, gap - 0.5)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """Eight networks of a loss of one's own, with a measure that cannot always be taken."""
+
+    def sometimes(context):
+        return {"sometimes": 1 / (context.live_dim > 1000)}, {}  # ZeroDivisionError of the narrow
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(losses.LOSSES, "huber", huber)
+        patch.setitem(suite.MEASURES, "sometimes", suite.Measure(sometimes, ("sometimes",)))
+        config = regression()
+        config.loss, config.epochs, config.evaluate_train = "huber", 2, True
+        config.optimizer.learning_rate = 0.01
+        config.measures.names = ("prunability", "rivals", "sometimes", "hessian_trace")
+        config.measures.split, config.measures.examples = "train", 50
+        config.model.name = "mlp64_64"
+        axes = {"model.width": (0.25, 0.5), "batch_size": (25, 50), "start.scale": (1.0, 3.0)}
+        config.variants = default.product(axes)
+        config.report.figures = ("predictors", "table")
+        config.report.baseline = next(iter(config.variants))
+        path = tmp_path_factory.mktemp("grid") / "run"
+        run.run(config, path, default.get_config(), quiet=True)
+    return path
+
+
+def test_a_grid_of_regressions_is_ranked_by_norms(grid):
+    runs = rows(grid, "runs")
+    assert all(float(r["path_norm"]) > 0 and float(r["prunability"]) > 0 for r in runs)
+    assert {r["inverse_margin"] + r["pac_bayes_flatness"] for r in runs} == {""}
+    assert {r["sometimes"] for r in runs} == {"", "1.0"}
+    ranked = [r for r in rows(grid, "predictors") if r["models"] == "all"]
+    by = {(r["measure"], r["target"]): r for r in ranked}
+    last = {r["run"]: float(r["test_loss"]) for r in rows(grid, "epochs")}
+    x, y = [float(r["path_norm"]) for r in runs], [last[r["run"]] for r in runs]
+    tau = stats.kendalltau(x, y).statistic
+    assert float(by["path_norm", "test_loss"]["tau_b"]) == pytest.approx(tau)
+    assert (by["path_norm", "test_error"]["n"], by["sometimes", "test_loss"]["n"]) == ("0", "4")
+
+
+def test_its_page_is_about_losses_without_a_unit(grid):
+    text = (grid / "report.html").read_text()
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub("<style.*?</style>", "", text)))
+    assert "final test loss" in words
+    assert "mean stability" not in words
+    assert "Kendall's tau-a with test error" not in words
+    assert "8 of 8 models left out: train loss above 0.01" in words
+    assert "nats" not in words
+    assert "Tr(H), curvature" in words
+    arms = panels.arms(tables.load([grid]), json.loads((grid / "summary.json").read_text()))
+    assert arms.head == ["arm", "runs", "final test loss", "sparsity, %"]
+    found = {r["variant"]: float(r["test_loss"]) for r in rows(grid, "epochs")}
+    assert {r[0]: r[2] for r in arms.rows} == {k: f"{v:.4f}" for k, v in found.items()}
+
+
+def test_the_page_of_a_regression_compares_test_losses(finished):
+    text = (finished / "report.html").read_text()
+    assert "Difference to none in final test loss" in text
+    summary = json.loads((finished / "summary.json").read_text())
+    last = {r["variant"]: float(r["test_loss"]) for r in rows(finished, "epochs")}
+    found = summary["paired"]["variants"]["S"]["final_test_loss"]["difference"]
+    assert found == pytest.approx(last["S"] - last["none"])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("test loss (nats)", "test loss"),
+        ("Tr(C), gradients (nats²)", "Tr(C), gradients"),
+        ("is largest, 2.41 nats, at", "is largest, 2.41, at"),
+        ("Largest eigenvalue in nats, mean", "Largest eigenvalue, mean"),
+        ("density (fraction per nat)", "density (fraction)"),
+        ("coordinates, native", "coordinates, native"),
+    ],
+)
+def test_words_without_the_unit(text, found):
+    assert units.without(text) == found
 
 
 # -- class imbalance ---------------------------------------------------------------------------

@@ -70,6 +70,20 @@ def test_noise_spares_what_is_pruned_and_counts_are_of_live_weights(network):
     assert "distance_to_init" not in rivals.of_weights(params, layers)
 
 
+def test_of_a_regression_norms_stand_and_margins_are_empty(network):
+    module, variables, initial, batches, *_ = network
+    numbers = [(x, jnp.zeros((len(x), 1))) for x, _ in batches]
+    options = {"key": jax.random.key(0), "steps": 2}
+    found = rivals.of_linen(module, variables, initial, numbers, **options)
+    known = rivals.of_linen(module, variables, initial, batches, **options)
+    assert list(found) == list(rivals.COLUMNS)
+    empty = {k for k, v in found.items() if np.isnan(v)}
+    assert empty == {k for k in rivals.COLUMNS if "margin" in k or "pac_bayes" in k}
+    assert {k: found[k] for k in found if k not in empty} == {
+        k: known[k] for k in known if k not in empty
+    }
+
+
 def test_ends():
     zero = {"pac_bayes_init": np.inf, "pac_bayes_origin": np.inf}
     layers = (folding.Layer("a", "a/kernel"),)

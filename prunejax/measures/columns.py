@@ -7,11 +7,13 @@ from typing import TypeVar
 Row = Mapping[str, object]
 R = TypeVar("R", bound=Row)
 
+LOSS = "final_test_loss"  # of a regression, on its page: `report.results.with_losses`
 OUTCOMES = (
     "final_test_accuracy",
     "best_test_accuracy",
     "selected_test_accuracy",
     "generalization_gap",
+    LOSS,
 )
 STUDY = (
     *(*OUTCOMES, "best_epoch", "selected_epoch", "mean_stability", "events", "sparsity"),
@@ -38,10 +40,10 @@ def is_completed(row: Row) -> bool:
 
 
 def value(row: Row, column: str) -> float:
-    """A run's number; a run without events has stability 1 (spec 1.2)."""
+    """A run's number; a run without events has stability 1 (spec 1.2), if it has accuracies."""
     found = number(row.get(column))
     if column == "mean_stability" and not isfinite(found) and number(row.get("events")) == 0:
-        return 1.0
+        return nan if row.get("final_test_accuracy") == "" else 1.0
     return found
 
 

@@ -267,15 +267,13 @@ def fit_filter(
 ) -> Fit:
     """Models with train accuracy of at least `accuracy`, or train loss of at most `loss` nats.
 
-    `train_accuracy` and `train_loss` are [models].
+    `train_accuracy` and `train_loss` are [models]. A regression has no accuracy, NaN.
     """
     a, b = (np.asarray(v, np.float64).reshape(-1) for v in (train_accuracy, train_loss))
     if a.size != b.size:
         raise ValueError(f"{a.size} train accuracies and {b.size} train losses")
     keep = (a >= accuracy) | (b <= loss)  # NaN is neither
     removed = int(a.size - keep.sum())
-    sentence = (
-        f"{removed} of {a.size} models left out: train accuracy below {accuracy:g} and train loss "
-        f"above {loss:g}"
-    )
+    known = f"train accuracy below {accuracy:g} and " if np.isfinite(a).any() else ""
+    sentence = f"{removed} of {a.size} models left out: {known}train loss above {loss:g}"
     return Fit(keep, removed, sentence)

@@ -10,7 +10,7 @@ squared norms in v: no matter for ranks within one m.
 
 import functools
 from collections.abc import Sequence
-from math import inf, log
+from math import inf, log, nan
 from typing import Any
 
 import jax
@@ -150,7 +150,8 @@ def of_linen(
 ) -> dict[str, float]:
     """All of them for a trained Linen module: `module.apply(variables, x)` gives logits.
 
-    Networks of one module share what is compiled.
+    Networks of one module share what is compiled. Where targets are numbers (a regression), what is
+    read from margins or accuracies is NaN.
 
     Args:
       module: in evaluation mode unless told otherwise.
@@ -170,8 +171,10 @@ def of_linen(
     params = trained["params"]
     columns = of_weights(params, layers, start["params"])
     columns["path_norm"] = norms.path_norm(apply, params, shape)
-    logits = np.concatenate([np.asarray(apply(params, batch[0])) for batch in found])
     labels = np.concatenate([np.asarray(batch[1]) for batch in found])
+    if not np.issubdtype(labels.dtype, np.integer):
+        return dict.fromkeys(COLUMNS, nan) | columns
+    logits = np.concatenate([np.asarray(apply(params, batch[0])) for batch in found])
     columns |= over_margin(columns, norms.inverse_margin(logits, labels))
 
     live = jax.tree.map(lambda mask, w: mask & (w != 0), folding.weights(params, layers), params)

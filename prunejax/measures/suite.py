@@ -197,8 +197,9 @@ def columns(names: Sequence[str]) -> tuple[str, ...]:
 def measure(context: Context, names: Sequence[str]) -> tuple[Columns, Arrays, dict[str, str]]:
     """Runs the named measures.
 
-    A measure that fails (a loss that is not finite, say) gives NaN in its columns and does not
-    keep the others from their results.
+    A measure that cannot be taken (ValueError; ArithmeticError, as of a division by zero) gives
+    NaN in its columns and does not keep the others from their results. Any other error is a fault
+    of its code and stops the study.
 
     Returns:
       Columns, arrays, and per measure that failed the reason.
@@ -212,7 +213,7 @@ def measure(context: Context, names: Sequence[str]) -> tuple[Columns, Arrays, di
     for name in names:
         try:
             values, more = MEASURES[name].run(context)
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             failed[name] = str(error)
         else:
             found |= {column: float(value) for column, value in values.items()}

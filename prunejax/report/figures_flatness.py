@@ -2,7 +2,7 @@
 
 import re
 
-from prunejax.measures.columns import by_variant, measure_columns
+from prunejax.measures.columns import by_variant, measure_columns, numeric_columns
 from prunejax.report.figures import Drawing, arm_legend, look_of, scatter_panel
 from prunejax.report.results import Study
 from prunejax.report.style import Look
@@ -29,7 +29,10 @@ def _measures(study: Study, look: Look, name: str, title: str, more: str = "") -
     if not columns or len(study.good) < 2:
         return None
     pairs = [p for c in columns for p in (("mean_stability", c), (c, "best_test_accuracy"))]
-    found = [scatter_panel(study.good, x, y, look_of(look)) for x, y in pairs]
+    known = numeric_columns(study.good)  # a regression has no accuracy
+    found = [scatter_panel(study.good, x, y, look_of(look)) for x, y in pairs if {x, y} <= {*known}]
+    if not found:
+        return None
     variants = [v for v in study.variants if v in by_variant(study.good)]
     return Drawing(
         [made for made, _ in found] + [arm_legend(study, look, variants)],

@@ -43,12 +43,17 @@ def _bars(rows: Rows, target: str) -> Figure:
         if isfinite(low):
             axes.plot([low, high], [place, place], color="black", linewidth=1.1)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [name(row["measure"])[:34] for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-1, 1)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"Kendall's tau-a with {TITLES[target]}")
     return made
+
+
+def _label(row: dict[str, Any]) -> str:
+    """The measure, with the number of models where some have no value."""
+    return name(row["measure"])[:34] + (f" (n = {row['n']})" if row["left_out"] else "")
 
 
 def _widest(grid: Grid, keep: np.ndarray) -> str:
@@ -81,6 +86,7 @@ def _scatter(grid: Grid, measure: str, axis: str, levels: Sequence[Any]) -> Figu
         )  # fmt: skip
     axes.set_xlabel(name(measure))
     axes.set_ylabel("test loss (nats)")
+    axes.locator_params(nbins=5)
     axes.margins(0.06)
     return made
 
@@ -107,11 +113,19 @@ def _table(title: str, columns: Sequence[str], names: Sequence[str], cells: np.n
 
 
 def sentence(row: dict[str, Any]) -> str:
-    """`magnitude +0.71 [0.60, 0.79]`."""
-    text = f"{name(row['measure'])} {minus(format(row['tau_a'], '+.2f'))}"
+    """`L2 norm (n = 23) +0.71 [0.60, 0.79]`."""
+    text = f"{_label(row)} {minus(format(row['tau_a'], '+.2f'))}"
     if isfinite(row["tau_a_low"]):
         text += minus(f" [{row['tau_a_low']:.2f}, {row['tau_a_high']:.2f}]")
     return text
+
+
+def _strongest(grid: Grid, rows: Rows) -> list[dict[str, Any]]:
+    """By the size of tau, once of measures that are the same number in every model."""
+    found: dict[tuple[float, ...], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda r: -abs(r["tau_a"])):
+        found.setdefault(tuple(np.round(grid.measures[row["measure"]], 6)), row)
+    return list(found.values())
 
 
 def first_lines(grid: Grid, rows: Rows) -> list[str]:
@@ -119,15 +133,19 @@ def first_lines(grid: Grid, rows: Rows) -> list[str]:
     keep = grid.fit.keep
     models = "fit" if keep.sum() >= ranking.LEAST else "all"
     lines = []
+    chosen = [v for v, k in zip(grid.variants, keep, strict=True) if k or models == "all"]
+    arms = len(set(chosen))
     for target in ("test_loss", "test_error"):
         known = [r for r in ranking.chosen(rows, target, models) if isfinite(r["tau_a"])]
-        strongest = sorted(known, key=lambda r: -abs(r["tau_a"]))[:3]
+        strongest = _strongest(grid, known)[:3]
         own = [r for r in known if r["measure"] == "prunability" and r not in strongest]
         if known:
             rest = f", {grid.fit.removed} of {len(keep)} do not" if grid.fit.removed else ""
-            of = f"{known[0]['n']} networks that fit{rest}" if models == "fit" else "all networks"
-            text = ", ".join(sentence(r) for r in [*strongest, *own])
-            lines.append(f"Kendall's tau with {TITLES[target]} over {of} [95 %]: {text}.")
+            of = f"{keep.sum()} networks that fit{rest}" if models == "fit" else "all networks"
+            sure = any(isfinite(r["tau_a_low"]) for r in known)
+            after = " [95 %]" if sure else f", too few configurations ({arms}) for intervals"
+            text = "; ".join(sentence(r) for r in [*strongest, *own])
+            lines.append(f"Kendall's tau with {TITLES[target]} over {of}{after}: {text}.")
     return lines
 
 
@@ -146,10 +164,10 @@ def predictors(study: Study, look: Look) -> Drawing | None:
         return None
     axis = _widest(grid, keep if models == "fit" else np.ones(len(keep), bool))
     levels = _levels(grid.axes[axis])
-    strongest = sorted(by_loss, key=lambda r: -abs(r["tau_a"]))
+    strongest = _strongest(grid, by_loss)
     shown = ["prunability"] if "prunability" in grid.measures else []
     shown += [r["measure"] for r in strongest if r["measure"] not in shown]
-    panels = [_bars(by_loss, "test_loss"), _bars(by_error, "test_error")]
+    panels = [_bars(by_loss, "test_loss"), *([_bars(by_error, "test_error")] if by_error else [])]
     panels += [_scatter(grid, m, axis, levels) for m in shown[:SHOWN]]
     handles = [
         line_handle(f"{axis} = {level}", COLORS[i % 7], MARKERS[i % 7], "none")
@@ -157,25 +175,29 @@ def predictors(study: Study, look: Look) -> Drawing | None:
     ]
     panels.append(legend(handles))
     names = [r["measure"] for r in by_loss]
-    psi = np.array([[r[f"psi_{a}"] for a in grid.axes] + [r["Psi"], r["K"]] for r in by_loss])
-    words = [name(n) for n in names]
-    panels.append(_table("tau along each axis, Psi; K", [*grid.axes, "Psi", "K"], words, psi))
+    along = [a for a in grid.axes if any(isfinite(r[f"psi_{a}"]) for r in by_loss)]
+    psi = np.array([[r[f"psi_{a}"] for a in along] + [r["Psi"], r["K"]] for r in by_loss])
+    words = [_label(r) for r in by_loss]
+    panels.append(_table("tau along each axis, Psi; K", [*along, "Psi", "K"], words, psi))
     values = {n: grid.measures[n][keep if models == "fit" else slice(None)] for n in names}
     finite = {n: v for n, v in values.items() if np.isfinite(v).all()}
     order, shared = pair_information.mutual_matrix(finite)
     labels = [name(n) for n in order]
     panels.append(_table("what measures share of each other's order", labels, labels, shared))
+    missing = ", of those that every model has" if len(finite) < len(names) else ""
     best = "; ".join(sentence(r) for r in strongest[:4])
     return Drawing(
         panels,
         "What predicts generalization",
-        f"{grid.fit.sentence}. {by_loss[0]['n']} models ({models}), resampled by configuration "
-        f"({ranking_draws()} draws, 95 %). Bars: Kendall's tau-a; pale where the interval holds 0. "
+        f"{grid.fit.sentence}. {next(iter(values.values())).size} models ({models}), resampled by "
+        f"configuration ({ranking_draws()} draws, 95 %). Bars: Kendall's tau-a; pale where the "
+        "interval holds 0 or there is none (fewer than 8 configurations). "
         "Scatters: test loss, hollow for models that do not fit. Along each axis: tau over pairs "
-        "that differ there alone, and Psi, their mean; K: normalized mutual information with the "
-        "order of test losses, the least over sets of up to two axes (0 nothing, 1 all). Last: "
-        "mutual information of the orders of two measures over the root of their entropies. All "
-        "statistics, without the filter too, are in predictors.csv.",
+        "that differ there alone (of any seeds), and Psi, their mean; K: normalized mutual "
+        "information with the order of test losses, the least over sets of up to two axes (0 "
+        "nothing, 1 all; too large where models are few). Last: mutual information of the orders "
+        f"of two measures over the root of their entropies{missing}. All statistics, without the "
+        "filter too, are in predictors.csv.",
         f"With test loss: {best}.",
     )
 

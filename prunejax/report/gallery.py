@@ -17,6 +17,8 @@ from prunejax.report import (
     figures_predictors,
     figures_recall,
     figures_tickets,
+    ranking,
+    units,
 )
 from prunejax.report.figures import Draw, Drawing
 from prunejax.report.results import Study
@@ -67,6 +69,11 @@ _ON_REQUEST = {
     "predictors": ("predictors",),
     "double_descent": ("double_descent",),
 }
+_NEEDS = {
+    "predictors": f"at least {ranking.LEAST} networks that have ended, fields in which they "
+    "differ, evaluate_train=True",
+    "double_descent": "at least 4 widths, evaluate_train=True",
+}
 _TABLES = ("table",)  # names that stand for tables, which every page has
 
 
@@ -76,7 +83,7 @@ class Gallery:
 
     asked: dict[str, Drawing]  # of `config.report.figures`, in its order
     more: dict[str, Drawing]
-    empty: list[str]  # asked for, but the study has nothing that they show
+    empty: list[str]  # asked for, but the study has nothing that they show; what that would be
     failed: list[str]  # what went wrong where one could not be drawn
 
 
@@ -91,7 +98,7 @@ def draw(study: Study, look: Look) -> Gallery:
     for name in names:
         registry.lookup(known, name, "figure in config.report.figures")
     wanted = [name for name in names if name not in _TABLES]
-    with_them = [more for name in wanted for more in _ON_REQUEST.get(name, ())]
+    with_them = [m for name in wanted for m in _ON_REQUEST.get(name, ()) if m != name]
     asked = list(dict.fromkeys(w for name in wanted for w in (name, *_ON_REQUEST.get(name, ()))))
     left_out = {name for names in _ON_REQUEST.values() for name in names}
     if "predictors" in names:  # a grid: each network an arm, of which no other figure says much
@@ -106,9 +113,15 @@ def draw(study: Study, look: Look) -> Gallery:
                 why = " ".join(str(error).split())
                 failed.append(f"Figure {name!r} could not be drawn: {type(error).__name__}: {why}.")
     found = {name: drawing for name, drawing in drawn.items() if drawing is not None}
+    if not study.in_nats:
+        found = {name: units.drawing(made) for name, made in found.items()}
     return Gallery(
         {name: found[name] for name in asked if name in found},
         {name: drawing for name, drawing in found.items() if name not in asked},
-        [name for name in wanted if name in drawn and not drawn[name] and name not in with_them],
+        [
+            f"{name} (it needs {_NEEDS[name]})" if name in _NEEDS else name
+            for name in wanted
+            if name in drawn and not drawn[name] and name not in with_them
+        ],
         failed,
     )

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from prunejax.measures.claims import WITHHELD
+from prunejax.measures.columns import LOSS
 from prunejax.report import figures_predictors, panels, ranking, words
 from prunejax.report.results import Study
 from prunejax.report.words import factor, interval, minus, name
@@ -38,6 +39,12 @@ def lead(study: Study) -> str:
     return "; ".join(facts) + "."
 
 
+def _main(summary: Found) -> str:
+    """The outcome: the final accuracy, of a regression the final test loss."""
+    known = {column for arm in summary["variants"].values() for column in arm["columns"]}
+    return LOSS if LOSS in known else _MAIN
+
+
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
@@ -48,10 +55,10 @@ def _unit(column: str) -> str:
 
 def _amount(found: Found, column: str) -> str:
     """`+2.8 [+2.1, +3.6] points`."""
-    times = factor(column)
-    parts = [minus(f"{times * found['difference']:+.2f}")]
+    times, digits = factor(column), 3 if column == LOSS else 2
+    parts = [minus(f"{times * found['difference']:+.{digits}f}")]
     if found["low"] is not None:
-        parts.append(interval(times * found["low"], times * found["high"], sign="+"))
+        parts.append(interval(times * found["low"], times * found["high"], digits, sign="+"))
     return " ".join([*parts, _unit(column)]).strip()
 
 
@@ -84,7 +91,7 @@ def results(study: Study, summary: Found) -> list[Result]:
         found.insert(0, Result("", f"{len(found)} claims: {', '.join(parts)}."))
     of_claims = {claim["column"] for claim in summary.get("claims") or []}
     ranked = ranking.of(study)
-    rest = [] if _MAIN in of_claims or ranked else _comparison(summary)
+    rest = [] if _main(summary) in of_claims or ranked else _comparison(summary)
     if ranked:
         rest = [Result("", line) for line in figures_predictors.first_lines(*ranked)]
     if study.unfinished:
@@ -95,7 +102,7 @@ def results(study: Study, summary: Found) -> list[Result]:
 
 def _comparison(summary: Found) -> list[Result]:
     """How many arms differ from the baseline in the final accuracy."""
-    column = _MAIN
+    column = _main(summary)
     paired = summary["paired"]["variants"]
     judged = {v: arm[column] for v, arm in paired.items() if column in arm}
     known = {v: f for v, f in judged.items() if f.get("p_holm") is not None}
@@ -127,8 +134,9 @@ def _comparison(summary: Found) -> list[Result]:
 def columns(summary: Found) -> list[str]:
     """What the forest plots are about: the columns of the claims, and the final accuracy."""
     of_claims = [claim["column"] for claim in summary.get("claims") or []]
-    rest = [column for column in dict.fromkeys(of_claims) if column != _MAIN]
-    return [*rest[:1], _MAIN] if _MAIN not in of_claims else [_MAIN, *rest[:1]]
+    main = _main(summary)
+    rest = [column for column in dict.fromkeys(of_claims) if column != main]
+    return [*rest[:1], main] if main not in of_claims else [main, *rest[:1]]
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from prunejax.report import (
     provenance,
     ranking,
     so_far,
+    units,
 )
 from prunejax.report.figures import Drawing
 from prunejax.report.results import Study
@@ -129,7 +130,14 @@ def _page(
     found = [headline.forest(study, summary, column) for column in compared]
     whole = [forest for forest in found if forest]
     forests = [headline.brief(forest, summary) for forest in whole]
+    results = headline.results(study, summary)
     own = (levels.table(study), overlaps.table(study), figures_barriers.table(study))
+    tables = [*panels.all_of(study, summary), *filter(None, own)]
+    pairs = panels.correlations(summary)
+    if not study.in_nats:
+        results = [replace(found, text=units.without(found.text)) for found in results]
+        tables = [units.table(found) for found in tables]
+        pairs = pairs and units.table(pairs)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("prunejax.report", ""),
         autoescape=True,
@@ -142,15 +150,15 @@ def _page(
         title=study.title,
         lead=headline.lead(study),
         notes=[*study.notes, *summary.get("notes", ())],
-        results=headline.results(study, summary),
+        results=results,
         forests=forests,
         whole=[forest for forest in whole if forest not in forests],
         progress=so_far.progress(study) if study.unfinished else None,
         figures=asked,
         more=more,
         empty=empty,
-        tables=[*panels.all_of(study, summary), *filter(None, own)],
-        correlations=panels.correlations(summary),
+        tables=tables,
+        correlations=pairs,
         facts=provenance.facts(study, target),
         settings=provenance.settings(study),
         fields=provenance.fields(study),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from prunejax.measures.columns import OUTCOMES, by_variant, measure_columns, number
+from prunejax.measures.columns import LOSS, OUTCOMES, by_variant, measure_columns, number
 from prunejax.report.results import Study
 from prunejax.report.words import DASH, MINUS, factor, interval, minus, name
 
@@ -56,7 +56,12 @@ def _means(study: Study, summary: Found, columns: Sequence[str], digits: str) ->
         count = str(arm["completed"])
         count += f" of {arm['runs']}" if arm["completed"] != arm["runs"] else ""
         cells = [
-            _mean(arm["columns"].get(column), column, digits, arm["completed"])
+            _mean(
+                arm["columns"].get(column),
+                column,
+                ".4f" if column == LOSS else digits,
+                arm["completed"],
+            )
             for column in columns
         ]
         rows.append([label, count, *cells])
@@ -72,7 +77,7 @@ def arms(study: Study, summary: Found) -> Table | None:
     columns = [c for c in _COLUMNS if any(c in arm["columns"] for arm in of_arms)]
     if not columns:
         return None
-    head = ["arm", "runs", *(f"{name(c)}, %" for c in columns)]
+    head = ["arm", "runs", *(f"{name(c)}, %" if factor(c) == 100 else name(c) for c in columns)]
     return Table(head, _means(study, summary, columns, ".2f"), "Arms", _MEANS)
 
 
@@ -97,10 +102,11 @@ def _difference(found: Found | None, column: str) -> str | Markup:
     if not found or found["difference"] is None:
         return DASH
     times = factor(column)
-    text = minus(f"{times * found['difference']:+.2f}")
+    digits = 2 if times == 100 else 3
+    text = minus(f"{times * found['difference']:+.{digits}f}")
     if found["low"] is None:
         return Markup("{}{}").format(text, small(f"n = {found['n']}"))
-    below = interval(times * found["low"], times * found["high"], sign="+")
+    below = interval(times * found["low"], times * found["high"], digits, sign="+")
     ps = [p_text(found["p"])]
     if found.get("p_holm") is not None:
         ps.append(p_text(found["p_holm"], "Holm") + (" *" if found["p_holm"] < 0.05 else ""))
@@ -121,11 +127,13 @@ def differences(study: Study, summary: Found) -> Table | None:
         if label in paired
     ]
     to = next(iter(baselines.values())) if shared else "the unpruned arm"
+    heads = [f"{name(c)}, points" if factor(c) == 100 else name(c) for c in columns]
+    in_points = "" if LOSS in columns else " in percentage points"
     return Table(
-        ["arm", *([] if shared else [f"{MINUS} arm"]), *(f"{name(c)}, points" for c in columns)],
+        ["arm", *([] if shared else [f"{MINUS} arm"]), *heads],
         rows,
         f"Differences to {to}",
-        "Mean difference in percentage points over the seeds that both arms have, with its paired "
+        f"Mean difference{in_points} over the seeds that both arms have, with its paired "
         "95% t interval and two-sided p; Holm: the p corrected for the number of arms in that "
         "column, * where it is below 0.05. No interval below three seeds, or where the "
         "differences vary by no more than rounding.",

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunejax.measures import statistics
 from prunejax.measures.claims import Claim
-from prunejax.measures.columns import by_variant, is_completed, number, pairs, value
+from prunejax.measures.columns import LOSS, by_variant, is_completed, number, pairs, value
 
 Row = dict[str, str]
 
@@ -60,6 +60,11 @@ class Study:
     def report_option(self, name: str, default: Any) -> Any:
         """`config.report.NAME`, or `default` where the config does not say."""
         return (self.config.get("report") or {}).get(name, default)
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether losses are cross entropies."""
+        return all(c.get("loss", "cross_entropy") == "cross_entropy" for c in self.configs.values())
 
     @property
     def baseline(self) -> str:
@@ -133,6 +138,15 @@ class Study:
         arms = by_variant(self.good)
         baseline = self.baselines.get(variant, "")
         return statistics.paired(*pairs(arms.get(variant, []), arms.get(baseline, []), column))
+
+
+def with_losses(runs: Sequence[Row], epochs: Sequence[Row]) -> None:
+    """Gives runs of a regression, which has no accuracy, the column `final_test_loss`."""
+    if any(row.get("test_accuracy") for row in epochs):
+        return
+    last = {row["run"]: row.get("test_loss", "") for row in epochs}
+    for row in runs if any(last.values()) else ():
+        row[LOSS] = last.get(row["run"], "") if is_completed(row) else ""
 
 
 def attributes_of(

@@ -13,7 +13,7 @@ from prunejax.measures.columns import CONTEXT, is_completed
 from prunejax.record import ledger, remote
 from prunejax.record.workdir import differences
 from prunejax.report import asked, intact, shards
-from prunejax.report.results import Row, Study, attributes_of
+from prunejax.report.results import Row, Study, attributes_of, with_losses
 from prunejax.system.files import plain_name, read_object
 
 _TABLES = ("epochs", "events", "runs", "layers", "costs", "updates")  # the last not of every one
@@ -128,6 +128,7 @@ def load(directories: Sequence[str | Path]) -> Study:
               for name in _TABLES}  # fmt: skip
     if not merged["epochs"] and not merged["runs"]:
         raise ReportError(f"{paths[0]} holds no results yet; run the study first")
+    with_losses(merged["runs"], merged["epochs"])
     notes += [note for path in paths for note in stated[path].get("notes", [])]
     notes += [
         str(text)

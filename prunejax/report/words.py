@@ -7,40 +7,12 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from prunejax.measures.columns import OUTCOMES, by_variant, number
+from prunejax.report.names import NAMES
 
 if TYPE_CHECKING:
     from prunejax.report.results import Study
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
-NAMES = {
-    "final_test_accuracy": "final accuracy",
-    "best_test_accuracy": "best accuracy",
-    "selected_test_accuracy": "accuracy at the epoch chosen on validation data",
-    "generalization_gap": "generalization gap",
-    "mean_stability": "mean stability",
-    "hessian_trace": "Tr(H), curvature (nats)",
-    "hessian_trace_top": "sum of leading eigenvalues (nats)",
-    "gradient_second_moment": "Tr(C), gradients (nats²)",
-    "gradient_noise_scale": "noise scale (examples)",
-    "gradient_noise": "trace of the gradients' covariance",
-    "tic": "TIC proxy Tr(C) / Tr(H)",
-    "tic_leading": "Tr(C) / sum of leading eigenvalues",
-    "epsilon_flatness": "ε-flatness (larger is flatter)",
-    "top_eigenvalue": "largest eigenvalue (nats)",
-    "sharpness_worst": "largest rise in the ball (nats)",
-    "sharpness_keskar": "Keskar's sharpness (%)",
-    "sharpness_average": "mean rise under noise (nats)",
-    "alpha": "alpha (recall distortion)",
-    "alpha_split_half": "alpha by split halves",
-    "barrier_error": "barrier, test error",
-    "barrier_train_error": "barrier, training error",
-    "barrier_loss": "barrier, test loss (nats)",
-    "live_weights": "live weights",
-    "normality_ks": "KS distance to N(0, 1), mean",
-    "normality_ks_worst": "KS distance to N(0, 1), largest",
-    "normality_skewness": "skewness of activations",
-    "normality_excess_kurtosis": "excess kurtosis of activations",
-}
 AXES = {
     "final_test_accuracy": "test accuracy after the last epoch (%)",
     "best_test_accuracy": "best test accuracy (%)",
@@ -48,7 +20,7 @@ AXES = {
     "mean_stability": "mean stability (%)",
 }
 FRACTIONS = (  # shown in percent
-    *(*OUTCOMES, "final_train_accuracy", "mean_stability", "sparsity", "effective_sparsity"),
+    *(*OUTCOMES[:4], "final_train_accuracy", "mean_stability", "sparsity", "effective_sparsity"),
     *("barrier_error", "barrier_train_error"),
 )
 SCORES = {
