@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from prunejax.errors import ReportError
+from prunejax.measures.claims import Claim
+from prunejax.report import figures_density, intact
 from prunejax.report import figures_methods as figures
-from prunejax.report import intact
 
 ARMS = {  # arm -> accuracy of two seeds, cost of training
     "dense": ((0.98, 0.97), 1.0),
@@ -95,3 +96,29 @@ def test_seeds_of_a_global_preset_may_lose_other_layers():
     intact._events(Path("x"), config, runs, events, {"a": "global"})
     with pytest.raises(ReportError, match="no row for layer dense2"):
         intact._events(Path("x"), config, runs, events, {})
+
+
+def test_density_shows_the_shares_that_claims_are_about():
+    """Accuracy, and beside it each measured share of a claim; its curves are the means of seeds."""
+    good = []
+    for arm, live in (("dense", 1.0), ("snip-50", 0.5), ("snip-20", 0.2), ("erk-20", 0.2)):
+        for seed in range(3):
+            row = {"run": f"{arm}-{seed}", "variant": arm, "seed": str(seed)}
+            row |= {"final_test_accuracy": f"{0.9 * live + 0.01 * seed}", "sparsity": str(1 - live)}
+            row |= {"crown_certified": f"{0.4 + live / 10}", "live_weights": f"{100 * live}"}
+            good.append(row)
+    columns = ("crown_certified", "final_test_accuracy", "live_weights")
+    claims = [Claim("", "snip-20", ">", "dense", c) for c in columns]
+    study = SimpleNamespace(good=good, baseline="dense", claims=claims)
+    drawing = figures_density.density(study, None)
+    axes = [panel.axes[0] for panel in drawing.panels[:-1]]
+    assert [a.get_ylabel() for a in axes] == [
+        "final test accuracy, %",
+        "share certified by CROWN, %",
+    ]
+    (snip,) = (x for x in axes[1].lines if len(x.get_xdata()) == 2 and x.get_marker() != "None")
+    assert list(snip.get_xdata()) == pytest.approx([20, 50])
+    assert list(snip.get_ydata()) == pytest.approx([42, 45])
+    assert "share certified by CROWN: snip 42.0%, erk 42.0%" in drawing.alt
+    study.claims = []
+    assert figures_density.density(study, None).alt.endswith(": snip 19.0%, erk 19.0%.")

@@ -511,11 +511,35 @@ def test_of_very_many_arms_the_claimed_ones_stand_before_the_figures():
         return headline.Forest("difference", lines, [], 0.0, True)
 
     claims = {"claims": [{"a": "a3", "b": "a19"}, {"a": "a17", "b": "none"}]}
-    few = forest(16)
-    assert headline.brief(few, claims) is few
-    assert [x.label for x in headline.brief(forest(20), claims).lines] == ["a3", "a17", "a19"]
-    assert headline.brief(forest(20), claims).alt == "a3 +1; a17 +1; a19 +1"
-    assert len(headline.brief(forest(40), {}).lines) == 16
+    assert headline.shown(forest(16), claims) == [f"a{i}" for i in range(16)]
+    assert headline.shown(forest(20), claims) == ["a3", "a17", "a19"]
+    assert len(headline.shown(forest(40), {})) == 16
+
+
+def test_they_have_a_scale_of_their_own():
+    paired = {
+        f"a{i}": {"final_test_accuracy": {"difference": d, "low": d - 0.01, "high": d + 0.01}}
+        for i, d in enumerate([0.02, -0.01, *[-0.5] * 18])
+    }
+    summary = {
+        "paired": {"variants": paired, "baselines": dict.fromkeys(paired, "none")},
+        "claims": [{"a": "a0", "b": "a1"}],
+    }
+    study = SimpleNamespace(
+        variants=["none", *paired],
+        overrides={},
+        attributes={},
+        attribute=lambda *_: None,
+        events=[],
+        runs=[],
+    )
+    whole = headline.forest(study, summary, "final_test_accuracy")
+    few = headline.brief(study, summary, "final_test_accuracy", whole)
+    assert [line.label for line in few.lines] == ["a0", "a1"]
+    assert [line.text for line in few.lines] == [line.text for line in whole.lines[:2]]
+    apart = [plot.lines[0].dot - plot.lines[1].dot for plot in (whole, few)]
+    assert apart[0] < 6 < 40 < apart[1]
+    assert headline.brief(study, summary | {"claims": []}, "final_test_accuracy", few) is few
 
 
 @pytest.mark.parametrize(

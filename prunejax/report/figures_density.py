@@ -4,12 +4,15 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
-from prunejax.measures.columns import by_variant, value
+from prunejax.measures.columns import by_variant, measure_columns, value
+from prunejax.report import words
 from prunejax.report.figures import Drawing, listed
 from prunejax.report.results import Row, Study
 from prunejax.report.style import COLORS, GREY, LINES, MARKERS, Look, legend, line_handle, panel
@@ -63,25 +66,26 @@ def live_share(rows: Sequence[Row]) -> float:
     return 100 * (1 - float(np.mean([value(row, "sparsity") for row in rows])))
 
 
-def density(study: Study, look: Look) -> Drawing | None:
-    """Final accuracy of each family of arms against density, with the baseline as a band.
+_ACCURACY = "final_test_accuracy"
+Points = dict[str, list[tuple[float, np.ndarray]]]
 
-    Controls and variants of a method at one density alone are in the figure `sanity`.
-    """
-    del look
-    points: dict[str, list[tuple[float, np.ndarray]]] = {}
+
+def _points(study: Study, column: str) -> Points:
+    """Family of arms -> (live weights in percent, [seeds] of the column in percent), by density."""
+    points: Points = {}
     runs = by_variant(study.good)
     several = Counter(family(variant) for variant in runs)
     for variant, rows in runs.items():
         if parts(variant)[1] and several[family(variant)] == 1:
             continue
-        accuracy = 100 * np.array([value(row, "final_test_accuracy") for row in rows])
+        values = 100 * np.array([value(row, column) for row in rows])
         live = live_share(rows)
-        if variant != study.baseline and live > 0 and np.isfinite(accuracy).all():
-            points.setdefault(family(variant), []).append((live, accuracy))
-    lines = {name: sorted(found, key=lambda p: p[0]) for name, found in points.items()}
-    if not any(len({round(x, 6) for x, _ in found}) > 1 for found in lines.values()):
-        return None  # one density: the comparisons of arms say it
+        if variant != study.baseline and live > 0 and np.isfinite(values).all():
+            points.setdefault(family(variant), []).append((live, values))
+    return {name: sorted(found, key=lambda p: p[0]) for name, found in points.items()}
+
+
+def _panel(study: Study, column: str, lines: Points) -> tuple[Figure, list[Any]]:
     made, axes = panel(3.8)
     handles = []
     style = looks(list(lines))
@@ -103,18 +107,40 @@ def density(study: Study, look: Look) -> Drawing | None:
         )
         handles.append(line_handle(name, color, marker, line))
     base = [row for row in study.good if row["variant"] == study.baseline]
-    whole = statistics.mean(100 * np.array([value(row, "final_test_accuracy") for row in base]))
+    whole = statistics.mean(100 * np.array([value(row, column) for row in base]))
     if base and isfinite(whole.mean):
         axes.axhline(whole.mean, color=GREY, linewidth=1.2, linestyle="--")
         if isfinite(whole.low):
             axes.axhspan(whole.low, whole.high, color=GREY, alpha=0.15, linewidth=0)
         handles.append(line_handle(study.baseline, GREY, line="--"))
     density_axis(axes, [x for found in lines.values() for x, _ in found])
-    axes.set_ylabel("final test accuracy, %")
-    lowest = [(name, statistics.mean(found[0][1]).mean) for name, found in lines.items()]
+    axes.set_ylabel("final test accuracy, %" if column == _ACCURACY else words.percented(column))
+    return made, handles
+
+
+def density(study: Study, look: Look) -> Drawing | None:
+    """Final accuracy of each family of arms against density, with the baseline as a band.
+
+    Beside it the measured shares that claims are about. Controls and variants of a method at one
+    density alone are in the figure `sanity`.
+    """
+    del look
+    lines = _points(study, _ACCURACY)
+    if not any(len({round(x, 6) for x, _ in found}) > 1 for found in lines.values()):
+        return None  # one density: the comparisons of arms say it
+    measured = {*measure_columns(study.good)}
+    claimed = dict.fromkeys(claim.column for claim in study.claims)
+    more = [c for c in claimed if c in measured and words.factor(c) == 100]
+    panels, told = [], []
+    for column in (_ACCURACY, *more):
+        found = lines if column == _ACCURACY else _points(study, column)
+        made, handles = _panel(study, column, found)
+        panels.append(made)
+        lowest = [(name, statistics.mean(points[0][1]).mean) for name, points in found.items()]
+        told.append((f"{words.name(column)}: " if more else "") + listed(lowest))
     return Drawing(
-        [made, legend(handles)],
+        [*panels, legend(handles)],
         "Accuracy against density",
         "Mean over seeds (marker), every seed (dot) and the 95 % interval of the mean (line).",
-        f"At the lowest density of each: {listed(lowest)}.",
+        f"At the lowest density of each: {'; '.join(told)}.",
     )

@@ -1,8 +1,8 @@
 """What stands first: a sentence per claim, and the differences of all arms to the baseline."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -174,12 +174,14 @@ class Forest:
         return "; ".join(f"{line.label} {line.text}" for line in self.lines)
 
 
-def forest(study: Study, summary: Found, column: str) -> Forest | None:
-    """The plot of a column; None without an arm to compare."""
+def forest(
+    study: Study, summary: Found, column: str, arms: Collection[str] | None = None
+) -> Forest | None:
+    """The plot of a column, of all arms or of those named; None without an arm to compare."""
     paired, baselines = summary["paired"]["variants"], summary["paired"]["baselines"]
     found = {
         v: paired[v][column]
-        for v in study.variants
+        for v in (study.variants if arms is None else arms)
         if v in paired and (paired[v].get(column) or {}).get("difference") is not None
     }
     if not found:
@@ -227,11 +229,17 @@ def forest(study: Study, summary: Found, column: str) -> Forest | None:
     )
 
 
-def brief(whole: Forest, summary: Found) -> Forest:
+def shown(whole: Forest, summary: Found) -> list[str]:
     """The arms that stand before the figures: all, or of very many those that claims name."""
-    if len(whole.lines) <= _FIRST:
-        return whole
+    labels = [line.label for line in whole.lines]
+    if len(labels) <= _FIRST:
+        return labels
     claims = summary.get("claims") or []
     named = {claim[side] for claim in claims for side in ("a", "b")}
-    lines = [line for line in whole.lines if line.label in named] or whole.lines
-    return replace(whole, lines=lines[:_FIRST])
+    return ([label for label in labels if label in named] or labels)[:_FIRST]
+
+
+def brief(study: Study, summary: Found, column: str, whole: Forest) -> Forest:
+    """The plot of those arms, on a scale of their own; `whole` where that is all of them."""
+    few = shown(whole, summary)
+    return whole if len(few) == len(whole.lines) else forest(study, summary, column, few) or whole

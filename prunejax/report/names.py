@@ -49,5 +49,12 @@ NAMES = {
     "pac_bayes_magnitude_init": "PAC-Bayes (by magnitude, start)",
     "pac_bayes_origin": "PAC-Bayes (from 0)",
     "pac_bayes_magnitude_origin": "PAC-Bayes (by magnitude, 0)",
+    "pgd_accuracy": "accuracy under attack",
+    "crown_certified": "share certified by CROWN",
+    "interval_certified": "share certified by intervals",
+    "unstable_relus": "share of ReLUs not settled",
+    "smoothed_accuracy": "accuracy, smoothed",
+    "smoothed_certified": "share certified by smoothing",
+    "smoothed_abstentions": "abstentions, smoothed",
     "training_loss_sum": "sum of training losses",
 }

@@ -127,9 +127,9 @@ def _page(
 ) -> str:
     # The arms of a grid are points of a ranking, not treatments beside a control.
     compared = [] if ranking.of(study) else headline.columns(summary)
-    found = [headline.forest(study, summary, column) for column in compared]
-    whole = [forest for forest in found if forest]
-    forests = [headline.brief(forest, summary) for forest in whole]
+    plots = {column: headline.forest(study, summary, column) for column in compared}
+    whole = {column: plot for column, plot in plots.items() if plot}
+    forests = [headline.brief(study, summary, column, plot) for column, plot in whole.items()]
     results = headline.results(study, summary)
     own = (levels.table(study), overlaps.table(study), figures_barriers.table(study))
     tables = [*panels.all_of(study, summary), *filter(None, own)]
@@ -152,7 +152,7 @@ def _page(
         notes=[*study.notes, *summary.get("notes", ())],
         results=results,
         forests=forests,
-        whole=[forest for forest in whole if forest not in forests],
+        whole=[plot for plot in whole.values() if plot not in forests],
         progress=so_far.progress(study) if study.unfinished else None,
         figures=asked,
         more=more,

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from prunejax.measures.columns import LOSS, OUTCOMES, by_variant, measure_columns, number
 from prunejax.report.results import Study
-from prunejax.report.words import DASH, MINUS, factor, interval, minus, name
+from prunejax.report.words import DASH, MINUS, factor, interval, minus, name, percented
 
 Found = Mapping[str, Any]
 _COLUMNS = ("mean_stability", *OUTCOMES, "sparsity")
@@ -77,7 +77,7 @@ def arms(study: Study, summary: Found) -> Table | None:
     columns = [c for c in _COLUMNS if any(c in arm["columns"] for arm in of_arms)]
     if not columns:
         return None
-    head = ["arm", "runs", *(f"{name(c)}, %" if factor(c) == 100 else name(c) for c in columns)]
+    head = ["arm", "runs", *map(percented, columns)]
     return Table(head, _means(study, summary, columns, ".2f"), "Arms", _MEANS)
 
 
@@ -86,7 +86,7 @@ def measures(study: Study, summary: Found) -> Table | None:
     columns = measure_columns(study.good)
     if not columns:
         return None
-    head = ["arm", "runs", *map(name, columns)]
+    head = ["arm", "runs", *map(percented, columns)]
     return Table(head, _means(study, summary, columns, ".4g"), "Measures", _MEANS)
 
 

@@ -21,7 +21,9 @@ AXES = {
 }
 FRACTIONS = (  # shown in percent
     *(*OUTCOMES[:4], "final_train_accuracy", "mean_stability", "sparsity", "effective_sparsity"),
-    *("barrier_error", "barrier_train_error"),
+    *("barrier_error", "barrier_train_error", "pgd_accuracy", "unstable_relus"),
+    *("crown_certified", "interval_certified"),
+    *("smoothed_accuracy", "smoothed_certified", "smoothed_abstentions"),
 )
 SCORES = {
     "ebn": "E[BN]",
@@ -56,7 +58,12 @@ def name(column: str) -> str:
 
 def axis(column: str) -> str:
     """A column as the label of an axis."""
-    return AXES.get(column, name(column))
+    return AXES.get(column) or name(column) + (" (%)" if factor(column) == 100 else "")
+
+
+def percented(column: str) -> str:
+    """A column as the head of a table."""
+    return name(column) + (", %" if factor(column) == 100 else "")
 
 
 def factor(column: str) -> int:
