@@ -10,6 +10,17 @@ from prunejax.report import figures_before
 from prunejax.report import words as report_words
 
 
+def test_a_run_that_has_stopped_stays_in_the_mean():
+    rows = [
+        {"run": run, "step": str(step), "signal": str(value)}
+        for run, curve in (("a", {0: 1, 10: 2, 17: 4}), ("b", {0: 3, 10: 5, 20: 6, 30: 8}))
+        for step, value in curve.items()
+    ]
+    steps, means = figures_before._mean_curve(rows, "signal")
+    assert steps == [0, 10, 17, 20, 30]
+    assert means == pytest.approx([2, 3.5, (4 + 5.7) / 2, 5, 6])  # b: between 10 and 20
+
+
 def test_figures_sort_arms_by_label():
     rows_of = [
         {"run": f"{v}-{s}", "variant": v, "seed": str(s), "status": "done",

@@ -182,11 +182,13 @@ def _rows(study: Study) -> dict[str, list[Row]]:
 
 
 def _mean_curve(rows: Sequence[Row], column: str) -> tuple[list[int], list[float]]:
-    """Mean over the runs that still train at each step."""
-    at: dict[int, list[float]] = {}
+    """Mean over runs at each step, lines between those of a run; one that has stopped stays."""
+    steps = sorted({int(row["step"]) for row in rows})
+    at: dict[str, dict[int, float]] = {}
     for row in rows:
-        at.setdefault(int(row["step"]), []).append(number(row[column]))
-    return sorted(at), [float(np.mean(at[step])) for step in sorted(at)]
+        at.setdefault(row["run"], {})[int(row["step"])] = number(row[column])
+    curves = [np.interp(steps, list(own), list(own.values())) for own in at.values()]
+    return steps, np.mean(curves, axis=0).tolist()
 
 
 def trackers(study: Study, look: Look) -> Drawing | None:
@@ -219,7 +221,8 @@ def trackers(study: Study, look: Look) -> Drawing | None:
         [*panels, legend(handles)],
         "Answers to signal and noise",
         "Of the neurons of each class: the largest answer to the class's mean signal, and answers "
-        "to the noise of its training examples. Mean over the seeds that still train at a step. "
+        "to the noise of its training examples. Mean over seeds; one that has stopped stays as it "
+        "is. "
         "The table trackers.csv has other classes too.",
         f"Answers over steps for p = {', '.join(f'{p:g}' for p in shares)}.",
     )
