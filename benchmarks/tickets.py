@@ -1,21 +1,24 @@
 """Twelve levels of lottery tickets on the digits: a whole study, beside the loop of open_lth.
 
-    PYTHONPATH=. python benchmarks/tickets.py [--seeds=5] [--levels=12] [--torch-seeds=1]
+    PYTHONPATH=. python benchmarks/tickets.py [--seeds=5] [--levels=12] [--rounds=3]
 
 Three arms (tickets, their masks with fresh weights, masks shuffled within layers), twelve levels of
 40 %, an MLP 64-128-64-10 on 900 images, 600 steps of SGD with momentum 0.9, batches of 64: 37
-trainings a seed. The study runs twice with a compilation cache, so that the second time shows what
-it takes after compilation, records, evaluation after every epoch and all; its report is left out.
-What the chain itself costs: a study of as many dense trainings, each with a seed of its own, is run
-twice in the same manner, all at once and as many at a time as the chain can train (its levels wait
-for each other). The loop in PyTorch is that of facebookresearch/open_lth written anew
-(train, prune globally by magnitude, rewind, mask multiplied at every step), one training after
-another, as it does, without its evaluations and files; of fewer seeds, scaled. CPU seconds of the
-process; the compile time is the difference of the chain's two runs.
+trainings a seed. All studies run with records, evaluation after every epoch and all; their reports
+are left out. What the chain itself costs: as many trainings of networks pruned before training,
+each with a seed of its own, in as many waves as the chain has (its levels wait for each other); and
+as many of dense networks all at once. Each study runs once for the compilation cache; after that
+they run in turn, and the fastest of each counts.
+The loop in PyTorch is that of facebookresearch/open_lth written anew (train, prune globally by
+magnitude, rewind, mask multiplied at every step), one training after another, as it does, without
+its evaluations and files; of fewer seeds, scaled. CPU seconds of the process; the compile time is
+the difference of the chain's first run.
 """
 
 import argparse
+import contextlib
 import csv
+import importlib.util
 import json
 import tempfile
 import time
@@ -44,6 +47,15 @@ def dense(seeds):
     return c
 
 
+def pruned(seeds):
+    """As many trainings of one arm, each without the smallest of its first weights."""
+    c = dense(seeds)
+    c.prune.granularity, c.prune.scope = "weight", "global"
+    own = {"schedule": "scratch", "score": "magnitude", "fraction": (FRACTION,), "layers": (".*",)}
+    c.variants = default.arms({"pruned": {"prune": own}})
+    return c
+
+
 def config(seeds, levels=LEVELS):
     """The chain, and its two controls of every level."""
     c = dense(seeds)
@@ -63,6 +75,16 @@ def ours(config, folder, arm):
     with (folder / "runs.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["variant"] == arm]
     return *took, float(np.mean([float(row["final_test_accuracy"]) for row in rows]))
+
+
+@contextlib.contextmanager
+def at_once(members):
+    """Stacks of at most so many members; None: of as many as ever."""
+    before = memory.most
+    if members:
+        memory.most = lambda people, count: before(people, min(members, count))
+    yield
+    memory.most = before
 
 
 def theirs(seeds, levels):
@@ -135,42 +157,52 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--levels", type=int, default=LEVELS)
+    parser.add_argument("--rounds", type=int, default=3, help="after the first run of each")
     parser.add_argument("--torch-seeds", type=int, default=1, help="0: without that loop")
     parser.add_argument("--save", action="store_true", help="write results/DATE-tickets.json")
     given = parser.parse_args()
+    if given.torch_seeds and importlib.util.find_spec("torch") is None:
+        parser.error("PyTorch is not installed; --torch-seeds=0 leaves its loop out")
     count = given.seeds * (1 + 3 * given.levels)
-    chain, single = config(given.seeds, given.levels), dense(count)
-    host_devices.use(chain)  # as the command does
+    # A chain trains in waves: the dense networks, each level's tickets beside the controls of the
+    # level before, the last controls.
+    waves = given.levels + 2
+    contenders = {
+        "chain": (config(given.seeds, given.levels), f"ticket{given.levels}", None),
+        "trainings": (pruned(count), "pruned", -(-count // waves)),
+        "dense_at_once": (dense(count), "dense", None),
+    }
+    host_devices.use(contenders["chain"][0])  # as the command does
     report.build = lambda paths: paths[0] / "report.html"
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    row = {"seeds": given.seeds, "levels": given.levels, "trainings": count}
+    row["rounds"] = given.rounds
+    found = {name: [] for name in contenders}
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
         jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        last = f"ticket{given.levels}"
-        first, second = (ours(chain, folder / f"chain{i}", last) for i in (1, 2))
-        _, alone = (ours(single, folder / f"dense{i}", "dense") for i in (1, 2))
-        together = 3 * given.seeds  # a level's tickets beside the controls of the level before
-        memory.most = lambda people, members: (
-            -(-min(together, members) // people.multiple) * (people.multiple)
-        )
-        _, parts = (ours(single, folder / f"parts{i}", "dense") for i in (1, 2))
-    row = {
-        "seeds": given.seeds, "levels": given.levels, "trainings": count,
-        "cpu_seconds_first": first[0], "cpu_seconds": second[0], "wall_seconds": second[1],
-        "accuracy": second[2], "trainings_alone_cpu_seconds": alone[0],
-        "chain_over_trainings": second[0] / alone[0],
-        "trainings_in_parts_cpu_seconds": parts[0],
-        "chain_over_trainings_in_parts": second[0] / parts[0],
-    }  # fmt: skip
+        for turn in range(1 + given.rounds):
+            for name, (study, arm, together) in contenders.items():
+                with at_once(together):
+                    found[name].append(ours(study, folder / f"{name}{turn}", arm))
+    row["cpu_seconds_first"] = found["chain"][0][0]
+    best = {name: min(runs[1:]) for name, runs in found.items()}
+    for name, (cpu, wall, accuracy) in best.items():
+        row |= {f"{name}_cpu_seconds": cpu, f"{name}_wall_seconds": wall}
+        row[f"{name}_accuracy"] = accuracy
+        row[f"{name}_all_cpu_seconds"] = [round(run[0], 1) for run in found[name][1:]]
+    cpu = best["chain"][0]
+    row["chain_over_trainings"] = cpu / best["trainings"][0]
+    row["chain_over_dense_at_once"] = cpu / best["dense_at_once"][0]
     if given.torch_seeds:
-        cpu, accuracy, done = theirs(given.torch_seeds, given.levels)
-        scaled = cpu * given.seeds / given.torch_seeds
+        theirs_cpu, accuracy, done = theirs(given.torch_seeds, given.levels)
+        scaled = theirs_cpu * given.seeds / given.torch_seeds
         row |= {
             "torch_seeds": given.torch_seeds, "torch_trainings": done,
-            "torch_cpu_seconds": cpu, "torch_accuracy": accuracy,
-            "torch_cpu_seconds_scaled": scaled, "ratio": scaled / second[0],
+            "torch_cpu_seconds": theirs_cpu, "torch_accuracy": accuracy,
+            "torch_cpu_seconds_scaled": scaled, "ratio": scaled / cpu,
         }  # fmt: skip
-    row = {k: round(v, 4) for k, v in row.items()}
+    row = {k: v if isinstance(v, list) else round(v, 4) for k, v in row.items()}
     print(json.dumps(row, indent=1))
     if given.save:
         print(f"saved: {save('tickets', [row], options=vars(given))}")
