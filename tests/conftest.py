@@ -1,5 +1,6 @@
 """Shared set-up: platform, quick compilation, one cache of compiled programs for the session."""
 
+import gc
 import os
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -26,9 +27,19 @@ def pytest_configure(config):
     # Most of the time goes into compilation: this takes much less than the defaults take.
     # (Not level 0: there XLA's convolution of a small example is not finite.)
     flags = ["--xla_backend_optimization_level=1"]
-    if knows("xla_cpu_use_fusion_emitters"):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
+    for flag in (
+        "xla_cpu_use_fusion_emitters=false",
+        "xla_cpu_parallel_codegen_split_count=1",  # the parts cost more than the whole
+    ):
+        if knows(flag.partition("=")[0]):
+            flags.append(f"--{flag}")
     os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
+    # Where in Python each operation was written: nobody reads it here, and lowering is faster.
+    os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    # Tracing makes objects by the million, most of them no garbage; what is there now stays.
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 20)
 
 
 def knows(flag):
