@@ -58,17 +58,25 @@ def loss(f):
 
 
 def products(f, x, w):
-    """Every way of differentiating that the package uses, by name."""
+    """Every way of differentiating that the package uses, by name; with each jvp its primal."""
     v = jnp.cos(jnp.arange(w.size, dtype=w.dtype)).reshape(w.shape)
     u = jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
     at = partial(loss(f), x)
-    yield "forward", lambda: f(x, w)
-    yield "gradient of both", lambda: jax.grad(loss(f), (0, 1))(x, w)
-    yield "jvp of both", lambda: jax.jvp(f, (x, w), (u, v))[1]
-    yield "jvp of gradient", lambda: jax.jvp(jax.grad(loss(f), (0, 1)), (x, w), (u, v))[1]
+    yield "forward, jvp of both", lambda: jax.jvp(f, (x, w), (u, v))
+    yield "gradient of both, its jvp", lambda: jax.jvp(jax.grad(loss(f), (0, 1)), (x, w), (u, v))
     yield "jvp of jvp", lambda: jax.jvp(lambda w: jax.jvp(at, (w,), (v,))[1], (w,), (v,))[1]
     yield "gradient of gradient", lambda: jax.grad(lambda w: jnp.vdot(jax.grad(at)(w), v))(w)
     yield "linearize", lambda: jax.linearize(jax.grad(at), w)[1](v)
+
+
+@partial(jax.jit, static_argnums=0)
+def every(f, x, w):
+    return {name: fn() for name, fn in products(f, x, w)}
+
+
+@partial(jax.jit, static_argnums=0)
+def forward_and_gradient(f, x, w):
+    return f(x, w), jax.grad(loss(f), (0, 1))(x, w)
 
 
 def close(a, b, tolerance):
@@ -85,11 +93,7 @@ def close(a, b, tolerance):
 def test_equals_lax_in_every_mode_of_differentiation(case):
     x, w, options = arrays(case)
     ours, plain = pair(options)
-
-    def every(f):
-        return jax.jit(lambda x, w: {name: fn() for name, fn in products(f, x, w)})
-
-    got, want = every(ours)(x, w), every(plain)(x, w)
+    got, want = every(ours, x, w), every(plain, x, w)
     for name in want:
         close(got[name], want[name], 2e-5)
 
@@ -137,17 +141,17 @@ def winograd_everywhere(monkeypatch):
     jax.clear_caches()
 
 
-def test_winograd_in_every_mode_of_differentiation(winograd_everywhere):
+def test_winograd_in_the_derivative_that_holds_all_products(winograd_everywhere):
+    """The rules of differentiation do not see how a product is computed; see the test of them."""
     x, w, options = arrays("same")
-    ours, plain = pair(options)
+    u, v = jnp.sin(x), jnp.cos(w)
 
-    def every(f):
-        return jax.jit(lambda x, w: {name: fn() for name, fn in products(f, x, w)})
+    def hessian_product(f):
+        return jax.jit(lambda: jax.jvp(jax.grad(loss(f), (0, 1)), (x, w), (u, v)))()
 
-    got, want = every(ours)(x, w), every(plain)(x, w)
+    got, want = (hessian_product(f) for f in pair(options))
     assert set(winograd_everywhere) == {"forward", "kernel_gradient"}
-    for name in want:
-        close(got[name], want[name], 2e-5)
+    close(got, want, 2e-5)
 
 
 @pytest.mark.parametrize("case", ["same", "kernel 1, stride 2", "negative padding"])
@@ -208,8 +212,7 @@ def test_float64_agrees_to_rounding(case):
     with jax.enable_x64(True):
         x, w, options = arrays(case, "float64")
         ours, plain = pair(options)
-        for (name, a), (_, b) in zip(products(ours, x, w), products(plain, x, w), strict=True):
-            close(a(), b(), 1e-12), name
+        close(every(ours, x, w), every(plain, x, w), 1e-12)
 
 
 @pytest.mark.parametrize("case", ["same", "map 2x2", "stride 3"])
@@ -236,19 +239,13 @@ def test_vmap_over_either_operand_and_both(case, axes):
         return a if axis is None else jnp.stack([a, 2 * a + 1, jnp.sin(a)], axis)
 
     xs, ws = stack(x, axes[0]), stack(w, axes[1])
-    for wrap in (lambda f: f, lambda f: jax.grad(loss(f), (0, 1))):
-        got = jax.jit(jax.vmap(wrap(ours), in_axes=axes))(xs, ws)
-        want = [
-            wrap(plain)(
-                *(
-                    a if axis is None else jnp.take(a, i, axis)
-                    for a, axis in ((xs, axes[0]), (ws, axes[1]))
-                )
-            )
-            for i in range(3)
-        ]
-        want = jax.tree.map(lambda *leaves: jnp.stack(leaves), *want)
-        close(got, want, 2e-5)
+    mapped = jax.jit(jax.vmap(partial(forward_and_gradient, ours), in_axes=axes))
+    each = [
+        [a if axis is None else jnp.take(a, i, axis) for a, axis in ((xs, axes[0]), (ws, axes[1]))]
+        for i in range(3)
+    ]
+    want = [forward_and_gradient(plain, *one) for one in each]
+    close(mapped(xs, ws), jax.tree.map(lambda *leaves: jnp.stack(leaves), *want), 2e-5)
 
 
 def test_vmap_in_vmap_members_and_probes():
@@ -266,20 +263,22 @@ def test_vmap_in_vmap_members_and_probes():
 
         return jax.vmap(jax.vmap(hvp, in_axes=(None, None, 0)), in_axes=(0, 0, None))(xs, ws, vs)
 
-    close(jax.jit(probes, static_argnums=0)(ours), probes(plain), 5e-5)
+    probes = jax.jit(probes, static_argnums=0)
+    close(probes(ours), probes(plain), 5e-5)
     outer = jnp.stack([xs, 2 * xs, xs + 1]), jnp.stack([ws, ws - 1, 3 * ws])
-    twice = [jax.vmap(jax.vmap(jax.grad(loss(f), 1))) for f in (ours, plain)]
-    close(jax.jit(twice[0])(*outer), twice[1](*outer), 5e-5)
+    twice = [jax.jit(jax.vmap(jax.vmap(jax.grad(loss(f), 1)))) for f in (ours, plain)]
+    close(twice[0](*outer), twice[1](*outer), 5e-5)
 
 
 @pytest.mark.parametrize("case", ["same", "map 2x2", "kernel 5, stride 2"])
 def test_members_one_after_another_equal_the_batched_product(case, monkeypatch):
     x, w, options = arrays(case)
     xs, ws = jnp.stack([x, x + 1, -x]), jnp.stack([w, 2 * w, w - 1])
-    wanted = jax.vmap(jax.grad(loss(pair(options)[1]), (0, 1)))(xs, ws)
+    ours, plain = (jax.jit(jax.vmap(jax.grad(loss(f), (0, 1)))) for f in pair(options))
+    wanted = plain(xs, ws)
     monkeypatch.setattr(conv_cpu, "MEMBER_PATCH_BYTES", 0)
     jax.clear_caches()
-    close(jax.vmap(jax.grad(loss(pair(options)[0]), (0, 1)))(xs, ws), wanted, 2e-5)
+    close(ours(xs, ws), wanted, 2e-5)
 
 
 def test_inside_scan_and_while():
@@ -291,7 +290,8 @@ def test_inside_scan_and_while():
 
         return lax.scan(body, w, None, length=4)
 
-    close(jax.jit(train, static_argnums=0)(pair(options)[0]), train(pair(options)[1]), 1e-4)
+    train = jax.jit(train, static_argnums=0)
+    close(*map(train, pair(options)), 1e-4)
 
 
 @pytest.mark.parametrize("kind", ["output", "input", "kernel"])
@@ -392,15 +392,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from prunejax.ops.conv import conv
 
 rng = np.random.default_rng(0)
-for size, stride in ((8, 1), (9, 2), (2, 1), (32, 1)):
+for size, stride, layers in ((8, 1, 2), (9, 2, 1), (2, 1, 1), (32, 1, 1)):
     x = rng.normal(size=(8, size, size, 4)).astype("float32")
-    ws = rng.normal(size=(2, 3, 3, 4, 4)).astype("float32")
+    ws = rng.normal(size=(layers, 3, 3, 4, 4)).astype("float32")
     f = partial(conv, window_strides=(stride, stride), padding=((1, 1), (1, 1)))
     def loss(ws, x):
-        return jnp.mean(f(jnp.tanh(f(x, ws[0])), ws[1]) ** 2)
+        for w in ws:
+            x = f(jnp.tanh(x), w)
+        return jnp.mean(x ** 2)
     def everything(ws, x):
-        gradient = jax.grad(loss, (0, 1))
-        return gradient(ws, x), jax.jvp(gradient, (ws, x), (jnp.cos(ws), jnp.sin(x)))[1]
+        return jax.jvp(jax.grad(loss, (0, 1)), (ws, x), (jnp.cos(ws), jnp.sin(x)))
     want = jax.tree.leaves(jax.jit(everything)(ws, x))
     def check(got, what):
         for a, b in zip(jax.tree.leaves(got), want, strict=True):
@@ -414,8 +415,7 @@ for size, stride in ((8, 1), (9, 2), (2, 1), (32, 1)):
         assert "all-gather" not in compiled.as_text(), (kind, size)
         def local(ws, x):
             mean = lambda ws, x: jax.lax.pmean(loss(ws, x), "data")
-            gradient = jax.grad(mean, (0, 1))
-            return gradient(ws, x), jax.jvp(gradient, (ws, x), (jnp.cos(ws), jnp.sin(x)))[1]
+            return jax.jvp(jax.grad(mean, (0, 1)), (ws, x), (jnp.cos(ws), jnp.sin(x)))
         spec = (P(), P("data"))
         mapped = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=(spec, spec))
         check(jax.jit(mapped)(wr, xs), f"shard_map {kind} {size}")
