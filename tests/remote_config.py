@@ -6,6 +6,7 @@ from tests.studies import PRUNE, tiny
 def get_config():
     """Config of the study."""
     config = tiny(none={}, S={"prune": PRUNE})
-    config.seeds = 1
+    config.seeds, config.data.train_examples = 1, 128  # whole batches: one program less
+    config.report.figures = ("dynamics",)
     config.checkpoint.every_epochs = 1
     return config

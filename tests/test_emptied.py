@@ -96,7 +96,7 @@ def test_a_warm_up_that_training_does_not_end_is_told():
 def test_emptied_layers_are_named_by_the_run_and_by_its_report(monkeypatch, tmp_path, capfd):
     prune = PRUNE | {"fraction": (1.0, 0.05), "score": "l2"}
     c = tiny(cut={"prune": prune})
-    c.seeds = 1
+    c.seeds, c.data.train_examples = 1, 128  # whole batches: one program less
     c.report.figures = ("table",)
     monkeypatch.setattr(report, "build", lambda paths: paths[0] / "report.html")
     study.run(c, tmp_path / "run", default.get_config())

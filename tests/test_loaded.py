@@ -24,6 +24,7 @@ from tests.studies import PRUNE, tiny
 def path(tmp_path_factory):
     config = tiny(none={}, S={"prune": PRUNE}, half={"prune": PRUNE | {"fraction": 0.5}})
     config.seeds, config.measures.names, config.report.figures = 1, (), ()
+    config.data.train_examples = 128  # whole batches: one program less
     path = tmp_path_factory.mktemp("loaded") / "run"
     prunejax.run(config, path, quiet=True)
     return path

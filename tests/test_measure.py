@@ -38,6 +38,8 @@ OF_NETWORKS = (
 )
 OF_LOSSES = tuple(n for n in suite.MEASURES if n not in OF_NETWORKS)
 
+FIGURES = ("flatness", "tic", "eigenvalues", "perturbation", "forecast")
+
 
 # -- every measure on a quadratic ------------------------------------------------------------
 
@@ -180,6 +182,7 @@ def config():
     m = found.measures
     m.names, m.examples, m.probes, m.eigenpairs = NAMES, 35, 16, 4
     m.epochs, m.forecast = (0, 1), True
+    found.report.figures = FIGURES
     return found
 
 
@@ -273,7 +276,7 @@ def test_measured_between_epochs_too_and_drawn(finished):
         assert int(early["step"]) == 2  # after the epoch, before its event
         assert int(early["live_dim"]) == oracle(finished, "none-0")[2].size
     figures = {p.stem for p in (finished / "figures").glob("*.svg")}
-    assert {"flatness", "tic", "eigenvalues", "perturbation", "forecast"} <= figures
+    assert set(FIGURES) <= figures
 
 
 def test_interrupted_while_measuring_continues_to_the_same_bytes(finished, tmp_path, monkeypatch):

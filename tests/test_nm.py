@@ -51,7 +51,7 @@ def blocks(mask):
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory):
     config = small(**{name: arm(name) for name in SERVED})
-    config.epochs, config.data.train_examples = 2, 128
+    config.epochs = 2
     return in_layouts(config, tmp_path_factory.mktemp("nm"))
 
 

@@ -25,7 +25,7 @@ FRACTION = 0.3
 def study(tmp_path_factory):
     config = tiny()
     config.data.name, config.data.validation_examples = "digits_mixed", 32
-    config.seeds, config.batch_size = SEEDS, 64
+    config.seeds, config.batch_size, config.data.train_examples = SEEDS, 64, 128
     config.epochs = 2
     config.optimizer.name, config.optimizer.learning_rate = "sgd", 0.05
     same = [c for c in recipes.CONTROLS if c not in ("erk", "extended")]  # one compiled program
