@@ -62,6 +62,29 @@ def test_events_leave_the_types_of_a_state_as_they_are(batches, name):
     assert types(after) == types(state)
 
 
+@pytest.mark.parametrize("layout", ["sequential", "vectorized"])
+def test_of_a_stack_those_that_have_stopped_are_not_tested_again(layout):
+    """NaN of them, at once; the bits of the others. Vectorized, all are computed anyway."""
+    config = small(dense={})
+    config.stop_loss, config.seeds = 0.5, 3
+    (batch,) = planned(config)
+    data = arrangement.device_data(batch.dataset)
+    people = Population(batch.program, data, layout, jax.devices()[:1], batch.members[0])
+    states = people.initial(list(batch.members))
+    whole = people.evaluate(states, data.test_images, data.test_labels)
+    assert np.isfinite(whole.loss).all()
+    stopped = np.array([-1, 7, -1], np.int32)
+    states = states._replace(stopped=jax.device_put(stopped, states.stopped.sharding))
+    _, found = people.evaluate_test(states, after_event=False)
+    other = people.evaluate(states, data.test_images, data.test_labels)
+    np.testing.assert_array_equal(other.loss, whole.loss)  # of the training set, at the end
+    running = stopped == -1 if layout == "sequential" else np.ones(3, bool)
+    np.testing.assert_array_equal(np.isfinite(found.loss), running)
+    np.testing.assert_array_equal(np.isfinite(found.accuracy), running)
+    np.testing.assert_array_equal(found.loss[running], whole.loss[running])
+    np.testing.assert_array_equal(found.accuracy[running], whole.accuracy[running])
+
+
 def test_programs_share_what_is_not_of_their_events(batches):
     def people(name):
         batch = batches[name]

@@ -85,6 +85,7 @@ class Population:
 
         of: Any = shared.functions(program, self.mesh, self.vectorized, self._states)
         self._initial, self._evaluate, self._released = of.initial, of.evaluate, of.released
+        self._test = of.test
         self._summary, self._stop, self._track, self.scale = of.summary, of.stop, of.track, of.scale
         self.train, self.train_last, self._smaller = of.train, of.train_last, of.smaller
         self._event = self._lift(
@@ -153,7 +154,7 @@ class Population:
             yield self.train_last, (states, data)
         yield self._summary, (states,)
         if not self.program.features.released:
-            yield self._evaluate, (states, data.test_images, data.test_labels)
+            yield self._test, (states, data.test_images, data.test_labels)
         if events:
             yield self._event, (states, data, np.int32(1))
 
@@ -200,7 +201,7 @@ class Population:
         elif self.program.features.released:
             programs.append(self._released.lower(states, *test, np.int32(0)))
         else:
-            programs.append(self._evaluate.lower(states, *test))
+            programs.append(self._test.lower(states, *test))
         return programs
 
     def state_bytes(self, size: int) -> int:
@@ -211,15 +212,22 @@ class Population:
             for leaf in leaves
         )
 
-    def evaluate(self, states: TrainState, images: Array, labels: Array) -> Metrics:
-        """Mean loss and accuracy of each member over a split [members]."""
-        return mesh_lib.fetch(self._evaluate(states, images, labels))
+    def evaluate(
+        self, states: TrainState, images: Array, labels: Array, running: bool = False
+    ) -> Metrics:
+        """Mean loss and accuracy of each member over a split [members].
+
+        Args:
+          running: members that have stopped need none: NaN, where leaving them out saves work.
+        """
+        evaluate = self._test if running else self._evaluate
+        return mesh_lib.fetch(evaluate(states, images, labels))
 
     def evaluate_test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
         """Test metrics; as released, the windows see every test batch."""
         images, labels = self.data.test_images, self.data.test_labels
         if not self.program.features.released:
-            return states, self.evaluate(states, images, labels)
+            return states, self.evaluate(states, images, labels, running=True)
         states, metrics = self._released(states, images, labels, np.int32(after_event))
         return states, mesh_lib.fetch(metrics)
 

@@ -109,6 +109,10 @@ class Functions:
             for sizes, cut in cuts.items()
         }
         self.evaluate = Bare(lift(functools.partial(evaluation.evaluate, program), members))
+        # Only members that are evaluated one after another gain; probes ask for ends again.
+        self.test = self.evaluate
+        if skips and program.stops and not program.probes:
+            self.test = Bare(lift(functools.partial(evaluation.evaluate_running, program), members))
         self.released = Bare(
             lift(
                 functools.partial(evaluation.released_evaluate, program),
