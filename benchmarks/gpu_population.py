@@ -80,7 +80,7 @@ def measure(model: str, members: int, dtype: str, smallest: bool) -> dict[str, A
     predicted = people.memory(members)
     compiled = time.perf_counter() - begin
     before = resident("VmRSS")
-    state = {"s": people.initial(pad(batch.members, members))}
+    state = {"s": people.initial(pad(batch.members, members)[0])}
     steps = min(32, people.program.steps_per_epoch)
 
     def train() -> Any:

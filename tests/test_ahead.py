@@ -124,7 +124,7 @@ def test_members_are_measured_side_by_side_once_and_recorded_in_order(
     chunk = types.SimpleNamespace(
         members=members, population=people, directory=None, measure=measure
     )
-    watch = watching.Watch(chunk, members, saving)
+    watch = watching.Watch(chunk, members, range(6), saving)
     bad = np.array([-1, -1, 7, -1, -1, -1, -1])  # and padding
     whole = [0, 1, 3, 4, 5]
     for epoch in (3, 9):

@@ -9,7 +9,7 @@ from prunejax import losses
 from prunejax.interventions import ROWS
 from prunejax.study import arrangement, shared
 from prunejax.study.population import Population
-from prunejax.train import evaluation, prune, step
+from prunejax.train import evaluation, prune, step, stopping
 from tests.studies import go, planned, rows, small
 from tests.test_presets import arm
 
@@ -63,7 +63,7 @@ def test_events_leave_the_types_of_a_state_as_they_are(batches, name):
 
 
 @pytest.mark.parametrize("layout", ["sequential", "vectorized"])
-def test_of_a_stack_those_that_have_stopped_are_not_tested_again(layout):
+def test_of_a_stack_those_that_have_stopped_and_copies_are_not_tested(layout):
     """NaN of them, at once; the bits of the others. Vectorized, all are computed anyway."""
     config = small(dense={})
     config.stop_loss, config.seeds = 0.5, 3
@@ -73,7 +73,7 @@ def test_of_a_stack_those_that_have_stopped_are_not_tested_again(layout):
     states = people.initial(list(batch.members))
     whole = people.evaluate(states, data.test_images, data.test_labels)
     assert np.isfinite(whole.loss).all()
-    stopped = np.array([-1, 7, -1], np.int32)
+    stopped = np.array([-1, 7, stopping.PADDING], np.int32)
     states = states._replace(stopped=jax.device_put(stopped, states.stopped.sharding))
     _, found = people.evaluate_test(states, after_event=False)
     other = people.evaluate(states, data.test_images, data.test_labels)

@@ -66,8 +66,8 @@ def test_copies_that_fill_a_stack_up_do_not_train():
     (batch,) = planned(small(none={}, other={"optimizer": {"learning_rate": 0.01}}))
     data = arrangement.device_data(batch.dataset)
     people = Population(batch.program, data, "sharded", jax.devices()[:1], batch.members[0])
-    members = lifting.pad(batch.members, 3)
-    filled, whole = (people.initial(members, real) for real in (2, 3))
+    members, _ = lifting.pad(batch.members, 3)
+    filled, whole = (people.initial(members, range(real)) for real in (2, 3))
     begun = jax.device_get(filled)
     after, every = (
         jax.device_get(people.train(s, people.data, np.int32(2))) for s in (filled, whole)

@@ -69,6 +69,7 @@ def waves(
 
 
 PADDING = 1.25  # times the members: padding that is cheaper than compiling for one more size
+IDLE = 4  # the same where padding does nothing but lie in memory
 FEW = 8  # further chunks instead of one more size: every epoch of each is evaluated and written
 
 
@@ -79,6 +80,7 @@ def chunks(
     fits: int,
     sizes: Sequence[int] = (),
     alike: int = 1,
+    idle: bool = False,
 ) -> list[tuple[list[Member], int]]:
     """Members that are trained together, and the size of their stack with padding.
 
@@ -91,6 +93,7 @@ def chunks(
       fits: members whose states fit into memory at once, a multiple of `multiple`.
       sizes: for which there is a compiled program already; taken where little is lost.
       alike: how many waves of the study have this many members.
+      idle: padding neither trains nor is tested, so that more of it is cheap.
     """
     if layout == "sequential":
         return [([m], 1) for m in members]
@@ -100,7 +103,8 @@ def chunks(
     known = [
         (n * size, -size)
         for size, n in many.items()
-        if n * size <= PADDING * least and (n - count) * alike <= FEW
+        if (idle and n == count and size <= IDLE * len(members))
+        or (n * size <= PADDING * least and (n - count) * alike <= FEW)
     ]
     if known:
         size = -min(known)[1]
@@ -176,9 +180,13 @@ class Arrangement:
         found = self._decided[b]
         across, sizes = found.devices // found.share, list[int]()
         of_batch = [before for other, before in self.order if other == b]
+        idle = found.layout == "sharded" and found.platform == "cpu" and found.share == 1
+        if idle:  # what is compiled first serves the smaller waves, too
+            widest = chunks(self._widest[b], found.layout, across, found.fits)
+            sizes += [size for _, size in widest[:1]]
         for before in of_batch:  # from the first on, also where a study is continued
             alike = sum(len(w) == len(before) for w in of_batch)
-            parts = chunks(before, found.layout, across, found.fits, sizes, alike)
+            parts = chunks(before, found.layout, across, found.fits, sizes, alike, idle)
             if before is wave:
                 return parts
             sizes += [size for _, size in parts if size not in sizes]

@@ -54,7 +54,9 @@ class Chunk:
     every: int = 1  # epochs between evaluations
 
     def __post_init__(self) -> None:
-        self._padded = lifting.pad(self.members, self.size)
+        devices = self.population.multiple
+        self._padded, self._places = lifting.pad(self.members, self.size, devices)
+        self._real = list(zip(self._places, self.members, strict=True))
         self._pace = Pace()
         known = self.every, self.measure_epochs, self.policy
         self._calendar = Calendar(self.population, self.members, *known)
@@ -64,7 +66,7 @@ class Chunk:
             self.directory, self.checkpoints, self._targets, self.progress, self.policy.clock
         )
         self._events = Happening(
-            list(self.members),
+            self._real,
             self._padded,
             self.population,
             self.directory,
@@ -73,8 +75,8 @@ class Chunk:
             self.progress,
             self.probing,
         )
-        self._handover = Handover(self.directory, self.members, self.population)
-        self._watch = Watch(self, self._padded, self._saving)
+        self._handover = Handover(self.directory, self._real, self.population)
+        self._watch = Watch(self, self._padded, self._places, self._saving)
         self._standing = ""  # loss and accuracy, for the progress line
 
     # -- the loop ---------------------------------------------------------------------------
@@ -104,16 +106,13 @@ class Chunk:
         for text in restored.damaged if restored else ():
             self.progress.message(f"damaged checkpoint skipped: {text}")
         if restored is not None and restored.states is not None:
-            states = restored.states
-            self._targets.require()
-            marks = restored.facts
-            epoch = int(restored.facts["epoch"])
-            self._saving.measured = restored.facts["measured"]
+            states, marks = restored.states, restored.facts
+            epoch = self._saving.resume(states, marks, self._places)
             many = self._done(states) * len(self.members)
             self.progress.advance(many, "continuing from a checkpoint", timed=False)
         self.directory.truncate(marks["sizes"], marks.get("digests"))
         if states is None:
-            states = self.population.initial(self._padded, len(self.members))
+            states = self.population.initial(self._padded, self._places)
             states = self._handover.begin(states, self._padded)
             self._handover.leave(states, 0)
             states = self._events.due(states, -1, 0)
@@ -151,10 +150,9 @@ class Chunk:
             self._maybe_save(states, epoch, epoch_done=True)
         self._finish(states)
 
-    @staticmethod
-    def _done(states: TrainState) -> int:
+    def _done(self, states: TrainState) -> int:
         """Training steps done; the members of a chunk advance together."""
-        return int(mesh_lib.fetch(states.step)[0])
+        return int(mesh_lib.fetch(states.step)[self._places[0]])
 
     def _train_epochs(self, states: TrainState, epoch: int, last: int) -> TrainState:
         """From an epoch on to the end of the `last`: the same one, unless `Population.spans`."""
@@ -228,10 +226,10 @@ class Chunk:
             _, _, steps, sparsity = self.population.summary(states)
         post = pre if post is None else post
         validation = self._watch.validation(states)
-        for m, at in zip(self.members, bad, strict=False):  # padding comes after the members
-            if at >= epoch * self.population.program.steps_per_epoch:
-                self.progress.message(f"{m.run}: stopped, the loss is not finite at step {at}")
-        whole = [(i, m) for i, m in enumerate(self.members) if bad[i] < 0]
+        for i, m in self._real:
+            if bad[i] >= epoch * self.population.program.steps_per_epoch:
+                self.progress.message(f"{m.run}: stopped, the loss is not finite at step {bad[i]}")
+        whole = [(i, m) for i, m in self._real if bad[i] < 0]
         of = partial(rows_lib.of_epoch, epoch=epoch, train=train, test=post, validation=validation)
         rows = [
             of(m, i, step=steps[i], sparsity=sparsity[i])
@@ -245,7 +243,7 @@ class Chunk:
         self._stand(train.loss, "test", post.accuracy)
         states = self._watch.stop(states, epoch)
         ended = (bad >= 0) | self._watch.over(states)
-        return states, bool(np.all(ended[: len(self.members)]))
+        return states, bool(np.all(ended[self._places]))
 
     # -- parts ------------------------------------------------------------------------------
 
@@ -257,8 +255,7 @@ class Chunk:
         return self._saving.long(what)
 
     def _stand(self, loss: Any, split: str, accuracy: Any) -> None:
-        count = len(self.members)
-        self._standing = standing(loss[:count], split, accuracy[:count])
+        self._standing = standing(loss[self._places], split, accuracy[self._places])
 
     def _text(self, epoch: int) -> str:
         which = [(m.variant, m.seed) for m in self.members]
@@ -282,19 +279,20 @@ class Chunk:
         last = self.population.program.epochs - 1
         fit, rows = self._watch.ends(states), list[rows_lib.Row]()
         endings = Endings(self.population, self.directory, states, self._begins)
-        for i, m in enumerate(self.members):
+        for k, (i, m) in enumerate(self._real):
             status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
             row: dict[str, Any] = {"run": m.run, "variant": m.variant, "seed": m.seed}
             row |= summarize(epochs[m.run], events[m.run], status)
             if bad[i] < 0:
-                row |= fit[i] | endings.of(i, m, events[m.run])
+                row |= fit[k] | endings.of(i, m, events[m.run])
             if self.measure is not None and bad[i] < 0:
-                row |= self._watch.measures(states, i, last, bad)
+                row |= self._watch.measures(states, k, last, bad)
                 self._maybe_save(states, last + 1, epoch_done=False)
             rows.append(dict.fromkeys(self.directory.tables["runs"]) | row)
         self._targets.save(whole=True)
         self._handover.leave(states, lineage.END)
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
-        final.save(states, {"runs": [m.run for m in self.members], "size": self.size})
+        runs = {"runs": [m.run for m in self.members], "places": self._places}
+        final.save(states, runs | {"size": self.size})
         endings.append()
         self.directory.append("runs", rows)

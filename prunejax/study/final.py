@@ -69,9 +69,10 @@ def states(
         for number in checkpoints.numbers()[-1:]:
             facts = tables.read_json(folder / str(number) / "facts.json")
             stack = _Stack(checkpoints, facts["size"], members[facts["runs"][0]])
+            places = facts.get("places", range(len(facts["runs"])))
             found += [
                 (*members[run], partial(stack, index))
-                for index, run in enumerate(facts["runs"])
+                for index, run in zip(places, facts["runs"], strict=True)
                 if run in completed
             ]
     if not found:

@@ -87,11 +87,14 @@ class Handover:
     """What the members of a chunk take from other runs, and leave for them."""
 
     def __init__(
-        self, directory: SharedDirectory, members: Sequence[Member], population: Population
+        self,
+        directory: SharedDirectory,
+        real: Sequence[tuple[int, Member]],
+        population: Population,
     ) -> None:
-        """Args: members: without padding."""
-        self._directory, self._members, self._population = directory, members, population
-        self.steps = sorted({step for m in members for step in m.keep if step > 0})
+        """Args: real: members, without padding, with their places in the stack."""
+        self._directory, self._real, self._population = directory, real, population
+        self.steps = sorted({step for _, m in real for step in m.keep if step > 0})
 
     def leave(self, states: TrainState, step: int) -> None:
         """Writes the states that members have to leave at a step (`lineage.END`: after all).
@@ -99,10 +102,10 @@ class Handover:
         Raises:
           RecordError: a file cannot be written.
         """
-        if not any(step in m.keep for m in self._members):
+        if not any(step in m.keep for _, m in self._real):
             return
         host = mesh_lib.fetch(states)  # at once: each run by itself would be a call, and fetches
-        for i, m in enumerate(self._members):
+        for i, m in self._real:
             if step in m.keep:
                 self._write(name(m.run, step), self._arrays(jax.tree.map(itemgetter(i), host)))
 

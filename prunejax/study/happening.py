@@ -21,7 +21,7 @@ from prunejax.train.step import TrainState
 class Happening:
     """The members' events, and where what they did is recorded."""
 
-    members: list[Member]  # the real ones
+    real: list[tuple[int, Member]]  # with their places in the stack
     padded: list[Member]
     population: Population
     directory: SharedDirectory
@@ -31,6 +31,7 @@ class Happening:
     probing: Probing
 
     def __post_init__(self) -> None:
+        self.members = [m for _, m in self.real]
         table = self.members[0].table  # the members of a program share the steps of its events
         self.between: dict[int, list[int]] = {}  # step -> rows that are none at an epoch's end
         for row in range(self.population.program.epochs + 1, len(table.steps)):
@@ -81,7 +82,8 @@ class Happening:
             if self.targets.twins:
                 replay = self.targets.replay(self.padded, row, states.windows.targeted)
             states, info = self.population.event(states, row, replay)
-            self.targets.add(row, info.selected)
+            places = [i for i, _ in self.real]
+            self.targets.add(row, {name: x[places] for name, x in info.selected.items()})
         return states, info
 
     def _record(
@@ -96,7 +98,7 @@ class Happening:
         _, bad, steps, _ = self.population.summary(states)
         program = self.population.program
         hidden = program.forward != "masked"
-        asked = [(i, m) for i, m in enumerate(self.members) if bad[i] < 0 and number in m.events]
+        asked = [(i, m) for i, m in self.real if bad[i] < 0 and number in m.events]
         rows = [
             row
             for i, m in asked

@@ -28,9 +28,20 @@ def stack(trees: Sequence[Tree]) -> Tree:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def pad(members: Sequence[Member], size: int) -> list[Member]:
-    """Members repeated up to `size`, a multiple of the devices that members are spread over."""
-    return [members[i % len(members)] for i in range(size)]
+def pad(members: Sequence[Member], size: int, devices: int = 1) -> tuple[list[Member], list[int]]:
+    """A stack of members and of copies that fill it up, and the places of the members.
+
+    On each device stand as many, in their order: copies need not train, and no device waits then.
+
+    Args: devices: that the stack is spread over; they divide `size`.
+    """
+    many, each = len(members), size // devices
+    own = [(many + devices - 1 - d) // devices for d in range(devices)]
+    places = [d * each + i for d in range(devices) for i in range(own[d])]
+    stacked = [members[i % many] for i in range(size)]
+    for place, m in zip(places, members, strict=True):
+        stacked[place] = m
+    return stacked, places
 
 
 def _mapped(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:

@@ -9,7 +9,7 @@ layout, `data_parallel` devices may share one member (`prunejax.cluster.mesh`).
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -127,18 +127,18 @@ class Population:
         """The number of members must be a multiple of this."""
         return self.mesh.shape[MEMBER]
 
-    def initial(self, members: Sequence[Member], real: int | None = None) -> TrainState:
+    def initial(self, members: Sequence[Member], real: Collection[int] | None = None) -> TrainState:
         """The stacked states of members before their first step.
 
-        Args: real: how many are no padding; None: all.
+        Args: real: the places of those that are no padding; None: all.
         """
         seed, table, *rest = lifting.stack([lifting.arguments(m) for m in members])
         bare, rows = mesh_lib.put(shared.parted(table), self._members)
         states = self._initial(mesh_lib.put((seed, bare, *rest), self._members))
         states = shared.with_rows(states, rows)
-        if real is None or real == len(members):
+        if real is None or len(real) == len(members):
             return states
-        stopped = np.where(np.arange(len(members)) < real, -1, stopping.PADDING)
+        stopped = np.array([-1 if i in real else stopping.PADDING for i in range(len(members))])
         return states._replace(stopped=mesh_lib.put(stopped.astype(np.int32), self._members))
 
     def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:

@@ -239,10 +239,18 @@ def _train(
     times = Times(directory, jax.device_count())
     for b, wave in people.order:
         for part, size in people.chunks(b, wave):
-            if all(m.run in finished for m in part):
+            done = [m.run for m in part if m.run in finished]
+            if len(done) == len(part):
                 progress.advance(steps[b] * len(part), "finished before", timed=False)
                 number += 1
                 continue
+            begun = (directory.load_json("progress.json") or {}).get("chunk")
+            if done and begun != number:  # else the rows of an end in the middle: dropped below
+                raise WorkdirError(
+                    f"{directory.path} was begun by a version that trains other runs together "
+                    f"({done[0]} is done, {part[-1].run} is not). Continue with that version, or "
+                    "start over in a new workdir"
+                )
             chunk = Chunk(
                 index=number,
                 members=part,
@@ -263,7 +271,7 @@ def _train(
                 ),
             )
             number += 1
-            if (directory.load_json("progress.json") or {}).get("chunk") != chunk.index:
+            if begun != chunk.index:
                 directory.save_json("progress.json", {"chunk": chunk.index, **directory.marks()})
             people.foresee(b)
             with times.counted():

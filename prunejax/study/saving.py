@@ -1,20 +1,24 @@
 """What of a chunk is saved when: checkpoints, also before what takes long and after what failed."""
 
 import dataclasses
+import errno
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
 
+from prunejax.cluster import mesh as mesh_lib
+from prunejax.errors import RecordError
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress
 from prunejax.study.programs import Member
 from prunejax.study.targets import Targets
 from prunejax.system import signals
+from prunejax.train import stopping
 from prunejax.train.step import TrainState
 
 LONG = 1.0  # seconds: a signal does not wait for what took longer the last time
@@ -89,6 +93,25 @@ class Saving:
             self.checkpoints.save(states, facts)
             self.directory.publish()
         self.saved_at, self._cost = self.clock(), time.perf_counter() - begin
+
+    def resume(self, states: TrainState, facts: Mapping[str, Any], places: Sequence[int]) -> int:
+        """The epoch at which a checkpoint's states go on; what was measured is known again.
+
+        Args: places: of the members in the stack.
+
+        Raises:
+          RecordError: a file of targets is missing, or the stack is that of another version.
+        """
+        if (mesh_lib.fetch(states.stopped)[list(places)] == stopping.PADDING).any():
+            raise RecordError(
+                errno.EIO,
+                f"the newest checkpoint in {self.checkpoints.directory} is of a version that "
+                "stacks runs otherwise. Continue with that version, or remove the directory to "
+                "train its runs anew",
+            )
+        self.targets.require()
+        self.measured = facts["measured"]
+        return int(facts["epoch"])
 
     def keep(self) -> None:
         """Saves what would be lost if the next call failed or a signal came, if that is much.

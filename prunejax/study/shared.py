@@ -109,9 +109,9 @@ class Functions:
             for sizes, cut in cuts.items()
         }
         self.evaluate = Bare(lift(functools.partial(evaluation.evaluate, program), members))
-        # Only members that are evaluated one after another gain; probes ask for ends again.
+        # Only members that are evaluated one after another gain.
         self.test = self.evaluate
-        if skips and program.stops and not program.probes:
+        if skips:
             self.test = Bare(lift(functools.partial(evaluation.evaluate_running, program), members))
         self.released = Bare(
             lift(

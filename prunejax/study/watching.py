@@ -45,9 +45,12 @@ class Watched(Protocol):
 class Watch:
     """The members of a chunk, watched at the ends of epochs."""
 
-    def __init__(self, chunk: Watched, padded: Sequence[Member], saving: Saving) -> None:
-        """Args: padded: the members as they are stacked."""
+    def __init__(
+        self, chunk: Watched, padded: Sequence[Member], places: Sequence[int], saving: Saving
+    ) -> None:
+        """Args: padded: the members as they are stacked. places: of those that are no padding."""
         self.members, self.padded, self.saving = chunk.members, padded, saving
+        self._places = places
         self.population, self.directory = chunk.population, chunk.directory
         self._measure = chunk.measure
         self._running: dict[tuple[int, int], Future[Found]] = {}
@@ -89,7 +92,7 @@ class Watch:
         rows = [
             {"run": m.run, "variant": m.variant, "seed": m.seed, "epoch": epoch, "step": steps[i]}
             | dict(zip(columns, found[i], strict=True))
-            for i, m in enumerate(self.members)
+            for i, m in zip(self._places, self.members, strict=True)
             if over is None or not over[i]
         ]
         self.directory.append("trackers", rows)
@@ -113,16 +116,16 @@ class Watch:
 
     def measure_all(self, states: TrainState, bad: Any, epoch: int) -> None:
         """`measures`, if any, of every member that is not `bad`."""
-        for i in range(len(self.members)):
-            if self._measure is not None and bad[i] < 0:
-                self.measures(states, i, epoch, bad)
+        for index, place in enumerate(self._places):
+            if self._measure is not None and bad[place] < 0:
+                self.measures(states, index, epoch, bad)
 
     def measures(self, states: TrainState, index: int, epoch: int, bad: Any) -> dict[str, float]:
-        """The measures of a member after an epoch, once: a checkpoint remembers them.
+        """The measures of the `index`-th member after an epoch, once: a checkpoint remembers them.
 
         On a CPU as many members are measured at once as train at once.
 
-        Args: bad: 0 or more for members that will not be asked for.
+        Args: bad: by place, 0 or more for members that will not be asked for.
         """
         assert self._measure is not None
         m, known = self.members[index], self.saving.measured
@@ -130,7 +133,8 @@ class Watch:
         if key not in known:
             which = f"{index + 1} of {len(self.members)}"
             with self.saving.long("measuring", f"measuring {m.run} ({which})"):
-                later = [i for i in range(index + 1, len(self.members)) if bad[i] < 0]
+                following = range(index + 1, len(self.members))
+                later = [i for i in following if bad[self._places[i]] < 0]
                 left = [i for i in later if f"{self.members[i].run}/{epoch}" not in known]
                 found = self._found(states, index, epoch, left)
                 columns = self._measure.record(found, m, epoch)
@@ -142,10 +146,10 @@ class Watch:
         # Alone until everything is compiled, lest two threads compile the same.
         beside = side_by_side(self.population) - 1 if self._measure.compiled else 0
         if not beside and (index, epoch) not in self._running:
-            return self._measure.compute(self.population.member(states, index))
+            return self._measure.compute(self.population.member(states, self._places[index]))
         for i in (index, *following[:beside]):
             if (i, epoch) not in self._running:
-                state = self.population.member(states, i)
+                state = self.population.member(states, self._places[i])
                 self._running[i, epoch] = self._measure.begin(state)
         return self._running.pop((index, epoch)).result()
 
@@ -156,11 +160,11 @@ class Watch:
         if columns_lib.FIT[0] in asked:
             fit, totals = self._fit(states), mesh_lib.fetch(states.totals)
             sums = totals.past + totals.loss / np.maximum(totals.examples, 1)
-            for i, row in enumerate(found):
+            for i, row in zip(self._places, found, strict=True):
                 row |= dict(zip(columns_lib.FIT, (fit.loss[i], fit.accuracy[i]), strict=True))
                 row[columns_lib.LOSS_SUM] = sums[i]
         if columns_lib.STOPPED in asked:
             stopped = mesh_lib.fetch(states.stopped)
-            for i, row in enumerate(found):
+            for i, row in zip(self._places, found, strict=True):
                 row[columns_lib.STOPPED] = stopped[i] if stopped[i] >= 0 else None
         return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from prunejax import data as data_lib
 from prunejax import interventions, losses
+from prunejax.train import stopping
 from prunejax.train.probes import ALWAYS, PROBES, Seen
 from prunejax.train.step import (
     Program,
@@ -59,11 +60,19 @@ def evaluate(program: Program, state: TrainState, images: Array, labels: Array) 
     return metrics(program, sums, n)
 
 
+def _nothing(x: jax.ShapeDtypeStruct) -> Array:
+    return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0, x.dtype)
+
+
 def evaluate_running(program: Program, state: TrainState, images: Array, labels: Array) -> Metrics:
-    """`evaluate`; of a run that has stopped NaN, at once: its last row is there."""
+    """`evaluate`; of padding, and of a run that has stopped (its last row is there), NaN at once.
+
+    Probes are asked at the end for every run, so with any of them only padding is left out.
+    """
+    needed = state.stopped != stopping.PADDING if program.probes else state.stopped == -1
     whole = lambda: evaluate(program, state, images, labels)  # noqa: E731
-    nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(whole))
-    return jax.lax.cond(state.stopped == -1, whole, lambda: nothing)
+    nothing = jax.tree.map(_nothing, jax.eval_shape(whole))
+    return jax.lax.cond(needed, whole, lambda: nothing)
 
 
 def over_window(
