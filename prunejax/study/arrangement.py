@@ -115,6 +115,14 @@ def chunks(
     return [(part, size) for part in parts]
 
 
+def regrouped(directory: SharedDirectory, done: str, left: str) -> WorkdirError:
+    """The refusal of a study of whose chunk some runs are done: to train it would double rows."""
+    return WorkdirError(
+        f"{directory.path} was begun by a version that trains other runs together ({done} is done, "
+        f"{left} is not). Continue with that version, or start over in a new workdir"
+    )
+
+
 class Arrangement:
     """The layout and the compiled functions of each batch, decided and made when first needed."""
 

@@ -54,8 +54,7 @@ class Chunk:
     every: int = 1  # epochs between evaluations
 
     def __post_init__(self) -> None:
-        devices = self.population.multiple
-        self._padded, self._places = lifting.pad(self.members, self.size, devices)
+        self._padded, self._places = lifting.pad(self.members, self.size, self.population.multiple)
         self._real = list(zip(self._places, self.members, strict=True))
         self._pace = Pace()
         known = self.every, self.measure_epochs, self.policy

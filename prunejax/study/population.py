@@ -138,8 +138,8 @@ class Population:
         states = shared.with_rows(states, rows)
         if real is None or len(real) == len(members):
             return states
-        stopped = np.array([-1 if i in real else stopping.PADDING for i in range(len(members))])
-        return states._replace(stopped=mesh_lib.put(stopped.astype(np.int32), self._members))
+        stopped = stopping.none_but_padding(len(members), real)
+        return states._replace(stopped=mesh_lib.put(stopped, self._members))
 
     def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:
         """What comes before and after the steps of `size` members, and its arguments.
@@ -193,14 +193,11 @@ class Population:
 
     def _lowered(self, states: TrainState, with_evaluation: bool) -> list[Any]:
         """The programs whose memory counts, for states of these shapes."""
-        data = self.data
-        test = (data.test_images, data.test_labels)
-        programs = [self.train.lower(states, data, np.int32(1))]
-        if not with_evaluation:
-            pass
-        elif self.program.features.released:
+        test = (self.data.test_images, self.data.test_labels)
+        programs = [self.train.lower(states, self.data, np.int32(1))]
+        if with_evaluation and self.program.features.released:
             programs.append(self._released.lower(states, *test, np.int32(0)))
-        else:
+        elif with_evaluation:
             programs.append(self._test.lower(states, *test))
         return programs
 
@@ -215,11 +212,7 @@ class Population:
     def evaluate(
         self, states: TrainState, images: Array, labels: Array, running: bool = False
     ) -> Metrics:
-        """Mean loss and accuracy of each member over a split [members].
-
-        Args:
-          running: members that have stopped need none: NaN, where leaving them out saves work.
-        """
+        """Mean loss and accuracy over a split [members]; `running`: others may be left out, NaN."""
         evaluate = self._test if running else self._evaluate
         return mesh_lib.fetch(evaluate(states, images, labels))
 

@@ -25,7 +25,7 @@ from prunejax.study import attributes, connecting, layout, lineage, measuring, p
 from prunejax.study import config as config_lib
 from prunejax.study import page as page_lib
 from prunejax.study import rows as rows_lib
-from prunejax.study.arrangement import Arrangement
+from prunejax.study.arrangement import Arrangement, regrouped
 from prunejax.study.chunk import Chunk, Policy
 from prunejax.study.config import Variant
 from prunejax.study.plan import Batch, Member
@@ -246,11 +246,7 @@ def _train(
                 continue
             begun = (directory.load_json("progress.json") or {}).get("chunk")
             if done and begun != number:  # else the rows of an end in the middle: dropped below
-                raise WorkdirError(
-                    f"{directory.path} was begun by a version that trains other runs together "
-                    f"({done[0]} is done, {part[-1].run} is not). Continue with that version, or "
-                    "start over in a new workdir"
-                )
+                raise regrouped(directory, done[0], part[-1].run)
             chunk = Chunk(
                 index=number,
                 members=part,

@@ -1,10 +1,11 @@
 """Members of a stack that do not train while others do: runs that have stopped, and padding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 PADDING = -2  # `stopped` of a copy that fills a stack up: it need not train, nobody looks at it
@@ -22,6 +23,11 @@ def unless_stopped(stops: bool, step: Callable[[State], State]) -> Callable[[Sta
         return step
     counted = lambda s: s._replace(step=s.step + 1)  # noqa: E731
     return lambda s: jax.lax.cond(s.stopped < 0, step, counted, s)
+
+
+def none_but_padding(size: int, real: Collection[int]) -> np.ndarray:
+    """`stopped` of a new stack [size]; `real`: the places of its runs."""
+    return np.array([-1 if i in real else PADDING for i in range(size)], np.int32)
 
 
 def unless_padding(state: State, steps: Array) -> Array:
