@@ -48,7 +48,7 @@ Settings are those of a pilot on random splits and other seeds: there .440 dense
 This is the picture of the analysis: a gain, and near chance (.25) at the end; the training set is
 fitted there to .92 in these 300 steps, and to .997 and more down to p = .01. The dense network of
 the smaller start is above the mask at every p, by 9.1 [3.8, 14.5] points at p = .2. Cost
-(measured, alone on two cores, from an empty cache): 67 seconds, 109 of processor time. Not less
+(measured, alone on two cores, from an empty cache): 56 seconds, 88 of processor time. Not less
 than 31 of the latter are arithmetic: 2.1e12 operations of 2,313 tests on 2,000 images and 23,130
 steps, at 6.8e10 a second (measured, one product of those shapes).
 `:guides` (also `:synthetic,guides`) draws dashed lines at p = log(d) / m and p = 1 / (K m log d), d

@@ -54,6 +54,7 @@ loss: path norm +.86 [.80, .91], prunability (loss x 1.1) +.74 [.67, .80], by ra
 [.65, .77], log spectral product +.71 [.63, .77], L2 norm +.42 [.29, .53], absolute prunability +.31
 [.15, .46], PAC-Bayes 1/sigma^2 -.39 [-.51, -.25], train loss -.46 [-.56, -.33]. With test error:
 path norm over margin +.75 [.68, .82], core fraction +.75 [.66, .82], prunability +.63 [.53, .72].
+Cost (measured, beside other work): 432 seconds of processor time.
 
 `:quick`: 8 small networks (mechanics only).
 `:nin`, `:resnet18`: the full-size grids of the literature, not run here: 216 networks in network on

@@ -20,6 +20,7 @@ from prunejax.report.style import COLORS, GREY, MARKERS, WIDTH, Look, legend, li
 from prunejax.report.words import minus, name
 
 SHOWN = 3  # scatters
+CROWD = 22  # names side by side from here on would lie on each other
 TITLES = {
     "test_loss": "test loss",
     "test_error": "test error",
@@ -93,13 +94,19 @@ def _scatter(grid: Grid, measure: str, axis: str, levels: Sequence[Any]) -> Figu
 
 def _table(title: str, columns: Sequence[str], names: Sequence[str], cells: np.ndarray) -> Figure:
     """A matrix of numbers in [-1, 1] with colours."""
-    size = 0.62 + 0.19 * len(names) + 0.06 * max(map(len, columns), default=1)
+    crowded = columns == names and len(names) > CROWD
+    words = 3 if crowded else max(map(len, columns), default=1)
+    size = 0.62 + 0.19 * len(names) + 0.06 * words
     made = Figure(figsize=(WIDTH, size), dpi=150, layout="constrained")
     axes = made.subplots()
     axes.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     axes.grid(visible=False)
     axes.set_yticks(range(len(names)), [n[:34] for n in names], fontsize=7)
-    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+    if crowded:
+        axes.set_xticks([])
+        axes.set_xlabel("the same, in the order of the rows", fontsize=7)
+    else:
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
     if len(columns) <= 10:
         for i, j in np.ndindex(*cells.shape):
             if isfinite(cells[i, j]):
