@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from prunejax.errors import Interrupted, WorkdirError
+from prunejax.errors import Interrupted, RecordError, WorkdirError
 from prunejax.record import checkpoint
 from prunejax.study import arrangement, final, lifting
 from tests.studies import PRUNE, PickledCheckpointer, go, rows, small, tables
@@ -84,6 +84,19 @@ def test_a_study_has_the_same_bytes_wherever_its_runs_stand(tmp_path, monkeypatc
             np.testing.assert_array_equal(a, b)
     targets = {p.name: p.read_bytes() for p in (tmp_path / "plain" / "targets").iterdir()}
     assert targets == {p.name: p.read_bytes() for p in (tmp_path / "apart" / "targets").iterdir()}
+
+
+def test_states_that_a_version_stacked_otherwise_are_refused(tmp_path, monkeypatch):
+    """A run that stood where now a copy stands would never train again."""
+    config = small(dense={})
+    config.seeds, config.population.layout, config.population.devices = 2, "sharded", 1
+    monkeypatch.setattr(arrangement, "chunks", lambda *args: [(m, 3) for m, _ in _chunks(*args)])
+    with monkeypatch.context() as patch:  # an earlier version: the copy in front
+        patch.setattr(lifting, "pad", lambda m, *_: ([m[0], *m], [1, 2]))
+        with pytest.raises(Interrupted):
+            go(config, tmp_path, stop_requested=lambda: len(rows(tmp_path, "epochs")) == 2)
+    with pytest.raises(RecordError, match=r"stacks runs otherwise.*Continue with that version"):
+        go(config, tmp_path)
 
 
 def test_rows_are_never_doubled_where_a_version_stacked_other_runs_together(tmp_path, monkeypatch):
