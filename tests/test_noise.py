@@ -3,6 +3,8 @@
 Fixed seeds decide; the limits are those of p = 1e-4 or rarer, in both directions.
 """
 
+import functools
+
 import jax
 import numpy as np
 from scipy import stats
@@ -57,11 +59,13 @@ def test_a_million_draws_are_normal_and_independent():
 def test_draws_depend_on_the_key_and_the_place_alone():
     """Under `vmap`, in a loop and by itself: the same bits, in any shape; other keys differ."""
     keys = jax.vmap(lambda c: noise.keys(rng.at(1, "noise", c), ("a",))["a"])(np.arange(3))
+    options = {"xla_backend_optimization_level": 1}  # at 0 last bits depend on what is around them
+    compiled = functools.partial(jax.jit, compiler_options=options)
     for shape in ((7,), (1, 5), (3, 3, 2, 6)):
-        alone = jax.jit(noise.normal, static_argnums=1)
+        alone = compiled(noise.normal, static_argnums=1)
         one = np.stack([alone(k, shape) for k in keys])
-        many = jax.jit(jax.vmap(lambda k, s=shape: noise.normal(k, s)))(keys)
-        loop = jax.jit(lambda k, s=shape: jax.lax.map(lambda x: noise.normal(x, s), k))(keys)
+        many = compiled(jax.vmap(lambda k, s=shape: noise.normal(k, s)))(keys)
+        loop = compiled(lambda k, s=shape: jax.lax.map(lambda x: noise.normal(x, s), k))(keys)
         assert one.shape == (3, *shape)
         assert one.dtype == np.float32
         np.testing.assert_array_equal(one, many)

@@ -79,7 +79,7 @@ def test_without_learning_a_ticket_is_one_shot_pruning_of_the_initial_weights(st
     order = np.argsort(size, kind="stable")
     assert set(np.flatnonzero(~live)) == set(order[: (~live).sum()])
     (row,) = [r for r in study.runs if r["run"] == f"still{LEVELS}-0"]
-    assert float(row["distance_to_init"]) == 0
+    assert float(row["distance_to_init"]) == pytest.approx(0, abs=1e-6)  # drawn in two programs
     assert float(row["cosine_to_init"]) == pytest.approx(1, abs=1e-6)
 
 

@@ -61,17 +61,12 @@ def drawn(name, seed=0):
     return module, shape, found | ({"batch_stats": stats} if stats else {})
 
 
-def compiled(fn):
-    """Small maps and few examples: most of the time would go into optimizing."""
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_readers_of_a_pruned_unit_read_nothing(name):
     """Zeroing them moves no output; zeroing those of some live unit does."""
     module, shape, variables = drawn(name)
     x = np.random.default_rng(1).normal(size=(4, *shape)).astype(np.float32)
-    apply = compiled(module.apply)
+    apply = jax.jit(module.apply)
     flat = dict(trees.leaves_with_paths(variables["params"]))
     for g in models.groups(module, variables):
         assert g.reads, g.name
@@ -125,7 +120,7 @@ def positive(name, masks):
     def total(params):
         return jnp.sum(module.apply({"params": params, **fixed}, x) @ weights)
 
-    return compiled(jax.grad(total))(params)
+    return jax.jit(jax.grad(total))(params)
 
 
 def masks_at_random(name, seed, density):
