@@ -137,7 +137,7 @@ def test_matfree_builds_the_same_tridiagonal_matrix():
     decomp = pytest.importorskip("matfree.decomp")
     matrix, operator = prescribed(SPREAD)
     space = Krylov(operator, 12, KEY)
-    space.basis.append(operator.draw(KEY, 0, "gaussian"))
+    space.basis.append_random(KEY, 0)
     while space.done < 12:
         space.step()
     start = jnp.asarray(cases.flat(space.basis[0]))

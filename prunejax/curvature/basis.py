@@ -1,7 +1,8 @@
 """A growing orthonormal basis of parameter trees, kept as one stack (full reorthogonalization)."""
 
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,18 @@ from prunejax.curvature import base, vectors
 from prunejax.curvature.operators import Operator
 
 Tree = Any
+Begun = tuple[jax.Array, jax.Array, jax.Array]  # on the device, perhaps not computed yet
+T = TypeVar("T")
+
+
+def ahead(begun: Iterable[T]) -> Iterator[T]:
+    """The items of `begun`, each after the next one has been begun: the device need not wait."""
+    items = iter(begun)
+    for last in items:
+        for following in items:
+            yield last
+            last = following
+        yield last
 
 
 @partial(jax.jit, static_argnames=("rows", "dtype", "placed"))
@@ -36,9 +49,25 @@ def _orthogonalize(stack: Tree, w: Tree) -> tuple[Tree, jax.Array, jax.Array, ja
 
 
 @partial(jax.jit, donate_argnums=(0,), static_argnames=("placed",))
-def _write(stack: Tree, i: Any, w: Tree, length: Any, placed: Any) -> Tree:
-    stack = jax.tree.map(lambda rows, x: rows.at[i].set(x / length), stack, w)
-    return vectors.place(stack, placed, stacked=True)
+def _extend(
+    stack: Tree, w: Tree, size: jax.Array, scale: jax.Array, tiny: float, placed: Any
+) -> tuple[Tree, jax.Array, jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """The part of w outside the span as row `size`, unless that is rounding error.
+
+    Returns:
+      The stack, its size, the scale that counts this w, too; and what the host is told: the
+      coefficients, the norm of what is left, whether it was added.
+    """
+    outside, h, before, left = _orthogonalize(stack, w)
+    capacity = jax.tree.leaves(stack)[0].shape[0]
+    added = (left > tiny * jnp.maximum(scale, before)) & (size < capacity)
+
+    def write(rows: jax.Array, x: jax.Array) -> jax.Array:
+        return rows.at[size].set(jnp.where(added, x / left, 0), mode="drop")
+
+    stack = vectors.place(jax.tree.map(write, stack, outside), placed, stacked=True)
+    column = jnp.sqrt(jnp.sum(jnp.square(h)) + jnp.where(added, jnp.square(left), 0))
+    return stack, size + added, jnp.maximum(scale, column), (h, left, added)
 
 
 read = jax.jit(vectors.index)
@@ -62,7 +91,9 @@ class Basis:
         self.capacity = capacity
         self.size = 0
         self.stack = _zeros(operator.like, capacity, operator.dtype, operator.placed)
-        self.tiny = 32 * float(jnp.finfo(operator.dtype).eps)
+        self._tiny = 32 * float(jnp.finfo(operator.dtype).eps)
+        # On the device: how many there are, and the size of the numbers that they come from.
+        self._rows, self._scale = jnp.int32(0), jnp.zeros((), operator.dtype)
 
     def __getitem__(self, i: int) -> Tree:
         return read(self.stack, i)
@@ -71,37 +102,45 @@ class Basis:
         """V'w [size], for a vector that is not added."""
         return np.asarray(_orthogonalize(self.stack, w)[1], np.float64)[: self.size]
 
-    def append(self, w: Tree, scale: float = 0.0) -> tuple[np.ndarray, float]:
-        """Adds the part of w outside the span, unless that is rounding error.
+    def begin(self, w: Tree, drawn: bool = False) -> Begun:
+        """Adds the part of w outside the span, unless that is rounding error: see `end`.
+
+        What is left of w counts as rounding error below `32 eps max(|w|, scale)`, where `scale` is
+        the largest |V'w| so far. The host does not wait: it may begin with the next one.
 
         Args:
-          w: a vector of the live space.
-          scale: size of the numbers that w was computed from; what is left of w counts as
-            rounding error below `32 eps max(scale, |w|)`.
-
-        Returns:
-          The coefficients of w in the basis before [size], and the norm of what was added: 0 if
-          nothing was.
+          w: a vector of the live space, a product with the matrix, or (`drawn`) a random one,
+            which no product's rounding error is in.
         """
-        outside, h, before, length = _orthogonalize(self.stack, w)
-        coefficients = np.asarray(h, np.float64)[: self.size]
-        left = float(length)
-        if not np.isfinite(left):
+        scale = jnp.zeros_like(self._scale) if drawn else self._scale
+        self.stack, self._rows, scale, begun = _extend(
+            self.stack, w, self._rows, scale, self._tiny, self._operator.placed
+        )
+        self._scale = self._scale if drawn else scale
+        return begun
+
+    def end(self, begun: Begun) -> tuple[np.ndarray, float]:
+        """The coefficients of w in the basis before [size], and the norm of what was added or 0.
+
+        In the order in which they were begun.
+        """
+        h, left, added = jax.device_get(begun)
+        coefficients, length = np.asarray(h, np.float64)[: self.size], float(left)
+        if not np.isfinite(length):
             raise ValueError(
                 "a product with the curvature matrix is not finite; check the loss and its "
                 "derivatives at these parameters (NaN or infinite activations, sqrt or log at 0)"
             )
-        if self.size == self.capacity or left <= self.tiny * max(scale, float(before)):
+        if not added:
             return coefficients, 0.0
-        self.stack = _write(self.stack, self.size, outside, length, self._operator.placed)
         self.size += 1
-        return coefficients, left
+        return coefficients, length
 
     def append_random(self, key: jax.Array, i: int) -> bool:
         """Adds a random direction outside the span; False where there is none left."""
         if self.size >= min(self.capacity, self._operator.live_dim):
             return False
-        return self.append(self._operator.draw(key, i, "gaussian"))[1] > 0
+        return self.end(self.begin(self._operator.draw(key, i, "gaussian"), drawn=True))[1] > 0
 
     def rotated(self, coefficients: np.ndarray) -> Tree:
         """The stack of Σ_j c_ij v_j over the first m vectors, `coefficients` [n, m]."""
@@ -117,6 +156,7 @@ class Basis:
             leaves[i] = self._rotated(leaves[i], full, (placed,))
         self.stack = jax.tree.unflatten(structure, leaves)
         self.size = len(coefficients)
+        self._rows = jnp.int32(self.size)
 
     def _rotated(self, stack: Tree, coefficients: np.ndarray, placed: Any) -> Tree:
         full = np.zeros((len(coefficients), self.capacity))

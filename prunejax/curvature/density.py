@@ -116,9 +116,8 @@ def estimate_density(
     own = vectors.named_key(key, "probe")
     for i in range(starts):
         space = Krylov(operator, m, own)
-        space.basis.append(operator.draw(own, i, distribution))
-        while space.done < space.basis.size:  # ends early where the space is invariant
-            space.step()
+        space.basis.end(space.basis.begin(operator.draw(own, i, distribution), drawn=True))
+        space.steps(m)
         values, rows, _ = space.ritz()
         nodes[i, : len(values)] = values
         nodes[i, len(values) :] = values[-1]

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from prunejax.curvature import base, vectors
-from prunejax.curvature.basis import Basis, read, residual
+from prunejax.curvature.basis import Basis, Begun, ahead, read, residual
 from prunejax.curvature.callables import on_host
+from prunejax.curvature.dense import one_thread
 from prunejax.curvature.operators import Operator
 from prunejax.curvature.products import as_operator
 from prunejax.registry import lookup
@@ -84,11 +85,6 @@ class Krylov:
         self._key = key
 
     @property
-    def scale(self) -> float:
-        """The largest column of the matrix so far: a lower bound of |A|."""
-        return float(np.max(np.linalg.norm(self.matrix[:, : self.done], axis=0), initial=0.0))
-
-    @property
     def exhausted(self) -> bool:
         """Whether the basis spans the whole live space and A is known on all of it."""
         return self.done >= self.operator.live_dim
@@ -102,14 +98,30 @@ class Krylov:
         """One product: A applied to the next vector, the basis extended by what it adds."""
         if self.done == self.basis.size and not self.fresh():
             raise AssertionError("no vector is left to multiply")
+        self._end(self._begin(self.done))
+
+    def steps(self, count: int) -> None:
+        """`count` products from a basis of one vector; fewer where the space is invariant.
+
+        The device begins with each before the host knows of the one before.
+        """
+        for begun in ahead(self._begin(j) for j in range(count)):
+            self._end(begun)
+            if self.done == self.basis.size:
+                return  # of a product with the row of zeros that follows nothing comes
+
+    def _begin(self, j: int) -> Begun:
+        return self.basis.begin(self.operator.matvec(self.basis[j]))
+
+    def _end(self, begun: Begun) -> None:
+        h, left = self.basis.end(begun)
         j = self.done
-        product = self.operator.matvec(self.basis[j])
-        h, left = self.basis.append(product, self.scale)
         self.matrix[: len(h), j] = h
         if left > 0:
             self.matrix[len(h), j] = left
         self.done, self.products = j + 1, self.products + 1
 
+    @one_thread
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ritz values [m], coefficient rows [m, m] and estimated residuals [m], m = done."""
         m = self.done
@@ -249,11 +261,13 @@ def _make_room(space: Krylov, k: int, order: Any) -> int:
 
 def measured(operator: Operator, stack: Tree) -> tuple[np.ndarray, np.ndarray]:
     """Rayleigh quotients and residuals |A v - value v|, float64 [m], of m stacked unit vectors."""
-    count = jax.tree.leaves(stack)[0].shape[0]
-    pairs = []
-    for i in range(count):
+
+    def one(i: int) -> tuple[jax.Array, jax.Array]:
         v = read(stack, i)
-        pairs.append([float(x) for x in residual(operator.matvec(v), v)])
+        return residual(operator.matvec(v), v)
+
+    count = jax.tree.leaves(stack)[0].shape[0]
+    pairs = [[float(x) for x in pair] for pair in ahead(map(one, range(count)))]
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.curvature import base, vectors
-from prunejax.curvature.basis import Basis
+from prunejax.curvature.basis import Basis, ahead
+from prunejax.curvature.dense import one_thread
 from prunejax.curvature.operators import Operator
 
 Tree = Any
@@ -35,7 +36,12 @@ class Sketched:
 
 _dot = jax.jit(base.dot)
 _gram = jax.jit(vectors.gram)
-_stack_dot = jax.jit(vectors.stack_dot)
+
+
+@jax.jit
+def _against(q: Tree, z: Tree, omega: Tree) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Q'ω, Z'ω and |ω|²."""
+    return vectors.stack_dot(q, omega), vectors.stack_dot(z, omega), base.dot(omega, omega)
 
 
 @jax.jit
@@ -53,13 +59,12 @@ def _range(
     """Q and R of A Ω = Q R for `count` random vectors; vectors that add nothing are left out."""
     q = Basis(operator, count)
     r = np.zeros((count, count))
-    scale = 0.0
-    for i in range(count):
-        h, left = q.append(operator.matvec(operator.draw(key, i, law)), scale)
+    products = (operator.matvec(operator.draw(key, i, law)) for i in range(count))
+    for i, begun in enumerate(ahead(map(q.begin, products))):
+        h, left = q.end(begun)
         if left > 0:
             r[: len(h), i] = h
             r[q.size - 1, i] = left
-            scale = max(scale, float(np.linalg.norm(r[:, i])))
     return q, r, q.size
 
 
@@ -130,11 +135,9 @@ def xtrace(
     z_stack = stack_of([operator.matvec(q[i]) for i in range(k)])
     h = np.asarray(_gram(q.stack, z_stack), np.float64)
     w, t, lengths = np.zeros((k, k)), np.zeros((k, k)), np.zeros(k)
-    for i in range(k):
-        omega = operator.draw(own, i, law)
-        w[:, i] = _stack_dot(q.stack, omega)
-        t[:, i] = _stack_dot(z_stack, omega)
-        lengths[i] = float(_dot(omega, omega))
+    drawn = (operator.draw(own, i, law) for i in range(k))
+    for i, found in enumerate(ahead(_against(q.stack, z_stack, omega) for omega in drawn)):
+        w[:, i], t[:, i], lengths[i] = found
     rest = operator.live_dim - k + 1 if law == "gaussian" else None
     samples, fewer = _leave_out(r, h, w, t, lengths, rest)
     return Sketched(samples, 0.0, k, 2 * k, 0, covariance(samples, fewer))
@@ -145,6 +148,7 @@ def stack_of(trees: list[Tree]) -> Tree:
     return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
 
 
+@one_thread
 def _leave_out(
     r: np.ndarray,
     h: np.ndarray,
