@@ -14,7 +14,7 @@ from prunejax import masks as masks_lib
 from prunejax import models, rng, shrink, sparsity, trees, wiring
 from prunejax.groups import Group
 from tests.test_models import INPUTS
-from tests.test_wiring import SMALL, compiled, drawn, masks_at_random
+from tests.test_wiring import SMALL, drawn, masks_at_random
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "shrink.md"
 
@@ -36,7 +36,7 @@ def inputs(examples, shape):
 
 
 def outputs(module, variables, x):
-    return np.asarray(compiled(module.apply)(variables, x))
+    return np.asarray(jax.jit(module.apply)(variables, x))
 
 
 def masked(variables, masks, gates):
@@ -259,14 +259,14 @@ def test_a_step_of_the_smaller_network_is_the_masked_step():
         return optax.apply_updates(params, updates), state
 
     before = jax.tree.map(jnp.asarray, masked(variables, masks, gates)["params"])
-    params, state = compiled(lambda p, s: stepped(module, p, s, masks))(before, tx.init(before))
+    params, state = jax.jit(lambda p, s: stepped(module, p, s, masks))(before, tx.init(before))
     whole = jax.tree.map(jnp.asarray, masks_lib.apply(masks, params))
     small, found, cut = shrink.with_optimizer(module, {"params": whole}, state, masks)
     assert jax.tree.structure(cut) == jax.tree.structure(tx.init(found["params"]))
     assert sizes(cut[1][0].mu) == sizes(found["params"])
     ones = masks_lib.ones(found["params"])
-    after, _ = compiled(lambda p, s: stepped(small, p, s, ones))(found["params"], cut)
-    again, _ = compiled(lambda p, s: stepped(module, p, s, masks))(whole, state)
+    after, _ = jax.jit(lambda p, s: stepped(small, p, s, ones))(found["params"], cut)
+    again, _ = jax.jit(lambda p, s: stepped(module, p, s, masks))(whole, state)
     _, expected = shrink.shrink(module, {"params": again}, masks)
     for (path, a), (_, b) in zip(
         trees.leaves_with_paths(after), trees.leaves_with_paths(expected["params"]), strict=True
