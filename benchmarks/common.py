@@ -230,6 +230,7 @@ def environment() -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "matmul_precision": precision,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "versions": versions,
     }
 

@@ -248,6 +248,26 @@ def test_the_split_into_batches_and_chunks_changes_nothing(chunk):
     assert parts.examples == N
 
 
+def test_chunks_of_one_call_share_its_memory_and_those_without_examples_are_not_run():
+    from prunejax.curvature import example_gradients as module
+
+    loss, params, batch = own_convolution()
+    loss = base.as_argument(loss)
+    batch = jax.tree.map(lambda x: jnp.concatenate([x] * 8)[:64], batch)
+    live = np.array([1.0] * 17 + [0.0] * 47)
+    whole = module.norms(loss, params, batch, live, None, chunk=64)
+    found = module.norms(loss, params, batch, live, None, chunk=8)
+    np.testing.assert_allclose(found[:17], whole[:17], rtol=1e-11)
+    assert not found[24:].any()  # of eight chunks three were run
+    assert whole[24:].all()
+
+    def working(chunk):
+        program = module.norms.lower(loss, params, batch, live, None, chunk=chunk).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert working(8) < 0.4 * working(64)
+
+
 def test_the_factored_path_is_taken_where_it_should_be(monkeypatch):
     """Dense and convolution kernels come as factors; a depthwise kernel and a table do not."""
     from prunejax.curvature import example_gradients as module

@@ -23,9 +23,10 @@ from scipy import special
 from prunejax.curvature import base, vectors
 from prunejax.curvature.callables import on_host
 from prunejax.curvature.example_gradients import norms, norms_and_total, slopes
-from prunejax.curvature.splits import chunks
+from prunejax.curvature.splits import chunk_size, chunks, spread
 
 Tree = Any
+TOGETHER = 8  # chunks that one call of a compiled kernel goes through, one after another
 PerExampleLoss = Callable[[Tree, Tree], jax.Array]
 
 
@@ -149,18 +150,22 @@ def _moment(
 ) -> GradientMoment:
     if ddof not in (0, 1) or (ddof and not centered):
         raise ValueError(f"ddof is 0, or 1 with centered=True; got {ddof}, centered={centered}")
-    loss, pieces = base.as_argument(per_example_loss), chunks(batches, chunk)
-    params = vectors.check_params(params)
+    loss, params = base.as_argument(per_example_loss), vectors.check_params(params)
+    batches = base.batch_list(batches)
+    pieces = chunks(batches, chunk, 1 if spread((params, list(batches))) else TOGETHER)
+    chunk = chunk_size(chunk, [base.batch_size(batch) for batch in batches])
     live = base.expand_masks(masks, params)
     total = jax.tree.map(jnp.zeros_like, base.upcast(params)) if mean else None
     dtype = base.accumulator(jnp.result_type(*jax.tree.leaves(params)))
     parts = []
-    for piece, real in pieces:
-        weight = (np.arange(base.batch_size(piece)) < real).astype(dtype)
+    counted = [
+        (p, (np.arange(base.batch_size(p)) < real).astype(dtype), real) for p, real in pieces
+    ]
+    for piece, weight, real in counted:
         if mean:
-            squared, total = norms_and_total(loss, params, piece, weight, live, total)
+            squared, total = norms_and_total(loss, params, piece, weight, live, total, chunk=chunk)
         else:
-            squared = norms(loss, params, piece, weight, live)
+            squared = norms(loss, params, piece, weight, live, chunk=chunk)
         parts.append(np.asarray(squared, np.float64)[:real])
     squared_norms = np.concatenate(parts)
     n = len(squared_norms)
@@ -171,8 +176,8 @@ def _moment(
         average = base.scale(1.0 / n, total)
         mean_squared = float(base.squared_norm(average))
     if align:
-        along = [np.asarray(slopes(loss, params, p, average), np.float64)[:r] for p, r in pieces]
-        alignments = np.concatenate(along)
+        along = [slopes(loss, params, p, w, average, chunk=chunk)[:r] for p, w, r in counted]
+        alignments = np.concatenate([np.asarray(x, np.float64) for x in along])
     uncentered = float(squared_norms.mean())
     moment = GradientMoment(
         value=(uncentered - (mean_squared or 0.0)) * n / (n - ddof) if centered else uncentered,

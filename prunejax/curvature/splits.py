@@ -1,6 +1,6 @@
 """A split's batches: pieces of one size, stacks for a scan, and means over all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,11 +25,21 @@ def _on_one_device(x: Any) -> bool:
     return known and len(x.devices()) == 1
 
 
-def chunks(batches: base.Batches, size: int | None) -> list[tuple[Tree, int]]:
+def spread(tree: Tree) -> bool:
+    """Whether some array of a tree is on several devices."""
+    return any(isinstance(x, jax.Array) and not _on_one_device(x) for x in jax.tree.leaves(tree))
+
+
+def chunks(batches: base.Batches, size: int | None, together: int = 1) -> list[tuple[Tree, int]]:
     """Batches cut into pieces of one size: `(piece, examples that count)`.
 
     A short piece is filled up with copies of its last example, so that every piece has the same
     shape and one compiled kernel serves all.
+
+    Args:
+      batches: one batch or a list of batches, with examples.
+      size: examples of a chunk, `DEFAULT_CHUNK` where None.
+      together: the most chunks of a piece.
 
     Raises:
       ValueError: the size is not positive, or a batch has no examples.
@@ -38,9 +48,8 @@ def chunks(batches: base.Batches, size: int | None) -> list[tuple[Tree, int]]:
     if found[0] is None:
         raise ValueError("per-example gradients need examples; batches is None")
     sizes = [base.batch_size(batch) for batch in found]
-    size = min(DEFAULT_CHUNK if size is None else size, max(sizes))
-    if size < 1:
-        raise ValueError(f"chunk must be at least 1, got {size}")
+    size = chunk_size(size, sizes)
+    size *= min(together, -(-max(sizes) // size))
     pieces = []
     for batch, n in zip(found, sizes, strict=True):
         on_device = all(_on_one_device(x) for x in jax.tree.leaves(batch))
@@ -59,6 +68,18 @@ def chunks(batches: base.Batches, size: int | None) -> list[tuple[Tree, int]]:
                 )
             pieces.append((piece, real))
     return pieces
+
+
+def chunk_size(size: int | None, sizes: Sequence[int]) -> int:
+    """Examples of a chunk of batches of these sizes.
+
+    Raises:
+      ValueError: it is not positive.
+    """
+    size = min(DEFAULT_CHUNK if size is None else size, max(sizes))
+    if size < 1:
+        raise ValueError(f"chunk must be at least 1, got {size}")
+    return size
 
 
 def weighted(batches: base.Batches) -> tuple[list[tuple[Tree, float]], int]:
