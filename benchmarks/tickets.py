@@ -83,8 +83,10 @@ def at_once(members):
     before = memory.most
     if members:
         memory.most = lambda people, count: before(people, min(members, count))
-    yield
-    memory.most = before
+    try:
+        yield
+    finally:
+        memory.most = before
 
 
 def theirs(seeds, levels):

@@ -455,6 +455,7 @@ def test_a_study_without_events_or_with_one_run_or_stopped_runs(tmp_path):
     text = " ".join(page(tmp_path).text)
     assert "Run none-1 stopped: non-finite." in text
     assert "1 of 2" in text
+    assert "stability" not in text.lower()  # no arm has an event: 100 % says nothing
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["variants"]["none"]["columns"]["mean_stability"]["mean"] == 1
     assert summary["stopped"] == [{"run": "none-1", "status": "non-finite"}]

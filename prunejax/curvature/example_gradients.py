@@ -166,7 +166,14 @@ def _norms_and_sum(
 def norms_and_total(
     loss: Any, params: Tree, batch: Tree, weight: jax.Array, masks: Any, total: Tree, chunk: int
 ) -> tuple[jax.Array, Tree]:
-    """`norms_and_sum` of a batch, chunk by chunk, the sum added to `total`."""
+    """`norms_and_sum` of a batch, chunk by chunk: [n], and the sum added to `total`.
+
+    Args:
+      loss, params, batch, masks: as there.
+      weight: [n], 0 behind the examples that count.
+      total: a tree like params.
+      chunk: examples at once; n is a multiple of it.
+    """
 
     def one(total: Tree, batch: Tree, weight: jax.Array) -> tuple[Tree, jax.Array]:
         squared, part = norms_and_sum(loss, params, batch, weight, masks)
@@ -180,7 +187,7 @@ def norms_and_total(
 def norms(
     loss: Any, params: Tree, batch: Tree, weight: jax.Array, masks: Any, chunk: int
 ) -> jax.Array:
-    """The norms alone, [n] as in `norms_and_sum`, chunk by chunk.
+    """The norms alone [n], chunk by chunk; arguments as in `norms_and_total`, `weight` [n].
 
     The compiler drops what only the sum needs, about a third for a VGG.
     """
@@ -195,7 +202,14 @@ def norms(
 def slopes(
     loss: Any, params: Tree, batch: Tree, weight: jax.Array, direction: Tree, chunk: int
 ) -> jax.Array:
-    """The derivative [n] of each example's loss along a direction, chunk by chunk."""
+    """The derivative [n] of each example's loss along a direction, chunk by chunk.
+
+    Args:
+      loss: `(params, batch) -> [examples]`.
+      params, batch, chunk: as in `norms_and_total`.
+      weight: [n], 0 behind the examples that count.
+      direction: a tree like params.
+    """
     tangent = base.cast_like(direction, params)
 
     def one(nothing: Tree, batch: Tree, weight: jax.Array) -> tuple[Tree, jax.Array]:

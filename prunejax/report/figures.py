@@ -47,7 +47,7 @@ def legend_label(study: Study, variant: str) -> str:
 def arm_legend(study: Study, look: Look, variants: Sequence[str], points: bool = True) -> Figure:
     """The legend of arms, with their stabilities."""
     handles = [look.handle(v, legend_label(study, v), points=points) for v in variants]
-    return legend(handles, STABILITY)
+    return legend(handles, STABILITY if study.has_events else None)
 
 
 def listed(numbers: Sequence[tuple[str, float]], unit: str = "%", most: int = 9) -> str:
@@ -65,7 +65,7 @@ def stability(study: Study, look: Look) -> Drawing | None:
     """Stability of each arm: a point per run, mean and interval."""
     recorded = by_variant(study.good)
     arms = {v: recorded[v] for v in study.variants if v in recorded}
-    if not arms:
+    if not study.has_events:
         return None
     made, axes = panel(1.0 + 0.36 * len(arms))
     means = []
@@ -211,7 +211,7 @@ def _against_stability(
     study: Study, look: Look, columns: Sequence[str], title: str, caption: str
 ) -> Drawing | None:
     """One panel per column. Nothing for groups of arms: pooled, they would show the groups."""
-    if len(study.groups) > 1 or len(study.good) < 2:
+    if len(study.groups) > 1 or len(study.good) < 2 or not study.has_events:
         return None
     variants = [v for v in study.variants if v in by_variant(study.good)]
     columns = [c for c in columns if any(isfinite(value(r, c)) for r in study.good)]

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from prunejax.measures.columns import LOSS, OUTCOMES, by_variant, measure_columns, number
+from prunejax.measures.columns import LOSS, by_variant, measure_columns, number
 from prunejax.report.results import Study
 from prunejax.report.words import DASH, MINUS, factor, interval, minus, name, percented
 
 Found = Mapping[str, Any]
-_COLUMNS = ("mean_stability", *OUTCOMES, "sparsity")
 
 
 @dataclass
@@ -74,7 +73,8 @@ _MEANS = "Mean ± standard deviation over runs, below it the 95% confidence inte
 def arms(study: Study, summary: Found) -> Table | None:
     """Mean, std, n and interval of each arm."""
     of_arms = summary["variants"].values()
-    columns = [c for c in _COLUMNS if any(c in arm["columns"] for arm in of_arms)]
+    told = (*study.outcomes, "sparsity")
+    columns = [c for c in told if any(c in arm["columns"] for arm in of_arms)]
     if not columns:
         return None
     head = ["arm", "runs", *map(percented, columns)]
@@ -119,7 +119,7 @@ def differences(study: Study, summary: Found) -> Table | None:
     if not paired:
         return None
     shared = len(set(baselines.values())) == 1
-    columns = [c for c in ("mean_stability", *OUTCOMES) if any(c in p for p in paired.values())]
+    columns = [c for c in study.outcomes if any(c in p for p in paired.values())]
     rows: list[list[str]] = [
         [label, *([] if shared else [baselines[label]])]
         + [_difference(paired[label].get(c), c) for c in columns]

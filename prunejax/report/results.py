@@ -9,7 +9,7 @@ from typing import Any
 
 from prunejax.measures import statistics
 from prunejax.measures.claims import Claim
-from prunejax.measures.columns import LOSS, by_variant, is_completed, number, pairs, value
+from prunejax.measures.columns import LOSS, OUTCOMES, by_variant, is_completed, number, pairs, value
 
 Row = dict[str, str]
 
@@ -128,9 +128,19 @@ class Study:
                 found.update(dict.fromkeys(arms, self.baseline))
         return found
 
+    @functools.cached_property
+    def has_events(self) -> bool:
+        """Whether a completed run had an event; else all are stable, which says nothing."""
+        return any(number(row.get("events")) > 0 for row in self.good)
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Columns of the page's tables of arms."""
+        return (*(("mean_stability",) if self.has_events else ()), *OUTCOMES)
+
     def mean_stability(self, variant: str) -> float:
-        """Mean over an arm's runs (fraction); NaN without runs."""
-        rows = [row for row in self.good if row["variant"] == variant]
+        """Mean over an arm's runs (fraction); NaN without runs, or where no arm has an event."""
+        rows = [row for row in self.good if row["variant"] == variant and self.has_events]
         return statistics.mean([value(row, "mean_stability") for row in rows]).mean
 
     def gain(self, variant: str, column: str) -> statistics.Comparison:
