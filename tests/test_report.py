@@ -461,6 +461,16 @@ def test_a_study_without_events_or_with_one_run_or_stopped_runs(tmp_path):
     assert summary["stopped"] == [{"run": "none-1", "status": "non-finite"}]
 
 
+def test_a_page_without_events_says_nothing_of_stability(tmp_path):
+    """Nor does a figure: all runs would lie on one line at 100 %."""
+    arms = {"none": (None, 0, 0.0), "decay": (None, 0, 0.02)}
+    fake_study.write(tmp_path, arms=arms, seeds=range(3), epochs=12, report={"baseline": "none"})
+    report.build([tmp_path])
+    shown = page(tmp_path)
+    assert "Curvature and gradient noise" in " ".join(shown.text)
+    assert "stability" not in " ".join(shown.text).lower()
+
+
 def test_runs_that_have_not_ended_are_counted(tmp_path):
     with open_study(tmp_path) as directory:
         directory.append("epochs", epoch_rows("none-0", 3))

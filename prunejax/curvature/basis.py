@@ -51,7 +51,7 @@ def _orthogonalize(stack: Tree, w: Tree) -> tuple[Tree, jax.Array, jax.Array, ja
 @partial(jax.jit, donate_argnums=(0,), static_argnames=("placed",))
 def _extend(
     stack: Tree, w: Tree, size: jax.Array, scale: jax.Array, tiny: float, placed: Any
-) -> tuple[Tree, jax.Array, jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+) -> tuple[Tree, jax.Array, jax.Array, Begun]:
     """The part of w outside the span as row `size`, unless that is rounding error.
 
     Returns:
@@ -97,10 +97,6 @@ class Basis:
 
     def __getitem__(self, i: int) -> Tree:
         return read(self.stack, i)
-
-    def coefficients(self, w: Tree) -> np.ndarray:
-        """V'w [size], for a vector that is not added."""
-        return np.asarray(_orthogonalize(self.stack, w)[1], np.float64)[: self.size]
 
     def begin(self, w: Tree, drawn: bool = False) -> Begun:
         """Adds the part of w outside the span, unless that is rounding error: see `end`.

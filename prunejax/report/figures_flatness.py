@@ -24,13 +24,15 @@ def columns_of(study: Study, name: str) -> list[str]:
 
 
 def _measures(study: Study, look: Look, name: str, title: str, more: str = "") -> Drawing | None:
-    """Each measure against stability, then accuracy against it."""
+    """Each measure against stability, where runs differ in it, then accuracy against it."""
     columns = columns_of(study, name)
     if not columns or len(study.good) < 2:
         return None
     pairs = [p for c in columns for p in (("mean_stability", c), (c, "best_test_accuracy"))]
-    known = numeric_columns(study.good)  # a regression has no accuracy
-    found = [scatter_panel(study.good, x, y, look_of(look)) for x, y in pairs if {x, y} <= {*known}]
+    known = {*numeric_columns(study.good)}  # a regression has no accuracy
+    if not study.has_events:
+        known -= {"mean_stability"}
+    found = [scatter_panel(study.good, x, y, look_of(look)) for x, y in pairs if {x, y} <= known]
     if not found:
         return None
     variants = [v for v in study.variants if v in by_variant(study.good)]
@@ -45,10 +47,9 @@ def _measures(study: Study, look: Look, name: str, title: str, more: str = "") -
 
 def flatness(study: Study, look: Look) -> Drawing | None:
     """Figure 6: curvature and gradient noise."""
-    claim = (
-        " The paper's claim: less stable training ends flatter (positive r with stability) and "
-        "flatter networks generalize better (negative r with accuracy)."
-    )
+    first = "less stable training ends flatter (positive r with stability) and "
+    claim = f" The paper's claim: {first if study.has_events else ''}flatter networks generalize "
+    claim += "better (negative r with accuracy)."
     return _measures(study, look, "flatness", "Curvature and gradient noise", claim)
 
 
