@@ -1,6 +1,8 @@
 """The basis that estimators grow, the order in which the device is asked, threads of BLAS."""
 
+import itertools
 import threading
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 import threadpoolctl
 
 from prunejax import curvature
-from prunejax.curvature import dense
+from prunejax.curvature import base, dense, kernels
 from prunejax.curvature.basis import Basis, ahead
 from prunejax.curvature.lanczos import Krylov
 from tests import curvature_cases as cases
@@ -75,6 +77,57 @@ def test_steps_are_those_taken_one_by_one_and_end_where_the_space_does():
                 spaces[1].step()
             assert spaces[0].products == spaces[0].done == min(8, len(set(values)))
             np.testing.assert_array_equal(spaces[0].matrix, spaces[1].matrix)
+
+
+@pytest.mark.parametrize("kind", ["one batch", "linear", "batches", "weighted", "matvec"])
+def test_products_of_a_stack_are_those_of_its_vectors(kind):
+    """In one program or call by call: the same vectors, and the same basis by rows."""
+    with jax.enable_x64(True):
+        case = cases.mlp()
+        masks = cases.masks_for(case.params)
+        hessian = partial(curvature.Hessian, case.loss, case.params, masks=masks)
+        whole = hessian(case.data)
+        operator = {
+            "one batch": lambda: whole,
+            "linear": lambda: hessian(case.data, linearize=True),
+            "batches": lambda: hessian(case.batches),
+            "weighted": lambda: hessian([case.data], weights=[3.0]),
+            "matvec": lambda: curvature.from_matvec(whole.matvec, case.params, masks),
+        }[kind]()
+        assert (operator.inside() is None) == (kind not in ("one batch", "linear"))
+        drawn = [operator.draw(KEY, i, "gaussian") for i in range(3)]
+        stack = jax.tree.map(lambda *xs: jnp.stack(xs), *drawn)
+        products = operator.products(stack)
+        for i, v in enumerate(drawn):
+            found = cases.flat(jax.tree.map(lambda x, i=i: x[i], products))
+            np.testing.assert_allclose(found, cases.flat(whole.matvec(v)), rtol=0, atol=1e-12)
+        empty = operator.products(jax.tree.map(lambda x: x[:0], stack))
+        assert {x.shape[0] for x in jax.tree.leaves(empty)} == {0}
+        rows, other = Basis(operator, 4), Basis(whole, 4)
+        for basis in (rows, other):
+            assert basis.append_random(KEY, 0)
+        for i in range(3):
+            ours = rows.end(rows.begin_row(i))
+            theirs = other.end(other.begin(whole.matvec(other[i])))
+            np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=1e-12)
+            assert ours[1] == pytest.approx(theirs[1], abs=1e-12)
+
+
+def test_a_custom_rule_is_looked_for_once_for_all_parameters_of_a_shape():
+    traced = itertools.count()  # no list: a loss that refers to another one now is traced again
+
+    def loss(p, x):
+        next(traced)
+        return jnp.sum(jnp.square(p * x[0, 0]))
+
+    batch = jnp.ones((4, 1))
+    for scale in (1.0, 2.0, 3.0):
+        curvature.Hessian(loss, jnp.full(3, scale), batch).check_symmetric()
+    assert next(traced) == 1
+    # The product, its power and the square, the sum; [3] float32 each, or a scalar.
+    found = kernels.intermediate_bytes((base.as_argument(loss),), jnp.ones(3), batch)
+    assert 2 * 12 + 4 <= found <= 8 * 12
+    assert kernels.intermediate_bytes((base.as_argument(loss),), jnp.ones(300), batch) > 2400
 
 
 def test_blas_has_one_thread_inside_and_what_it_had_afterwards():

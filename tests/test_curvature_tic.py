@@ -1,5 +1,6 @@
 """The ratio Tr(C)/Tr(H): its value against dense oracles, its interval by coverage."""
 
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +12,8 @@ from jax.flatten_util import ravel_pytree
 from scipy import stats
 
 from prunejax import rng
-from prunejax.curvature.tic import fieller, tic
+from prunejax.curvature import base, kernels, splits
+from prunejax.curvature.tic import fieller, forms_by_example, tic
 from prunejax.curvature.trace import hessian_trace
 
 N = 12
@@ -112,6 +114,26 @@ def test_splits_and_chunks_change_nothing():
     for name in ("value", "stderr", "stderr_probes", "trace", "trace_stderr"):
         assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-8), name
     np.testing.assert_allclose(parts.interval, whole.interval, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("room", "size"), [(0, 3), (5, 5), (100, 7)])
+def test_small_networks_take_more_examples_at_once(monkeypatch, room, size):
+    losses, params, batch = network()
+    source, sizes = (rng.at(2, "probe"), jnp.arange(4)), []
+    module = sys.modules[forms_by_example.__module__]
+    each = kernels.intermediate_bytes((base.as_argument(losses),), params, batch) // N
+    whole = forms_by_example(losses, params, batch, source, distribution="rademacher")
+
+    def counted(batches, chunk):
+        sizes.append(chunk)
+        return splits.chunks(batches, chunk)
+
+    monkeypatch.setattr(module, "chunks", counted)
+    for name, value in {"CHUNK": 3, "MOST": 7, "BYTES": room * each}.items():
+        monkeypatch.setattr(module, f"FORMS_{name}", value)
+    found = forms_by_example(losses, params, batch, source, distribution="rademacher")
+    assert sizes == [size]
+    np.testing.assert_allclose(found, whole, rtol=1e-10)
 
 
 def test_probe_error_is_the_spread_over_keys_with_the_data_fixed():

@@ -1,6 +1,6 @@
 """A growing orthonormal basis of parameter trees, kept as one stack (full reorthogonalization)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.curvature import base, vectors
-from prunejax.curvature.operators import Operator
+from prunejax.curvature.operators import Operator, read
 
 Tree = Any
 Begun = tuple[jax.Array, jax.Array, jax.Array]  # on the device, perhaps not computed yet
@@ -70,7 +70,24 @@ def _extend(
     return stack, size + added, jnp.maximum(scale, column), (h, left, added)
 
 
-read = jax.jit(vectors.index)
+@partial(jax.jit, donate_argnums=(0,), static_argnames=("pick", "product", "placed"))
+def _extend_by_product(
+    stack: Tree,
+    of: Any,
+    arguments: Any,
+    size: jax.Array,
+    scale: jax.Array,
+    tiny: float,
+    pick: Callable[[Tree, Any], Tree],
+    product: Callable[[Any, Tree], Tree],
+    placed: Any,
+) -> tuple[Tree, jax.Array, jax.Array, Begun]:
+    """`_extend` by the product with `pick(stack, of)`, in one program."""
+    return _extend(stack, product(arguments, pick(stack, of)), size, scale, tiny, placed)
+
+
+def _itself(_: Tree, v: Tree) -> Tree:
+    return v
 
 
 @partial(jax.jit, static_argnames=("placed",))
@@ -113,6 +130,26 @@ class Basis:
             self.stack, w, self._rows, scale, self._tiny, self._operator.placed
         )
         self._scale = self._scale if drawn else scale
+        return begun
+
+    def begin_product(self, v: Tree) -> Begun:
+        """`begin` with A v."""
+        return self._begin_product(_itself, v)
+
+    def begin_row(self, j: int) -> Begun:
+        """`begin` with A times vector j of the basis."""
+        return self._begin_product(vectors.index, j)
+
+    def _begin_product(self, pick: Callable[[Tree, Any], Tree], of: Any) -> Begun:
+        found = self._operator.inside()
+        if found is None:
+            v = self[of] if pick is vectors.index else of
+            return self.begin(self._operator.matvec(v))
+        product, arguments = found
+        self.stack, self._rows, self._scale, begun = _extend_by_product(
+            self.stack, of, arguments, self._rows, self._scale, self._tiny,
+            pick=pick, product=product, placed=self._operator.placed,
+        )  # fmt: skip
         return begun
 
     def end(self, begun: Begun) -> tuple[np.ndarray, float]:

@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 _DEPTH = 4  # functions called by functions called by ... the loss
 
@@ -112,6 +113,36 @@ def _names(code: types.CodeType) -> set[str]:
         if isinstance(constant, types.CodeType):
             found |= _names(constant)
     return found
+
+
+def equations(fn: Callable[..., Any], *arguments: Any) -> Iterator[JaxprEqn]:
+    """What a function computes, at any depth. One that is jitted is traced once for all its calls
+    with the same shapes.
+    """
+    if hasattr(fn, "trace"):
+        return _equations(fn.trace(*arguments).jaxpr.jaxpr)
+    return _equations(jax.make_jaxpr(fn)(*arguments).jaxpr)
+
+
+def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, ClosedJaxpr):
+                    inner = inner.jaxpr
+                if isinstance(inner, Jaxpr):
+                    yield from _equations(inner)
+
+
+def primitives(fn: Callable[..., Any], *arguments: Any) -> set[str]:
+    """The names of the primitives that a function uses, at any depth."""
+    return {eqn.primitive.name for eqn in equations(fn, *arguments)}
+
+
+def has_custom_vjp(fn: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a part of a function has a `jax.custom_vjp` rule, at any depth."""
+    return any(name.startswith("custom_vjp") for name in primitives(fn, *arguments))
 
 
 P = ParamSpec("P")

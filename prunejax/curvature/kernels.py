@@ -12,15 +12,16 @@ rule itself has no forward mode, and first derivatives along a vector are the tr
 mode.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from prunejax.curvature import adjoint, base, vectors
+from prunejax.curvature.callables import equations, has_custom_vjp, primitives
 
 Tree = Any
 Scalar = Callable[[Tree], jax.Array]
@@ -34,7 +35,7 @@ def second_product(f: Scalar, params: Tree, v: Tree) -> Tree:
         return jax.jvp(jax.grad(f), (p,), (u,))[1]
 
     # What is left of a custom_vjp after forward mode is an equation that can not be compiled.
-    if has_custom_vjp(f, params) and "custom_lin" in _names(forward_over_reverse, params, v):
+    if has_custom_vjp(f, params) and "custom_lin" in primitives(forward_over_reverse, params, v):
         return jax.vjp(jax.grad(f), params)[1](v)[0]
     return forward_over_reverse(params, v)
 
@@ -61,27 +62,6 @@ def second_form(f: Scalar, params: Tree, v: Tree) -> jax.Array:
     if has_custom_vjp(f, params):
         return base.dot(v, second_product(f, params, v))
     return jax.jvp(lambda p: jax.jvp(f, (p,), (v,))[1], (params,), (v,))[1]
-
-
-def has_custom_vjp(f: Function, params: Tree) -> bool:
-    """Whether a part of f has a `jax.custom_vjp` rule, at any depth."""
-    return any(name.startswith("custom_vjp") for name in _names(f, params))
-
-
-def _names(f: Callable[..., Any], *arguments: Any) -> set[str]:
-    """The primitives a function uses, at any depth."""
-    return set(_primitives(jax.make_jaxpr(f)(*arguments).jaxpr))
-
-
-def _primitives(jaxpr: Jaxpr) -> Iterator[str]:
-    for eqn in jaxpr.eqns:
-        yield eqn.primitive.name
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, ClosedJaxpr):
-                    inner = inner.jaxpr
-                if isinstance(inner, Jaxpr):
-                    yield from _primitives(inner)
 
 
 Product = Callable[[tuple[Any, ...], Tree, Tree, Tree], Tree]
@@ -201,6 +181,33 @@ def product(
     return vectors.place(base.scale(weight, base.project(masks, out)), placed)
 
 
+@dataclass(frozen=True)
+class OneBatch:
+    """A product in the midst of a compiled program: `OneBatch(core, placed)(arguments, v)` is A v.
+
+    Equal for all operators of a kind, so that such programs are compiled once for them.
+    """
+
+    core: Product
+    placed: Any
+
+    def __call__(self, arguments: Any, v: Tree) -> Tree:
+        """Args: arguments: functions, parameters, masks and batch, as `product` takes them."""
+        fns, params, masks, batch = arguments
+        return product(fns, params, masks, v, batch, 1.0, core=self.core, placed=self.placed)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """As `OneBatch` for a linear map that is kept: `Linear(placed)(arguments, v)`."""
+
+    placed: Any
+
+    def __call__(self, arguments: Any, v: Tree) -> Tree:
+        """Args: arguments: the map, parameters and masks, as `apply` takes them."""
+        return apply(*arguments, v, placed=self.placed)
+
+
 @partial(jax.jit, static_argnames=("core", "together"))
 def forms(
     fns: Any,
@@ -251,6 +258,24 @@ def sampled_forms(
     if together:
         return jax.vmap(one)(jax.lax.map(draw, indices))
     return jax.lax.map(lambda i: one(draw(i)), indices)
+
+
+@jax.jit
+def _first_value(fns: Any, params: Tree, batch: Tree) -> jax.Array:
+    out = base.call(fns[0], params, batch)
+    return fns[1](out, batch) if len(fns) > 1 else out
+
+
+def has_rule(fns: tuple[Any, ...], params: Tree, batch: Tree) -> bool:
+    """Whether a part of the loss, `fns[0]` or `fns[1]` of the model `fns[0]`, has a custom_vjp."""
+    return has_custom_vjp(_first_value, fns, params, batch)
+
+
+def intermediate_bytes(fns: tuple[Any, ...], params: Tree, batch: Tree) -> int:
+    """Bytes of what the loss computes on the way, about: activations and what is near them."""
+    found = equations(_first_value, fns, params, batch)
+    sizes: list[Any] = [v.aval for equation in found for v in equation.outvars]
+    return sum(x.size * x.dtype.itemsize for x in sizes if hasattr(x, "dtype"))
 
 
 @jax.jit

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from prunejax.curvature import base, vectors
-from prunejax.curvature.basis import Basis, Begun, ahead, read, residual
+from prunejax.curvature.basis import Basis, Begun, ahead, residual
 from prunejax.curvature.callables import on_host
 from prunejax.curvature.dense import one_thread
 from prunejax.curvature.operators import Operator
@@ -98,20 +98,17 @@ class Krylov:
         """One product: A applied to the next vector, the basis extended by what it adds."""
         if self.done == self.basis.size and not self.fresh():
             raise AssertionError("no vector is left to multiply")
-        self._end(self._begin(self.done))
+        self._end(self.basis.begin_row(self.done))
 
     def steps(self, count: int) -> None:
         """`count` products from a basis of one vector; fewer where the space is invariant.
 
         The device begins with each before the host knows of the one before.
         """
-        for begun in ahead(self._begin(j) for j in range(count)):
+        for begun in ahead(self.basis.begin_row(j) for j in range(count)):
             self._end(begun)
             if self.done == self.basis.size:
                 return  # of a product with the row of zeros that follows nothing comes
-
-    def _begin(self, j: int) -> Begun:
-        return self.basis.begin(self.operator.matvec(self.basis[j]))
 
     def _end(self, begun: Begun) -> None:
         h, left = self.basis.end(begun)
@@ -259,16 +256,15 @@ def _make_room(space: Krylov, k: int, order: Any) -> int:
     return 1
 
 
+@jax.jit
+def _residuals(products: Tree, stack: Tree) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.map(lambda pair: residual(*pair), (products, stack))
+
+
 def measured(operator: Operator, stack: Tree) -> tuple[np.ndarray, np.ndarray]:
     """Rayleigh quotients and residuals |A v - value v|, float64 [m], of m stacked unit vectors."""
-
-    def one(i: int) -> tuple[jax.Array, jax.Array]:
-        v = read(stack, i)
-        return residual(operator.matvec(v), v)
-
-    count = jax.tree.leaves(stack)[0].shape[0]
-    pairs = [[float(x) for x in pair] for pair in ahead(map(one, range(count)))]
-    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+    values, residuals = jax.device_get(_residuals(operator.products(stack), stack))
+    return np.asarray(values, np.float64), np.asarray(residuals, np.float64)
 
 
 @on_host(eigenpairs)

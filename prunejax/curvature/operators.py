@@ -1,6 +1,6 @@
 """Symmetric linear maps on parameter trees, and those that are means over a stream of batches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from prunejax.curvature import base, kernels, vectors
 from prunejax.curvature.callables import lenient
+from prunejax.curvature.splits import Stream
 
 Tree = Any
 
@@ -16,11 +17,20 @@ _dot = jax.jit(base.dot)
 
 
 @partial(jax.jit, static_argnames=("distribution", "dtype", "placed"))
-def _draw(
+def draw(
     key: jax.Array, i: Any, like: Tree, masks: Tree, distribution: str, dtype: Any, placed: Any
 ) -> Tree:
+    """Random vector i of the stream `key` in the live subspace: see `vectors.sample`."""
     v = vectors.sample(key, i, like, distribution, dtype)
     return vectors.place(base.project(masks, v), placed)
+
+
+read = jax.jit(vectors.index)
+
+
+@partial(jax.jit, static_argnames=("product",))
+def _products(arguments: Any, stack: Tree, product: Callable[[Any, Tree], Tree]) -> Tree:
+    return jax.lax.map(partial(product, arguments), stack)
 
 
 class Operator:
@@ -66,6 +76,23 @@ class Operator:
         """A v, in the accumulation dtype."""
         raise NotImplementedError
 
+    def inside(self) -> tuple[Callable[[Any, Tree], Tree], Any] | None:
+        """`(product, arguments)` for the midst of a compiled program: A v = product(arguments, v).
+
+        `product` is hashable and the same for all operators of a kind. None where a product is more
+        than one call (several batches) or one of a caller's function that may not be traced.
+        """
+        return None
+
+    def products(self, stack: Tree) -> Tree:
+        """A v_i [m, ...] for a stack of m vectors, one after another."""
+        found = self.inside()
+        if found is not None:
+            return _products(found[1], stack, product=found[0])
+        count = jax.tree.leaves(stack)[0].shape[0]
+        each = [self.matvec(read(stack, i)) for i in range(count)]
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *each) if each else stack
+
     def check_symmetric(self) -> None:
         """ValueError where a rule of the caller may make A asymmetric and does."""
 
@@ -103,7 +130,7 @@ class Operator:
     @lenient
     def draw(self, key: jax.Array, i: Any, distribution: str) -> Tree:
         """Random vector i of the stream `key` in the live subspace."""
-        return _draw(key, i, self.like, self.masks, distribution, self.dtype, self.placed)
+        return draw(key, i, self.like, self.masks, distribution, self.dtype, self.placed)
 
     def _one_form(self, v: Tree) -> jax.Array:
         return _dot(base.project(self.masks, v), self.matvec(v))
@@ -132,64 +159,6 @@ def from_matvec(matvec: Callable[[Tree], Tree], like: Tree, masks: Tree = None) 
       masks: restricts the operator to P A P.
     """
     return _Matvec(matvec, like, masks)
-
-
-_add = jax.jit(base.add)
-_scale = jax.jit(base.scale)
-
-
-class Stream:
-    """Batches that can be passed over again and again, each with its weight.
-
-    Args:
-      batches: None (a loss without data), one batch, a list of batches, an iterator (kept as a
-        list), or a function that returns a fresh iterable of batches.
-      weights: one number >= 0 per batch, default its number of examples.
-    """
-
-    def __init__(self, batches: Any, weights: Any = None) -> None:
-        self._source: Callable[[], Iterable[Tree]]
-        self.examples: int | None = None
-        self.single: tuple[Tree] | None = None  # the one batch there is
-        if base.is_factory(batches):
-            self._source = batches
-        else:
-            found = base.batch_list(batches)
-            self._source = lambda: found
-            sizes = [base.batch_size(batch) for batch in found]
-            self.examples = None if batches is None else sum(sizes)
-            self.single = (found[0],) if len(found) == 1 else None
-        self._weights = None if weights is None else [float(w) for w in weights]
-        if self._weights is not None and (min(self._weights) < 0 or sum(self._weights) <= 0):
-            raise ValueError(f"weights must be >= 0 with a positive sum, got {self._weights}")
-
-    def first(self) -> Tree:
-        """The first batch."""
-        return next(iter(self._source()))
-
-    def mean(self, part: Callable[[Tree, float], Tree]) -> Tree:
-        """The weighted mean of `part(batch, weight)`, which multiplies by its weight itself."""
-        if self.single and self._weights is None:
-            return part(self.single[0], 1.0)
-        total, sizes = None, []
-        first = None
-        for i, batch in enumerate(self._source()):
-            first = batch if i == 0 else first
-            base.check_alike(batch, first, i)
-            sizes.append(base.batch_size(batch))
-            term = part(batch, self._weight(i, sizes[-1]))
-            total = term if total is None else _add(total, term)
-        if not sizes:
-            raise ValueError("the stream of batches is empty; give at least one batch")
-        if self._weights is not None and len(self._weights) != len(sizes):
-            raise ValueError(f"{len(self._weights)} weights for {len(sizes)} batches; one for each")
-        self.examples = sum(sizes)
-        return _scale(1.0 / sum(sizes if self._weights is None else self._weights), total)
-
-    def _weight(self, i: int, size: int) -> float:
-        if self._weights is None:
-            return float(size)
-        return self._weights[i] if i < len(self._weights) else 0.0
 
 
 class Averaged(Operator):
@@ -228,6 +197,13 @@ class Averaged(Operator):
 
         return self._stream.mean(part)
 
+    def inside(self) -> tuple[Callable[[Any, Tree], Tree], Any] | None:
+        """As of every operator: of the one batch that there is, if it has no weight."""
+        if self._stream.single is None or self._stream.weighted:
+            return None
+        arguments = self._functions, self.like, self.masks, self._stream.single[0]
+        return kernels.OneBatch(self._product, self.placed), arguments
+
     def check_symmetric(self) -> None:
         """ValueError where a `jax.custom_vjp` rule makes the matrix asymmetric.
 
@@ -237,11 +213,7 @@ class Averaged(Operator):
         """
         batch = self._stream.first()
 
-        def value(params: Tree) -> Any:
-            out = base.call(self._functions[0], params, batch)
-            return self._functions[1](out, batch) if len(self._functions) > 1 else out
-
-        if not kernels.has_custom_vjp(value, self.like):
+        if not kernels.has_rule(self._functions, self.like, batch):
             return
         u, v = (self.draw(jax.random.key(0), i, "gaussian") for i in (0, 1))
         right, left = self.matvec(v), self.matvec(u)

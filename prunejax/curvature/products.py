@@ -65,11 +65,18 @@ class Hessian(Averaged):
         if not self._linearize:
             return super().matvec(v)
         vectors.check_like(v, self.like, "the vector")
+        product, arguments = self.inside()
+        return product(arguments, v)
+
+    def inside(self) -> Any:
+        """As of every operator; the linear map is made once."""
+        if not self._linearize:
+            return super().inside()
         if self._linear is None:
             self._linear = kernels.linearized_gradient(
                 self._functions, self.like, self._stream.first()
             )
-        return kernels.apply(self._linear, self.like, self.masks, v, placed=self.placed)
+        return kernels.Linear(self.placed), (self._linear, self.like, self.masks)
 
 
 class GaussNewton(Averaged):

@@ -5,6 +5,7 @@ leave the device; they are worked on in float64.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from prunejax.curvature import base, vectors
 from prunejax.curvature.basis import Basis, ahead
 from prunejax.curvature.dense import one_thread
-from prunejax.curvature.operators import Operator
+from prunejax.curvature.operators import Operator, draw
 
 Tree = Any
 
@@ -34,14 +35,21 @@ class Sketched:
     covariance: float = 0.0
 
 
-_dot = jax.jit(base.dot)
 _gram = jax.jit(vectors.gram)
 
 
-@jax.jit
-def _against(q: Tree, z: Tree, omega: Tree) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Q'ω, Z'ω and |ω|²."""
-    return vectors.stack_dot(q, omega), vectors.stack_dot(z, omega), base.dot(omega, omega)
+@partial(jax.jit, static_argnames=("count", "law", "dtype", "placed"))
+def _against(
+    q: Tree, z: Tree, key: jax.Array, like: Tree, masks: Tree,
+    count: int, law: str, dtype: Any, placed: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    """Q'ω_i and Z'ω_i [count, m], |ω_i|² [count] for the vectors of the sketch, drawn again."""
+
+    def one(i: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        omega = draw(key, i, like, masks, law, dtype, placed)
+        return vectors.stack_dot(q, omega), vectors.stack_dot(z, omega), base.dot(omega, omega)
+
+    return jax.lax.map(one, jnp.arange(count))
 
 
 @jax.jit
@@ -59,8 +67,8 @@ def _range(
     """Q and R of A Ω = Q R for `count` random vectors; vectors that add nothing are left out."""
     q = Basis(operator, count)
     r = np.zeros((count, count))
-    products = (operator.matvec(operator.draw(key, i, law)) for i in range(count))
-    for i, begun in enumerate(ahead(map(q.begin, products))):
+    drawn = (operator.draw(key, i, law) for i in range(count))
+    for i, begun in enumerate(ahead(map(q.begin_product, drawn))):
         h, left = q.end(begun)
         if left > 0:
             r[: len(h), i] = h
@@ -129,15 +137,16 @@ def xtrace(
         raise ValueError(f"xtrace needs at least 4 probes and 2 live coordinates, got {probes}")
     own = vectors.named_key(key, "sketch")
     q, r, rank = _range(operator, own, k, law)
+    used = q.stack if rank == k else jax.tree.map(lambda x: x[:rank], q.stack)
+    z_stack = operator.products(used)
+    h = np.asarray(_gram(used, z_stack), np.float64)
     if rank < k or k == operator.live_dim:  # Q is the whole range: Tr A = Tr Q'AQ
-        inside = [float(np.asarray(_dot(q[i], operator.matvec(q[i])))) for i in range(rank)]
-        return Sketched(np.zeros(k), float(np.sum(inside)), k, k + rank, 0)
-    z_stack = stack_of([operator.matvec(q[i]) for i in range(k)])
-    h = np.asarray(_gram(q.stack, z_stack), np.float64)
-    w, t, lengths = np.zeros((k, k)), np.zeros((k, k)), np.zeros(k)
-    drawn = (operator.draw(own, i, law) for i in range(k))
-    for i, found in enumerate(ahead(_against(q.stack, z_stack, omega) for omega in drawn)):
-        w[:, i], t[:, i], lengths[i] = found
+        return Sketched(np.zeros(k), float(np.trace(h)), k, k + rank, 0)
+    w, t, lengths = _against(
+        used, z_stack, own, operator.like, operator.masks,
+        count=k, law=law, dtype=operator.dtype, placed=operator.placed,
+    )  # fmt: skip
+    w, t, lengths = (np.asarray(x, np.float64).T for x in (w, t, lengths))
     rest = operator.live_dim - k + 1 if law == "gaussian" else None
     samples, fewer = _leave_out(r, h, w, t, lengths, rest)
     return Sketched(samples, 0.0, k, 2 * k, 0, covariance(samples, fewer))

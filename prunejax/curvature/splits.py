@@ -1,6 +1,6 @@
-"""A split's batches: pieces of one size, stacks for a scan, and means over all of them."""
+"""A split's batches: streams of them, pieces of one size, stacks for a scan, means over all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,69 @@ from prunejax.curvature import base
 
 Tree = Any
 DEFAULT_CHUNK = 32  # examples at once: activations of that many, gradients of one on CPU
+
+
+_add = jax.jit(base.add)
+_scale = jax.jit(base.scale)
+
+
+class Stream:
+    """Batches that can be passed over again and again, each with its weight.
+
+    Args:
+      batches: None (a loss without data), one batch, a list of batches, an iterator (kept as a
+        list), or a function that returns a fresh iterable of batches.
+      weights: one number >= 0 per batch, default its number of examples.
+    """
+
+    def __init__(self, batches: Any, weights: Any = None) -> None:
+        self._source: Callable[[], Iterable[Tree]]
+        self.examples: int | None = None
+        self.single: tuple[Tree] | None = None  # the one batch there is
+        if base.is_factory(batches):
+            self._source = batches
+        else:
+            found = base.batch_list(batches)
+            self._source = lambda: found
+            sizes = [base.batch_size(batch) for batch in found]
+            self.examples = None if batches is None else sum(sizes)
+            self.single = (found[0],) if len(found) == 1 else None
+        self._weights = None if weights is None else [float(w) for w in weights]
+        if self._weights is not None and (min(self._weights) < 0 or sum(self._weights) <= 0):
+            raise ValueError(f"weights must be >= 0 with a positive sum, got {self._weights}")
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the caller gave weights."""
+        return self._weights is not None
+
+    def first(self) -> Tree:
+        """The first batch."""
+        return next(iter(self._source()))
+
+    def mean(self, part: Callable[[Tree, float], Tree]) -> Tree:
+        """The weighted mean of `part(batch, weight)`, which multiplies by its weight itself."""
+        if self.single and self._weights is None:
+            return part(self.single[0], 1.0)
+        total, sizes = None, []
+        first = None
+        for i, batch in enumerate(self._source()):
+            first = batch if i == 0 else first
+            base.check_alike(batch, first, i)
+            sizes.append(base.batch_size(batch))
+            term = part(batch, self._weight(i, sizes[-1]))
+            total = term if total is None else _add(total, term)
+        if not sizes:
+            raise ValueError("the stream of batches is empty; give at least one batch")
+        if self._weights is not None and len(self._weights) != len(sizes):
+            raise ValueError(f"{len(self._weights)} weights for {len(sizes)} batches; one for each")
+        self.examples = sum(sizes)
+        return _scale(1.0 / sum(sizes if self._weights is None else self._weights), total)
+
+    def _weight(self, i: int, size: int) -> float:
+        if self._weights is None:
+            return float(size)
+        return self._weights[i] if i < len(self._weights) else 0.0
 
 
 @partial(jax.jit, static_argnames="size")

@@ -41,6 +41,9 @@ from prunejax.registry import lookup
 
 Tree = Any
 FORMS_CHUNK = 128  # examples at once; probes are drawn again for each chunk
+# Of small networks more: what a call costs besides, and the draws, are paid less often.
+FORMS_MOST = 512
+FORMS_BYTES = 2**25  # that the loss may compute on the way for them
 
 
 @dataclass(frozen=True)
@@ -127,12 +130,16 @@ def forms_by_example(
       source: a stack of m vectors with distribution=None; else (key, indices [m]) of the random
         vectors that `trace` draws.
       distribution: "rademacher", "gaussian", or None.
-      chunk: examples at once, default 128.
+      chunk: examples at once, default 128, up to 512 of a small network.
       masks: True = live.
     """
     params = vectors.check_params(params)
     live, loss = base.expand_masks(masks, params), base.as_argument(per_example_loss)
-    pieces = chunks(batches, chunk or FORMS_CHUNK)
+    if chunk is None:
+        first = base.batch_list(batches)[0]
+        each = kernels.intermediate_bytes((loss,), params, first) // base.batch_size(first)
+        chunk = int(np.clip(FORMS_BYTES // max(each, 1), FORMS_CHUNK, FORMS_MOST))
+    pieces = chunks(batches, chunk)
     values = [
         np.asarray(_forms_by_example(loss, params, live, source, piece, distribution))[:real]
         for piece, real in pieces
@@ -171,7 +178,8 @@ def tic(
         masks, or an array of eigenvalues: their sum takes the place of Tr(H).
       centered: which C.
       ddof: of the centered C.
-      chunk: examples at once; default 32 for gradients, 128 for quadratic forms.
+      chunk: examples at once; default 32 for gradients, 128 to 512 for quadratic
+        forms.
       confidence: of the interval.
       masks: True = live.
       moment: Tr(C) of the same examples and masks, where it is there already.

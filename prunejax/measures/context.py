@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, vectors
+from prunejax.curvature import base, kernels, vectors
 from prunejax.curvature.gradients import (
     GradientMoment,
     gradient_second_moment,
@@ -24,6 +23,27 @@ from prunejax.measures.prunability import Curve, prune_curve
 
 Tree = Any
 TOLERANCE = 1e-3  # of eigenpairs: residual over the largest |eigenvalue|; both are recorded
+KEPT = 2**26  # bytes of a linearized gradient, about, that a measure keeps for all its products
+
+T = TypeVar("T")
+
+
+class once(Generic[T]):
+    """`functools.cached_property` without its lock, which Python 3.11 shares among all instances.
+
+    Threads measure several networks at once: they waited for each other there.
+    """
+
+    def __init__(self, fn: Callable[[Any], T]) -> None:
+        self._fn, self.__doc__ = fn, fn.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> T:
+        """What `fn` gives for the instance, kept in it under its name from then on."""
+        if instance is None:
+            return self  # type: ignore[return-value]  # of the class: what documentation reads
+        found: T = self._fn(instance)
+        instance.__dict__[self._fn.__name__] = found
+        return found
 
 
 @dataclasses.dataclass
@@ -71,7 +91,7 @@ class Context:
     network: Callable[[], Network] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    @cached_property
+    @once
     def curve(self) -> Curve:
         """Loss and accuracy against the share of weights kept, largest magnitudes first."""
         return prune_curve(self.evaluate, self.params, self.batches, masks=self.masks)
@@ -82,22 +102,29 @@ class Context:
         outputs = self.outputs
         return outputs and (lambda params, batch: predictors.predicted(outputs(params, batch)))
 
-    @cached_property
+    @once
     def live_dim(self) -> int:
         """Coordinates that are live."""
         return base.live_dimension(base.expand_masks(self.masks, self.params), self.params)
 
-    @cached_property
+    @once
     def examples(self) -> int:
         """Examples that curvature is taken over."""
         return sum(map(base.batch_size, self.batches))
 
-    @cached_property
+    @once
     def hessian(self) -> Hessian:
-        """The Hessian of the mean loss on the live subspace."""
-        return Hessian(self.loss, self.params, self.batches, masks=self.masks)
+        """The Hessian of the mean loss on the live subspace; linear once for all, if that is small.
 
-    @cached_property
+        The products are the same, bit for bit.
+        """
+        kept = False
+        if len(self.batches) == 1:
+            of = (base.as_argument(self.loss),), self.params, self.batches[0]
+            kept = kernels.intermediate_bytes(*of) <= KEPT
+        return Hessian(self.loss, self.params, self.batches, masks=self.masks, linearize=kept)
+
+    @once
     def forms(self) -> np.ndarray:
         """[examples, probes] quadratic forms v'H_i v with every example's own Hessian."""
         assert self.per_example is not None
@@ -107,20 +134,20 @@ class Context:
             distribution="rademacher", masks=self.masks,
         )  # fmt: skip
 
-    @cached_property
+    @once
     def trace_samples(self) -> np.ndarray:
         """[probes] quadratic forms v'Hv."""
         if self.per_example is not None:  # costs no more, and `tic` needs them
             return self.forms.mean(0)
         return estimate_trace(self.hessian, key=self.key, probes=self.probes).samples
 
-    @cached_property
+    @once
     def moment(self) -> GradientMoment:
         """The uncentered second moment of per-example gradients."""
         assert self.per_example is not None
         return gradient_second_moment(self.per_example, self.params, self.batches, masks=self.masks)
 
-    @cached_property
+    @once
     def pairs(self) -> Eigenpairs:
         """Eigenpairs of largest magnitude, in descending order of the signed eigenvalue."""
         count = min(self.eigenpairs, self.live_dim)
