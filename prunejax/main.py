@@ -156,6 +156,7 @@ def _plan(config: ConfigDict) -> int:
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Sequence[str]) -> int:
     # JAX is imported late: mistakes on the command line are told at once.
+    command.collect_less()
     try:
         limits.check_addresses()
     except ConfigError as error:

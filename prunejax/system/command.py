@@ -1,6 +1,9 @@
 """What the commands share: one table of errors and exit codes, and how arguments are read."""
 
+import atexit
 import errno
+import functools
+import gc
 import os
 import re
 import sys
@@ -77,6 +80,18 @@ def end(error: BaseException) -> int:
         "this is a fault of the program, not of the request; please report it with the lines above",
         FAILURE,
     )
+
+
+@functools.cache
+def collect_less() -> None:
+    """Garbage of many objects is looked for less often in this process, and not at its end.
+
+    Tracing makes objects by the million, and what it makes is kept: each search through all that
+    there is stops every thread for a tenth of a second.
+    """
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(max(young, 10_000), max(middle, 20), 100)
+    atexit.register(gc.freeze)
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
