@@ -17,8 +17,7 @@ from prunejax.measures import claims, statistics
 from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.run_directory import RunDirectory
 from prunejax.report import __main__ as cli
-from prunejax.report import drawing, figures, figures_paper, gallery, results, shards, style, tables
-from prunejax.report.figures import Drawing
+from prunejax.report import figures, figures_paper, gallery, results, shards, style, tables
 from prunejax.report.figures_dynamics import accuracy_curves
 from tests import fake_study
 
@@ -120,31 +119,6 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     assert len(names) == 2 + 2 * 4
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
-
-
-def test_processes_side_by_side_draw_the_same_bytes(monkeypatch):
-    def drawn():
-        figures = {}
-        for name in ("b", "a"):
-            made, axes = style.panel()
-            axes.plot([0, 1], [2, 1e4], label=name)
-            figures[name] = Drawing([made], name, "", "")
-        return figures
-
-    monkeypatch.setitem(sys.modules, "jax", None)
-    assert drawing.workers(9) == 1  # its threads hold locks: no fork beside them
-    monkeypatch.delitem(sys.modules, "jax")
-    assert 1 <= drawing.workers(2) <= 2
-    with style.context():
-        alone, beside = drawing.render(drawn(), 1), drawing.render(drawn(), 2)
-    assert alone == beside
-    assert list(beside) == ["b", "a"]
-    here, draw = os.getpid(), style.render
-    monkeypatch.setattr(
-        style, "render", lambda *a: draw(*a) if os.getpid() == here else os._exit(9)
-    )
-    with style.context():
-        assert drawing.render(drawn(), 2) == alone  # killed, as for want of memory
 
 
 def test_axes_of_a_panel_fit_as_matplotlib_fits_them():

@@ -1,11 +1,22 @@
-"""Figures drawn side by side in processes of their own, where that is safe; the same bytes."""
+"""Figures drawn side by side in processes of their own, where that is safe; the same bytes.
+
+Forked processes have the figures. Where this process cannot be forked another Python is started,
+which knows of drawing alone (`python -m prunejax.report.drawing`): figures go to it and come back
+as bytes.
+"""
 
 import multiprocessing
+import os
+import pickle
+import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from threading import Thread
 
 from prunejax.report import style
 from prunejax.report.figures import Drawing
@@ -13,6 +24,8 @@ from prunejax.system import limits
 
 Rendered = tuple[bytes, bytes, list[str]]  # what `style.render` returns
 
+ROOT = Path(__file__).resolve().parents[2]
+MANY = 24  # runs from which on a page takes longer than starting another Python
 _drawings: Mapping[str, Drawing] = {}  # read by forked processes: figures need not be sent
 
 
@@ -51,3 +64,76 @@ def render(drawings: Mapping[str, Drawing], processes: int) -> dict[str, Rendere
         return render(drawings, 1)
     finally:
         _drawings = {}
+
+
+class Helper:
+    """A Python that draws, started before there are figures: it imports while they are made."""
+
+    def __init__(self) -> None:
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "prunejax.report.drawing"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+
+    def __enter__(self) -> "Helper":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        with self._process:  # closes its pipes, waits
+            pass
+
+    def render(self, drawings: Mapping[str, Drawing]) -> dict[str, Rendered]:
+        """`style.render` of each figure, in the order given, about half of them there.
+
+        Whatever keeps it from drawing them, this process draws those, too.
+        """
+        here, there = halves(drawings)
+        try:
+            sent = pickle.dumps({name: drawings[name].panels for name in there})
+        except Exception:  # whatever a user's figure holds
+            here, there, sent = list(drawings), [], pickle.dumps({})
+        answer = Future[bytes]()
+        Thread(target=lambda: answer.set_result(self._ask(sent)), daemon=True).start()
+        found = render({name: drawings[name] for name in here}, 1)
+        try:
+            found |= pickle.loads(answer.result())
+        except (EOFError, pickle.UnpicklingError):  # it ended before all was drawn
+            found |= render({name: drawings[name] for name in there}, 1)
+        return {name: found[name] for name in drawings}
+
+    def _ask(self, sent: bytes) -> bytes:
+        return self._process.communicate(sent)[0]
+
+
+def helper(runs: int) -> AbstractContextManager[Helper | None]:
+    """One for the page of a study of so many runs; None where it would gain nothing."""
+    worth = "jax" in sys.modules and runs >= MANY and limits.cores() > 1 and sys.executable
+    return Helper() if worth else nullcontext()
+
+
+def halves(drawings: Mapping[str, Drawing]) -> tuple[list[str], list[str]]:
+    """The names of figures in two shares with about as many panels each, the larger one first."""
+    shares: tuple[list[str], list[str]] = [], []
+    load = [0, 0]
+    for name in sorted(drawings, key=lambda name: -len(drawings[name].panels)):
+        to = load.index(min(load))
+        shares[to].append(name)
+        load[to] += len(drawings[name].panels)
+    return shares
+
+
+def main() -> None:
+    """Reads figures from standard input, writes to standard output what they are drawn as."""
+    panels = pickle.load(sys.stdin.buffer)
+    with style.context():
+        found = {name: style.render(made, name) for name, made in panels.items()}
+    pickle.dump(found, sys.stdout.buffer)
+
+
+if __name__ == "__main__":
+    main()

@@ -60,26 +60,16 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
     target = Path(output) if output is not None else Path(directories[0])
     with files.writing(target):
         target.mkdir(parents=True, exist_ok=True)
-    summary = summarize(
-        study.runs,
-        baseline=study.baseline,
-        baselines=study.baselines,
-        selected=study.report_option("correlate", ()),
-        groups=study.groups if len(study.groups) > 1 else None,
-        comparisons=study.tests,
-        claims=study.claims,
-        test_examples=study.test_examples,
-        withheld=_withheld(study),
-    )
-    summary["forecasts"] = forecasts(study.events)
-    summary["directories"] = list(study.directories)
-    summary["missing_shards"] = study.missing_shards
-    study.relations = summary["relations"]
-    look = Look(study.variants, set(study.baselines.values()) or {study.baseline})
-    with context():
+    with drawing.helper(len(study.runs)) as helper, context():
+        summary = _summary(study)
+        study.relations = summary["relations"]
+        look = Look(study.variants, set(study.baselines.values()) or {study.baseline})
         found = gallery.draw(study, look)
         both = found.asked | found.more
-        rendered = drawing.render(both, drawing.workers(len(both)))
+        if helper is not None:
+            rendered = helper.render(both)
+        else:
+            rendered = drawing.render(both, drawing.workers(len(both)))
     asked, more = (
         [_figure(name, made, rendered[name], target) for name, made in part.items()]
         for part in (found.asked, found.more)
@@ -93,6 +83,25 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
     if found.failed:
         raise FigureError(found.failed, page)
     return page
+
+
+def _summary(study: Study) -> dict[str, Any]:
+    summary = summarize(
+        study.runs,
+        baseline=study.baseline,
+        baselines=study.baselines,
+        selected=study.report_option("correlate", ()),
+        groups=study.groups if len(study.groups) > 1 else None,
+        comparisons=study.tests,
+        claims=study.claims,
+        test_examples=study.test_examples,
+        withheld=_withheld(study),
+    )
+    return summary | {
+        "forecasts": forecasts(study.events),
+        "directories": list(study.directories),
+        "missing_shards": study.missing_shards,
+    }
 
 
 def _views(study: Study, target: Path) -> None:

@@ -1,0 +1,72 @@
+"""Figures drawn by several processes: the bytes of one."""
+
+import sys
+
+import pytest
+
+from prunejax.report import drawing, style
+from prunejax.report.figures import Drawing
+from prunejax.system import limits
+
+
+def drawn(panels=(1, 1), holding=None):
+    """Figures "b", "a", ... of so many panels each."""
+    figures = {}
+    for name, count in zip("bac", panels, strict=False):
+        made = []
+        for scale in range(count):
+            figure, axes = style.panel()
+            axes.plot([0, 1], [2, 10**scale], label=name)
+            figure.holding = holding
+            made.append(figure)
+        figures[name] = Drawing(made, name, "", "")
+    return figures
+
+
+def alone(**options):
+    with style.context():
+        return drawing.render(drawn(**options), 1)
+
+
+def test_forked_processes_draw_the_same_bytes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    assert drawing.workers(9) == 1  # its threads hold locks: no fork beside them
+    monkeypatch.delitem(sys.modules, "jax")
+    assert 1 <= drawing.workers(2) <= 2
+    with style.context():
+        beside = drawing.render(drawn(), 2)
+    assert alone() == beside
+
+
+@pytest.mark.parametrize("what", ["draws", "dies", "cannot be told"])
+def test_another_python_draws_the_same_bytes_or_leaves_them_to_this_one(what):
+    holding = (lambda: 0) if what == "cannot be told" else None
+    options = {"panels": (1, 3, 2), "holding": holding}
+    with style.context(), drawing.Helper() as helper:
+        if what == "dies":
+            helper._process.kill()
+            helper._process.wait()
+        found = helper.render(drawn(**options))
+    assert list(found) == ["b", "a", "c"]
+    assert found == alone(**options)
+    assert (helper._process.returncode == 0) == (what != "dies")
+
+
+def test_shares_have_as_many_panels():
+    assert drawing.halves(drawn((1, 3, 2))) == (["a"], ["c", "b"])
+    assert drawing.halves({}) == ([], [])
+
+
+def test_another_python_is_for_large_pages_of_processes_that_cannot_be_forked(monkeypatch):
+    def made(runs):
+        with drawing.helper(runs) as helper:
+            return helper is not None
+
+    monkeypatch.setattr(limits, "cores", lambda: 2)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    assert (made(drawing.MANY), made(drawing.MANY - 1)) == (True, False)
+    monkeypatch.setattr(limits, "cores", lambda: 1)
+    assert not made(drawing.MANY)
+    monkeypatch.setattr(limits, "cores", lambda: 2)
+    monkeypatch.delitem(sys.modules, "jax")
+    assert not made(drawing.MANY)
