@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from prunejax import curvature
-from prunejax.curvature import adjoint
+from prunejax.curvature import adjoint, kernels
 from tests import curvature_cases as cases
 
 
@@ -115,6 +115,16 @@ def test_linearized_products_are_the_same():
     np.testing.assert_allclose(cases.flat(kept.matvec(v)), cases.flat(plain.matvec(v)), atol=1e-13)
     with pytest.raises(ValueError, match="one batch"):
         curvature.Hessian(case.loss, case.params, case.batches, linearize=True)
+
+
+def test_estimators_keep_the_linear_map_of_a_small_network(monkeypatch: Any):
+    case = cases.mlp()
+    kept, plain = (curvature.Hessian(case.loss, case.params, case.data) for _ in range(2))
+    assert isinstance(kept.inside()[0], kernels.Linear)
+    monkeypatch.setattr("prunejax.curvature.products.KEPT", 0)
+    assert isinstance(plain.inside()[0], kernels.OneBatch)
+    found = [curvature.top_eigenpairs(o, k=3, key=jax.random.key(0)).values for o in (kept, plain)]
+    np.testing.assert_allclose(*found, rtol=1e-9)
 
 
 def test_a_quadratic_form_takes_at_most_seventy_percent_of_a_products_operations():

@@ -21,11 +21,13 @@ from typing import Any
 
 import jax
 
-from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature import base, kernels, splits, vectors
+from prunejax.curvature.callables import lenient
 from prunejax.curvature.operators import Averaged, Operator
 from prunejax.registry import lookup
 
 Tree = Any
+KEPT = 2**26  # bytes of a linearized gradient, about, that estimators keep unasked
 
 
 class Hessian(Averaged):
@@ -39,8 +41,9 @@ class Hessian(Averaged):
         fresh iterable of batches at each pass over the data.
       masks: boolean tree like params, True = live; or None.
       weights: one number per batch, default its number of examples.
-      linearize: keep the linearized gradient of the one batch for all products: saves about a
-        quarter of each for convolutional networks on CPU, costs about twice the memory.
+      linearize: keep the linearized gradient of the one batch for all products: saves up to a
+        quarter of each on CPU, costs about twice the memory. None: estimators do, where it is
+        small (`KEPT`) and lies on one device. The products are the same.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Hessian(Averaged):
         *,
         masks: base.Masks = None,
         weights: Any = None,
-        linearize: bool = False,
+        linearize: bool | None = None,
     ) -> None:
         cores = (kernels.hessian_product, kernels.hessian_forms)
         super().__init__((loss,), cores, params, batches, masks, weights)
@@ -62,21 +65,30 @@ class Hessian(Averaged):
 
     def matvec(self, v: Tree) -> Tree:
         """H v, in the accumulation dtype."""
-        if not self._linearize:
+        if not self._linearize:  # None: for a single product it would be compiled in vain
             return super().matvec(v)
         vectors.check_like(v, self.like, "the vector")
         product, arguments = self.inside()
         return product(arguments, v)
 
+    @lenient
     def inside(self) -> Any:
         """As of every operator; the linear map is made once."""
+        found = super().inside()
+        if self._linearize is None:
+            self._linearize = found is not None and self._is_small()
         if not self._linearize:
-            return super().inside()
+            return found
         if self._linear is None:
             self._linear = kernels.linearized_gradient(
                 self._functions, self.like, self._stream.first()
             )
         return kernels.Linear(self.placed), (self._linear, self.like, self.masks)
+
+    def _is_small(self) -> bool:
+        of = self._functions, self.like, self._stream.first()
+        spread = splits.spread(of) or any(self.placed)
+        return not (spread or kernels.has_rule(*of)) and kernels.intermediate_bytes(*of) <= KEPT
 
 
 class GaussNewton(Averaged):

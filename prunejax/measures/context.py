@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature import base, vectors
 from prunejax.curvature.gradients import (
     GradientMoment,
     gradient_second_moment,
@@ -23,7 +23,6 @@ from prunejax.measures.prunability import Curve, prune_curve
 
 Tree = Any
 TOLERANCE = 1e-3  # of eigenpairs: residual over the largest |eigenvalue|; both are recorded
-KEPT = 2**26  # bytes of a linearized gradient, about, that a measure keeps for all its products
 
 T = TypeVar("T")
 
@@ -114,15 +113,8 @@ class Context:
 
     @once
     def hessian(self) -> Hessian:
-        """The Hessian of the mean loss on the live subspace; linear once for all, if that is small.
-
-        The products are the same, bit for bit.
-        """
-        kept = False
-        if len(self.batches) == 1:
-            of = (base.as_argument(self.loss),), self.params, self.batches[0]
-            kept = kernels.intermediate_bytes(*of) <= KEPT
-        return Hessian(self.loss, self.params, self.batches, masks=self.masks, linearize=kept)
+        """The Hessian of the mean loss on the live subspace."""
+        return Hessian(self.loss, self.params, self.batches, masks=self.masks)
 
     @once
     def forms(self) -> np.ndarray:
