@@ -1,5 +1,6 @@
 """The command `prunejax`, in a clone and from a wheel."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from prunejax.__main__ import main
 from prunejax.configs import shipped
@@ -68,6 +70,14 @@ def test_bad_requests_are_one_line_and_code_2(words, message, capsys):
     assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_what_is_listed_is_a_study():
+    found = shipped.studies()
+    assert {"digits", "paper/fig2_vgg11"} < set(found)
+    for name, path in found.items():
+        module = importlib.import_module(f"prunejax.configs.{name.replace('/', '.')}")
+        assert isinstance(module.get_config(), ConfigDict), path
 
 
 def test_shipped_studies_keep_their_argument():

@@ -11,7 +11,8 @@ def studies() -> dict[str, Path]:
     """Name -> file, e.g. "digits", "paper/fig2_vgg11"."""
     found = {}
     for path in sorted(FOLDER.rglob("*.py")):
-        if "def get_config(" in path.read_text() and path.name != "default.py":
+        names = {getattr(node, "name", "") for node in ast.parse(path.read_text()).body}
+        if "get_config" in names and path.name != "default.py":
             found[path.relative_to(FOLDER).with_suffix("").as_posix()] = path
     return found
 
