@@ -218,14 +218,18 @@ def environment() -> dict[str, Any]:
         versions[name] = importlib.metadata.version(name)
     precision = jax.config.jax_default_matmul_precision or "default"
     model = platform.processor() or platform.machine()
+    facts: dict[str, str] = {}  # of the last core
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
-            names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
-        model = names[0] if names else model
+            facts = {k.strip(): v.strip() for k, _, v in (x.partition(":") for x in lines)}
+    model = facts.get("model name", model)
+    # Processors of one name differ in it, and the two sides of a table use it differently.
+    vectors = [v for v in ("avx512f", "avx2", "avx") if v in facts.get("flags", "").split()]
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processor": model,
+        "vectors": (vectors or [None])[0],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "load": os.getloadavg()[0],
         "matmul_precision": precision,
