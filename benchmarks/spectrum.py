@@ -11,9 +11,10 @@ vectors, and make the same number of Hessian products, ours and matfree's forwar
              `estimate_density` beside `funm.monte_carlo_funm_sym` on `decomp.tridiag_sym` with full
              reorthogonalization
 
-matfree's side is what its users write: one `jax.jit` of the estimator with parameters and data as
-arguments, start vectors after another (`jax.lax.map`) or all at once (`jax.vmap`): the faster
-counts. Before a clock is read the estimates of a run must agree to `--tolerance` (relative to the
+matfree's side is what its users write: one `jax.jit` of the estimator with parameters, data and key
+as arguments, that draws its start vectors (ours, so that estimates can be compared), takes them one
+after another (`jax.lax.map`) or all at once (`jax.vmap`): the faster counts.
+Before a clock is read the estimates of a run must agree to `--tolerance` (relative to the
 larger one; in float32, Lanczos of 32 steps amplifies rounding). Contenders run in turns, the
 fastest round of each counts; `first s` is the first call, with compilation. Ours gives standard
 errors, the spectrum and its error band besides; matfree's program is one, ours stops between
@@ -35,11 +36,10 @@ from prunejax import curvature
 from prunejax.curvature import vectors
 
 
-def stack(operator: Any, stream: str, count: int) -> Any:
-    """The start vectors that our estimator draws, as one tree with a leading axis."""
-    own = vectors.named_key(jax.random.key(0), stream)
-    drawn = [operator.draw(own, i, "rademacher") for i in range(count)]
-    return jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *drawn)
+def stack(params: Any, key: Any, count: int) -> Any:
+    """The start vectors that our estimators draw, as one tree with a leading axis."""
+    draw = partial(vectors.sample, key, like=params, distribution="rademacher", dtype="float32")
+    return jax.lax.map(lambda i: draw(i=i), jax.numpy.arange(count))
 
 
 def product(loss: Any, params: Any, batch: Any, v: Any) -> Any:
@@ -54,11 +54,12 @@ def xtrace(
     from matfree import stochtrace
 
     params = operator.like
-    starts = stack(operator, "sketch", options.products // 2)
+    own = vectors.named_key(jax.random.key(0), "sketch")
     integrand = stochtrace.leave_one_out_xtrace(apply_resphering=False)
 
     @jax.jit
-    def theirs(params: Any, batch: Any, starts: Any) -> jax.Array:
+    def theirs(params: Any, batch: Any, key: Any) -> jax.Array:
+        starts = stack(params, key, options.products // 2)
         return jax.numpy.mean(integrand(partial(product, loss, params, batch), starts))
 
     key = jax.random.key(0)
@@ -72,7 +73,7 @@ def xtrace(
                 distribution="rademacher",
             ).value
         ),
-        "matfree": lambda: float(theirs(params, batch, starts)),
+        "matfree": lambda: float(theirs(params, batch, own)),
     }
 
 
@@ -83,13 +84,13 @@ def slq(
     from matfree import decomp, funm
 
     params = operator.like
-    starts = stack(operator, "probe", options.starts)
+    own = vectors.named_key(jax.random.key(0), "probe")
     tridiagonal = decomp.tridiag_sym(options.steps, custom_vjp=False)
     integrand = funm.monte_carlo_funm_sym(funm.dense_funm_sym_eigh(jax.numpy.square), tridiagonal)
 
-    def theirs(params: Any, batch: Any, starts: Any, over: Any) -> jax.Array:
+    def theirs(params: Any, batch: Any, key: Any, over: Any) -> jax.Array:
         one = lambda v: integrand(partial(product, loss, params, batch), v)  # noqa: E731
-        return jax.numpy.mean(over(one, starts))
+        return jax.numpy.mean(over(one, stack(params, key, options.starts)))
 
     one_by_one = jax.jit(partial(theirs, over=jax.lax.map))
     at_once = jax.jit(partial(theirs, over=lambda f, v: jax.vmap(f)(v)))
@@ -103,8 +104,8 @@ def slq(
 
     return {
         "ours": ours,
-        "matfree, in turn": lambda: float(one_by_one(params, batch, starts)),
-        "matfree, at once": lambda: float(at_once(params, batch, starts)),
+        "matfree, in turn": lambda: float(one_by_one(params, batch, own)),
+        "matfree, at once": lambda: float(at_once(params, batch, own)),
     }
 
 

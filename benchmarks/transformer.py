@@ -8,8 +8,8 @@ attention; ours is `jax.grad` under `jax.jit`. Loss and gradient norm must agree
 clock is read. Contenders run in turns, the fastest call of each counts; `first s` is the first one,
 with compilation. `--parts` prints, besides, what each kind of operation costs in our gradient when
 it is replaced by something that costs nothing (attention by its values, GELU by ReLU, LayerNorm by
-its input), what the products alone cost, and what a step of SGD costs of ten in one program, which is
-how studies take them: such a program takes its memory from the system once.
+its input), what the products alone cost, and a step of SGD of ten in one program, which is how
+studies take them: such a program takes its memory from the system once.
 """
 
 import argparse

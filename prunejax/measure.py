@@ -220,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given: dict[str, Any] = {k: values[k].value for k in FIELDS if values[k].value is not None}
         if "names" in given:
             given["names"] = tuple(values.names)
+        command.collect_less()
         failures = measure(values.workdir, values.run, given, output=values.output)
         return command.FAILURE if failures else 0
     except Exception as error:

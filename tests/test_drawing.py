@@ -38,8 +38,10 @@ def test_forked_processes_draw_the_same_bytes(monkeypatch):
     assert alone() == beside
 
 
-@pytest.mark.parametrize("what", ["draws", "dies", "cannot be told"])
-def test_another_python_draws_the_same_bytes_or_leaves_them_to_this_one(what):
+@pytest.mark.parametrize("what", ["draws", "dies", "is another program", "cannot be told"])
+def test_another_python_draws_the_same_bytes_or_leaves_them_to_this_one(what, monkeypatch):
+    if what == "is another program":
+        monkeypatch.setattr(sys, "executable", "/bin/echo")
     holding = (lambda: 0) if what == "cannot be told" else None
     options = {"panels": (1, 3, 2), "holding": holding}
     with style.context(), drawing.Helper() as helper:
@@ -65,6 +67,10 @@ def test_another_python_is_for_large_pages_of_processes_that_cannot_be_forked(mo
     monkeypatch.setattr(limits, "cores", lambda: 2)
     monkeypatch.setitem(sys.modules, "jax", None)
     assert (made(drawing.MANY), made(drawing.MANY - 1)) == (True, False)
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    assert not made(drawing.MANY)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "jax", None)
     monkeypatch.setattr(limits, "cores", lambda: 1)
     assert not made(drawing.MANY)
     monkeypatch.setattr(limits, "cores", lambda: 2)

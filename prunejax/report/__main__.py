@@ -17,6 +17,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for directories that cannot be reported on, 1 for a failure."""
+    command.collect_less()
     parser = _Parser(
         prog="python -m prunejax.report",
         description="Rebuilds report.html, summary.json and figures/ from run directories. "

@@ -102,7 +102,7 @@ class Helper:
         found = render({name: drawings[name] for name in here}, 1)
         try:
             found |= pickle.loads(answer.result())
-        except (EOFError, pickle.UnpicklingError):  # it ended before all was drawn
+        except Exception:  # it ended before all was drawn, or was no such Python
             found |= render({name: drawings[name] for name in there}, 1)
         return {name: found[name] for name in drawings}
 
@@ -112,8 +112,12 @@ class Helper:
 
 def helper(runs: int) -> AbstractContextManager[Helper | None]:
     """One for the page of a study of so many runs; None where it would gain nothing."""
-    worth = "jax" in sys.modules and runs >= MANY and limits.cores() > 1 and sys.executable
-    return Helper() if worth else nullcontext()
+    if "jax" not in sys.modules or runs < MANY or limits.cores() < 2 or not sys.executable:
+        return nullcontext()
+    try:
+        return Helper()
+    except OSError:  # no process can be started
+        return nullcontext()
 
 
 def halves(drawings: Mapping[str, Drawing]) -> tuple[list[str], list[str]]:
