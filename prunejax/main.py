@@ -155,8 +155,8 @@ def _plan(config: ConfigDict) -> int:
 
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Sequence[str]) -> int:
-    # JAX is imported late: mistakes on the command line are told at once.
     command.collect_less()
+    # JAX is imported late: mistakes on the command line are told at once.
     try:
         limits.check_addresses()
     except ConfigError as error:

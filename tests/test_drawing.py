@@ -1,5 +1,6 @@
 """Figures drawn by several processes: the bytes of one."""
 
+import os
 import sys
 
 import pytest
@@ -16,7 +17,7 @@ def drawn(panels=(1, 1), holding=None):
         made = []
         for scale in range(count):
             figure, axes = style.panel()
-            axes.plot([0, 1], [2, 10**scale], label=name)
+            axes.plot([0, 1], [2, 10 ** (4 + scale)], label=name)
             figure.holding = holding
             made.append(figure)
         figures[name] = Drawing(made, name, "", "")
@@ -36,6 +37,13 @@ def test_forked_processes_draw_the_same_bytes(monkeypatch):
     with style.context():
         beside = drawing.render(drawn(), 2)
     assert alone() == beside
+    assert list(beside) == ["b", "a"]
+    here, draw = os.getpid(), style.render
+    monkeypatch.setattr(
+        style, "render", lambda *a: draw(*a) if os.getpid() == here else os._exit(9)
+    )
+    with style.context():
+        assert drawing.render(drawn(), 2) == beside  # killed, as for want of memory
 
 
 @pytest.mark.parametrize("what", ["draws", "dies", "is another program", "cannot be told"])

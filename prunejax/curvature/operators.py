@@ -91,7 +91,7 @@ class Operator:
             return _products(found[1], stack, product=found[0])
         count = jax.tree.leaves(stack)[0].shape[0]
         each = [self.matvec(read(stack, i)) for i in range(count)]
-        return jax.tree.map(lambda *xs: jnp.stack(xs), *each) if each else stack
+        return vectors.stacked(each) if each else stack
 
     def check_symmetric(self) -> None:
         """ValueError where a rule of the caller may make A asymmetric and does."""

@@ -112,7 +112,7 @@ def hutch_plus_plus(
             _outside(q.stack, operator.draw(own, i, law))
             for i in range(start, min(start + chunk, count))
         ]
-        samples.append(forms(stack_of(draws)))
+        samples.append(forms(vectors.stacked(draws)))
     return Sketched(np.concatenate(samples), float(inside), k + count, k, k + count)
 
 
@@ -150,11 +150,6 @@ def xtrace(
     rest = operator.live_dim - k + 1 if law == "gaussian" else None
     samples, fewer = _leave_out(r, h, w, t, lengths, rest)
     return Sketched(samples, 0.0, k, 2 * k, 0, covariance(samples, fewer))
-
-
-def stack_of(trees: list[Tree]) -> Tree:
-    """The stack of a list of vectors."""
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
 
 
 @one_thread

@@ -70,6 +70,11 @@ def index(stack: Tree, i: Any) -> Tree:
     return jax.tree.map(lambda x: x[i], stack)
 
 
+def stacked(found: list[Tree]) -> Tree:
+    """The stack of a list of vectors, at least one."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+
 @jax.jit
 def take(stack: Tree, order: Any) -> Tree:
     """The stack of the vectors at the positions `order`."""
@@ -283,5 +288,5 @@ def random_directions(
     if normalization == "filter":
         drawn = [filter_normalize(v, params, live) for v in drawn]
         excluded = tuple(path for path, leaf in leaves_with_paths(params) if jnp.ndim(leaf) < 2)
-    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
+    stack = stacked(drawn)
     return Directions(unit(stack) if normalization == "unit" else stack, normalization, excluded)
