@@ -41,7 +41,7 @@ def _accuracy(program: Program, correct: Array, examples: Array | np.float32) ->
 
 def train_metrics(program: Program, state: TrainState) -> Metrics:
     """Means over the epoch's training batches, taken as they were trained (train mode)."""
-    n = jnp.maximum(state.totals.examples, 1)
+    n = jnp.maximum(state.totals.examples, 1)  # before the first step there are none: 0, not NaN
     return Metrics(state.totals.loss / n, _accuracy(program, state.totals.correct, n))
 
 
@@ -72,6 +72,7 @@ def evaluate_running(program: Program, state: TrainState, images: Array, labels:
     needed = state.stopped != stopping.PADDING if program.probes else state.stopped == -1
     whole = lambda: evaluate(program, state, images, labels)  # noqa: E731
     nothing = jax.tree.map(_nothing, jax.eval_shape(whole))
+    # Under vmap both are computed: it is saved where members go one by one.
     return jax.lax.cond(needed, whole, lambda: nothing)
 
 
@@ -80,12 +81,14 @@ def over_window(
 ) -> Any:
     """`total` plus `fn(*batch)` of the first `count` batches of a window, in their order."""
     add = lambda i, sums: jax.tree.map(jnp.add, sums, fn(*batch_of(batches, i)))  # noqa: E731
+    # The count is traced: full windows and the last one share a program.
     return jax.lax.fori_loop(0, count, add, total)
 
 
 def metrics(program: Program, sums: dict[str, Any], examples: int) -> Metrics:
     """Means of loss and accuracy, and the sums of the other probes, from those over a split."""
     sums, n = dict(sums), np.float32(examples)
+    # Counts are exact as float32 below 2^24, so that the fraction is rounded once.
     loss, correct = sums.pop("loss") / n, sums.pop("accuracy").astype(np.float32)
     return Metrics(loss, _accuracy(program, correct, n), sums or ())
 
@@ -156,6 +159,7 @@ def expansion(
 
     def continuous(state: TrainState) -> dict[str, Any]:
         found = variables(program, state)
+        # A bool has no derivative.
         gates = jax.tree.map(lambda gate: gate.astype(jnp.float32), found["gates"])
         return {"params": found["params"], "gates": gates}
 
@@ -168,6 +172,7 @@ def expansion(
         def loss(t: Array) -> Array:
             moved = jax.tree.map(lambda w, d: w + (t * d).astype(w.dtype), start, change)
             if before.batch_stats:
+                # Constants along the way: evaluation mode.
                 moved["batch_stats"] = before.batch_stats
             outputs: Any = program.module.apply(moved, x, train=False)
             values = losses.objective(program.loss, outputs, labels)
@@ -176,6 +181,7 @@ def expansion(
         def slope(t: Array) -> Array:
             return jax.jvp(loss, (t,), (jnp.ones_like(t),))[1]
 
+        # The slope at t = 0 and its derivative there: g'd and d'Hd.
         first, bend = jax.jvp(slope, (jnp.float32(0),), (jnp.float32(1),))
         return jnp.stack([first, first + bend / 2])
 
@@ -200,7 +206,7 @@ def released_evaluate(
         counter = -1 - (
             (2 * state.step + after_event) * batches + number
         )  # training draws are >= 0
-        params = interventions.act(
+        params = interventions.act(  # as at the start of a training step: this pass sees its noise
             program.groups,
             state.params,
             state.windows,
@@ -210,12 +216,14 @@ def released_evaluate(
             counter=counter,
             opening=False,
         )
+        # Kept: noise piles up in the stored weights, also while testing.
         state = state._replace(params=params)
         outputs = logits(program, state, jnp.take(images, index, axis=0))
         target = jnp.take(labels, index, axis=0)
         values = losses.objective(program.loss, outputs, target)
         loss += jnp.sum(jnp.where(weight > 0, values, 0.0))
         correct += jnp.sum(losses.hits(outputs, target) & (weight > 0)).astype(jnp.int32)
+        # A window may close within a test pass, and restore.
         params, stats, windows = interventions.advance(
             program.groups,
             state.params,
@@ -245,6 +253,7 @@ def sparsity(program: Program, state: TrainState) -> Array:
         jax.tree.map(
             lambda m, p: jnp.sum(~m) * (p.size // m.size) if m.ndim else jnp.int32(0),
             live,
+            # One entry of a filter's mask stands for all its weights.
             state.params,
         )
     )

@@ -40,6 +40,7 @@ def last_indices(program: Program, state: TrainState) -> Array:
     for back in range(program.average):
         number = jnp.maximum(at - back, 0)
         epoch = number // full
+        # The batches that training takes, looked up again and not kept.
         order = data_lib.epoch_permutation(state.seeds.data, epoch, program.train_examples)
         size = program.batch_size
         found.append(jax.lax.dynamic_slice(order, (number % full * size,), (size,)))
@@ -59,6 +60,7 @@ def evidence_batch(program: Program, state: TrainState, data: Data) -> tuple[Arr
             if program.evidence == "balanced"
             else last_indices(program, state)
         )
+        # As stored: neither augmented nor hardened.
         images, labels = (jnp.take(x, indices, axis=0) for x in data[:2])
     else:
         n = min(program.saliency_examples, program.train_examples)
@@ -110,7 +112,7 @@ def wanted(program: Program, chosen: Array, need: str, compute: Callable[[], Tre
       compute: computes it.
     """
     of = [s == need or need in scores_lib.SCORES[s].needs for s in program.scores]
-    if all(of) or not any(of):
+    if all(of) or not any(of):  # nothing to choose: no branch
         return compute() if any(of) else {}
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
     return jax.lax.cond(jnp.array(of)[chosen], compute, lambda: zeros)
@@ -132,6 +134,7 @@ def network_scores(
     images, labels = evidence_batch(program, state, data)
     found, module = variables(program, state), program.module.clone(dropout=0.0)
     x = inputs(program, images)
+    # The statistics of these examples are made on the way, and dropped.
     train: Any = {"train": True, "mutable": ["batch_stats"]} if "batch_stats" in found else {}
 
     def loss(params: dict, scale: float = 1.0) -> Array:
@@ -141,6 +144,7 @@ def network_scores(
 
     def output(params: dict) -> Array:
         kinds = jax.tree.leaves(params)[0].dtype
+        # In float64 where SynFlow asks for it, and so is the module.
         ones = jnp.ones((1, *program.image_shape), kinds)
         plain = {"params": trees.map_with_path(_unit_norm, params)}
         if "batch_stats" in found:

@@ -61,22 +61,26 @@ def steer(
         changed = {}
         for g in groups:
             w, slope = (trees.get(t, g.kernel) for t in (params, gradients))
-            pulled = slope + table.dead_decay * w
+            pulled = slope + table.dead_decay * w  # part of the gradient: momentum and Adam see it
             changed[g.kernel] = jnp.where(trees.get(masks, g.kernel), slope, pulled)
+        # The optimizer gets no mask: dead weights are trained as well.
         return trees.replace(gradients, changed), masks_lib.ones(params), dict(learnt)
     size = sum(s.size for s in learnt.values())
     found = {}
     for g in groups:
         s = learnt[g.name]
+        # By the value at which a dead weight waits, so that its score may bring it back.
         slope = scores.product(trees.get(params, g.kernel), trees.get(gradients, g.kernel))
+        # The derivative of the sigmoid, without 1 - sigmoid(s), which cancels where s is large.
         slope += table.penalty / size * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
-        found[g.name] = s - table.score_rate * slope
+        found[g.name] = s - table.score_rate * slope  # plain descent, whatever trains the weights
     return gradients, masks, found
 
 
 def above(s: Array, threshold: Array) -> Array:
     """Where sigmoid(S) exceeds the threshold, and the best 0.5 % whatever they are."""
     part, of = LEAST_KEPT
+    # Rounded up: one stays of the smallest layer.
     return masks_lib.prune(s, -(-s.size * part // of)) | (jax.nn.sigmoid(s) > threshold)
 
 
@@ -102,6 +106,7 @@ def choose(
         windows._replace(
             targeted=after,
             remaining={n: endless(after[n], left) for n, left in windows.remaining.items()},
+            # What survives is asked of the last event that grew any.
             grown={n: jnp.where(some, grown[n], old) for n, old in windows.grown.items()},
         ),
         dropped,

@@ -56,13 +56,17 @@ class Harden:
             for values, default in ((self.mean, 0.0), (self.std, 1.0))
         )
         if self.noise:
+            # Of pixels, in units of what is normalized.
             noise = self.noise / std * jax.random.normal(noise_key, x.shape)
             x = x + noise.astype(x.dtype)
         if not self.radius:
             return x
+        # Where pixels end: 0 and 1, normalized.
         least, most = (-mean / std, (1 - mean) / std) if self.mean else (-inf, inf)
+        # Around the noisy inputs.
         low = jnp.maximum(x - self.radius / std, least).astype(x.dtype)
         high = jnp.minimum(x + self.radius / std, most).astype(x.dtype)
+        # One restart, which begins at x itself: what the key draws is not used.
         return losses.projected_gradient(
             outputs, x, labels, low, high, key=attack_key, steps=self.steps
         )

@@ -47,4 +47,5 @@ def mean_over_parts(fn: Callable[[Tree, jax.Array], Tree], batch: Tree, count: i
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, jnp.int32(0))
     )
     total = jax.lax.fori_loop(0, count, lambda i, sums: jax.tree.map(jnp.add, sums, part(i)), zeros)
+    # Parts are equal, so that the mean of their means is that of the examples.
     return jax.tree.map(lambda s: s / count if jnp.issubdtype(s.dtype, jnp.inexact) else s, total)

@@ -27,10 +27,11 @@ Make = Callable[[float, bool], optax.GradientTransformation]
 
 def _adam(momentum: float, nesterov: bool) -> optax.GradientTransformation:
     del momentum, nesterov
-    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)  # PyTorch's, as in the paper
 
 
 def _sgd(momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    # t = momentum t + g: no dampening, as in PyTorch.
     return optax.trace(momentum, nesterov) if momentum else optax.identity()
 
 
@@ -75,7 +76,7 @@ class Optimizer(NamedTuple):
             )
         if self.clip_norm > 0:
             norm = optax.tree.norm(gradients)
-            factor = jnp.minimum(1.0, self.clip_norm / (norm + 1e-6))
+            factor = jnp.minimum(1.0, self.clip_norm / (norm + 1e-6))  # 1e-6: PyTorch's
             gradients = jax.tree.map(lambda g: g * factor, gradients)
 
         def decayed(tree: Tree, scale: jax.Array) -> Tree:
@@ -88,10 +89,12 @@ class Optimizer(NamedTuple):
         updates, state = self.transform.update(gradients, state, params)
         if self.decoupled:
             updates = decayed(updates, weight_decay)
+        # A dead weight stays, though moments from when it lived may not be 0 yet.
         params = jax.tree.map(
             lambda m, p, u: jnp.where(m, p - learning_rate * u, p), masks, params, updates
         )
         if self.frozen is not None:
+            # Decay, and an optimizer's own terms, have moved it.
             params = jax.tree.map(lambda f, old, p: old if f else p, self.frozen, start, params)
         return params, state
 
@@ -163,6 +166,7 @@ def learning_rates(
     if schedule == "constant":
         return [rate] * epochs
     if schedule == "multistep":
+        # A milestone epoch has the lower rate already.
         return [rate * decay ** sum(m <= e for m in milestones) for e in range(epochs)]
     if schedule == "cosine":
         return list(_cosine(rate, epochs))
@@ -177,4 +181,4 @@ def learning_rates(
 )  # the arms of a study ask for the same, and each number is a computation by JAX
 def _cosine(rate: float, epochs: int) -> tuple[float, ...]:
     cosine = optax.cosine_decay_schedule(rate, max(epochs, 1))
-    return tuple(float(cosine(e)) for e in range(epochs))
+    return tuple(float(cosine(e)) for e in range(epochs))  # 0 would be reached after the last epoch

@@ -59,12 +59,13 @@ class Probe(NamedTuple):
 
 
 def _loss(seen: Seen) -> Array:
+    # Not times the weight: where the filling example's loss is infinite, 0 * inf is NaN.
     return jnp.sum(jnp.where(seen.weight > 0, seen.losses, 0.0))
 
 
 def _accuracy(seen: Seen) -> Array:
     hits = losses.hits(seen.outputs, seen.labels) & (seen.weight > 0)
-    return jnp.sum(hits).astype(jnp.int32)
+    return jnp.sum(hits).astype(jnp.int32)  # adds up exactly, in any order
 
 
 def _classes(seen: Seen) -> dict[str, Array]:
@@ -74,6 +75,7 @@ def _classes(seen: Seen) -> dict[str, Array]:
     right = losses.hits(seen.outputs, seen.labels) & counts
     return {
         "count": zero.at[seen.labels].add(counts.astype(jnp.int32)),
+        # What fills the batch has a label as well, and adds 0 to it.
         "correct": zero.at[seen.labels].add(right.astype(jnp.int32)),
     }
 
@@ -81,6 +83,7 @@ def _classes(seen: Seen) -> dict[str, Array]:
 def _class_rows(sums: Mapping[str, np.ndarray], examples: int) -> list[Row]:
     del examples
     pairs = zip(sums["count"], sums["correct"], strict=True)
+    # A class without examples has no recall: no row.
     return [{"class": c, "count": n, "correct": k} for c, (n, k) in enumerate(pairs) if n]
 
 
@@ -90,6 +93,7 @@ def _predictions(seen: Seen) -> dict[str, Array]:
     place = lambda x: zero.at[seen.positions].add(  # noqa: E731
         jnp.where(seen.weight > 0, x, 0).astype(jnp.int32)
     )
+    # Filling points at example 0 and adds 0: each entry is one example's.
     return {"predicted": place(losses.predicted(seen.outputs)), "labels": place(seen.labels)}
 
 

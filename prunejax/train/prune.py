@@ -72,6 +72,7 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
             learnt=state.learnt.get(g.name),
         )
         values = [scores_lib.SCORES[name].fn(inputs) for name in program.scores]
+        # Which one is data: arms of other scores share this program.
         result[g.name] = jnp.take(jnp.stack(values), chosen, axis=0)
     return result
 
@@ -100,7 +101,7 @@ def _scoped(
     if program.global_scope or not program.features.pooled:
         return choose("global" if program.global_scope else "layer")
     pooled = state.table.pooled[event]
-    both = zip(choose("global"), choose("layer"), strict=True)
+    both = zip(choose("global"), choose("layer"), strict=True)  # both: which counts is data
     return [jnp.where(pooled, a, b) for a, b in both]
 
 
@@ -130,6 +131,7 @@ def _selected(program: Program, state: TrainState, data: Data, event: Array) -> 
         drawn = rng.uniform(rng.at(state.seed, "mask", number), scores)
     for g in program.groups:
         score = scores[g.name]
+        # -NaN is NaN: a broken score goes first, whichever end is targeted.
         smallest_first = jnp.where(target == LARGEST, -score, score)
         worth.append(jnp.where(target == RANDOM, -drawn[g.name], smallest_first))
         taken = state.windows.targeted[g.name]
@@ -173,7 +175,7 @@ def grow(
 
     def choose(scope: str) -> list[Array]:
         many = jnp.sum(counts) if scope == "global" else list(counts)
-        return mask_algebra.prune(worth, many, masks=dead, scope=scope)
+        return mask_algebra.prune(worth, many, masks=dead, scope=scope)  # one tie rule
 
     back = _scoped(program, state, event, choose)
     grown = {g.name: b for g, b in zip(program.groups, back, strict=True)}
@@ -193,7 +195,7 @@ def _with_growth(
         grown, zero = grow(program, state, data, event)
         params, windows = regrowth.regrow(program.groups, state.params, state.windows, grown)
         where = regrowth.leaf_masks(program.groups, params, grown)
-        moments = growth.zero_moments(state.opt_state, where)
+        moments = growth.zero_moments(state.opt_state, where)  # those of the weights that were
         changed = state._replace(params=params, windows=windows, opt_state=moments)
         return changed, number(grown), zero
 
@@ -220,7 +222,7 @@ def apply_event(
     """
     if program.forward != "masked":
         return _rechosen(program, state, data, event)
-    own = select(program, state, data, event)
+    own = select(program, state, data, event)  # of a twin, too: `replay` is data
     selected = {name: jnp.where(state.table.replay, replay[name], own[name]) for name in own}
     windows = interventions.open_windows(
         program.groups,
@@ -241,11 +243,12 @@ def apply_event(
         counter=state.table.ids[event],
         opening=True,
     )
+    # What has just opened is fresh still in a row on the same step: without targets nothing acts.
     happens = jnp.any(jnp.stack([jnp.any(s) for s in selected.values()]))
     params = jax.tree.map(lambda new, old: jnp.where(happens, new, old), params, state.params)
-    before, state = state, state._replace(params=params, windows=windows)
+    before, state = state, state._replace(params=params, windows=windows)  # the drop alone
     predicted = jnp.full(2, jnp.nan)
-    if program.forecast:
+    if program.forecast:  # on the test split, as the losses before and after
         predicted = jax.lax.cond(
             happens,
             lambda: evaluation.forecast(program, before, state, data.test_images, data.test_labels),
@@ -270,6 +273,7 @@ def _rechosen(
     dead = select(program, state, data, event)
     if program.features.threshold:
         dead = {n: jnp.where(soft, ~kept[n], units) for n, units in dead.items()}
+    # Rows by step choose anew also where their counts are 0; those of other arms have id -1.
     happens = jnp.any(table.counts[event] > 0) | (table.ids[event] > program.epochs)
     after, dropped, grown = forward.choose(windows, dead, happens)
     number = functools.partial(_number, program)

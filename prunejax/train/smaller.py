@@ -63,6 +63,7 @@ def of(program: Program, sizes: tuple[int, ...]) -> Smaller:
         raise ValueError(f"{name} does not say who reads its units (`wiring`, `shrunk`)")
     alive = jax.tree.map(lambda _: np.True_, shapes["params"])
     streams = groups_lib.live(links, shapes["params"], alive).read
+    # Runs that prune other units share the step: first and last ones must leave the same network.
     small, other = (_without(module, streams, units, last) for last in (True, False))
     if small != other:
         raise ValueError(
@@ -142,6 +143,7 @@ def _around(
     part = train(
         state._replace(
             params=small(state.params),
+            # Moments are cut as their weights are.
             opt_state=trees.map_alike(small, state.params, state.opt_state),
             batch_stats=small(state.batch_stats),
             activations=of_layers(state.activations),

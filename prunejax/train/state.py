@@ -151,6 +151,7 @@ class Program:
         return dataclasses.replace(
             self,
             features=self.features._replace(pooled=False, threshold=False, random=True),
+            # Activations are averaged while training, so that their scores stay.
             scores=tuple(s for s in self.scores if "activations" in scores_lib.SCORES[s].needs),
             global_scope=False,
             saliency_examples=0,

@@ -113,14 +113,17 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         opening=False,
     )
     collections = ["batch_stats"] + (["activations"] if program.needs_activations else [])
+    # Of the step alone: a resumed run draws the same.
     key = rng.at(state.seeds.data, "dropout", state.step)
     hidden = program.forward != "masked"
+    # Straight-through: the gradient by the masked weights, dead ones included.
     trained = masks_lib.apply(masks(program, state), params) if hidden else params
 
     def gradient_of(batch: tuple[Array, Array], key: Array) -> tuple[Any, Tree]:
         def loss_fn(params: Tree) -> tuple[Array, tuple[Array, Tree]]:
             found = variables(program, state, params)
             outputs, updated = program.module.apply(
+                # Masked already: a second mask would take the gradient of dead weights.
                 found | {"params": params} if hidden else found,
                 batch[0],
                 train=True,
@@ -139,6 +142,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         (loss, (correct, updated)), gradients = gradient_of((images, labels), key)
     else:
         (loss, (correct, updated)), gradients = microbatch.mean_over_parts(
+            # Each part drops units of its own.
             lambda part, number: gradient_of(part, jax.random.fold_in(key, number)),
             (images, labels),
             parts,
@@ -157,6 +161,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         state.hyper.learning_rate[epoch] * optim_lib.warmed(state.step, state.hyper.warmup),
         state.hyper.weight_decay,
     )
+    # Reset by the first step of an epoch and not behind its last: in between they are read.
     begins = state.step % program.steps_per_epoch == 0
     ended = state.totals.past + state.totals.loss / jnp.maximum(state.totals.examples, 1)
     totals = jax.tree.map(lambda t: jnp.where(begins, 0, t), state.totals)
@@ -182,11 +187,13 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         activations=activations,
         windows=windows,
         totals=Totals(
+            # The mean of a batch, by its examples: the last may be smaller.
             totals.loss + loss * labels.shape[0],
             totals.correct + correct,
             totals.examples + labels.shape[0],
             jnp.where(begins, ended, state.totals.past),
         ),
+        # The loss is that of the weights before this step's update.
         bad_step=jnp.where((state.bad_step < 0) & ~jnp.isfinite(loss), state.step, state.bad_step),
         learnt=learnt,
     )
@@ -202,13 +209,14 @@ def train_steps(
     gives the same bits. A window has the batches of these steps (and may have more).
     """
     size = program.batch_size
+    # Of one epoch: made once a call.
     order = _order(program, state) if program.steps_per_epoch > 1 else None
 
     def one(state: TrainState) -> TrainState:
         if isinstance(data, Window):
             return train_batch(program, state, *batch_of(data[:2], state.step - data.first))
         start = (state.step % program.steps_per_epoch) * size
-        now = _order(program, state) if order is None else order
+        now = _order(program, state) if order is None else order  # each step an epoch of its own
         indices = jax.lax.dynamic_slice(now, (start,), (size,))
         return train_batch(program, state, *_taken(program, state, data, indices))
 
@@ -218,6 +226,7 @@ def train_steps(
 
 def train_last_step(program: Program, state: TrainState, data: Data) -> TrainState:
     """The last, smaller batch of an epoch."""
+    # A size of its own: nothing is padded, for BatchNorm.
     indices = _order(program, state)[-program.last_batch :]
 
     def one(state: TrainState) -> TrainState:
@@ -246,6 +255,7 @@ def train_batch(program: Program, state: TrainState, images: Array, labels: Arra
     """One training step on a batch of stored examples that is there already."""
     images = inputs(program, images)
     if program.harden.acts:
+        # An attack on the network as the last step left it, before this one's noise or zeroing.
         images = _hardened(program, state, images, labels)
     return train_step(program, state, split_batch(program, images), labels)
 
@@ -254,6 +264,7 @@ def _hardened(program: Program, state: TrainState, x: Array, labels: Array) -> A
     found = variables(program, state)
 
     def outputs(z: Array) -> Array:
+        # Evaluation mode: attacks move no running statistics.
         return jnp.asarray(program.module.apply(found, z, train=False))
 
     return program.harden.harden(

@@ -21,6 +21,7 @@ def unless_stopped(stops: bool, step: Callable[[State], State]) -> Callable[[Sta
     """
     if not stops:
         return step
+    # The members of a stack go through epochs and rows together, by this count.
     counted = lambda s: s._replace(step=s.step + 1)  # noqa: E731
     return lambda s: jax.lax.cond(s.stopped < 0, step, counted, s)
 
