@@ -66,6 +66,7 @@ DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     **{name: partial(load_digits, name) for name in DIGITS},
     "diabetes": load_diabetes,
     "uneven_gaussians": load_uneven_gaussians,
+    # By name alone; `load` gives its seed.
     signal_noise.NAME: partial(_drawn, signal_noise.NAME, 0),
     gaussian.NAME: partial(_drawn, gaussian.NAME, 0),
     **{name: partial(load_embedded, name) for name in EXTRACTS},
@@ -134,6 +135,7 @@ def load(
     )
     if not standardize:
         chosen = _as_pixels(chosen)
+    # Last: in units of what is read.
     return signal_noise.with_noise(chosen, pad, noise, seed) if pad or noise else chosen
 
 

@@ -87,6 +87,7 @@ def _idx(folder: Path, files: list[Path]) -> Found:
             content = gzip.decompress(content) if file.suffix == ".gz" else content
         except (OSError, EOFError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
+        # Big-endian, as the format has it.
         sizes = np.frombuffer(content[4 : 4 + 4 * axes], ">u4").astype(int)
         magic = bytes([0, 0, 8, axes])
         if content[:4] != magic or len(content) != 4 + 4 * axes + int(np.prod(sizes)):
@@ -113,6 +114,7 @@ def _cifar(path: Path, inner: str, binary: bool, classes: int) -> Found:
             for names in (train, [test]):
                 parts = [(_records if binary else _pickled)(read(n), fine) for n in names]
                 images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+                # Stored channel by channel; convolutions here read channels last.
                 images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
                 splits.append((np.ascontiguousarray(images), labels.astype(np.int32)))
     except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, pickle.PickleError) as error:
@@ -150,7 +152,7 @@ def _records(content: bytes, fine: bool) -> Split:
     if not content or len(content) % size:
         raise ValueError(f"{len(content):,} bytes are no records of {size}")
     rows = np.frombuffer(content, np.uint8).reshape(-1, size)
-    return rows[:, 1 + fine :], rows[:, int(fine)]
+    return rows[:, 1 + fine :], rows[:, int(fine)]  # CIFAR-100: coarse label, then fine
 
 
 class _Arrays(pickle.Unpickler):

@@ -60,7 +60,7 @@ def load_arrays(name: str, data_dir: str | os.PathLike[str] | None = None) -> Da
         images = [x[..., None] if x.ndim == 3 else x for x in (train, test)]
         return make(name, (images[0], labels[0]), (images[1], labels[1]), outputs)
     numbers = [x.astype(np.float32) for x in (train, test)]
-    prepare = Standardize.of(numbers[0])
+    prepare = Standardize.of(numbers[0])  # the test split decides nothing
     return make(name, (numbers[0], labels[0]), (numbers[1], labels[1]), outputs, prepare=prepare)
 
 

@@ -26,6 +26,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 def epoch_permutation(seed: int | jax.Array, epoch: int | jax.Array, examples: int) -> jax.Array:
     """The order of the examples in this epoch: int32 [examples], a permutation."""
+    # From 0 .. n - 1 each time, not from the order before: an epoch needs none of its predecessors.
     return rng.order(rng.at(seed, "order", epoch), examples)
 
 
@@ -77,9 +78,10 @@ def evaluation_batches(examples: int, batch_size: int) -> tuple[np.ndarray, np.n
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    size = max(1, min(batch_size, examples))
+    size = max(1, min(batch_size, examples))  # a small split is one batch, not padded
     batches = -(-examples // size)
     position = np.arange(batches * size, dtype=np.int32).reshape(batches, size)
+    # Weights tell what fills the batch from example 0 itself.
     live = position < examples
     return np.where(live, position, 0).astype(np.int32), live.astype(np.float32)
 
@@ -101,6 +103,7 @@ def standardized(
     x: jax.Array, mean: tuple[float, ...] | jax.Array, std: tuple[float, ...] | jax.Array
 ) -> jax.Array:
     """`(x - mean) / std` of float32 [..., n], `mean` and `std` [n]."""
+    # Ranks are spelt out: callers may forbid that they are promoted.
     shift, spread = (
         jax.lax.broadcast_to_rank(jnp.asarray(v, jnp.float32), x.ndim) for v in (mean, std)
     )
@@ -116,7 +119,9 @@ def augment_draws(
       offsets int32 [batch, 2], rows and columns, uniform over -padding..padding; flips bool
       [batch], True with probability 1/2 (all False without `flip`).
     """
+    # This key goes nowhere else, so that its halves repeat no other stream.
     crop_key, flip_key = jax.random.split(key)
+    # Without the upper end.
     offsets = jax.random.randint(crop_key, (batch, 2), -padding, padding + 1)
     flips = jax.random.bernoulli(flip_key, 0.5, (batch,)) if flip else jnp.zeros(batch, bool)
     return offsets, flips

@@ -27,6 +27,7 @@ def directory() -> Path:
 
 
 def _checksum(array: np.ndarray) -> int:
+    # Of the values in C order, however the array lies in memory.
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
@@ -57,6 +58,7 @@ def write(key: str, images: np.ndarray, labels: np.ndarray) -> None:
         np.save(draft / "labels.npy", labels)
         checksums = {"crc32": [_checksum(images), _checksum(labels)]}
         (draft / "entry.json").write_text(json.dumps(checksums))
+        # A rename replaces no directory that holds something.
         shutil.rmtree(entry, ignore_errors=True)
         draft.rename(entry)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory

@@ -74,7 +74,8 @@ def take(
 
     count = left if train_examples is None else train_examples
     changes: dict[str, Any] = {}
-    if count < total:
+    if count < total:  # a whole set stays in its order
+        # Counters keep the draws of the two splits apart.
         order = np.asarray(jax.random.permutation(rng.at(seed, "subset", 0), total))
         held_out = np.sort(order[:validation_examples])
         chosen = np.sort(order[validation_examples : validation_examples + count])
@@ -130,7 +131,9 @@ def unbalanced(
     ranked = np.asarray(jax.random.permutation(rng.at(seed, "imbalance", 0), num_classes))
     order = np.asarray(jax.random.permutation(rng.at(seed, "imbalance", 1), len(labels)))
     share = float(ratio) ** (-np.arange(num_classes) / (num_classes - 1))
+    # The class that is scarcest for its rank sets the scale; rint takes halves to the even number.
     counts = np.maximum(1, np.rint(min(have[ranked] / share) * share).astype(int))
+    # One order for all ratios: of a class the smaller share is a part of the larger.
     kept = [order[labels[order] == c][:n] for c, n in zip(ranked, counts, strict=True)]
     return np.sort(np.concatenate(kept)), tuple(ranked.tolist())
 
@@ -145,6 +148,7 @@ def spoil(labels: np.ndarray, num_classes: int, fraction: float, seed: int) -> n
         raise ValueError(f"label_noise={fraction}: there is no other class, num_classes=1")
     where = np.asarray(jax.random.permutation(rng.at(seed, "labels", 0), len(labels)))
     shift = np.asarray(
+        # 1 .. C - 1: never the same class again, every other one alike.
         jax.random.randint(rng.at(seed, "labels", 1), (len(labels),), 1, num_classes)
     )
     where = where[: round(fraction * len(labels))]

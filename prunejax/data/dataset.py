@@ -135,6 +135,7 @@ class Standardize:
     @classmethod
     def of(cls, examples: np.ndarray) -> "Standardize":
         """With mean and std over all axes but the last, in float64; a constant gets std 1."""
+        # In float64: sums over many examples lose digits in single precision.
         flat = np.asarray(examples, np.float64).reshape(-1, examples.shape[-1])
         std = flat.std(axis=0)
         return cls(tuple(flat.mean(axis=0).tolist()), tuple(np.where(std, std, 1).tolist()))
@@ -155,6 +156,7 @@ def channel_moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float,
     for channel in range(images.shape[-1]):
         counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
         mean = float(counts @ level / counts.sum())
+        # Divided by n: the moments of this set, no estimates of another's.
         variance = float(counts @ (level - mean) ** 2 / counts.sum())
         means.append(mean)
         stds.append(variance**0.5 or 1.0)

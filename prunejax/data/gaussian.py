@@ -57,7 +57,7 @@ def load_gaussian(name: str, seed: int) -> Dataset:
     means = jax.random.normal(rng.at(seed, NAME, "means"), (c.classes, c.dimension))
     splits = []
     for number, count in enumerate((c.train, c.test)):
-        key = rng.at(seed, NAME, number)
+        key = rng.at(seed, NAME, number)  # a stream for each split
         labels = jax.random.randint(rng.fold(key, "labels"), (count,), 0, c.classes)
         noise = jax.random.normal(rng.fold(key, "noise"), (count, c.dimension))
         splits.append((np.array(means[labels] + c.std * noise), np.array(labels, np.int32)))

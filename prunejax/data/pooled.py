@@ -17,7 +17,9 @@ def halved(images: np.ndarray) -> np.ndarray:
     n, h, w, c = images.shape
     if h % 2 or w % 2:
         raise ValueError(f"images of {h}x{w} pixels cannot be halved: both sides must be even")
+    # Four pixels overflow 8 bits.
     blocks = images.reshape(n, h // 2, 2, w // 2, 2, c).astype(np.uint16)
+    # Halves go up; in integers, so that no float decides a pixel.
     return ((blocks.sum(axis=(2, 4)) + 2) // 4).astype(np.uint8)
 
 

@@ -23,7 +23,7 @@ from prunejax.errors import ConfigError
 from prunejax.system import optional
 from prunejax.system.files import expand
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 1  # in the keys: once raised, older entries are not read
 CHUNK = 1000  # records read at once; one by one is slower, all at once holds every file in memory
 
 # Normalization constants in common use. CIFAR: those of the paper's code (the CIFAR-10 std is
@@ -130,7 +130,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Prepared:
             f"it{_or_archives(name)}, or prepare it once, with a network: "
             f"{preparation(name, directory)}"
         )
-    return _open(name, max(versions)[1], directory)
+    return _open(name, max(versions)[1], directory)  # by number: 10 comes after 9
 
 
 def _or_archives(name: str) -> str:
@@ -210,6 +210,7 @@ def source(prepared: Prepared, split: str) -> Any:
     optional.check(f"the data set {prepared.name!r}", "array_record", "PIL")
 
     builder = tfds.builder_from_directory(prepared.path)
+    # Decoded here: see `transforms.decode`.
     return builder.as_data_source(split, decoders={prepared.image: tfds.decode.SkipDecoding()})
 
 

@@ -67,6 +67,7 @@ class Patches:
 
     def parts(self, examples: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(signal, noise) of each example, [n, d] each: the signal has one coordinate."""
+        # The noise patch has many coordinates that are not 0, the signal has one.
         first = jnp.count_nonzero(examples[:, 0], axis=-1) == 1
         swapped = examples[:, ::-1]
         ordered = jnp.where(first[:, None, None], examples, swapped)
@@ -141,6 +142,8 @@ def with_noise(data: Dataset, pad: int, noise: float, seed: int) -> Dataset:
         clean = np.asarray(batches.normalize(images, data.mean, data.std))
         clean = clean.reshape(len(images), math.prod(clean.shape[1:]))
         clean = np.pad(clean, ((0, 0), (0, pad)))
+        # A counter each: no split repeats the noise of another.
         drawn = jax.random.normal(rng.at(seed, "input noise", number), clean.shape)
+        # Beside each other, not added: trackers look at both.
         changes[f"{split}_images"] = np.stack([clean, noise * np.asarray(drawn)], 1)
     return dataclasses.replace(data, mean=(), std=(), prepare=Sum(), **changes)

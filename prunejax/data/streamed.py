@@ -74,6 +74,7 @@ class StreamedSet:
         """The first `count` images (central parts) and labels of "train" or "test", in memory."""
         stream = self._open(split == "train", 1, (0, 1))
         count = min(count, stream.examples)
+        # As in evaluation, of the training split too: in order, and nothing random.
         batch = dataclasses.replace(stream, training=False, batch_size=count)[0]
         return batch["image"], batch["label"]
 

@@ -96,6 +96,7 @@ class Stream:
     def steps_per_epoch(self) -> int:
         """Number of batches of one pass."""
         full, rest = divmod(self.examples, self.batch_size)
+        # In evaluation the rest is a batch, too, filled up: every example counts.
         return full + bool(rest and not (self.training and self.drop_last))
 
     def rows(self, step: int) -> np.ndarray:
@@ -115,6 +116,7 @@ class Stream:
         else:
             rows = np.arange(first, last)
             rows = np.where(rows < self.examples, rows, -1)
+        # Parts of one global batch: a run sees the same one on any number of processes.
         part = len(rows) // self.process_count
         return rows[self.process_index * part :][:part]
 
@@ -163,7 +165,7 @@ class Stream:
             return transforms.central(encoded, size, channels)
         # Epoch and example are words of Philox's counter: no two of them share random numbers.
         key = np.array(self.augment_key, np.uint64)
-        bits = np.random.Philox(key=key, counter=[0, 0, epoch, row])
+        bits = np.random.Philox(key=key, counter=[0, 0, epoch, row])  # NumPy's: no device decides
         return transforms.random_resized(encoded, size, channels, np.random.Generator(bits))
 
     def iterate(
@@ -263,6 +265,7 @@ def open_stream(
         raise ValueError(f"image_size={image_size}: must be at least 1 pixel")
     if training:
         batches.steps_per_epoch(examples, batch_size)  # refuses what does not fit
+    # Examples of a smaller last batch.
     rest = examples % batch_size if training and not drop_last else 0
     for size in (batch_size, rest):
         if batch_size < 1 or size % process_count:
@@ -270,6 +273,7 @@ def open_stream(
                 f"batch_size={batch_size}: {examples} examples in batches of that size do not "
                 f"divide among {process_count} processes (a batch of {size})"
             )
+    # These two words are the key of all views of the run.
     key = jax.random.bits(rng.at(seed, "augment"), (2,))
     return Stream(
         prepared=found,

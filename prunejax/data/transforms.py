@@ -48,6 +48,7 @@ def crop_box(
     for _ in range(10):
         area = width * height * generator.uniform(*CROP_AREA)
         ratio = np.exp(generator.uniform(*np.log(CROP_RATIO)))
+        # Either side may come out longer than the image's: then it is drawn again.
         w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left = int(generator.integers(0, width - w + 1))
@@ -90,6 +91,7 @@ def central(encoded: bytes, size: int, channels: int) -> np.ndarray:
     image = _open(encoded, channels)
     width, height = image.size
     side = min(width, height) / RESIZE
+    # Not rounded to whole pixels: the resize samples between them.
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     return _pixels(image.resize((size, size), BILINEAR, box=box))

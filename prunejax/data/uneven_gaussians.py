@@ -22,6 +22,7 @@ def load_uneven_gaussians(data_dir: str | os.PathLike[str] | None = None) -> Dat
     """
     del data_dir
     rng = np.random.default_rng(0)
+    # From here on the order of draws decides: labels, then noise, of each split.
     means = rng.normal(size=(CLASSES, DIMENSIONS))
     spread = np.linspace(*SPREADS, CLASSES)
     parts = []
@@ -30,4 +31,5 @@ def load_uneven_gaussians(data_dir: str | os.PathLike[str] | None = None) -> Dat
         noise = rng.normal(size=(labels.size, DIMENSIONS))
         parts.append(((means[labels] + spread[labels, None] * noise).astype(np.float32), labels))
     train, test = parts
+    # Over all classes together, so that their spreads stay unequal.
     return make("uneven_gaussians", train, test, CLASSES, prepare=Standardize.of(parts[0][0]))
