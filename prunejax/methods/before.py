@@ -85,7 +85,7 @@ def prune(
     def scored(live: Tree) -> Tree:
         e = Evidence(params, rules=rules, masks=live, loss=loss, output=output, seed=seed)
         found = fn(e)
-        return jax.tree.map(jnp.negative, found) if invert else found
+        return jax.tree.map(jnp.negative, found) if invert else found  # NaN goes first all the same
 
     if nm is not None:
         if sparsity is not None:
@@ -119,7 +119,7 @@ def prune(
 
     def once(i: Any, live: Tree) -> Tree:
         found = scored(live)
-        row = jnp.asarray(table)[i]
+        row = jnp.asarray(table)[i]  # counts by round are data: one body for all
         if isinstance(keep, int):
             return masks_lib.prune(_floored(found, live, min_per_layer), row, masks=live)
         counts = {path: row[j] for j, path in enumerate(keep)}
@@ -139,6 +139,7 @@ def _floored(scores: Tree, live: Tree, least: int) -> Tree:
         if not jnp.ndim(s):
             return s
         best = ranking.top(s, least, eligible=m)
+        # A score that is infinite of itself must not outrank what has to stay; NaN stays NaN.
         return jnp.where(best, jnp.inf, jnp.minimum(s.astype(jnp.float32), jnp.finfo("f").max))
 
     return jax.tree.map(lift, scores, live)
@@ -235,6 +236,7 @@ def balanced_batch(labels: Sequence[int] | np.ndarray, *, per_class: int, seed: 
         where = np.flatnonzero(labels == c)
         if len(where) < per_class:
             raise ValueError(f"class {c} has {len(where)} examples, {per_class} are wanted of each")
+        # By class: what one of them gives does not depend on the others.
         key = rng.at(seed, "score batch", int(c))
         found.append(where[rng.permutation(key, len(where))[:per_class]])
     return np.concatenate(found)

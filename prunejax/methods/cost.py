@@ -54,6 +54,7 @@ def _walk(jaxpr: Any, owners: list[int], times: int, counts: list[int]) -> list[
     for eqn in jaxpr.eqns:
         given = [of(v) for v in eqn.invars]
         own = {o for o in given if o != _NEUTRAL}
+        # What is made of one leaf alone, masked or cast, still counts as that leaf.
         out = own.pop() if len(own) == 1 else _DATA if own else _NEUTRAL
         outs = [out] * len(eqn.outvars)
         work = _work(eqn)
@@ -89,7 +90,7 @@ def _inner(eqn: Any) -> tuple[Any, int, int] | None:
     if name == "while" and _multiplies(p["body_jaxpr"].jaxpr):
         raise ValueError("products inside of a while loop: how often it runs is not known")
     if name == "cond":
-        return p["branches"][-1].jaxpr, 1, 1
+        return p["branches"][-1].jaxpr, 1, 1  # where the condition holds
     body = p.get("jaxpr", p.get("call_jaxpr", p.get("fun_jaxpr")))
     if body is None or name == "while":
         return None

@@ -92,6 +92,7 @@ class Evidence:
             slopes = jax.grad(lambda p: jnp.sum(output(whole(p)), dtype=jnp.float64))(part)
             flows = [w * g for w, g in zip(part, slopes, strict=True)]
             top = jnp.max(jnp.stack([jnp.max(x, initial=0) for x in flows]))
+            # Where no path is left all flows are 0: zeros then, not 0 / 0.
             return [(x / jnp.where(top == 0, 1, top)).astype(jnp.float32) for x in flows]
 
         return self.tree(_in_double(flow)(self.weights))
@@ -152,6 +153,7 @@ def _in_double(fn: Callable[[Tree], list[Array]]) -> Callable[[Tree], list[Array
     """`fn` traced with 64-bit types on; under vmap too, which traces anew and later than a call."""
 
     def traced(tree: Tree) -> list[Array]:
+        # The caller may forbid promotion, and arrays inside `output` be in single precision.
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
             return jax.jit(fn)(tree)
 

@@ -69,6 +69,7 @@ def swaps(live: int, fraction: float, *, step: int, end: int, decay: str = "cosi
     if not 0 <= step <= end:
         raise ValueError(f"an update at step {step}: drop fractions are defined for 0 to {end}")
     part = rule(Fraction(step, max(end, 1)))
+    # Cosines of thirds come out beside the exact number, which floor must not see.
     exact = Fraction(str(fraction)) * live * (round(part, 12) if isinstance(part, float) else part)
     return math.floor(round(exact, 9))
 
@@ -197,6 +198,7 @@ def zero_moments(state: Any, where: Tree) -> Any:
         if not jnp.ndim(flag):
             flag = jnp.broadcast_to(flag, shape)
         elif not _broadcasts(jnp.shape(flag), shape):
+            # A factored moment of that parameter: no entry is one weight's.
             return x
         return jnp.where(flag, jnp.zeros((), jnp.result_type(x)), x)
 
@@ -218,6 +220,7 @@ def _whose(state: Any, params: Tree) -> list[int | None]:
     known = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
 
     def owner(path: tuple[Any, ...]) -> int | None:
+        # The longest first: a moment's path ends with the whole path of its parameter.
         ends = (path[i:] for i in range(len(path) + 1))
         return next((known[end] for end in ends if end in known), None)
 

@@ -72,5 +72,5 @@ def mode_leverage(e: Evidence) -> Tree:
 
     The smallest of it are the weights of the slow modes.
     """
-    _, vectors = jnp.linalg.eigh(e.hessian)
+    _, vectors = jnp.linalg.eigh(e.hessian)  # ascending: the last ones are the largest
     return _scored(e, jnp.square(vectors[:, -FAST:]).sum(axis=1))

@@ -99,6 +99,7 @@ METHODS: dict[str, Method] = {
     # sparse throughout
     "static": Method(initial="random", allocation="erk"),
     "set": dataclasses.replace(_swap, growth="random"),
+    # RigL's updates take the place of a gradient step (Evci et al. 2020, algorithm 1).
     "rigl": dataclasses.replace(_swap, growth="gradient", gradient_step=False),
     # dense to sparse
     "once": Method(schedule="once"),

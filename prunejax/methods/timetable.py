@@ -64,6 +64,7 @@ def plan(
         scope, units, final = "layer", list(sizes.values()), list(sizes.values())
     else:
         kept: int | dict[str, int]
+        # Given masks keep their counts, whatever the allocation.
         kept = dict(live) if live else allocate.counts(shapes, m.sparsity, m.allocation)
         if m.redistribute and not isinstance(kept, int):
             kept = sum(kept.values())
@@ -103,6 +104,7 @@ def _kept(
         return np.array([start]), np.array([final])
     if m.schedule == "phases":
         assert m.phases is not None
+        # An odd number of them: the first compresses, and so does the last.
         rows = [units if i % 2 else final for i in range(len(m.phases))]
         return np.array(m.phases), np.array(rows)
     assert m.end is not None

@@ -119,8 +119,10 @@ def transformation(
         else:
             live, grown = changed(params)
             inner = _forget(m, state.inner, live, grown, due)
+            # No moment is made of dead weights.
             updates, after = optimizer.update(where(live, gradients), inner, params, **extra)
             if m.schedule == "swaps" and not m.gradient_step and len(plan.steps):
+                # Selected and not multiplied: an update that is not finite must not pass.
                 updates = jax.tree.map(lambda u: jnp.where(due, jnp.zeros_like(u), u), updates)
                 waited = growth.with_counters(inner, after, params)
                 after = jax.tree.map(lambda x, y: jnp.where(due, x, y), waited, after)
@@ -189,6 +191,7 @@ def _now(plan: timetable.Plan, step: Array) -> tuple[Array, Array]:
     if not len(plan.steps):
         return jnp.array(False), jnp.int32(0)
     steps = jnp.asarray(plan.steps)
+    # The last row at or before this step; events beyond the plan are like its last.
     row = jnp.maximum(jnp.searchsorted(steps, step, side="right") - 1, 0)
     due = steps[row] == step
     if plan.again:
@@ -225,6 +228,7 @@ def _learn(m: Method, learnt: Tree, gradients: Tree, params: Tree, chosen: Tree)
     def step(c: bool, s: Array, g: Array, w: Array) -> Array:
         if not c:
             return s
+        # By the weight at its value, also where it is dead: such scores may rise.
         slope = scores.product(w, g)
         if m.score == "threshold":
             slope += penalty * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
@@ -256,6 +260,7 @@ def _summed(
     def add(c: bool, total: Array, g: Array) -> Array:
         if not c:
             return total
+        # A sum, not a mean: only ranks are looked at.
         return jnp.where(inside, jnp.where(first, 0, total) + g.astype(total.dtype), total)
 
     structure: Any = jax.tree.structure(chosen)

@@ -19,6 +19,7 @@ def where(masks: Tree, tree: Tree, other: Tree | None = None) -> Tree:
             return None
         if mask.ndim not in (0, jnp.ndim(x)):
             mask = jnp.broadcast_to(mask, jnp.shape(x))
+        # Of the update's own type: nothing is promoted.
         y = jnp.zeros((), jnp.result_type(x)) if y is None else y.astype(jnp.result_type(x))
         return jnp.where(mask, x, y)
 
@@ -46,6 +47,7 @@ def steered(m: Method, gradients: Tree, masks: Tree, params: Tree) -> Tree:
     def pull(mask: Array, g: Any, w: Array) -> Any:
         if g is None or not mask.ndim:
             return g
+        # Before the optimizer: its momentum sees the pull.
         decayed = (m.dead_decay * w).astype(g.dtype)
         return jnp.where(mask, g, g + decayed)
 

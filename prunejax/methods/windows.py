@@ -137,7 +137,7 @@ def windows(
         if target == "random":
             worth = rng.uniform(rng.at(seed, "mask", state.step), worth)
         elif target == "largest":
-            worth = {n: -w for n, w in worth.items()}
+            worth = {n: -w for n, w in worth.items()}  # -NaN is NaN: it goes first all the same
         left = [jnp.sum(units, dtype=jnp.int32) for units in eligible]
         keep: Any = [n - due for n in left] if scope == "layer" else sum(left) - due
         kept = masks_lib.prune(list(worth.values()), keep, masks=eligible, scope=scope)
@@ -150,10 +150,11 @@ def windows(
             raise ValueError("windows needs the parameters: tx.update(gradients, state, params)")
         groups, own = groups_of(params), jnp.asarray(seed)
         updates, inside = inner.update(gradients, state.inner, params, **extra)
+        # Windows end, and give back, before an event looks at what is there.
         new, _, held = interventions.advance(
             groups, optax.apply_updates(params, updates), {}, state.windows, table, features
         )
-        due = jnp.sum(jnp.where(steps == state.step, counts, 0))
+        due = jnp.sum(jnp.where(steps == state.step, counts, 0))  # several pairs may name one step
 
         def event(new: Tree, held: interventions.Windows) -> tuple[Tree, interventions.Windows]:
             chosen = select(new, state, due)
@@ -163,6 +164,7 @@ def windows(
             ), held
 
         new, held = jax.lax.cond(due > 0, event, lambda *same: same, new, held)
+        # Numbered by the gradient that comes next, as a study numbers its steps.
         new = interventions.act(
             groups, new, held, table, features, seed=own, counter=state.step + 1, opening=False
         )
