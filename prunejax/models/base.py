@@ -73,7 +73,7 @@ class Model(nn.Module):
 
     def scaled(self, units: int) -> int:
         """`units` times the width factor."""
-        return max(1, round(units * self.width))
+        return max(1, round(units * self.width))  # halves to the even number
 
     def conv(self, x: jax.Array, features: int, kernel: int, **options: Any) -> jax.Array:
         """A convolution with this model's dtype and method; see `layers.convolution`."""
@@ -88,6 +88,7 @@ class Model(nn.Module):
 
     def drop(self, x: jax.Array, train: bool) -> jax.Array:
         """Dropout with rng stream "dropout"; nothing where the rate is 0."""
+        # No stream of draws is asked for then.
         if self.dropout == 0.0:
             return x
         return nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -103,4 +104,5 @@ class Model(nn.Module):
             name="classifier",
             dtype=self.dtype,
         )(x)
+        # Losses are in single precision at least, whatever the layers compute in.
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))

@@ -79,6 +79,7 @@ class ConvNet(Model):
             )
             layers.record_activation(self, f"conv{count}", x)
             x = nn.relu(x)
+        # Place by place, channels innermost; PyTorch flattens otherwise (`study.torch_file`).
         x = x.reshape(x.shape[0], -1)
         for i, units in enumerate(self.hidden, 1):
             x = nn.Dense(

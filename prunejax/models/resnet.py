@@ -167,6 +167,7 @@ class ResNet(Model):
         y = self._conv_bn(nn.relu(y), last, train, f"{name}_{{}}2")
         y = y + self._shortcut(x, block, train)
         y = layers.gate(self, f"{name}_conv2", y)
+        # Behind the addition: what the block hands on, as the released score sees it.
         layers.record_activation(self, f"{name}_conv2", y)
         return nn.relu(y)
 

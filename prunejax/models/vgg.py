@@ -60,6 +60,7 @@ class VGG(Model):
             count += 1
             x = self.conv(x, self.scaled(int(entry)), 3, name=f"conv{count}")
             x = self.norm(x, train, f"bn{count}")
+            # BatchNorm's output before the ReLU, as scores by activations read it.
             layers.record_activation(self, f"conv{count}", x)
             x = nn.relu(x)
         return self.logits(self.drop(layers.global_avg_pool(x), train))
