@@ -157,7 +157,7 @@ def on_main(fn: Callable[[], T]) -> T:
     if is_main():
         try:
             outcome = (True, fn())
-        except Exception as error:
+        except Exception as error:  # told to all, and raised by all: none is left waiting
             outcome = (False, error)
     try:
         content = wire.encode(outcome) if is_main() else b""
@@ -184,6 +184,7 @@ def on_all(fn: Callable[[], T]) -> list[T]:
         own = error
         content = wire.encode((False, error))
     lengths = multihost_utils.process_allgather(np.int32(len(content)))
+    # Padded to a power of two, as in `_broadcast`: few sizes are compiled.
     buffer = np.zeros(1 << int(max(lengths)).bit_length(), np.uint8)
     buffer[: len(content)] = np.frombuffer(content, np.uint8)
     every = multihost_utils.process_allgather(buffer)
@@ -198,7 +199,7 @@ def on_all(fn: Callable[[], T]) -> list[T]:
 
 def same(value: T) -> bool:
     """Whether `value` is the same in every process; all must call it."""
-    return not any_process(on_main(lambda: value) != value)
+    return not any_process(on_main(lambda: value) != value)  # of process 0, compared by everyone
 
 
 def _broadcast(content: bytes) -> bytes:

@@ -109,7 +109,7 @@ def split_spec(shape: Sequence[int], parts: int) -> PartitionSpec:
     fitting = [n if n % parts == 0 else 0 for n in shape]
     if math.prod(shape) < SMALL or not any(fitting):
         return PartitionSpec()
-    return PartitionSpec(*[None] * int(np.argmax(fitting)), DATA)
+    return PartitionSpec(*[None] * int(np.argmax(fitting)), DATA)  # the first of the longest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +140,7 @@ def put(tree: Tree, where: Any) -> Tree:
 
     def one(leaf: Any, where: NamedSharding) -> jax.Array:
         host = np.asarray(leaf)
+        # A process makes its devices' parts only.
         return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
     return jax.tree.map(one, tree, where)
@@ -168,12 +169,13 @@ def held(stack: Tree, index: int) -> tuple[Tree, int] | None:
     for leaf in jax.tree.leaves(stack):
         for shard in leaf.addressable_shards:
             place = index - (shard.index[0].start or 0)
+            # A part of a member is not the member: devices along `data` may split it.
             if 0 <= place < shard.data.shape[0] and shard.data.shape[1:] == leaf.shape[1:]:
                 found.append(shard.data)
                 places.add((shard.device, place))
                 break
         else:
             return None
-    if len(places) != 1:
+    if len(places) != 1:  # leaves on several devices, or in other places
         return None
     return jax.tree.unflatten(jax.tree.structure(stack), found), places.pop()[1]

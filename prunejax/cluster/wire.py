@@ -31,6 +31,7 @@ def decode(content: bytes) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    # `np.float64` is a float, too, and would lose its type.
     if isinstance(value, bool | int | float | str | None) and not isinstance(value, np.generic):
         return value
     if isinstance(value, list):
@@ -67,7 +68,7 @@ def _rich(found: dict[str, Any]) -> Any:
         return Path(content)
     if kind == "array":
         array = np.load(io.BytesIO(base64.b85decode(content)), allow_pickle=False)
-        return array if array.ndim else array[()]
+        return array if array.ndim else array[()]  # scalars keep their type
     if kind in ("RecordError", "OSError"):
         return (RecordError if kind == "RecordError" else OSError)(
             content[0] or errno.EIO, content[1]
