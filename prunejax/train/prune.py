@@ -72,8 +72,7 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
             learnt=state.learnt.get(g.name),
         )
         values = [scores_lib.SCORES[name].fn(inputs) for name in program.scores]
-        # Which one is data: arms of other scores share this program.
-        result[g.name] = jnp.take(jnp.stack(values), chosen, axis=0)
+        result[g.name] = jnp.take(jnp.stack(values), chosen, axis=0)  # which one is data
     return result
 
 
@@ -131,8 +130,7 @@ def _selected(program: Program, state: TrainState, data: Data, event: Array) -> 
         drawn = rng.uniform(rng.at(state.seed, "mask", number), scores)
     for g in program.groups:
         score = scores[g.name]
-        # -NaN is NaN: a broken score goes first, whichever end is targeted.
-        smallest_first = jnp.where(target == LARGEST, -score, score)
+        smallest_first = jnp.where(target == LARGEST, -score, score)  # -NaN is NaN: first, too
         worth.append(jnp.where(target == RANDOM, -drawn[g.name], smallest_first))
         taken = state.windows.targeted[g.name]
         eligible.append(~taken if program.forward == "masked" else jnp.ones_like(taken))
@@ -243,8 +241,7 @@ def apply_event(
         counter=state.table.ids[event],
         opening=True,
     )
-    # What has just opened is fresh still in a row on the same step: without targets nothing acts.
-    happens = jnp.any(jnp.stack([jnp.any(s) for s in selected.values()]))
+    happens = jnp.any(jnp.stack([jnp.any(s) for s in selected.values()]))  # or fresh ones act again
     params = jax.tree.map(lambda new, old: jnp.where(happens, new, old), params, state.params)
     before, state = state, state._replace(params=params, windows=windows)  # the drop alone
     predicted = jnp.full(2, jnp.nan)
@@ -273,7 +270,6 @@ def _rechosen(
     dead = select(program, state, data, event)
     if program.features.threshold:
         dead = {n: jnp.where(soft, ~kept[n], units) for n, units in dead.items()}
-    # Rows by step choose anew also where their counts are 0; those of other arms have id -1.
     happens = jnp.any(table.counts[event] > 0) | (table.ids[event] > program.epochs)
     after, dropped, grown = forward.choose(windows, dead, happens)
     number = functools.partial(_number, program)

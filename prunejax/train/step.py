@@ -113,18 +113,15 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         opening=False,
     )
     collections = ["batch_stats"] + (["activations"] if program.needs_activations else [])
-    # Of the step alone: a resumed run draws the same.
-    key = rng.at(state.seeds.data, "dropout", state.step)
-    hidden = program.forward != "masked"
-    # Straight-through: the gradient by the masked weights, dead ones included.
+    key = rng.at(state.seeds.data, "dropout", state.step)  # by the step alone: resuming repeats it
+    hidden = program.forward != "masked"  # then gradients are by masked weights, of dead ones too
     trained = masks_lib.apply(masks(program, state), params) if hidden else params
 
     def gradient_of(batch: tuple[Array, Array], key: Array) -> tuple[Any, Tree]:
         def loss_fn(params: Tree) -> tuple[Array, tuple[Array, Tree]]:
             found = variables(program, state, params)
             outputs, updated = program.module.apply(
-                # Masked already: a second mask would take the gradient of dead weights.
-                found | {"params": params} if hidden else found,
+                found | {"params": params} if hidden else found,  # masked before: no second mask
                 batch[0],
                 train=True,
                 mutable=collections,
@@ -141,8 +138,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
     if parts == 1:
         (loss, (correct, updated)), gradients = gradient_of((images, labels), key)
     else:
-        (loss, (correct, updated)), gradients = microbatch.mean_over_parts(
-            # Each part drops units of its own.
+        (loss, (correct, updated)), gradients = microbatch.mean_over_parts(  # each draws its own
             lambda part, number: gradient_of(part, jax.random.fold_in(key, number)),
             (images, labels),
             parts,
@@ -161,8 +157,7 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         state.hyper.learning_rate[epoch] * optim_lib.warmed(state.step, state.hyper.warmup),
         state.hyper.weight_decay,
     )
-    # Reset by the first step of an epoch and not behind its last: in between they are read.
-    begins = state.step % program.steps_per_epoch == 0
+    begins = state.step % program.steps_per_epoch == 0  # not at its end: sums are read then
     ended = state.totals.past + state.totals.loss / jnp.maximum(state.totals.examples, 1)
     totals = jax.tree.map(lambda t: jnp.where(begins, 0, t), state.totals)
     params, stats, windows = interventions.advance(
@@ -187,13 +182,11 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         activations=activations,
         windows=windows,
         totals=Totals(
-            # The mean of a batch, by its examples: the last may be smaller.
-            totals.loss + loss * labels.shape[0],
+            totals.loss + loss * labels.shape[0],  # by examples: the last batch may be smaller
             totals.correct + correct,
             totals.examples + labels.shape[0],
             jnp.where(begins, ended, state.totals.past),
         ),
-        # The loss is that of the weights before this step's update.
         bad_step=jnp.where((state.bad_step < 0) & ~jnp.isfinite(loss), state.step, state.bad_step),
         learnt=learnt,
     )
@@ -209,8 +202,7 @@ def train_steps(
     gives the same bits. A window has the batches of these steps (and may have more).
     """
     size = program.batch_size
-    # Of one epoch: made once a call.
-    order = _order(program, state) if program.steps_per_epoch > 1 else None
+    order = _order(program, state) if program.steps_per_epoch > 1 else None  # once for the epoch
 
     def one(state: TrainState) -> TrainState:
         if isinstance(data, Window):
@@ -226,8 +218,7 @@ def train_steps(
 
 def train_last_step(program: Program, state: TrainState, data: Data) -> TrainState:
     """The last, smaller batch of an epoch."""
-    # A size of its own: nothing is padded, for BatchNorm.
-    indices = _order(program, state)[-program.last_batch :]
+    indices = _order(program, state)[-program.last_batch :]  # no padding: BatchNorm would see it
 
     def one(state: TrainState) -> TrainState:
         return train_batch(program, state, *_taken(program, state, data, indices))
@@ -255,8 +246,7 @@ def train_batch(program: Program, state: TrainState, images: Array, labels: Arra
     """One training step on a batch of stored examples that is there already."""
     images = inputs(program, images)
     if program.harden.acts:
-        # An attack on the network as the last step left it, before this one's noise or zeroing.
-        images = _hardened(program, state, images, labels)
+        images = _hardened(program, state, images, labels)  # the network before this step's noise
     return train_step(program, state, split_batch(program, images), labels)
 
 
@@ -264,8 +254,7 @@ def _hardened(program: Program, state: TrainState, x: Array, labels: Array) -> A
     found = variables(program, state)
 
     def outputs(z: Array) -> Array:
-        # Evaluation mode: attacks move no running statistics.
-        return jnp.asarray(program.module.apply(found, z, train=False))
+        return jnp.asarray(program.module.apply(found, z, train=False))  # eval: statistics stay
 
     return program.harden.harden(
         x,
