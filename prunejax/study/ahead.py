@@ -105,6 +105,7 @@ def memory_needed(lowered: Sequence[Any], *, states: int, data: int, devices: in
     """
     used = together([functools.partial(_memory, program) for program in lowered])
     work = max(
+        # What lies in a donated argument's place takes none of its own.
         m.temp_size_in_bytes + max(0, m.output_size_in_bytes - m.alias_size_in_bytes)
         for m in used
         if m is not None

@@ -57,7 +57,7 @@ def waves(
             found.setdefault((depth[m.run], b, m.start.step), []).append(m)
     missing, last = set(depth), 0
     order: list[tuple[int, list[Member]]] = []
-    left = sorted(found)
+    left = sorted(found)  # by depth, so that parents come first
     while left:
         ready = [key for key in left if not any(missing & m.needs for m in found[key])]
         key = next((k for k in ready if k[1] == last), ready[0])
@@ -107,7 +107,7 @@ def chunks(
         or (n * size <= PADDING * least and (n - count) * alike <= FEW)
     ]
     if known:
-        size = -min(known)[1]
+        size = -min(known)[1]  # the least padding; of equal ones the larger stack
         return [(list(members[i : i + size]), size) for i in range(0, len(members), size)]
     size = -(-len(members) // count)
     size = -(-size // multiple) * multiple

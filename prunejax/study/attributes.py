@@ -22,6 +22,7 @@ def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]
         rate = None
         acts = used or p.schedule == "threshold"
         if used:
+            # The paper's rates are those of the layer that loses most, its last one.
             last = max(used, key=lambda layer: counts[:, layer].sum())
             number = np.count_nonzero(counts[:, last])
             if program.weights or program.global_scope:  # counts are no filters of one layer

@@ -109,15 +109,15 @@ class Chunk:
             epoch = self._saving.resume(states, marks, self._places)
             many = self._done(states) * len(self.members)
             self.progress.advance(many, "continuing from a checkpoint", timed=False)
-        self.directory.truncate(marks["sizes"], marks.get("digests"))
+        self.directory.truncate(marks["sizes"], marks.get("digests"))  # what follows is made anew
         if states is None:
             states = self.population.initial(self._padded, self._places)
             states = self._handover.begin(states, self._padded)
-            self._handover.leave(states, 0)
+            self._handover.leave(states, 0)  # "start" is before the events of step 0
             states = self._events.due(states, -1, 0)
-            states = self._handover.rewind(states, self._padded)
+            states = self._handover.rewind(states, self._padded)  # masks stay, weights go back
             if any(bool(m.table.fan_in) for m in self.members):
-                states = self.population.scale(states)
+                states = self.population.scale(states)  # by the masks that training begins with
             self._watch.track(states, -1)
             self._watch.rehearse(states)
             done = self._done(states)
@@ -215,7 +215,7 @@ class Chunk:
         released = self.population.program.features.released
         if released:  # its evaluation changes the windows
             self._saving.keep()
-        states, pre = self._events.test(states, after_event=False)
+        states, pre = self._events.test(states, after_event=False)  # right before the event
         if epoch in self.measure_epochs and epoch + 1 < self.population.program.epochs:
             self._watch.measure_all(states, bad, epoch)  # the end is measured later
         states, post = self._events.at_epoch(states, epoch, pre)
@@ -223,8 +223,8 @@ class Chunk:
             states, post = self._events.test(states, after_event=True)
         if post is not None:  # what is live may have changed
             _, _, steps, sparsity = self.population.summary(states)
-        post = pre if post is None else post
-        validation = self._watch.validation(states)
+        post = pre if post is None else post  # epochs.csv tests what the event left
+        validation = self._watch.validation(states)  # of the network after the event, as the test
         for i, m in self._real:
             if bad[i] >= epoch * self.population.program.steps_per_epoch:
                 self.progress.message(f"{m.run}: stopped, the loss is not finite at step {bad[i]}")
@@ -240,7 +240,7 @@ class Chunk:
         last = epoch + 1 == self.population.program.epochs
         self.probing.epoch(whole, post, epoch, steps, last)
         self._stand(train.loss, "test", post.accuracy)
-        states = self._watch.stop(states, epoch)
+        states = self._watch.stop(states, epoch)  # last: the row is of the epoch it stopped in
         ended = (bad >= 0) | self._watch.over(states)
         return states, bool(np.all(ended[self._places]))
 
@@ -288,10 +288,10 @@ class Chunk:
                 row |= self._watch.measures(states, k, last, bad)
                 self._maybe_save(states, last + 1, epoch_done=False)
             rows.append(dict.fromkeys(self.directory.tables["runs"]) | row)
-        self._targets.save(whole=True)
-        self._handover.leave(states, lineage.END)
+        self._targets.save(whole=True)  # before runs.csv says that they are done
+        self._handover.leave(states, lineage.END)  # for children; the row comes after it
         final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
         runs = {"runs": [m.run for m in self.members], "places": self._places}
         final.save(states, runs | {"size": self.size})
         endings.append()
-        self.directory.append("runs", rows)
+        self.directory.append("runs", rows)  # last: whoever has a row is not trained again

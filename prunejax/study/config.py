@@ -159,7 +159,7 @@ def validate(settings: ConfigDict, label: str) -> None:
     if settings.data.label_noise >= 1:
         raise ConfigError(f"config.data.label_noise = 1.0{where} must be below 1")
     last = settings.first_seed + settings.seeds - 1
-    if last >= 2**32:
+    if last >= 2**32:  # seeds are uint32
         raise ConfigError(
             f"config.first_seed = {settings.first_seed} with config.seeds = {settings.seeds}: the "
             f"last seed would be {last}; {2**32 - 1} at most"

@@ -107,6 +107,7 @@ class Lines:
         if isinstance(dataset, StreamedSet) and not count:
             raise ConfigError("config.connect.examples = 0 (all) of a streamed set; give a number")
         self._splits = {s: _cut(*dataset.first(s, count), size) for s in ("train", "test")}
+        # BatchNorm's statistics are of training examples, whichever split is tested.
         self._pool = _cut(*dataset.first("train", self._chosen.statistics_examples), size)
         variables = jax.eval_shape(
             lambda key: models.init(program.module, key, program.image_shape), jax.random.key(0)
@@ -158,6 +159,7 @@ class Lines:
         c = self._chosen
         x, y = (n.params if self._has_norm else n for n in (a, b))
         answers = [
+            # The ends with their own statistics, also where points in between get new ones.
             np.concatenate([np.asarray(self._predict(n, images)) for images, _ in self._test])
             for n in (a, b)
         ]

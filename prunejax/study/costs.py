@@ -43,9 +43,10 @@ def mean_live(rows: Sequence[Mapping[str, Any]], end: int, begins: int, total: i
     live -= int(first.get("grown") or 0)
     at, area = begins, 0
     for row in ordered:
-        step = max(int(row["step"]), begins)
+        step = max(int(row["step"]), begins)  # what is done before training costs no step
         area += live * (step - at)
         at, live = step, int(row["live"])
+    # By the steps of its own training: those of its parent are that run's.
     return (area + live * (total - at)) / max(1, total - begins)
 
 

@@ -93,6 +93,7 @@ class _Stack:
     def _states(self) -> TrainState:
         batch, member = self._of
         one = arrangement.shapes(batch.program, member)
+        # On the host, whatever devices the states were saved from.
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((self._size, *leaf.shape), leaf.dtype, sharding=host),

@@ -158,6 +158,7 @@ class Handover:
         if not m.start.redraw:
             return
         program = self._population.program
+        # Of another seed: the run's own would give the first weights again.
         key = rng.stream(lineage.named_seed(m.seed, "ticket_reinit"), "init")
         drawn = models.init(program.module, key, program.image_shape)["params"]
         for path in trees.match(drawn, m.start.redraw):
@@ -185,6 +186,7 @@ class Handover:
         """The states on the host with what a source of each member gives; None: nothing does."""
         if not any(source_of(m) for m in padded):
             return None
+        # Copies: fetched arrays cannot be written to.
         host = jax.tree.map(np.array, mesh_lib.fetch(states))
         known: dict[str, Arrays] = {}
         for i, m in enumerate(padded):
@@ -217,7 +219,7 @@ class Handover:
                     )
                 leaf[i] = value
         if "step" in source.parts:
-            host.step[i] = source.done
+            host.step[i] = source.done  # its schedule goes on from there
         if "masks" in source.parts:
             self._masks(host, i, saved)
 
@@ -245,11 +247,13 @@ class Handover:
 
 
 def _stream(seed: int, layer: str) -> np.random.Generator:
+    # Named, like all streams: the shuffle of a layer does not depend on which others there are.
     return np.random.default_rng([seed, zlib.crc32(f"ticket_shuffle/{layer}".encode())])
 
 
 def _set_dead(host: TrainState, layer: str, i: int, dead: np.ndarray) -> None:
     host.windows.targeted[layer][i] = dead
+    # True, where windows never close and are bools.
     host.windows.remaining[layer][i] = np.where(dead, FOREVER, 0)
 
 

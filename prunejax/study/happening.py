@@ -66,6 +66,7 @@ class Happening:
         for row in rows:
             asked = [m for m in self.members if row in m.events]
             tested = any(m.evaluate_between or not m.is_between(row) for m in asked)
+            # Stacked members are tested together, also those that do not ask.
             pre = post = None
             if tested:
                 states, pre = self.test(states, after_event=False)
@@ -98,6 +99,7 @@ class Happening:
         _, bad, steps, _ = self.population.summary(states)
         program = self.population.program
         hidden = program.forward != "masked"
+        # Runs with a loss that is not finite leave no rows from there on.
         asked = [(i, m) for i, m in self.real if bad[i] < 0 and number in m.events]
         rows = [
             row

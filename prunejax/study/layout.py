@@ -244,6 +244,7 @@ def fastest(seconds: Mapping[Way, float]) -> tuple[Way, str]:
 
 def _measure(people: Population, members: int) -> float:
     """Seconds per member and step in the fastest call (other work slows some) after the first."""
+    # This call compiles, and is not timed.
     states = people.train(people.zeros(members), people.data, np.int32(1))
     steps, per_epoch = 1, max(1, people.program.steps_per_epoch - 1)
     fastest, passed, calls = np.inf, 0.0, 0

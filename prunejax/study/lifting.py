@@ -19,6 +19,7 @@ Tree = Any
 def arguments(member: Member) -> tuple[Any, ...]:
     """What `step.initial_state` takes besides its program."""
     own = (member.init_seed, member.data_seed)
+    # A copy of a run has order, augmentation and dropout of its own, and the same weights.
     seeds = step.Seeds(*(np.uint32(member.seed if s is None else s) for s in own))
     return np.uint32(member.seed), member.table, member.hyper, seeds
 

@@ -44,7 +44,7 @@ class Start:
     @property
     def step(self) -> int:
         """Training steps that count as done when training begins."""
-        for source in (self.rewind, self.source):
+        for source in (self.rewind, self.source):  # what is put back last decides
             if source is not None and "step" in source.parts:
                 return source.done
         return 0

@@ -25,7 +25,7 @@ class Live(NamedTuple):
     def at(self, step: float) -> dict[str, int]:
         """Live units after the events up to a step."""
         gone: Counter[str] = Counter()
-        for when, drops in self.changes:
+        for when, drops in self.changes:  # events on that step are in
             if when <= step:
                 gone.update(drops)
         return {name: count - gone[name] for name, count in self.counts.items()}

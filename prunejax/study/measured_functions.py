@@ -48,6 +48,7 @@ def _made(_: Any, of: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
         variables = {"params": params, **statistics}
         if running:
             return jnp.asarray(module.apply(variables, x, train=False))
+        # The running statistics that this makes are dropped.
         outputs, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
         return outputs
 

@@ -81,6 +81,8 @@ class Measurer:
         chosen, dataset, program = settings.measures, batch.dataset, batch.program
         images, labels = dataset.first(chosen.split, chosen.examples)
         running = chosen.batch_norm == "eval"
+        # With statistics of a batch all examples are one batch: else values would depend on its
+        # size.
         self._batches = _cut(images, labels, program.eval_batch_size if running else len(labels))
         # Of a streamed set there are only so many in memory.
         tests = chosen.examples if isinstance(dataset, data_lib.StreamedSet) else 0
@@ -118,7 +120,7 @@ class Measurer:
             inputs = [(self._inputs(images), labels) for images, labels in self._batches]
             variables = {"params": params, **statistics}
             mean, std = np.array(self.program.mean or (0.0,)), np.array(self.program.std or (1.0,))
-            low, high = -mean / std, (1 - mean) / std
+            low, high = -mean / std, (1 - mean) / std  # where pixels end: 0 and 1, normalized
             if self.program.prepare is not None:
                 low, high = np.array(-np.inf), np.array(np.inf)
             return suite.Network(module, variables, untrained(), inputs, 1 / std, low, high)
@@ -139,6 +141,7 @@ class Measurer:
             masks=masks if chosen.live_only else None,
             batches=self._batches,
             test=self._test,
+            # By seed alone: arms are compared with the same probes.
             key=rng.at(state.seed, "probe"),
             probes=chosen.probes,
             eigenpairs=chosen.eigenpairs,

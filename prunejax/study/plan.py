@@ -126,7 +126,7 @@ def _check_streamed(settings: ConfigDict) -> None:
 def _static_key(settings: ConfigDict) -> str:
     """What has to be equal for two runs to share a compiled program."""
     plain = config_lib.to_dict(settings)
-    released = plain["intervention"]["as_released"]
+    released = plain["intervention"]["as_released"]  # static: it decides which passes count
     for name in NOT_STATIC:
         plain.pop(name)
     for part, names in ARRAYS.items():
@@ -158,7 +158,7 @@ def build(arms: Sequence[Variant]) -> list[Batch]:
     for (key, seed), together in keyed.items():
         settings = together[0].settings
         data_key = json.dumps([config_lib.to_dict(settings.data), seed], sort_keys=True)
-        if data_key not in datasets:
+        if data_key not in datasets:  # one copy in memory for all arms
             datasets[data_key] = load_dataset(settings, seed)
         outlines[key, seed] = outline.outline(settings, datasets[data_key])
     of = {arm.label: outlines[key] for key, some in keyed.items() for arm in some}
@@ -234,12 +234,12 @@ def _events(
     planned: dict[str, Events] = {}
     for label in lineage.ordered({name: arm.settings for name, arm in arms.items()}):
         settings = arms[label].settings
-        start = starts[f"{label}-{settings.first_seed}"]
+        start = starts[f"{label}-{settings.first_seed}"]  # events are alike for all seeds
         parent, at = None, 0.0
         if settings.start.ticket:
             parent = ticket_file.check(settings, label, of[label])
         elif start.source is not None and "masks" in start.source.parts:
-            parent = planned[settings.start.run].live
+            parent = planned[settings.start.run].live  # -0.5: left before that step's events
             at = start.source.done if start.source.step == lineage.END else start.source.step - 0.5
         planned[label] = outline.events(arms[label], of[label], parent, at, start.step)
     return planned

@@ -93,7 +93,7 @@ class Population:
                 program, s, data, event, replay=s.windows.targeted
             ),
             (self._states, event),
-            donate=True,
+            donate=True,  # the new state takes the old one's memory
         )
         self._twin_event = self._lift(
             lambda m, data, event: prune.apply_event(program, m[0], data, event, m[1]),

@@ -23,7 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "magnitude": _BEFORE | {"score": "magnitude"},
     "nm": _WEIGHTS | {"schedule": "scratch", "score": "magnitude", "nm": (2, 4)},
     "snip": _BEFORE | {"score": "snip", "evidence": "balanced"},
-    "grasp": _BEFORE | {"score": "grasp", "evidence": "balanced"},
+    "grasp": _BEFORE | {"score": "grasp", "evidence": "balanced"},  # as its authors draw it
     "synflow": _BEFORE | {"score": "synflow", "rounds": 100},
     # sparse throughout
     "static": _STATIC,
@@ -60,5 +60,6 @@ def apply(prune: ConfigDict, defaults: ConfigDict, own: Collection[str]) -> None
                 f"config.prune.method = {prune.method!r} sets {field!r}, which is no field of "
                 f"config.prune." + registry.suggestion(field, defaults)
             )
+        # A study that sets a field to its default cannot be told from one that does not.
         if field not in own and prune[field] == defaults[field]:
             prune[field] = value

@@ -100,9 +100,9 @@ def batch(
     counted = {a.label: planned[a.label].at_epochs for a in arms}
     between = {a.label: planned[a.label].between for a in arms}
     used = {name for a in arms for name in planned[a.label].live.names}
-    groups = tuple(g for g in of.groups if g.name in used)
+    groups = tuple(g for g in of.groups if g.name in used)  # forward order, which decides ties
     scores = tuple(
-        sorted(
+        sorted(  # indices do not depend on the order of arms
             {a.settings.prune.score for a in arms if counted[a.label]}
             | {a.settings.prune.update_score for a in arms if _updates(between[a.label])}
         )

@@ -79,6 +79,7 @@ def finished(
         if not status.get("finished") or status.get("report") != page.name:
             return None
         texts = [
+            # As text: 1 and 1.0, or True and 1, are equal in Python.
             json.dumps(content, sort_keys=True)
             for content in (read_object(path / "config.json"), resolve(config, defaults))
         ]

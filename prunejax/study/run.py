@@ -78,7 +78,7 @@ def shard(members: Sequence[Sequence[Member]], index: int, count: int) -> list[l
     shards than there are such families some are empty.
     """
     family = lineage.families({m.run: m.needs for batch in members for m in batch})
-    mine = set(sorted(set(family.values()))[index::count])
+    mine = set(sorted(set(family.values()))[index::count])  # sorted: every shard deals alike
     return [[m for m in batch if family[m.run] in mine] for batch in members]
 
 
@@ -145,7 +145,7 @@ def run(
         resolved,
         environment(),
         rows_lib.tables(arms, [b.program for b in batches]),
-        ignore=("checkpoint", "population.memory_gib", "record"),
+        ignore=("checkpoint", "population.memory_gib", "record"),  # no number depends on these
         mirror=mirror,
     ) as directory:
         if directory.finished:
@@ -219,7 +219,7 @@ def _train(
     """Trains every chunk of the members `mine` of each batch that has no rows in runs.csv yet."""
     steps = [b.program.steps_per_epoch * b.program.epochs for b in batches]
     _verify(directory)
-    finished = {row["run"] for row in directory.rows("runs")}
+    finished = {row["run"] for row in directory.rows("runs")}  # its row is a run's last write
     progress = Progress(
         sum(len(members) * n for members, n in zip(mine, steps, strict=True)),
         quiet=quiet or not distributed.is_main(),
@@ -267,13 +267,13 @@ def _train(
                 ),
             )
             number += 1
-            if begun != chunk.index:
+            if begun != chunk.index:  # tables as they are before its first row
                 directory.save_json("progress.json", {"chunk": chunk.index, **directory.marks()})
             people.foresee(b)
             with times.counted():
                 chunk.run()
             directory.save_json("progress.json", {"chunk": number, **directory.marks()})
-            chunk.checkpoints.clear()
+            chunk.checkpoints.clear()  # after it is on record that the chunk is done
             directory.publish()
             distributed.on_main(tracking.send)
     distributed.on_main(tracking.send)  # runs that an earlier start did not get to send

@@ -88,10 +88,10 @@ class Saving:
         """
         begin = time.perf_counter()
         with self.progress.excluded("saving"):
-            self.targets.save()
+            self.targets.save()  # first: resuming relies on their files
             facts = {"epoch": epoch, **self._marks, "measured": self.measured}
             self.checkpoints.save(states, facts)
-            self.directory.publish()
+            self.directory.publish()  # last: what is sent is whole
         self.saved_at, self._cost = self.clock(), time.perf_counter() - begin
 
     def resume(self, states: TrainState, facts: Mapping[str, Any], places: Sequence[int]) -> int:

@@ -23,6 +23,7 @@ def stability(
             f"config.prune.score = 'stability' bounds MLPs, ConvNets and VGGs, not "
             f"{settings.model.name!r}; use another score"
         )
+    # Of pixels, in units of what is normalized.
     radius = settings.measures.attack_radius / np.array(dataset.std or (1.0,))
     own = module.clone(dropout=0.0)
     return lambda variables, x: bounds.stability(own, variables, x, radius)
@@ -39,6 +40,7 @@ def balanced(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[int,
     if p.evidence != "balanced" or isinstance(dataset, StreamedSet):
         return ()
     try:
+        # The seed of the data, not of a run: all runs see the same examples.
         found = before.balanced_batch(
             dataset.train_labels, per_class=p.per_class, seed=settings.data.seed
         )

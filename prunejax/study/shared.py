@@ -153,6 +153,7 @@ def functions(program: Program, mesh: Mesh, vectorized: bool, states: TrainState
       states: shardings of stacked states.
     """
     bare, _ = without_rows(states)
+    # Equal programs, not the same one: what events alone read is not in it.
     key = (program.beside_events(), mesh, vectorized, jax.tree.structure(bare))
     for known, found in _KNOWN:
         if known == key:

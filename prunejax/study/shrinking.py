@@ -39,9 +39,11 @@ def with_cuts(
         raise ConfigError(f"{where} needs a data set in memory; this one is streamed")
     cuts: list[tuple[int, tuple[int, ...]]] = []
     for epoch in range(0, program.epochs, every):
+        # After the events on that step.
         live = [planned[a.label].live.at(epoch * per_epoch) for a in arms]
         if any(ALL in counts for counts in live):
             raise ConfigError(f"{where}: how many units each layer has is known only in training")
+        # One compiled size for all arms: what the one with most needs.
         sizes = tuple(
             max(1, *(counts.get(g.name, g.units) for counts in live)) for g in program.groups
         )

@@ -190,9 +190,11 @@ def _updates(
     """Drop-and-grow updates: every `update_every` steps up to `update_end` of training."""
     p, found = settings.prune, []
     last = math.floor(p.update_end * total)
+    # Not at 0, where masks are new, nor at the end, where the fraction is 0.
     for step in range(p.update_every, last, p.update_every):
         left = _shares(layers, live, step)
         if p.redistribute:
+            # Layers are ranked together: how many each of them swaps is known only in training.
             left = {ALL: sum(left.values())}
         swaps = {
             name: growth.swaps(n, p.update_fraction, step=step, end=last, decay=p.update_schedule)
@@ -226,7 +228,7 @@ def shared_steps(rows_of_arms: Sequence[Sequence[Row]]) -> list[int]:
     """The steps of the rows that a program's arms share: each as often as some arm needs it."""
     needed: Counter[int] = Counter()
     for arm in rows_of_arms:
-        needed |= Counter(row.step for row in arm)
+        needed |= Counter(row.step for row in arm)  # as often as the arm that needs it most
     return sorted(needed.elements())
 
 
@@ -261,6 +263,7 @@ def fill(
     wide = np.zeros((extra, at_epochs.shape[1]), np.int32)
     filled = Filled(
         np.concatenate([per_epoch * np.arange(base), np.array(steps, int)]).astype(np.int32),
+        # -1 for rows of other arms: what a run draws must not depend on them.
         np.concatenate([np.arange(base), np.full(extra, -1)]).astype(np.int32),
         np.zeros(base + extra, bool),
         np.concatenate([at_epochs, wide]).astype(np.int32),

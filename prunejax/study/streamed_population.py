@@ -62,7 +62,7 @@ class StreamedPopulation(Population):
         super().__init__(alone, held, layout, devices, like, shard_params=shard_params)
         self.program, self._source = program, source
         share = program.data_parallel
-        self._eval_size = -(-program.eval_batch_size // share) * share
+        self._eval_size = -(-program.eval_batch_size // share) * share  # divides over devices
         self._test: Stream | None = None
         self._feeds: dict[int, windows.Feed] = {}
         self._of_members = mesh_lib.sharding(self.mesh, MEMBER, None, DATA)
@@ -96,7 +96,7 @@ class StreamedPopulation(Population):
     def _train(self, states: TrainState, data: Data, steps: Any) -> TrainState:
         """`steps` training steps that stay inside one epoch."""
         del data
-        first = int(mesh_lib.fetch(states.step)[0])
+        first = int(mesh_lib.fetch(states.step)[0])  # members advance together
         seeds = [int(seed) for seed in mesh_lib.fetch(states.seeds.data)]
         last = first + int(steps)
         for number in range(first, last, self._window):
@@ -206,7 +206,7 @@ class StreamedPopulation(Population):
             return super().event(states, row, replay)
         before = self._copied(states)  # the event takes its argument's memory
         states, event = super().event(states, row, replay)
-        happens = event.targeted.any(axis=1)
+        happens = event.targeted.any(axis=1)  # of members: NaN for others
         if happens.any():
             zero = np.zeros((len(happens), 2), np.float32)
             sums = self._over_test(self._forecast, (before, states), zero)

@@ -29,7 +29,7 @@ def features(
         zero="zero" in kinds,
         gaussian="gaussian" in kinds,
         restore=any(a.settings.intervention.restore != "no" for a in finite),
-        released=arms[0].settings.intervention.as_released,
+        released=arms[0].settings.intervention.as_released,  # static: all arms of a program agree
         growth=arms[0].settings.prune.forward != "masked"
         or any(any(row.grow.values()) for rows in between.values() for row in rows),
         pooled=any(a.settings.prune.redistribute for a in arms),
@@ -54,6 +54,7 @@ def table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Tabl
         random_growth=np.bool_(p.grow == "random"),
         steps=filled.steps,
         ids=filled.ids,
+        # Updates drop the smallest, whatever the arm's events target.
         target=np.where(filled.updates, smallest, prune.TARGETS[p.target]).astype(np.int32),
         score=np.where(filled.updates, index(p.update_score), index(p.score)).astype(np.int32),
         counts=filled.counts,
@@ -93,7 +94,7 @@ def hyper(settings: ConfigDict) -> Hyper:
         # where both are the same.
         decay -= o.weight_decay
     return Hyper(
-        np.asarray(rates, np.float32),
+        np.asarray(rates, np.float32),  # single precision from here on
         np.float32(o.weight_decay),
         np.float32(decay),
         np.float32(settings.start.scale),

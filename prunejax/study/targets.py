@@ -107,6 +107,7 @@ class Targets:
             if row in m.events:
                 for layer, chosen in selected.items():
                     if chosen[i].any():
+                        # By the run's own count of events: a twin's rows may lie elsewhere.
                         name = f"{m.table.ids[row] - 1}/{layer}"
                         new, known = _Packed.of(chosen[i]), self._events[m.run].get(name)
                         if known is None or not np.array_equal(new.bits, known.bits):
@@ -161,6 +162,7 @@ class Targets:
         def write(target: IO[bytes]) -> None:
             with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
                 for name in names:
+                    # By name, so dated 1980: the same bytes whenever it is written.
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                         np.lib.format.write_array(entry, events[name].flags, allow_pickle=False)
 

@@ -98,6 +98,7 @@ def check(settings: ConfigDict, label: str, of: Outline) -> Live | None:
                 if value is None or value.shape != shape:
                     there = "no such leaf" if value is None else f"shape {value.shape}"
                     raise ConfigError(f"{where}: {there} where weights/{name} is of shape {shape}")
+        # Of the first seed: arms with a ticket have no events, which would need those of each.
         if live is None and "masks" in settings.start.take:
             counts = {kernels[n].name: int(np.count_nonzero(m)) for n, m in masks.items()}
             live = Live(tuple(counts), counts, ())

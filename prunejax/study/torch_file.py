@@ -46,6 +46,7 @@ def state_dict(variables: Mapping[str, Any], links: Sequence[Link] = ()) -> dict
         place = f"{layer.replace('/', '.')}.{_ENDINGS.get(name, name)}"
         found[place] = _laid_out(leaf, widths.get(path, 0)) if name == "kernel" else leaf
         if name == "mean":
+            # PyTorch's BatchNorm has this counter, and a strict load asks for it.
             found[f"{layer.replace('/', '.')}.num_batches_tracked"] = np.zeros((), np.int64)
     for name, gate in variables.get("gates", {}).items():
         if not np.all(gate):

@@ -87,6 +87,7 @@ def _check_first_reader(
     part: Sequence[np.ndarray],
 ) -> None:
     """Of the readers whose input the mask changes, the first gets the unit itself: it must be 0."""
+    # Exact: the same program, of the same inputs, gives the same bits where nothing changed.
     for name, before, after in zip(names, whole, part, strict=True):
         changed = before != after
         if not changed.any():

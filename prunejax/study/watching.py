@@ -72,6 +72,7 @@ class Watch:
         if not self.population.program.stops:
             return states
         done = (epoch + 1) * self.population.program.steps_per_epoch
+        # A run stops only behind its last event: all that stop have their final sparsity.
         ready = [
             all(m.table.steps[e] < done if m.is_between(e) else e <= epoch + 1 for e in m.events)
             for m in self.padded
@@ -159,6 +160,7 @@ class Watch:
         found: list[dict[str, Any]] = [{} for _ in self.members]
         if columns_lib.FIT[0] in asked:
             fit, totals = self._fit(states), mesh_lib.fetch(states.totals)
+            # The last epoch's: it joins `past` only when another one begins.
             sums = totals.past + totals.loss / np.maximum(totals.examples, 1)
             for i, row in zip(self._places, found, strict=True):
                 row |= dict(zip(columns_lib.FIT, (fit.loss[i], fit.accuracy[i]), strict=True))
