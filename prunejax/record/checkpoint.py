@@ -80,6 +80,7 @@ class Checkpoints:
                 "command again to continue",
             ) from error
         digests: dict[str, list[Any]] = {}
+        # Each process flushes what it wrote before the manifest vouches for it.
         for found in distributed.on_all(lambda: _digests(temporary)):
             digests |= found
         distributed.on_main(lambda: self._complete(number, facts, digests))
@@ -100,7 +101,7 @@ class Checkpoints:
             files.replace(temporary / "facts.json", lambda file: file.write(text.encode()))
             digests["facts.json"] = _digest(temporary / "facts.json")
             files.save_json(temporary / MANIFEST, digests)
-            temporary.rename(final)
+            temporary.rename(final)  # from here on it counts
             for old in self.numbers()[: -self.keep]:
                 leaving = self.directory / f"tmp-{old}"  # half a removal must not look complete
                 (self.directory / str(old)).rename(leaving)
@@ -138,7 +139,7 @@ class Checkpoints:
 
     def _newest(self) -> tuple[int | None, dict[str, Any], list[str]]:
         damaged: list[str] = []
-        for number in reversed(distributed.on_main(self.numbers)):
+        for number in reversed(distributed.on_main(self.numbers)):  # the newest first
             path = self.directory / str(number)
             reasons = distributed.on_all(functools.partial(_damage, path))
             reason = next((found for found in reasons if found is not None), None)
@@ -183,7 +184,7 @@ def _digests(directory: Path) -> dict[str, list[Any]]:
 
 def _digest(path: Path) -> list[Any]:
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # flushes what others wrote into the file, too
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return [path.stat().st_size, digest]
 
@@ -192,7 +193,7 @@ def _damage(directory: Path) -> str | None:
     """What is wrong with this process's files of a checkpoint, None: they are as written."""
     try:
         written = json.loads((directory / MANIFEST).read_text())
-        if "facts.json" not in written:
+        if "facts.json" not in written:  # the file that is added last
             return f"{MANIFEST} is not whole"
         for name, (size, digest) in written.items():
             path = directory / name
@@ -202,6 +203,7 @@ def _damage(directory: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            # Size alone would not see a flipped bit.
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     return f"{name} was changed"

@@ -52,6 +52,7 @@ class Tables:
         """Whether this process wrote a table up to just this state; it is not read again."""
         known = self._written.get(table)
         as_marked = known is not None and known.size == size and digest in (None, known.digest)
+        # Others may have written since.
         return as_marked and self._files[table].stat().st_size == size
 
     def forget(self, tables: Iterable[str]) -> None:
@@ -132,7 +133,7 @@ def damage(
             if not file.is_file():
                 return f"{shown / name} is missing since the study finished. {remedy}"
             if known is None:
-                with zipfile.ZipFile(file) as arrays:
+                with zipfile.ZipFile(file) as arrays:  # by the check sums in it
                     intact = arrays.testzip() is None
             else:
                 content = Running(file)

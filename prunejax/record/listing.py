@@ -30,6 +30,7 @@ class Listing:
             )
             if is_kept and file.is_file() and not file.is_symlink():
                 stat = file.stat()
+                # The inode: what replaced it within a tick of the clock may have its size and time.
                 key = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
                 known = self._seen.get(name.as_posix())
                 if known is None or known[0] != key:

@@ -124,7 +124,7 @@ class Mirror:
         except files.LockedError:
             return True
         with lock:
-            self._memory.unlink(missing_ok=True)
+            self._memory.unlink(missing_ok=True)  # until all is here, it is a copy of no state
             here = self._here.read()
             for name, facts in listed.items():
                 if here.get(name) != facts and not self._get(name, facts):
@@ -146,6 +146,7 @@ class Mirror:
         for source in (name, f"{STAGED}/{facts[1]}"):
             with suppress(FileNotFoundError):
                 self._fs.get_file(f"{self._root}/{source}", str(temporary))
+                # [-1, ""]: copied there by other means, of which nothing is known.
                 if facts == [-1, ""] or listing.facts(temporary) == facts:
                     os.replace(temporary, target)
                     return True
@@ -201,12 +202,14 @@ class Mirror:
             staged = set()
             for name, facts in listed.items():
                 if before.get(name) != facts:
+                    # The status last, also where it is new: it says that all else is there.
                     replaces = name in before or name == STATUS
                     target = f"{STAGED}/{facts[1]}" if replaces else name
                     self._fs.put_file(str(self.path / name), f"{self._root}/{target}")
                     staged |= {facts[1]} if replaces else set()
             self._put_list(listed)
             self._settle(listed, staged)
+            # After the list: until then these are the state there.
             for name in before.keys() - listed.keys():
                 self._remove(name)
 

@@ -64,7 +64,7 @@ class RunDirectory:
         if "://" in str(path):
             raise WorkdirError(f"workdir {path} is no local path; mount the bucket and name that")
         path = Path(files.expand(path))
-        config = json.loads(json.dumps(config))
+        config = json.loads(json.dumps(config))  # as it reads back: tuples are lists there
         try:
             check(path, config, tables, ignore)
             path.mkdir(parents=True, exist_ok=True)
@@ -149,9 +149,9 @@ class RunDirectory:
         if rows:
             content = text.getvalue().encode()
             with files.writing(self._file(table)):
-                known = self._ledger.known(table)
+                known = self._ledger.known(table)  # of what stands, before anything is added
             files.append(self._file(table), content)
-            known.add(content)
+            known.add(content)  # once it is written: a failure leaves digest and file as they were
 
     def marks(self) -> dict[str, dict[str, Any]]:
         """As `ledger.Tables.marks`."""
@@ -177,6 +177,7 @@ class RunDirectory:
         wanted = {t: n for t, n in wanted.items() if not self._ledger.stands(t, n, known.get(t))}
         if not wanted:
             return
+        # Before anything is cut: rows that the checkpoint saw must be as they were.
         self.verify(wanted, known)
         for table, size in wanted.items():
             if self._file(table).stat().st_size > size:
@@ -266,6 +267,7 @@ class RunDirectory:
             "files": ledger.entries(self.path, self.tables),
             "views": ledger.views(self.path),
         }
+        # Last: it says that all else is there.
         self.save_json("status.json", {"finished": True, **facts, **kept})
 
     def tensorboard(self) -> None:

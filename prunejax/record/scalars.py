@@ -39,6 +39,7 @@ class Scalars:
         with file.open("rb") as handle:
             handle.seek(self._offsets.get(table, 0))
             content = handle.read()
+        # A row that is being written is read the next time, whole.
         whole = content[: content.rfind(b"\n") + 1]
         self._offsets[table] = self._offsets.get(table, 0) + len(whole)
         rows = csv.reader(io.StringIO(whole.decode()))

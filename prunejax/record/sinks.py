@@ -153,6 +153,7 @@ class Tracking:
                 )
                 continue
             sent.setdefault(name, []).append(run)
+            # After it: an end in between sends a run twice, not never.
             files.save_json(self._path / FILE, sent)
         self._rows.pop(run, None)
 

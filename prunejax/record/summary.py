@@ -20,7 +20,9 @@ def _number(text: str) -> float:
 
 def mean_stability(events: Sequence[Row]) -> tuple[float, int]:
     """Mean stability over the event epochs of a run (fraction), and their number."""
+    # Layers pruned at one event share its accuracies: it counts once.
     by_event = {(int(e["epoch"]), e.get("step")): 1 - _number(e["instability"]) for e in events}
+    # Not those before training: the paper gives scratch pruning a stability of 1.
     values = [v for (epoch, _), v in by_event.items() if epoch >= 0 and not math.isnan(v)]
     return (sum(values) / len(values) if values else 1.0), len(values)
 
@@ -40,6 +42,7 @@ def summarize(epochs: Sequence[Row], events: Sequence[Row], status: str) -> dict
       status: "done", or why the run stopped.
     """
     stability, count = mean_stability(events)
+    # Also of those that were not tested.
     last_event = max((int(e["epoch"]) for e in events), default=-1)
     row: dict[str, object] = {
         "status": status,
@@ -55,16 +58,19 @@ def summarize(epochs: Sequence[Row], events: Sequence[Row], status: str) -> dict
         row["mean_stability"] = None
     if status != "done" or not epochs:
         return row
+    # With that epoch itself: its accuracy is of the network after the event.
     pruned = [e for e in epochs if int(e["epoch"]) >= last_event]
     best = _best(pruned, "test")
     row |= {
         "final_test_accuracy": _number(epochs[-1]["test_accuracy"]),
         "best_test_accuracy": _number(best["test_accuracy"]),
         "best_epoch": int(best["epoch"]),
+        # The training accuracy is the running one, in train mode, as in the paper's code.
         "generalization_gap": _number(best["train_accuracy"]) - _number(best["test_accuracy"]),
         "sparsity": _number(epochs[-1]["sparsity"]),
     }
     if "validation_accuracy" in epochs[-1]:
+        # Chosen by validation, told by test: no maximum over test accuracies.
         chosen = _best(pruned, "validation")
         row["selected_epoch"] = int(chosen["epoch"])
         row["selected_test_accuracy"] = _number(chosen["test_accuracy"])

@@ -21,7 +21,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str 
         a, b = theirs.get(key, "(absent)"), ours.get(key, "(absent)")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, name + ".")
-        elif a != b or isinstance(a, bool) != isinstance(b, bool):
+        elif a != b or isinstance(a, bool) != isinstance(b, bool):  # True == 1
             found.append(f"{name}: {a!r} -> {b!r}")
     return found
 
