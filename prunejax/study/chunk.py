@@ -158,11 +158,11 @@ class Chunk:
         program, per_epoch = self.population.program, self.population.program.steps_per_epoch
         steps = (last + 1 - epoch) * per_epoch
         full = steps - (1 if program.last_batch < program.batch_size else 0)
-        done = self._done(states) - epoch * per_epoch
+        done = self._done(states) - epoch * per_epoch  # above 0 in a resumed epoch
         on, at_last = self.population.training(epoch)
         size = smaller.sizes(program, epoch) or ""  # a smaller network is another compilation
         begun = epoch * per_epoch
-        stops = {*self._events.between, *self._handover.steps}
+        stops = {*self._events.between, *self._handover.steps}  # calls end there
         ends = [s - begun for s in stops if 0 < s - begun <= full]
         while done < full:
             count = min([self._pace.steps, full - done, *(s - done for s in ends if s > done)])
@@ -228,7 +228,7 @@ class Chunk:
         for i, m in self._real:
             if bad[i] >= epoch * self.population.program.steps_per_epoch:
                 self.progress.message(f"{m.run}: stopped, the loss is not finite at step {bad[i]}")
-        whole = [(i, m) for i, m in self._real if bad[i] < 0]
+        whole = [(i, m) for i, m in self._real if bad[i] < 0]  # no rows of diverged runs
         of = partial(rows_lib.of_epoch, epoch=epoch, train=train, test=post, validation=validation)
         rows = [
             of(m, i, step=steps[i], sparsity=sparsity[i])

@@ -193,7 +193,7 @@ def event_counts(
         size = layer.units
         when = {"start": of_rule(p.start, layer.rule), "end": of_rule(p.end, layer.rule)}
         last = schedules.last_epoch(p.schedule, **when, period=p.period)
-        idle = schedules.kept(size, layer.fraction) == size
+        idle = schedules.kept(size, layer.fraction) == size  # less than a unit
         if last >= settings.epochs and not idle:  # not listed: there may be billions of events
             raise ConfigError(
                 f"config.prune.end = {when['end']} (variant {label!r}, layer {name!r}): the last "

@@ -167,6 +167,7 @@ class Handover:
     def _put(self, host: TrainState) -> TrainState:
         """Back on the devices, dead weights zero."""
         for g in self._population.program.groups:
+            # As all saved parameters: their zeros are their mask.
             dead = host.windows.remaining[g.name] > 0
             kernel = trees.get(host.params, g.kernel)
             for path in (g.kernel, *(g.affine if dead.ndim == 2 else ())):

@@ -138,7 +138,7 @@ class Measurer:
             per_example=self._per_example and Partial(self._per_example, statistics),
             evaluate=Partial(self._evaluate, statistics),
             params=params,
-            masks=masks if chosen.live_only else None,
+            masks=masks if chosen.live_only else None,  # None: dead weights may vary, too
             batches=self._batches,
             test=self._test,
             # By seed alone: arms are compared with the same probes.

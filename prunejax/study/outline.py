@@ -60,7 +60,7 @@ def outline(settings: ConfigDict, dataset: Dataset | StreamedSet) -> Outline:
         )
     per_epoch = -(-dataset.per_epoch(settings.batch_size) // settings.batch_size)
     groups = tuple(models.groups(module, variables))
-    if settings.prune.granularity == "weight":
+    if settings.prune.granularity == "weight":  # then classifier, stem, shortcuts, too
         groups += of_kernels(variables["params"], groups)
     return Outline(dataset, module, variables, groups, per_epoch)
 

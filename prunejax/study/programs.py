@@ -169,7 +169,7 @@ def batch(
         stability=scoring.stability(settings, of.module, dataset, scores),
         harden=Harden(**settings.harden.to_dict(), mean=dataset.mean, std=dataset.std),
         trackers=tuple(settings.trackers),
-        stops=any(a.settings.stop_loss for a in arms),
+        stops=any(a.settings.stop_loss for a in arms),  # static: else no step asks
         probes=probing.named(settings, dataset.has_classes),
         average=settings.prune.average,
         forward=settings.prune.forward,

@@ -19,6 +19,7 @@ def of_live(fraction: float, live: int, times: int = 1) -> Fraction:
     """
     left = live
     for _ in range(times):
+        # In fractions: 0.07 of 100 is 7, of which floats make 8.
         left -= math.ceil(schedules.exact(fraction) * left)
     return Fraction(live - left, max(1, live))
 

@@ -47,6 +47,7 @@ def train_metrics(program: Program, state: TrainState) -> Metrics:
 
 def evaluate(program: Program, state: TrainState, images: Array, labels: Array) -> Metrics:
     """What the probes see of a whole split, the last partial batch weighted exactly."""
+    # In the split's order: probes put what they see in the examples' places.
     indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
     n = labels.shape[0]
 

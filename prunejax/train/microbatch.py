@@ -38,7 +38,7 @@ def mean_over_parts(fn: Callable[[Tree, jax.Array], Tree], batch: Tree, count: i
 
     def part(number: jax.Array) -> Tree:
         def pick(x: jax.Array) -> jax.Array:
-            split = x.reshape(-1, count, *x.shape[1:])
+            split = x.reshape(-1, count, *x.shape[1:])  # part i: examples i, i + count, ...
             return jax.lax.dynamic_index_in_dim(split, number, axis=1, keepdims=False)
 
         return fn(jax.tree.map(pick, batch), number)

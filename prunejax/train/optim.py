@@ -68,7 +68,7 @@ class Optimizer(NamedTuple):
         A frozen leaf stays as it is: its gradient counts as zero (in the norm of a clip as well),
         and no decay moves it.
         """
-        gradients = masks_lib.apply(masks, gradients)
+        gradients = masks_lib.apply(masks, gradients)  # first: a clip's norm is of live ones
         start = params
         if self.frozen is not None:
             gradients = jax.tree.map(
@@ -84,7 +84,7 @@ class Optimizer(NamedTuple):
                 lambda d, t, p: t + scale * p if d else t, self.decays, tree, params
             )
 
-        if not self.decoupled:
+        if not self.decoupled:  # momentum keeps it, and Adam rescales it
             gradients = decayed(gradients, weight_decay)
         updates, state = self.transform.update(gradients, state, params)
         if self.decoupled:
