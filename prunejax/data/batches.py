@@ -148,6 +148,7 @@ def crop_and_flip(
     height, width = images.shape[1:3]
     column = jnp.arange(width)[None]
     rows = offsets[:, :1] + jnp.arange(height)[None]
+    # The shift is in the image's own columns, so that a mirror does not change which part is seen.
     columns = offsets[:, 1:] + jnp.where(flips[:, None], width - 1 - column, column)
     inside_rows = (rows >= 0) & (rows < height)
     inside_columns = (columns >= 0) & (columns < width)
@@ -157,6 +158,7 @@ def crop_and_flip(
         jnp.clip(columns, 0, width - 1)[:, None, :],
     ]
     inside = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
+    # Black before normalization: afterwards it is below 0, as the usual padding of raw images is.
     return jnp.where(inside, pixels, jnp.zeros((), images.dtype))
 
 
