@@ -131,4 +131,4 @@ def training(
     """
     d = inference(work, density)
     step = 2 * d + (1.0 if dense_gradient else d)
-    return (step + extra_passes * (2 * d + 1.0)) / 3
+    return (step + extra_passes * (2 * d + 1.0)) / 3  # a dense step is 3 forward passes

@@ -52,6 +52,7 @@ class Evidence:
     ) -> None:
         self.chosen = trees.prunable(params, rules)
         self.masks = masks_lib.ones(params) if masks is None else masks
+        # Where, not times: NaN stays out.
         self.weights = params if masks is None else masks_lib.apply(masks, params)
         self._loss, self._output, self._seed = loss, output, seed
 

@@ -86,6 +86,7 @@ def plan(
         some = (swap > 0).any(1) | (keep != before).any(1)
         steps, keep, swap = steps[some], keep[some], swap[some]
     again = (m.every or 0) if m.schedule in ("refresh", "cubic_refresh") else 0
+    # As JAX's integers are, unless a count needs more.
     kind = np.int32 if sum(sizes.values()) < 2**31 else np.int64
     return Plan(
         tuple(shapes), scope, steps.astype(np.int32), keep.astype(kind), swap.astype(kind), again,

@@ -86,6 +86,7 @@ def transformation(
     ) -> tuple[Tree, SparsifyState]:
         if params is None:
             raise ValueError("sparsify needs the parameters: tx.update(gradients, state, params)")
+        # Of shapes alone, so the same in every trace: the state needs to hold no plan.
         plan, chosen = schedule(params)
         learnt, window = state.scores, state.gradients
         if m.learnt:
