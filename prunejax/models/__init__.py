@@ -168,6 +168,7 @@ def init(module: Model, key: jax.Array, input_shape: Sequence[int]) -> dict[str,
     """
 
     def fresh(key: jax.Array) -> dict[str, Any]:
+        # Zeros: initial values are drawn by shape alone, whatever the input.
         return dict(module.init({"params": key}, jnp.zeros((1, *input_shape)), train=False))
 
     # Compiled, the forward pass of the initialization is dropped. XLA:CPU takes 0.5 s for each

@@ -50,7 +50,7 @@ class MLP(Model):
         for i, units in enumerate(self.hidden, 1):
             x = nn.Dense(
                 self.scaled(units),
-                use_bias=self.folded or not self.batch_norm,
+                use_bias=self.folded or not self.batch_norm,  # BatchNorm's own shift replaces it
                 kernel_init=glorot_normal if self.glorot else layers.kaiming_normal_in,
                 dtype=self.dtype,
                 name=f"dense{i}",

@@ -166,6 +166,7 @@ class ResNet(Model):
         layers.record_activation(self, f"{name}_conv1", y)
         y = self._conv_bn(nn.relu(y), last, train, f"{name}_{{}}2")
         y = y + self._shortcut(x, block, train)
+        # A shortcut would carry the channel of a filter that is gone.
         y = layers.gate(self, f"{name}_conv2", y)
         # Behind the addition: what the block hands on, as the released score sees it.
         layers.record_activation(self, f"{name}_conv2", y)

@@ -45,6 +45,7 @@ class TwoPatch(Model):
         before = nn.Dense(
             self.num_classes * each,
             use_bias=False,
+            # Not scaled by fan-in: sigma_0 is studied.
             kernel_init=nn.initializers.normal(self.init_std),
             dtype=self.dtype,
             name="neurons",
