@@ -133,6 +133,7 @@ class Tracking:
         for run, step, values in self._scalars.new(tables):
             self._rows.setdefault(run, []).append((step, values))
         for row in _read(self._path / "runs.csv"):
+            # A setting, not a result.
             numbers = {k: float(v) for k, v in row.items() if k != "seed" and _number(v)}
             self._send(row, numbers)
 

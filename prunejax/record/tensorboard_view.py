@@ -41,7 +41,7 @@ class TensorBoardView:
             the hyperparameters of a run.
         """
         if self._scalars is None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            shutil.rmtree(self._directory, ignore_errors=True)  # a view: the tables are the record
             self._scalars = scalars.Scalars()
             self._settings = scalars.hyperparameters(json.loads(config))
             fenced = "```\n" + config + "\n```"
