@@ -36,6 +36,7 @@ def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]
             "method": p.method,
             "scope": p.scope,  # of its preset, too, which the config does not say
             "iterative_rate": rate,  # mean fraction of the most-pruned layer per event
+            # Rows, not layers: what is pruned after one epoch is one event.
             "events": int(np.count_nonzero(counts.sum(axis=1))),
             "kind": i.kind if acts else "none",
             "duration": i.duration if acts else None,

@@ -214,5 +214,6 @@ def _evaluate(program: Program, *given: Any) -> dict[str, jax.Array]:
     network = connectivity.State(*parts) if len(parts) == 2 else parts[0]
     z = _outputs(program, network, batch[0])
     loss = losses.objective(program.loss, z, batch[1])
+    # Means of a batch: the line weighs the last, smaller one by its examples.
     accuracy = jnp.mean(losses.hits(z, batch[1]).astype(loss.dtype))
     return {"loss": jnp.mean(loss), "accuracy": accuracy}

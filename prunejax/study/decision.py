@@ -51,7 +51,7 @@ def available(settings: ConfigDict, decided: Decision | None = None) -> list[jax
             f"platform {devices[0].platform!r} there are"
         )
     if decided is None:
-        return devices[: wanted or None]
+        return devices[: wanted or None]  # 0: all
     if decided.platform != devices[0].platform:
         raise ConfigError(
             f"this study began on platform {decided.platform!r} and the devices here are "

@@ -113,8 +113,9 @@ class Handover:
         path = self._directory.path / file
 
         def write() -> None:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)  # no parents: a removed directory stays removed
             files.replace(path, lambda opened: np.savez(opened, **arrays))  # type: ignore[arg-type]
+            # Behind the write: what is handed on from memory is on disk as well.
             _RECENT.setdefault(self._directory, Recent()).add(file, arrays)
 
         distributed.on_main(write)

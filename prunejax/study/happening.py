@@ -84,6 +84,7 @@ class Happening:
                 replay = self.targets.replay(self.padded, row, states.windows.targeted)
             states, info = self.population.event(states, row, replay)
             places = [i for i, _ in self.real]
+            # Also those of twins: a run's file says what it did, wherever that came from.
             self.targets.add(row, {name: x[places] for name, x in info.selected.items()})
         return states, info
 

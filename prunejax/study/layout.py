@@ -192,6 +192,7 @@ class _Trials:
             return
         people, count = self.found[way]
         one = min((s for w, s in self.seconds.items() if w.layout == "sequential"), default=0.0)
+        # Members that go one by one take as long each: a few tell as much as all.
         long = not people.vectorized and count // people.multiple * one > SECONDS
         together = 1 if way.layout == "sequential" else min(count, len(self._members))
         host = HOST / (together * people.program.steps_per_epoch)

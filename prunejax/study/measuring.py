@@ -104,6 +104,7 @@ class Measurer:
     def context(self, state: TrainState) -> suite.Context:
         """What measures see of a run; `state` holds host arrays of one member."""
         chosen = self.settings
+        # Masked here, outside of what is differentiated: gates and statistics are constants.
         params, masks, statistics = self._prepare(
             state.params, state.batch_stats, state.windows, state.table
         )

@@ -19,6 +19,7 @@ def bound(settings: ConfigDict, device: jax.Device) -> float:
     if settings.population.memory_gib:
         return settings.population.memory_gib * GIB
     if device.platform == "cpu":
+        # What the process holds already is part of the share that it may plan.
         own = limits.resident()
         return max(0.0, HEADROOM * (limits.free_host_memory() + own) - own - RESERVE)
     stats = device.memory_stats() or {}

@@ -26,7 +26,7 @@ class Pace:
     def _next(self, steps: int, seconds: float) -> int:
         if seconds < CALL_SECONDS / 4:
             return min(2 * self.steps, 1 << 20)
-        if seconds > 2 * CALL_SECONDS:
+        if seconds > 2 * CALL_SECONDS:  # between the two bounds nothing changes
             return max(1, int(steps * CALL_SECONDS / seconds))
         return self.steps
 

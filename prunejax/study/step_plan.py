@@ -158,6 +158,7 @@ def _cumulative(
         dead.update(row.drop)
         again.append(dataclasses.replace(row, dead=dict(dead)))
     last = max((row.step for row in again), default=0)
+    # Dead counts stay: only the choice is new.
     later = range(last + every, total, every) if every else ()
     return again + [Row(step, {}, {}, dead=dict(dead)) for step in later]
 

@@ -38,7 +38,7 @@ class Structure:
         masks = interventions.mask_tree(groups, self._shapes, windows, table)
         gates = interventions.gates(groups, windows, table)
         found = groups_lib.live(self.links, self._shapes, masks, gates=gates)
-        hidden = {k.target for k in self.links if k.kernel} - {OUTPUT}
+        hidden = {k.target for k in self.links if k.kernel} - {OUTPUT}  # a sum counts once
         dead = sum(int(np.sum(~found.units[stream])) for stream in hidden)
         own = {p: np.broadcast_to(m, found.leaves[p].shape) for p, m in _flat(masks)}
         rows = [_row(link, found, own) for link in self.links if link.kernel]

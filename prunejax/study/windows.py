@@ -22,6 +22,7 @@ class Feed:
     def __call__(self, number: int) -> Batch:
         """Batch `number`; cheap where it follows the one before."""
         if number != self._next:
+            # A jump, as of a run that resumes: what was prepared ahead is of no use.
             self._ahead = self._stream.iterate(number, threads=self._threads)
         self._next = number + 1
         return next(self._ahead)
