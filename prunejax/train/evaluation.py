@@ -57,6 +57,7 @@ def evaluate(program: Program, state: TrainState, images: Array, labels: Array) 
         return jax.tree.map(jnp.add, sums, batch_sums(program, state, *some, examples=n)), None
 
     zero = zeros(program, state, images, labels, n)
+    # In one order, batch by batch: the sum's last bits depend on it.
     sums, _ = jax.lax.scan(body, zero, (jnp.asarray(indices), jnp.asarray(weights)))
     return metrics(program, sums, n)
 
@@ -175,6 +176,7 @@ def expansion(
             if before.batch_stats:
                 # Constants along the way: evaluation mode.
                 moved["batch_stats"] = before.batch_stats
+            # Masked already: `moved` lies between the networks before and after.
             outputs: Any = program.module.apply(moved, x, train=False)
             values = losses.objective(program.loss, outputs, labels)
             return jnp.sum(jnp.where(weight > 0, values, 0.0))
@@ -239,6 +241,7 @@ def released_evaluate(
             correct,
         ), None
 
+    # The state is carried on: what a test pass does to weights and windows stays done.
     carry = (state, jnp.float32(0), jnp.int32(0))
     numbers = jnp.arange(batches)
     carry, _ = jax.lax.scan(body, carry, (numbers, jnp.asarray(indices), jnp.asarray(weights)))

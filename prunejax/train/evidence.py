@@ -114,6 +114,7 @@ def wanted(program: Program, chosen: Array, need: str, compute: Callable[[], Tre
     of = [s == need or need in scores_lib.SCORES[s].needs for s in program.scores]
     if all(of) or not any(of):  # nothing to choose: no branch
         return compute() if any(of) else {}
+    # Of the shapes of what is not computed: both branches of a cond give the same types.
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
     return jax.lax.cond(jnp.array(of)[chosen], compute, lambda: zeros)
 

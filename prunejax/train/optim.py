@@ -136,7 +136,7 @@ def warmed(step: jax.Array, warmup: jax.Array) -> jax.Array:
       step: counted from 0.
       warmup: steps until the share is 1; 0: it is 1 from the first.
     """
-    return jnp.minimum(jnp.float32(1), (step + 1) / jnp.maximum(warmup, 1))
+    return jnp.minimum(jnp.float32(1), (step + 1) / jnp.maximum(warmup, 1))  # step 0 moves already
 
 
 def learning_rates(
@@ -155,6 +155,7 @@ def learning_rates(
     epoch of `restarts` the schedule begins anew: with milestones counted from there, and half a
     cosine for each stretch (Loshchilov & Hutter 2017).
     """
+    # A restart at 0, or past the end, is none.
     cuts = [0, *(r for r in restarts if 0 < r < epochs), epochs]
     if len(cuts) > 2:
         options: dict[str, Any] = {"milestones": milestones, "decay": decay}

@@ -71,7 +71,7 @@ def _accuracy(seen: Seen) -> Array:
 def _classes(seen: Seen) -> dict[str, Array]:
     """Examples and right answers of each class, int32 [outputs]."""
     zero = jnp.zeros(seen.outputs.shape[-1], jnp.int32)
-    counts = seen.weight > 0
+    counts = seen.weight > 0  # bools, so that counts are integers
     right = losses.hits(seen.outputs, seen.labels) & counts
     return {
         "count": zero.at[seen.labels].add(counts.astype(jnp.int32)),

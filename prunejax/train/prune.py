@@ -241,7 +241,7 @@ def apply_event(
         counter=state.table.ids[event],
         opening=True,
     )
-    happens = jnp.any(jnp.stack([jnp.any(s) for s in selected.values()]))  # or fresh ones act again
+    happens = jnp.any(jnp.stack([jnp.any(s) for s in selected.values()]))  # else fresh windows act
     params = jax.tree.map(lambda new, old: jnp.where(happens, new, old), params, state.params)
     before, state = state, state._replace(params=params, windows=windows)  # the drop alone
     predicted = jnp.full(2, jnp.nan)

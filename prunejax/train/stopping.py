@@ -33,6 +33,7 @@ def none_but_padding(size: int, real: Collection[int]) -> np.ndarray:
 
 def unless_padding(state: State, steps: Array) -> Array:
     """How many of `steps` training steps a member takes: none if it only fills a stack up."""
+    # A count of 0 ends a loop at once; under vmap all would wait for the longest.
     return jnp.where(state.stopped == PADDING, 0, steps)
 
 
