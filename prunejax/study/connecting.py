@@ -159,7 +159,7 @@ class Lines:
         c = self._chosen
         x, y = (n.params if self._has_norm else n for n in (a, b))
         answers = [
-            # The ends with their own statistics, also where points in between get new ones.
+            # The ends with their own statistics, also where the points of a line get new ones.
             np.concatenate([np.asarray(self._predict(n, images)) for images, _ in self._test])
             for n in (a, b)
         ]
