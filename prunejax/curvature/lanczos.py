@@ -123,7 +123,7 @@ class Krylov:
         """Ritz values [m], coefficient rows [m, m] and estimated residuals [m], m = done."""
         m = self.done
         square = self.matrix[:m, :m]
-        values, columns = np.linalg.eigh((square + square.T) / 2)
+        values, columns = np.linalg.eigh((square + square.T) / 2)  # equal but for rounding
         # A V_m = V_m T + (rows of V beyond m) B: what is left over is B times the coefficients.
         beyond = self.matrix[m : self.basis.size, :m] @ columns
         self.norm = max(self.norm, float(np.max(np.abs(values))))
@@ -186,10 +186,10 @@ def eigenpairs(
     space = Krylov(operator, capacity, vectors.named_key(key, "lanczos"))
     restarts = _search(space, k, order, tolerance, limit)
     values, rows, _ = space.ritz()
-    wanted = np.argsort(order(values), kind="stable")[:k]
+    wanted = np.argsort(order(values), kind="stable")[:k]  # stable: of equal ones the earlier
     stack = space.basis.rotated(rows[wanted])
     values, residuals = measured(operator, stack)
-    again = np.argsort(order(values), kind="stable")
+    again = np.argsort(order(values), kind="stable")  # measured values may have changed places
     return Eigenpairs(
         values=values[again],
         vectors=vectors.take(stack, again),
@@ -237,6 +237,7 @@ def _search(space: Krylov, k: int, order: Any, tolerance: float, limit: int) -> 
         if np.any(left[wanted] > tolerance * space.norm):
             continue
         if confirm_until is None:
+            # Time for a second copy of an eigenvalue to grow out of the fresh direction.
             confirm_until = space.products + max(10, space.products // 5)
             restarts += _make_room(space, k, order)
             space.fresh()
