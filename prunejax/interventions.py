@@ -202,7 +202,7 @@ def act(
         kernel = trees.get(params, g.kernel)
         left = windows.remaining[g.name]
         fresh = left == _first(table, features)
-        active = (left > 0) & (fresh | (not opening))
+        active = (left > 0) & (fresh | (not opening))  # older windows wait for the next step
         held = active & (table.kind == ZERO)
         gone = held | (active & (table.kind == PRUNE)) if opening else held
         if features.zero or opening:
@@ -213,7 +213,7 @@ def act(
                 for path in g.affine:
                     leaf = trees.get(params, path)
                     values[path] = jnp.where(erased & table.mask_norm, 0, leaf)
-        if features.gaussian and not (features.released and opening):
+        if features.gaussian and not (features.released and opening):  # released: tests draw
             noisy = active & (table.kind == GAUSSIAN)
             if not (features.released or opening):
                 noisy &= ~fresh  # the event drew for their first step; zeroing twice is the same

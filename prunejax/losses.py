@@ -225,6 +225,7 @@ def projected_gradient(
 
         def step(carry: Any, _: jax.Array) -> tuple[Any, None]:
             z, found = carry
+            # A coordinate without a slope stays: the sign of 0 is 0.
             z = jnp.clip(z + size * jnp.sign(gradient(z)), low, high)
             return (z, better(found, z)), None
 
@@ -254,5 +255,5 @@ def survives(
     worst = projected_gradient(
         outputs, x, labels, low, high, key=key, steps=steps, restarts=restarts
     )
-    right = correct(outputs(x), labels)
+    right = correct(outputs(x), labels)  # x as well: an attack may turn a wrong answer right
     return right & correct(outputs(worst), labels)

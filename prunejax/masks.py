@@ -204,7 +204,7 @@ def _choose(
     if scope == "global":
         eligible = [among[i] for i in units]
         counting.check(count, [leaves[i] for i in units], eligible, "the tree", what, state)
-        free = all(a is None for a in eligible)
+        free = all(a is None for a in eligible)  # then no flags are read
         return ranking.top([leaves[i] for i in units], count, eligible=None if free else eligible)
     counts = counting.per_layer(count, names, units, structure, what)
     for i in counts:

@@ -123,6 +123,7 @@ def cubic(*, units: int, fraction: float | Fraction, start: int, end: int, perio
     [462, 238, 87, 13]
     """
     _check(units, start, end, period)
+    # the last may fall on `end`
     final, epochs = kept(units, fraction), range(start, end + 1, period)
     n = len(epochs)
     return _from_kept(epochs, by_power(units, final, n, 3), units)

@@ -37,7 +37,7 @@ def magnitude(w: Array) -> Array:
 
 def random(key: Array, like: Array) -> Array:
     """Uniform [0, 1) in the shape of `like` [...], independent of its values."""
-    return jax.random.uniform(key, like.shape)
+    return jax.random.uniform(key, like.shape)  # of 2^23 values: ties go by the order of units
 
 
 def _wide(x: Array) -> Array:

@@ -189,6 +189,7 @@ def _of_links(
             for axis, source, _ in axes
             if axis == -2
         ]
+        # Links may write parts of one leaf, each from its own first entry on.
         cuts[path] += [(-1, np.concatenate([index[s] + n for a, s, n in axes if a == -1]))]
     parts = [name for name in ("params", "batch_stats") if live.get(name)]
     found = {name: groups_lib.cut(live[name], cuts) for name in parts}

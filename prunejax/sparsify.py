@@ -194,7 +194,7 @@ def _by_events(
             live = jax.lax.cond(due > 0, lambda: shrink(live, params, due), lambda: state.masks)
         gradients = where(live, gradients)  # before the optimizer: dead moments only decay
         updates, inner = optimizer.update(gradients, state.inner, params, **extra)
-        updates = where(live, updates, jax.tree.map(jnp.negative, params))
+        updates = where(live, updates, jax.tree.map(jnp.negative, params))  # w + -w is exactly 0
         return updates, SparsifyState(inner, live, state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]

@@ -168,7 +168,7 @@ class _Net:
             self.forward[link.target] = self.forward[link.target] | out
         self.back = {s: np.zeros(n, bool) for s, n in self.sizes.items()}
         if OUTPUT in self.back:
-            self.back[OUTPUT][:] = True
+            self.back[OUTPUT][:] = True  # every output is wanted
         self.wanted: list[Bools] = []  # per link: the target's units through which it is read
         for link in reversed(links):  # after the pass forwards, whose result `times` looks at
             wanted = self.back[link.target] & self._open(link)
