@@ -123,7 +123,7 @@ def _all(chunks: list[_Leaf], outs: list[np.ndarray], k: int) -> None:
     if _reach(chunks, outs, numbers[place]) == k:
         return
     # Ties, or NaN, which NumPy ranks first.
-    cut, left = _cut(numbers[numbers == numbers], k)  # NaN would shift the places of all others.
+    cut, left = _cut(numbers[numbers == numbers], k)  # NaN would shift the places of all
     for chunk, out in zip(chunks, outs, strict=True):
         x = chunk.numbers
         if cut != cut:

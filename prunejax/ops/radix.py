@@ -214,6 +214,7 @@ def accumulate(digits: Callable[[Any], Array], slices: Any, *, like: Array, widt
         # The digits travel one turn ahead: XLA then writes them as an array of their own, row by
         # row, which is faster than fusing them into the scatter's list of indices.
         histogram, digit = carry
+        # integers: the order of additions does not matter
         histogram = histogram.at[digit].add(1, mode="promise_in_bounds")
         return histogram, digit if single else digits(jnp.minimum(i, slices - 1))
 
