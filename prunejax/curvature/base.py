@@ -224,7 +224,7 @@ def dot(a: Tree, b: Tree) -> jax.Array:
         dtype = accumulator(jnp.result_type(x))
         return jnp.sum(jnp.asarray(x).astype(dtype) * jnp.asarray(y).astype(dtype))
 
-    return sum(jax.tree.leaves(jax.tree.map(one, a, b)), start=jnp.zeros(()))
+    return sum(jax.tree.leaves(jax.tree.map(one, a, b)), start=jnp.zeros(()))  # in leaf order
 
 
 def squared_norm(tree: Tree) -> jax.Array:

@@ -64,6 +64,7 @@ def _extend(
     added = (left > tiny * jnp.maximum(scale, before)) & (size < capacity)
 
     def write(rows: jax.Array, x: jax.Array) -> jax.Array:
+        # a full basis drops the row
         return rows.at[size].set(jnp.where(added, x / left, 0), mode="drop")
 
     stack = vectors.place(jax.tree.map(write, stack, outside), placed, stacked=True)

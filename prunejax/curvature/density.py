@@ -112,7 +112,7 @@ def estimate_density(
         raise ValueError(f"sigma must be positive, got {sigma}")
     dim = operator.nonempty_dim()
     operator.check_symmetric()
-    m = min(steps, dim)
+    m = min(steps, dim)  # a Krylov space has no more vectors
     nodes, weights, products = np.zeros((starts, m)), np.zeros((starts, m)), 0
     own = vectors.named_key(key, "probe")
     for i in range(starts):

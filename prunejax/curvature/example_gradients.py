@@ -75,7 +75,7 @@ def _from_operands(
         # One after another: an example's patches and gradient stay in the cache.
         def add(total: jax.Array, item: Any) -> tuple[jax.Array, jax.Array]:
             grad = gradient(*item[:2])
-            return total + item[2] * grad, jnp.sum(grad * grad)
+            return total + item[2] * grad, jnp.sum(grad * grad)  # the sum alone is weighted
 
         shape = jax.eval_shape(gradient, left[0], right[0])
         total, squared = lax.scan(add, jnp.zeros(shape.shape, dtype), (left, right, weight))

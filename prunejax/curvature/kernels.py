@@ -108,6 +108,7 @@ def ggn_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tre
     """G v; `fns` are the model and the loss of its outputs."""
     model = partial(_of_params, fns[0], batch)
     outputs, change = pushforward(model, params, v)
+    # the curvature of the output loss alone: the model's own is left out
     bent = second_product(scalar(fns[1], batch), outputs, change)
     return jax.vjp(model, params)[1](bent)[0]
 

@@ -115,7 +115,7 @@ class Krylov:
         j = self.done
         self.matrix[: len(h), j] = h
         if left > 0:
-            self.matrix[len(h), j] = left
+            self.matrix[len(h), j] = left  # along the vector that it has added
         self.done, self.products = j + 1, self.products + 1
 
     @one_thread
@@ -135,9 +135,10 @@ class Krylov:
         m, size, count = self.done, self.basis.size, len(keep)
         turn = np.zeros((count + size - m, size))
         turn[:count, :m] = rows[keep]
-        turn[count:, m:] = np.eye(size - m)
+        turn[count:, m:] = np.eye(size - m)  # those not multiplied yet stay as they are
         beyond = self.matrix[m:size, :m] @ rows[keep].T
         self.matrix[:] = 0.0
+        # A is diagonal on Ritz vectors
         self.matrix[np.arange(count), np.arange(count)] = values[keep]
         self.matrix[count : count + size - m, :count] = beyond
         self.basis.replace(turn)
@@ -252,6 +253,7 @@ def _make_room(space: Krylov, k: int, order: Any) -> int:
     if space.basis.size < capacity or capacity == space.operator.live_dim:
         return 0
     pending = space.basis.size - space.done
+    # More than k: what converges next is kept as well.
     count = min(k + (capacity - k) // 3, space.done, capacity - pending - 2)
     space.restart(np.argsort(order(space.ritz()[0]), kind="stable")[:count])
     return 1

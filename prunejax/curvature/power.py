@@ -68,7 +68,7 @@ def power_iteration(
     operator.check_symmetric()
     vector = operator.draw(vectors.named_key(key, "power"), 0, "uniform")
     stack = jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), vector)
-    values, converged, products = np.zeros(k), np.zeros(k, bool), 0  # 0 deflates nothing
+    values, converged, products = np.zeros(k), np.zeros(k, bool), 0  # 0: deflates nothing yet
     for i in range(k):
         vector, values[i], spent, converged[i] = _pair(
             operator, vector, stack, jnp.asarray(values, operator.dtype), steps, tolerance

@@ -187,6 +187,7 @@ def _leave_out(
         outside = r[:, i] @ lost - t[:, i] @ x + np.sum(x * (h @ x), axis=0)
         if rest is not None:
             dimension = rest + (np.arange(k) != i)  # one more where vector j is left out, too
+            # The vector's part outside at its expected squared length.
             outside = outside * dimension / (lengths[i] - np.sum(x * x, axis=0))
         fewer[i] = without + outside
         samples[i] = fewer[i, i]

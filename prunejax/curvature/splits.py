@@ -188,7 +188,7 @@ def stacked_groups(batches: base.Batches, batch_size: int | None) -> list[Tree]:
             lambda *leaves: jnp.stack(leaves),
             *[batch for batch, n in zip(found, sizes, strict=True) if n == size],
         )
-        for size in dict.fromkeys(sizes)
+        for size in dict.fromkeys(sizes)  # in order of appearance: the order of the sums
     ]
 
 
@@ -211,6 +211,7 @@ def over_split(evaluate: Callable[[Tree], Any], groups: list[Tree]) -> dict[str,
 
         first = jax.tree.map(lambda x: x[0], group)
         shapes = jax.eval_shape(lambda batch: base.upcast(named(evaluate(batch))), first)
+        # At least float32, whatever `evaluate` returns.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         # a batch's mean counts by its examples
         total = base.scale(size, jax.lax.scan(add, zeros, group)[0])

@@ -242,6 +242,7 @@ def _ratio(
 ) -> Tic:
     """The ratio and its uncertainty; `left` is the interaction of examples and probes [N, K]."""
     n, k = moment.examples, len(probe_values)
+    # no curvature: infinite, or nothing over nothing
     value = moment.value / total if total else float("inf" if moment.value else "nan")
     top = moment.contributions * n / (n - moment.ddof)
     # what examples do to Tr(H) is then not known

@@ -133,7 +133,7 @@ def estimate_trace(
     first = probes if stderr_below is None else max(probes, MIN_PROBES)
     chunk = _chunk(operator, law, first, chunk, memory_bytes, vectorize)
     if method == "hutchinson":
-        own = vectors.named_key(key, "probe")
+        own = vectors.named_key(key, "probe")  # the stream of `tic`, too: the same vectors
 
         def draw(start: int, stop: int) -> np.ndarray:
             return _forms(operator, own, start, stop, law, chunk, vectorize)

@@ -218,6 +218,7 @@ def stack_of(directions: "Directions | Tree", params: Tree, live: Tree | None) -
         )
     check_like(jax.tree.map(lambda x: x[0], stack), params, "a direction")
     wide = base.upcast(stack)
+    # dead coordinates of a direction do not move
     return jax.vmap(lambda v: base.project(live, v))(wide), counts.pop()[0]
 
 
