@@ -161,7 +161,7 @@ def by_rate(units: int, final: int, events: int) -> list[int]:
     [800, 640, 512]
     """
     rate = final / max(units, 1)
-    # Rounded first: a power in float64 may exceed the integer it means, and be ceiled.
+    # Rounded first: a power in float64 may exceed the integer it means, and so would its ceiling.
     return [*(ceil(round(units * rate ** (i / events), 6)) for i in range(1, events)), final]
 
 

@@ -78,7 +78,7 @@ def _evaluate_points(
         for m in range(index.shape[1]):
             one = jax.tree.map(lambda x, m=m: x[which[m]], directions)
             moved = base.add(moved, one, step[m])
-        point = base.cast_like(moved, params)  # rounded once
+        point = base.cast_like(moved, params)  # cast back once, at the end
         return splits.over_split(lambda batch: base.call(evaluate, point, batch), groups)
 
     return jax.lax.map(at, (index, steps))

@@ -27,7 +27,7 @@ SCALINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def moved(params: Tree, scales: Tree, u: Tree) -> Tree:
     """W + s ∘ u in the dtypes of the parameters."""
     moved = jax.tree.map(lambda w, s, x: w + s * x, base.upcast(params), scales, u)
-    return base.cast_like(moved, params)  # rounded once, at the end
+    return base.cast_like(moved, params)  # cast back once, at the end
 
 
 @jax.jit

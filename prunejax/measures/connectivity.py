@@ -96,7 +96,7 @@ class Barriers:
 def _between(a: Tree, b: Tree, t: jax.Array) -> Tree:
     """(1 - t) a + t b, exactly a and b at the ends."""
     mixed = base.add(base.scale(1 - t, a), b, t)
-    return base.cast_like(mixed, a)  # rounded once
+    return base.cast_like(mixed, a)  # cast back once, at the end
 
 
 def _pooled(of_batch: Callable[[Tree], Tree], groups: list[Tree], like: Tree) -> Tree:
