@@ -42,6 +42,7 @@ def explicit(shapes: Shapes, sparsities: Mapping[str, float]) -> dict[str, int]:
 
 def _round(exact: Mapping[str, Fraction], keep: int, limits: Mapping[str, int]) -> dict[str, int]:
     """Integers that add up to `keep`: rounded down, the largest remainders (first ones) up."""
+    # fractions, so exact
     counts = {path: min(math.floor(x), limits[path]) for path, x in exact.items()}
     missing = keep - sum(counts.values())
     order = sorted(exact, key=lambda path: counts[path] - exact[path])  # stable: leaf order
@@ -84,6 +85,7 @@ def erk(shapes: Shapes, keep: int) -> dict[str, int]:
         if not free or not weight:
             break
         factor = Fraction(left, weight)
+        # exact: no layer is dense by rounding
         over = {path for path in free if factor * sum(shapes[path]) > sizes[path]}
         if not over:
             exact = {path: factor * sum(shapes[path]) for path in free}

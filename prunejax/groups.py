@@ -278,8 +278,9 @@ def zero_part(
         signal = (there & ~source[:, None]).any(axis=0)
     elif link.take is not None:
         index = np.asarray(link.take)
-        signal = (index >= 0) & ~source[np.maximum(index, 0)]
+        signal = (index >= 0) & ~source[np.maximum(index, 0)]  # -1 would read the last unit
     else:
+        # what is mixed counts as never 0
         signal = np.ones(source.size, bool) if link.blocks else ~source
     after = {gain.rpartition("/")[0] for gain in link.gains}
     before = [p for p in link.biases if p.rpartition("/")[0] not in after]
@@ -294,6 +295,6 @@ def zero_part(
     shift: np.ndarray = sum(rows(behind), np.zeros(signal.size, np.float32))
     if f"{norm}/var" not in stats:  # LayerNorm: never without a signal
         return (gain == 0) & (shift == 0), shift
-    scale = gain / np.sqrt(stats[f"{norm}/var"] + EPSILON)
+    scale = gain / np.sqrt(stats[f"{norm}/var"] + EPSILON)  # running statistics: evaluation mode
     value = scale * (constant - stats[f"{norm}/mean"]) + shift
     return np.where(signal, (gain == 0) & (shift == 0), value == 0), value

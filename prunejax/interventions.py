@@ -23,7 +23,7 @@ from prunejax.ops.noise import reference_std as reference_std
 NONE, PRUNE, ZERO, GAUSSIAN = range(4)
 KINDS = {"none": NONE, "prune": PRUNE, "zero": ZERO, "gaussian": GAUSSIAN}
 NAMES = {number: name for name, number in KINDS.items()}
-RESTORE_NO, RESTORE_WEIGHTS, RESTORE_ALL = range(3)
+RESTORE_NO, RESTORE_WEIGHTS, RESTORE_ALL = range(3)  # in order: each brings back more
 RESTORES = {"no": RESTORE_NO, "weights": RESTORE_WEIGHTS, "weights+norm": RESTORE_ALL}
 SCOPES = {"newest": False, "cumulative": True}
 FORWARDS = ("masked", "straight_through", "movement")  # see `prunejax.train.forward`
@@ -136,7 +136,7 @@ def mask_tree(groups: Sequence[Group], params: Params, windows: Windows, table: 
             values[g.kernel] = live.reshape((1,) * (kernel.ndim - 1) + live.shape)
             values |= {path: live | ~table.mask_norm for path in g.affine}
         else:
-            values[g.kernel] = live
+            values[g.kernel] = live  # single weights: norm and bias belong to whole units
     return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)
 
 
@@ -150,7 +150,7 @@ def gates(groups: Sequence[Group], windows: Windows, table: Table) -> dict[str, 
     return {
         g.gate: ~((windows.remaining[g.name] > 0) & holds)
         for g in groups
-        if g.gate is not None and windows.remaining[g.name].ndim == 1
+        if g.gate is not None and windows.remaining[g.name].ndim == 1  # single weights shut none
     }
 
 
@@ -202,25 +202,25 @@ def act(
         kernel = trees.get(params, g.kernel)
         left = windows.remaining[g.name]
         fresh = left == _first(table, features)
-        active = (left > 0) & (fresh | (not opening))
+        active = (left > 0) & (fresh | (not opening))  # older windows wait for the next step
         held = active & (table.kind == ZERO)
         gone = held | (active & (table.kind == PRUNE)) if opening else held
         if features.zero or opening:
-            kernel = jnp.where(gone, 0, kernel)
+            kernel = jnp.where(gone, 0, kernel)  # not a product: NaN times 0 stays NaN
             # Under a mask that will be lifted, scale and bias are hidden but keep their values.
             erased = jnp.where(table.kind == PRUNE, gone & (table.duration >= FOREVER), gone)
             if erased.ndim == 1:
                 for path in g.affine:
                     leaf = trees.get(params, path)
                     values[path] = jnp.where(erased & table.mask_norm, 0, leaf)
-        if features.gaussian and not (features.released and opening):
+        if features.gaussian and not (features.released and opening):  # released: tests draw
             noisy = active & (table.kind == GAUSSIAN)
             if not (features.released or opening):
-                noisy &= ~fresh
+                noisy &= ~fresh  # the event drew for their first step; zeroing twice is the same
             noisy_units[g.name] = noisy
         kernels[g.name] = kernel
     if noisy_units:
-        stream = "noise at events" if opening else "noise"
+        stream = "noise at events" if opening else "noise"  # a row and a step may be one number
         kernels = noise.add_to(
             kernels, noisy_units, windows.targeted, table.noise_scale, seed, stream, counter
         )

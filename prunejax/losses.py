@@ -42,7 +42,7 @@ def cross_entropy(
         raise ValueError(f"label smoothing {smoothing}: must be at least 0 and less than 1")
     log_p = jax.nn.log_softmax(_at_least_float32(logits), axis=-1)
     loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
-    if not known or smoothing:
+    if not known or smoothing:  # a known 0 leaves the term out: 0 times an infinite log p is NaN
         loss = (1.0 - smoothing) * loss - smoothing * log_p.mean(axis=-1)
     return loss
 
@@ -56,6 +56,7 @@ def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
       logits: [..., classes].
       labels: int [...].
     """
+    # argmax gives the place of the first NaN, which may be the label's.
     return (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
 
 
@@ -87,6 +88,7 @@ def hinge(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     _check_classes(labels, "hinge")
     outputs = _at_least_float32(outputs)
     own = jax.nn.one_hot(labels, outputs.shape[-1], dtype=bool)
+    # below all others, whatever the outputs are
     other = jnp.max(jnp.where(own, -jnp.inf, outputs), axis=-1)
     right = jnp.take_along_axis(outputs, labels[..., None], axis=-1)[..., 0]
     return jnp.maximum(0.0, 1.0 + other - right)
@@ -205,23 +207,25 @@ def projected_gradient(
     def loss(z: jax.Array) -> jax.Array:
         return objective("cross_entropy", outputs(z), labels)
 
-    gradient = jax.grad(lambda z: jnp.sum(loss(z)))
+    gradient = jax.grad(lambda z: jnp.sum(loss(z)))  # each example gets its own gradient
     size = rate * (high - low) / 2 / max(steps, 1)
     wide = (-1,) + (1,) * (x.ndim - 1)
 
     def better(best: tuple[jax.Array, jax.Array], z: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = loss(z)
-        more = values > best[1]
+        more = values > best[1]  # of equal ones the first seen
         return jnp.where(more.reshape(wide), z, best[0]), jnp.maximum(values, best[1])
 
     def restart(best: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[Any, None]:
         drawn = jax.random.uniform(
             jax.random.fold_in(key, number), x.shape, minval=low, maxval=high
         )
+        # one program for all restarts: the first draws, too
         start = jnp.clip(jnp.where(number == 0, x, drawn), low, high)
 
         def step(carry: Any, _: jax.Array) -> tuple[Any, None]:
             z, found = carry
+            # A coordinate without a slope stays: the sign of 0 is 0.
             z = jnp.clip(z + size * jnp.sign(gradient(z)), low, high)
             return (z, better(found, z)), None
 
@@ -251,5 +255,5 @@ def survives(
     worst = projected_gradient(
         outputs, x, labels, low, high, key=key, steps=steps, restarts=restarts
     )
-    right = correct(outputs(x), labels)
+    right = correct(outputs(x), labels)  # x as well: an attack may turn a wrong answer right
     return right & correct(outputs(worst), labels)

@@ -58,7 +58,7 @@ def apply(masks: Tree, tree: Tree) -> Tree:
         _fits(path, mask, jnp.shape(x), "its leaf")
         if jnp.ndim(mask) not in (0, jnp.ndim(x)):  # callers may forbid silent rank promotion
             mask = jnp.broadcast_to(mask, jnp.shape(x))
-        return jnp.where(mask, x, jnp.zeros((), kind))
+        return jnp.where(mask, x, jnp.zeros((), kind))  # a literal 0 would make a bool leaf integer
 
     found = zip(trees.leaves_with_paths(tree), trees.aligned(tree, masks, "the masks"), strict=True)
     return jax.tree.unflatten(jax.tree.structure(tree), [where(p, x, m) for (p, x), m in found])
@@ -76,7 +76,7 @@ def of(params: Tree, rules: str | Iterable[str] | None = None) -> Tree:
 
     def live(chosen: bool, p: Any) -> Array:
         number = not jnp.issubdtype(jnp.result_type(p), jax.dtypes.extended)  # no random key
-        return p != 0 if chosen and number else jnp.array(True)
+        return p != 0 if chosen and number else jnp.array(True)  # NaN counts as live: it is no zero
 
     return jax.tree.map(live, chosen, params)
 
@@ -179,7 +179,7 @@ def grow(scores: Tree, masks: Tree, counts: Any, *, scope: str = "global") -> Tr
     for i in units:
         result[i] = _eligible(result[i], leaves[i], names[i])
         dead[i] = ~result[i]
-    none = [jnp.zeros_like(result[i]) for i in units]
+    none = [jnp.zeros_like(result[i]) for i in units]  # where no count is given nothing grows
     chosen = _choose(
         leaves, names, units, structure, counts, dead, scope, none, what="counts", state="dead"
     )
@@ -204,7 +204,7 @@ def _choose(
     if scope == "global":
         eligible = [among[i] for i in units]
         counting.check(count, [leaves[i] for i in units], eligible, "the tree", what, state)
-        free = all(a is None for a in eligible)
+        free = all(a is None for a in eligible)  # then no flags are read
         return ranking.top([leaves[i] for i in units], count, eligible=None if free else eligible)
     counts = counting.per_layer(count, names, units, structure, what)
     for i in counts:
@@ -294,6 +294,6 @@ def from_units(
                 f"kernel of shape {shape}"
             )
         values[g.kernel] = live.reshape((1,) * (len(shape) - 1) + live.shape)
-        if norm or not g.norm:
+        if norm or not g.norm:  # an own bias always goes: it would be emitted
             values |= dict.fromkeys(g.affine, live)
     return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)

@@ -91,6 +91,7 @@ class Results:
                 old = dict(saved)
         other = any(k in old and not np.array_equal(old[k], arrays[k]) for k in CONTEXT)
         merged = arrays if other else old | arrays
+        # before the table, which never names what is not there
         files.replace(file, lambda f: np.savez_compressed(f, **merged))
         row = {} if other else self._rows.get(member.run, {})
         labels = {"run": member.run, "variant": member.variant, "seed": member.seed}

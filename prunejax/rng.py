@@ -28,6 +28,7 @@ def stream(seed: int | jax.Array, name: str) -> jax.Array:
       seed: an integer scalar, may be traced (a run's seed is data, not code).
       name: the purpose, one of `STREAMS` inside the package; any text for other users.
     """
+    # of 32 bits, as `fold_in` takes; `hash` differs between processes
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
@@ -76,9 +77,9 @@ def permutation(key: jax.Array, n: int) -> np.ndarray:
     size = 1 << max(0, n - 1).bit_length() if several else n
     found = np.arange(n)
     for _ in range(_rounds(n)):
-        key, own = jax.random.split(key)
+        key, own = jax.random.split(key)  # as JAX's own shuffle splits
         bits = np.asarray(jax.random.bits(own, (size,)))[:n]
-        found = found[np.argsort(bits, kind="stable")]
+        found = found[np.argsort(bits, kind="stable")]  # as XLA's: equal keys keep their order
     return found
 
 
@@ -109,5 +110,5 @@ def _by_keys(keys: jax.Array, values: jax.Array) -> jax.Array:
         places = jnp.searchsorted(ordered, keys, method="scan_unrolled")
         return jnp.zeros_like(values).at[places].set(values, unique_indices=True)
 
-    distinct = jnp.all(ordered[1:] > ordered[:-1])
+    distinct = jnp.all(ordered[1:] > ordered[:-1])  # equal keys would share a place
     return jax.lax.cond(distinct, placed, lambda: jax.lax.sort_key_val(keys, values)[1])

@@ -35,7 +35,7 @@ def exact(fraction: float | Fraction) -> Fraction:
         raise ValueError(f"fraction {fraction!r} is no number in [0, 1]")
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction {fraction!r} is not in [0, 1]: it is the part that is removed")
-    return Fraction(str(fraction))
+    return Fraction(str(fraction))  # str gives the shortest decimal that reads back as it
 
 
 def _check(units: int, start: int, end: int, period: int) -> None:
@@ -86,7 +86,7 @@ def linear(*, units: int, fraction: float | Fraction, start: int, end: int, peri
     _check(units, start, end, period)
     final, epochs = kept(units, fraction), range(start, end + 1, period)
     n = len(epochs)
-    return _from_kept(epochs, by_power(units, final, n, 1), units)
+    return _from_kept(epochs, by_power(units, final, n, 1), units)  # rounded up as in the release
 
 
 def one_shot(
@@ -123,6 +123,7 @@ def cubic(*, units: int, fraction: float | Fraction, start: int, end: int, perio
     [462, 238, 87, 13]
     """
     _check(units, start, end, period)
+    # the last may fall on `end`
     final, epochs = kept(units, fraction), range(start, end + 1, period)
     n = len(epochs)
     return _from_kept(epochs, by_power(units, final, n, 3), units)
@@ -149,6 +150,7 @@ def geometric(
 def by_power(units: int, final: int, events: int, power: int) -> list[int]:
     """Units left after each of n events: `final + (units - final) (1 - i/n)^power`, rounded up."""
     n = events
+    # integers: less a floor is the ceiling
     return [final - (final - units) * (n - i) ** power // n**power for i in range(1, n + 1)]
 
 
@@ -159,6 +161,7 @@ def by_rate(units: int, final: int, events: int) -> list[int]:
     [800, 640, 512]
     """
     rate = final / max(units, 1)
+    # Rounded first: a power in float64 may exceed the integer it means, and so would its ceiling.
     return [*(ceil(round(units * rate ** (i / events), 6)) for i in range(1, events)), final]
 
 
@@ -206,7 +209,7 @@ def counts(events: Events, epochs: int) -> np.ndarray:
             raise ValueError(
                 f"an event at epoch {epoch}: epochs count from 0, -1 is before training"
             )
-        table[epoch + 1] += count
+        table[epoch + 1] += count  # events of one epoch add up
     return table
 
 

@@ -17,7 +17,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 
 Array = jax.Array
 ACTIVATION_PERIOD = 10  # steps between updates of the running mean of activations
-ACTIVATION_RATE = 0.1
+ACTIVATION_RATE = 0.1  # weight of the new batch, as released
 # See `prunejax.methods.evidence` and `prunejax.methods.modes`.
 NETWORK = ("snip", "grasp", "synflow", "curvature", "curvature_saliency", "mode_leverage")
 
@@ -37,7 +37,7 @@ def magnitude(w: Array) -> Array:
 
 def random(key: Array, like: Array) -> Array:
     """Uniform [0, 1) in the shape of `like` [...], independent of its values."""
-    return jax.random.uniform(key, like.shape)
+    return jax.random.uniform(key, like.shape)  # of 2^23 values: ties go by the order of units
 
 
 def _wide(x: Array) -> Array:
@@ -77,6 +77,7 @@ def filter_l1(w: Array, axis: Axis = -1) -> Array:
 
 def filter_l2(w: Array, axis: Axis = -1) -> Array:
     """Euclidean norm of each filter; `axis` and shapes as in `filter_l1`."""
+    # The modulus first: the square of a complex weight is no length.
     return jnp.sqrt(_sum_per_filter(jnp.square(jnp.abs(_wide(w))), axis))
 
 
@@ -108,7 +109,7 @@ def ebn_signed(scale: Array, bias: Array) -> Array:
 
 def _expected_relu(s: Array, bias: Array) -> Array:
     flat = s == 0
-    z = bias / jnp.where(flat, 1, s)
+    z = bias / jnp.where(flat, 1, s)  # 0 / 0 would be NaN, in derivatives as well
     value = bias * norm.cdf(z) + s * norm.pdf(z)  # of the sign of s, up to cancellation
     value = jnp.where(s < 0, jnp.minimum(value, 0), jnp.maximum(value, 0))
     return jnp.where(flat, jnp.maximum(bias, 0), value)
@@ -175,6 +176,7 @@ def update_activation_mean(old: Array, batch_sum: Array, step: Array) -> Array:
         (after the shortcut in residual blocks).
       step: training step from 0, a scalar; updates happen at 9, 19, ...
     """
+    # Not corrected for its start at 0: all units share that factor, and ranks do not see it.
     new = (1 - ACTIVATION_RATE) * old + ACTIVATION_RATE * batch_sum
     return jnp.where(step % ACTIVATION_PERIOD == ACTIVATION_PERIOD - 1, new, old)
 
@@ -234,6 +236,7 @@ SCORES: dict[str, Score] = {
     "stability": Score(
         lambda i: _present(i.stability, "bounds of a network"), frozenset({"stability"})
     ),
+    # [units]: the kernel lends its shape alone
     "random": Score(lambda i: random(i.key, i.kernel[(0,) * (i.kernel.ndim - 1)])),
     "magnitude": Score(lambda i: magnitude(i.kernel), per_weight=True),
     "weight_saliency": Score(

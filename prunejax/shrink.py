@@ -161,7 +161,7 @@ def _compare(model: Any, live: Tree, small: Any, found: Tree, example: Any) -> N
     before, after = (np.asarray(m.apply(v, example)) for m, v in ((model, live), (small, found)))
     worst = float(np.max(np.abs(before - after), initial=0))
     largest = float(np.max(np.abs(before), initial=0))
-    if not worst <= TOLERANCE * max(largest, 1):
+    if not worst <= TOLERANCE * max(largest, 1):  # NaN is refused as well
         raise ValueError(
             f"the smaller network's outputs differ by {worst:.2g} where the largest is "
             f"{largest:.2g}; check that groups name all that reads their units"
@@ -189,6 +189,7 @@ def _of_links(
             for axis, source, _ in axes
             if axis == -2
         ]
+        # Links may write parts of one leaf, each from its own first entry on.
         cuts[path] += [(-1, np.concatenate([index[s] + n for a, s, n in axes if a == -1]))]
     parts = [name for name in ("params", "batch_stats") if live.get(name)]
     found = {name: groups_lib.cut(live[name], cuts) for name in parts}
@@ -214,12 +215,14 @@ def _zeros(
     params, stats = groups_lib.host(live["params"]), groups_lib.host(live.get("batch_stats", {}))
     masked = groups_lib.whole(live["params"], masks)
     zero: dict[str, Array] = {}
+    # what only scales a target is no part of its sum
     alone = [link.target for link in links if not link.times]
     for link in links:
         if link.times:
             continue
         part, value = groups_lib.zero_part(link, params, stats, zero)
         gate = gates.get(link.target, np.ones(part.size, bool))
+        # In a sum a unit without a kernel may be what the other links bring.
         if link.kernel and link.target in refused and alone.count(link.target) == 1:
             kernel = groups_lib.columns(link, masked[link.kernel])
             pruned = ~kernel.any(axis=tuple(range(kernel.ndim - 1)))
@@ -231,6 +234,7 @@ def _zeros(
                     "(masks.from_units), or keep such units by constants='keep'"
                 )
         part = part | ~gate
+        # A sum is 0 for certain only where each part is; what cancels by chance is kept.
         zero[link.target] = zero.get(link.target, np.ones(part.size, bool)) & part
     return zero
 
@@ -251,6 +255,7 @@ def _folded(model: Any, variables: Mapping[str, Any]) -> tuple[Any, dict[str, An
         if not link.kernel:
             raise ValueError(f"fold: BatchNorm {norm!r} reads a sum: no kernel can take it up")
         layer = link.kernel.rpartition("/")[0]
+        # the running statistics, as in evaluation mode
         gain = params.pop(f"{norm}/scale") / np.sqrt(stats[f"{norm}/var"] + EPSILON)
         own = params.get(f"{layer}/bias", np.zeros_like(gain))
         params[link.kernel] = params[link.kernel] * gain

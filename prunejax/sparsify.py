@@ -168,7 +168,7 @@ def _by_events(
     def shrink(masks: Tree, params: Tree, count: jax.Array) -> Tree:
         scores = score_tree(params)
         pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(masks), strict=True)
-        live = [jnp.sum(m, dtype=jnp.int32) for s, m in pairs if s.ndim]
+        live = [jnp.sum(m, dtype=jnp.int32) for s, m in pairs if s.ndim]  # int32 as `count`
         # A leaf that is not pruned may have come with a mask of its own: it is not looked at.
         flat = [
             m if s.ndim else jnp.array(True)
@@ -190,11 +190,11 @@ def _by_events(
             raise ValueError("sparsify needs the parameters: tx.update(gradients, state, params)")
         live = state.masks
         if events:
-            due = jnp.sum(jnp.where(steps == state.step, counts, 0))
+            due = jnp.sum(jnp.where(steps == state.step, counts, 0))  # events of one step add up
             live = jax.lax.cond(due > 0, lambda: shrink(live, params, due), lambda: state.masks)
-        gradients = where(live, gradients)
+        gradients = where(live, gradients)  # before the optimizer: dead moments only decay
         updates, inner = optimizer.update(gradients, state.inner, params, **extra)
-        updates = where(live, updates, jax.tree.map(jnp.negative, params))
+        updates = where(live, updates, jax.tree.map(jnp.negative, params))  # w + -w is exactly 0
         return updates, SparsifyState(inner, live, state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]

@@ -74,6 +74,7 @@ def count(masks: Tree, params: Tree) -> dict[str, tuple[int, int]]:
     ):
         trees.fits(path, mask, np.shape(leaf), "its leaf")
         total, size = math.prod(np.shape(leaf)), math.prod(np.shape(mask))
+        # an entry of a broadcast mask stands for so many
         result[path] = (_live(mask) * (total // size) if size else 0, total)
     return result
 
@@ -135,6 +136,7 @@ def _effective(
     for path in {*feeds, *(reader for readers in feeds.values() for reader, _ in readers)}:
         if path not in shapes:
             raise ValueError(f"feeds: no leaf {path!r}; there are: {', '.join(shapes)}")
+    # Copies: entries of a broadcast view share their memory.
     live = {path: np.broadcast_to(mask, shapes[path]).copy() for path, mask in flat.items()}
     changed = True
     while changed:  # a kernel whose inputs all died is dead as well: repeat until nothing changes

@@ -34,6 +34,7 @@ def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
     Raises:
       ValueError: two leaves have one path, as "a/b" and "b" in "a": counts and rules go by paths.
     """
+    # Keys of dicts in sorted order, however they were put in: that order decides ties.
     found = [(path_string(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
     seen: set[str] = set()
     for path, _ in found:
@@ -170,7 +171,7 @@ def match(tree: Tree, rules: str | Iterable[str]) -> list[str]:
                 f"path rule {rule!r} matches none of the {len(found)} leaves: {shown(found)}"
             )
         hits.update(matched)
-    return [path for path in found if path in hits]
+    return [path for path in found if path in hits]  # leaf order, not that of the rules
 
 
 def select(tree: Tree, rules: str | Iterable[str]) -> Tree:

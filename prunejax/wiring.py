@@ -168,9 +168,9 @@ class _Net:
             self.forward[link.target] = self.forward[link.target] | out
         self.back = {s: np.zeros(n, bool) for s, n in self.sizes.items()}
         if OUTPUT in self.back:
-            self.back[OUTPUT][:] = True
+            self.back[OUTPUT][:] = True  # every output is wanted
         self.wanted: list[Bools] = []  # per link: the target's units through which it is read
-        for link in reversed(links):
+        for link in reversed(links):  # after the pass forwards, whose result `times` looks at
             wanted = self.back[link.target] & self._open(link)
             self.wanted.insert(0, wanted)
             self._pull(link, wanted)
@@ -273,10 +273,11 @@ class _Net:
     def _entries(self) -> Iterator[tuple[Link, str, Bools]]:
         """Link, leaf, and which of its entries (in the link's columns) are on a path."""
         for link, reached, wanted in zip(self.links, self.reached, self.wanted, strict=True):
-            both = reached & wanted
+            both = reached & wanted  # a unit that no signal reaches emits a constant: on no path
             if link.kernel:
                 source = self._source(link)
                 rows = self.masks[link.kernel].shape[-2]
+                # A flattened map has the unit as its fastest index: positions repeat the units.
                 yield link, link.kernel, np.tile(source, rows // source.size)[:, None] & wanted
             for path in link.leaves:
                 yield link, path, both

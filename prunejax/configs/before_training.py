@@ -89,8 +89,10 @@ def _arms(
     for p in keeps:
         arms[f"keep={_word(p)}"] = {"prune": _mask(p), "start": {"scale": scale}}
     for p in keeps:
+        # p times the variance, as much as a mask leaves of it on average
         arms[f"scaled={_word(p)}"] = {"start": {"scale": scale * math.sqrt(p)}}
     for p in keeps if others else ():
+        # the mask's first answers of the size of the dense ones
         start = {"scale": scale / math.sqrt(p)}
         arms[f"rescaled={_word(p)}"] = {"prune": _mask(p), "start": start}
         for score in ("magnitude", "snip"):
@@ -120,7 +122,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stop_loss = 0.01
     config.evaluate_train = True
     config.trackers = ("signal_noise",)
-    config.data.by_seed = True
+    config.data.by_seed = True  # every seed has its own examples and noise
     if synthetic:
         config.data.name, config.batch_size = SYNTHETIC, 40
     else:
@@ -129,11 +131,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.name = "two_patch"
     config.model.neurons = 40 if synthetic else 10
     config.model.init_std = STD
+    # plain gradient descent, all examples a batch
     config.optimizer.name, config.optimizer.momentum = "sgd", 0.0
     config.optimizer.schedule = "constant"
     config.optimizer.learning_rate = 0.03 if synthetic else 0.02
     config.prune.granularity, config.prune.score = "weight", "magnitude"
-    config.prune.saliency_examples = config.batch_size
+    config.prune.saliency_examples = config.batch_size  # the whole training set
     if synthetic:
         arms = _arms(0.05, (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005), others=False)
         main = "std=0_05"

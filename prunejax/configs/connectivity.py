@@ -160,6 +160,7 @@ def _dense(config: ConfigDict, steps: tuple[str, ...], more: tuple[str, ...]) ->
     arms: dict[str, dict[str, Any]] = {"dense": {}}
     labels = [f"k{at.partition(':')[2]}" for at in steps]
     for label, at in zip(labels, steps, strict=True):
+        # All of the state: the copies differ in their data alone.
         start = {"run": "dense", "at": at, "take": ("weights", "statistics", "optimizer", "step")}
         arms |= recipes.copies(label, start)
     config.variants = default.arms(arms)
@@ -184,6 +185,7 @@ def _tickets(config: ConfigDict, levels: int, fraction: float, steps: tuple[int,
         names.append(f"level0-k{k}")
         for level in range(1, levels + 1):
             ticket = f"rewound{k}-level{level}"
+            # The ticket's mask on the weights that it was put back to.
             back = {"run": ticket, "take": ("masks",), "rewind_run": "dense", "rewind_at": at}
             arms |= recipes.copies(f"level{level}-k{k}", back)
             names.append(f"level{level}-k{k}")

@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.epochs = 90
     config.data.name = "imagenet2012"
     config.data.augment = True
-    config.model.dtype = "bfloat16"
+    config.model.dtype = "bfloat16"  # of the computation; parameters stay float32
     prune = {"schedule": "linear", "start": (5,), "end": (55,)}
     if arg:
         config.model.name = "vit_s16"

@@ -87,8 +87,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.name, config.optimizer.momentum = "sgd", 0.9
     config.optimizer.learning_rate, config.optimizer.schedule = 0.1, "cosine"
     config.prune.granularity, config.prune.scope = "weight", "global"
-    config.prune.saliency_examples = 900
-    start = {
+    config.prune.saliency_examples = 900  # all of them: scores without sampling noise
+    start = {  # scores look at W*, training begins at the initial weights
         "run": "dense", "at": "step:10", "take": ("weights",),
         "rewind_run": "dense", "rewind_at": "start", "rewind": ("weights",),
     }  # fmt: skip
@@ -96,7 +96,7 @@ def get_config(arg: str = "") -> ConfigDict:
     shares = (0.2, 0.05) if quick else (0.2, 0.1, 0.05, 0.03)
     arms: dict[str, dict[str, Any]] = {"dense": {}}
     for share in shares:
-        rest = {"fraction": (round(1 - share, 6),)} | common
+        rest = {"fraction": (round(1 - share, 6),)} | common  # counts read the decimal as written
         ending = f"-{round(100 * share)}"
         for name, (score, target) in AT_REFERENCE.items():
             prune = {"score": score, "target": target} | rest

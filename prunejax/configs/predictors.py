@@ -85,8 +85,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "What predicts generalization"
     config.optimizer.name, config.optimizer.momentum = "sgd", 0.9
     config.optimizer.schedule = "constant"
-    config.optimizer.weight_decay_rule = ".*/kernel"
-    config.evaluate_train = True
+    config.optimizer.weight_decay_rule = ".*/kernel"  # biases are not decayed
+    config.evaluate_train = True  # measures are ranked beside the training loss
     config.model.name = "mlp64_64"
     config.measures.names = (*MEASURES, *CURVATURE)
     config.measures.split, config.measures.examples = "train", 0
@@ -119,6 +119,7 @@ def _synthetic(config: ConfigDict) -> None:
     config.first_seed, config.evaluate_every, config.eval_batch_size = 820, 20, 800
     config.measures.names = MEASURES
     config.data.name = "gaussian:classes=10,dimension=20,train=800,test=10000,std=1.5"
+    # about 2,000 steps at every size of batches
     sizes = {str(b): {"batch_size": b, "epochs": -(-2000 // -(-800 // b))} for b in (16, 64, 256)}
     config.optimizer.schedule = "cosine"
     grid = default.product(

@@ -79,7 +79,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.learning_rate, config.optimizer.schedule = 0.05, "cosine"
     config.optimizer.weight_decay, config.optimizer.weight_decay_rule = 5e-4, ".*/kernel"
     config.prune.granularity, config.prune.scope = "weight", "global"
-    config.prune.saliency_examples = 128
+    config.prune.saliency_examples = 128  # one batch, as published
     tuning, ratios, scores = 5, RATIOS, tuple(SCORES)
     if form == "quick":
         config.seeds, config.epochs, tuning, ratios = 2, 3, 1, (0.5, 0.98)
@@ -93,7 +93,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.seeds, config.epochs, config.batch_size, tuning = 3, 160, 128, 40
         config.data.name, config.data.augment, config.model.name = "cifar100", True, "resnet56"
         config.optimizer.learning_rate = 0.1
-    arms = _arms(config.optimizer.learning_rate / 2, tuning, ratios, scores)
+    arms = _arms(config.optimizer.learning_rate / 2, tuning, ratios, scores)  # the pilot's rate
     if form == "synthetic":
         arms |= _arms(0.025, tuning, ratios, ("mp",), "small-", {"model": {"width": 0.25}})
     config.variants = default.arms(arms)

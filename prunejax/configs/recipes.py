@@ -103,12 +103,12 @@ def lottery(
     config.prune.scope = scope
     back: dict[str, Any] = {"rewind_run": "dense", "rewind_at": rewind}
     if retrain == "learning_rate":
-        back["rewind"] = ("step",)
+        back["rewind"] = ("step",)  # the weights stay as they are trained
     elif retrain == "fine_tune":
         back = {}
     prune: dict[str, Any] = {
         "schedule": "scratch",
-        "of": "live",
+        "of": "live",  # of what is left at each level, not of all
         "fraction": tuple(fraction) if isinstance(fraction, Sequence) else (fraction,),
         "layers": tuple(layers),
         "score": score,
@@ -118,7 +118,7 @@ def lottery(
         parent = "dense" if level == 1 else f"{prefix}{level - 1}"
         start = {"run": parent} | back
         if order == "new":
-            start["copy"] = f"level{level}"
+            start["copy"] = f"level{level}"  # other streams: order, augmentation, dropout
         arms[f"{prefix}{level}"] = {"prune": prune, "start": start}
     for name, at in (controls or {}).items():
         if name not in CONTROLS:
@@ -186,8 +186,9 @@ def _control(
         # The weights a ticket has: those of the state that it was put back to.
         start = {"run": ticket, "take": ("masks",), "shuffle": name.removesuffix("_shuffle")}
         return {label: {"start": start | dict(back)}}
-    at_once = {**prune, "times": level}
+    at_once = {**prune, "times": level}  # as many as that level has lost, in one event
     if name == "erk":
+        # random weights, and counts by layer that are ERK's
         random = {"score": "weight_random", "allocation": "erk", "scope": "layer"}
         return {label: {"prune": at_once | random}}
     if name == "one_shot":
@@ -196,6 +197,7 @@ def _control(
         turned = at_once | {"target": "largest"}
         return {label: {"prune": turned, "start": {"run": "dense"} | dict(back)}}
     if name == "extended":
+        # the dense training and one for each level
         return {label: {"epochs": config.epochs * (level + 1)}}
     arms: Arms = {}
     for part in range(1, level + 1):  # each from the one before

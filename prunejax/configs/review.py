@@ -163,7 +163,7 @@ def _cpu(clean: bool) -> ConfigDict:
         "none": {},
         "S": {"prune": CPU_EVENTS | {"target": "smallest", "period": 1}},
         "L": {"prune": CPU_EVENTS | {"target": "largest", "period": 4}},
-        "long": {"epochs": 32, "optimizer": {"milestones": (30, 31)}},
+        "long": {"epochs": 32, "optimizer": {"milestones": (30, 31)}},  # as late before the end
         # The rate begins anew in the epochs that follow L's events.
         "restart": {"optimizer": {"schedule": "cosine", "restarts": (4, 8, 12)}},
     }

@@ -156,7 +156,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.epochs, config.batch_size, config.seeds, config.first_seed = 14, 50, 4, 890
         config.population.layout = "sharded"  # two members at once, also while measured
         config.measures.examples, config.measures.attack_radius = 128, 0.01
-    half = config.epochs // 2 - 1
+    half = config.epochs // 2 - 1  # an event in the middle, with half of the training to recover in
     arms: dict[str, dict] = {"dense": {"prune": {"score": "magnitude"}}}
     for score in ("magnitude", "snip", "random"):
         for rate in RATES[-1:] if quick else RATES:

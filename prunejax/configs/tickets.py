@@ -56,6 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     quick = form == "quick"
     config.seeds, config.first_seed = (2, 400) if quick else (5, 400)
     config.epochs, config.batch_size = (4, 64) if quick else (40, 64)
+    # to stop by, apart from the test set
     config.data.name, config.data.validation_examples = "digits_mixed", 100
     config.model.name = "mlp128_64"
     config.optimizer.name, config.optimizer.momentum = "sgd", 0.9
@@ -100,6 +101,7 @@ def _large(config: ConfigDict, form: str) -> ConfigDict:
     config.seeds, config.first_seed = 3, 400
     config.optimizer.name, config.optimizer.momentum = "sgd", 0.9
     config.optimizer.learning_rate = 0.1
+    # biases and norms are not decayed
     config.optimizer.weight_decay, config.optimizer.weight_decay_rule = 1e-4, ".*/kernel"
     config.data.augment = True
     levels, rewind = 16, "epoch:2"

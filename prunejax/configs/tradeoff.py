@@ -96,7 +96,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.epochs = 18
     config.batch_size = 32
     config.data.name = "fashion"
-    config.data.label_noise = 0.4
+    config.data.label_noise = 0.4  # with labels as they are there is nothing to gain (`:clean`)
     config.model.name = "vgg4_bn"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.milestones = (15, 17)
@@ -126,7 +126,7 @@ def get_config(arg: str = "") -> ConfigDict:
         _explain(config, prune | {"target": "largest", "period": 5})
     if "early" in given:
         config.name += ", stopped early by clean labels"
-        config.data.validation_examples = 400
+        config.data.validation_examples = 400  # labels of these are as they are
         config.report.claims = ("L_large > none in selected_test_accuracy",)
     if "explained" in given or "early" in given:
         config.first_seed = 300
@@ -142,9 +142,10 @@ def _explain(config: ConfigDict, large: dict) -> None:
     """Adds the arms that could explain the gain of L_large without removal."""
     config.name += ", and what may explain it"
     steps = 63  # an epoch: longer than a shock, shorter than the pause between two events
+    # replays the targets of L_large, seed by seed
     twin = {"twin": "L_large", "duration": steps, "mask_norm": False}
     arms: dict[str, dict] = {
-        "long": {"epochs": 36, "optimizer": {"milestones": (33, 35)}},
+        "long": {"epochs": 36, "optimizer": {"milestones": (33, 35)}},  # as late before the end
         "cosine": {"optimizer": {"schedule": "cosine"}},
         # The rate begins anew in the epochs that follow L_large's events.
         "restart": {"optimizer": {"schedule": "cosine", "restarts": (4, 9, 14)}},

@@ -183,6 +183,7 @@ def live_dimension(masks: Tree | None, params: Tree) -> int:
         (int(np.count_nonzero(np.asarray(mask))), int(np.size(mask)))
         for mask in jax.tree.leaves(masks)
     ]
+    # An entry of a broadcast mask stands for so many coordinates.
     return sum(size // max(of, 1) * live for size, (live, of) in zip(sizes, counts, strict=True))
 
 
@@ -205,7 +206,7 @@ def add(a: Tree, b: Tree, scale: Any = 1.0) -> Tree:
     """The sum a + scale * b in the accumulation dtype of `a`."""
 
     def one(x: Any, y: Any) -> jax.Array:
-        dtype = accumulator(jnp.result_type(x))
+        dtype = accumulator(jnp.result_type(x))  # the scale as well: in 16 bits it would be rounded
         return jnp.asarray(x, dtype) + jnp.asarray(scale, dtype) * jnp.asarray(y, dtype)
 
     return jax.tree.map(one, a, b)
@@ -223,7 +224,7 @@ def dot(a: Tree, b: Tree) -> jax.Array:
         dtype = accumulator(jnp.result_type(x))
         return jnp.sum(jnp.asarray(x).astype(dtype) * jnp.asarray(y).astype(dtype))
 
-    return sum(jax.tree.leaves(jax.tree.map(one, a, b)), start=jnp.zeros(()))
+    return sum(jax.tree.leaves(jax.tree.map(one, a, b)), start=jnp.zeros(()))  # in leaf order
 
 
 def squared_norm(tree: Tree) -> jax.Array:

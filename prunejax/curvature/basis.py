@@ -42,7 +42,7 @@ def _orthogonalize(stack: Tree, w: Tree) -> tuple[Tree, jax.Array, jax.Array, ja
     before = vectors.norm(w)
     total: Any = 0.0
     for _ in range(2):
-        h = vectors.stack_dot(stack, w)
+        h = vectors.stack_dot(stack, w)  # all rows at once: classical, not modified, Gram-Schmidt
         w = jax.tree.map(jnp.subtract, w, vectors.combine(h, stack))
         total = total + h
     return w, total, before, vectors.norm(w)
@@ -60,9 +60,11 @@ def _extend(
     """
     outside, h, before, left = _orthogonalize(stack, w)
     capacity = jax.tree.leaves(stack)[0].shape[0]
+    # A product that lies in the span leaves rounding error: normalized it would be noise.
     added = (left > tiny * jnp.maximum(scale, before)) & (size < capacity)
 
     def write(rows: jax.Array, x: jax.Array) -> jax.Array:
+        # a full basis drops the row
         return rows.at[size].set(jnp.where(added, x / left, 0), mode="drop")
 
     stack = vectors.place(jax.tree.map(write, stack, outside), placed, stacked=True)
@@ -125,6 +127,7 @@ class Basis:
           w: a vector of the live space, a product with the matrix, or (`drawn`) a random one,
             which no product's rounding error is in.
         """
+        # No product's error is in it, so its own length alone says what is rounding.
         scale = jnp.zeros_like(self._scale) if drawn else self._scale
         self.stack, self._rows, scale, begun = _extend(
             self.stack, w, self._rows, scale, self._tiny, self._operator.placed
@@ -158,6 +161,7 @@ class Basis:
         In the order in which they were begun.
         """
         h, left, added = jax.device_get(begun)
+        # the small matrices are worked on in it
         coefficients, length = np.asarray(h, np.float64)[: self.size], float(left)
         if not np.isfinite(length):
             raise ValueError(

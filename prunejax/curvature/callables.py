@@ -50,8 +50,9 @@ class Captured:
 def _token(value: Any) -> Hashable:
     """What identifies a captured value: small constants by value, NumPy arrays by content."""
     if isinstance(value, bool | int | float | complex | str | bytes | type(None)):
-        return type(value).__name__, repr(value)
+        return type(value).__name__, repr(value)  # 1, 1.0 and True are equal, and other programs
     if isinstance(value, np.ndarray) and value.dtype != object:
+        # an array may be filled anew in its place
         return id(value), value.shape, value.dtype.str, zlib.crc32(value.tobytes())
     return id(value)
 

@@ -78,6 +78,7 @@ def smoothed(
     each /= sigma * math.sqrt(2 * math.pi)
     if len(each) == 1:
         return each[0], np.full(len(grid), np.nan)
+    # a start vector is the replication
     return each.mean(axis=0), each.std(axis=0, ddof=1) / math.sqrt(len(each))
 
 
@@ -111,7 +112,7 @@ def estimate_density(
         raise ValueError(f"sigma must be positive, got {sigma}")
     dim = operator.nonempty_dim()
     operator.check_symmetric()
-    m = min(steps, dim)
+    m = min(steps, dim)  # a Krylov space has no more vectors
     nodes, weights, products = np.zeros((starts, m)), np.zeros((starts, m)), 0
     own = vectors.named_key(key, "probe")
     for i in range(starts):
@@ -120,11 +121,12 @@ def estimate_density(
         space.steps(m)
         values, rows, _ = space.ritz()
         nodes[i, : len(values)] = values
-        nodes[i, len(values) :] = values[-1]
-        weights[i, : len(values)] = rows[:, 0] ** 2
+        nodes[i, len(values) :] = values[-1]  # of weight 0, and within the range of the nodes
+        weights[i, : len(values)] = rows[:, 0] ** 2  # the start vector is the first of the basis
         products += space.products
     low, high = float(nodes.min()), float(nodes.max())
     if sigma is None:
+        # where all nodes are one number: 1 % of that
         sigma = 0.01 * (high - low) or 0.01 * max(abs(high), 1.0)
     if isinstance(grid, int):
         grid = np.linspace(low - 5 * sigma, high + 5 * sigma, grid)

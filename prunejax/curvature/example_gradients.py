@@ -26,14 +26,14 @@ from prunejax.curvature import base, factoring, kernels
 from prunejax.ops import axes
 
 Tree = Any
-_HIGH = lax.Precision.HIGHEST
+_HIGH = lax.Precision.HIGHEST  # accelerators would round float32 operands
 
 
 def _dense(grads: jax.Array, mask: Any, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Squared norms [n] and weighted sum of per-example gradients [n, ...]."""
     grads = grads.astype(base.accumulator(grads.dtype))
     if mask is not None:
-        grads = jnp.where(mask, grads, 0)
+        grads = jnp.where(mask, grads, 0)  # not a product: NaN of a dead weight stays out
     squared = jnp.sum(grads * grads, axis=tuple(range(1, grads.ndim)))
     return squared, jnp.tensordot(weight, grads, 1, precision=_HIGH)
 
@@ -63,19 +63,19 @@ def _from_operands(
         return matrix if parts is not None else jnp.where(mask, product.shape(matrix.T), 0)
 
     (q, a), (_, b) = (f.shape for f in jax.eval_shape(factors, left[0], right[0]))
-    if parts is not None and q * (a + b) <= a * b:
+    if parts is not None and q * (a + b) <= a * b:  # multiplications of both ways
         x, d = jax.vmap(factors)(left, right)
         inputs = jnp.einsum("nqa,npa->nqp", x, x, precision=_HIGH)
         cotangents = jnp.einsum("nqb,npb->nqp", d, d, precision=_HIGH)
         squared = jnp.sum(inputs * cotangents, axis=(1, 2))
-        d = d * weight[:, None, None]
+        d = d * weight[:, None, None]  # after the norms, which carry no weight
         total = jnp.matmul(x.reshape(-1, a).T, d.reshape(-1, b), precision=_HIGH)
         return squared, product.shape(total)
     if jax.default_backend() == "cpu":
         # One after another: an example's patches and gradient stay in the cache.
         def add(total: jax.Array, item: Any) -> tuple[jax.Array, jax.Array]:
             grad = gradient(*item[:2])
-            return total + item[2] * grad, jnp.sum(grad * grad)
+            return total + item[2] * grad, jnp.sum(grad * grad)  # the sum alone is weighted
 
         shape = jax.eval_shape(gradient, left[0], right[0])
         total, squared = lax.scan(add, jnp.zeros(shape.shape, dtype), (left, right, weight))
@@ -242,5 +242,5 @@ def _in_turn(
         carry, values = one(held[0], part, own)
         return carry, lax.dynamic_update_slice_in_dim(held[1], values, i * chunk, 0)
 
-    count = (jnp.sum(weight != 0) + chunk - 1) // chunk
+    count = (jnp.sum(weight != 0) + chunk - 1) // chunk  # chunks of copies alone are left out
     return lax.fori_loop(0, count, step, (carry, jnp.zeros_like(weight)))

@@ -79,6 +79,7 @@ def _layout(equation: Any) -> tuple[tuple[str, tuple[int, ...]], ...] | None:
     """The shape changes from the matrix X'D to the equation's output; None: not such a product."""
     shape, params = tuple(equation.outvars[0].aval.shape), equation.params
     if equation.primitive.name == "dot_general":
+        # Batch axes: many products, not one.
         return None if params["dimension_numbers"][1][0] else (("reshape", shape),)
     if equation.primitive.name == "prunejax_conv":
         return (("reshape", shape),) if params["kind"] == "kernel" else None

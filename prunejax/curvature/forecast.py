@@ -60,7 +60,7 @@ def removal(params: Tree, targeted: base.Masks) -> Tree:
     Returns:
       A tree like params in its accumulation dtype.
     """
-    live = base.expand_masks(targeted, params)
+    live = base.expand_masks(targeted, params)  # True marks what goes: P w is what is taken away
     return base.scale(-1.0, base.project(live, params))
 
 
@@ -75,7 +75,7 @@ def _expand(loss: Any, params: Tree, d: Tree, batch: Tree, weight: Any) -> jax.A
 
 @jax.jit
 def _displaced(loss: Any, params: Tree, d: Tree, batch: Tree, weight: Any) -> jax.Array:
-    moved = base.cast_like(base.add(params, d), params)
+    moved = base.cast_like(base.add(params, d), params)  # w - w is exactly 0, as after the event
     return weight * base.upcast(base.call(loss, moved, batch))
 
 
@@ -112,7 +112,7 @@ def forecast(
     terms, moved = [0.0, 0.0, 0.0], 0.0
     for batch, weight in weighted:
         part = _expand(fn, params, d, batch, weight)
-        terms = [a + float(b) for a, b in zip(terms, part, strict=True)]
+        terms = [a + float(b) for a, b in zip(terms, part, strict=True)]  # in float64 on the host
         moved += float(_displaced(fn, params, d, batch, weight)) if measure else 0.0
     value, slope, curvature = terms
     return Forecast(

@@ -94,6 +94,7 @@ class NoiseScale:
 def standard_error(values: np.ndarray) -> float:
     """Standard error of the mean of `values` [n]; NaN for fewer than two."""
     n = len(values)
+    # an example is the replication
     return float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
 
 
@@ -125,6 +126,7 @@ def fieller(a: float, b: float, cov: np.ndarray, quantile: float) -> tuple[float
     if lead <= 0:
         return -float("inf"), float("inf")
     middle = a * b - square * cov[0, 1]
+    # Below 0 by rounding alone: b is significant here.
     root = np.sqrt(max(middle**2 - lead * (a * a - square * cov[0, 0]), 0.0))
     return float((middle - root) / lead), float((middle + root) / lead)
 
@@ -166,6 +168,7 @@ def _moment(
             squared, total = norms_and_total(loss, params, piece, weight, live, total, chunk=chunk)
         else:
             squared = norms(loss, params, piece, weight, live, chunk=chunk)
+        # copies that filled the piece up are left out
         parts.append(np.asarray(squared, np.float64)[:real])
     squared_norms = np.concatenate(parts)
     n = len(squared_norms)
@@ -279,12 +282,14 @@ def gradient_noise_scale(
     denominator = square
     if unbiased:
         deviations = moment.squared_norms - 2 * alignments + square
+        # Less Tr(C)/N with the unbiased C, whichever C is asked for.
         denominator = square - deviations.sum() / (n * (n - 1))
         slope = slope - (deviations - deviations.mean()) / (n - 1)
     interval = (float("nan"), float("nan"))
     if unbiased and n > 2:
         cov = np.cov(slope, numerator) / n
-        quantile = float(special.stdtrit(n - 1, 0.975))
+        quantile = float(special.stdtrit(n - 1, 0.975))  # two-sided 95 %
+        # Of the inverse: its denominator Tr(C) is the one that is far from 0.
         interval = reciprocal(fieller(denominator, moment.value, cov, quantile))
     if not denominator > 0:
         value = float("nan") if np.isnan(denominator) else float("inf")

@@ -108,6 +108,7 @@ def ggn_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tre
     """G v; `fns` are the model and the loss of its outputs."""
     model = partial(_of_params, fns[0], batch)
     outputs, change = pushforward(model, params, v)
+    # the curvature of the output loss alone: the model's own is left out
     bent = second_product(scalar(fns[1], batch), outputs, change)
     return jax.vjp(model, params)[1](bent)[0]
 
@@ -129,7 +130,7 @@ def empirical_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) 
     """E[∇ℓ_i ∇ℓ_i'] v; `fns` are a loss, or a model and the loss of its outputs."""
     losses = example_losses(_composed(fns), batch)
     slopes = pushforward(losses, params, v)[1]
-    return jax.vjp(losses, params)[1](slopes / slopes.size)[0]
+    return jax.vjp(losses, params)[1](slopes / slopes.size)[0]  # mean of examples, J'(J v) / n
 
 
 def empirical_forms(
@@ -138,6 +139,7 @@ def empirical_forms(
     """The function v -> E[(∇ℓ_i' v)²], a scalar."""
     del count
     slopes = linearized(example_losses(_composed(fns), batch), params)[1]
+    # squared and averaged in the accumulation dtype
     return lambda v: jnp.mean(jnp.square(base.upcast(slopes(v))))
 
 
@@ -178,6 +180,7 @@ def product(
     """One batch's term: weight · P A P v, in the accumulation dtype."""
     tangent = vectors.place(_tangent(v, params, masks), placed)
     out = base.upcast(core(fns, params, tangent, batch))
+    # The weight last: a product's rounding does not depend on it.
     return vectors.place(base.scale(weight, base.project(masks, out)), placed)
 
 

@@ -115,7 +115,7 @@ class Krylov:
         j = self.done
         self.matrix[: len(h), j] = h
         if left > 0:
-            self.matrix[len(h), j] = left
+            self.matrix[len(h), j] = left  # along the vector that it has added
         self.done, self.products = j + 1, self.products + 1
 
     @one_thread
@@ -123,7 +123,7 @@ class Krylov:
         """Ritz values [m], coefficient rows [m, m] and estimated residuals [m], m = done."""
         m = self.done
         square = self.matrix[:m, :m]
-        values, columns = np.linalg.eigh((square + square.T) / 2)
+        values, columns = np.linalg.eigh((square + square.T) / 2)  # equal but for rounding
         # A V_m = V_m T + (rows of V beyond m) B: what is left over is B times the coefficients.
         beyond = self.matrix[m : self.basis.size, :m] @ columns
         self.norm = max(self.norm, float(np.max(np.abs(values))))
@@ -135,9 +135,10 @@ class Krylov:
         m, size, count = self.done, self.basis.size, len(keep)
         turn = np.zeros((count + size - m, size))
         turn[:count, :m] = rows[keep]
-        turn[count:, m:] = np.eye(size - m)
+        turn[count:, m:] = np.eye(size - m)  # those not multiplied yet stay as they are
         beyond = self.matrix[m:size, :m] @ rows[keep].T
         self.matrix[:] = 0.0
+        # A is diagonal on Ritz vectors
         self.matrix[np.arange(count), np.arange(count)] = values[keep]
         self.matrix[count : count + size - m, :count] = beyond
         self.basis.replace(turn)
@@ -186,10 +187,10 @@ def eigenpairs(
     space = Krylov(operator, capacity, vectors.named_key(key, "lanczos"))
     restarts = _search(space, k, order, tolerance, limit)
     values, rows, _ = space.ritz()
-    wanted = np.argsort(order(values), kind="stable")[:k]
+    wanted = np.argsort(order(values), kind="stable")[:k]  # stable: of equal ones the earlier
     stack = space.basis.rotated(rows[wanted])
     values, residuals = measured(operator, stack)
-    again = np.argsort(order(values), kind="stable")
+    again = np.argsort(order(values), kind="stable")  # measured values may have changed places
     return Eigenpairs(
         values=values[again],
         vectors=vectors.take(stack, again),
@@ -237,6 +238,7 @@ def _search(space: Krylov, k: int, order: Any, tolerance: float, limit: int) -> 
         if np.any(left[wanted] > tolerance * space.norm):
             continue
         if confirm_until is None:
+            # Time for a second copy of an eigenvalue to grow out of the fresh direction.
             confirm_until = space.products + max(10, space.products // 5)
             restarts += _make_room(space, k, order)
             space.fresh()
@@ -251,6 +253,7 @@ def _make_room(space: Krylov, k: int, order: Any) -> int:
     if space.basis.size < capacity or capacity == space.operator.live_dim:
         return 0
     pending = space.basis.size - space.done
+    # More than k: what converges next is kept as well.
     count = min(k + (capacity - k) // 3, space.done, capacity - pending - 2)
     space.restart(np.argsort(order(space.ritz()[0]), kind="stable")[:count])
     return 1

@@ -215,9 +215,11 @@ class Averaged(Operator):
 
         if not kernels.has_rule(self._functions, self.like, batch):
             return
+        # a check: no result depends on it
         u, v = (self.draw(jax.random.key(0), i, "gaussian") for i in (0, 1))
         right, left = self.matvec(v), self.matvec(u)
         one, other = float(base.dot(u, right)), float(base.dot(v, left))
+        # symmetric up to rounding, on the scale of the product
         if abs(one - other) > 0.01 * float(jnp.sqrt(base.squared_norm(right))):
             raise ValueError(
                 "a jax.custom_vjp rule of the loss makes its Hessian asymmetric (u'Hv = "

@@ -78,7 +78,7 @@ def _evaluate_points(
         for m in range(index.shape[1]):
             one = jax.tree.map(lambda x, m=m: x[which[m]], directions)
             moved = base.add(moved, one, step[m])
-        point = base.cast_like(moved, params)
+        point = base.cast_like(moved, params)  # cast back once, at the end
         return splits.over_split(lambda batch: base.call(evaluate, point, batch), groups)
 
     return jax.lax.map(at, (index, steps))
@@ -96,7 +96,7 @@ def _measure(
     """Values at the points, values at the parameters themselves, and the examples used."""
     groups = splits.stacked_groups(batches, batch_size)
     index = np.concatenate([np.zeros((1, index.shape[1]), index.dtype), index])
-    steps = np.concatenate([np.zeros((1, steps.shape[1])), steps])
+    steps = np.concatenate([np.zeros((1, steps.shape[1])), steps])  # step 0 is the first point
     dtype = jnp.result_type(*jax.tree.leaves(base.upcast(params)))
     out = _evaluate_points(
         base.as_argument(evaluate), params, directions, jnp.asarray(index),
@@ -271,7 +271,7 @@ def epsilon_flatness(
     if quantity not in along.values:
         raise ValueError(f"no quantity {quantity!r}; the line has: {', '.join(along.values)}")
     increase = along.increase(quantity)
-    increase = np.where(np.isnan(increase), np.inf, increase)
+    increase = np.where(np.isnan(increase), np.inf, increase)  # NaN has risen, however far
     best, crossing = (np.inf, -1, 0), np.inf
     for sign in (1, -1):
         side = along.grid * sign > 0
@@ -282,12 +282,12 @@ def epsilon_flatness(
             over = np.flatnonzero(rise >= threshold)
             if not over.size:
                 continue
-            j = over[0]
+            j = over[0]  # at least 1: the rise at 0 is 0, below the threshold
             crossing = min(crossing, distance[j])
             part = (threshold - rise[j - 1]) / (rise[j] - rise[j - 1])
             step = distance[j] - distance[j - 1]
             exact = distance[j - 1] + step * (part if np.isfinite(rise[j]) else 1.0)
-            if exact < best[0]:
+            if exact < best[0]:  # of equal ones the first direction, the positive side first
                 best = (float(exact), i, sign)
     return EpsilonFlatness(
         value=float(crossing),

@@ -30,7 +30,7 @@ def _deflate(product: Tree, vector: Tree, stack: Tree, values: jax.Array) -> Tre
 def _advance(product: Tree, vector: Tree) -> tuple[Tree, jax.Array]:
     """The next unit vector, and the estimate x'(Ax)."""
     length = vectors.norm(product)
-    inverse = jnp.where(length > 0, 1 / length, 0.0)
+    inverse = jnp.where(length > 0, 1 / length, 0.0)  # 0 where A x = 0
     return base.scale(inverse, product), base.dot(vector, product)
 
 
@@ -68,13 +68,14 @@ def power_iteration(
     operator.check_symmetric()
     vector = operator.draw(vectors.named_key(key, "power"), 0, "uniform")
     stack = jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), vector)
-    values, converged, products = np.zeros(k), np.zeros(k, bool), 0
+    values, converged, products = np.zeros(k), np.zeros(k, bool), 0  # 0: deflates nothing yet
     for i in range(k):
         vector, values[i], spent, converged[i] = _pair(
             operator, vector, stack, jnp.asarray(values, operator.dtype), steps, tolerance
         )
         stack = _store(stack, i, vector)
         products += spent
+    # by signed value, as released: the "first ten" are the ten most positive
     order = np.argsort(values)[::-1]
     stack = jax.tree.map(lambda x: x[order], stack)
     return Eigenpairs(
@@ -97,10 +98,11 @@ def _pair(
     operator: Operator, vector: Tree, stack: Tree, values: jax.Array, steps: int, tolerance: float
 ) -> tuple[Tree, float, int, bool]:
     """One pair: vector, the estimate (of the vector before it), products, whether it stopped."""
-    before = 0.0
+    before = 0.0  # the first estimate then never ends it: its relative change is 1
     for spent in range(1, steps + 1):
         product = _deflate(operator.matvec(vector), vector, stack, values)
         vector, found = _advance(product, vector)
+        # of the very first x, which has no unit length, no Rayleigh quotient
         estimate = float(found)
         if estimate != 0.0 and abs((estimate - before) / estimate) < tolerance:
             return vector, estimate, spent, True

@@ -27,7 +27,7 @@ SCALINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def moved(params: Tree, scales: Tree, u: Tree) -> Tree:
     """W + s ∘ u in the dtypes of the parameters."""
     moved = jax.tree.map(lambda w, s, x: w + s * x, base.upcast(params), scales, u)
-    return base.cast_like(moved, params)
+    return base.cast_like(moved, params)  # cast back once, at the end
 
 
 @jax.jit
@@ -62,7 +62,7 @@ class ScaledLoss:
 
     def value(self, u: Tree) -> float:
         """L(w + s ∘ u)."""
-        return sum(
+        return sum(  # in float64 on the host
             float(_value(self.loss, self.params, self.scales, u, batch, weight))
             for batch, weight in self.weighted
         )

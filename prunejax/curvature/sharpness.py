@@ -82,8 +82,10 @@ def _ascend(u: Tree, slope: Tree, step: Any, radius: Any, norm: str) -> Tree:
 def _start(key: jax.Array, i: int, scales: Tree, radius: float, norm: str) -> Tree:
     """A random point on the boundary of a ball, on the coordinates that can move."""
     dtype = jnp.result_type(*jax.tree.leaves(scales))
+    # a corner of the box, or uniform on the sphere
     kind = "rademacher" if norm == "linf" else "gaussian"
     u = vectors.sample(vectors.named_key(key, "sharpness"), i, scales, kind, dtype)
+    # A weight of 0 has no room under "magnitude", nor has a dead one.
     u = base.project(jax.tree.map(lambda s: s > 0, scales), u)
     length = 1.0 if norm == "linf" else jnp.sqrt(base.squared_norm(u))
     return base.scale(radius / jnp.where(length > 0, length, 1), u)
@@ -134,7 +136,7 @@ def sharpness(
         # The first restart starts next to the parameters: it follows the gradient there.
         distance = radius if i else 1e-3 * radius
         u, top = _start(key, i, problem.scales, distance, norm), -np.inf
-        for t in range(steps + 1):
+        for t in range(steps + 1):  # the start and the point behind the last step count, too
             if t < steps:
                 value, slope = problem.value_and_slope(u)
             else:
@@ -183,6 +185,7 @@ def keskar_sharpness(
         loss, params, batches, radius=epsilon, key=key, norm="linf",
         scaling="magnitude_plus_one", steps=steps, restarts=restarts, masks=masks,
     )  # fmt: skip
+    # the loss at the parameters, as the authors divide
     return replace(found, value=100 * found.increase / (1 + found.loss))
 
 
@@ -265,6 +268,7 @@ def average_sharpness(
     for batch, weight in problem.weighted:
         values = _sampled(problem.loss, problem.params, problem.scales, key, index, sigma, batch)
         losses += weight * np.asarray(values, np.float64)
+    # u and -u are one sample: their rises are not independent.
     rises = (losses.mean(1) if antithetic else losses[:, 0]) - here
     return AverageSharpness(
         value=float(rises.mean()),

@@ -55,7 +55,7 @@ def _against(
 @jax.jit
 def _outside(stack: Tree, w: Tree) -> Tree:
     """(I - QQ') w, in two passes."""
-    for _ in range(2):
+    for _ in range(2):  # one pass leaves rounding errors within the span
         inside = vectors.combine(vectors.stack_dot(stack, w), stack)
         w = jax.tree.map(lambda x, y: x - y, w, inside)
     return w
@@ -103,8 +103,10 @@ def hutch_plus_plus(
     pieces = [jax.tree.map(lambda x, i=i: x[i : i + chunk], q.stack) for i in range(0, k, chunk)]
     inside = np.concatenate([forms(piece) for piece in pieces])[:rank].sum()
     count = probes // 3
+    # nothing is outside
     if rank == operator.live_dim:  # nothing is outside
         return Sketched(np.zeros(count), float(inside), k, k, rank)
+    # vectors that the sketch has not seen: without bias given Q
     own = vectors.named_key(key, "residual")
     samples: list[np.ndarray] = []
     for start in range(0, count, chunk):
@@ -147,7 +149,7 @@ def xtrace(
         count=k, law=law, dtype=operator.dtype, placed=operator.placed,
     )  # fmt: skip
     w, t, lengths = (np.asarray(x, np.float64).T for x in (w, t, lengths))
-    rest = operator.live_dim - k + 1 if law == "gaussian" else None
+    rest = operator.live_dim - k + 1 if law == "gaussian" else None  # Q_i has k - 1 columns
     samples, fewer = _leave_out(r, h, w, t, lengths, rest)
     return Sketched(samples, 0.0, k, 2 * k, 0, covariance(samples, fewer))
 
@@ -171,7 +173,7 @@ def _leave_out(
       without i alone.
     """
     k = len(r)
-    s = np.linalg.inv(r).T
+    s = np.linalg.inv(r).T  # rank is k here, so R has an inverse
     s /= np.linalg.norm(s, axis=0)
     samples, fewer = np.zeros(k), np.zeros((k, k))
     for i in range(k):
@@ -184,7 +186,8 @@ def _leave_out(
         without = np.trace(h) - own @ h @ own - np.sum(u * (h @ u), axis=0)
         outside = r[:, i] @ lost - t[:, i] @ x + np.sum(x * (h @ x), axis=0)
         if rest is not None:
-            dimension = rest + (np.arange(k) != i)
+            dimension = rest + (np.arange(k) != i)  # one more where vector j is left out, too
+            # The vector's part outside at its expected squared length.
             outside = outside * dimension / (lengths[i] - np.sum(x * x, axis=0))
         fewer[i] = without + outside
         samples[i] = fewer[i, i]

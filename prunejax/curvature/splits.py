@@ -54,7 +54,7 @@ class Stream:
     def mean(self, part: Callable[[Tree, float], Tree]) -> Tree:
         """The weighted mean of `part(batch, weight)`, which multiplies by its weight itself."""
         if self.single and self._weights is None:
-            return part(self.single[0], 1.0)
+            return part(self.single[0], 1.0)  # not times n and through n, which would round
         total, sizes = None, []
         first = None
         for i, batch in enumerate(self._source()):
@@ -79,6 +79,7 @@ class Stream:
 @partial(jax.jit, static_argnames="size")
 def _piece(batch: Tree, start: Any, real: Any, size: int) -> Tree:
     """`size` examples from `start` on; from `real` of them on copies of the last one."""
+    # Real examples: zeros might give NaN, which a weight of 0 does not stop.
     rows = start + jnp.minimum(jnp.arange(size), real - 1)
     return jax.tree.map(lambda x: x[rows], batch)
 
@@ -187,7 +188,7 @@ def stacked_groups(batches: base.Batches, batch_size: int | None) -> list[Tree]:
             lambda *leaves: jnp.stack(leaves),
             *[batch for batch, n in zip(found, sizes, strict=True) if n == size],
         )
-        for size in dict.fromkeys(sizes)
+        for size in dict.fromkeys(sizes)  # in order of appearance: the order of the sums
     ]
 
 
@@ -210,7 +211,9 @@ def over_split(evaluate: Callable[[Tree], Any], groups: list[Tree]) -> dict[str,
 
         first = jax.tree.map(lambda x: x[0], group)
         shapes = jax.eval_shape(lambda batch: base.upcast(named(evaluate(batch))), first)
+        # At least float32, whatever `evaluate` returns.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        # a batch's mean counts by its examples
         total = base.scale(size, jax.lax.scan(add, zeros, group)[0])
         totals = total if totals is None else base.add(totals, total)
         count += length * size

@@ -144,7 +144,7 @@ def forms_by_example(
         np.asarray(_forms_by_example(loss, params, live, source, piece, distribution))[:real]
         for piece, real in pieces
     ]
-    return np.concatenate(values).astype(np.float64)
+    return np.concatenate(values).astype(np.float64)  # sums over examples and probes follow
 
 
 @on_host()
@@ -214,7 +214,7 @@ def tic(
         by_example = forms_by_example(
             per_example_loss, params, batches, stack, distribution=None, **options
         ).sum(1)
-    total = float(values.sum())
+    total = float(values.sum())  # signed, as the paper sums its 100
     return _ratio(moment, total, "eigenvalues", values, by_example, None, confidence)
 
 
@@ -242,24 +242,27 @@ def _ratio(
 ) -> Tic:
     """The ratio and its uncertainty; `left` is the interaction of examples and probes [N, K]."""
     n, k = moment.examples, len(probe_values)
+    # no curvature: infinite, or nothing over nothing
     value = moment.value / total if total else float("inf" if moment.value else "nan")
     top = moment.contributions * n / (n - moment.ddof)
+    # what examples do to Tr(H) is then not known
     bottom = np.zeros(n) if by_example is None else by_example
-    cov = np.cov(top, bottom) / n if n > 1 else np.full((2, 2), np.nan)
+    cov = np.cov(top, bottom) / n if n > 1 else np.full((2, 2), np.nan)  # of means of n
     probes = 0.0
     if left is not None:
         probes = float(np.var(probe_values, ddof=1) / k)
         # Both terms hold the interaction; it counts once.
         shared = float((left**2).sum() / ((n - 1) * (k - 1)) / (n * k)) if n > 1 else 0.0
+        # A variance component estimated by a difference may come out below 0.
         probes = max(probes - shared, 0.0)
     with np.errstate(invalid="ignore"):  # an infinite ratio has no error
         examples = cov[0, 0] - 2 * value * cov[0, 1] + value**2 * cov[1, 1]
         parts = np.maximum([examples, value**2 * probes], 0.0)
-    freedom = np.array([n - 1, k - 1])
+    freedom = np.array([n - 1, k - 1])  # examples, probes
     used = parts > 0
     dof = parts.sum() ** 2 / (parts[used] ** 2 / freedom[used]).sum() if used.any() else np.inf
-    quantile = float(special.stdtrit(dof, 0.5 + confidence / 2))
-    cov = cov + np.diag([0.0, probes])
+    quantile = float(special.stdtrit(dof, 0.5 + confidence / 2))  # two-sided
+    cov = cov + np.diag([0.0, probes])  # probes move Tr(H) alone
     scale = abs(total) if total else np.nan
     return Tic(
         value=value,

@@ -133,7 +133,7 @@ def estimate_trace(
     first = probes if stderr_below is None else max(probes, MIN_PROBES)
     chunk = _chunk(operator, law, first, chunk, memory_bytes, vectorize)
     if method == "hutchinson":
-        own = vectors.named_key(key, "probe")
+        own = vectors.named_key(key, "probe")  # the stream of `tic`, too: the same vectors
 
         def draw(start: int, stop: int) -> np.ndarray:
             return _forms(operator, own, start, stop, law, chunk, vectorize)
@@ -148,6 +148,7 @@ def estimate_trace(
     mean, stderr = mean_and_stderr(found.samples)
     return Trace(
         value=found.exact_part + mean,
+        # Of a mean of exchangeable samples: s²/n + their covariance.
         stderr=math.sqrt(stderr**2 + max(found.covariance, 0.0)),
         samples=found.samples,
         exact_part=found.exact_part,
@@ -202,7 +203,7 @@ def _forms(
     rows = -(-(stop - start) // chunk)
     indices = jnp.minimum(start + jnp.arange(rows * chunk), stop - 1).reshape(rows, chunk)
     values = operator.sampled_forms(key, indices, law, vectorize=vectorize)
-    return np.asarray(values, np.float64)[: stop - start]
+    return np.asarray(values, np.float64)[: stop - start]  # less the copies of the last
 
 
 def _rounds(
@@ -233,7 +234,7 @@ def _update(state: tuple[Tree, Tree], count: Any, v: Tree, product: Tree) -> tup
     def leaf(mean: jax.Array, spread: jax.Array, x: jax.Array, y: jax.Array) -> Any:
         change = x * y - mean
         new = mean + change / count
-        return new, spread + change * (x * y - new)
+        return new, spread + change * (x * y - new)  # sums of squares would cancel
 
     pairs = jax.tree.map(leaf, *state, v, product)
     return jax.tree.transpose(jax.tree.structure(v), jax.tree.structure((0, 0)), pairs)

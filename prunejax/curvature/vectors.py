@@ -86,6 +86,7 @@ def _contract(x: jax.Array, y: jax.Array, dims: Any) -> jax.Array:
     sharding = jax.typeof(x).sharding
     explicit = AxisType.Explicit in sharding.mesh.axis_types
     out = NamedSharding(sharding.mesh, PartitionSpec()) if explicit else None
+    # Float32 in full: the orthogonality of a basis rests on it.
     return lax.dot_general(x, y, dims, precision=HIGHEST, out_sharding=out)
 
 
@@ -173,9 +174,10 @@ def sample(key: jax.Array, i: Any, like: Tree, distribution: str, dtype: Any) ->
         "gaussian": jax.random.normal,
         "uniform": jax.random.uniform,
     }[distribution]
-    own = jax.random.fold_in(key, i)
+    own = jax.random.fold_in(key, i)  # probe i is the same in any chunk
     leaves, structure = jax.tree.flatten(like)
     drawn = [
+        # by the leaf's place in leaf order
         draw(jax.random.fold_in(own, j), jnp.shape(leaf), dtype=dtype)
         for j, leaf in enumerate(leaves)
     ]
@@ -216,6 +218,7 @@ def stack_of(directions: "Directions | Tree", params: Tree, live: Tree | None) -
         )
     check_like(jax.tree.map(lambda x: x[0], stack), params, "a direction")
     wide = base.upcast(stack)
+    # dead coordinates of a direction do not move
     return jax.vmap(lambda v: base.project(live, v))(wide), counts.pop()[0]
 
 
@@ -225,6 +228,7 @@ def unit(stack: Tree) -> Tree:
 
     def one(v: Tree) -> Tree:
         norm = jnp.sqrt(base.squared_norm(v))
+        # the inner one: no 1 / 0
         return base.scale(jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0), v)
 
     return jax.vmap(one)(stack)

@@ -49,7 +49,7 @@ def _through(step: Step, box: Box) -> Box:
         return jnp.maximum(low, 0), jnp.maximum(high, 0)
     if isinstance(step, Pool):
         return step.apply(low), step.apply(high)
-    middle = step.apply(step.kernel, (low + high) / 2)
+    middle = step.apply(step.kernel, (low + high) / 2)  # middle and radius: two products, not four
     middle = middle + jax.lax.broadcast_to_rank(step.bias, middle.ndim)
     radius = step.apply(jnp.abs(step.kernel), (high - low) / 2)
     return middle - radius, middle + radius
@@ -90,11 +90,13 @@ def _lower(steps: Sequence[Step], boxes: Sequence[Box], rows: Array) -> Array:
             rows = jax.vmap(lambda r, b=back: b(r)[0], in_axes=1, out_axes=1)(rows)
             continue
         unstable = (low < 0) & (high > 0)
+        # Where the sign is settled the ReLU is linear: slope 0 or 1.
         slope = jnp.where(unstable, high / jnp.where(unstable, high - low, 1), low >= 0)
         shift = jnp.where(unstable, -slope * low, 0)
         # The lower line through 0 that loses less area (Zhang et al. 2018, adaptive).
         under = jnp.where(unstable, (high > -low).astype(low.dtype), (low >= 0).astype(low.dtype))
         slope, shift, under = (x[:, None] for x in (slope, shift, under))
+        # A negative row is lowest on the upper line, whose offset is `shift`.
         total = total + _sum(jnp.where(rows < 0, rows * shift, 0), 2)
         rows = rows * jnp.where(rows < 0, slope, under)
     low, high = boxes[place]
@@ -137,7 +139,7 @@ def interval(steps: Sequence[Step], low: Array, high: Array, rows: Array) -> Bou
     given = _functions(rows, boxes[-1][0])
     before = steps[:-1]
     lower = _lower([last], boxes[len(before) :], given)
-    upper = -_lower([last], boxes[len(before) :], -given)
+    upper = -_lower([last], boxes[len(before) :], -given)  # of the negative, turned round
     return Bounds(lower, upper, _unstable(steps, boxes))
 
 
@@ -153,6 +155,7 @@ def tightened(steps: Sequence[Step], low: Array, high: Array, most: int = MOST_U
             own = steps[: place + 1]
             below = _lower(own, boxes, units).reshape(box[0].shape)
             above = -_lower(own, boxes, -units).reshape(box[0].shape)
+            # Both hold, so their intersection does.
             box = jnp.maximum(box[0], below), jnp.minimum(box[1], above)
         boxes.append(box)
     return boxes

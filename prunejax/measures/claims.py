@@ -87,6 +87,7 @@ def judge(
     ]
     enough = [f.n >= LEAST_SEEDS for f in found]
     corrected = statistics.holm(
+        # too few seeds: no member of Holm's family
         [f.p if ok else float("nan") for f, ok in zip(found, enough, strict=True)]
     )
     judged = []

@@ -61,7 +61,7 @@ def resolutions(columns: Iterable[str], test_examples: int = 0) -> dict[str, flo
         if column.endswith("_test_accuracy"):
             found[column] = 1 / test_examples if test_examples else 2 * _SINGLE
         elif column in ("mean_stability", "generalization_gap", "sparsity"):
-            found[column] = 2 * _SINGLE
+            found[column] = 2 * _SINGLE  # of which `is_rounding` takes half
     return found
 
 

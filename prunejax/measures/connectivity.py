@@ -96,7 +96,7 @@ class Barriers:
 def _between(a: Tree, b: Tree, t: jax.Array) -> Tree:
     """(1 - t) a + t b, exactly a and b at the ends."""
     mixed = base.add(base.scale(1 - t, a), b, t)
-    return base.cast_like(mixed, a)
+    return base.cast_like(mixed, a)  # cast back once, at the end
 
 
 def _pooled(of_batch: Callable[[Tree], Tree], groups: list[Tree], like: Tree) -> Tree:
@@ -106,6 +106,7 @@ def _pooled(of_batch: Callable[[Tree], Tree], groups: list[Tree], like: Tree) ->
         found = dict(trees.leaves_with_paths(of_batch(batch)))
         for path, x in list(found.items()):
             mean = found.get(f"{path[:-3]}mean") if path.endswith("/var") else None
+            # second moments add up over batches, variances do not
             found[path] = x if mean is None else x + jnp.square(mean)
         return found
 
@@ -114,12 +115,14 @@ def _pooled(of_batch: Callable[[Tree], Tree], groups: list[Tree], like: Tree) ->
     for group in groups:
         length, size = jax.tree.leaves(group)[0].shape[:2]
         parts = jax.lax.map(moments, group)
+        # a batch counts by its examples
         total = jax.tree.map(lambda x, size=size: size * x.sum(0), base.upcast(parts))
         totals = total if totals is None else base.add(totals, total)
         count += length * size
     means = {path: x / count for path, x in totals.items()}
     for path in means:
         if path.endswith("/var") and f"{path[:-3]}mean" in means:
+            # Below 0 by rounding alone.
             means[path] = jnp.maximum(means[path] - jnp.square(means[f"{path[:-3]}mean"]), 0)
     return base.cast_like(trees.replace(like, means), like)
 
@@ -276,6 +279,7 @@ def linen_statistics(
             return new["batch_stats"]
 
         low, far = updated(0.0), updated(high)
+        # (far - low) / high is the momentum m, low is 1 - m times the batch's own.
         return jax.tree.map(lambda x, y: x / (1 - (y - x) / high), low, far)
 
     return of_batch

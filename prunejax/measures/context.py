@@ -146,6 +146,7 @@ class Context:
         found = eigenpairs(
             self.hessian, count, key=self.key, which="magnitude", tolerance=TOLERANCE
         )
+        # as released: the leading ten are the most positive
         order = np.argsort(-found.values, kind="stable")
         return dataclasses.replace(
             found,

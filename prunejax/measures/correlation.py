@@ -69,7 +69,7 @@ def _coefficient(kind: str, x: np.ndarray, y: np.ndarray) -> float:
             from scipy import stats  # late, as in `_p`
 
             return float(stats.kendalltau(x, y).statistic)
-        return _cosine(signs(x), signs(y))
+        return _cosine(signs(x), signs(y))  # a pair stands twice in all three sums
     a, b = (x, y) if kind == "pearson" else (_ranks(x), _ranks(y))
     a, b = a - a.mean(), b - b.mean()
     return _cosine(a / np.abs(a).max(), b / np.abs(b).max())  # no square may overflow
@@ -103,6 +103,7 @@ def _correlate(kind: str, x: ArrayLike, y: ArrayLike, level: float) -> Correlati
         return Correlation(n, nan, nan, nan, nan)
     p, half = _p(kind, a, b), nan
     if kind == "pearson" and n > 3:
+        # Normal quantile: the variance of z is known and not estimated.
         half = float(special.ndtri((1 + level) / 2)) / sqrt(n - 3)
     elif kind != "pearson" and n >= LEAST_RANKED:
         variance = 1.06 / (n - 3) if kind == "spearman" else 0.437 / (n - 4)
@@ -138,9 +139,11 @@ def clustered(
     if isnan(value) or found.size < LEAST:
         return Correlation(a.size, value, nan, nan, nan)
     without = [_coefficient(kind, a[index != s], b[index != s]) for s in found]
+    # a coefficient of exactly 1 has no z
     z = np.arctanh(np.clip([*without, value], -1 + 1e-15, 1 - 1e-15))
     if not np.isfinite(z).all() or is_rounding(z[:-1]):
         return Correlation(a.size, value, nan, nan, nan)
+    # around the coefficient of all pairs, not the mean of those without
     s, center = found.size, float(z[-1])
     error = sqrt((s - 1) * float(np.var(z[:-1])))  # (S - 1)/S times the sum of squares
     half = t_factor(s - 1, level) * error

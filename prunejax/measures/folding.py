@@ -131,6 +131,7 @@ def fold(variables: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, Any
         if bias is not None:
             new[f"{layer.norm}/bias"] = shift
         state[f"{layer.norm}/mean"] = jnp.zeros_like(mean) if bias is not None else -shift
+        # plus epsilon it is 1
         state[f"{layer.norm}/var"] = jnp.full_like(variance, 1 - layer.epsilon)
     found = {**variables, "params": trees.replace(variables["params"], new)}
     return found | (

@@ -40,6 +40,7 @@ def points(rows: Sequence[Row], column: str) -> list[tuple[str, float, float]]:
     for layers in events.values():
         values = [number(row[column]) for row in layers]
         predicted = values[0] if len(set(values)) == 1 else sum(values)
+        # of the evaluation before and after, no step in between
         measured = number(layers[0]["post_loss"]) - number(layers[0]["pre_loss"])
         found.append((layers[0]["seed"], measured, predicted))
     return found
@@ -63,6 +64,7 @@ def forecasts(events: Sequence[Row]) -> dict[str, dict[str, Any]]:
         off = off[np.isfinite(off)]  # an event may leave a loss that is no number
         error = np.sqrt(np.mean(off**2)) if off.size else np.nan
         found[order] = {
+            # events of one seed are no independent pairs
             **asdict(correlation.clustered(measured, predicted, seeds)),
             "rms_error": float(error),
             "seeds": len(set(seeds)),

@@ -71,7 +71,7 @@ class Spectrum:
         if kind == "random":
             key = vectors_lib.named_key(jax.random.key(seed), "subspace")
             drawn = np.asarray(jax.random.normal(key, (d, dimensions)), np.float64)
-            return np.linalg.qr(drawn)[0]
+            return np.linalg.qr(drawn)[0]  # of normals: a uniformly random subspace
         return self.vectors[:, :dimensions] if kind == "fast" else self.vectors[:, -dimensions:]
 
 
@@ -91,7 +91,7 @@ def spectrum(loss: Callable[[Tree], Array], params: Tree) -> Spectrum:
     """
     start, of = _flat(loss, params)
     matrix = np.asarray(jax.jit(jax.hessian(of))(start), np.float64)
-    values, found = np.linalg.eigh((matrix + matrix.T) / 2)
+    values, found = np.linalg.eigh((matrix + matrix.T) / 2)  # equal but for rounding
     slope = np.asarray(jax.grad(of)(start), np.float64)
     return Spectrum(values[::-1], found[:, ::-1], float(np.linalg.norm(slope)))
 

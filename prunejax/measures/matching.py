@@ -184,7 +184,9 @@ def weight_matching(
                     _rows(target[path], axis, layer.units) @ _rows(now[path], axis, layer.units).T
                 )
             _, new = linear_sum_assignment(gain, maximize=True)
+            # Over leaving the order as it is.
             better = gain[np.arange(layer.units), new].sum() - np.trace(gain)
+            # Rounding is no gain: else sweeps between equal orders would not end.
             if better <= 1e-12 * np.abs(gain).max() * layer.units:
                 continue
             converged = False

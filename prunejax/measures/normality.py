@@ -82,10 +82,10 @@ def normalized_activations(
             norm = context.module
             if not isinstance(norm, nn.BatchNorm) or context.method_name != "__call__":
                 return call(*args, **kwargs)
-            x = args[0].astype(jnp.float32)
+            x = args[0].astype(jnp.float32)  # also in a network of half precision
             if statistics == "batch":
                 axes = tuple(range(x.ndim - 1))
-                mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+                mean, var = jnp.mean(x, axes), jnp.var(x, axes)  # biased, as BatchNorm divides
             else:
                 mean = norm.get_variable("batch_stats", "mean")
                 var = norm.get_variable("batch_stats", "var")
@@ -97,7 +97,7 @@ def normalized_activations(
                 z = z * jax.lax.broadcast_to_rank(norm.get_variable("params", "scale"), z.ndim)
             if norm.use_bias:
                 z = z + jax.lax.broadcast_to_rank(norm.get_variable("params", "bias"), z.ndim)
-            return z.astype(args[0].dtype)
+            return z.astype(args[0].dtype)  # the layers behind see it, as in training mode
 
         with nn.intercept_methods(intercept):
             module.apply(variables, images, train=False)
@@ -147,7 +147,7 @@ def _density(ordered: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def _moments(x: np.ndarray) -> tuple[float, float, float, float]:
     """Mean, standard deviation (ddof 0), skewness, excess kurtosis; the last two 0 if std is 0."""
     mean = float(np.mean(x, dtype=np.float64))
-    centered = x.astype(np.float64) - mean
+    centered = x.astype(np.float64) - mean  # fourth powers are summed
     square = centered**2
     var = float(np.mean(square))
     if var == 0.0:
@@ -161,6 +161,7 @@ def ks_distance(ordered: np.ndarray) -> float:
     n = ordered.size
     phi = ndtr(ordered.astype(np.float64))
     steps = np.arange(n + 1) / n
+    # both sides of each step of F_n
     return float(max(np.max(steps[1:] - phi), np.max(phi - steps[:-1])))
 
 

@@ -169,11 +169,12 @@ def margins(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
         raise ValueError(f"logits {f.shape} and {y.size} labels: they are [examples, classes >= 2]")
     rows = np.arange(y.size)
     own = f[rows, y].copy()
-    f[rows, y] = -inf
+    f[rows, y] = -inf  # so that the label is not its own rival
     return own - f.max(1)
 
 
 def inverse_margin(logits: ArrayLike, labels: ArrayLike, percentile: float = 10.0) -> float:
     """1 / margin^2 at a percentile of examples, inf where it is <= 0; arguments as in `margins`."""
+    # Wrong examples count: where they are more than the percentile, it is inf.
     margin = float(np.percentile(margins(logits, labels), percentile))
     return 1 / margin**2 if margin > 0 else inf

@@ -120,7 +120,7 @@ def pac_bayes_flatness(
         found = _accuracies(loss, params, live, own, index, *size, groups)
         return np.asarray(found, np.float64)
 
-    accuracy = float(accuracies(0.0, 0.0)[0])
+    accuracy = float(accuracies(0.0, 0.0)[0])  # without the floor, too: no noise at all
 
     def drops(sigma: float) -> np.ndarray:
         return accuracy - accuracies(sigma, floor)
@@ -130,14 +130,15 @@ def pac_bayes_flatness(
     if saturated:
         low = upper
     else:
-        borne = np.full(draws, nan)
+        borne = np.full(draws, nan)  # known once some noise is borne
         for _ in range(steps):
             middle = (low + high) / 2
             found = drops(middle)
-            if found.mean() <= drop:
+            if found.mean() <= drop:  # the mean over draws, not each of them
                 low, borne = middle, found
             else:
                 high = middle
+    # a draw of the noise is the replication, the network is given
     stderr = float(np.std(borne, ddof=1) / np.sqrt(draws)) if draws > 1 else nan
     return Flatness(
         value=1 / low**2 if low else inf, sigma=low, drop=float(borne.mean()), stderr=stderr,

@@ -93,7 +93,7 @@ def _ratio(measure: np.ndarray, target: np.ndarray, given: np.ndarray) -> tuple[
         - _entropy(joint)
         - _entropy(joint.sum((1, 2)))
     )
-    return max(information, 0.0), max(rest, 0.0)
+    return max(information, 0.0), max(rest, 0.0)  # below 0 by rounding alone
 
 
 def _pair_codes(axes: dict[str, np.ndarray], n: int) -> dict[str, tuple[np.ndarray, int]]:
@@ -136,7 +136,7 @@ def conditional(measure: ArrayLike, target: ArrayLike, axes: Axes, *, most: int 
                 skipped.append(chosen)
             else:
                 ratios[chosen] = min(1.0, information / rest)
-    best = min(ratios, key=lambda s: ratios[s]) if ratios else ()
+    best = min(ratios, key=lambda s: ratios[s]) if ratios else ()  # of equal ones the smaller set
     return Information(ratios[best] if ratios else nan, best, ratios, tuple(skipped), x.size)
 
 

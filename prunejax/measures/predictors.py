@@ -41,7 +41,8 @@ def predictions(context: Any) -> tuple[Columns, Arrays]:
         np.concatenate([np.asarray(x) for x in xs]) for xs in zip(*pairs, strict=True)
     )
     right = predicted == labels
-    recalls = [right[labels == c].mean() for c in np.unique(labels)]
+    recalls = [right[labels == c].mean() for c in np.unique(labels)]  # classes of the test set
+    # The spread is that of all classes there are and no estimate: ddof 0.
     columns = {"recall_lowest": float(min(recalls)), "recall_spread": float(np.std(recalls))}
     return columns, {"predicted": predicted.astype(np.int32), "labels": labels.astype(np.int32)}
 

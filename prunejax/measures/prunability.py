@@ -127,8 +127,8 @@ class Curve:
         bound, switched = self.bound(beta, tolerance)
         name = "accuracy" if tolerance == "accuracy" else "loss"
         met = _met(self.values[name], bound, tolerance)
-        first = int(np.argmax(met))
-        every = int(met.size - np.argmin(np.append(met[::-1], False)))
+        first = int(np.argmax(met))  # there is one: the network itself meets it
+        every = int(met.size - np.argmin(np.append(met[::-1], False)))  # from there on all meet it
         own = [self.fractions[np.argmax(_met(d, bound, tolerance))] for d in self.draws[name]]
         stderr = float(np.std(own, ddof=1) / np.sqrt(len(own))) if len(own) > 1 else nan
         kept = {path: int(counts[first]) for path, counts in self.layers.items()}
@@ -159,6 +159,7 @@ def _met(values: np.ndarray, bound: float, tolerance: str) -> np.ndarray:
 
 
 def _curve(pruner: Pruner, grid: Sequence[float]) -> Curve:
+    # the decimals as written
     exact = sorted({Fraction(str(float(a))) for a in grid} | {Fraction(1)})
     if exact[0] < 0 or exact[-1] > 1:
         raise ValueError(

@@ -26,6 +26,7 @@ def evaluated(
     """Name -> [P] at each mask, and [P, prunable leaves] units kept; `keeps` are data."""
 
     def at(keep: Any) -> tuple[dict[str, jax.Array], jax.Array]:
+        # A count above the live units is clamped: what is dead stays dead.
         chosen = mask_algebra.prune(scores, keep, masks=live, scope=scope)
         kept = mask_algebra.apply(chosen, params)
         found = splits.over_split(lambda batch: base.call(evaluate, kept, batch), groups)

@@ -61,7 +61,7 @@ def _check_kind(kind: str) -> None:
 
 def _paired(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """[draws]: the sum over pairs of w_i w_j matrix_ij."""
-    return ((weights @ matrix) * weights).sum(1)
+    return ((weights @ matrix) * weights).sum(1)  # the sign of a pair with itself is 0
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -179,13 +179,13 @@ def r_squared(
 ) -> Rank:
     """R^2 of the least-squares line of the target on the measure; arguments as in `kendall`."""
     (x, y), keep = _finite(measure, target)
-    x, y = (v - v.mean() if v.size else v for v in (x, y))
+    x, y = (v - v.mean() if v.size else v for v in (x, y))  # centered, so that little cancels below
 
     def statistic(w: np.ndarray) -> np.ndarray:
         p = w / w.sum(1, keepdims=True)
         covariance = p @ (x * y) - (p @ x) * (p @ y)
         spread = [p @ (v * v) - (p @ v) ** 2 for v in (x, y)]
-        noise = [1e-14 * (v * v).mean() for v in (x, y)]
+        noise = [1e-14 * (v * v).mean() for v in (x, y)]  # a spread below is rounding
         known = [np.where(s > e, s, 0) for s, e in zip(spread, noise, strict=True)]
         return _divide(covariance**2, known[0] * known[1])
 
@@ -214,6 +214,7 @@ def _cell_tau(kind: str, x: np.ndarray, y: np.ndarray, level: np.ndarray) -> flo
     a, b = signs(x)[differ], signs(y)[differ]
     if not a.any():
         return nan
+    # tau-a counts tied pairs, too
     untied = a.size if kind == "a" else np.sqrt(np.sum(a * a) * np.sum(b * b))
     return float(np.sum(a * b) / untied) if untied else nan
 

@@ -130,6 +130,7 @@ def split_half(
         return nan, "fewer than two classes have two test examples"
     order = np.argsort(y, kind="stable")
     order = order[np.isin(y[order], enough)]
+    # examples class by class: sums per class are slices
     kind, both = np.searchsorted(enough, y[order]), both[:, order].astype(int)
     total = np.bincount(kind)
     starts = np.cumsum(total) - total
@@ -137,14 +138,14 @@ def split_half(
     rng = np.random.default_rng([seed, zlib.crc32(b"split")])
     found, bad = [], 0
     for _ in range(splits):
-        shuffled = np.argsort(kind + rng.random(kind.size))
+        shuffled = np.argsort(kind + rng.random(kind.size))  # by class, and at random within it
         size = (total + rng.integers(0, 2, total.size)) // 2  # an odd one goes to either half
         first = np.zeros(kind.size, int)
         first[shuffled[place < np.repeat(size, total)]] = 1
         sizes = np.stack([size, total - size])  # [halves, classes]
         mine = np.add.reduceat(both * first, starts, axis=1)
         hits = np.stack([mine, np.add.reduceat(both, starts, axis=1) - mine], 1)
-        weights = sizes / sizes.sum(1, keepdims=True)
+        weights = sizes / sizes.sum(1, keepdims=True)  # each half by its own counts
         if weighting == "balanced":
             weights = np.full(sizes.shape, 1 / enough.size)
         recall = hits / sizes  # [networks, halves, classes]
@@ -232,13 +233,14 @@ def permutation_test(
     def difference(first: np.ndarray) -> np.ndarray:
         """[draws, classes] for right answers `first` among those that one network has right."""
         parts = [recall(both + first), recall(both + either - first)]
+        # nothing right: the numerator is 0, too
         means = [np.maximum(p @ weights, 1e-300) for p in parts]
         return parts[0] / means[0][:, None] - parts[1] / means[1][:, None]
 
     rng = np.random.default_rng([seed, zlib.crc32(b"permutation")])
     observed = difference(count(right0 & ~right)[None])[0]
     drawn = difference(rng.binomial(either, 0.5, size=(permutations, classes)))
-    slack = 1e-12
+    slack = 1e-12  # ties by rounding count as reached
     tails = [
         (1 + (side * drawn >= side * observed - slack).sum(0)) / (permutations + 1)
         for side in (1, -1)

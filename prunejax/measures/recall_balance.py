@@ -73,6 +73,7 @@ def balance_stderr(
     mean, weights = accuracy(correct, total, weighting), class_weights(np.asarray(total), weighting)
     if mean <= 0:
         return np.full(n.size, nan)
+    # A recall of 0 or 1 counts as certain: there the error is too small.
     variance = np.where(n > 0, recall * (1 - recall) / np.where(n > 0, n, 1), 0)
     slopes = np.eye(n.size) / mean - np.outer(recall, weights) / mean**2
     return np.where(n > 0, np.sqrt(slopes**2 @ variance), nan)
@@ -84,5 +85,5 @@ def class_ratios(nb_dense: ArrayLike, nb_pruned: ArrayLike, stderr: ArrayLike) -
     `nb_dense`, `nb_pruned` and `stderr` are [classes].
     """
     x, y, error = (np.asarray(v, float) for v in (nb_dense, nb_pruned, stderr))
-    known = np.abs(x) > 2 * error
+    known = np.abs(x) > 2 * error  # a quotient by what may be 0 says nothing
     return np.where(known, y / np.where(known, x, 1), nan)

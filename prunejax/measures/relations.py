@@ -52,7 +52,7 @@ def _splits(seeds: int) -> np.ndarray:
     if comb(seeds, half) <= _SPLITS:
         chosen = [list(c) for c in itertools.combinations(range(seeds), half)]
     else:
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(0)  # one draw of splits for every study
         chosen = [list(rng.permutation(seeds)[:half]) for _ in range(_SPLITS)]
     return np.stack([np.isin(np.arange(seeds), c) for c in chosen], axis=1).astype(float)
 
@@ -85,7 +85,7 @@ def arms_in_general(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> correl
     if not np.isfinite(r).all():
         return undefined
     z = float(np.mean(np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))))
-    error = 1 / sqrt(arms - 3)
+    error = 1 / sqrt(arms - 3)  # of one split of the seeds: see the module
     half = float(special.ndtri((1 + level) / 2)) * error
     p = 2 * float(special.ndtr(-abs(z) / error))
     return correlation.Correlation(arms, tanh(z), tanh(z - half), tanh(z + half), p)
@@ -109,7 +109,8 @@ def within(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         rng = np.random.default_rng(0)
         orders = rng.permuted(np.tile(np.arange(seeds), (_PERMUTATIONS, 1)), axis=1)
         orders[0] = np.arange(seeds)  # what was observed is one of the draws
-    sums = np.abs(products[np.arange(seeds), orders].sum(1))
+    sums = np.abs(products[np.arange(seeds), orders].sum(1))  # two-sided
+    # ties by rounding count as reached
     return r, float(np.mean(sums >= abs(np.trace(products)) * (1 - 1e-12)))
 
 
@@ -130,6 +131,7 @@ def relate(values: Values, x: str, y: str, scope: str) -> dict[str, Any]:
     runs = [(seed, *pair) for arm in values.values() for seed, pair in arm.items()]
     seeds, a, b = ([run[i] for run in runs] for i in range(3))
     blocked = correlation.clustered(a, b, seeds)
+    # Over all seeds of an arm, those too that other arms lack.
     means = np.array([np.mean(list(arm.values()), axis=0) for arm in values.values() if arm])
     means = means.reshape(-1, 2)
     own, p_within = within(*_grid(values))

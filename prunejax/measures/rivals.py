@@ -117,6 +117,7 @@ def pac_bayes_bounds(
         if magnitude_sigma > 0:
             s = magnitude_sigma**2
             top = epsilon**2 + (s + 1) * square / w.size
+            # The init's moves in both bounds: that of the origin differs in the numerator alone.
             terms = np.log(top / (epsilon**2 + s * move**2))
             aware = float(terms.sum()) / 4 + log(examples / magnitude_sigma) + 10
         found |= {f"pac_bayes_{name}": plain, f"pac_bayes_magnitude_{name}": aware}
@@ -164,6 +165,7 @@ def of_linen(
     found = base.batch_list(batches)
     shape = found[0][0].shape[1:]
     layers = folding.layers(module, variables, shape)
+    # each by its own statistics
     trained, start = (folding.fold(v, layers) for v in (variables, initial))
     rest = {name: value for name, value in trained.items() if name != "params"}
     compiled, evaluate = _applied(module)
@@ -180,6 +182,7 @@ def of_linen(
     live = jax.tree.map(lambda mask, w: mask & (w != 0), folding.weights(params, layers), params)
     options: dict[str, Any] = {"key": key, "draws": draws, "steps": steps, "masks": live}
     accuracy = jax.tree_util.Partial(evaluate, rest)
+    # the same draws of noise in both forms
     plain = pac_bayes_flatness(accuracy, params, found, **options)
     aware = pac_bayes_flatness(accuracy, params, found, magnitude_epsilon=EPSILON, **options)
     columns |= {

@@ -70,6 +70,7 @@ def attacked(context: Any) -> tuple[Columns, Arrays]:
         )
         low = jnp.maximum(x - radius, least).astype(x.dtype)
         high = jnp.minimum(x + radius, most).astype(x.dtype)
+        # what the attack draws goes with how examples are batched
         own = jax.random.fold_in(key, number)
         right = losses.survives(outputs, x, labels, low, high, own, PGD_STEPS, RESTARTS)
         found["pgd_accuracy"].append(np.asarray(right))
@@ -78,6 +79,7 @@ def attacked(context: Any) -> tuple[Columns, Arrays]:
             proven = run(of.variables, labels, low, high)
             for name, values in zip(ATTACKED[1:], proven, strict=True):
                 found[name].append(np.asarray(values))
+    # Examples count alike, whatever batch they stood in.
     columns = {k: float(np.concatenate(v).mean()) for k, v in found.items() if v}
     return columns, {f"{k}_by_example": np.concatenate(v) for k, v in found.items() if v}
 
@@ -92,6 +94,7 @@ def smoothed(context: Any) -> tuple[Columns, Arrays]:
     of = _network(context)
     key = vectors.named_key(context.key, "smoothing")
     outputs = jax.tree_util.Partial(_outputs(of.module), of.variables)
+    # One number for all channels: the certificate is about isotropic noise in the inputs.
     sigma = float(context.options["smoothing_sigma"] * np.mean(of.unit))
     parts = [
         smoothing.smooth(

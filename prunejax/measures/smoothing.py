@@ -51,6 +51,7 @@ def clopper_pearson(successes: Any, trials: int, alpha: float) -> np.ndarray:
     Of the shape of `successes`.
     """
     k = np.asarray(successes)
+    # Without a success the quantile is not defined, and nothing is bounded.
     return np.where(k > 0, special.betaincinv(k, trials - k + 1, alpha), 0.0)
 
 
@@ -60,6 +61,7 @@ def _counts(outputs: Any, x: Array, sigma: Array, key: Array, draws: int, classe
 
     def draw(total: Array, number: Array) -> tuple[Array, None]:
         noise = jax.random.normal(jax.random.fold_in(key, number), x.shape)
+        # Not cut to the range of pixels: the certificate is about plain normal noise.
         given = jnp.argmax(outputs(x + sigma * noise), axis=-1)
         return total + jax.nn.one_hot(given, classes, dtype=jnp.int32), None
 
@@ -102,6 +104,6 @@ def smooth(
     chosen = np.asarray(first).argmax(1)
     second = np.asarray(_counts(outputs, x, size, jax.random.fold_in(key, 1), draws, classes))
     low = clopper_pearson(second[np.arange(len(chosen)), chosen], draws, alpha)
-    sure = low > 0.5
+    sure = low > 0.5  # the runner-up may have all that is left
     radii = np.where(sure, sigma * special.ndtri(np.where(sure, low, 0.5)), 0.0)
     return Smoothed(np.where(sure, chosen, -1), radii, low, 1 - alpha)

@@ -133,6 +133,7 @@ def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 
     if difference.size == 0:
         return Comparison(0, nan, nan, nan, nan, nan, nan, nan)
     n, center = difference.size, float(difference.mean())
+    # rounding goes by these, not by x - y
     size = max(float(np.max(np.abs(x))), float(np.max(np.abs(y))))
     if n < LEAST or is_rounding(difference, resolution, size):
         return _compare(n, center, nan, nan, nan, level)
@@ -156,7 +157,7 @@ def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 0
     if n < LEAST or all(flat):
         return _compare(n, x.mean - y.mean, nan, nan, nan, level)
     u, v = x.std**2 / x.n, y.std**2 / y.n
-    degrees = (u + v) ** 2 / (u**2 / (x.n - 1) + v**2 / (y.n - 1))
+    degrees = (u + v) ** 2 / (u**2 / (x.n - 1) + v**2 / (y.n - 1))  # Welch-Satterthwaite
     d = (x.mean - y.mean) / sqrt((x.std**2 + y.std**2) / 2)
     return _compare(n, x.mean - y.mean, sqrt(u + v), degrees, d, level)
 
@@ -179,7 +180,7 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     a, b = finite(x, y)
     if a.size < 3 or is_rounding(a):
         return nan, nan
-    slope = float(np.cov(a, b)[0, 1] / a.var(ddof=1))
+    slope = float(np.cov(a, b)[0, 1] / a.var(ddof=1))  # n - 1 in both
     return slope, float(b.mean() - slope * a.mean())
 
 

@@ -81,6 +81,7 @@ def steps_of(module: Any, variables: Tree, input_shape: Sequence[int]) -> list[S
     def affine(name: str, apply: Callable[[Array, Array], Array]) -> None:
         layer = known[name]
         kernel = trees.get(params, layer.kernel)
+        # of a folded layer its own bias is 0 and the norm's holds all
         bias = jnp.zeros(kernel.shape[-1])
         for path in (layer.bias, f"{layer.norm}/bias" if layer.norm else ""):
             if path:
@@ -90,7 +91,7 @@ def steps_of(module: Any, variables: Tree, input_shape: Sequence[int]) -> list[S
     size, convolutions = tuple(input_shape[:2]), 0
     for entry in getattr(module, "features", ()):
         if entry == "M":
-            if min(size) > 1:
+            if min(size) > 1:  # as the models: a map of one pixel is not pooled
                 steps.append(Pool(layers_lib.max_pool))
                 size = (size[0] // 2, size[1] // 2)
             continue

@@ -105,8 +105,9 @@ def _epsilon_flatness(context: Context) -> tuple[Columns, Arrays]:
 
     Empty where no step of the paper's grid (up to 0.40) does.
     """
+    # The most positive ones: `pairs` go by the signed value, as the paper's do.
     vectors = jax.tree.map(lambda x: x[:DIRECTIONS], context.pairs.vectors)
-    line = eigenvector_perturbation(
+    line = eigenvector_perturbation(  # on the full test set, as in the paper
         context.evaluate, context.params, vectors, context.test, masks=context.masks
     )
     found = epsilon_flatness(line)

@@ -83,7 +83,7 @@ def summarize(
       A JSON-able dict; undefined numbers are None. Correlations are given over all runs and over
       the runs with events (runs without have stability 1 by convention, not by measurement).
     """
-    good = [row for row in rows if is_completed(row)]
+    good = [row for row in rows if is_completed(row)]  # a run that stopped has no outcome
     columns = numeric_columns(good)
     arms = by_variant(rows)
     complete = {name: [row for row in arm if is_completed(row)] for name, arm in arms.items()}
@@ -169,7 +169,7 @@ def _relations(scopes: Mapping[str, Sequence[Row]], withheld: str) -> list[dict[
     chosen = groups or ["selected" if "selected" in scopes else "runs_with_events"]
     found = []
     for scope in chosen:
-        for y in ("final_test_accuracy", "best_test_accuracy"):
+        for y in ("final_test_accuracy", "best_test_accuracy"):  # `sentences` corrects for both
             values: dict[str, dict[str, tuple[float, float]]] = {}
             for row in scopes[scope]:
                 pair = (value(row, "mean_stability"), value(row, y))

@@ -104,7 +104,7 @@ def matching(values: Sequence[float], dense: Sequence[float], margin: float) -> 
     n, center = d.size, float(d.mean())
     p = low = nan
     spread = float(d.std(ddof=1)) if n > 1 else nan
-    if n > 2 and spread > 0:
+    if n > 2 and spread > 0:  # no p below three pairs, as in `statistics`
         error = spread / sqrt(n)
         p = float(special.stdtr(n - 1, -(center + margin) / error))
         low = center - float(special.stdtrit(n - 1, 0.95)) * error

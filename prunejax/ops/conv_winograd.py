@@ -35,6 +35,7 @@ def _combined(rows: Row, columns: Row, part: Callable[[int, int], jax.Array]) ->
         for j, b in enumerate(columns):
             if a * b:
                 term = part(i, j) * (a * b) if a * b != 1 else part(i, j)
+                # A fixed order of terms: the same sum wherever it is compiled.
                 total = term if total is None else total + term
     assert total is not None
     return total
@@ -83,6 +84,7 @@ def forward(x: jax.Array, w: jax.Array, padding: Padding, size: tuple[int, int])
         return y.reshape(x.shape[0], rows, columns, w.shape[3])
 
     y = jnp.stack([jnp.stack([of_tile(a, b) for b in range(2)], axis=3) for a in range(2)], axis=2)
+    # an odd map ends in half a tile
     return y.reshape(x.shape[0], 2 * rows, 2 * columns, w.shape[3])[:, : size[0], : size[1]]
 
 
@@ -91,7 +93,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
     size = (g.shape[1], g.shape[2])
     rows, columns = _tiles(size)
     rest = ((0, 0), (0, 2 * rows - size[0]), (0, 2 * columns - size[1]), (0, 0))
-    full = jnp.pad(g, rest)
+    full = jnp.pad(g, rest)  # zeros beyond the map: no part in the kernel's sum
     cotangents = _transformed(
         _columns(_A), lambda i, j: full[:, i::2, j::2].reshape(-1, g.shape[3])
     )

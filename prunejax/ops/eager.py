@@ -93,6 +93,7 @@ def _leaf(x: Array, allowed: Array | None) -> _Leaf:
 def _select(leaves: list[_Leaf], k: int, over: Callable[..., Any]) -> list[np.ndarray]:
     """Marks of the `k` largest; `over` is `map`, or that of a pool."""
     marks = [np.zeros(len(leaf.numbers), bool) for leaf in leaves]
+    # NaN is among them: it may be chosen, last
     there = sum(len(x.numbers) if x.allowed is None else _true(x.allowed) for x in leaves)
     k = min(max(k, 0), there)
     if not k:
@@ -122,7 +123,7 @@ def _all(chunks: list[_Leaf], outs: list[np.ndarray], k: int) -> None:
     if _reach(chunks, outs, numbers[place]) == k:
         return
     # Ties, or NaN, which NumPy ranks first.
-    cut, left = _cut(numbers[numbers == numbers], k)
+    cut, left = _cut(numbers[numbers == numbers], k)  # NaN would shift the places of all
     for chunk, out in zip(chunks, outs, strict=True):
         x = chunk.numbers
         if cut != cut:
@@ -133,7 +134,7 @@ def _all(chunks: list[_Leaf], outs: list[np.ndarray], k: int) -> None:
         if chunk.allowed is not None:
             np.logical_and(out, chunk.allowed, out=out)
             equal &= chunk.allowed
-        places = np.flatnonzero(equal)[:left]
+        places = np.flatnonzero(equal)[:left]  # the earliest of the equal ones
         out[places] = True
         left -= len(places)
 
@@ -190,14 +191,14 @@ def _bracket(chunks: list[_Leaf], k: int) -> tuple[Any, Any] | None:
         return None
     size = min(SAMPLE, total // 64)
     # Drawn, not strided: the rows of a kernel have a period.
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(0)  # decides how long it takes, never what is chosen
     parts, taken = [], 0
     for x, allowed in chunks:
         places = draw.integers(0, len(x), math.ceil(size * len(x) / total))
         taken += len(places)
         parts.append(_Leaf(x[places], None if allowed is None else allowed[places]).within())
     sample = np.concatenate(parts)
-    sample = np.sort(sample[sample == sample])[::-1]
+    sample = np.sort(sample[sample == sample])[::-1]  # NaN ranks below all, but counts in `taken`
     middle, spread = k / total * taken, 2 * math.sqrt(taken)  # four standard deviations
     first, last = math.floor(middle - spread), math.ceil(middle + spread)
     if first >= len(sample):  # it may be among the NaN

@@ -96,10 +96,12 @@ class UnbiasedBatchNorm(nn.BatchNorm):
         """The normalized `x`, as `nn.BatchNorm`; whether it trains is an attribute here."""
         if self.use_running_average or self.is_initializing():
             return super().__call__(x, *args, **options)
+        # before the call, which replaces it
         old: jax.Array = self.get_variable("batch_stats", "var")
         y = super().__call__(x, *args, **options)
         new: jax.Array = self.get_variable("batch_stats", "var")
         rest = max(x.size // x.shape[-1] - 1, 1)
+        # `new - momentum * old` is the batch's part, (1 - momentum) times its variance.
         self.put_variable("batch_stats", "var", new + (new - self.momentum * old) / rest)
         return y
 
@@ -139,6 +141,7 @@ def _window_slices(
 
 def _first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
     """The larger one, NaN where one is; `a`, with its whole gradient, where they are equal."""
+    # `>=`: of equal ones `a`, so the gradient is not split
     return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
@@ -187,6 +190,7 @@ def avg_pool(
     slices = _window_slices(x, window, strides)
     total = jnp.promote_types(x.dtype, jnp.float32)
     wide = [s.astype(total) for s in slices]
+    # window positions by rows, rounded once at the end
     return (sum(wide[1:], wide[0]) / len(slices)).astype(x.dtype)
 
 

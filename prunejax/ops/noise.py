@@ -60,8 +60,10 @@ def normal(key: Array, shape: tuple[int, ...]) -> Array:
     # it. The phase is cheaper to repeat than to store.
     radius = _radius(_hash(index, key[0], key[1]))
     phase = _hash(index, key[2], key[3])
+    # A full turn is 2^32: the second element of a pair is 2^30 ahead.
     quarter = jax.lax.broadcasted_iota(jnp.uint32, (2, *half), 0) << _U(30)
     pairs = radius[None] * _cosine(phase[None] + quarter)
+    # of an odd axis the last partner is drawn in vain
     return pairs.reshape(2 * half[0], *half[1:])[: shape[0]]
 
 
@@ -78,6 +80,7 @@ def _hash(index: Array, first: Array, second: Array) -> Array:
 
 def _radius(bits: Array) -> Array:
     """sqrt(-2 log u) for u = (bits // 2 + 1/2) / 2^31; at least 0."""
+    # The half keeps u above 0, so that its logarithm is finite.
     u = (bits >> _U(1)).astype(jnp.int32).astype(jnp.float32) + np.float32(0.5)
     word = jax.lax.bitcast_convert_type(u, jnp.int32)
     exponent = (word - np.int32(0x3F3504F3)) >> np.int32(23)  # of a mantissa around 1
@@ -88,6 +91,7 @@ def _radius(bits: Array) -> Array:
 
 def _cosine(turns: Array) -> Array:
     """cos(2 pi turns / 2^32)."""
+    # Read as signed: -1 .. 1 half turns, on which the cosine is even.
     t = jax.lax.bitcast_convert_type(turns, jnp.int32).astype(jnp.float32) * np.float32(2.0**-31)
     return _polynomial(_COSINE, t * t)
 
@@ -106,10 +110,10 @@ def reference_std(kernel: Array, targeted: Array) -> Array:
     """
     if targeted.ndim == 1:
         first = jnp.argmin(targeted)  # False sorts first: the lowest untargeted index
-        std = jnp.std(jnp.take(kernel, first, axis=-1), ddof=1)
+        std = jnp.std(jnp.take(kernel, first, axis=-1), ddof=1)  # as PyTorch's std
     else:
         std = jnp.std(kernel, ddof=1, where=~targeted)
-    return jnp.where(jnp.all(targeted), 0.0, std)
+    return jnp.where(jnp.all(targeted), 0.0, std)  # argmin then gives a targeted filter
 
 
 def add_to(
@@ -125,8 +129,10 @@ def add_to(
 
     def add(kernels: Mapping[str, Array]) -> dict[str, Array]:
         found = {}
+        # a layer by its name: other layers do not change its draws
         salts = keys(rng.at(seed, stream, counter), tuple(kernels))
         for name, kernel in kernels.items():
+            # recomputed at every draw, as released
             sigma = scale * reference_std(kernel, targeted[name])
             change = sigma * normal(salts[name], kernel.shape)
             found[name] = kernel + jnp.where(active[name], change, 0).astype(kernel.dtype)

@@ -58,7 +58,7 @@ def sortable(x: Array) -> Array:
     if jnp.issubdtype(x.dtype, jnp.integer):
         return bits ^ sign
     infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, x.dtype), kind)
-    ordered = jnp.where(bits > sign, ~bits, bits | sign)
+    ordered = jnp.where(bits > sign, ~bits, bits | sign)  # -0.0 is `sign` itself and joins 0.0
     return jnp.where((bits & ~sign) > infinity, jnp.zeros((), kind), ordered)
 
 
@@ -141,6 +141,7 @@ def _find(histogram: Array, k: Array) -> tuple[Array, Array]:
 def _last(counts: Array, k: Array) -> tuple[Array, Array]:
     index = jnp.arange(counts.size, dtype=jnp.uint32)
     beyond = jnp.sum(jnp.where(index[:, None] < index[None], counts[None], 0), axis=1)
+    # these digits come first: their number is the place
     place = jnp.sum(beyond + counts >= k, dtype=jnp.uint32) - 1
     return place, beyond[place]
 
@@ -191,6 +192,7 @@ def digits(
     shift = jnp.asarray(shift, keys.dtype)
     digit = (keys >> shift).astype(jnp.uint32) & ((1 << width) - 1)
     if cut is not None:
+        # Two shifts: their sum may exceed the bits of a key.
         agrees = (keys >> shift) >> width == cut.astype(keys.dtype)
         active = agrees if active is None else agrees & active
     if active is None:
@@ -212,6 +214,7 @@ def accumulate(digits: Callable[[Any], Array], slices: Any, *, like: Array, widt
         # The digits travel one turn ahead: XLA then writes them as an array of their own, row by
         # row, which is faster than fusing them into the scatter's list of indices.
         histogram, digit = carry
+        # integers: the order of additions does not matter
         histogram = histogram.at[digit].add(1, mode="promise_in_bounds")
         return histogram, digit if single else digits(jnp.minimum(i, slices - 1))
 

@@ -159,13 +159,14 @@ def _sorted(scores: list[Array], k: Array, eligible: list[Array | None]) -> list
         jnp.ones(x.size, bool) if a is None else jnp.ravel(a)
         for x, a in zip(scores, eligible, strict=True)
     ]
+    # Ascending: what is eligible first, larger scores first, then by place.
     keys = (~jnp.concatenate(allowed), ~radix.sortable(flat), jnp.arange(flat.size))
     # The last one chosen; everything that stands before it is chosen too.
     last = [lax.dynamic_index_in_dim(x, k - 1, keepdims=False) for x in lax.sort(keys, num_keys=3)]
     equal, before = jnp.ones(flat.shape, bool), jnp.zeros(flat.shape, bool)
     for key, bound in zip(keys, last, strict=True):
         equal, before = equal & (key == bound), before | (equal & (key < bound))
-    chosen = (before | equal) & ~keys[0] & (k > 0)
+    chosen = (before | equal) & ~keys[0] & (k > 0)  # for k = 0 there is no last one
     ends = [sum(x.size for x in scores[: i + 1]) for i in range(len(scores) - 1)]
     parts = jnp.split(chosen, ends)
     return [part.reshape(x.shape) for part, x in zip(parts, scores, strict=True)]
@@ -197,7 +198,7 @@ def _counted(
     def positions(shift: Any, far: Array | None) -> list[Array]:
         def count(leaf: int) -> Array:
             ties, allowed = keys[leaf] == cut, eligible[leaf]
-            backwards = farthest - _flat_index(ties.shape)
+            backwards = farthest - _flat_index(ties.shape)  # the earliest is the largest
             return tally(backwards, ties if allowed is None else ties & allowed, shift, far)
 
         branches = [functools.partial(count, leaf) for leaf in range(len(keys))]
@@ -241,7 +242,7 @@ def _scores(leaves: Sequence[Any]) -> list[Array]:
     arrays = [radix.widened(x) for x in arrays]
     with jax.numpy_dtype_promotion("standard"):  # callers may ask for strict promotion
         kind = jnp.result_type(*arrays) if arrays else None
-    return [x.astype(kind) for x in arrays]
+    return [x.astype(kind) for x in arrays]  # widening keeps order and ties
 
 
 def _count(k: Any) -> Array | int:
@@ -286,7 +287,7 @@ def of_blocks(score: Array, live: Array, n: int | Array, m: int, axis: int) -> A
     place = jnp.arange(m).reshape((1,) * (keys.ndim - 1) + (m,))
     for j in range(m):
         other = keys[..., j : j + 1]
-        first = (other > keys) | ((other == keys) & (j < place))
+        first = (other > keys) | ((other == keys) & (j < place))  # of equal ones the earlier
         rank += (first & live[..., j : j + 1]).astype(jnp.int32)
     chosen = live & (rank < n)
     return jnp.moveaxis(chosen.reshape(*keys.shape[:-2], size), -1, axis)

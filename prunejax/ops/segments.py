@@ -56,7 +56,7 @@ def top(
     Returns:
       Boolean arrays of the scores' shapes.
     """
-    scores = [lax.stop_gradient(x) for x in scores]
+    scores = [lax.stop_gradient(x) for x in scores]  # a mark has no derivative
     if all(a is None for a in allowed):
         return _mapped(together)(scores, ks, None)
     shapes = [x.shape for x in scores]
@@ -168,6 +168,7 @@ def _one(
         """Keys of a slice, and which of them belong to the segment and may be chosen."""
         take = functools.partial(lax.dynamic_slice_in_dim, axis=0, slice_size=kind.slice)
         begin = start + j * kind.slice
+        # the last slice reaches into the next segment
         inside = jnp.arange(kind.slice, dtype=k.dtype) < size - j * kind.slice
         keys = radix.sortable(take(flat, begin))
         return keys, inside if allowed is None else inside & take(allowed, begin)

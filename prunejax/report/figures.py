@@ -116,7 +116,7 @@ def coefficients(rows: Sequence[Row], x: str, y: str) -> str:
     """`r = ..., τ = ..., n = ...`; the intervals are in the page's table of relations."""
     a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
     r, tau = (correlation.coefficient(a, b, kind) for kind in ("pearson", "kendall"))
-    n = int(np.sum(np.isfinite(a) & np.isfinite(b)))
+    n = int(np.sum(np.isfinite(a) & np.isfinite(b)))  # those that have both numbers
     return f"{words.coefficient('r', r)}, {words.coefficient('τ', tau)}, n = {n} runs"
 
 

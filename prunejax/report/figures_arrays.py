@@ -54,12 +54,12 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
     (first, bars), (second, lines) = panel(), panel()
     width = 0.8 / len(spectra)
     for index, (variant, found) in enumerate(spectra.items()):
-        mean, low, _ = statistics.bands(found[:, :10])
+        mean, low, _ = statistics.bands(found[:, :10])  # over seeds, rank by rank
         places = np.arange(mean.size) + 1 + (index - (len(spectra) - 1) / 2) * width
         error = np.where(np.isfinite(low), mean - low, 0)
         bars.bar(places, mean, width, yerr=error, color=look.color(variant), ecolor="#555555",
                  error_kw={"elinewidth": 0.8})  # fmt: skip
-        size = -np.sort(-np.abs(found), axis=1)
+        size = -np.sort(-np.abs(found), axis=1)  # ranks by magnitude, run by run, before the mean
         lines.plot(
             np.arange(size.shape[1]) + 1,
             size.mean(axis=0),
@@ -89,7 +89,7 @@ def spectrum(study: Study, look: Look) -> Drawing | None:
     made, axes = panel()
     top = 0.0
     for variant, items in found.items():
-        item = items[0]
+        item = items[0]  # one run: spectra of seeds are not averaged
         grid, mean, error = (item[f"spectral_{n}"] for n in ("grid", "density", "stderr"))
         color = look.color(variant)
         axes.plot(grid, mean, color=color, linestyle=look.line(variant))
@@ -199,7 +199,7 @@ def normality(study: Study, look: Look) -> Drawing | None:
         return None
     item = found[0]
     edges, layers = item["normality_edges"], [str(name) for name in item["normality_layers"]]
-    center = (edges[1:] + edges[:-1]) / 2
+    center = (edges[1:] + edges[:-1]) / 2  # densities belong to the middle of a bin
     normal = np.exp(-(center**2) / 2) / np.sqrt(2 * np.pi)
     curves = (normal, item["normality_untrained"], item["normality_trained"])
     top = 1.05 * max(float(np.nanmax(curve)) for curve in curves)

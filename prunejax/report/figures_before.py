@@ -151,6 +151,7 @@ def before_training(study: Study, look: Look) -> Drawing | None:
         if not inside or 1.0 not in kinds["keep"]:
             continue
         mean = {p: np.mean(_accuracies(kinds["keep"][p])) for p in inside}
+        # Picked by its own mean, which is too large for that: the gain of the best of several.
         best = max(inside, key=lambda p: float(mean[p]))
         text = f"start {std:g}: the best mask (p = {best:g}) against dense "
         text += _gain(kinds, ("keep", best), ("keep", 1.0))

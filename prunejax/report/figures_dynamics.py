@@ -58,6 +58,7 @@ def advantage(study: Study, variant: str, baseline: str | None) -> tuple[np.ndar
     """(epochs, mean over seeds of the accuracy minus the baseline's of the same seed)."""
     own = by_seed(study, variant)
     other = by_seed(study, baseline) if baseline else {}
+    # without a partner a seed would shift the difference
     seeds = [seed for seed in own if not baseline or seed in other]
     epochs = sorted({epoch for seed in seeds for epoch in own[seed]})
     curves = np.array([

@@ -202,6 +202,7 @@ def _over_time(
             if known:
                 found[step] = 100 * float(np.mean(known))
             continue
+        # a layer without an update keeps its last count
         latest |= {(r["run"], r["layer"]): number(r["ever_live"]) for r in at[step]}
         runs = len({run for run, _ in latest})
         whole = runs * sum(sizes[layer] for layer in {layer for _, layer in latest})

@@ -116,6 +116,7 @@ def rate(study: Study, look: Look) -> Drawing | None:
 def _rate_correlations(
     axes: Axes, cells: Mapping[tuple[str, float], list[Row]], rates: Sequence[float]
 ) -> str:
+    # all targets at one rate: differences of target, not of rate
     pools = [[r for (_, x), rows in cells.items() if x == rate for r in rows] for rate in rates]
     kinds = (
         (correlation.kendall, "Kendall τ", COLORS[5], "s", "--"),

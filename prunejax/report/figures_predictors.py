@@ -38,7 +38,7 @@ def _bars(rows: Rows, target: str) -> Figure:
         value, low, high = (row[c] for c in ("tau_a", "tau_a_low", "tau_a_high"))
         if not isfinite(value):
             continue
-        sure = isfinite(low) and low * high > 0
+        sure = isfinite(low) and low * high > 0  # the interval leaves out 0
         color = COLORS[0] if row["measure"].startswith("prunability") else COLORS[4]
         axes.barh(place, value, color=color, alpha=0.85 if sure else 0.35, height=0.7)
         if isfinite(low):
@@ -131,6 +131,7 @@ def _strongest(grid: Grid, rows: Rows) -> list[dict[str, Any]]:
     """By the size of tau, once of measures that are the same number in every model."""
     found: dict[tuple[float, ...], dict[str, Any]] = {}
     for row in sorted(rows, key=lambda r: -abs(r["tau_a"])):
+        # One number under two names, to six decimals.
         found.setdefault(tuple(np.round(grid.measures[row["measure"]], 6)), row)
     return list(found.values())
 

@@ -63,7 +63,7 @@ def _distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
         for seed, (predicted, labels) in runs.items():
             if variant == parent(study, variant) or variant == study.baseline or seed not in dense:
                 continue
-            if np.array_equal(labels, dense[seed][1]):
+            if np.array_equal(labels, dense[seed][1]):  # else not the same examples in one order
                 classes = int(labels.max()) + 1
                 found.setdefault(variant, {})[seed] = recall.distortion(
                     dense[seed][0], predicted, labels, classes, seed=int(seed)
@@ -189,6 +189,7 @@ def _undecayed(study: Study, found: Mapping[str, Mapping[str, recall.Distortion]
             *(recall.alphas([found[v][s] for s in seeds]) for v in (variant, twin))
         )
         if isfinite(test.low):
+            # by the interval, not by the sign of the mean
             verdict = "reproduced" if test.high < 0 else "not reproduced"
             words.append(
                 f"{variant} minus {twin} {minus(f'{test.difference:+.3f}')} "

@@ -119,7 +119,7 @@ def _gain(study: Study) -> str:
     words = []
     for other in (found[study.baseline], longer[-1]):
         a, b = pairs(best.rows, other.rows, "final_test_accuracy")
-        test = statistics.paired(a, b)
+        test = statistics.paired(a, b)  # paired: runs of one seed share start and order
         reach = f" {interval(100 * test.low, 100 * test.high, sign='+')}" * isfinite(test.low)
         words.append(f"{minus(f'{100 * test.difference:+.1f}')}{reach} points to {other.variant}")
     return (

@@ -152,7 +152,7 @@ def _agrees(path: Path, run: Row, epochs: Sequence[Row], events: Sequence[Row]) 
         if column == "status" or column not in run:
             continue
         expected, found = number(value), number(run[column])
-        same = expected == found or (isnan(expected) and isnan(found))
+        same = expected == found or (isnan(expected) and isnan(found))  # NaN equals nothing
         if not same and column == "events":
             raise ReportError(
                 f"{path / 'events.csv'} has {expected:g} events of run {run['run']}, runs.csv "

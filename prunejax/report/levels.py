@@ -67,6 +67,7 @@ class Level:
         found, chance = [], []
         for a, b in itertools.combinations(self.masks.values(), 2):
             found.append(tickets.jaccard(a, b))
+            # with the same counts by layer: their densities alone make masks overlap
             own, other = ({k: int(m[k].sum()) for k in m} for m in (a, b))
             chance.append(tickets.chance_jaccard(own, other, self.sizes))
         return (float(np.mean(found)), float(np.mean(chance))) if found else (nan, nan)
@@ -142,7 +143,7 @@ def records(study: Study) -> list[Mapping[str, Any]]:
         row |= {"live_weights": min(level.live), "live_weights_most": max(level.live)}
         row |= {"prunable_weights": sum(level.sizes.values()), "keep": level.keep}
         for column in ("final_test_accuracy", "best_test_accuracy"):
-            mean = statistics.mean(level.values(column))
+            mean = statistics.mean(level.values(column))  # a seed is the replication
             row |= {column: mean.mean, f"{column}_low": mean.low, f"{column}_high": mean.high}
         row |= {
             "early_stop_step": float(np.mean([s[1] for s in stops])) if stops else None,

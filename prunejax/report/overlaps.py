@@ -80,7 +80,7 @@ def _records(study: Study) -> list[Mapping[str, Any]]:
             continue
         each = [_compared(x.masks[seed], y.masks[seed], x.sizes) for seed in seeds]
         index, chance = (list(part) for part in zip(*each, strict=True))
-        mean = statistics.mean(index)
+        mean = statistics.mean(index)  # a pair of runs of one seed is the replication
         row: dict[str, Any] = {"variant": a, "other": b}
         row |= {"rewind": _named(_about(study, a)[0]), "other_rewind": _named(_about(study, b)[0])}
         row |= {"seeds": len(seeds), "keep": x.keep, "other_keep": y.keep}

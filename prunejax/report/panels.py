@@ -246,6 +246,7 @@ def events(study: Study) -> Table | None:
     rows = []
     for label, own in by_variant(study.events).items():
         runs = {row["run"] for row in own}
+        # layers of one event share its number: once
         drops = {(r["run"], r["epoch"], r["step"]): number(r["instability"]) for r in own}
         found = np.array([d for d in drops.values() if isfinite(d)])
         removed = sum(number(row["targeted"]) for row in own) / len(runs)

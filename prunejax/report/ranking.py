@@ -62,6 +62,7 @@ def axes(study: Study, variants: list[str]) -> dict[str, list[Any]]:
     seen: set[tuple[int, ...]] = set()
     for name in names:
         column = [flat[v].get(name) for v in variants]
+        # equal codes: the same partition of the models
         codes = tuple(pair_information.codes(column).tolist())
         if len(set(codes)) > 1 and codes not in seen:
             seen.add(codes)
@@ -91,6 +92,7 @@ def grid(study: Study) -> Grid | None:
         measures["training_loss_sum"] = column("training_loss_sum")
     measures |= {"train_loss": loss, "train_error": 1 - accuracy}
     last = ends(study)
+    # evaluation mode, after the last epoch
     test = np.array([number(last[row["run"]]["test_loss"]) for row in rows])
     error = 1 - np.array([number(last[row["run"]]["test_accuracy"]) for row in rows])
     targets = dict(zip(TARGETS, (test, error, test - loss, error - (1 - accuracy)), strict=True))

@@ -154,6 +154,7 @@ def with_losses(runs: Sequence[Row], epochs: Sequence[Row]) -> None:
     """Gives runs of a regression, which has no accuracy, the column `final_test_loss`."""
     if any(row.get("test_accuracy") for row in epochs):
         return
+    # rows of a run by epoch: the last one stays
     last = {row["run"]: row.get("test_loss", "") for row in epochs}
     for row in runs if any(last.values()) else ():
         row[LOSS] = last.get(row["run"], "") if is_completed(row) else ""
@@ -205,12 +206,12 @@ def attributes_of(
 
 def iterative_rate(events: Sequence[Mapping[str, Any]]) -> float | None:
     """Fraction of a layer removed per event in the layer that loses most (spec 1.6), or None."""
-    run = [row for row in events if row["run"] == events[0]["run"]]
+    run = [row for row in events if row["run"] == events[0]["run"]]  # schedules know no seed
     rates = []
     for layer in dict.fromkeys(row["layer"] for row in run):
         rows = [row for row in run if row["layer"] == layer]
         targeted = [number(row["targeted"]) for row in rows]
-        units = number(rows[0]["live"]) + targeted[0]
+        units = number(rows[0]["live"]) + targeted[0]  # before the first event
         if isfinite(units) and units > 0:
             rates.append((sum(targeted) / units, sum(targeted) / units / len(rows)))
     return max(rates)[1] if rates else None

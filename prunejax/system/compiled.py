@@ -94,6 +94,7 @@ def use(environment: Mapping[str, str]) -> Path | None:
     for text in ("reading", "writing"):
         warnings.filterwarnings("ignore", f"Error {text} persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(path))
+    # those that compile quickly as well: a study has many
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return path
@@ -109,6 +110,7 @@ def trim(path: Path, limit: int = LIMIT) -> None:
     for entry in os.scandir(path):
         if entry.is_file(follow_symlinks=False):
             facts = entry.stat()
+            # without times of access (noatime) that of writing
             known.append((max(facts.st_atime, facts.st_mtime), facts.st_size, entry.path))
     total = sum(size for _, size, _ in known)
     for _, size, name in sorted(known):

@@ -51,6 +51,7 @@ def restore(workdir: Path) -> None:
         raise ConfigError(
             f"{workdir} needs what {file} registers, and it is not there; {way_out}"
         ) from None
+    # the bytes decide, not the time: a study is what its file said
     if hashlib.sha256(content).hexdigest() != digest:
         raise ConfigError(
             f"{workdir} needs what {file} registered, and it was changed since (SHA-256 "

@@ -148,8 +148,9 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             with os.fdopen(handle, "wb") as file:
                 write(file)
                 file.flush()
+                # before the move: a crash leaves the old file or the whole new one
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, 0o644)  # `mkstemp` lets the owner alone read
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -164,10 +165,11 @@ def append(path: Path, content: bytes) -> None:
     """
     with writing(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND)
-        before = os.fstat(handle).st_size
+        before = os.fstat(handle).st_size  # what a failed write is cut back to
         try:
             written = 0
             while written < len(content):
+                # a write may take fewer bytes than it is given
                 written += os.write(handle, content[written:])
             os.fsync(handle)
         except OSError:
@@ -208,7 +210,7 @@ def acquire(path: Path) -> IO[str]:
         holder = lock.read().strip() or "another process"
         lock.close()
         raise LockedError(holder) from None
-    lock.truncate(0)
+    lock.truncate(0)  # held now: the name of the last holder may go
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     return lock

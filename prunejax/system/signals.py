@@ -101,7 +101,7 @@ def _leave() -> None:
     end.start()
     with suppress(OSError):
         os.write(2, text.encode())
-    os._exit(INTERRUPTED)
+    os._exit(INTERRUPTED)  # mostly in a thread of its own, which `sys.exit` alone would end
 
 
 def tell(text: str, stream: TextIO) -> None:

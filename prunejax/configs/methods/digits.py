@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.name = "mlp128_64"
     config.optimizer.name, config.optimizer.momentum = "sgd", 0.9
     config.optimizer.learning_rate, config.optimizer.schedule = 0.1, "cosine"
-    config.optimizer.warmup_steps = config.epochs * 15 // 20
+    config.optimizer.warmup_steps = config.epochs * 15 // 20  # 5 % of the steps, 15 to an epoch
     config.optimizer.weight_decay, config.optimizer.weight_decay_rule = 1e-4, ".*/kernel"
     total = config.epochs * 15  # training steps: 900 examples in batches of 64
     config.variants = default.arms(_arms(total, quick))
@@ -87,7 +87,7 @@ def _arms(total: int, quick: bool) -> Arms:
     tenth = total // 10
     # AC/DC: dense, then sparse and dense in turn, sparse for the last third.
     phases = tuple(range(tenth, total - 3 * tenth + 1, tenth // 2))
-    phases = phases if len(phases) % 2 else phases[:-1]
+    phases = phases if len(phases) % 2 else phases[:-1]  # odd: it ends sparse
     schedule = {"start": (tenth,), "end": (3 * total // 4,), "period": 20}
     settings: dict[str, dict[str, Any]] = {
         "synflow": {"rounds": 10 if quick else 100},
@@ -98,7 +98,7 @@ def _arms(total: int, quick: bool) -> Arms:
     }
 
     def prune(method: str, density: int, **changes: Any) -> dict[str, Any]:
-        fraction = (round(1 - density / 100, 2),)
+        fraction = (round(1 - density / 100, 2),)  # counts read the decimal as written
         return {"method": method, "fraction": fraction} | settings.get(method, {}) | changes
 
     arms: Arms = {"dense": {}}

@@ -33,8 +33,8 @@ SMALL_FORM = {
 VGG11: dict[str, Any] = {
     "schedule": "linear",
     "layers": ("conv5", "conv6", "conv7", "conv8"),
-    "fraction": (0.3, 0.3, 0.3, 0.9),
-    "start": (3, 4, 5, 6),
+    "fraction": (0.3, 0.3, 0.3, 0.9),  # of the last layer 52 of 512 filters stay
+    "start": (3, 4, 5, 6),  # one layer an epoch, as released
     "end": (150, 150, 150, 275),
 }
 RESNET18: dict[str, Any] = {
@@ -45,8 +45,8 @@ RESNET18: dict[str, Any] = {
         "stage4_block2_conv1",
         "stage4_block2_conv2",
     ),
-    "fraction": (0.25, 0.4, 0.25, 0.95),
-    "start": (7, 8, 9, 10),
+    "fraction": (0.25, 0.4, 0.25, 0.95),  # of the last layer 26 of 512 filters stay
+    "start": (7, 8, 9, 10),  # one layer an epoch, as released
     "end": (150, 150, 170, 275),
 }
 # The same in 40 epochs: large events (period 40, here 5) fall as often as in 325 epochs.
@@ -94,7 +94,7 @@ def adam(name: str, model: str) -> ConfigDict:
     """CIFAR-10 without augmentation, Adam without weight decay, 325 epochs, ten seeds."""
     config = _study(name, model)
     config.epochs = 325
-    config.optimizer.name = "adam"
+    config.optimizer.name = "adam"  # recovers from events better than SGD, says the paper
     config.optimizer.learning_rate = 1e-3
     config.optimizer.milestones = (150, 300)
     return config
@@ -108,6 +108,7 @@ def sgd(name: str, model: str) -> ConfigDict:
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
     config.optimizer.momentum = 0.9
+    # in the gradient, of all parameters, as PyTorch's SGD has it
     config.optimizer.weight_decay = 1e-4
     config.optimizer.milestones = (83, 125)
     return config
@@ -117,8 +118,8 @@ def _study(name: str, model: str) -> ConfigDict:
     config = default.get_config()
     config.name = name
     config.seeds = 10
-    config.batch_size = 128
-    config.eval_batch_size = 256
+    config.batch_size = 128  # 391 steps an epoch, the last one partial
+    config.eval_batch_size = 256  # as released, where noise windows count test batches too
     config.data.name = "cifar10"
     config.model.name = model
     config.model.unbiased_variance = True  # as PyTorch keeps it

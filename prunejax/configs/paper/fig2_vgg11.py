@@ -60,5 +60,6 @@ def vgg11_arms(small: bool) -> dict[str, Any]:
         "S_13": common.arm(events, "smallest", few, score),
         "R_13": common.arm(events, "random", few, score),
         "L_13": common.arm(events, "largest", few, score),
+        # The release spends one epoch of these runs on pruning alone.
         "scratch": common.scratch(events, "smallest", score, epochs=40 if small else 324),
     }

@@ -52,6 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = common.adam("Figure 5: noise", "vgg11_bn")
     config.eval_batch_size = 128  # figure 5 alone; it decides what `released` counts
     config.intervention.as_released = released
+    # as released: a zeroed filter still emits its norm's bias
     config.intervention.mask_norm = False
     size = common.size(given)
     base = common.arm(
@@ -68,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "intervention": {
                     "kind": kind,
                     "duration": passes if released else steps,
-                    "scope": "newest",
+                    "scope": "newest",  # the filters of this event alone, as released
                     "twin": "L_13" if "twins" in given else "",
                 }
             }

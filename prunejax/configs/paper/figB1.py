@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the study. `arg`: see `configs/paper/common.py`."""
     given = common.arguments(arg, "configs/paper/figB1.py")
     config = common.adam("Figure B1: normality before BatchNorm's affine part", "vgg16_bn")
-    config.seeds = 1
+    config.seeds = 1  # as the released script: one network
     config.variants = {"none": {}}
     config.measures.names = ("normality",)
     config.measures.split = "train"

@@ -69,6 +69,6 @@ def _vgg11(small: bool) -> dict:
 
 
 def _resnet18(small: bool) -> dict:
-    start = (0, 1, 2, 3) if small else (3, 4, 5, 6)
+    start = (0, 1, 2, 3) if small else (3, 4, 5, 6)  # earlier than in figure 2, as released
     arms = fig2_resnet18.resnet18_arms(small, score="ebn_signed", start=start)
     return {"none": {}} | {label: changes.to_dict() for label, changes in arms.items()}

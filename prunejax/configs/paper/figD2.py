@@ -56,8 +56,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "intervention": {
                     "kind": "zero",
                     "duration": passes if released else steps,
-                    "scope": "cumulative",
-                    "restore": "weights+norm",
+                    "scope": "cumulative",  # all targets so far, as released
+                    "restore": "weights+norm",  # running statistics come back as well
                     "mask_norm": True,
                     "twin": "L_13" if "twins" in given else "",
                 }

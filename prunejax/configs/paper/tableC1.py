@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     given = common.arguments(arg, "configs/paper/tableC1.py")
     config = common.adam("Table C1: ResNet18, a heavier cut", "resnet18")
     small = "small" in given
-    heavier = (0.25, 0.8, 0.25, 0.8 if small else 0.95)
+    heavier = (0.25, 0.8, 0.25, 0.8 if small else 0.95)  # the second of the four, .4 in figure 2
     config.variants = default.arms(fig2_resnet18.resnet18_arms(small, fraction=heavier))
     config.report.figures = ("table", "dynamics", "scatter")
     config.report.baseline = "S_1"
