@@ -235,6 +235,7 @@ def environment() -> dict[str, Any]:
         "matmul_precision": precision,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        "malloc": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
         "versions": versions,
     }
 

@@ -1,6 +1,7 @@
 """Vision Transformer (Dosovitskiy et al. 2021): ViT-S/16."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,23 @@ from prunejax.ops import layers
 
 # As in DeiT (Touvron et al. 2021), biases zero.
 truncated = nn.initializers.truncated_normal(0.02)
+
+
+def attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k' / sqrt(units)) v of every head: [batch, tokens, heads, units] each, and so out.
+
+    The softmax is divided by its sum after the product with the values: so its derivatives have
+    fewer passes over tokens x tokens numbers than those of `jax.nn.dot_product_attention`. Scores,
+    sums and products are float32 at least, whatever the inputs are.
+    """
+    accumulated = jnp.promote_types(q.dtype, jnp.float32)
+    product = partial(jnp.einsum, preferred_element_type=accumulated)
+    scores = product("bqhu,bkhu->bhqk", q * q.shape[-1] ** -0.5, k)
+    # The largest score keeps exp finite; it cancels in the quotient, so it has no derivative.
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    values = product("bhqk,bkhu->bqhu", weights.astype(v.dtype), v)
+    return (values / jnp.moveaxis(jnp.sum(weights, axis=-1), 1, 2)[..., None]).astype(v.dtype)
 
 
 class Tokens(nn.Module):
@@ -150,8 +168,7 @@ class ViT(Model):
         batch, tokens, units = x.shape
         inside = heads * self.scaled(self.head_units)
         x = self._dense(x, 3 * inside, f"{block}_attention_in")
-        q, k, v = jnp.moveaxis(x.reshape(batch, tokens, 3, heads, -1), 2, 0)
-        x = jax.nn.dot_product_attention(q, k, v, implementation="xla")
+        x = attended(*jnp.moveaxis(x.reshape(batch, tokens, 3, heads, -1), 2, 0))
         return self._dense(x.reshape(batch, tokens, inside), units, f"{block}_attention_out")
 
     def _mlp(self, x: jax.Array, train: bool, block: str, hidden: int) -> jax.Array:
