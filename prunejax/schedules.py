@@ -20,7 +20,7 @@ import inspect
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from math import ceil
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,15 @@ def _check(units: int, start: int, end: int, period: int) -> None:
 def kept(units: int, fraction: float | Fraction) -> int:
     """Units that are finally kept: `ceil((1 - fraction) * units)`, exact."""
     return ceil((1 - exact(fraction)) * units)
+
+
+def share(units: int, fraction: float | Fraction) -> int:
+    """A fraction of units or steps, rounded down: `floor(fraction * units)`, exact.
+
+    >>> share(100, 0.29)
+    29
+    """
+    return floor(exact(fraction) * units)
 
 
 def last_epoch(name: str, *, start: int, end: int, period: int) -> int:

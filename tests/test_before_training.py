@@ -86,6 +86,19 @@ def test_runs_stop_at_an_evaluation_and_stay_as_they_are(study):
         assert float(row["final_test_accuracy"]) == float(own[-1]["test_accuracy"])
 
 
+def test_an_event_on_the_last_step_of_an_epoch_is_behind_it(tmp_path):
+    """Of 16 steps in 4 epochs; the training loss is low enough from the first evaluation on."""
+    rule = {"schedule": "one_shot", "unit": "step", "granularity": "weight", "score": "magnitude"}
+    arms = {f"at{step}": {"prune": rule | {"start": (step,)}} for step in (7, 8, 9)}
+    config = tiny(**arms)
+    config.seeds, config.stop_loss = 1, 100.0
+    go(config, tmp_path / "run")
+    events = {row["variant"]: row["step"] for row in rows(tmp_path / "run", "events")}
+    assert events == {"at7": "7", "at8": "8", "at9": "9"}
+    stopped = {row["variant"]: row["stopped_step"] for row in rows(tmp_path / "run", "runs")}
+    assert stopped == {"at7": "8", "at8": "8", "at9": "12"}
+
+
 def test_the_report_misses_rows_that_have_to_be_there(study, tmp_path):
     shutil.copytree(study, tmp_path / "copy")
     report_tables.load([tmp_path / "copy"])

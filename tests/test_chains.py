@@ -7,7 +7,7 @@ from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import config as config_lib
 from prunejax.study import handover, lineage, plan, run
-from tests.studies import go, rows, small, tiny
+from tests.studies import PRUNE, go, rows, small, tiny
 
 MAGNITUDE = {
     "schedule": "scratch",
@@ -99,6 +99,29 @@ def test_survivors_begin_with_the_weights_of_the_step_they_are_rewound_to(tmp_pa
         np.testing.assert_array_equal(ticket[weights], np.where(live, early[weights], 0))
     epochs = [e for e in rows(tmp_path / "run", "epochs") if e["run"] == "level1-1"]
     assert [int(e["step"]) for e in epochs] == [4, 8, 12, 16]
+
+
+@pytest.mark.parametrize(
+    ("parent", "child"),
+    [  # scale and bias of dead filters; weights that are hidden
+        ({"prune": PRUNE, "intervention": {"mask_norm": False}}, {"prune": {"schedule": "none"}}),
+        ({"prune": {"method": "ste", "fraction": (0.9,)}}, {"prune": {"of": "live"}}),
+    ],
+)
+def test_a_child_begins_with_what_its_parent_ended_with(parent, child, tmp_path):
+    take = ("weights", "statistics", "masks")
+    child = parent | {
+        "prune": parent["prune"] | child["prune"],
+        "start": {"run": "a", "take": take},
+    }
+    config = tiny(a=parent, b=child)
+    config.seeds, config.keep = 1, ("start", "end")
+    go(config, tmp_path / "run")
+    ended, begun = (state(tmp_path / "run", n) for n in ("a-0@end", "b-0@step0"))
+    assert not all(live.all() for live in masks_of(ended).values())
+    for path in ended:
+        if path.split("/")[0] in take:
+            np.testing.assert_array_equal(begun[path], ended[path], err_msg=path)
 
 
 def test_controls_have_the_ticket_s_counts(chain):

@@ -13,7 +13,7 @@ from prunejax.report.tables import load
 from prunejax.study import config as config_lib
 from prunejax.study import run
 from prunejax.study.pairs import pairs
-from tests.studies import tiny
+from tests.studies import go, tiny
 
 WEIGHT = {"prune": {"granularity": "weight", "scope": "global"}}
 WHOLE = ("weights", "statistics", "optimizer", "step")
@@ -79,6 +79,29 @@ def test_the_ends_are_what_the_study_recorded(study):
     for row in rows(study, "barriers", split="test"):
         assert 1 - float(row["error_a"]) == pytest.approx(accuracy[row["run_a"]], abs=1e-6)
         assert 1 - float(row["error_b"]) == pytest.approx(accuracy[row["run_b"]], abs=1e-6)
+
+
+HALF = {"schedule": "scratch", "fraction": (0.5,), "start": (0,)}
+
+
+@pytest.mark.parametrize(
+    ("model", "pruned"),
+    [
+        ("resnet20", HALF | {"layers": (".*_conv2",)}),  # gates shut channels of the sums
+        ("mlp64_64", {"method": "ste", "fraction": (0.9,)}),  # dead weights keep a value
+    ],
+)
+def test_the_ends_are_the_networks_that_were_tested(model, pruned, tmp_path, quick_report):
+    made = tiny(a={"prune": pruned})
+    made.model.name, made.model.width, made.epochs = model, 0.125, 1
+    made.connect.pairs, made.connect.points, made.report.baseline = ("a",), 3, "a"
+    made.connect.batch_norm = "interpolate"
+    go(made, tmp_path / "run")
+    runs = {r["run"]: r for r in rows(tmp_path / "run", "runs")}
+    (line,) = rows(tmp_path / "run", "barriers", split="test")
+    for end in ("a", "b"):
+        accuracy = float(runs[line[f"run_{end}"]]["final_test_accuracy"])
+        assert 1 - float(line[f"error_{end}"]) == pytest.approx(accuracy, abs=1e-6)
 
 
 def test_barriers_follow_from_the_paths(study):

@@ -83,4 +83,11 @@ def test_mean_of_live_weights_over_steps():
     assert costs.mean_live(rows, 60, 0, 40) == (10 * 80 + 30 * 60) / 40
     assert costs.mean_live(rows[1:], 60, 0, 40) == (10 * 80 + 30 * 60) / 40
     assert costs.mean_live([], 7, 0, 40) == 7
+    # Events that are evaluated have a row in both tables: only that of updates has what grew.
+    event = {"run": "a", "step": "10", "live": "90", "targeted": "10"}
+    both = event | {"dropped": "10", "grown": "5"}
+    for events, updates in (([], [both]), ([event], [both])):
+        found = costs.happened("a", events, updates)
+        assert costs.mean_live(found, 90, 0, 20) == (10 * 95 + 10 * 90) / 20
+    assert costs.happened("a", [event], [both | {"run": "b"}]) == [event]
     assert costs.mean_live(rows, 60, 20, 40) == 60

@@ -111,6 +111,17 @@ def test_drop_fractions(decay, expected):
     assert growth.swaps(10, 0.7, step=0, end=1, decay=decay) == 7  # the decimal number
 
 
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1, 0.9), optax.adam(0.1)], ids=["sgd", "adam"])
+def test_counters_of_one_bare_array_go_on(optimizer):
+    w = jnp.ones((3, 2))
+    schedule = optax.scale_by_schedule(lambda t: 1.0)
+    state = optax.chain(optimizer, schedule).init(w)
+    later = jax.tree.map(lambda x: x + 5, state)
+    mixed = growth.with_counters(state, later, w)
+    for x, y, z in zip(*map(jax.tree.leaves, (state, later, mixed)), strict=True):
+        np.testing.assert_array_equal(z, x if np.shape(x) == w.shape else y)
+
+
 def test_bad_fractions():
     with pytest.raises(ValueError, match=r"drop = 1.5 is not in \[0, 1\]"):
         growth.swaps(3, 1.5, step=0, end=1)

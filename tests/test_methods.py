@@ -417,6 +417,7 @@ def test_plans_have_exact_counts():
         ("set", {"end": 9, "every": 3, "growth": None}, "needs growth='random' or 'gradient'"),
         ("acdc", {"phases": (3, 5)}, "an odd number of rising steps"),
         ("gradual", {"end": 9, "every": 3, "average": 2}, "goes with growth='gradient'"),
+        ("rigl", {"end": 9, "every": 2, "average": 5, "seed": 1}, "average = 5: .* at most 2"),
         ("static", {"seed": 1, "scope": "layer"}, "methods have allocation="),
         ("static", {"seed": 1, "masks": True}, "no sparsity="),
         ("static", {"decay": "cosin"}, "decay 'cosin' is not one of: cosine, constant, linear"),

@@ -76,6 +76,9 @@ def test_hardened_inputs_are_noisy_or_worst():
     image = Harden(radius=0.1, mean=(0.5,), std=(0.25,))
     found = image.harden(jnp.array([[0.5, -1.9, 1.8]]), labels[:1], lambda z: z @ w, *keys)
     np.testing.assert_allclose(found, [[0.1, -2.0, 2.0]], atol=1e-6)
+    # Noise may leave a pixel outside: further than the radius, the nearest pixel is all there is.
+    far = image.harden(jnp.array([[-4.0, 2.2, 4.0]]), labels[:1], lambda z: z @ w, *keys)
+    np.testing.assert_allclose(far, [[-2.0, 1.8, 2.0]], atol=1e-6)
     assert not Harden().acts
 
 

@@ -10,7 +10,7 @@ from prunejax.interventions import ROWS
 from prunejax.study import arrangement, shared
 from prunejax.study.population import Population
 from prunejax.train import evaluation, prune, step, stopping
-from tests.studies import go, planned, rows, small
+from tests.studies import begun, go, planned, rows, small
 from tests.test_presets import arm
 
 METHODS = ("random", "snip", "nm", "gradual", "rigl", "ste", "movement", "movement_soft")
@@ -83,6 +83,14 @@ def test_of_a_stack_those_that_have_stopped_and_copies_are_not_tested(layout):
     np.testing.assert_array_equal(np.isfinite(found.accuracy), running)
     np.testing.assert_array_equal(found.loss[running], whole.loss[running])
     np.testing.assert_array_equal(found.accuracy[running], whole.accuracy[running])
+
+
+def test_a_loss_of_zero_stops_no_run_that_never_stops():
+    batch, _, state = begun(small(dense={}))
+    for least, at in ((0.0, -1), (0.5, 7)):
+        hyper = batch.members[0].hyper._replace(stop_loss=jnp.float32(least))
+        now = state._replace(step=jnp.int32(7), hyper=hyper)
+        assert int(stopping.stopped(now, jnp.float32(0), jnp.array(True))) == at
 
 
 def test_programs_share_what_is_not_of_their_events(batches):

@@ -248,6 +248,17 @@ def test_pruning_by_step_and_rounds_before_training_count_exactly(tmp_path):
     assert last["both"] == last["step"]
 
 
+def test_shares_are_of_the_decimal_number():
+    assert 0.29 * 100 < 29  # in binary
+    regrown = step_plan._with_regrowth(step_plan.Row(3, {"a": 5}, {}), 0.29, {"a": 100})
+    assert (regrown.drop, regrown.grow) == ({"a": 34}, {"a": 29})
+    config = tiny(rigl={"prune": {"method": "rigl", "fraction": (0.5,), "update_every": 1}})
+    config.prune.update_end, config.epochs = 0.29, 25  # of 100 steps
+    (batch,) = plan.build(config_lib.variants(config, default.get_config()))
+    member = batch.members[0]
+    assert max(member.table.steps[e] for e in member.events) == 28  # before 29
+
+
 def test_the_steps_of_other_arms_change_no_draw():
     """The random draws of a run are named by its own events, not by rows that arms share."""
     alone = plan.build(config_lib.variants(tiny(a={"prune": SET}), default.get_config()))

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from prunejax import main
-from prunejax.configs import default
+from prunejax.configs import before_training, default
 from prunejax.errors import ConfigError
 from prunejax.study import plan, preview, sweep
 from prunejax.study.config import variants
@@ -119,6 +119,25 @@ def test_the_plan_tells_arms_events_and_work_and_trains_nothing(tmp_path, capsys
     told = capsys.readouterr().out
     assert told.startswith("study     planned: 2 arms")
     assert "arm       batch_size=64" in told
+
+
+def test_the_plan_tells_steps_of_events_and_runs_of_arms_in_several_programs():
+    rows = {"granularity": "weight", "layers": ("kernel:.*",), "score": "magnitude"}
+    by_step = {"schedule": "cubic", "unit": "step", "start": (2,), "end": (11,), "period": 3}
+    config = tiny(
+        rounds={"prune": rows | {"schedule": "scratch", "rounds": 4, "fraction": (0.5,)}},
+        step={"prune": rows | by_step | {"fraction": (0.5,)}},
+    )
+    _, rounds, step, *_ = preview.lines(config, default.get_config())
+    assert "rounds: 2 runs (seeds 0 to 1), 4 events each, before training: " in rounds
+    assert "step: 2 runs (seeds 0 to 1), 4 events each, after step 2 to after step 11: " in step
+    config = before_training.get_config("quick")  # each seed draws its data
+    runs = config.seeds
+    last = config.first_seed + runs - 1
+    head, *arms = preview.lines(config, default.get_config())[: 1 + len(config.variants)]
+    assert f"{len(arms) * runs} runs" in head
+    for arm in arms:
+        assert f": {runs} runs (seeds {config.first_seed} to {last}), " in arm
 
 
 def test_the_command_that_repeats_a_study_holds_its_sweeps(monkeypatch, tmp_path):

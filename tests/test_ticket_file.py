@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -82,6 +83,23 @@ def test_the_file_has_masks_start_state_and_where_they_come_from(study, ticket):
     assert told["data"]["name"] == "digits"
     content = (study / "config.json").read_bytes()
     assert told["config_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_what_the_whole_study_sets_counts_as_what_an_arm_sets(study, ticket, tmp_path):
+    """The same config, `rewind_run` and `run` of arms moved to the base."""
+    copy = tmp_path / "run"
+    shutil.copytree(study, copy)
+    content = json.loads((copy / "config.json").read_text())
+    arms = content["variants"]
+    content["start"] |= {
+        f: arms["ticket2"]["start"].pop(f) for f in ("run", "rewind_run", "rewind_at")
+    }
+    arms["dense"]["start"] = {"run": "", "rewind_run": ""}
+    (copy / "config.json").write_text(json.dumps(content))
+    told = ticket_file.export(copy, "ticket2-0", tmp_path / "ticket.npz")
+    expected = ticket_file.about(str(ticket).replace("{seed}", "0"))
+    same = ("level", "rewound_to", "live", "layers", "model", "data")
+    assert {k: told[k] for k in same} == {k: expected[k] for k in same}
 
 
 def test_runs_begin_with_masks_and_weights_of_the_file(ticket, begun):

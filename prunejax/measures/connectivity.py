@@ -257,7 +257,9 @@ def instability(parents: Sequence[Barriers]) -> statistics.Mean:
 
 
 def linen_statistics(
-    module: Any, inputs: Callable[[Tree], jax.Array] = lambda batch: batch[0]
+    module: Any,
+    inputs: Callable[[Tree], jax.Array] = lambda batch: batch[0],
+    collections: Callable[[Tree], dict[str, Tree]] = lambda params: {"params": params},
 ) -> Callable[[Tree, Tree, Tree], Tree]:
     """`statistics` of a Linen module whose call takes `train`: BatchNorm's of one batch.
 
@@ -267,6 +269,7 @@ def linen_statistics(
     Args:
       module: a Linen module with collection "batch_stats".
       inputs: what of a batch the module reads, [n, ...].
+      collections: of what a line is drawn between, the module's variables beside the statistics.
     """
     plain = module.clone(dropout=0.0) if getattr(module, "dropout", 0.0) else module
     high = 1e8  # far above any statistic, so that momentum is exact to rounding
@@ -274,7 +277,7 @@ def linen_statistics(
     def of_batch(params: Tree, stats: Tree, batch: Tree) -> Tree:
         def updated(value: float) -> Tree:
             old = jax.tree.map(lambda x: jnp.full_like(x, value), stats)
-            variables = {"params": params, "batch_stats": old}
+            variables = collections(params) | {"batch_stats": old}
             _, new = plain.apply(variables, inputs(batch), train=True, mutable=["batch_stats"])
             return new["batch_stats"]
 

@@ -216,12 +216,15 @@ def _whose(state: Any, params: Tree) -> list[int | None]:
     """For each leaf of an optimizer's state the number of the parameter that it belongs to.
 
     A moment's path ends with its parameter's (the longest one that fits); counters have others.
+    One bare array has no path: what has its shape is a moment.
     """
     known = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
 
-    def owner(path: tuple[Any, ...]) -> int | None:
+    def owner(path: tuple[Any, ...], x: Any) -> int | None:
+        if () in known:
+            return 0 if _broadcasts(jnp.shape(params), jnp.shape(x)) else None
         # The longest first: a moment's path ends with the whole path of its parameter.
-        ends = (path[i:] for i in range(len(path) + 1))
+        ends = (path[i:] for i in range(len(path)))
         return next((known[end] for end in ends if end in known), None)
 
-    return [owner(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    return [owner(path, x) for path, x in jax.tree_util.tree_leaves_with_path(state)]

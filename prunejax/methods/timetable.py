@@ -54,7 +54,8 @@ def plan(
       live: live weights of each where the masks are given, not made.
 
     Raises:
-      ValueError: sparsities that do not fit the shapes, or no event before the end.
+      ValueError: sparsities that do not fit the shapes, no event before the end, or events that
+        come within the batches to average.
     """
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     reselect = m.schedule in ("refresh", "cubic_refresh", "phases")
@@ -85,6 +86,12 @@ def plan(
         before = np.concatenate([[final if m.initial != "dense" else units], keep[:-1]])
         some = (swap > 0).any(1) | (keep != before).any(1)
         steps, keep, swap = steps[some], keep[some], swap[some]
+    gap = int(np.diff(steps).min()) if len(steps) > 1 else m.average
+    if m.average > gap:  # one window is summed at a time
+        raise ValueError(
+            f"average = {m.average}: batches before an event are averaged, and events come every "
+            f"{gap} steps; average at most {gap} or let them come less often (every)"
+        )
     again = (m.every or 0) if m.schedule in ("refresh", "cubic_refresh") else 0
     # As JAX's integers are, unless a count needs more.
     kind = np.int32 if sum(sizes.values()) < 2**31 else np.int64

@@ -6,7 +6,7 @@ Both tables follow from the states that the runs leave; they are written whole, 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ import numpy as np
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from prunejax import losses, models, trees
+from prunejax import interventions, losses, models, trees
+from prunejax import masks as masks_lib
 from prunejax.cluster import distributed
 from prunejax.data import StreamedSet
 from prunejax.errors import ConfigError
@@ -30,6 +31,14 @@ from prunejax.train.step import Program
 Tree = Any
 Row = dict[str, Any]
 BARRIERS, PATHS = "barriers.csv", "paths.csv"
+
+
+class Network(NamedTuple):
+    """What a run tested at its end: masked weights, statistics and gates ({} where it has none)."""
+
+    params: Tree
+    stats: Tree
+    gates: dict[str, jax.Array]
 
 
 def close(
@@ -64,7 +73,7 @@ def write(
     if not chosen.pairs:
         return
     here = [m for part in mine for m in part]
-    home = {m.run: b for b, part in zip(batches, mine, strict=True) for m in part}
+    home = {m.run: (b, m) for b, part in zip(batches, mine, strict=True) for m in part}
 
     def work() -> None:
         if (directory.path / PATHS).exists():  # the last thing written: a start after that
@@ -73,12 +82,15 @@ def write(
         paths: list[Row] = []
         lines: dict[int, Lines] = {}
         for pair in pairs(chosen.pairs, [(m.variant, m.seed, m.run) for m in here]):
-            batch = home[pair.a]
+            batch, _ = home[pair.a]
             if id(batch) not in lines:
                 tell(f"lines between runs: {pair.name} ...")
                 lines[id(batch)] = Lines(batch, settings)
-            states = [_state(directory.path, run) for run in (pair.a, pair.b)]
-            for row, path in lines[id(batch)].between(*states):
+            drawn = lines[id(batch)]
+            ends = (
+                drawn.network(_state(directory.path, run), *home[run]) for run in (pair.a, pair.b)
+            )
+            for row, path in drawn.between(*ends):
                 barriers.append(pair.keys | row)
                 paths += [pair.keys | point for point in path]
         for name, rows in ((BARRIERS, barriers), (PATHS, paths)):
@@ -128,10 +140,11 @@ class Lines:
         self._statistics = None
         if self._has_norm and self._chosen.batch_norm == "recompute":
             self._statistics = connectivity.linen_statistics(
-                program.module, lambda batch: step.inputs(program, batch[0])
+                program.module, lambda batch: step.inputs(program, batch[0]), dict
             )
 
-    def _network(self, saved: handover.Arrays) -> Any:
+    def network(self, saved: handover.Arrays, batch: Batch, member: Member) -> Network:
+        """The network of a run's end state, by the masks and the table of its own program."""
         params, stats = (
             trees.map_with_path(lambda p, _, part=part: jnp.asarray(saved[f"{part}/{p}"]), like)
             for part, like in (
@@ -139,38 +152,56 @@ class Lines:
                 ("statistics", self._like.get("batch_stats", {})),
             )
         )
-        return connectivity.State(params, stats) if self._has_norm else params
+        groups = batch.program.groups
+        gone = {g.name: jnp.asarray(~saved[f"masks/{g.kernel}"]) for g in groups}
+        if not batch.program.weights:
+            gone = {layer: dead.reshape(-1) for layer, dead in gone.items()}
+        windows = interventions.Windows(gone, gone, {}, {}, {})
+        masks = interventions.mask_tree(groups, params, windows, member.table)
+        gates = interventions.gates(groups, windows, member.table)
+        return Network(masks_lib.apply(masks, params), stats, gates)
 
-    def between(
-        self, first: handover.Arrays, second: handover.Arrays
-    ) -> Iterator[tuple[Row, list[Row]]]:
-        """The row of barriers.csv and the points of paths.csv of each line between two states."""
-        a, b = self._network(first), self._network(second)
+    def between(self, a: Network, b: Network) -> Iterator[tuple[Row, list[Row]]]:
+        """The row of barriers.csv and the points of paths.csv of each line between two networks."""
         yield from self._lines(a, b, matched=False)
         if self._chain:
-            x, y = ((n.params, n.stats) if self._has_norm else (n, None) for n in (a, b))
-            found = matching.weight_matching(x[0], y[0], self._chain, stats=y[1])
-            turned = jax.tree.map(jnp.asarray, found.params)
-            if self._has_norm:
-                turned = connectivity.State(turned, jax.tree.map(jnp.asarray, found.stats))
-            yield from self._lines(a, turned, matched=True)
+            stats = b.stats if self._has_norm else None
+            found = matching.weight_matching(a.params, b.params, self._chain, stats=stats)
+            params, stats = (jax.tree.map(jnp.asarray, t) for t in (found.params, found.stats))
+            yield from self._lines(a, b._replace(params=params, stats=stats), matched=True)
 
-    def _lines(self, a: Any, b: Any, *, matched: bool) -> Iterator[tuple[Row, list[Row]]]:
-        c = self._chosen
-        x, y = (n.params if self._has_norm else n for n in (a, b))
+    def _ends(self, a: Network, b: Network) -> tuple[Any, Any]:
+        """Both as `connectivity.path` takes them: variables, in a State where they have norms.
+
+        Gates that are shut somewhere are numbers, which go along the line as weights do.
+        """
+        shut = any(not np.all(gate) for n in (a, b) for gate in n.gates.values())
+        found = []
+        for n in (a, b):
+            variables = {"params": n.params}
+            if shut:
+                variables["gates"] = {
+                    name: jnp.asarray(n.gates.get(name, np.ones(other.shape)), jnp.float32)
+                    for name, other in (a.gates | b.gates).items()
+                }
+            found.append(connectivity.State(variables, n.stats) if self._has_norm else variables)
+        return found[0], found[1]
+
+    def _lines(self, a: Network, b: Network, *, matched: bool) -> Iterator[tuple[Row, list[Row]]]:
+        c, ends = self._chosen, self._ends(a, b)
         answers = [
             # The ends with their own statistics, also where the points of a line get new ones.
             np.concatenate([np.asarray(self._predict(n, images)) for images, _ in self._test])
-            for n in (a, b)
+            for n in ends
         ]
         apart: Row = {
             "disagreement": connectivity.disagreement(*answers),
-            "distance": connectivity.distance(x, y),
-            "cosine": connectivity.cosine(x, y),
+            "distance": connectivity.distance(a.params, b.params),
+            "cosine": connectivity.cosine(a.params, b.params),
         }
         for split, batches in self._splits.items():
             line = connectivity.path(
-                self._evaluate, a, b, batches, points=c.points, policy=c.batch_norm,
+                self._evaluate, *ends, batches, points=c.points, policy=c.batch_norm,
                 statistics=self._statistics, statistics_batches=self._pool,
             )  # fmt: skip
             about: Row = {"split": split, "matched": int(matched)}
@@ -201,15 +232,15 @@ def _cut(images: np.ndarray, labels: np.ndarray, size: int) -> list[tuple[jax.Ar
 
 
 def _outputs(program: Program, network: Any, images: jax.Array) -> jax.Array:
-    variables = {"params": network}
+    variables = network
     if isinstance(network, connectivity.State):
-        variables = {"params": network.params, "batch_stats": network.stats}
+        variables = network.params | {"batch_stats": network.stats}
     module = program.module.clone(dropout=0.0)
     return jnp.asarray(module.apply(variables, step.inputs(program, images), train=False))
 
 
 def _evaluate(program: Program, *given: Any) -> dict[str, jax.Array]:
-    """`(params, batch)` or `(params, stats, batch)` -> means over the batch."""
+    """`(variables, batch)` or `(variables, stats, batch)` -> means over the batch."""
     *parts, batch = given
     network = connectivity.State(*parts) if len(parts) == 2 else parts[0]
     z = _outputs(program, network, batch[0])

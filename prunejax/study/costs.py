@@ -30,7 +30,7 @@ def mean_live(rows: Sequence[Mapping[str, Any]], end: int, begins: int, total: i
     """Live weights of a layer in the mean over training steps, from its rows.
 
     Args:
-      rows: of events.csv and updates.csv of the run and layer, each table in its order.
+      rows: of the run and layer, see `happened`; in the table's order.
       end: live weights after training.
       begins: training steps done when it began.
       total: training steps in all.
@@ -48,6 +48,17 @@ def mean_live(rows: Sequence[Mapping[str, Any]], end: int, begins: int, total: i
         at, live = step, int(row["live"])
     # By the steps of its own training: those of its parent are that run's.
     return (area + live * (total - at)) / max(1, total - begins)
+
+
+def happened(
+    run: str, events: Sequence[Mapping[str, Any]], updates: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The rows of what happened to a run, one an event and layer.
+
+    Args: run: its name. events, updates: rows of these tables.
+    """
+    of = [[row for row in table if row["run"] == run] for table in (updates, events)]
+    return of[0] or of[1]  # where there are updates all events are among them, with what grew
 
 
 def of_run(
@@ -70,7 +81,7 @@ def of_run(
     density: dict[str, float] = {}
     mean: dict[str, float] = {}
     total = program.epochs * program.steps_per_epoch
-    rows = [row for row in (*events, *updates) if row["run"] == member.run]
+    rows = happened(member.run, events, updates)
     for g in program.groups if program.weights else ():
         live = np.asarray(windows.remaining[g.name]) == 0
         of = [row for row in rows if row["layer"] == g.layer]

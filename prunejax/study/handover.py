@@ -20,7 +20,7 @@ from prunejax import models, rng, trees
 from prunejax.cluster import distributed
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.errors import RecordError
-from prunejax.interventions import FOREVER
+from prunejax.interventions import FOREVER, PRUNE, ZERO
 from prunejax.record.directory import SharedDirectory
 from prunejax.study import lineage, ticket_file
 from prunejax.study.lineage import Source
@@ -166,17 +166,20 @@ class Handover:
             trees.get(host.params, path)[i] = np.asarray(trees.get(drawn, path))
 
     def _put(self, host: TrainState) -> TrainState:
-        """Back on the devices, dead weights zero."""
-        for g in self._population.program.groups:
-            # As all saved parameters: their zeros are their mask.
+        """Back on the devices, with the zeros that an event leaves (`interventions.act`)."""
+        program, table = self._population.program, host.table
+        # Under other rules dead weights are hidden, and keep their values.
+        zeros = np.isin(table.kind, (PRUNE, ZERO)) & (program.forward == "masked")
+        erased = zeros & table.mask_norm & ((table.kind == ZERO) | (table.duration >= FOREVER))
+        for g in program.groups:
             dead = host.windows.remaining[g.name] > 0
             kernel = trees.get(host.params, g.kernel)
-            for path in (g.kernel, *(g.affine if dead.ndim == 2 else ())):
-                leaf = trees.get(host.params, path)
-                of = dead
-                if dead.ndim < leaf.ndim:
-                    of = dead.reshape(dead.shape[0], *(1,) * (kernel.ndim - 2), dead.shape[1])
-                np.copyto(leaf, 0, where=of)
+            of = dead
+            if dead.ndim < kernel.ndim:
+                of = dead.reshape(dead.shape[0], *(1,) * (kernel.ndim - 2), dead.shape[1])
+            np.copyto(kernel, 0, where=of & zeros.reshape(-1, *(1,) * (of.ndim - 1)))
+            for path in g.affine if dead.ndim == 2 else ():
+                np.copyto(trees.get(host.params, path), 0, where=dead & erased[:, None])
         return self._population.put(host)
 
     def _taken(

@@ -28,8 +28,7 @@ def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
     arms, batches = run.judged(config, defaults)
     found = [f"study     {arms[0].settings.name}: {len(arms)} arms, {_runs(batches)} runs"]
     for arm in arms:
-        batch, members = _of(batches, arm.label)
-        found.append(f"arm       {arm.label}: {_arm(batch, members)}")
+        found.append(f"arm       {arm.label}: {_arm(*_of(batches, arm.label))}")
     for i, b in enumerate(batches, 1):
         found.append(f"program   {i} of {len(batches)}: {_program(b)}")
     notes = dict.fromkeys(note for b in batches for note in b.notes)
@@ -45,12 +44,9 @@ def _runs(batches: Sequence[Batch]) -> int:
 
 
 def _of(batches: Sequence[Batch], label: str) -> tuple[Batch, list[Member]]:
-    """An arm's program and members; all runs of an arm share a program."""
-    for b in batches:
-        members = [m for m in b.members if m.variant == label]
-        if members:
-            return b, members
-    raise AssertionError(label)
+    """An arm's runs, and a program of them: with `data.by_seed` each seed has its own batch."""
+    found = [(b, m) for b in batches for m in b.members if m.variant == label]
+    return found[0][0], [m for _, m in found]
 
 
 def _arm(batch: Batch, members: Sequence[Member]) -> str:
@@ -68,14 +64,16 @@ def _arm(batch: Batch, members: Sequence[Member]) -> str:
         for g, n in zip(batch.program.groups, counts, strict=True)
         if n
     )
-    text += f"{events} events each, {at[0]} to {at[-1]}" if events > 1 else f"one event {at[0]}"
+    when = at[0] if at[0] == at[-1] else f"{at[0]} to {at[-1]}"
+    text += f"{events} events each, {when}" if events > 1 else f"one event {when}"
     return text + (f": {layers}" if layers else "")
 
 
 def _when(member: Member, row: int) -> str:
-    if member.is_between(row):
-        return f"step {int(member.table.ids[row]) - 1 - len(member.hyper.learning_rate)}"
-    return "before training" if row == 0 else f"after epoch {row - 1}"
+    if not member.table.steps[row]:  # rounds, too
+        return "before training"
+    between = member.is_between(row)
+    return f"after step {member.table.steps[row]}" if between else f"after epoch {row - 1}"
 
 
 def _state(batch: Batch) -> Any:

@@ -6,7 +6,6 @@ run's `Table`.
 """
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -180,7 +179,7 @@ def _shares(layers: Mapping[str, Layer], live: Live, step: int) -> dict[str, int
 
 def _with_regrowth(row: Row, share: float, left: Mapping[str, int]) -> Row:
     """The event with a share of what it leaves dropped besides and regrown (GraNet's form)."""
-    more = {name: math.floor(share * n) for name, n in left.items()}
+    more = {name: schedules.share(n, share) for name, n in left.items()}
     grow = {name: more[name] for name in row.drop if more[name]}
     return Row(row.step, {k: n + grow.get(k, 0) for k, n in row.drop.items()}, grow)
 
@@ -190,7 +189,7 @@ def _updates(
 ) -> list[Row]:
     """Drop-and-grow updates: every `update_every` steps up to `update_end` of training."""
     p, found = settings.prune, []
-    last = math.floor(p.update_end * total)
+    last = schedules.share(total, p.update_end)
     # Not at 0, where masks are new, nor at the end, where the fraction is 0.
     for step in range(p.update_every, last, p.update_every):
         left = _shares(layers, live, step)

@@ -124,26 +124,28 @@ def export(workdir: str | Path, run: str, output: str | Path) -> dict[str, Any]:
     label, _, seed = run.rpartition("-")
     if label not in variants:
         raise ConfigError(f"--ticket={run}: no such run; variants are: {', '.join(variants)}")
-    start = variants[label].get("start") or {}
+
+    def of(arm: str, group: str) -> dict[str, Any]:
+        return {**settings[group], **(variants[arm].get(group) or {})}
+
+    start = of(label, "start")
     end = _state(folder, f"{run}@end", "'end'")
-    back, at = (start.get("rewind_run"), start.get("rewind_at", "start")) if start else ("", "")
+    back, at = start["rewind_run"], start["rewind_at"]
     begun = f"{back}-{seed}" if back else run
     step = _step(folder, begun, at) if back else 0
-    begin = _state(folder, f"{begun}@step{step}", repr(at or "start"))
+    begin = _state(folder, f"{begun}@step{step}", repr(at if back else "start"))
     masks = {n: m for n, m in end.items() if n.startswith("masks/")}
     live = {n.removeprefix("masks/"): int(np.count_nonzero(m)) for n, m in masks.items()}
     level, chain = 0, label
-    while chain in variants and (variants[chain].get("start") or {}).get("run"):
-        level, chain = level + 1, variants[chain]["start"]["run"]
-    rule = (variants[label].get("prune") or {}).get("layers", settings["prune"]["layers"])
+    while above := of(chain, "start")["run"]:
+        level, chain = level + 1, above
     told = {
         "run": run, "seed": int(seed), "level": level, "rewound_to": f"{begun}@step{step}",
-        "layers": rule, "data": settings["data"], "model": settings["model"],
+        "layers": of(label, "prune")["layers"],
+        "data": of(label, "data"), "model": of(label, "model"),
         "live": live, "size": {n.removeprefix("masks/"): int(m.size) for n, m in masks.items()},
         "live_total": sum(live.values()), "config_sha256": hashlib.sha256(content).hexdigest(),
     }  # fmt: skip
-    for part in ("data", "model"):
-        told[part] = {**settings[part], **(variants[label].get(part) or {})}
     kept = {n: v for n, v in begin.items() if n.split("/")[0] in ("weights", "statistics")}
     arrays: dict[str, Any] = {**masks, **kept, "about": np.array(json.dumps(told, sort_keys=True))}
     target = Path(files.expand(output))

@@ -72,9 +72,10 @@ class Watch:
         if not self.population.program.stops:
             return states
         done = (epoch + 1) * self.population.program.steps_per_epoch
-        # A run stops only behind its last event: all that stop have their final sparsity.
+        # A run stops only behind its last event: all that stop have their final sparsity. Those on
+        # an epoch's last step come before its evaluation.
         ready = [
-            all(m.table.steps[e] < done if m.is_between(e) else e <= epoch + 1 for e in m.events)
+            all(m.table.steps[e] <= done if m.is_between(e) else e <= epoch + 1 for e in m.events)
             for m in self.padded
         ]
         loss = self._fit(states).loss

@@ -63,9 +63,10 @@ class Harden:
             return x
         # Where pixels end: 0 and 1, normalized.
         least, most = (-mean / std, (1 - mean) / std) if self.mean else (-inf, inf)
-        # Around the noisy inputs.
-        low = jnp.maximum(x - self.radius / std, least).astype(x.dtype)
-        high = jnp.minimum(x + self.radius / std, most).astype(x.dtype)
+        # Around the noisy inputs; of those further outside than the radius, the nearest pixel.
+        low, high = (
+            jnp.clip(x + side * self.radius / std, least, most).astype(x.dtype) for side in (-1, 1)
+        )
         # One restart, which begins at x itself: what the key draws is not used.
         return losses.projected_gradient(
             outputs, x, labels, low, high, key=attack_key, steps=self.steps

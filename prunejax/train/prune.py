@@ -151,7 +151,7 @@ def grow(
 
     All dead units are candidates, those just dropped too. By the size of the dense gradient
     (RigL, Evci et al. 2020; a filter's is the sum over its weights), or by random draws (SET,
-    Mocanu et al. 2018). Among equal scores the earlier unit comes back; NaN never does.
+    Mocanu et al. 2018). Ties and NaN, which comes back last, as in `masks.grow`.
 
     Returns:
       Bool per unit and layer, and how many of them have a gradient of exactly 0, int32 [layers].

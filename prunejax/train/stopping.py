@@ -40,12 +40,13 @@ def unless_padding(state: State, steps: Array) -> Array:
 def stopped(state: State, loss: Array, ready: Array) -> Array:
     """`state.stopped`: the step at which the run has stopped, or stops now; -1 if it goes on.
 
-    It stops if `loss` on the training set is at most its `stop_loss`.
+    It stops if `loss` on the training set is at most its `stop_loss`; with 0 never.
 
     Args:
       state: of a run.
       loss: on the whole training set, evaluation mode, nats.
       ready: whether all its events are behind it.
     """
-    now = (state.stopped < 0) & ready & (loss <= state.hyper.stop_loss)
+    least = state.hyper.stop_loss
+    now = (state.stopped < 0) & ready & (least > 0) & (loss <= least)  # losses of 0 occur
     return jnp.where(now, state.step, state.stopped)
