@@ -56,8 +56,7 @@ def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
       logits: [..., classes].
       labels: int [...].
     """
-    # argmax gives the place of the first NaN, which may be the label's.
-    return (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
+    return predicted(logits) == labels
 
 
 def mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -133,8 +132,12 @@ def is_classes(targets: jax.Array) -> bool:
 
 
 def predicted(outputs: jax.Array) -> jax.Array:
-    """Classes [examples] of `outputs` [examples, classes]; of equal logits the first."""
-    return jnp.argmax(outputs, axis=-1)
+    """Classes [...] of `outputs` [..., classes]: of equal logits the first; -1 where one is NaN.
+
+    Whoever turns outputs into classes asks here, so that all agree on what a NaN output is.
+    """
+    # argmax gives the place of the first NaN, which may be the label's.
+    return jnp.where(jnp.isnan(outputs).any(axis=-1), -1, jnp.argmax(outputs, axis=-1))
 
 
 def hits(outputs: jax.Array, targets: jax.Array) -> jax.Array:

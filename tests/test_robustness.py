@@ -65,6 +65,24 @@ def test_smoothing_a_half_space_gives_its_distance():
         smoothing.smooth(outputs, x, 2, 0.0, key=rng.at(0, "probe"))
 
 
+def test_nan_outputs_are_no_class_of_the_smoothed_network():
+    """Of three inputs one gives NaN always, one in a fifth of the draws, one never."""
+
+    def outputs(share, z):
+        nan = jnp.arange(3)[:, None] * 10 + jnp.abs(z) > share  # |z| is below 10
+        return jnp.where(nan, jnp.nan, jnp.array([[1.0, 0.0]]))
+
+    share = jnp.array([[-1.0], [10 + stats.norm.ppf(0.9)], [99.0]])
+    found = smoothing.smooth(
+        jax.tree_util.Partial(outputs, share), jnp.zeros((3, 1)), 2, 1.0,
+        key=rng.at(0, "probe"), draws=2000,
+    )  # fmt: skip
+    assert list(found.classes) == [-1, 0, 0]
+    assert found.probabilities[0] == 0
+    assert 0.75 < found.probabilities[1] < 0.8 < found.probabilities[2]
+    assert found.certified(np.zeros(3, int)) == pytest.approx(2 / 3)
+
+
 def test_hardened_inputs_are_noisy_or_worst():
     x = jnp.full((2000, 3), 0.5)
     w = jnp.array([[1.0, -1.0], [2.0, 0.0], [0.0, 1.0]])
