@@ -56,8 +56,7 @@ def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
       logits: [..., classes].
       labels: int [...].
     """
-    # argmax gives the place of the first NaN, which may be the label's.
-    return (jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)
+    return predicted(logits) == labels
 
 
 def mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -133,8 +132,12 @@ def is_classes(targets: jax.Array) -> bool:
 
 
 def predicted(outputs: jax.Array) -> jax.Array:
-    """Classes [examples] of `outputs` [examples, classes]; of equal logits the first."""
-    return jnp.argmax(outputs, axis=-1)
+    """Classes [...] of `outputs` [..., classes]: of equal logits the first; -1 where one is NaN.
+
+    Whoever turns outputs into classes asks here, so that all agree on what a NaN output is.
+    """
+    # argmax gives the place of the first NaN, which may be the label's.
+    return jnp.where(jnp.isnan(outputs).any(axis=-1), -1, jnp.argmax(outputs, axis=-1))
 
 
 def hits(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -191,7 +194,8 @@ def projected_gradient(
     """Inputs of the box at which the cross entropy is largest, of all that were seen.
 
     Signed gradient steps of `rate (high - low) / 2 / steps`, cut to the box. The first restart
-    begins at x, the others at uniform points.
+    begins at x, the others at uniform points. A loss that is NaN is the largest where the answer is
+    wrong (NaN outputs are), and the smallest where it is right (infinite outputs may be).
 
     Args:
       outputs: x -> logits [n, classes].
@@ -204,15 +208,19 @@ def projected_gradient(
       rate: total way of a coordinate, in half widths of the box.
     """
 
-    def loss(z: jax.Array) -> jax.Array:
-        return objective("cross_entropy", outputs(z), labels)
+    def loss(given: jax.Array) -> jax.Array:
+        return objective("cross_entropy", given, labels)
 
-    gradient = jax.grad(lambda z: jnp.sum(loss(z)))  # each example gets its own gradient
+    gradient = jax.grad(lambda z: jnp.sum(loss(outputs(z))))  # each example gets its own gradient
     size = rate * (high - low) / 2 / max(steps, 1)
     wide = (-1,) + (1,) * (x.ndim - 1)
 
     def better(best: tuple[jax.Array, jax.Array], z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values = loss(z)
+        given = outputs(z)
+        values = loss(given)
+        # A NaN kept as the best would be beaten by nothing, in no restart.
+        found = jnp.where(correct(given, labels), -jnp.inf, jnp.inf)
+        values = jnp.where(jnp.isnan(values), found, values)
         more = values > best[1]  # of equal ones the first seen
         return jnp.where(more.reshape(wide), z, best[0]), jnp.maximum(values, best[1])
 
@@ -225,8 +233,10 @@ def projected_gradient(
 
         def step(carry: Any, _: jax.Array) -> tuple[Any, None]:
             z, found = carry
-            # A coordinate without a slope stays: the sign of 0 is 0.
-            z = jnp.clip(z + size * jnp.sign(gradient(z)), low, high)
+            # A coordinate without a slope stays: the sign of 0 is 0, and a NaN is none. A step by
+            # it would leave the box, and a NaN input "finds" what no input of the box does.
+            slope = jnp.nan_to_num(jnp.sign(gradient(z)))
+            z = jnp.clip(z + size * slope, low, high)
             return (z, better(found, z)), None
 
         (_, best), _ = jax.lax.scan(step, (start, better(best, start)), jnp.arange(steps))

@@ -32,7 +32,7 @@ from prunejax.groups import EPSILON, OUTPUT, Cuts, Group, Link
 
 Tree = Any
 Array = np.ndarray
-TOLERANCE = 1e-5  # of outputs, relative to the largest
+TOLERANCE = 1e-5  # of outputs, relative to the largest; rounding makes less than 1e-6
 CONSTANTS = ("refuse", "keep")
 
 
@@ -67,7 +67,7 @@ def shrink(
 
     Raises:
       ValueError: the model cannot be shrunk, a pruned unit is not exactly 0 (see `constants`), or
-        the outputs on `example` differ by more than 1e-5 of the largest.
+        the outputs on `example` differ by more than 1e-5 of the largest, however small that is.
     """
     small, found, _ = _shrunk(model, variables, masks, fold, constants, example, groups, rebuild)
     return small, found
@@ -161,7 +161,7 @@ def _compare(model: Any, live: Tree, small: Any, found: Tree, example: Any) -> N
     before, after = (np.asarray(m.apply(v, example)) for m, v in ((model, live), (small, found)))
     worst = float(np.max(np.abs(before - after), initial=0))
     largest = float(np.max(np.abs(before), initial=0))
-    if not worst <= TOLERANCE * max(largest, 1):  # NaN is refused as well
+    if not worst <= TOLERANCE * largest:  # NaN is refused as well
         raise ValueError(
             f"the smaller network's outputs differ by {worst:.2g} where the largest is "
             f"{largest:.2g}; check that groups name all that reads their units"

@@ -5,11 +5,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prunejax import trees
+from prunejax.ops import counts
 
 Tree = Any
 
@@ -75,14 +74,8 @@ def count(masks: Tree, params: Tree) -> dict[str, tuple[int, int]]:
         trees.fits(path, mask, np.shape(leaf), "its leaf")
         total, size = math.prod(np.shape(leaf)), math.prod(np.shape(mask))
         # an entry of a broadcast mask stands for so many
-        result[path] = (_live(mask) * (total // size) if size else 0, total)
+        result[path] = (counts.live(mask) * (total // size) if size else 0, total)
     return result
-
-
-def _live(mask: Any) -> int:
-    if isinstance(mask, jax.Array) and not mask.is_fully_addressable:  # spread over processes
-        return int(jnp.count_nonzero(mask))
-    return int(np.count_nonzero(np.asarray(mask)))
 
 
 def report(
@@ -104,14 +97,14 @@ def report(
         effective sparsity; `groups.feeds` makes it from groups. An axis that is k times as long (a
         flattened map) has the unit as its fastest index.
     """
-    counts = count(masks, params)
-    flat = dict(zip(counts, map(np.asarray, trees.aligned(params, masks, "")), strict=True))
+    found = count(masks, params)
+    flat = dict(zip(found, map(np.asarray, trees.aligned(params, masks, "")), strict=True))
     chosen = (
         set(trees.match(params, prunable))
         if prunable is not None
         else {path for path, mask in flat.items() if mask.ndim}
     )
-    leaves = tuple(Leaf(p, live, total, p in chosen) for p, (live, total) in counts.items())
+    leaves = tuple(Leaf(p, live, total, p in chosen) for p, (live, total) in found.items())
     picked = [x for x in leaves if x.prunable]
     return Report(
         leaves,

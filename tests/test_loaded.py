@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax import export as jax_export
 import prunejax
 from prunejax import __main__ as cli
 from prunejax import masks, trees
-from prunejax.errors import ConfigError, ReportError, WorkdirError
+from prunejax.errors import ConfigError, RecordError, ReportError, WorkdirError
 from prunejax.study import export
 from prunejax.study import run as study
 from tests.studies import PRUNE, tiny
@@ -188,6 +189,24 @@ def test_a_program_for_other_platforms(path, tmp_path, monkeypatch):
     x = jax.random.normal(jax.random.key(0), (5, *found.program("S-0").image_shape))
     outputs = found.model("S-0").apply(jax.tree.map(jnp.asarray, found.variables("S-0")), x)
     np.testing.assert_allclose(read.call(x), outputs, rtol=1e-4, atol=1e-5)
+
+
+class Scaled:
+    """A network whose outputs are small."""
+
+    def apply(self, variables, x, train):
+        return 1e-6 * x.sum((1, 2, 3))[:, None] * variables["w"]
+
+
+def test_a_program_with_other_outputs_is_refused_however_small_they_are(monkeypatch):
+    pytest.importorskip("flatbuffers", reason="what JAX writes programs with")
+    network = SimpleNamespace(module=Scaled(), variables={"w": np.ones((1, 2), np.float32)})
+    assert export.stablehlo(network, (2, 2, 1))
+    read = jax_export.deserialize
+    wrong = lambda content: SimpleNamespace(call=lambda x: 1.001 * read(content).call(x))  # noqa: E731
+    monkeypatch.setattr(jax_export, "deserialize", wrong)
+    with pytest.raises(RecordError, match="gives other outputs"):
+        export.stablehlo(network, (2, 2, 1))
 
 
 @pytest.mark.parametrize(

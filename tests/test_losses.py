@@ -99,6 +99,13 @@ def test_correct():
     assert hits.tolist() == [True, False, True, False, False]
 
 
+def test_a_nan_output_is_of_no_class():
+    logits = jnp.array([[jnp.nan, 0.0], [0.0, jnp.nan], [jnp.inf, 0.0], [3.0, 3.0]])
+    assert losses.predicted(logits).tolist() == [-1, -1, 0, 0]
+    assert losses.predicted(logits[:, None]).shape == (4, 1)
+    assert losses.predicted(jnp.array([[1, 2]])).tolist() == [1]
+
+
 def test_mse():
     outputs = jnp.array([[0.0, 2.0], [1.0, 1.0]])
     expected = [(0.0 + 1.0) / 2, (1.0 + 0.0) / 2]

@@ -9,6 +9,7 @@ from flax import nnx
 
 from prunejax import masks, sparsity, trees
 from prunejax.groups import Group
+from prunejax.ops import counts
 
 
 def scores(seed=0, ties=False):
@@ -146,6 +147,20 @@ def test_more_than_2_to_the_24_units_count_exactly():
     m = jax.jit(masks.prune)(s, jnp.int32(keep))["w"]
     assert int(np.count_nonzero(np.asarray(m))) == keep
     assert sparsity.count({"w": m}, s)["w"] == (keep, n)
+
+
+def test_more_than_2_to_the_31_units_on_devices_count_exactly(monkeypatch):
+    """A mask that NumPy cannot reach, each entry of which counts for 2^31 and one more."""
+    count = jnp.count_nonzero
+
+    def many(mask):
+        return count(mask) * 2**16 * 2**15 + count(mask)  # in the type of the count
+
+    monkeypatch.setattr(jnp, "count_nonzero", jax.jit(many))
+    monkeypatch.setattr(counts, "_on_host", lambda mask: False)
+    mask = jnp.array([True, False, True])
+    assert counts.live(mask) == 2 * (2**31 + 1)
+    assert sparsity.count({"w": mask}, {"w": jnp.ones((5, 3))})["w"] == (10 * (2**31 + 1), 15)
 
 
 @pytest.mark.parametrize(

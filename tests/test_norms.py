@@ -3,13 +3,14 @@
 import functools
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prunejax import models, rng, trees
-from prunejax.measures import folding, norms
+from prunejax.measures import folding, norms, rivals
 from prunejax.measures.pac_bayes import pac_bayes_flatness
 from prunejax.models.mlp import MLP
 from prunejax.models.vgg import VGG
@@ -199,6 +200,43 @@ def test_a_network_by_hand():
     assert norms.distance(params, params) == 0
     assert norms.log_spectral_product(zeros, layers) == -np.inf
     assert norms.frobenius_over_spectral(zeros, layers) == 0
+
+
+class Biasless(nn.Module):
+    """A BatchNorm without a bias: what it adds is nowhere in the parameters."""
+
+    own: bool  # whether the layer before it has a bias
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3, use_bias=self.own, name="first")(x)
+        x = nn.BatchNorm(use_running_average=True, use_bias=False, name="norm")(x)
+        return nn.Dense(2, name="last")(nn.relu(x))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_paths_from_a_shift_of_a_batchnorm_without_a_bias(own):
+    """Against the sum over paths, one by one, with the shift as the bias that it is."""
+    module = Biasless(own)
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 2))))
+    r = np.random.default_rng(1)
+    variables = jax.tree.map(lambda s: jnp.asarray(r.uniform(0.5, 2, s.shape), s.dtype), variables)
+    p, stats = jax.tree.map(np.float64, (variables["params"], variables["batch_stats"]["norm"]))
+    gain = p["norm"]["scale"] / np.sqrt(stats["var"] + 1e-5)
+    shift = gain * (p["first"].get("bias", 0) - stats["mean"])
+    assert np.abs(shift).min() > 0.05
+    total = np.sum(p["last"]["bias"] ** 2)
+    for unit, output in itertools.product(range(3), range(2)):
+        into = [gain[unit] * p["first"]["kernel"][i, unit] for i in range(2)]
+        for start in (*into, shift[unit]):
+            total += (start * p["last"]["kernel"][unit, output]) ** 2
+    folded = folding.fold(variables, folding.layers(module, variables, (2,)))
+    found = norms.path_norm(module.apply, folded, (2,))
+    assert found == pytest.approx(np.sqrt(total), rel=1e-5)
+    x = jnp.asarray(r.normal(size=(5, 2)), jnp.float32)
+    images = [(x, jnp.zeros(5, int))]
+    columns = rivals.of_linen(module, variables, variables, images, key=rng.at(0, "probe"), steps=1)
+    assert columns["path_norm"] == pytest.approx(np.sqrt(total), rel=1e-5)
 
 
 def test_layers_rescaled_against_each_other():

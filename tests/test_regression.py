@@ -20,6 +20,7 @@ from prunejax.data import choices
 from prunejax.data import dataset as dataset_lib
 from prunejax.errors import ConfigError
 from prunejax.measures import suite
+from prunejax.record import summary
 from prunejax.report import panels, tables, units
 from prunejax.study import attributes, plan, run
 from prunejax.study import config as config_lib
@@ -142,6 +143,13 @@ def finished(tmp_path_factory):
 def rows(path, table):
     with (path / f"{table}.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("losses", [("nan", "0.7", "0.6"), ("0.7", "nan", "0.6")])
+def test_an_epoch_whose_loss_is_nan_is_not_the_best(losses):
+    row = {"train_accuracy": "", "test_accuracy": "", "sparsity": "0.0"}
+    epochs = [row | {"epoch": str(i), "test_loss": loss} for i, loss in enumerate(losses)]
+    assert summary.summarize(epochs, [], "done")["best_epoch"] == 2
 
 
 def test_a_regression_is_trained_without_accuracy(finished):

@@ -110,6 +110,9 @@ def test_tables_say_what_the_rows_say(study):
         assert section in text
     assert "0.10.2" in text  # the environment
     assert 'prune.target = "largest"' in re.sub(r"\s+", " ", text)
+    # Both tables of correlations name the method as it is named where it is computed.
+    assert text.count(statistics.METHODS["clustered"]) == 2
+    assert "resample" not in text
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):

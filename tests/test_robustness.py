@@ -34,6 +34,55 @@ def test_the_attack_finds_the_worst_corner_of_a_linear_network():
     np.testing.assert_array_equal(survives, margin > 0)
 
 
+def narrow(hole, value):
+    """Of z: class 0 up to 0.5, then class 1; near `hole` the label's logit is `value`."""
+
+    def outputs(hole, z):
+        slope = jnp.concatenate([0.5 - z, z - 0.5], 1)
+        own = jnp.where(jnp.abs(z[:, 0] - hole) < 0.02, value, slope[:, 0])
+        return slope.at[:, 0].set(own)
+
+    return jax.tree_util.Partial(outputs, hole)
+
+
+def attack(outputs, restarts):
+    """Worst input of the box [-1, 1], begun at 0, and whether the network survives."""
+    x, labels = jnp.zeros((1, 1)), jnp.zeros(1, int)
+    box, key = (x - 1.0, x + 1.0), rng.at(0, "probe")
+    worst = losses.projected_gradient(
+        outputs, x, labels, *box, key=key, steps=20, restarts=restarts
+    )
+    survived = losses.survives(outputs, x, labels, *box, key, 20, restarts)
+    return float(worst[0, 0]), bool(survived[0])
+
+
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_an_input_with_a_nan_output_is_what_the_attack_looks_for(restarts):
+    """Steps of 0.125 from 0 meet the hole before they are past 0.5."""
+    worst, survived = attack(narrow(0.25, jnp.nan), restarts)
+    assert worst == pytest.approx(0.25)
+    assert not survived
+
+
+def test_an_infinite_right_answer_does_not_end_the_attack():
+    """Its cross entropy is NaN (inf - inf), its class is the label."""
+    worst, survived = attack(narrow(0.25, jnp.inf), 3)
+    assert worst > 0.5
+    assert not survived
+
+
+def test_a_nan_slope_does_not_leave_the_box():
+    """Where only the derivative is NaN, the network is right everywhere and stays so."""
+
+    def outputs(one, z):
+        kink = one * jnp.sqrt(jnp.abs(z)) * 0  # 0, with a NaN slope at 0
+        return jnp.concatenate([1 + kink, -1 + 0.1 * z], 1)
+
+    worst, survived = attack(jax.tree_util.Partial(outputs, jnp.ones(())), 1)
+    assert worst == 0.0
+    assert survived
+
+
 def test_clopper_pearson_covers_and_is_scipys():
     for k, n, alpha in ((0, 10, 0.05), (7, 10, 0.05), (10, 10, 0.01), (990, 1000, 0.001)):
         found = smoothing.clopper_pearson(k, n, alpha)
@@ -63,6 +112,24 @@ def test_smoothing_a_half_space_gives_its_distance():
     assert found.certified(labels, radius=0.35) == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="a positive sigma"):
         smoothing.smooth(outputs, x, 2, 0.0, key=rng.at(0, "probe"))
+
+
+def test_nan_outputs_are_no_class_of_the_smoothed_network():
+    """Of three inputs one gives NaN always, one in a fifth of the draws, one never."""
+
+    def outputs(share, z):
+        nan = jnp.arange(3)[:, None] * 10 + jnp.abs(z) > share  # |z| is below 10
+        return jnp.where(nan, jnp.nan, jnp.array([[1.0, 0.0]]))
+
+    share = jnp.array([[-1.0], [10 + stats.norm.ppf(0.9)], [99.0]])
+    found = smoothing.smooth(
+        jax.tree_util.Partial(outputs, share), jnp.zeros((3, 1)), 2, 1.0,
+        key=rng.at(0, "probe"), draws=2000,
+    )  # fmt: skip
+    assert list(found.classes) == [-1, 0, 0]
+    assert found.probabilities[0] == 0
+    assert 0.75 < found.probabilities[1] < 0.8 < found.probabilities[2]
+    assert found.certified(np.zeros(3, int)) == pytest.approx(2 / 3)
 
 
 def test_hardened_inputs_are_noisy_or_worst():

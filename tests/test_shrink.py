@@ -209,6 +209,26 @@ def test_a_model_of_ones_own_through_stated_groups():
     np.testing.assert_allclose(small.apply(found, x), net.apply(live, x), atol=1e-5)
 
 
+@dataclasses.dataclass(frozen=True)
+class Off(Net):
+    """Outputs a thousandth too large, whatever their size."""
+
+    def apply(self, variables, x):
+        return 1.001 * super().apply(variables, x)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_outputs_of_any_size_are_compared_with_the_largest(scale):
+    net, variables, groups = own()
+    variables["params"]["out"]["w"] *= np.float32(scale)
+    units = {"c": jnp.arange(4) != 1, "d": jnp.arange(6) % 2 == 0}
+    masks = masks_lib.from_units(units, groups, variables["params"])
+    options = {"groups": groups, "example": inputs(5, (3, 3, 1))}
+    shrink.shrink(net, variables, masks, rebuild=rebuild, **options)
+    with pytest.raises(ValueError, match="the smaller network's outputs differ by"):
+        shrink.shrink(net, variables, masks, rebuild=lambda sizes: Off(3, 3), **options)
+
+
 def test_bad_requests():
     net, variables, groups = own()
     masks = masks_lib.ones(variables["params"])

@@ -151,11 +151,18 @@ def path_norm(
 
     Args:
       apply: `(params, x [1, ...]) -> outputs [1, n]`.
-      params: folded and masked.
+      params: folded and masked; or {"params": ..., "batch_stats": ...}, which has to be given where
+        a BatchNorm has no bias: `folding.fold` puts what it adds into the statistics.
       input_shape: of one example.
     """
-    squared = jax.tree.map(jnp.square, params)
-    outputs = apply(squared, jnp.ones((1, *input_shape)))
+
+    def square(path: str, leaf: Any) -> Any:
+        if not path.startswith("batch_stats/"):
+            return jnp.square(leaf)
+        # Means are taken off, so that minus the square adds it; variances are those of a gain of 1.
+        return -jnp.square(leaf) if path.endswith("/mean") else leaf
+
+    outputs = apply(trees.map_with_path(square, params), jnp.ones((1, *input_shape)))
     return float(np.sqrt(np.asarray(outputs, np.float64).sum()))
 
 

@@ -32,6 +32,7 @@ TICKET = ("live_weights", "distance_to_init", "cosine_to_init")
 def predictions(context: Any) -> tuple[Columns, Arrays]:
     """The class that every test example is given, for recall distortion (Good et al. 2022).
 
+    An example with a NaN output has class -1, which is no label.
     Columns: the lowest recall of a class, and the standard deviation over classes.
     """
     if context.predict is None:

@@ -172,7 +172,9 @@ def of_linen(
     apply = functools.partial(compiled, rest)
     params = trained["params"]
     columns = of_weights(params, layers, start["params"])
-    columns["path_norm"] = norms.path_norm(apply, params, shape)
+    numbers = {k: trained[k] for k in ("params", "batch_stats") if k in trained}  # and no gates
+    whole = lambda v, x: compiled({k: v.get(k, rest[k]) for k in rest}, v["params"], x)  # noqa: E731
+    columns["path_norm"] = norms.path_norm(whole, numbers, shape)
     labels = np.concatenate([np.asarray(batch[1]) for batch in found])
     if not np.issubdtype(labels.dtype, np.integer):
         return dict.fromkeys(COLUMNS, nan) | columns

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from prunejax import losses
+
 Array = jax.Array
 
 
@@ -57,12 +59,12 @@ def clopper_pearson(successes: Any, trials: int, alpha: float) -> np.ndarray:
 
 @partial(jax.jit, static_argnames=("draws", "classes"))
 def _counts(outputs: Any, x: Array, sigma: Array, key: Array, draws: int, classes: int) -> Array:
-    """int32 [n, classes]: how often each class is given under noise."""
+    """int32 [n, classes]: how often each class is given under noise; a NaN output gives none."""
 
     def draw(total: Array, number: Array) -> tuple[Array, None]:
         noise = jax.random.normal(jax.random.fold_in(key, number), x.shape)
         # Not cut to the range of pixels: the certificate is about plain normal noise.
-        given = jnp.argmax(outputs(x + sigma * noise), axis=-1)
+        given = losses.predicted(outputs(x + sigma * noise))
         return total + jax.nn.one_hot(given, classes, dtype=jnp.int32), None
 
     start = jnp.zeros((x.shape[0], classes), jnp.int32)

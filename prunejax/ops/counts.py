@@ -77,7 +77,7 @@ def check(
         return
     pairs = zip(scores, among, strict=True)
     seen = [x.size if m is None or isinstance(m, jax.core.Tracer) else m for x, m in pairs]
-    total = sum(n if isinstance(n, int) else _live(n) for n in seen)
+    total = sum(n if isinstance(n, int) else live(n) for n in seen)
     if not 0 <= int(count) <= total:
         hint = "" if scores else " (scores that are scalars are never pruned)"
         raise ValueError(
@@ -85,10 +85,16 @@ def check(
         )
 
 
-def _live(mask: Any) -> int:
-    """How many are True; on a CPU without a program for every shape."""
-    if isinstance(mask, jax.Array) and not (
-        mask.is_fully_addressable and all(d.platform == "cpu" for d in mask.devices())
-    ):
-        return int(jnp.count_nonzero(mask))
+def live(mask: Any) -> int:
+    """How many entries of `mask` [...] are True, exact at any size."""
+    if not _on_host(mask):
+        with jax.enable_x64(True):  # 2^31 of them do not fit into 32 bits
+            return int(jnp.count_nonzero(mask))
     return int(np.count_nonzero(np.asarray(mask)))
+
+
+def _on_host(mask: Any) -> bool:
+    """Whether NumPy can count, without a program for every shape."""
+    return not isinstance(mask, jax.Array) or (
+        mask.is_fully_addressable and all(d.platform == "cpu" for d in mask.devices())
+    )

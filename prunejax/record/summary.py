@@ -29,9 +29,14 @@ def mean_stability(events: Sequence[Row]) -> tuple[float, int]:
 
 def _best(epochs: Sequence[Row], split: str) -> Row:
     """The epoch of the highest accuracy, or where there is none of the lowest loss; the first."""
-    if any(e[f"{split}_accuracy"] for e in epochs):
-        return max(epochs, key=lambda e: _number(e[f"{split}_accuracy"]))
-    return min(epochs, key=lambda e: _number(e[f"{split}_loss"]))
+    accuracies = any(e[f"{split}_accuracy"] for e in epochs)
+
+    def worth(epoch: Row) -> float:
+        found = _number(epoch[f"{split}_{'accuracy' if accuracies else 'loss'}"])
+        # A NaN that comes first would stay the largest: nothing compares with it.
+        return -math.inf if math.isnan(found) else found if accuracies else -found
+
+    return max(epochs, key=worth)
 
 
 def summarize(epochs: Sequence[Row], events: Sequence[Row], status: str) -> dict[str, object]:

@@ -226,9 +226,9 @@ def relations(summary: Found) -> Table | None:
             "r for these arms: 95% interval", "r for arms in general: 95% interval",
             "what can be said"]  # fmt: skip
     text = (
-        "Two questions. For these arms: would other seeds give the same sign? Seeds are resampled "
-        "as blocks. For arms in general: would other arms? Arms are the unit, so that more seeds "
-        "cannot make up for few arms; only this interval can carry a sentence on the tradeoff."
+        f"For these arms: would other seeds give this sign ({summary['methods']['clustered']})? "
+        "For arms in general: would other arms? Arms are the unit, so that more seeds cannot make "
+        "up for few arms; only this interval can carry a sentence on the tradeoff."
     )
     return Table(head, rows, "Stability and accuracy", text, "text")
 
@@ -282,7 +282,7 @@ def correlations(summary: Found) -> Table | None:
                     tau = _r(found["kendall"]["value"])
                     rows.append([pair, name(scope), _r(r["value"]), block, tau, str(r["n"])])
     head = ["columns", "runs", "Pearson r", "95% interval for these arms", "Kendall τ", "n"]
-    text = "Over runs; the intervals resample seeds as blocks."
+    text = f"Over runs; the intervals: {summary['methods']['clustered']}."
     return Table(head, rows, "All correlations", text, "text") if rows else None
 
 

@@ -135,7 +135,7 @@ class Lines:
                 raise ConfigError(f"config.connect.matching = True: {error}") from None
         self._evaluate = Partial(partial(_evaluate, program))
         self._predict = jax.jit(
-            lambda net, images: jnp.argmax(_outputs(program, net, images), axis=-1)
+            lambda net, images: losses.predicted(_outputs(program, net, images))
         )
         self._statistics = None
         if self._has_norm and self._chosen.batch_norm == "recompute":

@@ -23,7 +23,7 @@ import numpy as np
 from jax import export as jax_export
 
 import prunejax
-from prunejax import groups, sparsity, trees
+from prunejax import groups, shrink, sparsity, trees
 from prunejax.errors import ConfigError, RecordError
 from prunejax.groups import Link
 from prunejax.study import torch_file
@@ -211,9 +211,11 @@ def stablehlo(network: Network, shape: Sequence[int]) -> bytes:
     like = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
     content = bytes(jax_export.export(jax.jit(outputs), platforms=PLATFORMS)(like).serialize())
     read = jax_export.deserialize(bytearray(content))
-    for n in (1, 3):
-        x = jax.random.normal(jax.random.key(n), (n, *shape))
-        if not np.allclose(read.call(x), outputs(x), rtol=1e-5, atol=1e-5):
+    x = jax.random.normal(jax.random.key(1), (8, *shape))
+    expected = np.asarray(outputs(x))
+    bound = shrink.TOLERANCE * np.max(np.abs(expected))  # of all: one alone may be near 0
+    for n in (1, 8):
+        if not np.allclose(read.call(x[:n]), expected[:n], rtol=0, atol=bound):
             raise RecordError(
                 errno.EIO, "the exported program gives other outputs than the network"
             )
