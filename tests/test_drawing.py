@@ -24,9 +24,14 @@ def drawn(panels=(1, 1), holding=None):
     return figures
 
 
+def draw(processes, **options):
+    figures = drawn(**options)
+    return drawing.draw(figures.get, [*figures, "none"], processes)
+
+
 def alone(**options):
     with style.context():
-        return drawing.render(drawn(**options), 1)
+        return draw(1, **options)
 
 
 def test_forked_processes_draw_the_same_bytes(monkeypatch):
@@ -35,15 +40,16 @@ def test_forked_processes_draw_the_same_bytes(monkeypatch):
     monkeypatch.delitem(sys.modules, "jax")
     assert 1 <= drawing.workers(2) <= 2
     with style.context():
-        beside = drawing.render(drawn(), 2)
+        beside = draw(2)
     assert alone() == beside
-    assert list(beside) == ["b", "a"]
-    here, draw = os.getpid(), style.render
+    assert list(beside) == ["b", "a", "none"]
+    assert beside["none"] is None
+    here, render = os.getpid(), style.render
     monkeypatch.setattr(
-        style, "render", lambda *a: draw(*a) if os.getpid() == here else os._exit(9)
+        style, "render", lambda *a: render(*a) if os.getpid() == here else os._exit(9)
     )
     with style.context():
-        assert drawing.render(drawn(), 2) == beside  # killed, as for want of memory
+        assert draw(2) == beside  # killed, as for want of memory
 
 
 @pytest.mark.parametrize("what", ["draws", "dies", "is another program", "cannot be told"])
@@ -56,8 +62,9 @@ def test_another_python_draws_the_same_bytes_or_leaves_them_to_this_one(what, mo
         if what == "dies":
             helper._process.kill()
             helper._process.wait()
-        found = helper.render(drawn(**options))
-    assert list(found) == ["b", "a", "c"]
+        figures = drawn(**options)
+        found = helper.draw(figures.get, [*figures, "none"])
+    assert list(found) == ["b", "a", "c", "none"]
     assert found == alone(**options)
     assert (helper._process.returncode == 0) == (what != "dies")
 

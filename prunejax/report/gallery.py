@@ -1,5 +1,6 @@
 """Which figures there are, and which of them a study shows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prunejax import registry
@@ -78,17 +79,25 @@ _TABLES = ("table",)  # names that stand for tables, which every page has
 
 
 @dataclass
-class Gallery:
-    """The figures of a study by name."""
+class Choice:
+    """Which figures a study shows, should it have what they are of."""
 
-    asked: dict[str, Drawing]  # of `config.report.figures`, in its order
-    more: dict[str, Drawing]
-    empty: list[str]  # asked for, but the study has nothing that they show; what that would be
-    failed: list[str]  # what went wrong where one could not be drawn
+    wanted: list[str]  # figures of `config.report.figures`, in its order
+    asked: list[str]  # and those that come with them
+    names: list[str]  # all that are tried, in the order of the page
+
+    def empty(self, drawn: Mapping[str, object]) -> list[str]:
+        """What was asked for, but the study has nothing that it shows; what that would be."""
+        with_them = [m for name in self.wanted for m in _ON_REQUEST.get(name, ()) if m != name]
+        return [
+            f"{name} (it needs {_NEEDS[name]})" if name in _NEEDS else name
+            for name in self.wanted
+            if name in drawn and not drawn[name] and name not in with_them
+        ]
 
 
-def draw(study: Study, look: Look) -> Gallery:
-    """Draws what the study asks for, and everything else that it has (but for grids).
+def choose(study: Study) -> Choice:
+    """What the study asks for, and everything else that it may have (but for grids).
 
     Raises:
       ValueError: `config.report.figures` names one that does not exist.
@@ -98,30 +107,18 @@ def draw(study: Study, look: Look) -> Gallery:
     for name in names:
         registry.lookup(known, name, "figure in config.report.figures")
     wanted = [name for name in names if name not in _TABLES]
-    with_them = [m for name in wanted for m in _ON_REQUEST.get(name, ()) if m != name]
     asked = list(dict.fromkeys(w for name in wanted for w in (name, *_ON_REQUEST.get(name, ()))))
     left_out = {name for names in _ON_REQUEST.values() for name in names}
     if "predictors" in names:  # a grid: each network an arm, of which no other figure says much
         left_out |= {name for name in FIGURES if name not in asked}
-    drawn: dict[str, Drawing | None] = {}
-    failed = []
-    for name, function in FIGURES.items():
-        if name in asked or name not in left_out:
-            try:
-                drawn[name] = function(study, look)
-            except Exception as error:  # one figure, maybe somebody's own, must not cost the page
-                why = " ".join(str(error).split())
-                failed.append(f"Figure {name!r} could not be drawn: {type(error).__name__}: {why}.")
-    found = {name: drawing for name, drawing in drawn.items() if drawing is not None}
-    if not study.in_nats:
-        found = {name: units.drawing(made) for name, made in found.items()}
-    return Gallery(
-        {name: found[name] for name in asked if name in found},
-        {name: drawing for name, drawing in found.items() if name not in asked},
-        [
-            f"{name} (it needs {_NEEDS[name]})" if name in _NEEDS else name
-            for name in wanted
-            if name in drawn and not drawn[name] and name not in with_them
-        ],
-        failed,
-    )
+    return Choice(wanted, asked, [n for n in FIGURES if n in asked or n not in left_out])
+
+
+def make(name: str, study: Study, look: Look) -> Drawing | str | None:
+    """A figure; None: the study has nothing that it shows; a string: what went wrong."""
+    try:
+        made = FIGURES[name](study, look)
+    except Exception as error:  # one figure, maybe somebody's own, must not cost the page
+        why = " ".join(str(error).split())
+        return f"Figure {name!r} could not be drawn: {type(error).__name__}: {why}."
+    return made if made is None or study.in_nats else units.drawing(made)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +65,28 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
         summary = _summary(study)
         study.relations = summary["relations"]
         look = Look(study.variants, set(study.baselines.values()) or {study.baseline})
-        found = gallery.draw(study, look)
-        both = found.asked | found.more
+        choice = gallery.choose(study)
+        make = partial(gallery.make, study=study, look=look)
         if helper is not None:
-            rendered = helper.render(both)
+            drawn = helper.draw(make, choice.names)
         else:
-            rendered = drawing.render(both, drawing.workers(len(both)))
-    asked, more = (
-        [_figure(name, made, rendered[name], target) for name, made in part.items()]
-        for part in (found.asked, found.more)
-    )
-    study.notes += found.failed
+            drawn = drawing.draw(make, choice.names, drawing.workers(len(choice.names)))
+    figures = {
+        name: _figure(name, *found, target)
+        for name, found in drawn.items()
+        if isinstance(found, tuple)
+    }
+    asked = [figures[name] for name in choice.asked if name in figures]
+    more = [figure for name, figure in figures.items() if name not in choice.asked]
+    failed = [found for found in drawn.values() if isinstance(found, str)]
+    study.notes += failed
     files.save_json(target / "summary.json", summary)
     _views(study, target)
-    text = _page(study, summary, asked, more, found.empty, target)
+    text = _page(study, summary, asked, more, choice.empty(drawn), target)
     page = target / "report.html"
     files.replace(page, lambda file: file.write(text.encode()))
-    if found.failed:
-        raise FigureError(found.failed, page)
+    if failed:
+        raise FigureError(failed, page)
     return page
 
 

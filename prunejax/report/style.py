@@ -19,11 +19,11 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
-from matplotlib.transforms import Bbox
 from PIL import Image
+
+from prunejax.report.fit import DrawnAxes, Fit
 
 # Told apart by colour-blind readers (after Okabe and Ito), each with a contrast of at least 3:1
 # on white; their orange, sky blue and yellow are too pale for that.
@@ -33,7 +33,6 @@ GREY = "#555555"
 FEW = 4  # of fewer runs the runs are drawn: their t interval would be wider than the panel
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LEGEND = 1.5  # inches: panels are higher, legends of a few arms are not
-_MOVED = 0.05  # of a panel: axes that moved less keep their ticks, and are not measured again
 _ROOM = (0.6, 0.47, 0.27)  # inches left of, below and above the axes of most panels
 LINES = ("-", "--", ":", "-.")
 WIDTH = 4.5  # of a panel, in inches: at 10 points, letters are 11 pixels high on a phone
@@ -98,40 +97,12 @@ def line_handle(label: str, color: str, marker: str = "none", line: str = "-") -
     return Line2D([], [], color=color, marker=marker, linestyle=line, label=label)  # type: ignore[arg-type]
 
 
-class _Fit(ConstrainedLayoutEngine):
-    """Places the one axes of a panel: the room that its words take, measured once if that will do.
-
-    Measuring takes about as long as drawing, and matplotlib's own engine does it twice for every
-    figure. Here the axes start where most end, and are measured again only where they moved.
-    """
-
-    def execute(self, fig: Figure) -> Any:
-        """Sets the position of the axes; several axes are left to matplotlib's engine."""
-        if len(fig.axes) != 1 or not isinstance(fig.canvas, FigureCanvasAgg):
-            return super().execute(fig)
-        (axes,), inches = fig.axes, fig.get_size_inches()
-        pads = np.asarray([self.get()["w_pad"], self.get()["h_pad"]]) / inches
-        for _ in range(2):
-            box = axes.get_tightbbox(fig.canvas.get_renderer(), for_layout_only=True)
-            assert box is not None  # of axes that are not seen
-            around = box.transformed(fig.transFigure.inverted())
-            old = axes.get_position(original=True)
-            low = np.maximum(np.subtract(old.min, around.min), 0) + pads
-            high = 1 - np.maximum(np.subtract(around.max, old.max), 0) - pads
-            if np.any(high <= low):  # no room for the axes: matplotlib's engine says so
-                return super().execute(fig)
-            axes.set_position(Bbox([low, high]))
-            if np.abs([low - old.min, high - old.max]).max() < _MOVED:
-                break
-        return None
-
-
 def panel(height: float = 3.4) -> tuple[Figure, Axes]:
     """A panel of this height in inches, outside pyplot's global state."""
-    made = Figure(figsize=(WIDTH, height), dpi=150, layout=_Fit())
+    made = Figure(figsize=(WIDTH, height), dpi=150, layout=Fit())
     (left, bottom, top), high = _ROOM, max(height, 1.0)
     start = {"left": left / WIDTH, "right": 0.98, "bottom": bottom / high, "top": 1 - top / high}
-    return made, made.subplots(gridspec_kw=start)
+    return made, made.subplots(gridspec_kw=start, subplot_kw={"axes_class": DrawnAxes})
 
 
 def legend(handles: Sequence[Line2D], title: str | None = None) -> Figure:
