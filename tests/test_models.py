@@ -14,7 +14,7 @@ from prunejax.models.mlp import MLP
 from prunejax.models.nin import NiN
 from prunejax.models.resnet import Bottleneck, ResNet
 from prunejax.models.vgg import VGG
-from prunejax.models.vit import ViT
+from prunejax.models.vit import ViT, attended
 from prunejax.models.wide_resnet import WideResNet
 
 INPUTS = {
@@ -484,6 +484,30 @@ def test_vit_equals_a_numpy_computation():
     want = dense(norm(y, "norm")[:, 0], "classifier")
     got = jax.jit(module.apply)(variables, x)
     np.testing.assert_allclose(np.asarray(got), want, atol=2e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-2)])
+def test_attention_is_that_of_jax_with_two_derivatives(dtype, tolerance):
+    q, k, v, w = jax.random.normal(jax.random.key(3), (4, 2, 5, 3, 8)).astype(dtype)
+
+    def slopes(attention):
+        def loss(inputs):
+            return jnp.sum(attention(*inputs).astype("float32") * w.astype("float32"))
+
+        inputs = (q, k, v)
+        return attention(*inputs), *jax.jvp(jax.grad(loss), (inputs,), ((k, v, q),))
+
+    got, want = slopes(attended), slopes(jax.nn.dot_product_attention)
+    assert got[0].dtype == dtype
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        b = np.asarray(b, "float64")
+        assert np.all(np.isfinite(b))
+        np.testing.assert_allclose(np.asarray(a, "float64"), b, atol=tolerance * np.abs(b).max())
+    # Scores in the thousands: exp takes no float32 above 88.
+    far = np.asarray(attended(1000 * q, k, v), "float64")
+    np.testing.assert_allclose(
+        far, np.asarray(jax.nn.dot_product_attention(1000 * q, k, v), "float64"), atol=1e-2
+    )
 
 
 def test_vgg_equals_a_numpy_computation():

@@ -7,7 +7,7 @@ Li et al. (TMLR 2023) report that pruning raises the certified L-infinity accura
 An MLP on scikit-learn's digits, dense and pruned after half of the training to rates of 20 to
 90 % of the weights of its hidden layers by magnitude, SNIP and at random, and of whole neurons by
 instability of their bounds ("stability") and at random ("units"), to the same rates. Measured on
-the test set: accuracy under projected gradient descent (20 steps, 2 restarts) in boxes of half
+256 test examples: accuracy under projected gradient descent (20 steps, 2 restarts) in boxes of half
 width 0.05 (pixels of 0..1), the share certified by intervals and by CROWN, the share of ReLUs that
 are not settled, and accuracy of the randomly smoothed classifier (sigma 0.25).
 

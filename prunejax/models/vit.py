@@ -26,7 +26,8 @@ def attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """
     accumulated = jnp.promote_types(q.dtype, jnp.float32)
     product = partial(jnp.einsum, preferred_element_type=accumulated)
-    scores = product("bqhu,bkhu->bhqk", q * q.shape[-1] ** -0.5, k)
+    # In half precision queries that were scaled before the product would be rounded once more.
+    scores = product("bqhu,bkhu->bhqk", q, k) * q.shape[-1] ** -0.5
     # The largest score keeps exp finite; it cancels in the quotient, so it has no derivative.
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
