@@ -7,7 +7,6 @@ per layer and epoch, mean stability near 100 %, little or no benefit expected.
     python -m prunejax.main --config=configs/paper/figC3.py:small --workdir=runs/figC3_small
 
 Arms: 10 or 6 % of the filters of every block convolution, smallest L1 norms, period of one epoch
-from ml_collections import ConfigDict
 from epoch 24 to 100 (77 candidate epochs); and no pruning. Recipe of figure 4.
 
 Cost (estimate): 30 runs x 2.7e16 floating-point operations = 8e17; about 8 hours on one H200-class
