@@ -1,4 +1,7 @@
-"""The library's face says its shapes one way: axes in brackets (CONTRIBUTING.md, Rules)."""
+"""The library's face says its shapes one way: axes in brackets (CONTRIBUTING.md, Rules).
+
+Of all docstrings: they hold no lines of code that slipped in, and what they call is there.
+"""
 
 import ast
 import re
@@ -126,3 +129,83 @@ def test_what_is_not_said_is_found(signature, docstring, missing):
     known = dict(public(KNOWN))
     ((_, function),) = public(f"def f({signature}):\n  '''{docstring}'''\n")
     assert unsaid(function, known) == missing
+
+
+# -- all docstrings of the package ---------------------------------------------------------------
+
+HOLDERS = (ast.Module, ast.ClassDef, ast.FunctionDef)
+TREES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def docstrings(tree: ast.Module) -> Iterator[str]:
+    return (ast.get_docstring(n) or "" for n in ast.walk(tree) if isinstance(n, HOLDERS))
+
+
+def names(tree: ast.Module) -> set[str]:
+    """What a module defines or imports, at any depth."""
+    nodes = [*ast.walk(tree)]
+    found = {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    return found | {n.asname or n.name for n in nodes if isinstance(n, ast.alias)}
+
+
+def by_module() -> dict[str, set[str]]:
+    """Module or folder, by its last name -> names in it."""
+    found: dict[str, set[str]] = {"prunejax": {n for n in ("load", "run") if hasattr(prunejax, n)}}
+    for path, tree in TREES.items():
+        own = path.parent if path.stem == "__init__" else path
+        found[own.stem] = found.get(own.stem, set()) | names(tree)
+    return found
+
+
+def slipped(text: str) -> list[str]:
+    """Lines of a docstring that are import statements, those of examples, indented, left out."""
+    found = []
+    for line in text.splitlines():
+        if re.match(r"(import|from) \S", line):
+            try:
+                ast.parse(line)
+            except SyntaxError:
+                continue  # a sentence
+            found.append(line)
+    return found
+
+
+def unknown_calls(text: str, known: Mapping[str, set[str]]) -> list[str]:
+    """Calls in backticks, of a name with keywords or of a module's name, that nothing answers."""
+    everything = set().union(*known.values())
+    found = []
+    for code in re.findall(r"`([^`]+)`", text):
+        try:
+            nodes = [*ast.walk(ast.parse(code.strip(), mode="eval"))]
+        except SyntaxError:
+            continue  # a formula
+        for node in (n for n in nodes if isinstance(n, ast.Call)):
+            of = node.func
+            if isinstance(of, ast.Name):  # without keywords it may be mathematics
+                missing = bool(node.keywords) and of.id not in everything
+            else:
+                owner = of.value if isinstance(of, ast.Attribute) else None
+                module = known.get(owner.id) if isinstance(owner, ast.Name) else None
+                missing = module is not None and of.attr not in module
+            if missing:
+                found.append(ast.unparse(of))
+    return found
+
+
+def test_docstrings_hold_no_imports_and_call_what_is_there():
+    known = by_module()
+    found = {
+        str(path.relative_to(PACKAGE)): [
+            x for text in docstrings(tree) for x in (*slipped(text), *unknown_calls(text, known))
+        ]
+        for path, tree in TREES.items()
+    }
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_slips_are_seen_and_sentences_are_none():
+    text = "Of a study,\nfrom numpy import pi\nfrom step 3 on.\n\n    import os\nimport sys"
+    assert slipped(text) == ["from numpy import pi", "import sys"]
+    known = {"trees": {"get", "paths"}, "masks": {"prune"}}
+    text = "`get(x, key=1)`, `got(x, key=1)`, `ceil(n)`, `trees.get(x)`, `masks.prone(s)`, `a | b(`"
+    assert unknown_calls(text, known) == ["got", "masks.prone"]

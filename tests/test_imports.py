@@ -173,6 +173,13 @@ def test_forbidden_packages(module):
     assert imported & FORBIDDEN == set()
 
 
+def test_primitives_are_made_in_one_file():
+    """As `ops/conv.py` says of JAX's semi-public interfaces."""
+    inner = re.compile(r"jax\.interpreters|jax\.extend\.core import .*\bPrimitive\b")
+    found = [p for p in PACKAGE.rglob("*.py") if inner.search(p.read_text())]
+    assert found == [PACKAGE / "ops" / "conv.py"]
+
+
 def test_report_needs_no_jax():
     """Neither the report nor anything that it imports, packages on the way included."""
     reached: set[str] = set()

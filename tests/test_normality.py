@@ -103,6 +103,18 @@ def test_normal_values_are_near_and_uniform_values_far():
     assert found.columns()["normality_ks_worst"] == found.ks[1]
 
 
+def test_columns_are_of_absolute_skewness_and_signed_kurtosis():
+    """Two layers skewed to opposite sides, one with tails and one with none."""
+    r = np.random.default_rng(4)
+    found = nm.normality({"left": -r.exponential(size=999), "right": r.uniform(size=999) ** 2})
+    assert found.skewness[0] < 0 < found.skewness[1]
+    assert found.excess_kurtosis[1] < 0 < found.excess_kurtosis[0]
+    columns = found.columns()
+    assert columns["normality_skewness"] == pytest.approx(np.abs(found.skewness).mean())
+    assert columns["normality_excess_kurtosis"] == pytest.approx(found.excess_kurtosis.mean())
+    assert "mean |skewness|, mean signed excess kurtosis" in nm.Normality.columns.__doc__
+
+
 def test_arrays_keep_the_common_layers():
     a = nm.normality({"x": [0.1, 1.0], "y": [0.0, 2.0]})
     b = nm.normality({"y": [0.5, 0.6]})

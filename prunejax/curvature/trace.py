@@ -276,7 +276,7 @@ def hessian_trace(
     weights: Any = None,
     **options: Any,
 ) -> Trace:
-    """Tr(P H P) of a mean loss: `estimate_trace(Hessian(loss, params, batches), key=key)`.
+    """Tr(P H P) of a mean loss: `estimate_trace(Hessian(loss, params, ...), key=key, **options)`.
 
     `loss`, `params`, `batches`, `masks`, `weights` are those of `Hessian`, or `loss` is an
     `Operator` and stands alone; `key` and the options (probes, method, distribution,

@@ -42,7 +42,7 @@ class Normality:
     ks: np.ndarray  # [layers], Kolmogorov-Smirnov distance sup |F - Phi|, in [0, 1]
 
     def columns(self) -> dict[str, float]:
-        """The numbers of a run: distance (mean, largest), mean |skewness|, mean kurtosis."""
+        """Over layers: mean and largest distance, mean |skewness|, mean signed excess kurtosis."""
         return {
             "normality_ks": float(np.mean(self.ks)),
             "normality_ks_worst": float(np.max(self.ks)),

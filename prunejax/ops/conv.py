@@ -11,8 +11,8 @@ both end in the same three operations, and each has its own lowering per platfor
 formulations of `prunejax.ops.conv_cpu`, elsewhere `lax.conv_general_dilated` and its transposes
 exactly as JAX would emit them.
 
-Primitives are defined in this file alone (`jax.extend.core`, `jax.interpreters`); `curvature` and
-`study/preview.py` read programs by `jax.extend.core`.
+What a primitive takes of JAX's semi-public interfaces (`jax.interpreters`, `Primitive` of
+`jax.extend.core`) is in this file alone; others read and run jaxprs by `jax.extend.core`.
 """
 
 from collections.abc import Sequence
