@@ -1,11 +1,13 @@
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import pytest
 
-from prunejax.cluster import distributed
+from prunejax.cluster import distributed, wire
 from prunejax.cluster import place as place_lib
+from tests import oracle
 from tests.test_rendezvous import free_port
 
 PROGRAM = """
@@ -70,6 +72,26 @@ def test_two_processes_reduce_agree_and_end():
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
         assert output == "sum 3.0 flags False True\n"  # and nothing of gloo's
+
+
+class Named(NamedTuple):
+    a: int
+
+
+def test_a_named_tuple_is_not_told_without_its_names():
+    assert wire.decode(wire.encode((1, (2,)))) == (1, (2,))
+    with pytest.raises(TypeError, match="Named cannot be told to other processes"):
+        wire.encode({"x": Named(1)})
+
+
+def test_a_study_of_two_processes_has_the_tables_of_one(tmp_path):
+    # With twins, whose targets process 0 reads for both, events, and a measure.
+    oracle.run("processes", tmp_path / "two")
+    oracle.finish("processes", oracle.start("processes", tmp_path / "one"))
+    for table in ("runs", "epochs", "events", "layers"):
+        two = (tmp_path / "two" / f"{table}.csv").read_bytes()
+        assert two.count(b"\n") > 4
+        assert two == (tmp_path / "one" / f"{table}.csv").read_bytes()
 
 
 def test_failed_processes_end_with_their_code_and_do_not_wait_for_peers():

@@ -36,7 +36,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, list):
         return [_plain(v) for v in value]
-    if isinstance(value, tuple):
+    if type(value) is tuple:  # a named one would arrive without its names
         return {"?": "tuple", "is": [_plain(v) for v in value]}
     if isinstance(value, dict):
         return {"?": "dict", "is": [[_plain(k), _plain(v)] for k, v in value.items()]}

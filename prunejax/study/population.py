@@ -133,9 +133,9 @@ class Population:
         Args: real: the places of those that are no padding; None: all.
         """
         seed, table, *rest = lifting.stack([lifting.arguments(m) for m in members])
-        bare, rows = mesh_lib.put(shared.parted(table), self._members)
+        bare, rows = shared.parted(table)
         states = self._initial(mesh_lib.put((seed, bare, *rest), self._members))
-        states = shared.with_rows(states, rows)
+        states = shared.with_rows(states, mesh_lib.put(rows, self._members))
         if real is None or len(real) == len(members):
             return states
         stopped = stopping.none_but_padding(len(members), real)

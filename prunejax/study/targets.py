@@ -56,9 +56,15 @@ class Targets:
         replayed = {m.twin for m in members if m.twin}
         self.twins = bool(replayed)
         runs = {m.run for m in members} | replayed
-        self._events = distributed.on_main(
-            lambda: {run: self._read(run, required=run in replayed) for run in runs}
-        )
+
+        def read() -> dict[str, dict[str, tuple[Any, ...]]]:
+            events = {run: self._read(run, required=run in replayed) for run in runs}
+            return {run: {n: tuple(p) for n, p in known.items()} for run, known in events.items()}
+
+        self._events = {
+            run: {name: _Packed(*packed) for name, packed in events.items()}
+            for run, events in distributed.on_main(read).items()
+        }
         self._saved = {run: set(events) for run, events in self._events.items()}
         self._added: dict[str, int] = {}  # parts of a run that are there: not looked up every time
 
