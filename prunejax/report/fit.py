@@ -13,15 +13,22 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 
 MOVED = 0.05  # of a panel: axes that moved less keep their ticks, and are not measured again
-
-
 _WORKED_OUT = ("_update_ticks", "_get_ticklabel_bboxes", "_update_label_position")  # of an `Axis`
 
 
 def _kept(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, worked out once for the same arguments; lists among them are of ticks."""
+    """The method, worked out once for the same arguments; lists among them are of ticks.
+
+    A version that passes them by name has it worked out as often as it asks.
+    """
     once = functools.cache(method)
-    return lambda *given: once(*(tuple(x) if isinstance(x, list) else x for x in given))
+
+    def kept(*given: Any, **named: Any) -> Any:
+        if named:
+            return method(*given, **named)
+        return once(*(tuple(x) if isinstance(x, list) else x for x in given))
+
+    return kept
 
 
 @contextmanager
