@@ -169,7 +169,8 @@ class ViT(Model):
         batch, tokens, units = x.shape
         inside = heads * self.scaled(self.head_units)
         x = self._dense(x, 3 * inside, f"{block}_attention_in")
-        x = attended(*jnp.moveaxis(x.reshape(batch, tokens, 3, heads, -1), 2, 0))
+        # Cut before heads are told apart: the derivative of the cut then copies whole rows.
+        x = attended(*(part.reshape(batch, tokens, heads, -1) for part in jnp.split(x, 3, axis=-1)))
         return self._dense(x.reshape(batch, tokens, inside), units, f"{block}_attention_out")
 
     def _mlp(self, x: jax.Array, train: bool, block: str, hidden: int) -> jax.Array:
