@@ -11,7 +11,8 @@ import pytest
 from prunejax import curvature
 from prunejax.curvature import vectors
 from prunejax.curvature.density import smoothed
-from prunejax.curvature.lanczos import ORDERS, Krylov
+from prunejax.curvature.eigenpairs import ORDERS
+from prunejax.curvature.krylov import Krylov
 from tests import curvature_cases as cases
 
 KEY = jax.random.key(0)
@@ -108,6 +109,14 @@ def test_pairs_of_a_networks_hessian(masked: bool):
     )
     np.testing.assert_allclose(full.values, np.linalg.eigvalsh(inner)[::-1], atol=1e-11)
     assert full.live_dim == full.products == len(inner)
+
+
+def test_pairs_of_a_gauss_newton_matrix_without_batches():
+    """The output loss then takes the outputs alone, as in products."""
+    a = np.random.default_rng(0).normal(size=(6, 4))
+    outputs = lambda p: jnp.asarray(a) @ p  # noqa: E731
+    operator = curvature.GaussNewton(outputs, lambda z: jnp.sum(z**2), jnp.zeros(4))
+    check_pairs(curvature.eigenpairs(operator, 2, key=KEY), 2 * a.T @ a, 2, 1e-9)
 
 
 def test_unconverged_pairs_say_so():
