@@ -176,7 +176,7 @@ def norm(a: Tree) -> jax.Array:
     return jnp.sqrt(squared_norm(a))
 
 
-def unless_zero(number: jax.Array) -> jax.Array:
+def unless_zero(number: Any) -> jax.Array:
     """A divisor [...]: `number` [...] where it is positive, else 1."""
     return jnp.where(number > 0, number, 1)
 

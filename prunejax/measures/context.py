@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prunejax import losses
 from prunejax.curvature import splits, vectors
 from prunejax.curvature.eigenpairs import Eigenpairs, eigenpairs
 from prunejax.curvature.gradients import (
@@ -17,7 +18,6 @@ from prunejax.curvature.gradients import (
 )
 from prunejax.curvature.operators import Hessian
 from prunejax.curvature.trace import estimate_trace
-from prunejax.measures import predictors
 from prunejax.measures.network import Network as Network
 from prunejax.measures.prunability import Curve, prune_curve
 
@@ -99,7 +99,7 @@ class Context:
     def predict(self) -> Callable[[Tree, Tree], jax.Array] | None:
         """`(params, batch) -> [examples]`: the class that each example is given."""
         outputs = self.outputs
-        return outputs and (lambda params, batch: predictors.predicted(outputs(params, batch)))
+        return outputs and (lambda params, batch: losses.predicted(outputs(params, batch)))
 
     @once
     def live_dim(self) -> int:
