@@ -95,7 +95,8 @@ def _extend(
 
     def write(rows: jax.Array, x: jax.Array) -> jax.Array:
         # a full basis drops the row
-        return rows.at[size].set(jnp.where(added, x / left, 0), mode="drop")
+        new = jnp.where(added, x / left, 0).astype(rows.dtype)  # a norm may be float64 beside x
+        return rows.at[size].set(new, mode="drop")
 
     stack = vectors.place(jax.tree.map(write, stack, outside), placed, stacked=True)
     column = jnp.sqrt(jnp.sum(jnp.square(h)) + jnp.where(added, jnp.square(left), 0))
