@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import curvature, losses, models, trees
-from prunejax.curvature import base
+from prunejax.curvature import vectors
 
 Norms = Callable[[Any], np.ndarray | None]
 
@@ -52,12 +52,12 @@ def contenders(
             lambda p: per_example(p, jax.tree.map(lambda leaf: leaf[None], example))[0]
         )(params)
 
-    stored = jax.jit(jax.vmap(lambda p, e: base.squared_norm(single(p, e)), in_axes=(None, 0)))
-    one = jax.jit(lambda p, e: base.squared_norm(single(p, e)))
+    stored = jax.jit(jax.vmap(lambda p, e: vectors.squared_norm(single(p, e)), in_axes=(None, 0)))
+    one = jax.jit(lambda p, e: vectors.squared_norm(single(p, e)))
     mean = jax.jit(jax.grad(lambda p, b: per_example(p, b).mean()))
 
     def pieces(batch: Any) -> list[Any]:
-        return [base.rows(batch, i, i + chunk) for i in range(0, len(batch[1]), chunk)]
+        return [vectors.index(batch, slice(i, i + chunk)) for i in range(0, len(batch[1]), chunk)]
 
     def ours(**options: Any) -> Norms:
         return lambda batch: (
@@ -114,7 +114,10 @@ def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     _, params, statistics, batch = common.network(name, options.examples)
     chunk = options.chunk
     found = contenders(name, params, statistics, chunk)
-    runs = {k: (lambda n, f=f: timed(lambda: f(base.rows(batch, 0, n)))) for k, f in found.items()}
+    runs = {
+        k: (lambda n, f=f: timed(lambda: f(vectors.index(batch, slice(n)))))
+        for k, f in found.items()
+    }
     worker = None
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "variables.npz")
@@ -126,7 +129,7 @@ def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             print("torch", worker.about, flush=True)
             runs["torch 1"] = lambda n: worker(examples=n)
             runs["torch.func"] = lambda n: worker(examples=n, chunk=chunk)
-        check_exactly(name, params, statistics, base.rows(batch, 0, 16), worker)
+        check_exactly(name, params, statistics, vectors.index(batch, slice(16)), worker)
         runs = {label: run for label, run in runs.items() if label not in options.skip}
         first = {label: run(chunk)["wall"] for label, run in runs.items()}
         taken = dict.fromkeys(runs, common.Seconds(np.inf, np.inf))

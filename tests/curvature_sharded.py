@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prunejax import curvature
-from prunejax.curvature import base
+from prunejax.curvature import splits
 from tests import curvature_cases as cases
 
 SPECS = {"w": P(None, "x"), "b": P("x"), "c": P()}
@@ -29,7 +29,7 @@ def check_products() -> None:
     rng = np.random.default_rng(0)
     key = jax.random.key(0)
     whole = {"w": rng.normal(size=(3, 8)), "b": rng.normal(size=8), "c": rng.normal(size=8)}
-    batches = base.batch_list(jnp.asarray(rng.normal(size=(n, 3))) for n in (3, 3))
+    batches = splits.batch_list(jnp.asarray(rng.normal(size=(n, 3))) for n in (3, 3))
     masks = jax.tree.map(jnp.asarray, MASKS)
     single = curvature.Hessian(energy, whole, batches, masks=masks)
     v = cases.random_like(single.like)
@@ -99,8 +99,8 @@ def numbers(params: Any, batches: list[Any], vectors: Any) -> dict[str, Any]:
 def check_measures() -> None:
     rng = np.random.default_rng(0)
     whole = {"w": rng.normal(size=(3, 8)), "b": rng.normal(size=8), "c": rng.normal(size=8)}
-    arrays = base.batch_list(rng.normal(size=(n, 3)) for n in (3, 3))
-    on_device = base.batch_list(jnp.asarray(x) for x in arrays)
+    arrays = splits.batch_list(rng.normal(size=(n, 3)) for n in (3, 3))
+    on_device = splits.batch_list(jnp.asarray(x) for x in arrays)
     pairs = curvature.top_eigenpairs(mean, whole, 2, on_device, key=jax.random.key(2), masks=MASKS)
     alone = numbers(whole, on_device, pairs)
     for axis_type in (AxisType.Auto, AxisType.Explicit):

@@ -11,9 +11,8 @@ import pytest
 import threadpoolctl
 
 from prunejax import curvature
-from prunejax.curvature import base, dense, kernels
-from prunejax.curvature.basis import Basis, ahead
-from prunejax.curvature.lanczos import Krylov
+from prunejax.curvature import callables, kernels, krylov
+from prunejax.curvature.krylov import Basis, Krylov, ahead
 from tests import curvature_cases as cases
 
 KEY = jax.random.key(0)
@@ -125,9 +124,9 @@ def test_a_custom_rule_is_looked_for_once_for_all_parameters_of_a_shape():
         curvature.Hessian(loss, jnp.full(3, scale), batch).check_symmetric()
     assert next(traced) == 1
     # The product, its power and the square, the sum; [3] float32 each, or a scalar.
-    found = kernels.intermediate_bytes((base.as_argument(loss),), jnp.ones(3), batch)
+    found = kernels.intermediate_bytes((callables.as_argument(loss),), jnp.ones(3), batch)
     assert 2 * 12 + 4 <= found <= 8 * 12
-    assert kernels.intermediate_bytes((base.as_argument(loss),), jnp.ones(300), batch) > 2400
+    assert kernels.intermediate_bytes((callables.as_argument(loss),), jnp.ones(300), batch) > 2400
 
 
 def test_blas_has_one_thread_inside_and_what_it_had_afterwards():
@@ -135,7 +134,7 @@ def test_blas_has_one_thread_inside_and_what_it_had_afterwards():
         found = threadpoolctl.threadpool_info()
         return [m["num_threads"] for m in found if m["user_api"] == "blas"]
 
-    inside, met, before = dense.one_thread(threads), [], threads()
+    inside, met, before = krylov.one_thread(threads), [], threads()
     assert set(inside()) == {1}
     workers = [threading.Thread(target=lambda: met.append(inside())) for _ in range(8)]
     for worker in workers:
@@ -146,5 +145,5 @@ def test_blas_has_one_thread_inside_and_what_it_had_afterwards():
     assert len(met) == 8
     assert threads() == before
     with pytest.raises(ZeroDivisionError):
-        dense.one_thread(lambda: 1 / 0)()
+        krylov.one_thread(lambda: 1 / 0)()
     assert threads() == before

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from prunejax import rng
-from prunejax.curvature.forecast import forecast, removal
+from prunejax.curvature.directions import forecast, removal
 
 
 @pytest.fixture(autouse=True)

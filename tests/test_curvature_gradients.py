@@ -16,8 +16,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from prunejax import rng
-from prunejax.curvature import base, gradients
-from prunejax.curvature.gradients import gradient_noise_scale, gradient_second_moment
+from prunejax.curvature import callables, gradients, vectors
+from prunejax.curvature.gradients import gradient_second_moment, norms_and_total
+from prunejax.curvature.ratios import gradient_noise_scale
 from prunejax.ops.conv import conv
 
 N = 11
@@ -241,7 +242,7 @@ def test_unbiased_variant_divides_by_n_minus_one():
 def test_the_split_into_batches_and_chunks_changes_nothing(chunk):
     loss, params, batch = regression_of_tuples()
     whole = gradient_second_moment(loss, params, batch, centered=True)
-    cut = [base.rows(batch, a, b) for a, b in ((0, 2), (2, 9), (9, 11))]
+    cut = [vectors.index(batch, slice(a, b)) for a, b in ((0, 2), (2, 9), (9, 11))]
     parts = gradient_second_moment(loss, params, cut, centered=True, chunk=chunk)
     np.testing.assert_allclose(parts.squared_norms, whole.squared_norms, rtol=1e-11)
     np.testing.assert_allclose([parts.value, parts.stderr], [whole.value, whole.stderr], rtol=1e-10)
@@ -249,21 +250,19 @@ def test_the_split_into_batches_and_chunks_changes_nothing(chunk):
 
 
 def test_chunks_of_one_call_share_its_memory_and_those_without_examples_are_not_run():
-    from prunejax.curvature import example_gradients as module
-
     loss, params, batch = own_convolution()
-    loss = base.as_argument(loss)
+    loss = callables.as_argument(loss)
     batch = jax.tree.map(lambda x: jnp.concatenate([x] * 8)[:64], batch)
     live = np.array([1.0] * 17 + [0.0] * 47)
-    whole = module.norms(loss, params, batch, live, None, chunk=64)
-    found = module.norms(loss, params, batch, live, None, chunk=8)
+    whole, _ = norms_and_total(loss, params, batch, live, None, None, chunk=64)
+    found, _ = norms_and_total(loss, params, batch, live, None, None, chunk=8)
     np.testing.assert_allclose(found[:17], whole[:17], rtol=1e-11)
     assert not found[24:].any()  # of eight chunks three were run
     assert whole[24:].all()
 
     def working(chunk):
-        program = module.norms.lower(loss, params, batch, live, None, chunk=chunk).compile()
-        return program.memory_analysis().temp_size_in_bytes
+        lowered = norms_and_total.lower(loss, params, batch, live, None, None, chunk=chunk)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert working(8) < 0.4 * working(64)
 

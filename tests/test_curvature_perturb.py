@@ -9,6 +9,7 @@ from flax import nnx
 
 from prunejax import rng
 from prunejax.curvature import splits
+from prunejax.curvature.directions import filter_normalize, random_directions, unit
 from prunejax.curvature.perturb import (
     PAPER_GRID,
     Line,
@@ -18,7 +19,6 @@ from prunejax.curvature.perturb import (
     slice_1d,
     slice_2d,
 )
-from prunejax.curvature.vectors import filter_normalize, random_directions, unit
 
 
 @pytest.fixture(autouse=True)

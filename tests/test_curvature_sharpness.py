@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunejax import rng
-from prunejax.curvature import base
+from prunejax.curvature import splits
 from prunejax.curvature.sharpness import average_sharpness, keskar_sharpness, sharpness
 
 KEY = rng.at(11, "probe")
@@ -158,7 +158,7 @@ def test_batches_are_weighted_by_size():
     def loss(params, batch):
         return jnp.mean((batch @ flat(params)) ** 2)
 
-    cut = base.batch_list(iter([x[:1], x[1:6], x[6:]]))
+    cut = splits.batch_list(iter([x[:1], x[1:6], x[6:]]))
     options = {"radius": 0.2, "key": KEY, "steps": 10}
     whole, parts = (sharpness(loss, pack(W), b, **options) for b in (x, cut))
     assert parts.value == pytest.approx(whole.value, rel=1e-10)

@@ -11,7 +11,8 @@ import pytest
 from prunejax import curvature
 from prunejax.curvature import vectors
 from prunejax.curvature.density import smoothed
-from prunejax.curvature.lanczos import ORDERS, Krylov
+from prunejax.curvature.eigenpairs import ORDERS
+from prunejax.curvature.krylov import Krylov
 from tests import curvature_cases as cases
 
 KEY = jax.random.key(0)
@@ -108,6 +109,29 @@ def test_pairs_of_a_networks_hessian(masked: bool):
     )
     np.testing.assert_allclose(full.values, np.linalg.eigvalsh(inner)[::-1], atol=1e-11)
     assert full.live_dim == full.products == len(inner)
+
+
+def test_pairs_of_a_gauss_newton_matrix_without_batches():
+    """The output loss then takes the outputs alone, as in products."""
+    a = np.random.default_rng(0).normal(size=(6, 4))
+    outputs = lambda p: jnp.asarray(a) @ p  # noqa: E731
+    operator = curvature.GaussNewton(outputs, lambda z: jnp.sum(z**2), jnp.zeros(4))
+    check_pairs(curvature.eigenpairs(operator, 2, key=KEY), 2 * a.T @ a, 2, 1e-9)
+
+
+def test_float32_parameters_have_a_spectrum_where_float64_is_enabled():
+    """A basis keeps the parameters' type; JAX warns of casts in an update, and that fails here."""
+    a = np.random.default_rng(1).normal(size=(6, 4))
+    narrow = jnp.asarray(a, jnp.float32)
+    operator = curvature.Hessian(lambda p: jnp.sum((narrow @ p) ** 2), jnp.zeros(4, jnp.float32))
+    found = curvature.eigenpairs(operator, 2, key=KEY)
+    assert found.vectors.dtype == jnp.float32
+    values = np.linalg.eigvalsh(2 * a.T @ a)
+    np.testing.assert_allclose(found.values, values[:1:-1], rtol=1e-5)
+    density = curvature.estimate_density(operator, key=KEY, starts=1)  # at full depth
+    np.testing.assert_allclose(density.nodes[0], values, rtol=1e-4)
+    trace = curvature.estimate_trace(operator, key=KEY, method="xtrace", probes=12)  # all of it
+    np.testing.assert_allclose(trace.value, values.sum(), rtol=1e-5)
 
 
 def test_unconverged_pairs_say_so():

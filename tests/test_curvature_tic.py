@@ -12,9 +12,10 @@ from jax.flatten_util import ravel_pytree
 from scipy import stats
 
 from prunejax import rng
-from prunejax.curvature import base, kernels, splits
-from prunejax.curvature.tic import fieller, forms_by_example, tic
-from prunejax.curvature.trace import hessian_trace
+from prunejax.curvature import callables, kernels, splits
+from prunejax.curvature.gradients import forms_by_example
+from prunejax.curvature.ratios import tic
+from prunejax.curvature.trace import fieller, hessian_trace
 
 N = 12
 
@@ -121,7 +122,7 @@ def test_small_networks_take_more_examples_at_once(monkeypatch, room, size):
     losses, params, batch = network()
     source, sizes = (rng.at(2, "probe"), jnp.arange(4)), []
     module = sys.modules[forms_by_example.__module__]
-    each = kernels.intermediate_bytes((base.as_argument(losses),), params, batch) // N
+    each = kernels.intermediate_bytes((callables.as_argument(losses),), params, batch) // N
     whole = forms_by_example(losses, params, batch, source, distribution="rademacher")
 
     def counted(batches, chunk):

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from prunejax import data, measure, models
 from prunejax.configs import default
-from prunejax.curvature import base
+from prunejax.curvature import splits
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.measures import suite
 from prunejax.measures.columns import number
@@ -64,7 +64,7 @@ def quadratic():
         return {"loss": loss, "accuracy": 1 - loss}
 
     parts = [jnp.asarray(x[:30], jnp.float32), jnp.asarray(x[30:], jnp.float32)]
-    batches = base.batch_list(iter(parts))  # batches that are arrays themselves
+    batches = splits.batch_list(iter(parts))  # batches that are arrays themselves
     context = suite.Context(
         loss=lambda params, batch: jnp.mean(per_example(params, batch)),
         per_example=per_example,

@@ -25,15 +25,34 @@ A loss is `loss(params, batch)`, the mean over the batch; per-example functions 
 """
 
 from prunejax.curvature.density import Density, estimate_density, spectral_density
-from prunejax.curvature.forecast import Forecast, forecast, removal
-from prunejax.curvature.gradients import (
-    GradientMoment,
-    NoiseScale,
-    gradient_noise_scale,
-    gradient_second_moment,
+from prunejax.curvature.directions import (
+    Directions,
+    Forecast,
+    filter_normalize,
+    forecast,
+    random_directions,
+    removal,
 )
-from prunejax.curvature.lanczos import Eigenpairs, eigenpairs, top_eigenpairs
-from prunejax.curvature.operators import Operator, from_matvec
+from prunejax.curvature.eigenpairs import (
+    Eigenpairs,
+    deflated_power_iteration,
+    eigenpairs,
+    power_iteration,
+    top_eigenpairs,
+)
+from prunejax.curvature.gradients import GradientMoment, gradient_second_moment
+from prunejax.curvature.operators import (
+    EmpiricalFisher,
+    Fisher,
+    GaussNewton,
+    Hessian,
+    Operator,
+    fisher_product,
+    from_matvec,
+    ggn_product,
+    hvp,
+    quadratic_form,
+)
 from prunejax.curvature.perturb import (
     PAPER_GRID,
     EpsilonFlatness,
@@ -45,17 +64,7 @@ from prunejax.curvature.perturb import (
     slice_1d,
     slice_2d,
 )
-from prunejax.curvature.power import deflated_power_iteration, power_iteration
-from prunejax.curvature.products import (
-    EmpiricalFisher,
-    Fisher,
-    GaussNewton,
-    Hessian,
-    fisher_product,
-    ggn_product,
-    hvp,
-    quadratic_form,
-)
+from prunejax.curvature.ratios import NoiseScale, Tic, gradient_noise_scale, tic
 from prunejax.curvature.sharpness import (
     AverageSharpness,
     Sharpness,
@@ -63,7 +72,6 @@ from prunejax.curvature.sharpness import (
     keskar_sharpness,
     sharpness,
 )
-from prunejax.curvature.tic import Tic, tic
 from prunejax.curvature.trace import (
     Diagonal,
     Trace,
@@ -72,57 +80,15 @@ from prunejax.curvature.trace import (
     hessian_diagonal,
     hessian_trace,
 )
-from prunejax.curvature.vectors import Directions, filter_normalize, random_directions
 
 __all__ = [
-    "PAPER_GRID",
-    "AverageSharpness",
-    "Density",
-    "Diagonal",
-    "Directions",
-    "Eigenpairs",
-    "EmpiricalFisher",
-    "EpsilonFlatness",
-    "Fisher",
-    "Forecast",
-    "GaussNewton",
-    "GradientMoment",
-    "Hessian",
-    "Line",
-    "NoiseScale",
-    "Operator",
-    "Sharpness",
-    "Surface",
-    "Tic",
-    "Trace",
-    "average_sharpness",
-    "deflated_power_iteration",
-    "eigenpairs",
-    "eigenvector_perturbation",
-    "epsilon_flatness",
-    "estimate_density",
-    "estimate_diagonal",
-    "estimate_trace",
-    "filter_normalize",
-    "fisher_product",
-    "forecast",
-    "from_matvec",
-    "ggn_product",
-    "gradient_noise_scale",
-    "gradient_second_moment",
-    "hessian_diagonal",
-    "hessian_trace",
-    "hvp",
-    "keskar_sharpness",
-    "line",
-    "power_iteration",
-    "quadratic_form",
-    "random_directions",
-    "removal",
-    "sharpness",
-    "slice_1d",
-    "slice_2d",
-    "spectral_density",
-    "tic",
-    "top_eigenpairs",
-]
+    "PAPER_GRID", "AverageSharpness", "Density", "Diagonal", "Directions", "Eigenpairs",
+    "EmpiricalFisher", "EpsilonFlatness", "Fisher", "Forecast", "GaussNewton", "GradientMoment",
+    "Hessian", "Line", "NoiseScale", "Operator", "Sharpness", "Surface", "Tic", "Trace",
+    "average_sharpness", "deflated_power_iteration", "eigenpairs", "eigenvector_perturbation",
+    "epsilon_flatness", "estimate_density", "estimate_diagonal", "estimate_trace",
+    "filter_normalize", "fisher_product", "forecast", "from_matvec", "ggn_product",
+    "gradient_noise_scale", "gradient_second_moment", "hessian_diagonal", "hessian_trace", "hvp",
+    "keskar_sharpness", "line", "power_iteration", "quadratic_form", "random_directions", "removal",
+    "sharpness", "slice_1d", "slice_2d", "spectral_density", "tic", "top_eigenpairs",
+]  # fmt: skip

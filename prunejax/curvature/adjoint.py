@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-from prunejax.curvature import base
+from prunejax.curvature import vectors
 
 Tree = Any
 _INLINED = {"jit", "pjit", "closed_call"}  # calls whose body is walked through
@@ -57,6 +57,22 @@ def quadratic_forms(f: Callable[[Tree], jax.Array], params: Tree) -> Callable[[T
         return tangent.total
 
     return form
+
+
+def inlined(fn: Callable[..., Any], *arguments: Any) -> ClosedJaxpr:
+    """The traced program of `fn`, its calls in line."""
+    closed, flat = jax.make_jaxpr(fn)(*arguments), jax.tree.leaves(arguments)
+    if all(eqn.primitive.name not in _INLINED for eqn in closed.jaxpr.eqns):
+        return closed
+
+    def apply(operation: _Operation, xs: Sequence[Any], marks: Sequence[Any]) -> Any:
+        out = operation.apply(xs)
+        return out, [None] * len(out)
+
+    def run(*values: Any) -> list[Any]:
+        return _walk(closed.jaxpr, closed.consts, values, [None] * len(values), apply)[0]
+
+    return jax.make_jaxpr(run)(*flat)
 
 
 def _walk(
@@ -216,7 +232,7 @@ class _Tangent:
                 first, second = operation.second(xs, changing, along)
                 for slot, value in zip(slots, second, strict=True):
                     # Of complex numbers the cotangent is such that Re(λ u) is the change.
-                    self.total = self.total + jnp.real(base.dot(self.adjoints[slot], value))
+                    self.total = self.total + jnp.real(vectors.dot(self.adjoints[slot], value))
             else:
                 at = tuple(xs[i] for i in changing)
                 first = jax.jvp(operation.local(xs, changing), at, tuple(along))[1]

@@ -1,4 +1,6 @@
-"""The caller's functions: as keys of compiled kernels, and where estimators may run.
+"""The caller's functions: as keys of compiled kernels, what they compute, where estimators may run.
+
+A loss is `loss(params)` or `loss(params, batch)` and returns the mean over the batch.
 
 Compiled kernels are kept per loss. A loss is usually a closure, and what it closes over may change
 between two calls (`x` rebound in a notebook, a buffer refilled): as with `jax.jit`, the old values
@@ -21,8 +23,10 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.tree_util import Partial
 
+Tree = Any
 _DEPTH = 4  # functions called by functions called by ... the loss
 
 
@@ -47,6 +51,24 @@ class Captured:
         return hash(self._token)
 
 
+def as_argument(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` as a pytree, so that one compiled kernel can take it as an argument.
+
+    Kernels are compiled once per function, what it refers to, and shapes; not once per call. A
+    `jax.tree_util.Partial(fn, statistics)` carries its arrays as *data*: a loss that closes over
+    new BatchNorm statistics at every call should be given so, it is then compiled once.
+    """
+    data = jax.Array | np.ndarray | np.generic | int | float | complex
+    if all(isinstance(leaf, data) for leaf in jax.tree.leaves(fn)):
+        return fn  # a Partial or another registered callable whose leaves are data
+    return Partial(Captured(fn))
+
+
+def call(loss: Callable[..., Any], params: Tree, batch: Tree) -> jax.Array:
+    """The scalar `loss(params, batch)`, or `loss(params)` where there is no batch."""
+    return loss(params) if batch is None else loss(params, batch)
+
+
 def _token(value: Any) -> Hashable:
     """What identifies a captured value: small constants by value, NumPy arrays by content."""
     if isinstance(value, bool | int | float | complex | str | bytes | type(None)):
@@ -57,13 +79,11 @@ def _token(value: Any) -> Hashable:
     return id(value)
 
 
-def references(fn: Any) -> Iterator[Any]:
-    """What a function refers to: its closure, defaults and globals, and those of what it calls."""
-    yield from _references(fn, _DEPTH)
+def references(fn: Any, depth: int = _DEPTH) -> Iterator[Any]:
+    """A function, then its closure, defaults and globals, and those of what it calls.
 
-
-def _references(fn: Any, depth: int) -> Iterator[Any]:
-    """The function, then what it refers to; containers leaf by leaf, functions recursively."""
+    Containers leaf by leaf, functions recursively.
+    """
     if isinstance(fn, functools.partial):
         yield from _values([fn.func, fn.args, fn.keywords], depth)
         return
@@ -88,7 +108,7 @@ def _references(fn: Any, depth: int) -> Iterator[Any]:
 def _values(values: list[Any], depth: int) -> Iterator[Any]:
     for value in values:
         if depth and isinstance(value, types.FunctionType | types.MethodType | functools.partial):
-            yield from _references(value, depth - 1)
+            yield from references(value, depth - 1)
         elif isinstance(value, list | tuple | dict):
             try:
                 leaves, structure = jax.tree.flatten(value, is_leaf=lambda x: x is None)
@@ -100,7 +120,7 @@ def _values(values: list[Any], depth: int) -> Iterator[Any]:
             yield str(structure)
             for leaf in leaves:
                 if depth and callable(leaf):
-                    yield from _references(leaf, depth - 1)
+                    yield from references(leaf, depth - 1)
                 else:
                     yield leaf
         else:
@@ -128,12 +148,8 @@ def equations(fn: Callable[..., Any], *arguments: Any) -> Iterator[JaxprEqn]:
 def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     for eqn in jaxpr.eqns:
         yield eqn
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, ClosedJaxpr):
-                    inner = inner.jaxpr
-                if isinstance(inner, Jaxpr):
-                    yield from _equations(inner)
+        for inner in jaxprs_in_params(eqn.params):
+            yield from _equations(inner)
 
 
 def primitives(fn: Callable[..., Any], *arguments: Any) -> set[str]:
@@ -184,8 +200,9 @@ def on_host(
         @functools.wraps(fn)
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
             given = _bound(fn.__name__, signature, args, kwargs)
-            inside = isinstance(jnp.zeros(()), jax.core.Tracer)
-            traced = [n for n, x in given.items() if any(map(_is_traced, _leaves(x)))]
+            tracer = jax.core.Tracer
+            inside = isinstance(jnp.zeros(()), tracer)
+            traced = [n for n, x in given.items() if any(isinstance(y, tracer) for y in _leaves(x))]
             if inside or traced:
                 what = f" ({', '.join(traced)} traced here)" if traced else ""
                 raise TypeError(
@@ -237,10 +254,6 @@ def _bound(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> d
     return given
 
 
-def _is_traced(leaf: Any) -> bool:
-    return isinstance(leaf, jax.core.Tracer)
-
-
 def _leaves(value: Any) -> Iterator[Any]:
     """Leaves of an argument; of a function what it closes over, of an operator its parts."""
     if isinstance(value, Iterator):  # a stream of batches: looking would use it up
@@ -254,3 +267,10 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from jax.tree.leaves((leaf.like, leaf.masks, getattr(stream, "single", None)))
         else:
             yield leaf
+
+
+def check_positive(**numbers: float) -> None:
+    """ValueError, with the name, for a number that is not positive and finite."""
+    for name, number in numbers.items():
+        if not (np.isfinite(number) and number > 0):
+            raise ValueError(f"{name} must be positive and finite, got {number}")

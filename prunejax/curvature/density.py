@@ -14,13 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from prunejax.curvature import base, vectors
+from prunejax.curvature import splits, vectors
 from prunejax.curvature.callables import on_host
-from prunejax.curvature.lanczos import Krylov
-from prunejax.curvature.operators import Operator
-from prunejax.curvature.products import as_operator
+from prunejax.curvature.krylov import Krylov
+from prunejax.curvature.operators import Operator, as_operator
 from prunejax.curvature.trace import mean_and_stderr
-from prunejax.registry import lookup
 
 Tree = Any
 
@@ -105,7 +103,7 @@ def estimate_density(
       sigma: width of the smoothing in units of eigenvalues; default 1% of the range of the nodes.
       grid: where to evaluate: values [g], or how many between the extreme nodes, 5 sigma wider.
     """
-    lookup(dict.fromkeys(("rademacher", "gaussian")), distribution, "distribution of probes")
+    vectors.check_law(distribution)
     if steps < 1 or starts < 1:
         raise ValueError(f"steps and starts must be at least 1, got {steps} and {starts}")
     if sigma is not None and not sigma > 0:
@@ -117,7 +115,7 @@ def estimate_density(
     own = vectors.named_key(key, "probe")
     for i in range(starts):
         space = Krylov(operator, m, own)
-        space.basis.end(space.basis.begin(operator.draw(own, i, distribution), drawn=True))
+        space.basis.append_random(own, i, distribution)
         space.steps(m)
         values, rows, _ = space.ritz()
         nodes[i, : len(values)] = values
@@ -133,30 +131,20 @@ def estimate_density(
     value, stderr = smoothed(nodes, weights, np.asarray(grid, np.float64), sigma)
     mean, mean_stderr = mean_and_stderr(np.sum(weights * nodes, axis=1))
     return Density(
-        grid=np.asarray(grid, np.float64),
-        density=value,
-        stderr=stderr,
-        sigma=sigma,
-        nodes=nodes,
-        weights=weights,
-        trace=dim * mean,
-        trace_stderr=dim * mean_stderr,
-        steps=m,
-        starts=starts,
-        products=products,
-        examples=operator.examples,
-        live_dim=dim,
-    )
+        grid=np.asarray(grid, np.float64), density=value, stderr=stderr, sigma=sigma, nodes=nodes,
+        weights=weights, trace=dim * mean, trace_stderr=dim * mean_stderr, steps=m, starts=starts,
+        products=products, examples=operator.examples, live_dim=dim,
+    )  # fmt: skip
 
 
 @on_host(estimate_density)
 def spectral_density(
     loss: Any,
     params: Tree = None,
-    batches: base.Batches = None,
+    batches: splits.Batches = None,
     *,
     key: jax.Array,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
     weights: Any = None,
     **options: Any,
 ) -> Density:

@@ -1,7 +1,9 @@
 """Squared norms and the sum of per-example gradients, without storing per-example gradients.
 
-Where the gradient of a parameter is a product X'D of layer inputs X [q, a] and cotangents D [q, b]
-(see `factoring`), the factors of all examples of a chunk are taken instead of the products:
+The gradient of one example with respect to a weight matrix or kernel ends in one product X'D of
+layer inputs X [q, a] and cotangents D [q, b] (q: positions the weight is applied at), possibly
+transposed or reshaped afterwards. Where the traced gradient says so (`find_product`), the factors
+of all examples of a chunk are taken instead of the products:
 
 - ||X'D||^2 = sum((XX') * (DD')) where that takes fewer operations (few positions), so that X'D is
   never formed; Goodfellow 2015, arXiv 1510.01799; "ghost norms", Li et al. 2022, arXiv 2110.05679.
@@ -15,61 +17,191 @@ Every other gradient (biases, normalization, shared weights, embeddings, loops) 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from prunejax.curvature import base, factoring, kernels
+from prunejax.curvature import adjoint, vectors
 from prunejax.ops import axes
+from prunejax.ops.conv_cpu import patches
 
 Tree = Any
-_HIGH = lax.Precision.HIGHEST  # accelerators would round float32 operands
+_MAX_TAPS = 128  # kernel positions that are sliced out one by one
+
+
+class Product(NamedTuple):
+    """A gradient as `shape(X'D)`: the equation that makes it and the shape changes after it."""
+
+    equation: Any
+    moves: tuple[tuple[str, tuple[int, ...]], ...]  # ("transpose", axes) or ("reshape", sizes)
+
+    def shape(self, matrix: Any) -> Any:
+        """[a, b] in the layout of the parameter; NumPy or JAX arrays."""
+        out = matrix
+        for kind, numbers in self.moves:
+            out = out.transpose(numbers) if kind == "transpose" else out.reshape(numbers)
+        return out
+
+
+def find_product(variable: Any, producers: dict[Any, Any]) -> Product | None:
+    """The product a gradient comes from, or None where it is something else."""
+    moves: list[tuple[str, tuple[int, ...]]] = []
+    while not isinstance(variable, Literal) and variable in producers:
+        equation = producers[variable]
+        name = equation.primitive.name
+        shape = equation.outvars[0].aval.shape
+        if name == "transpose":
+            moves.insert(0, ("transpose", tuple(equation.params["permutation"])))
+        elif name in ("reshape", "squeeze", "expand_dims", "copy"):
+            moves.insert(0, ("reshape", shape))
+        else:
+            layout = _layout(equation)
+            return None if layout is None else Product(equation, (*layout, *moves))
+        variable = equation.invars[0]
+    return None
+
+
+def _layout(equation: Any) -> tuple[tuple[str, tuple[int, ...]], ...] | None:
+    """The shape changes from the matrix X'D to the equation's output; None: not such a product."""
+    shape, params = tuple(equation.outvars[0].aval.shape), equation.params
+    if equation.primitive.name == "dot_general":
+        # Batch axes: many products, not one.
+        return None if params["dimension_numbers"][1][0] else (("reshape", shape),)
+    if equation.primitive.name == "prunejax_conv":
+        return (("reshape", shape),) if params["kind"] == "kernel" else None
+    if equation.primitive.name == "conv_general_dilated":
+        if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+            return None
+        spec = params["dimension_numbers"].out_spec  # axes of (batch, channels, *space)
+        space = [shape[i] for i in spec[2:]]
+        if np.prod(space) > _MAX_TAPS:
+            return None
+        # The matrix is [(batch, *space), channels].
+        order = (spec[0], *spec[2:], spec[1])
+        sizes = tuple(shape[i] for i in order)
+        return (("reshape", sizes), ("transpose", tuple(np.argsort(order).tolist())))
+    return None
+
+
+def factors(equation: Any, left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """X [q, a] and D [q, b] of one example, of its factors `left` and `right` of any shape."""
+    params = equation.params
+    if equation.primitive.name == "prunejax_conv":
+        columns = patches(left, params["geometry"])
+        return columns.reshape(-1, columns.shape[-1]), right.reshape(-1, right.shape[-1])
+    if equation.primitive.name == "dot_general":
+        (axes, others), _ = params["dimension_numbers"]
+        return _contracted_first(left, axes), _contracted_first(right, others)
+    numbers = params["dimension_numbers"]
+    left, right = left.transpose(numbers.lhs_spec), right.transpose(numbers.rhs_spec)
+    windows = _windows(left, right.shape[2:], equation.outvars[0].aval.shape, params)
+    return windows, right.reshape(right.shape[0], -1).T
+
+
+def _contracted_first(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    free = [i for i in range(x.ndim) if i not in axes]
+    size = int(np.prod([x.shape[i] for i in axes]))
+    return x.transpose(*axes, *free).reshape(size, -1)
+
+
+def _windows(
+    x: jax.Array, window: tuple[int, ...], out_shape: tuple[int, ...], params: Any
+) -> jax.Array:
+    """[(channels, window positions), (batch, output positions)] of x [batch, channels, *space]."""
+    padding = zip(params["padding"], params["lhs_dilation"], strict=True)
+    edges = [(low, high, dilation - 1) for (low, high), dilation in padding]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *edges])
+    steps = params["rhs_dilation"]
+    taps = []
+    for position in np.ndindex(*[out_shape[i] for i in params["dimension_numbers"].out_spec[2:]]):
+        start = [p * s for p, s in zip(position, params["window_strides"], strict=True)]
+        stop = [s + (n - 1) * d + 1 for s, n, d in zip(start, window, steps, strict=True)]
+        tap = lax.slice(x, (0, 0, *start), (*x.shape[:2], *stop), (1, 1, *steps))
+        taps.append(tap.reshape(x.shape[0], -1))
+    stacked = jnp.stack(taps, 1)  # batch, output positions, (channels, window positions)
+    return stacked.reshape(-1, stacked.shape[-1]).T
+
+
+def separate(
+    product: Product, mask: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array | None, jax.Array | None] | None:
+    """A mask as one factor for the rows or for the columns of X'D; None where it is neither.
+
+    `mask` broadcasts against the weight's `shape`; (rows [a], None), or (None, columns [b]).
+    """
+    a, b = (int(np.prod(s)) for s in _matrix_shape(product, shape))
+    if mask.size == 1:
+        return None, jnp.broadcast_to(mask.reshape(()), (b,))
+    if mask.size > max(a, b):
+        return None
+    entries = product.shape(np.arange(a * b).reshape(a, b)).ravel()
+    which = np.empty(a * b, np.int64)
+    labels = np.arange(mask.size).reshape(mask.shape)
+    which[entries] = np.broadcast_to(labels, shape).ravel()
+    table = which.reshape(a, b)
+    if (table == table[:1]).all():
+        return None, mask.ravel()[table[0]]
+    if (table == table[:, :1]).all():
+        return mask.ravel()[table[:, 0]], None
+    return None
+
+
+def _matrix_shape(
+    product: Product, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes whose products are the rows and the columns of X'D."""
+    equation = product.equation
+    if equation.primitive.name == "dot_general":
+        (axes, _), _ = equation.params["dimension_numbers"]
+        rows = equation.invars[0].aval.ndim - len(axes)
+        out = equation.outvars[0].aval.shape
+        return out[:rows], out[rows:]
+    sizes = product.moves[0][1]
+    return sizes[:-1], sizes[-1:]
 
 
 def _dense(grads: jax.Array, mask: Any, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Squared norms [n] and weighted sum of per-example gradients [n, ...]."""
-    grads = grads.astype(base.accumulator(grads.dtype))
+    grads = grads.astype(vectors.accumulator(grads.dtype))
     if mask is not None:
         grads = jnp.where(mask, grads, 0)  # not a product: NaN of a dead weight stays out
     squared = jnp.sum(grads * grads, axis=tuple(range(1, grads.ndim)))
-    return squared, jnp.tensordot(weight, grads, 1, precision=_HIGH)
+    return squared, jnp.tensordot(weight, grads, 1, precision=vectors.HIGHEST)
 
 
 def _from_operands(
-    left: jax.Array,
-    right: jax.Array,
-    product: factoring.Product,
-    mask: Any,
-    weight: jax.Array,
-    leaf: jax.Array,
+    left: jax.Array, right: jax.Array, product: Product, mask: Any, weight: jax.Array, leaf: Any
 ) -> tuple[jax.Array, jax.Array]:
     """The same from the operands [n, ...] of the product that makes the gradients."""
-    dtype = base.accumulator(leaf.dtype)
-    parts = (None, None) if mask is None else factoring.separate(product, mask, leaf.shape)
+    dtype = vectors.accumulator(leaf.dtype)
+    parts = (None, None) if mask is None else separate(product, mask, leaf.shape)
     rows, columns = parts or (None, None)
 
-    def factors(left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x, d = factoring.factors(product.equation, left, right)
+    def masked(left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, d = factors(product.equation, left, right)
         x = x if rows is None else jnp.where(rows, x, 0)
         d = d if columns is None else jnp.where(columns, d, 0)
         return x.astype(dtype), d.astype(dtype)
 
     def gradient(left: jax.Array, right: jax.Array) -> jax.Array:
-        x, d = factors(left, right)
-        matrix = jnp.matmul(d.T, x, precision=_HIGH)  # this order is the faster one on CPU
+        x, d = masked(left, right)
+        matrix = jnp.matmul(
+            d.T, x, precision=vectors.HIGHEST
+        )  # this order is the faster one on CPU
         return matrix if parts is not None else jnp.where(mask, product.shape(matrix.T), 0)
 
-    (q, a), (_, b) = (f.shape for f in jax.eval_shape(factors, left[0], right[0]))
+    (q, a), (_, b) = (f.shape for f in jax.eval_shape(masked, left[0], right[0]))
     if parts is not None and q * (a + b) <= a * b:  # multiplications of both ways
-        x, d = jax.vmap(factors)(left, right)
-        inputs = jnp.einsum("nqa,npa->nqp", x, x, precision=_HIGH)
-        cotangents = jnp.einsum("nqb,npb->nqp", d, d, precision=_HIGH)
+        x, d = jax.vmap(masked)(left, right)
+        inputs = jnp.einsum("nqa,npa->nqp", x, x, precision=vectors.HIGHEST)
+        cotangents = jnp.einsum("nqb,npb->nqp", d, d, precision=vectors.HIGHEST)
         squared = jnp.sum(inputs * cotangents, axis=(1, 2))
         d = d * weight[:, None, None]  # after the norms, which carry no weight
-        total = jnp.matmul(x.reshape(-1, a).T, d.reshape(-1, b), precision=_HIGH)
+        total = jnp.matmul(x.reshape(-1, a).T, d.reshape(-1, b), precision=vectors.HIGHEST)
         return squared, product.shape(total)
     if jax.default_backend() == "cpu":
         # One after another: an example's patches and gradient stay in the cache.
@@ -99,7 +231,7 @@ def norms_and_sum(
       params: pytree of floating-point arrays.
       batch: pytree, n examples along the leading axes.
       weight: [n] in the accumulation dtype.
-      masks: tree as from `base.expand_masks`, or None.
+      masks: tree as from `vectors.expand_masks`, or None.
 
     Returns:
       [n] and a tree like params, both in the accumulation dtype.
@@ -133,9 +265,9 @@ def _norms_and_sum(
     def gradient(leaves: list[jax.Array], example: list[jax.Array]) -> list[jax.Array]:
         return jax.grad(one)(leaves, jax.tree.unflatten(example_structure, example))
 
-    program = factoring.traced(gradient, leaves, [x[0] for x in examples])
+    program = adjoint.inlined(gradient, leaves, [x[0] for x in examples])
     producers = {v: e for e in program.jaxpr.eqns for v in e.outvars}
-    products = [factoring.find_product(v, producers) for v in program.jaxpr.outvars]
+    products = [find_product(v, producers) for v in program.jaxpr.outvars]
     wanted: list[Any] = []
     for variable, product in zip(program.jaxpr.outvars, products, strict=True):
         wanted += [variable] if product is None else product.equation.invars
@@ -160,87 +292,3 @@ def _norms_and_sum(
         squared = squared + norms
         totals.append(total.reshape(leaf.shape))
     return squared, jax.tree.unflatten(structure, totals)
-
-
-@partial(jax.jit, static_argnames="chunk")
-def norms_and_total(
-    loss: Any, params: Tree, batch: Tree, weight: jax.Array, masks: Any, total: Tree, chunk: int
-) -> tuple[jax.Array, Tree]:
-    """`norms_and_sum` of a batch, chunk by chunk: [n], and the sum added to `total`.
-
-    Args:
-      loss, params, batch, masks: as there.
-      weight: [n], 0 behind the examples that count.
-      total: a tree like params.
-      chunk: examples at once; n is a multiple of it.
-    """
-
-    def one(total: Tree, batch: Tree, weight: jax.Array) -> tuple[Tree, jax.Array]:
-        squared, part = norms_and_sum(loss, params, batch, weight, masks)
-        return base.add(total, part), squared
-
-    total, squared = _in_turn(one, total, batch, weight, chunk)
-    return squared, total
-
-
-@partial(jax.jit, static_argnames="chunk")
-def norms(
-    loss: Any, params: Tree, batch: Tree, weight: jax.Array, masks: Any, chunk: int
-) -> jax.Array:
-    """The norms alone [n], chunk by chunk; arguments as in `norms_and_total`, `weight` [n].
-
-    The compiler drops what only the sum needs, about a third for a VGG.
-    """
-
-    def one(nothing: Tree, batch: Tree, weight: jax.Array) -> tuple[Tree, jax.Array]:
-        return nothing, norms_and_sum(loss, params, batch, weight, masks)[0]
-
-    return _in_turn(one, None, batch, weight, chunk)[1]
-
-
-@partial(jax.jit, static_argnames="chunk")
-def slopes(
-    loss: Any, params: Tree, batch: Tree, weight: jax.Array, direction: Tree, chunk: int
-) -> jax.Array:
-    """The derivative [n] of each example's loss along a direction, chunk by chunk.
-
-    Args:
-      loss: `(params, batch) -> [examples]`.
-      params, batch, chunk: as in `norms_and_total`.
-      weight: [n], 0 behind the examples that count.
-      direction: a tree like params.
-    """
-    tangent = base.cast_like(direction, params)
-
-    def one(nothing: Tree, batch: Tree, weight: jax.Array) -> tuple[Tree, jax.Array]:
-        slope = kernels.pushforward(lambda p: loss(p, batch), params, tangent)[1]
-        return nothing, slope.astype(weight.dtype)
-
-    return _in_turn(one, None, batch, weight, chunk)[1]
-
-
-def _in_turn(
-    one: Callable[[Tree, Tree, jax.Array], tuple[Tree, jax.Array]],
-    carry: Tree,
-    batch: Tree,
-    weight: jax.Array,
-    chunk: int,
-) -> tuple[Tree, jax.Array]:
-    """`one(carry, chunk of the batch, its weights)` for each chunk that has an example of weight.
-
-    In one program: on a CPU the memory that a call works in is taken from the system anew, page by
-    page, which for convolutions took a quarter of the time of a call for each chunk.
-    """
-    n = len(weight)
-    if n == chunk:
-        return one(carry, batch, weight)
-
-    def step(i: jax.Array, held: tuple[Tree, jax.Array]) -> tuple[Tree, jax.Array]:
-        part, own = jax.tree.map(
-            lambda x: lax.dynamic_slice_in_dim(x, i * chunk, chunk), (batch, weight)
-        )
-        carry, values = one(held[0], part, own)
-        return carry, lax.dynamic_update_slice_in_dim(held[1], values, i * chunk, 0)
-
-    count = (jnp.sum(weight != 0) + chunk - 1) // chunk  # chunks of copies alone are left out
-    return lax.fori_loop(0, count, step, (carry, jnp.zeros_like(weight)))

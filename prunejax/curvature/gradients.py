@@ -1,4 +1,4 @@
-"""The second moment of per-example gradients, Tr(C), and the gradient noise scale.
+"""Moments of per-example gradients, Tr(C), and quadratic forms of per-example Hessians.
 
 With g_i the gradient of example i's loss on the live subspace and ḡ their mean:
 
@@ -12,22 +12,98 @@ Bartoldson et al., NeurIPS 2020 (flatness); Thomas et al., AISTATS 2020, arXiv 1
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+from jax import lax
 
-from prunejax.curvature import base, vectors
-from prunejax.curvature.callables import on_host
-from prunejax.curvature.example_gradients import norms, norms_and_total, slopes
-from prunejax.curvature.splits import chunk_size, chunks, spread
+from prunejax.curvature import kernels, vectors
+from prunejax.curvature.callables import as_argument, on_host
+from prunejax.curvature.example_gradients import norms_and_sum
+from prunejax.curvature.splits import Batches, batch_list, batch_size, chunk_size, chunks, spread
+from prunejax.curvature.trace import mean_and_stderr
 
 Tree = Any
 TOGETHER = 8  # chunks that one call of a compiled kernel goes through, one after another
+FORMS_CHUNK = 128  # examples at once; probes are drawn again for each chunk
+# Of small networks more: what a call costs besides, and the draws, are paid less often.
+FORMS_MOST = 512
+FORMS_BYTES = 2**25  # that the loss may compute on the way for them
 PerExampleLoss = Callable[[Tree, Tree], jax.Array]
+
+
+@partial(jax.jit, static_argnames="chunk")
+def norms_and_total(
+    loss: Any, params: Tree, batch: Tree, weight: jax.Array, masks: Any, total: Tree, chunk: int
+) -> tuple[jax.Array, Tree]:
+    """`norms_and_sum` of a batch, chunk by chunk: [n], and the sum added to `total`.
+
+    Args:
+      loss, params, batch, masks: as there.
+      weight: [n], 0 behind the examples that count.
+      total: a tree like params; None: the norms alone, then the compiler drops what only the sum
+        needs, about a third for a VGG.
+      chunk: examples at once; n is a multiple of it.
+    """
+
+    def one(total: Tree, batch: Tree, weight: jax.Array) -> tuple[Tree, jax.Array]:
+        squared, part = norms_and_sum(loss, params, batch, weight, masks)
+        return None if total is None else vectors.add(total, part), squared
+
+    total, squared = _in_turn(one, total, batch, weight, chunk)
+    return squared, total
+
+
+@partial(jax.jit, static_argnames="chunk")
+def slopes(
+    loss: Any, params: Tree, batch: Tree, weight: jax.Array, direction: Tree, chunk: int
+) -> jax.Array:
+    """The derivative [n] of each example's loss along a direction, chunk by chunk.
+
+    Args:
+      loss: `(params, batch) -> [examples]`.
+      params, batch, chunk: as in `norms_and_total`.
+      weight: [n], 0 behind the examples that count.
+      direction: a tree like params.
+    """
+    tangent = vectors.cast_like(direction, params)
+
+    def one(nothing: Tree, batch: Tree, weight: jax.Array) -> tuple[Tree, jax.Array]:
+        slope = kernels.pushforward(lambda p: loss(p, batch), params, tangent)[1]
+        return nothing, slope.astype(weight.dtype)
+
+    return _in_turn(one, None, batch, weight, chunk)[1]
+
+
+def _in_turn(
+    one: Callable[[Tree, Tree, jax.Array], tuple[Tree, jax.Array]],
+    carry: Tree,
+    batch: Tree,
+    weight: jax.Array,
+    chunk: int,
+) -> tuple[Tree, jax.Array]:
+    """`one(carry, chunk of the batch, its weights)` for each chunk that has an example of weight.
+
+    In one program: on a CPU the memory that a call works in is taken from the system anew, page by
+    page, which for convolutions took a quarter of the time of a call for each chunk.
+    """
+    n = len(weight)
+    if n == chunk:
+        return one(carry, batch, weight)
+
+    def step(i: jax.Array, held: tuple[Tree, jax.Array]) -> tuple[Tree, jax.Array]:
+        part, own = jax.tree.map(
+            lambda x: lax.dynamic_slice_in_dim(x, i * chunk, chunk), (batch, weight)
+        )
+        carry, values = one(held[0], part, own)
+        return carry, lax.dynamic_update_slice_in_dim(held[1], values, i * chunk, 0)
+
+    count = (jnp.sum(weight != 0) + chunk - 1) // chunk  # chunks of copies alone are left out
+    return lax.fori_loop(0, count, step, (carry, jnp.zeros_like(weight)))
 
 
 @dataclass(frozen=True)
@@ -67,148 +143,25 @@ class GradientMoment:
         assert self.mean_gradient_squared_norm is not None
         return self.squared_norms - 2 * self.alignments + self.mean_gradient_squared_norm
 
-
-@dataclass(frozen=True)
-class NoiseScale:
-    """The gradient noise scale Tr(C) / ||ḡ||^2, in examples.
-
-    Attributes:
-      value: the ratio; inf where the (bias-corrected) squared gradient is not positive.
-      stderr: delta method over examples, numerator and denominator together; too small for an
-        interval unless N is well above the value.
-      interval: Fieller's 95 % interval over examples, its upper end inf where the mean gradient is
-        not significantly different from zero; NaN for the biased ratio.
-      moment: the numerator, and which C it is of.
-      gradient_squared_norm: the denominator used.
-      unbiased: True if the denominator is ||ḡ||^2 - Tr(C)/N, see `gradient_noise_scale`.
-    """
-
-    value: float
-    stderr: float
-    interval: tuple[float, float]
-    moment: GradientMoment
-    gradient_squared_norm: float
-    unbiased: bool
-
-
-def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean of `values` [n]; NaN for fewer than two."""
-    n = len(values)
-    # an example is the replication
-    return float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-
-
-def fieller(a: float, b: float, cov: np.ndarray, quantile: float) -> tuple[float, float]:
-    """Fieller's interval of a/b: all R with (a - R b)² <= quantile² Var(a - R b) (Fieller 1954).
-
-    It covers as it says where numerator and denominator are jointly normal. Means of per-example
-    gradient norms are that only in the limit: where their law has heavy tails (a few examples carry
-    most of the sum, as late in training), mean and covariance of a finite sample are both too small
-    in most draws, and the truth lies above the interval more often than it says: with log-normal
-    norms of log sd 1 and 2 a 95 % interval covers 93 and 71 % at 64 examples, 94 and 82 % at 382.
-    More examples cure it slowly; the largest share of one example in the sum tells how far off one
-    is.
-
-    Args:
-      a: estimate of the numerator.
-      b: estimate of the denominator.
-      cov: covariance of (a, b), of shape [2, 2].
-      quantile: of Student's t or the normal law.
-
-    Returns:
-      (low, high); (-inf, inf) where b is within `quantile` standard errors of zero, (nan, nan)
-      where the covariance is not known.
-    """
-    square = quantile**2
-    lead = b * b - square * cov[1, 1]
-    if np.isnan(cov).any():
-        return float("nan"), float("nan")
-    if lead <= 0:
-        return -float("inf"), float("inf")
-    middle = a * b - square * cov[0, 1]
-    # Below 0 by rounding alone: b is significant here.
-    root = np.sqrt(max(middle**2 - lead * (a * a - square * cov[0, 0]), 0.0))
-    return float((middle - root) / lead), float((middle + root) / lead)
-
-
-def reciprocal(interval: tuple[float, float]) -> tuple[float, float]:
-    """The interval of 1/x >= 0 from that of x; parts at or below zero stand for infinity."""
-    if np.isnan(interval).any():
-        return interval
-    low, high = (1 / x if x > 0 else float("inf") for x in interval[::-1])
-    return low, high
-
-
-def _moment(
-    per_example_loss: PerExampleLoss,
-    params: Tree,
-    batches: base.Batches,
-    centered: bool,
-    ddof: int,
-    chunk: int | None,
-    masks: base.Masks,
-    mean: bool,
-    align: bool,
-) -> GradientMoment:
-    if ddof not in (0, 1) or (ddof and not centered):
-        raise ValueError(f"ddof is 0, or 1 with centered=True; got {ddof}, centered={centered}")
-    loss, params = base.as_argument(per_example_loss), vectors.check_params(params)
-    batches = base.batch_list(batches)
-    pieces = chunks(batches, chunk, 1 if spread((params, list(batches))) else TOGETHER)
-    chunk = chunk_size(chunk, [base.batch_size(batch) for batch in batches])
-    live = base.expand_masks(masks, params)
-    total = jax.tree.map(jnp.zeros_like, base.upcast(params)) if mean else None
-    dtype = base.accumulator(jnp.result_type(*jax.tree.leaves(params)))
-    parts = []
-    counted = [
-        (p, (np.arange(base.batch_size(p)) < real).astype(dtype), real) for p, real in pieces
-    ]
-    for piece, weight, real in counted:
-        if mean:
-            squared, total = norms_and_total(loss, params, piece, weight, live, total, chunk=chunk)
-        else:
-            squared = norms(loss, params, piece, weight, live, chunk=chunk)
-        # copies that filled the piece up are left out
-        parts.append(np.asarray(squared, np.float64)[:real])
-    squared_norms = np.concatenate(parts)
-    n = len(squared_norms)
-    if n <= ddof:
-        raise ValueError(f"ddof={ddof} needs more than {ddof} examples, got {n}")
-    mean_squared = alignments = None
-    if mean:
-        average = base.scale(1.0 / n, total)
-        mean_squared = float(base.squared_norm(average))
-    if align:
-        along = [slopes(loss, params, p, w, average, chunk=chunk)[:r] for p, w, r in counted]
-        alignments = np.concatenate([np.asarray(x, np.float64) for x in along])
-    uncentered = float(squared_norms.mean())
-    moment = GradientMoment(
-        value=(uncentered - (mean_squared or 0.0)) * n / (n - ddof) if centered else uncentered,
-        stderr=float("nan"),
-        centered=centered,
-        ddof=ddof,
-        uncentered=uncentered,
-        mean_gradient_squared_norm=mean_squared,
-        examples=n,
-        live_dim=base.live_dimension(live, params),
-        squared_norms=squared_norms,
-        alignments=alignments,
-    )
-    stderr = standard_error(moment.contributions) * n / (n - ddof)
-    return GradientMoment(**{**vars(moment), "stderr": stderr})
+    def of(self, centered: bool, ddof: int) -> "GradientMoment":
+        """The same examples' moment of that kind; centered needs the alignments."""
+        n, less = self.examples, self.mean_gradient_squared_norm or 0.0
+        value = (self.uncentered - less) * n / (n - ddof) if centered else self.uncentered
+        kind = replace(self, value=value, centered=centered, ddof=ddof)
+        return replace(kind, stderr=mean_and_stderr(kind.contributions)[1] * n / (n - ddof))
 
 
 @on_host()
 def gradient_second_moment(
     per_example_loss: PerExampleLoss,
     params: Tree,
-    batches: base.Batches,
+    batches: Batches,
     *,
     centered: bool = False,
     ddof: int = 0,
     mean: bool = False,
     chunk: int | None = None,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
 ) -> GradientMoment:
     """Tr(C) of the per-example gradients; see the module for the two variants.
 
@@ -234,66 +187,95 @@ def gradient_second_moment(
     Raises:
       ValueError: no examples, a chunk below 1, or a ddof that does not apply.
     """
+    if ddof not in (0, 1) or (ddof and not centered):
+        raise ValueError(f"ddof is 0, or 1 with centered=True; got {ddof}, centered={centered}")
+    params, live = vectors.checked(params, masks)
+    loss, batches = as_argument(per_example_loss), batch_list(batches)
+    pieces = chunks(batches, chunk, 1 if spread((params, list(batches))) else TOGETHER)
+    size = chunk_size(chunk, [batch_size(batch) for batch in batches])
+    dtype, parts = vectors.sum_dtype(params), []
     both = mean or centered
-    return _moment(per_example_loss, params, batches, centered, ddof, chunk, masks, both, centered)
+    total = jax.tree.map(jnp.zeros_like, vectors.upcast(params)) if both else None
+    counted = [(p, (np.arange(batch_size(p)) < real).astype(dtype), real) for p, real in pieces]
+    for piece, weight, real in counted:
+        squared, total = norms_and_total(loss, params, piece, weight, live, total, chunk=size)
+        # copies that filled the piece up are left out
+        parts.append(np.asarray(squared, np.float64)[:real])
+    squared_norms = np.concatenate(parts)
+    n = len(squared_norms)
+    if n <= ddof:
+        raise ValueError(f"ddof={ddof} needs more than {ddof} examples, got {n}")
+    mean_squared = alignments = None
+    if both:
+        average = vectors.scale(1.0 / n, total)
+        mean_squared = float(vectors.squared_norm(average))
+    if centered:
+        along = [slopes(loss, params, p, w, average, chunk=size)[:real] for p, w, real in counted]
+        alignments = np.concatenate([np.asarray(x, np.float64) for x in along])
+    moment = GradientMoment(
+        value=0.0, stderr=0.0, centered=False, ddof=0, uncentered=float(squared_norms.mean()),
+        mean_gradient_squared_norm=mean_squared, examples=n,
+        live_dim=vectors.live_dimension(live, params), squared_norms=squared_norms,
+        alignments=alignments,
+    )  # fmt: skip
+    return moment.of(centered, ddof)
 
 
-@on_host()
-def gradient_noise_scale(
+@partial(jax.jit, static_argnames="distribution")
+def _forms_by_example(
+    loss: Any, params: Tree, masks: Any, source: Any, batch: Tree, distribution: str | None
+) -> jax.Array:
+    """[n, m]: v_k' H_i v_k; `source` is (key, indices) of random vectors, or a stack of vectors."""
+    count = (jax.tree.leaves(source)[0] if distribution is None else source[1]).shape[0]
+
+    def vector(item: Any) -> Tree:
+        if distribution is not None:
+            dtype = vectors.sum_dtype(params)
+            item = vectors.sample(source[0], item, params, distribution, dtype)
+        return vectors.cast_like(vectors.project(masks, item), params)
+
+    def single(params: Tree, example: Tree) -> jax.Array:
+        return loss(params, jax.tree.map(lambda x: x[None], example))[0]
+
+    def of_example(example: Tree) -> jax.Array:
+        form = kernels.hessian_forms((single,), params, example, count)
+        items = source if distribution is None else source[1]
+        return jax.lax.map(lambda item: vectors.upcast(form(vector(item))), items)
+
+    return jax.vmap(of_example)(jax.tree.map(jnp.asarray, batch))
+
+
+def forms_by_example(
     per_example_loss: PerExampleLoss,
     params: Tree,
-    batches: base.Batches,
+    batches: Batches,
+    source: Any,
     *,
-    centered: bool = True,
-    unbiased: bool = True,
+    distribution: str | None,
     chunk: int | None = None,
-    masks: base.Masks = None,
-) -> NoiseScale:
-    """Tr(C) / ||g||^2: the batch size at which noise and mean of the gradient are equal.
-
-    The "simple" noise scale of McCandlish et al. 2018, arXiv 1812.06162, for the centered C. With
-    the uncentered C the ratio is larger by exactly 1. ||ḡ||^2 of N examples is on average Tr(C)/N
-    larger than the squared norm of the population's gradient, so that the plain ratio of the two
-    stays below N however noisy the gradient is; unbiased=True takes that part off.
+    masks: vectors.Masks = None,
+) -> np.ndarray:
+    """[N, m] quadratic forms v_k' H_i v_k of every example's own Hessian, in float64.
 
     Args:
-      per_example_loss: as in `gradient_second_moment`.
-      params: as in `gradient_second_moment`.
-      batches: as in `gradient_second_moment`.
-      centered: which C; see above.
-      unbiased: the centered C over N - 1, and ||ḡ||^2 less its expected noise Tr(C)/N. False: the
-        ratio of the given examples' own moments.
-      chunk: as in `gradient_second_moment`.
-      masks: as in `gradient_second_moment`.
-
-    Raises:
-      ValueError: as in `gradient_second_moment`, or unbiased from a single example.
+      per_example_loss: `(params, batch) -> [examples]`.
+      params: pytree of floating-point arrays.
+      batches: one batch or a list of batches.
+      source: a stack of m vectors with distribution=None; else (key, indices [m]) of the random
+        vectors that `trace` draws.
+      distribution: "rademacher", "gaussian", or None.
+      chunk: examples at once, default 128, up to 512 of a small network.
+      masks: True = live.
     """
-    ddof = int(unbiased and centered)
-    moment = _moment(per_example_loss, params, batches, centered, ddof, chunk, masks, True, True)
-    n, alignments, square = moment.examples, moment.alignments, moment.mean_gradient_squared_norm
-    assert alignments is not None
-    assert square is not None
-    if unbiased and n < 2:
-        raise ValueError(f"unbiased=True needs at least 2 examples, got {n}; give unbiased=False")
-    # First-order change of numerator and denominator with the weight of each example.
-    numerator = moment.contributions * n / (n - ddof) - moment.value
-    slope = 2 * (alignments - square)
-    denominator = square
-    if unbiased:
-        deviations = moment.squared_norms - 2 * alignments + square
-        # Less Tr(C)/N with the unbiased C, whichever C is asked for.
-        denominator = square - deviations.sum() / (n * (n - 1))
-        slope = slope - (deviations - deviations.mean()) / (n - 1)
-    interval = (float("nan"), float("nan"))
-    if unbiased and n > 2:
-        cov = np.cov(slope, numerator) / n
-        quantile = float(special.stdtrit(n - 1, 0.975))  # two-sided 95 %
-        # Of the inverse: its denominator Tr(C) is the one that is far from 0.
-        interval = reciprocal(fieller(denominator, moment.value, cov, quantile))
-    if not denominator > 0:
-        value = float("nan") if np.isnan(denominator) else float("inf")
-        return NoiseScale(value, float("nan"), interval, moment, float(denominator), unbiased)
-    ratio = moment.value / denominator
-    stderr = standard_error((numerator - ratio * slope) / denominator)
-    return NoiseScale(float(ratio), stderr, interval, moment, float(denominator), unbiased)
+    params, live = vectors.checked(params, masks)
+    loss = as_argument(per_example_loss)
+    if chunk is None:
+        first = batch_list(batches)[0]
+        each = kernels.intermediate_bytes((loss,), params, first) // batch_size(first)
+        chunk = int(np.clip(FORMS_BYTES // max(each, 1), FORMS_CHUNK, FORMS_MOST))
+    pieces = chunks(batches, chunk)
+    values = [
+        np.asarray(_forms_by_example(loss, params, live, source, piece, distribution))[:real]
+        for piece, real in pieces
+    ]
+    return np.concatenate(values).astype(np.float64)  # sums over examples and probes follow

@@ -1,4 +1,4 @@
-"""The compiled kernels behind `products`: one batch, one curvature matrix, P A P.
+"""The compiled kernels behind `operators`: one batch, one curvature matrix, P A P.
 
 Of each matrix there are two parts, both without masks, weights and casts:
 `product(functions, params, v, batch)` gives A v, and `forms(functions, params, batch, count)` gives
@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.curvature import adjoint, base, vectors
-from prunejax.curvature.callables import equations, has_custom_vjp, primitives
+from prunejax.curvature import adjoint, vectors
+from prunejax.curvature.callables import call, equations, has_custom_vjp, primitives
 
 Tree = Any
 Scalar = Callable[[Tree], jax.Array]
@@ -60,7 +60,7 @@ def linearized(f: Function, params: Tree) -> tuple[Any, Function]:
 def second_form(f: Scalar, params: Tree, v: Tree) -> jax.Array:
     """The scalar v' ∇²f v."""
     if has_custom_vjp(f, params):
-        return base.dot(v, second_product(f, params, v))
+        return vectors.dot(v, second_product(f, params, v))
     return jax.jvp(lambda p: jax.jvp(f, (p,), (v,))[1], (params,), (v,))[1]
 
 
@@ -75,7 +75,7 @@ def scalar(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array]
     """The loss as a function of params alone; ValueError unless it is a scalar."""
 
     def value(params: Tree) -> jax.Array:
-        out = base.call(loss, params, batch)
+        out = call(loss, params, batch)
         if isinstance(out, tuple) or jnp.shape(out) != ():
             raise ValueError(
                 "the loss must return one scalar, the mean over the batch; got shapes "
@@ -117,13 +117,12 @@ def ggn_forms(
     fns: tuple[Any, ...], params: Tree, batch: Tree, count: int
 ) -> Callable[[Tree], jax.Array]:
     """The function v -> v' G v, a scalar: the output Hessian along the change of the outputs."""
-    del count
     outputs, change = linearized(partial(_of_params, fns[0], batch), params)
     return lambda v: second_form(scalar(fns[1], batch), outputs, change(v))
 
 
 def _of_params(fn: Callable[..., Any], batch: Tree, params: Tree) -> Any:
-    return base.call(fn, params, batch)
+    return call(fn, params, batch)
 
 
 def empirical_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
@@ -137,10 +136,9 @@ def empirical_forms(
     fns: tuple[Any, ...], params: Tree, batch: Tree, count: int
 ) -> Callable[[Tree], jax.Array]:
     """The function v -> E[(∇ℓ_i' v)²], a scalar."""
-    del count
     slopes = linearized(example_losses(_composed(fns), batch), params)[1]
     # squared and averaged in the accumulation dtype
-    return lambda v: jnp.mean(jnp.square(base.upcast(slopes(v))))
+    return lambda v: jnp.mean(jnp.square(vectors.upcast(slopes(v))))
 
 
 def example_losses(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array]:
@@ -158,30 +156,30 @@ def _composed(fns: tuple[Any, ...]) -> Callable[..., Any]:
     """The loss itself, or the loss of the model's outputs."""
     if len(fns) == 1:
         return fns[0]
-    return lambda params, batch: fns[1](fns[0](params, batch), batch)
+    return lambda params, batch=None: call(fns[1], call(fns[0], params, batch), batch)
 
 
 def _tangent(v: Tree, params: Tree, masks: Tree) -> Tree:
     """P v in the dtypes of the parameters."""
-    return base.cast_like(base.project(masks, v), params)
+    return vectors.cast_like(vectors.project(masks, v), params)
+
+
+HESSIAN = hessian_product, hessian_forms
+GAUSS_NEWTON = ggn_product, ggn_forms
+EMPIRICAL = empirical_product, empirical_forms
+
+# Of the kernels below: functions, parameters, masks, batch.
+Arguments = tuple[tuple[Any, ...], Tree, Tree, Tree]
 
 
 @partial(jax.jit, static_argnames=("core", "placed"))
-def product(
-    fns: Any,
-    params: Tree,
-    masks: Tree,
-    v: Tree,
-    batch: Tree,
-    weight: Any,
-    core: Product,
-    placed: Any,
-) -> Tree:
+def product(arguments: Arguments, v: Tree, weight: Any, core: Product, placed: Any) -> Tree:
     """One batch's term: weight · P A P v, in the accumulation dtype."""
+    fns, params, masks, batch = arguments
     tangent = vectors.place(_tangent(v, params, masks), placed)
-    out = base.upcast(core(fns, params, tangent, batch))
+    out = vectors.upcast(core(fns, params, tangent, batch))
     # The weight last: a product's rounding does not depend on it.
-    return vectors.place(base.scale(weight, base.project(masks, out)), placed)
+    return vectors.place(vectors.scale(weight, vectors.project(masks, out)), placed)
 
 
 @dataclass(frozen=True)
@@ -194,79 +192,75 @@ class OneBatch:
     core: Product
     placed: Any
 
-    def __call__(self, arguments: Any, v: Tree) -> Tree:
-        """Args: arguments: functions, parameters, masks and batch, as `product` takes them."""
-        fns, params, masks, batch = arguments
-        return product(fns, params, masks, v, batch, 1.0, core=self.core, placed=self.placed)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """As `OneBatch` for a linear map that is kept: `Linear(placed)(arguments, v)`."""
-
-    placed: Any
-
-    def __call__(self, arguments: Any, v: Tree) -> Tree:
-        """Args: arguments: the map, parameters and masks, as `apply` takes them."""
-        return apply(*arguments, v, placed=self.placed)
+    def __call__(self, arguments: Arguments, v: Tree) -> Tree:
+        """A v; `arguments` as `product` takes them."""
+        return product(arguments, v, 1.0, core=self.core, placed=self.placed)
 
 
 @partial(jax.jit, static_argnames=("core", "together"))
-def forms(
-    fns: Any,
-    params: Tree,
-    masks: Tree,
-    stack: Tree,
-    batch: Tree,
-    weight: Any,
-    core: Forms,
-    together: bool,
-) -> jax.Array:
+def forms(arguments: Arguments, stack: Tree, weight: Any, core: Forms, together: bool) -> jax.Array:
     """One batch's term for a stack of vectors: weight · v_i' P A P v_i [m]."""
-    value = core(fns, params, batch, jax.tree.leaves(stack)[0].shape[0])
+    fns, params, masks, batch = arguments
+    count = jax.tree.leaves(stack)[0].shape[0]
+    value = core(fns, params, batch, count)
 
     def one(v: Tree) -> jax.Array:
-        return weight * base.upcast(value(_tangent(v, params, masks)))
+        return weight * vectors.upcast(value(_tangent(v, params, masks)))
 
-    if jax.tree.leaves(stack)[0].shape[0] == 1:
+    if count == 1:
         return one(vectors.index(stack, 0))[None]
     return jax.vmap(one)(stack) if together else jax.lax.map(one, stack)
 
 
 @partial(jax.jit, static_argnames=("core", "together", "distribution", "placed"))
 def sampled_forms(
-    fns: Any,
-    params: Tree,
-    masks: Tree,
-    key: jax.Array,
-    indices: jax.Array,
-    batch: Tree,
-    weight: Any,
-    core: Forms,
-    together: bool,
-    distribution: str,
-    placed: Any,
-) -> jax.Array:
+    arguments: Arguments, key: jax.Array, indices: jax.Array, weight: Any,
+    core: Forms, together: bool, distribution: str, placed: Any,
+) -> jax.Array:  # fmt: skip
     """`forms` [m] for the random vectors `indices` [m] of the stream `key`, drawn when used."""
+    fns, params, masks, batch = arguments
     value = core(fns, params, batch, indices.shape[0])
-    dtype = base.accumulator(jnp.result_type(*jax.tree.leaves(params)))
+    dtype = vectors.sum_dtype(params)
 
     def draw(i: jax.Array) -> Tree:
         v = vectors.sample(key, i, params, distribution, dtype)
         return vectors.place(_tangent(v, params, masks), placed)
 
     def one(v: Tree) -> jax.Array:
-        return weight * base.upcast(value(v))
+        return weight * vectors.upcast(value(v))
 
     if together:
         return jax.vmap(one)(jax.lax.map(draw, indices))
     return jax.lax.map(lambda i: one(draw(i)), indices)
 
 
+@partial(jax.jit, static_argnames=("distribution", "dtype", "placed"))
+def draw(
+    key: jax.Array, i: Any, like: Tree, masks: Tree, distribution: str, dtype: Any, placed: Any
+) -> Tree:
+    """Random vector i of the stream `key` in the live subspace: see `vectors.sample`."""
+    v = vectors.sample(key, i, like, distribution, dtype)
+    return vectors.place(vectors.project(masks, v), placed)
+
+
+@partial(jax.jit, static_argnames=("product",))
+def products(arguments: Any, stack: Tree, product: Callable[[Any, Tree], Tree]) -> Tree:
+    """A v_i [m, ...] for a stack of m vectors; `product` as from `Operator.inside`."""
+    return jax.lax.map(partial(product, arguments), stack)
+
+
+def together(vectorize: bool | None) -> bool:
+    """Whether the vectors of a chunk are evaluated at once (vmap); by backend where None.
+
+    XLA's CPU backend turns convolutions with batched kernels into slow grouped ones, and
+    forward-only loops are fast there: one vector after another. Elsewhere all at once.
+    """
+    return jax.default_backend() != "cpu" if vectorize is None else vectorize
+
+
 @jax.jit
 def _first_value(fns: Any, params: Tree, batch: Tree) -> jax.Array:
-    out = base.call(fns[0], params, batch)
-    return fns[1](out, batch) if len(fns) > 1 else out
+    return call(_composed(fns), params, batch)
 
 
 def has_rule(fns: tuple[Any, ...], params: Tree, batch: Tree) -> bool:
@@ -287,8 +281,6 @@ def linearized_gradient(fns: Any, params: Tree, batch: Tree) -> Any:
     return jax.linearize(jax.grad(scalar(fns[0], batch)), params)[1]
 
 
-@partial(jax.jit, static_argnames=("placed",))
-def apply(linear: Any, params: Tree, masks: Tree, v: Tree, placed: Any) -> Tree:
-    """P A P v for a linear map A from `linearized_gradient`."""
-    tangent = vectors.place(_tangent(v, params, masks), placed)
-    return vectors.place(base.project(masks, base.upcast(linear(tangent))), placed)
+def linear_product(fns: tuple[Any, ...], params: Tree, v: Tree, batch: Tree) -> Tree:
+    """A v; `fns` are the linear map from `linearized_gradient`."""
+    return fns[0](v)

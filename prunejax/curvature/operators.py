@@ -1,4 +1,20 @@
-"""Symmetric linear maps on parameter trees, and those that are means over a stream of batches."""
+"""Curvature matrices of any loss: the Hessian, the generalized Gauss-Newton, the Fisher matrix.
+
+An `Operator` is a symmetric linear map on the live subspace of the parameters, averaged over one
+batch or a list of batches (weighted by their sizes):
+
+    Hessian        H = ∇² L                      forward-over-reverse (Pearlmutter 1994)
+    GaussNewton    G = E[J' ∇²_z ℓ J]            jvp, output Hessian, vjp (Schraudolph 2002)
+    Fisher         exact: G of a log-likelihood; empirical: E[∇ℓ_i ∇ℓ_i']
+
+and its quadratic form v'Av runs forward only (for H: a jvp of a jvp), about half the floating-point
+operations of the product A v. With masks an operator is P A P. `from_matvec` makes an operator of
+any symmetric function. The estimators of this package (trace, spectrum) take operators.
+
+Losses are traced once per function and shapes, like under `jax.jit`. BatchNorm is the caller's
+policy: a loss that closes over frozen statistics has eval-mode curvature. Give statistics that
+change as `jax.tree_util.Partial(loss, statistics)`, whose arrays are data of the compiled kernel.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,30 +23,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.curvature import base, kernels, vectors
-from prunejax.curvature.callables import lenient
-from prunejax.curvature.splits import Stream
+from prunejax.curvature import kernels, splits, vectors
+from prunejax.curvature.callables import as_argument, lenient
+from prunejax.curvature.splits import Batches
+from prunejax.registry import lookup
 
 Tree = Any
+Loss = Callable[..., Any]
+KEPT = 2**26  # bytes of a linearized gradient, about, that estimators keep unasked
 
-_dot = jax.jit(base.dot)
-
-
-@partial(jax.jit, static_argnames=("distribution", "dtype", "placed"))
-def draw(
-    key: jax.Array, i: Any, like: Tree, masks: Tree, distribution: str, dtype: Any, placed: Any
-) -> Tree:
-    """Random vector i of the stream `key` in the live subspace: see `vectors.sample`."""
-    v = vectors.sample(key, i, like, distribution, dtype)
-    return vectors.place(base.project(masks, v), placed)
-
-
-read = jax.jit(vectors.index)
-
-
-@partial(jax.jit, static_argnames=("product",))
-def _products(arguments: Any, stack: Tree, product: Callable[[Any, Tree], Tree]) -> Tree:
-    return jax.lax.map(partial(product, arguments), stack)
+_dot = jax.jit(vectors.dot)
 
 
 class Operator:
@@ -41,31 +43,30 @@ class Operator:
       masks: boolean tree, or None where every coordinate is live.
     """
 
-    like: Tree
-    masks: Tree
-
     @lenient
     def __init__(self, like: Tree, masks: Tree = None) -> None:
-        self.like = vectors.check_params(like)
-        self.masks = base.expand_masks(masks, self.like)
+        self.like, self.masks = vectors.checked(like, masks)
         self.placed = vectors.shardings(self.like)
 
     @property
     def live_dim(self) -> int:
         """The number of live coordinates: the dimension of the space A acts on."""
-        return base.live_dimension(self.masks, self.like)
+        return vectors.live_dimension(self.masks, self.like)
 
-    def nonempty_dim(self) -> int:
-        """`live_dim`; ValueError where no coordinate is live."""
-        if not self.live_dim:
+    def nonempty_dim(self, pairs: int = 1) -> int:
+        """`live_dim`; ValueError where it is 0, or has no room for so many eigenpairs."""
+        dim = self.live_dim
+        if not dim:
             raise ValueError("the masks leave no live coordinate: the matrix is empty")
-        return self.live_dim
+        if not 1 <= pairs <= dim:
+            raise ValueError(f"k must be 1..{dim}, the number of live coordinates; got {pairs}")
+        return dim
 
     @property
     @lenient
     def dtype(self) -> Any:
         """The dtype sums run in: float32, or float64 if a parameter has it."""
-        return base.accumulator(jnp.result_type(*jax.tree.leaves(self.like)))
+        return vectors.sum_dtype(self.like)
 
     @property
     def examples(self) -> int | None:
@@ -88,9 +89,9 @@ class Operator:
         """A v_i [m, ...] for a stack of m vectors, one after another."""
         found = self.inside()
         if found is not None:
-            return _products(found[1], stack, product=found[0])
+            return kernels.products(found[1], stack, product=found[0])
         count = jax.tree.leaves(stack)[0].shape[0]
-        each = [self.matvec(read(stack, i)) for i in range(count)]
+        each = [self.matvec(vectors.take(stack, i)) for i in range(count)]
         return vectors.stacked(each) if each else stack
 
     def check_symmetric(self) -> None:
@@ -104,36 +105,28 @@ class Operator:
           vectorize: evaluate them at once (vmap) or one after another; None: by backend. An
             operator of a given `matvec` always goes one by one.
         """
-        del vectorize
         count = jax.tree.leaves(stack)[0].shape[0]
         return jnp.stack([self._one_form(vectors.index(stack, i)) for i in range(count)])
 
     def sampled_forms(
-        self,
-        key: jax.Array,
-        indices: jax.Array,
-        distribution: str,
-        *,
-        vectorize: bool | None = None,
+        self, key: Any, indices: jax.Array, distribution: str, *, vectorize: bool | None = None
     ) -> jax.Array:
         """[m]: v_i' A v_i for the random vectors `indices` [rows, m / rows] of `vectors.sample`."""
-        del vectorize
         return jnp.stack([self._one_form(self.draw(key, i, distribution)) for i in indices.ravel()])
 
     def form_bytes(
         self, chunk: int, distribution: str = "rademacher", *, vectorize: bool | None = None
     ) -> int | None:
         """Temporary memory of a chunk of quadratic forms in bytes; None where it is unknown."""
-        del chunk, distribution, vectorize
         return None
 
     @lenient
     def draw(self, key: jax.Array, i: Any, distribution: str) -> Tree:
         """Random vector i of the stream `key` in the live subspace."""
-        return draw(key, i, self.like, self.masks, distribution, self.dtype, self.placed)
+        return kernels.draw(key, i, self.like, self.masks, distribution, self.dtype, self.placed)
 
     def _one_form(self, v: Tree) -> jax.Array:
-        return _dot(base.project(self.masks, v), self.matvec(v))
+        return _dot(vectors.project(self.masks, v), self.matvec(v))
 
     def quadratic_form(self, v: Tree) -> jax.Array:
         """The scalar v' A v."""
@@ -146,8 +139,8 @@ class _Matvec(Operator):
         self._matvec = matvec
 
     def matvec(self, v: Tree) -> Tree:
-        out = self._matvec(base.cast_like(base.project(self.masks, v), self.like))
-        return base.project(self.masks, base.upcast(out))
+        out = self._matvec(vectors.cast_like(vectors.project(self.masks, v), self.like))
+        return vectors.project(self.masks, vectors.upcast(out))
 
 
 def from_matvec(matvec: Callable[[Tree], Tree], like: Tree, masks: Tree = None) -> Operator:
@@ -166,43 +159,36 @@ class Averaged(Operator):
 
     @lenient
     def __init__(
-        self,
-        functions: tuple[Callable[..., Any], ...],
-        cores: tuple[kernels.Product, kernels.Forms],
-        params: Tree,
-        batches: base.Batches,
-        masks: base.Masks,
-        weights: Any,
-    ) -> None:
+        self, functions: tuple[Loss, ...], cores: tuple[kernels.Product, kernels.Forms],
+        params: Tree, batches: Batches, masks: vectors.Masks = None, weights: Any = None,
+    ) -> None:  # fmt: skip
+        if cores is kernels.EMPIRICAL and batches is None:
+            raise ValueError("the empirical Fisher matrix needs examples: give batches=")
         super().__init__(params, masks)
-        self._functions = tuple(base.as_argument(fn) for fn in functions)
+        self._functions = tuple(as_argument(fn) for fn in functions)
         self._product, self._forms = cores
-        self._stream = Stream(batches, weights)
+        self._stream = splits.Stream(batches, weights)
 
     @property
     def examples(self) -> int | None:
         """Examples the average runs over (known after the first pass of a batch factory)."""
         return self._stream.examples
 
+    def _at(self, batch: Tree) -> kernels.Arguments:
+        return self._functions, self.like, self.masks, batch
+
     @lenient
     def matvec(self, v: Tree) -> Tree:
         """A v, in the accumulation dtype."""
         vectors.check_like(v, self.like, "the vector")
-
-        def part(batch: Tree, weight: float) -> Tree:
-            return kernels.product(
-                self._functions, self.like, self.masks, v, batch, weight,
-                core=self._product, placed=self.placed,
-            )  # fmt: skip
-
-        return self._stream.mean(part)
+        one = partial(kernels.product, core=self._product, placed=self.placed)
+        return self._stream.mean(lambda batch, weight: one(self._at(batch), v, weight))
 
     def inside(self) -> tuple[Callable[[Any, Tree], Tree], Any] | None:
         """As of every operator: of the one batch that there is, if it has no weight."""
         if self._stream.single is None or self._stream.weighted:
             return None
-        arguments = self._functions, self.like, self.masks, self._stream.single[0]
-        return kernels.OneBatch(self._product, self.placed), arguments
+        return kernels.OneBatch(self._product, self.placed), self._at(self._stream.single[0])
 
     def check_symmetric(self) -> None:
         """ValueError where a `jax.custom_vjp` rule makes the matrix asymmetric.
@@ -211,16 +197,14 @@ class Averaged(Operator):
         anything. Eigenpairs and densities rest on symmetry; traces and forms do not. Two products
         with random vectors tell, and are made only where the loss has such a rule.
         """
-        batch = self._stream.first()
-
-        if not kernels.has_rule(self._functions, self.like, batch):
+        if not kernels.has_rule(self._functions, self.like, self._stream.first()):
             return
         # a check: no result depends on it
         u, v = (self.draw(jax.random.key(0), i, "gaussian") for i in (0, 1))
         right, left = self.matvec(v), self.matvec(u)
-        one, other = float(base.dot(u, right)), float(base.dot(v, left))
+        one, other = float(vectors.dot(u, right)), float(vectors.dot(v, left))
         # symmetric up to rounding, on the scale of the product
-        if abs(one - other) > 0.01 * float(jnp.sqrt(base.squared_norm(right))):
+        if abs(one - other) > 0.01 * float(vectors.norm(right)):
             raise ValueError(
                 "a jax.custom_vjp rule of the loss makes its Hessian asymmetric (u'Hv = "
                 f"{one:.6g}, v'Hu = {other:.6g}): it has no orthogonal eigenpairs; hessian_trace "
@@ -231,70 +215,186 @@ class Averaged(Operator):
     def quadratic_forms(self, stack: Tree, *, vectorize: bool | None = None) -> jax.Array:
         """[m]: v_i' A v_i for a stack of m vectors, forward only."""
         vectors.check_like(vectors.index(stack, 0), self.like, "a vector of the stack")
+        one = partial(kernels.forms, core=self._forms, together=kernels.together(vectorize))
+        return self._stream.mean(lambda batch, weight: one(self._at(batch), stack, weight))
 
-        def part(batch: Tree, weight: float) -> jax.Array:
-            return kernels.forms(
-                self._functions, self.like, self.masks, stack, batch, weight,
-                core=self._forms, together=together(vectorize),
-            )  # fmt: skip
-
-        return self._stream.mean(part)
+    def _sampled(self, law: str, vectorize: bool | None) -> dict[str, Any]:
+        at_once = kernels.together(vectorize)
+        return dict(core=self._forms, together=at_once, distribution=law, placed=self.placed)
 
     @lenient
     def sampled_forms(
-        self,
-        key: jax.Array,
-        indices: jax.Array,
-        distribution: str,
-        *,
-        vectorize: bool | None = None,
+        self, key: Any, indices: jax.Array, distribution: str, *, vectorize: bool | None = None
     ) -> jax.Array:
         """v_i' A v_i [m], random vectors `indices` [rows, m / rows]; a call per batch and row."""
-
-        def part(batch: Tree, weight: float) -> jax.Array:
-            calls = [self._sampled(key, r, distribution, vectorize, batch, weight) for r in indices]
-            return jnp.concatenate([kernels.sampled_forms(**call) for call in calls])
-
-        return self._stream.mean(part)
+        one = partial(kernels.sampled_forms, **self._sampled(distribution, vectorize))
+        return self._stream.mean(
+            lambda batch, weight: jnp.concatenate(
+                [one(self._at(batch), key, row, weight) for row in indices]
+            )
+        )
 
     @lenient
     def form_bytes(
         self, chunk: int, distribution: str = "rademacher", *, vectorize: bool | None = None
     ) -> int:
         """Temporary memory in bytes of `sampled_forms` for rows of `chunk` vectors, first batch."""
-        key, indices = jax.random.key(0), jnp.arange(chunk)
-        call = self._sampled(key, indices, distribution, vectorize, self._stream.first(), 1.0)
-        analysis: Any = kernels.sampled_forms.lower(**call).compile().memory_analysis()
+        lowered = kernels.sampled_forms.lower(
+            self._at(self._stream.first()), jax.random.key(0), jnp.arange(chunk), 1.0,
+            **self._sampled(distribution, vectorize),
+        )  # fmt: skip
+        analysis: Any = lowered.compile().memory_analysis()
         return int(analysis.temp_size_in_bytes)
 
-    def _sampled(
-        self,
-        key: jax.Array,
-        indices: jax.Array,
-        distribution: str,
-        vectorize: bool | None,
-        batch: Tree,
-        weight: float,
-    ) -> dict[str, Any]:
-        return {
-            "fns": self._functions,
-            "params": self.like,
-            "masks": self.masks,
-            "key": key,
-            "indices": indices,
-            "batch": batch,
-            "weight": weight,
-            "core": self._forms,
-            "together": together(vectorize),
-            "distribution": distribution,
-            "placed": self.placed,
-        }
 
+class Hessian(Averaged):
+    """P ∇²L P of the mean loss.
 
-def together(vectorize: bool | None) -> bool:
-    """Whether the vectors of a chunk are evaluated at once (vmap); by backend where None.
-
-    XLA's CPU backend turns convolutions with batched kernels into slow grouped ones, and
-    forward-only loops are fast there: one vector after another. Elsewhere all at once.
+    Args:
+      loss: `loss(params)`, or `loss(params, batch)`: the mean over the batch's examples.
+      params: any pytree of floating-point arrays.
+      batches: None, one batch (a pytree, examples along the leading axis; a tuple is one batch),
+        a list of batches, an iterator of batches (kept as a list), or a function that returns a
+        fresh iterable of batches at each pass over the data.
+      masks: boolean tree like params, True = live; or None.
+      weights: one number per batch, default its number of examples.
+      linearize: keep the linearized gradient of the one batch for all products: saves up to a
+        quarter of each on CPU, costs about twice the memory. None: estimators do, where it is
+        small (`KEPT`) and lies on one device. The products are the same.
     """
-    return jax.default_backend() != "cpu" if vectorize is None else vectorize
+
+    def __init__(
+        self,
+        loss: Loss,
+        params: Tree,
+        batches: Batches = None,
+        *,
+        masks: vectors.Masks = None,
+        weights: Any = None,
+        linearize: bool | None = None,
+    ) -> None:
+        super().__init__((loss,), kernels.HESSIAN, params, batches, masks, weights)
+        if linearize and not self._stream.single:
+            raise ValueError("linearize=True keeps the residuals of one batch; give one batch")
+        self._linearize = linearize
+        self._linear: Any = None
+
+    def matvec(self, v: Tree) -> Tree:
+        """H v, in the accumulation dtype."""
+        if not self._linearize:  # None: for a single product it would be compiled in vain
+            return super().matvec(v)
+        vectors.check_like(v, self.like, "the vector")
+        product, arguments = self.inside()
+        return product(arguments, v)
+
+    @lenient
+    def inside(self) -> Any:
+        """As of every operator; the linear map is made once."""
+        found = super().inside()
+        if self._linearize is None:
+            self._linearize = found is not None and self._is_small()
+        if not self._linearize:
+            return found
+        if self._linear is None:
+            of = self._functions, self.like, self._stream.first()
+            self._linear = kernels.linearized_gradient(*of)
+        arguments = (self._linear,), self.like, self.masks, None
+        return kernels.OneBatch(kernels.linear_product, self.placed), arguments
+
+    def _is_small(self) -> bool:
+        of = self._functions, self.like, self._stream.first()
+        spread = splits.spread(of) or any(self.placed)
+        return not (spread or kernels.has_rule(*of)) and kernels.intermediate_bytes(*of) <= KEPT
+
+
+class GaussNewton(Averaged):
+    """The generalized Gauss-Newton matrix P E[J' (∇²_z ℓ) J] P, z = model(params, batch).
+
+    Args:
+      model: `model(params, batch) -> outputs` (`model(params)` without batches).
+      output_loss: `output_loss(outputs, batch) -> scalar`, the mean loss, convex in the outputs.
+      params, batches, masks, weights: as in `Hessian`.
+    """
+
+    def __init__(
+        self, model: Loss, output_loss: Loss, params: Tree, batches: Batches = None, **options: Any
+    ) -> None:
+        super().__init__((model, output_loss), kernels.GAUSS_NEWTON, params, batches, **options)
+
+
+class Fisher(Averaged):
+    """The Fisher matrix of a model whose output loss is a negative log-likelihood.
+
+    kind="exact" takes the expectation over the model's own predictions. It equals the generalized
+    Gauss-Newton matrix where the outputs are natural parameters of an exponential family: softmax
+    and sigmoid cross-entropy on logits, squared error, Poisson with log rates (Martens 2020,
+    section 9.2); other losses have no "exact" kind here. kind="empirical" is the uncentered second
+    moment of the gradients at the labels given, E[∇ℓ_i ∇ℓ_i'].
+
+    Args:
+      model, output_loss, params, batches, masks, weights: as in `GaussNewton`.
+      kind: "exact" or "empirical".
+    """
+
+    def __init__(
+        self,
+        model: Loss,
+        output_loss: Loss,
+        params: Tree,
+        batches: Batches = None,
+        *,
+        kind: str = "exact",
+        **options: Any,
+    ) -> None:
+        table = {"exact": kernels.GAUSS_NEWTON, "empirical": kernels.EMPIRICAL}
+        cores = lookup(table, kind, "kind of Fisher matrix")
+        super().__init__((model, output_loss), cores, params, batches, **options)
+
+
+class EmpiricalFisher(Averaged):
+    """P E[∇ℓ_i ∇ℓ_i'] P of any `loss(params, batch)`; its trace is the paper's Tr(C).
+
+    Args: as in `Hessian`.
+    """
+
+    def __init__(self, loss: Loss, params: Tree, batches: Batches, **options: Any) -> None:
+        super().__init__((loss,), kernels.EMPIRICAL, params, batches, **options)
+
+
+def as_operator(
+    loss: Any, params: Tree, batches: Batches, masks: vectors.Masks, weights: Any
+) -> Operator:
+    """The Hessian of a loss, or the operator that was given in its place."""
+    if not isinstance(loss, Operator):
+        return Hessian(loss, params, batches, masks=masks, weights=weights)
+    if any(x is not None for x in (params, batches, masks, weights)):
+        raise ValueError(
+            "an operator has its parameters, batches, masks and weights already; give it alone"
+        )
+    return loss
+
+
+def hvp(loss: Loss, params: Tree, v: Tree, batches: Batches = None, **options: Any) -> Tree:
+    """H v (P H P v with masks), averaged over all examples; arguments as in `Hessian`."""
+    return Hessian(loss, params, batches, **options).matvec(v)
+
+
+def quadratic_form(
+    loss: Loss, params: Tree, v: Tree, batches: Batches = None, **options: Any
+) -> jax.Array:
+    """The scalar v' H v by nested forward mode; arguments as in `Hessian`."""
+    return Hessian(loss, params, batches, **options).quadratic_form(v)
+
+
+def ggn_product(
+    model: Loss, output_loss: Loss, params: Tree, v: Tree, batches: Batches = None, **options: Any
+) -> Tree:
+    """G v; arguments as in `GaussNewton`."""
+    return GaussNewton(model, output_loss, params, batches, **options).matvec(v)
+
+
+def fisher_product(
+    model: Loss, output_loss: Loss, params: Tree, v: Tree, batches: Batches = None, **options: Any
+) -> Tree:
+    """F v; arguments as in `Fisher`."""
+    return Fisher(model, output_loss, params, batches, **options).matvec(v)

@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, splits, vectors
-from prunejax.curvature.callables import on_host
-from prunejax.curvature.vectors import Directions, stack_of, unit
+from prunejax.curvature import splits, vectors
+from prunejax.curvature.callables import as_argument, call, on_host
+from prunejax.curvature.directions import Directions, stack_of, unit
+from prunejax.curvature.splits import Batches
 
 Tree = Any
 Evaluate = Callable[[Tree, Tree], Any]
@@ -74,33 +75,27 @@ def _evaluate_points(
 
     def at(item: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
         which, step = item
-        moved = base.upcast(params)
+        moved = vectors.upcast(params)
         for m in range(index.shape[1]):
             one = jax.tree.map(lambda x, m=m: x[which[m]], directions)
-            moved = base.add(moved, one, step[m])
-        point = base.cast_like(moved, params)  # cast back once, at the end
-        return splits.over_split(lambda batch: base.call(evaluate, point, batch), groups)
+            moved = vectors.add(moved, one, step[m])
+        point = vectors.cast_like(moved, params)  # cast back once, at the end
+        return splits.over_split(lambda batch: call(evaluate, point, batch), groups)
 
     return jax.lax.map(at, (index, steps))
 
 
 def _measure(
-    evaluate: Evaluate,
-    params: Tree,
-    directions: Tree,
-    index: np.ndarray,
-    steps: np.ndarray,
-    batches: base.Batches,
-    batch_size: int | None,
-) -> tuple[dict[str, np.ndarray], dict[str, float], int]:
+    evaluate: Evaluate, params: Tree, stack: Tree, index: np.ndarray, steps: np.ndarray,
+    batches: Batches, batch_size: int | None,
+) -> tuple[dict[str, np.ndarray], dict[str, float], int]:  # fmt: skip
     """Values at the points, values at the parameters themselves, and the examples used."""
     groups = splits.stacked_groups(batches, batch_size)
     index = np.concatenate([np.zeros((1, index.shape[1]), index.dtype), index])
     steps = np.concatenate([np.zeros((1, steps.shape[1])), steps])  # step 0 is the first point
-    dtype = jnp.result_type(*jax.tree.leaves(base.upcast(params)))
     out = _evaluate_points(
-        base.as_argument(evaluate), params, directions, jnp.asarray(index),
-        jnp.asarray(steps, dtype), groups,
+        as_argument(evaluate), params, stack, jnp.asarray(index),
+        jnp.asarray(steps, vectors.sum_dtype(params)), groups,
     )  # fmt: skip
     values = {name: np.asarray(value, np.float64) for name, value in out.items()}
     here = {name: float(value[0]) for name, value in values.items()}
@@ -120,10 +115,10 @@ def line(
     params: Tree,
     directions: Directions | Tree,
     grid: Any,
-    batches: base.Batches = None,
+    batches: Batches = None,
     *,
     batch_size: int | None = None,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
 ) -> Line:
     """Evaluates w + ε v for every direction v and every ε of the grid, in one compiled program.
 
@@ -143,14 +138,13 @@ def line(
         scalars.
     """
     epsilon = _as_grid(grid, "grid")
-    params = vectors.check_params(params)
-    live = base.expand_masks(masks, params)
+    params, live = vectors.checked(params, masks)
     stack, count = stack_of(directions, params, live)
     index = np.repeat(np.arange(count), len(epsilon))[:, None]
     steps = np.tile(epsilon, count)[:, None]
     values, here, examples = _measure(evaluate, params, stack, index, steps, batches, batch_size)
     values = {name: value.reshape(count, -1) for name, value in values.items()}
-    return Line(epsilon, values, here, examples, base.live_dimension(live, params))
+    return Line(epsilon, values, here, examples, vectors.live_dimension(live, params))
 
 
 @on_host()
@@ -158,27 +152,22 @@ def eigenvector_perturbation(
     evaluate: Evaluate,
     params: Tree,
     eigenvectors: Tree,
-    batches: base.Batches = None,
+    batches: Batches = None,
     *,
     grid: Any = PAPER_GRID,
     batch_size: int | None = None,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
 ) -> Line:
     """`line` along eigenvectors scaled to length 1 over the whole (live) parameter vector.
 
     The paper takes the ten with the largest eigenvalues, the full test set, and `PAPER_GRID`.
 
     Args:
-      evaluate: as in `line`.
-      params: as in `line`.
+      evaluate, params, batches, batch_size, masks: as in `line`.
       eigenvectors: tree like params with a leading axis of vectors.
-      batches: as in `line`.
       grid: values of ε.
-      batch_size: as in `line`.
-      masks: as in `line`.
     """
-    params = vectors.check_params(params)
-    live = base.expand_masks(masks, params)
+    params, live = vectors.checked(params, masks)
     stack, _ = stack_of(eigenvectors, params, live)
     return line(evaluate, params, unit(stack), grid, batches, batch_size=batch_size, masks=masks)
 
@@ -189,10 +178,10 @@ def slice_1d(
     params: Tree,
     direction: Tree,
     grid: Any,
-    batches: base.Batches = None,
+    batches: Batches = None,
     *,
     batch_size: int | None = None,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
 ) -> Line:
     """`line` along one direction (a tree like params)."""
     stack = jax.tree.map(lambda x: jnp.asarray(x)[None], direction)
@@ -206,18 +195,17 @@ def slice_2d(
     directions: Directions | Tree,
     x: Any,
     y: Any,
-    batches: base.Batches = None,
+    batches: Batches = None,
     *,
     batch_size: int | None = None,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
 ) -> Surface:
     """Evaluates w + x u + y v on the grid x times y, for a stack of the two directions u and v.
 
     Args: as in `line`; x and y are the two grids.
     """
     first, second = _as_grid(x, "x"), _as_grid(y, "y")
-    params = vectors.check_params(params)
-    live = base.expand_masks(masks, params)
+    params, live = vectors.checked(params, masks)
     stack, count = stack_of(directions, params, live)
     if count != 2:
         raise ValueError(f"a plane needs two directions, got {count}")
@@ -225,7 +213,7 @@ def slice_2d(
     index = np.tile(np.arange(2), (len(steps), 1))
     values, here, examples = _measure(evaluate, params, stack, index, steps, batches, batch_size)
     values = {name: value.reshape(len(first), -1) for name, value in values.items()}
-    return Surface(first, second, values, here, examples, base.live_dimension(live, params))
+    return Surface(first, second, values, here, examples, vectors.live_dimension(live, params))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, vectors
-from prunejax.curvature.basis import Basis, ahead
-from prunejax.curvature.dense import one_thread
-from prunejax.curvature.operators import Operator, draw
+from prunejax.curvature import vectors
+from prunejax.curvature.kernels import draw
+from prunejax.curvature.krylov import Basis, ahead, one_thread, orthogonalize
+from prunejax.curvature.operators import Operator
 
 Tree = Any
 
@@ -47,23 +47,12 @@ def _against(
 
     def one(i: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         omega = draw(key, i, like, masks, law, dtype, placed)
-        return vectors.stack_dot(q, omega), vectors.stack_dot(z, omega), base.dot(omega, omega)
+        return vectors.stack_dot(q, omega), vectors.stack_dot(z, omega), vectors.dot(omega, omega)
 
     return jax.lax.map(one, jnp.arange(count))
 
 
-@jax.jit
-def _outside(stack: Tree, w: Tree) -> Tree:
-    """(I - QQ') w, in two passes."""
-    for _ in range(2):  # one pass leaves rounding errors within the span
-        inside = vectors.combine(vectors.stack_dot(stack, w), stack)
-        w = jax.tree.map(lambda x, y: x - y, w, inside)
-    return w
-
-
-def _range(
-    operator: Operator, key: jax.Array, count: int, law: str
-) -> tuple[Basis, np.ndarray, int]:
+def _range(operator: Operator, key: jax.Array, count: int, law: str) -> tuple[Basis, np.ndarray]:
     """Q and R of A Ω = Q R for `count` random vectors; vectors that add nothing are left out."""
     q = Basis(operator, count)
     r = np.zeros((count, count))
@@ -73,16 +62,11 @@ def _range(
         if left > 0:
             r[: len(h), i] = h
             r[q.size - 1, i] = left
-    return q, r, q.size
+    return q, r
 
 
 def hutch_plus_plus(
-    operator: Operator,
-    key: jax.Array,
-    probes: int,
-    law: str,
-    chunk: int,
-    vectorize: bool | None = None,
+    operator: Operator, key: jax.Array, probes: int, law: str, chunk: int, vectorize: bool | None
 ) -> Sketched:
     """Tr(Q'AQ) + mean of g'(I - QQ')A(I - QQ')g (Meyer, Musco, Musco, Woodruff 2021).
 
@@ -95,23 +79,22 @@ def hutch_plus_plus(
             f"hutch++ needs at least 6 probes, two for each of its parts; got {probes}"
         )
     k = min(probes // 3, operator.live_dim)
-    q, _, rank = _range(operator, vectors.named_key(key, "sketch"), k, law)
+    q, _ = _range(operator, vectors.named_key(key, "sketch"), k, law)
 
     def forms(stack: Tree) -> np.ndarray:
         return np.asarray(operator.quadratic_forms(stack, vectorize=vectorize), np.float64)
 
-    pieces = [jax.tree.map(lambda x, i=i: x[i : i + chunk], q.stack) for i in range(0, k, chunk)]
-    inside = np.concatenate([forms(piece) for piece in pieces])[:rank].sum()
+    pieces = [vectors.index(q.stack, slice(i, i + chunk)) for i in range(0, k, chunk)]
+    inside = np.concatenate([forms(piece) for piece in pieces])[: q.size].sum()
     count = probes // 3
-    # nothing is outside
-    if rank == operator.live_dim:  # nothing is outside
-        return Sketched(np.zeros(count), float(inside), k, k, rank)
+    if q.size == operator.live_dim:  # nothing is outside
+        return Sketched(np.zeros(count), float(inside), k, k, q.size)
     # vectors that the sketch has not seen: without bias given Q
     own = vectors.named_key(key, "residual")
     samples: list[np.ndarray] = []
     for start in range(0, count, chunk):
         draws = [
-            _outside(q.stack, operator.draw(own, i, law))
+            orthogonalize(q.stack, operator.draw(own, i, law))[0]
             for i in range(start, min(start + chunk, count))
         ]
         samples.append(forms(vectors.stacked(draws)))
@@ -119,12 +102,7 @@ def hutch_plus_plus(
 
 
 def xtrace(
-    operator: Operator,
-    key: jax.Array,
-    probes: int,
-    law: str,
-    chunk: int,
-    vectorize: bool | None = None,
+    operator: Operator, key: jax.Array, probes: int, law: str, chunk: int, vectorize: bool | None
 ) -> Sketched:
     """The exchangeable leave-one-out estimator (Epperly, Tropp, Webber 2024, section 2.1).
 
@@ -133,13 +111,13 @@ def xtrace(
     outside Q_i is rescaled to its expected length (their section 2.3; normals only).
     Samples are exchangeable, not independent: see `covariance`.
     """
-    del chunk, vectorize  # products only
     k = min(probes // 2, operator.live_dim)
     if k < 2:
         raise ValueError(f"xtrace needs at least 4 probes and 2 live coordinates, got {probes}")
     own = vectors.named_key(key, "sketch")
-    q, r, rank = _range(operator, own, k, law)
-    used = q.stack if rank == k else jax.tree.map(lambda x: x[:rank], q.stack)
+    q, r = _range(operator, own, k, law)
+    rank = q.size
+    used = q.stack if rank == k else vectors.index(q.stack, slice(rank))
     z_stack = operator.products(used)
     h = np.asarray(_gram(used, z_stack), np.float64)
     if rank < k or k == operator.live_dim:  # Q is the whole range: Tr A = Tr Q'AQ

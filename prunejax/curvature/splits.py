@@ -1,20 +1,105 @@
-"""A split's batches: streams of them, pieces of one size, stacks for a scan, means over all."""
+"""Batches: one or many, streams of them, pieces of one size, stacks for a scan, means over all.
 
-from collections.abc import Callable, Iterable, Sequence
+`batches` is one batch (array, tuple, dict or any other pytree, examples along the leading axis of
+every leaf) or a *list* of batches, which may differ in size and in nothing else: means are weighted
+by size. A list of bare arrays is refused, `[X, Y]` of a data loader is one batch and not two. An
+iterator of batches, or a function that returns an iterable of them, stands for its list.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import all_leaves
 
-from prunejax.curvature import base
+from prunejax.curvature import vectors
+from prunejax.trees import leaves_with_paths
 
 Tree = Any
+Batches = Any  # None, one batch, a list, an iterator, or a function that returns an iterable
 DEFAULT_CHUNK = 32  # examples at once: activations of that many, gradients of one on CPU
+_add = jax.jit(vectors.add)
+_scale = jax.jit(vectors.scale)
 
 
-_add = jax.jit(base.add)
-_scale = jax.jit(base.scale)
+class _Listed(list):
+    """Batches that have been looked at."""
+
+
+def batch_list(batches: Batches) -> list[Tree]:
+    """The batches as a list; `[None]` for a loss without data.
+
+    Raises:
+      ValueError: an empty list, a list of bare arrays, batches that are not alike.
+    """
+    if isinstance(batches, _Listed):
+        return batches
+    if is_factory(batches):
+        batches = iter(batches())
+    if not isinstance(batches, list | Iterator):
+        return _Listed([batches])
+    found = _Listed(batches)
+    if not found:
+        raise ValueError("batches is an empty list; give at least one batch")
+    bare = [batch for batch in found if batch is not None and all_leaves([batch])]
+    if bare and isinstance(batches, list):
+        raise ValueError(
+            f"batches is a list of {len(found)} with a bare array of shape {np.shape(bare[0])} in "
+            "it; one batch is a tuple (X, Y), a list holds such tuples; several batches that are "
+            "arrays themselves are given as iter([...])"
+        )
+    for number, batch in enumerate(found):
+        check_alike(batch, found[0], number)
+    return found
+
+
+def check_alike(batch: Tree, first: Tree, number: int) -> None:
+    """ValueError unless a batch differs from the first one in nothing but its size."""
+    ours_is: Any = jax.tree.structure(batch)
+    if ours_is != jax.tree.structure(first):
+        raise ValueError(
+            f"batch {number} has structure {vectors.short(batch)}, batch 0 "
+            f"{vectors.short(first)}; all batches must have one structure; [X, Y] is given as the "
+            "tuple (X, Y)"
+        )
+    pairs = zip(leaves_with_paths(batch), jax.tree.leaves(first), strict=True)
+    for (path, ours), theirs in pairs:
+        kinds = [(jnp.result_type(x), np.shape(x)[1:]) for x in (ours, theirs)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"batch {number} at {path!r} has {kinds[0][0]} entries of shape {kinds[0][1]}, "
+                f"batch 0 {kinds[1][0]} of {kinds[1][1]}; batches may differ in size only; [X, Y] "
+                "is given as the tuple (X, Y)"
+            )
+
+
+def is_factory(batches: Batches) -> bool:
+    """Whether `batches` is a function that returns batches (and not a pytree that is callable)."""
+    return callable(batches) and all_leaves([batches])
+
+
+def batch_size(batch: Tree) -> int:
+    """Examples in a batch: the length of the leading axis; 1 where there is no batch.
+
+    Raises:
+      ValueError: no leaves, a scalar leaf, leaves that disagree, or no examples.
+    """
+    if batch is None:
+        return 1
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes:
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+        raise ValueError(
+            f"the leaves of a batch must share a leading example axis, got shapes {shapes}; "
+            "several batches are given as a list, vectors and directions before the batches"
+        )
+    size = int(sizes.pop()[0])
+    if not size:
+        raise ValueError("a batch has no examples; leave it out")
+    return size
 
 
 class Stream:
@@ -30,22 +115,18 @@ class Stream:
         self._source: Callable[[], Iterable[Tree]]
         self.examples: int | None = None
         self.single: tuple[Tree] | None = None  # the one batch there is
-        if base.is_factory(batches):
+        if is_factory(batches):
             self._source = batches
         else:
-            found = base.batch_list(batches)
+            found = batch_list(batches)
             self._source = lambda: found
-            sizes = [base.batch_size(batch) for batch in found]
+            sizes = [batch_size(batch) for batch in found]
             self.examples = None if batches is None else sum(sizes)
             self.single = (found[0],) if len(found) == 1 else None
+        self.weighted = weights is not None
         self._weights = None if weights is None else [float(w) for w in weights]
         if self._weights is not None and (min(self._weights) < 0 or sum(self._weights) <= 0):
             raise ValueError(f"weights must be >= 0 with a positive sum, got {self._weights}")
-
-    @property
-    def weighted(self) -> bool:
-        """Whether the caller gave weights."""
-        return self._weights is not None
 
     def first(self) -> Tree:
         """The first batch."""
@@ -55,13 +136,13 @@ class Stream:
         """The weighted mean of `part(batch, weight)`, which multiplies by its weight itself."""
         if self.single and self._weights is None:
             return part(self.single[0], 1.0)  # not times n and through n, which would round
-        total, sizes = None, []
-        first = None
+        total, first, sizes = None, None, []
         for i, batch in enumerate(self._source()):
             first = batch if i == 0 else first
-            base.check_alike(batch, first, i)
-            sizes.append(base.batch_size(batch))
-            term = part(batch, self._weight(i, sizes[-1]))
+            check_alike(batch, first, i)
+            sizes.append(batch_size(batch))
+            weights = sizes if self._weights is None else self._weights
+            term = part(batch, float(weights[i]) if i < len(weights) else 0.0)
             total = term if total is None else _add(total, term)
         if not sizes:
             raise ValueError("the stream of batches is empty; give at least one batch")
@@ -70,18 +151,12 @@ class Stream:
         self.examples = sum(sizes)
         return _scale(1.0 / sum(sizes if self._weights is None else self._weights), total)
 
-    def _weight(self, i: int, size: int) -> float:
-        if self._weights is None:
-            return float(size)
-        return self._weights[i] if i < len(self._weights) else 0.0
-
 
 @partial(jax.jit, static_argnames="size")
 def _piece(batch: Tree, start: Any, real: Any, size: int) -> Tree:
     """`size` examples from `start` on; from `real` of them on copies of the last one."""
     # Real examples: zeros might give NaN, which a weight of 0 does not stop.
-    rows = start + jnp.minimum(jnp.arange(size), real - 1)
-    return jax.tree.map(lambda x: x[rows], batch)
+    return vectors.index(batch, start + jnp.minimum(jnp.arange(size), real - 1))
 
 
 def _on_one_device(x: Any) -> bool:
@@ -94,7 +169,7 @@ def spread(tree: Tree) -> bool:
     return any(isinstance(x, jax.Array) and not _on_one_device(x) for x in jax.tree.leaves(tree))
 
 
-def chunks(batches: base.Batches, size: int | None, together: int = 1) -> list[tuple[Tree, int]]:
+def chunks(batches: Batches, size: int | None, together: int = 1) -> list[tuple[Tree, int]]:
     """Batches cut into pieces of one size: `(piece, examples that count)`.
 
     A short piece is filled up with copies of its last example, so that every piece has the same
@@ -108,10 +183,10 @@ def chunks(batches: base.Batches, size: int | None, together: int = 1) -> list[t
     Raises:
       ValueError: the size is not positive, or a batch has no examples.
     """
-    found = base.batch_list(batches)
+    found = batch_list(batches)
     if found[0] is None:
         raise ValueError("per-example gradients need examples; batches is None")
-    sizes = [base.batch_size(batch) for batch in found]
+    sizes = [batch_size(batch) for batch in found]
     size = chunk_size(size, sizes)
     size *= min(together, -(-max(sizes) // size))
     pieces = []
@@ -122,7 +197,7 @@ def chunks(batches: base.Batches, size: int | None, together: int = 1) -> list[t
             if on_device:
                 pieces.append((_piece(batch, start, real, size=size), real))
                 continue
-            piece = base.rows(batch, start, start + real)
+            piece = vectors.index(batch, slice(start, start + real))
             if real < size:
                 piece = jax.tree.map(
                     lambda x, missing=size - real: jnp.concatenate(
@@ -146,10 +221,10 @@ def chunk_size(size: int | None, sizes: Sequence[int]) -> int:
     return size
 
 
-def weighted(batches: base.Batches) -> tuple[list[tuple[Tree, float]], int]:
+def weighted(batches: Batches) -> tuple[list[tuple[Tree, float]], int]:
     """Each batch with its share of all examples, and how many these are (0 without data)."""
-    found = base.batch_list(batches)
-    sizes = [base.batch_size(batch) for batch in found]
+    found = batch_list(batches)
+    sizes = [batch_size(batch) for batch in found]
     shares = [size / sum(sizes) for size in sizes]
     return list(zip(found, shares, strict=True)), 0 if found[0] is None else sum(sizes)
 
@@ -166,28 +241,25 @@ def named(values: Any) -> dict[str, jax.Array]:
     return found
 
 
-def stacked_groups(batches: base.Batches, batch_size: int | None) -> list[Tree]:
+def stacked_groups(batches: Batches, cut: int | None) -> list[Tree]:
     """Batches of equal size stacked along a new leading axis, for a scan; at least one group.
 
     Raises:
-      ValueError: batch_size is not positive, or is given with a list of batches.
+      ValueError: `cut`, the examples of a piece, is not positive, or given with a list of batches.
     """
-    found = base.batch_list(batches)
+    found = batch_list(batches)
     if found[0] is None:
         return [None]
-    if batch_size is not None:
+    if cut is not None:
         if found[0] is not batches:
             raise ValueError("batch_size cuts one batch; a list of batches is cut already")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        n = base.batch_size(batches)
-        found = [base.rows(batches, i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
-    sizes = [base.batch_size(batch) for batch in found]
+        if cut < 1:
+            raise ValueError(f"batch_size must be at least 1, got {cut}")
+        n = batch_size(batches)
+        found = [vectors.index(batches, slice(i, i + cut)) for i in range(0, n, cut)]
+    sizes = [batch_size(batch) for batch in found]
     return [
-        jax.tree.map(
-            lambda *leaves: jnp.stack(leaves),
-            *[batch for batch, n in zip(found, sizes, strict=True) if n == size],
-        )
+        vectors.stacked([batch for batch, n in zip(found, sizes, strict=True) if n == size])
         for size in dict.fromkeys(sizes)  # in order of appearance: the order of the sums
     ]
 
@@ -203,21 +275,21 @@ def over_split(evaluate: Callable[[Tree], Any], groups: list[Tree]) -> dict[str,
     count = 0
     for group in groups:
         if group is None:
-            return base.upcast(named(evaluate(None)))
+            return vectors.upcast(named(evaluate(None)))
         length, size = jax.tree.leaves(group)[0].shape[:2]
 
         def add(total: Any, batch: Tree) -> tuple[Any, None]:
-            return base.add(total, named(evaluate(batch))), None
+            return vectors.add(total, named(evaluate(batch))), None
 
-        first = jax.tree.map(lambda x: x[0], group)
-        shapes = jax.eval_shape(lambda batch: base.upcast(named(evaluate(batch))), first)
+        first = vectors.index(group, 0)
+        shapes = jax.eval_shape(lambda batch: vectors.upcast(named(evaluate(batch))), first)
         # At least float32, whatever `evaluate` returns.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         # a batch's mean counts by its examples
-        total = base.scale(size, jax.lax.scan(add, zeros, group)[0])
-        totals = total if totals is None else base.add(totals, total)
+        total = vectors.scale(size, jax.lax.scan(add, zeros, group)[0])
+        totals = total if totals is None else vectors.add(totals, total)
         count += length * size
-    return base.scale(1.0 / count, totals)
+    return vectors.scale(1.0 / count, totals)
 
 
 def examples(groups: list[Tree]) -> int:

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, sketch, vectors
+from prunejax.curvature import sketch, splits, vectors
 from prunejax.curvature.callables import on_host
-from prunejax.curvature.operators import Operator, together
-from prunejax.curvature.products import as_operator
+from prunejax.curvature.kernels import together
+from prunejax.curvature.operators import Operator, as_operator
 from prunejax.registry import lookup
 
 Tree = Any
@@ -79,9 +79,41 @@ class Diagonal:
 
 def mean_and_stderr(samples: np.ndarray) -> tuple[float, float]:
     """Mean and std(ddof=1) / sqrt(n) of `samples` [n] in float64; the latter NaN for one sample."""
-    n = len(samples)
-    mean = float(np.mean(samples))
+    n, mean = len(samples), float(np.mean(samples))
     return mean, float(np.std(samples, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+def fieller(a: float, b: float, cov: np.ndarray, quantile: float) -> tuple[float, float]:
+    """Fieller's interval of a/b: all R with (a - R b)² <= quantile² Var(a - R b) (Fieller 1954).
+
+    It covers as it says where numerator and denominator are jointly normal. Means of per-example
+    gradient norms are that only in the limit: where their law has heavy tails (a few examples carry
+    most of the sum, as late in training), mean and covariance of a finite sample are both too small
+    in most draws, and the truth lies above the interval more often than it says: with log-normal
+    norms of log sd 1 and 2 a 95 % interval covers 93 and 71 % at 64 examples, 94 and 82 % at 382.
+    More examples cure it slowly; the largest share of one example in the sum tells how far off one
+    is.
+
+    Args:
+      a: estimate of the numerator.
+      b: estimate of the denominator.
+      cov: covariance of (a, b), of shape [2, 2].
+      quantile: of Student's t or the normal law.
+
+    Returns:
+      (low, high); (-inf, inf) where b is within `quantile` standard errors of zero, (nan, nan)
+      where the covariance is not known.
+    """
+    square = quantile**2
+    lead = b * b - square * cov[1, 1]
+    if np.isnan(cov).any():
+        return float("nan"), float("nan")
+    if lead <= 0:
+        return -float("inf"), float("inf")
+    middle = a * b - square * cov[0, 1]
+    # Below 0 by rounding alone: b is significant here.
+    root = np.sqrt(max(middle**2 - lead * (a * a - square * cov[0, 0]), 0.0))
+    return float((middle - root) / lead), float((middle + root) / lead)
 
 
 @on_host()
@@ -123,55 +155,43 @@ def estimate_trace(
         probe that does not fit `memory_bytes`.
     """
     lookup(dict.fromkeys(("hutchinson", *sketch.METHODS)), method, "trace method")
-    law = distribution or ("gaussian" if method == "xtrace" else "rademacher")
-    lookup(dict.fromkeys(("rademacher", "gaussian")), law, "distribution of probes")
+    law = vectors.check_law(distribution or ("gaussian" if method == "xtrace" else "rademacher"))
     dim = operator.nonempty_dim()
     if probes < 1:
         raise ValueError(f"probes must be at least 1, got {probes}")
     if method != "hutchinson" and stderr_below is not None:
         raise ValueError(f"stderr_below= needs method='hutchinson', got {method!r}")
     first = probes if stderr_below is None else max(probes, MIN_PROBES)
-    chunk = _chunk(operator, law, first, chunk, memory_bytes, vectorize)
+    size = _chunk(operator, law, first, chunk, memory_bytes, vectorize)
     if method == "hutchinson":
         own = vectors.named_key(key, "probe")  # the stream of `tic`, too: the same vectors
 
         def draw(start: int, stop: int) -> np.ndarray:
-            return _forms(operator, own, start, stop, law, chunk, vectorize)
+            rows = -(-(stop - start) // size)
+            indices = jnp.minimum(start + jnp.arange(rows * size), stop - 1).reshape(rows, size)
+            values = operator.sampled_forms(own, indices, law, vectorize=vectorize)
+            return np.asarray(values, np.float64)[: stop - start]  # less the copies of the last
 
         samples, converged = _rounds(draw, first, stderr_below, max_probes)
         found = sketch.Sketched(samples, 0.0, len(samples), 0, len(samples))
     else:
-        found, converged = (
-            sketch.METHODS[method](operator, key, probes, law, chunk, vectorize),
-            None,
-        )
+        converged = None
+        found = sketch.METHODS[method](operator, key, probes, law, size, vectorize)
     mean, stderr = mean_and_stderr(found.samples)
     return Trace(
         value=found.exact_part + mean,
         # Of a mean of exchangeable samples: s²/n + their covariance.
         stderr=math.sqrt(stderr**2 + max(found.covariance, 0.0)),
-        samples=found.samples,
-        exact_part=found.exact_part,
-        method=method,
-        distribution=law,
-        probes=found.probes,
-        products=found.products,
-        forms=found.forms,
-        examples=operator.examples,
-        live_dim=dim,
-        converged=converged,
-        chunk=chunk,
-    )
+        samples=found.samples, exact_part=found.exact_part, method=method, distribution=law,
+        probes=found.probes, products=found.products, forms=found.forms,
+        examples=operator.examples, live_dim=dim, converged=converged, chunk=size,
+    )  # fmt: skip
 
 
 def _chunk(
-    operator: Operator,
-    law: str,
-    probes: int,
-    chunk: int | None,
-    memory_bytes: int | None,
+    operator: Operator, law: str, probes: int, chunk: int | None, memory_bytes: int | None,
     vectorize: bool | None,
-) -> int:
+) -> int:  # fmt: skip
     """Probes per compiled call: as given, or halved from the default until the call fits."""
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
@@ -190,28 +210,10 @@ def _chunk(
     return size
 
 
-def _forms(
-    operator: Operator,
-    key: jax.Array,
-    start: int,
-    stop: int,
-    law: str,
-    chunk: int,
-    vectorize: bool | None,
-) -> np.ndarray:
-    """[stop - start] quadratic forms of the probes `start` up to `stop`."""
-    rows = -(-(stop - start) // chunk)
-    indices = jnp.minimum(start + jnp.arange(rows * chunk), stop - 1).reshape(rows, chunk)
-    values = operator.sampled_forms(key, indices, law, vectorize=vectorize)
-    return np.asarray(values, np.float64)[: stop - start]  # less the copies of the last
-
-
 def _rounds(
-    draw: Callable[[int, int], np.ndarray],
-    first: int,
-    stderr_below: float | None,
+    draw: Callable[[int, int], np.ndarray], first: int, stderr_below: float | None,
     max_probes: int | None,
-) -> tuple[np.ndarray, bool | None]:
+) -> tuple[np.ndarray, bool | None]:  # fmt: skip
     """One round of `first` probes, or rounds that double them until the error is small enough."""
     if stderr_below is None:
         return draw(0, first), None
@@ -252,12 +254,11 @@ def estimate_diagonal(
       probes: matrix-vector products, at least 2.
       distribution: "rademacher" (no error from the diagonal itself) or "gaussian".
     """
-    lookup(dict.fromkeys(("rademacher", "gaussian")), distribution, "distribution of probes")
+    vectors.check_law(distribution)
     if probes < 2:
         raise ValueError(f"a standard error needs at least 2 probes, got {probes}")
     own = vectors.named_key(key, "probe")
-    zeros = base.scale(0.0, operator.draw(own, 0, distribution))
-    state = (zeros, zeros)
+    state = (vectors.scale(0.0, operator.draw(own, 0, distribution)),) * 2
     for i in range(probes):
         v = operator.draw(own, i, distribution)
         state = _update(state, float(i + 1), v, operator.matvec(v))
@@ -269,18 +270,17 @@ def estimate_diagonal(
 def hessian_trace(
     loss: Any,
     params: Tree = None,
-    batches: base.Batches = None,
+    batches: splits.Batches = None,
     *,
     key: jax.Array,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
     weights: Any = None,
     **options: Any,
 ) -> Trace:
     """Tr(P H P) of a mean loss: `estimate_trace(Hessian(loss, params, ...), key=key, **options)`.
 
     `loss`, `params`, `batches`, `masks`, `weights` are those of `Hessian`, or `loss` is an
-    `Operator` and stands alone; `key` and the options (probes, method, distribution,
-    stderr_below, chunk, memory_bytes, ...) are those of `estimate_trace`.
+    `Operator` and stands alone; `key` and the options (probes, ...) are those of `estimate_trace`.
     """
     return estimate_trace(as_operator(loss, params, batches, masks, weights), key=key, **options)
 
@@ -289,10 +289,10 @@ def hessian_trace(
 def hessian_diagonal(
     loss: Any,
     params: Tree = None,
-    batches: base.Batches = None,
+    batches: splits.Batches = None,
     *,
     key: jax.Array,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
     weights: Any = None,
     **options: Any,
 ) -> Diagonal:

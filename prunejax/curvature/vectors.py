@@ -1,14 +1,16 @@
-"""Vectors that are pytrees: stacks of them, algebra, layout, random probes, directions.
+"""Vectors that are pytrees: the live subspace, algebra, stacks, layout, random probes.
 
-Nothing here ravels or concatenates a tree, so leaves keep their sharding; contractions run at the
-highest matmul precision on vectors that are in their accumulation dtype (see `base`).
+Sums run in float32, or in float64 where the parameters are float64. Nothing here ravels or
+concatenates a tree, so leaves keep their shape and sharding; contractions run at the highest matmul
+precision on vectors that are in their accumulation dtype.
 
-A *stack* is a tree whose leaves carry one more axis in front: `[m, ...]` holds m vectors. The
-directions of `perturb` are such a stack: random, of unit length, or filter-normalized.
+`masks` is None, one bool, or a tree of bools like the parameters whose leaves broadcast against
+them (True = live). Estimators then see the live subspace only (P g, P H P).
+
+A *stack* is a tree whose leaves carry one more axis in front: `[m, ...]` holds m vectors.
 """
 
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,14 +20,16 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from prunejax import trees
-from prunejax.curvature import base
-from prunejax.curvature.callables import lenient
 from prunejax.registry import lookup
-from prunejax.trees import leaves_with_paths
 
 Tree = Any
-DISTRIBUTIONS = ("rademacher", "gaussian", "uniform")
-HIGHEST = lax.Precision.HIGHEST
+Masks = Any  # None, a bool, or a tree of bools
+_DRAW: dict[str, Any] = {
+    "rademacher": jax.random.rademacher,
+    "gaussian": jax.random.normal,
+    "uniform": jax.random.uniform,
+}
+HIGHEST = lax.Precision.HIGHEST  # accelerators would round float32 operands
 
 
 def check_params(params: Tree) -> Tree:
@@ -49,7 +53,7 @@ def check_like(tree: Tree, params: Tree, name: str) -> None:
     theirs: Any = jax.tree.structure(params)
     if ours != theirs:
         raise ValueError(
-            f"{name} has structure {base.short(tree)}, params has {base.short(params)}; they must "
+            f"{name} has structure {short(tree)}, params has {short(params)}; they must "
             "agree (vectors and directions come before the batches)"
         )
     for (path, x), p in zip(trees.leaves_with_paths(tree), jax.tree.leaves(params), strict=True):
@@ -60,25 +64,134 @@ def check_like(tree: Tree, params: Tree, name: str) -> None:
             )
 
 
+def short(tree: Tree) -> str:
+    """A tree's structure, cut where it is long."""
+    text = str(jax.tree.structure(tree))
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def expand_masks(masks: Masks, params: Tree) -> Tree | None:
+    """Masks as a tree like `params`, or None where everything is live.
+
+    Raises:
+      ValueError: the tree does not fit, a mask is not bool, or does not broadcast; names the leaf.
+    """
+    if masks is None or masks is True:
+        return None
+    if jax.tree_util.all_leaves([masks]):
+        masks = jax.tree.map(lambda _: masks, params)
+    ours: Any = jax.tree.structure(masks)
+    theirs: Any = jax.tree.structure(params)
+    if ours != theirs:
+        raise ValueError(
+            "masks must be one bool or have the structure of the parameters, got "
+            f"{short(masks)} for {short(params)}"
+        )
+
+    def check(path: str, leaf: Any, mask: Any) -> jax.Array:
+        mask = jnp.asarray(mask)
+        if mask.dtype != jnp.bool_:
+            raise ValueError(f"mask {path!r} has dtype {mask.dtype}; masks are bool, True = live")
+        trees.fits(path, mask, np.shape(leaf), "a parameter")
+        return mask
+
+    return trees.map_with_path(check, params, masks)
+
+
+def checked(params: Tree, masks: Masks) -> tuple[Tree, Tree | None]:
+    """What `check_params` and `expand_masks` make of parameters and masks."""
+    params = check_params(params)
+    return params, expand_masks(masks, params)
+
+
+def project(masks: Tree | None, tree: Tree) -> Tree:
+    """P x: zero (even where x is NaN) on dead coordinates; `masks` as from `expand_masks`."""
+    if masks is None:
+        return tree
+    return jax.tree.map(lambda mask, x: jnp.where(mask, x, jnp.zeros((), x.dtype)), masks, tree)
+
+
+def live_dimension(masks: Tree | None, params: Tree) -> int:
+    """The number of live coordinates, exact."""
+    leaves = jax.tree.leaves(params)
+    found = [True] * len(leaves) if masks is None else jax.tree.leaves(masks)
+    return sum(  # an entry of a broadcast mask stands for so many coordinates
+        np.size(leaf) // max(np.size(mask), 1) * int(np.count_nonzero(np.asarray(mask)))
+        for leaf, mask in zip(leaves, found, strict=True)
+    )
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype sums run in: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def sum_dtype(tree: Tree) -> Any:
+    """The one dtype that sums over all leaves of a tree run in."""
+    return accumulator(jnp.result_type(*jax.tree.leaves(tree)))
+
+
+def upcast(tree: Tree) -> Tree:
+    """Leaves in their accumulation dtype."""
+    return jax.tree.map(lambda x: jnp.asarray(x).astype(accumulator(jnp.result_type(x))), tree)
+
+
+def cast_like(tree: Tree, like: Tree) -> Tree:
+    """Leaves in the dtypes of `like`."""
+    return jax.tree.map(lambda x, y: jnp.asarray(x).astype(jnp.result_type(y)), tree, like)
+
+
+def add(a: Tree, b: Tree, scale: Any = 1.0) -> Tree:
+    """The sum a + scale * b in the accumulation dtype of `a`."""
+
+    def one(x: Any, y: Any) -> jax.Array:
+        dtype = accumulator(jnp.result_type(x))  # the scale as well: in 16 bits it would be rounded
+        return jnp.asarray(x, dtype) + jnp.asarray(scale, dtype) * jnp.asarray(y, dtype)
+
+    return jax.tree.map(one, a, b)
+
+
+def scale(factor: Any, tree: Tree) -> Tree:
+    """The product factor * tree in the accumulation dtype."""
+    return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, upcast(tree))
+
+
+def dot(a: Tree, b: Tree) -> jax.Array:
+    """The scalar <a, b> over all leaves, accumulated in at least float32."""
+
+    def one(x: Any, y: Any) -> jax.Array:
+        dtype = accumulator(jnp.result_type(x))
+        return jnp.sum(jnp.asarray(x).astype(dtype) * jnp.asarray(y).astype(dtype))
+
+    return sum(jax.tree.leaves(jax.tree.map(one, a, b)), start=jnp.zeros(()))  # in leaf order
+
+
+def squared_norm(tree: Tree) -> jax.Array:
+    """The scalar ||tree||^2 over all leaves."""
+    return dot(tree, tree)
+
+
 def norm(a: Tree) -> jax.Array:
     """The Euclidean norm over all leaves, a scalar."""
-    return jnp.sqrt(base.squared_norm(a))
+    return jnp.sqrt(squared_norm(a))
+
+
+def unless_zero(number: Any) -> jax.Array:
+    """A divisor [...]: `number` [...] where it is positive, else 1."""
+    return jnp.where(number > 0, number, 1)
 
 
 def index(stack: Tree, i: Any) -> Tree:
-    """Vector i of a stack."""
+    """Vector i of a stack; for a slice or an array of places the stack of those vectors."""
     return jax.tree.map(lambda x: x[i], stack)
+
+
+take = jax.jit(index)
 
 
 def stacked(found: list[Tree]) -> Tree:
     """The stack of a list of vectors, at least one."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-
-
-@jax.jit
-def take(stack: Tree, order: Any) -> Tree:
-    """The stack of the vectors at the positions `order`."""
-    return jax.tree.map(lambda x: x[order], stack)
 
 
 def _contract(x: jax.Array, y: jax.Array, dims: Any) -> jax.Array:
@@ -155,6 +268,13 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+def check_law(distribution: str) -> str:
+    """A distribution of random probes; ValueError unless its entries are of mean 0, variance 1."""
+    return lookup(
+        {x: x for x in ("rademacher", "gaussian")}, distribution, "distribution of probes"
+    )
+
+
 def sample(key: jax.Array, i: Any, like: Tree, distribution: str, dtype: Any) -> Tree:
     """Random vector i of the stream `key`: a pure function of (key, i), of `like`'s shapes.
 
@@ -162,18 +282,10 @@ def sample(key: jax.Array, i: Any, like: Tree, distribution: str, dtype: Any) ->
       key: typed or raw PRNG key.
       i: index of the vector, may be traced.
       like: tree whose structure and shapes the vector has.
-      distribution: one of `DISTRIBUTIONS`: signs, standard normal, uniform on [0, 1).
+      distribution: "rademacher" (signs), "gaussian" (standard normal), "uniform" (on [0, 1)).
       dtype: of the result.
     """
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(
-            f"unknown distribution {distribution!r}; there are: {', '.join(DISTRIBUTIONS)}"
-        )
-    draw = {
-        "rademacher": jax.random.rademacher,
-        "gaussian": jax.random.normal,
-        "uniform": jax.random.uniform,
-    }[distribution]
+    draw = lookup(_DRAW, distribution, "distribution")
     own = jax.random.fold_in(key, i)  # probe i is the same in any chunk
     leaves, structure = jax.tree.flatten(like)
     drawn = [
@@ -182,115 +294,3 @@ def sample(key: jax.Array, i: Any, like: Tree, distribution: str, dtype: Any) ->
         for j, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(structure, drawn)
-
-
-NORMALIZATIONS = ("unit", "filter", "none")
-
-
-@dataclass(frozen=True)
-class Directions:
-    """Directions and how they were made.
-
-    Attributes:
-      vectors: tree like the parameters with a leading axis of directions.
-      normalization: "unit" (length 1 over all live coordinates), "filter", or "none".
-      excluded: paths of the leaves that do not move: those with fewer than two axes (biases,
-        normalization scales) under filter normalization, none otherwise.
-    """
-
-    vectors: Tree
-    normalization: str
-    excluded: tuple[str, ...] = ()
-
-
-def stack_of(directions: "Directions | Tree", params: Tree, live: Tree | None) -> tuple[Tree, int]:
-    """The directions as a stack on the live subspace, in accumulation dtype, and their number.
-
-    Raises:
-      ValueError: not a tree like params with one leading axis more, of the same length everywhere.
-    """
-    stack = directions.vectors if isinstance(directions, Directions) else directions
-    counts = {jnp.shape(x)[:1] for x in jax.tree.leaves(stack)}
-    if len(counts) != 1 or counts & {(), (0,)}:
-        raise ValueError(
-            "directions need a leading axis of the same length at every leaf, got leading axes "
-            f"{sorted(counts)}; a single direction is given as x[None]"
-        )
-    check_like(jax.tree.map(lambda x: x[0], stack), params, "a direction")
-    wide = base.upcast(stack)
-    # dead coordinates of a direction do not move
-    return jax.vmap(lambda v: base.project(live, v))(wide), counts.pop()[0]
-
-
-@jax.jit
-def unit(stack: Tree) -> Tree:
-    """Each vector of a stack at length 1; zero vectors stay zero."""
-
-    def one(v: Tree) -> Tree:
-        norm = jnp.sqrt(base.squared_norm(v))
-        # the inner one: no 1 / 0
-        return base.scale(jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0), v)
-
-    return jax.vmap(one)(stack)
-
-
-@lenient
-def filter_normalize(direction: Tree, params: Tree, masks: base.Masks = None) -> Tree:
-    """Every filter of the direction at the length of the same filter of the parameters.
-
-    A filter is a slice along the last axis (HWIO kernels, [in, out] matrices); lengths are taken
-    over live coordinates. Leaves with fewer than two axes get a zero direction, as in the
-    authors' experiments, and so do filters that are zero.
-
-    Li et al., NeurIPS 2018, arXiv 1712.09913, section 4.
-    """
-    live = base.expand_masks(masks, params)
-    check_like(direction, params, "the direction")
-
-    def one(d: jax.Array, w: jax.Array) -> jax.Array:
-        if d.ndim < 2:
-            return jnp.zeros_like(d)
-        axes = tuple(range(d.ndim - 1))
-        length, wanted = (jnp.sqrt(jnp.sum(x * x, axes, keepdims=True)) for x in (d, w))
-        return d * jnp.where(length > 0, wanted / jnp.where(length > 0, length, 1), 0)
-
-    return jax.tree.map(
-        one, base.project(live, base.upcast(direction)), base.project(live, base.upcast(params))
-    )
-
-
-@lenient
-def random_directions(
-    params: Tree,
-    count: int,
-    *,
-    key: jax.Array,
-    normalization: str = "unit",
-    masks: base.Masks = None,
-) -> Directions:
-    """Gaussian directions on the live subspace.
-
-    Args:
-      params: pytree of floating-point arrays.
-      count: how many, at least 1.
-      key: JAX PRNG key; direction i depends on (key, i) alone.
-      normalization: one of `NORMALIZATIONS`.
-      masks: True = live.
-
-    Raises:
-      ValueError: count below 1, or an unknown normalization.
-    """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    lookup({name: name for name in NORMALIZATIONS}, normalization, "normalization")
-    params = check_params(params)
-    live = base.expand_masks(masks, params)
-    dtype = base.accumulator(jnp.result_type(*jax.tree.leaves(params)))
-    key = named_key(key, "direction")
-    drawn = [base.project(live, sample(key, i, params, "gaussian", dtype)) for i in range(count)]
-    excluded: tuple[str, ...] = ()
-    if normalization == "filter":
-        drawn = [filter_normalize(v, params, live) for v in drawn]
-        excluded = tuple(path for path, leaf in leaves_with_paths(params) if jnp.ndim(leaf) < 2)
-    stack = stacked(drawn)
-    return Directions(unit(stack) if normalization == "unit" else stack, normalization, excluded)

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import trees
-from prunejax.curvature import base, splits, vectors
-from prunejax.curvature.callables import on_host
+from prunejax.curvature import splits, vectors
+from prunejax.curvature.callables import as_argument, call, on_host
 from prunejax.measures import statistics
 from prunejax.measures.differences import cosine as cosine
 from prunejax.measures.differences import disagreement as disagreement
@@ -95,8 +95,8 @@ class Barriers:
 
 def _between(a: Tree, b: Tree, t: jax.Array) -> Tree:
     """(1 - t) a + t b, exactly a and b at the ends."""
-    mixed = base.add(base.scale(1 - t, a), b, t)
-    return base.cast_like(mixed, a)  # cast back once, at the end
+    mixed = vectors.add(vectors.scale(1 - t, a), b, t)
+    return vectors.cast_like(mixed, a)  # cast back once, at the end
 
 
 def _pooled(of_batch: Callable[[Tree], Tree], groups: list[Tree], like: Tree) -> Tree:
@@ -116,15 +116,15 @@ def _pooled(of_batch: Callable[[Tree], Tree], groups: list[Tree], like: Tree) ->
         length, size = jax.tree.leaves(group)[0].shape[:2]
         parts = jax.lax.map(moments, group)
         # a batch counts by its examples
-        total = jax.tree.map(lambda x, size=size: size * x.sum(0), base.upcast(parts))
-        totals = total if totals is None else base.add(totals, total)
+        total = jax.tree.map(lambda x, size=size: size * x.sum(0), vectors.upcast(parts))
+        totals = total if totals is None else vectors.add(totals, total)
         count += length * size
     means = {path: x / count for path, x in totals.items()}
     for path in means:
         if path.endswith("/var") and f"{path[:-3]}mean" in means:
             # Below 0 by rounding alone.
             means[path] = jnp.maximum(means[path] - jnp.square(means[f"{path[:-3]}mean"]), 0)
-    return base.cast_like(trees.replace(like, means), like)
+    return vectors.cast_like(trees.replace(like, means), like)
 
 
 @partial(jax.jit, static_argnames="policy")
@@ -136,7 +136,7 @@ def _along(
     def at(t: jax.Array) -> dict[str, jax.Array]:
         if not policy:
             params = _between(a, b, t)
-            return splits.over_split(lambda batch: base.call(evaluate, params, batch), groups)
+            return splits.over_split(lambda batch: call(evaluate, params, batch), groups)
         params, stats = _between(a.params, b.params, t), a.stats
         if policy != "first":
             stats = _between(a.stats, b.stats, t)
@@ -163,12 +163,12 @@ def path(
     evaluate: Callable[..., Any],
     a: Tree | State,
     b: Tree | State,
-    batches: base.Batches = None,
+    batches: splits.Batches = None,
     *,
     points: int = POINTS,
     policy: str = "recompute",
     statistics: Callable[[Tree, Tree, Tree], Tree] | None = None,
-    statistics_batches: base.Batches = None,
+    statistics_batches: splits.Batches = None,
     batch_size: int | None = None,
 ) -> Path:
     """Loss, accuracy, ... at equally spaced points between two networks, ends included.
@@ -177,7 +177,7 @@ def path(
       evaluate: `(params, batch) -> scalar or dict of scalars`, means over the batch; with States
         `(params, stats, batch)`, BatchNorm in evaluation mode.
       a, b: two networks: parameter trees, or States.
-      batches: the set: one batch, a list, or a function (see `curvature.base`).
+      batches: the set: one batch, a list, or a function (see `curvature.splits`).
       points: at least 2; 3 is the midpoint variant.
       policy: of BatchNorm's statistics, one of `POLICIES`; without a State there are none.
       statistics: for "recompute": `(params, stats, batch)` -> the statistics of this batch alone,
@@ -202,13 +202,19 @@ def path(
                 "policy 'recompute' needs statistics and statistics_batches (training examples); "
                 "or name policy='interpolate' or 'first'"
             )
-        of_batch = base.as_argument(statistics)
+        of_batch = as_argument(statistics)
         pool = splits.stacked_groups(statistics_batches, None)
     groups = splits.stacked_groups(batches, batch_size)
     grid = np.linspace(0, 1, points)
-    dtype = jnp.result_type(*jax.tree.leaves(base.upcast(a)))
+    dtype = jnp.result_type(*jax.tree.leaves(vectors.upcast(a)))
     out = _along(
-        base.as_argument(evaluate), of_batch, (a, b), jnp.asarray(grid, dtype), groups, pool, used
+        as_argument(evaluate),
+        of_batch,
+        (a, b),
+        jnp.asarray(grid, dtype),
+        groups,
+        pool,
+        used,
     )
     values = {name: np.asarray(value, np.float64) for name, value in out.items()}
     if "accuracy" in values and "error" not in values:
@@ -221,7 +227,7 @@ def path(
 def barrier_matrix(
     evaluate: Callable[..., Any],
     networks: Sequence[Tree | State],
-    batches: base.Batches = None,
+    batches: splits.Batches = None,
     *,
     name: str = "error",
     **options: Any,

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, vectors
+from prunejax import losses
+from prunejax.curvature import splits, vectors
+from prunejax.curvature.eigenpairs import Eigenpairs, eigenpairs
 from prunejax.curvature.gradients import (
     GradientMoment,
+    forms_by_example,
     gradient_second_moment,
 )
-from prunejax.curvature.lanczos import Eigenpairs, eigenpairs
-from prunejax.curvature.products import Hessian
-from prunejax.curvature.tic import forms_by_example
+from prunejax.curvature.operators import Hessian
 from prunejax.curvature.trace import estimate_trace
-from prunejax.measures import predictors
 from prunejax.measures.network import Network as Network
 from prunejax.measures.prunability import Curve, prune_curve
 
@@ -99,17 +99,17 @@ class Context:
     def predict(self) -> Callable[[Tree, Tree], jax.Array] | None:
         """`(params, batch) -> [examples]`: the class that each example is given."""
         outputs = self.outputs
-        return outputs and (lambda params, batch: predictors.predicted(outputs(params, batch)))
+        return outputs and (lambda params, batch: losses.predicted(outputs(params, batch)))
 
     @once
     def live_dim(self) -> int:
         """Coordinates that are live."""
-        return base.live_dimension(base.expand_masks(self.masks, self.params), self.params)
+        return vectors.live_dimension(vectors.expand_masks(self.masks, self.params), self.params)
 
     @once
     def examples(self) -> int:
         """Examples that curvature is taken over."""
-        return sum(map(base.batch_size, self.batches))
+        return sum(map(splits.batch_size, self.batches))
 
     @once
     def hessian(self) -> Hessian:
@@ -147,11 +147,4 @@ class Context:
             self.hessian, count, key=self.key, which="magnitude", tolerance=TOLERANCE
         )
         # as released: the leading ten are the most positive
-        order = np.argsort(-found.values, kind="stable")
-        return dataclasses.replace(
-            found,
-            values=found.values[order],
-            vectors=vectors.take(found.vectors, order),
-            residuals=found.residuals[order],
-            converged=found.converged[order],
-        )
+        return found.at(np.argsort(-found.values, kind="stable"))

@@ -42,15 +42,15 @@ def notes(rows: Sequence[Row], kinds: Mapping[str, str]) -> list[str]:
     hit: dict[tuple[str, str], float] = {}  # (run, layer) -> targets so far, each unit once
     for row in rows:
         key = (row["run"], row["layer"])
-        targeted = _count(row["targeted"])
-        units.setdefault(key, _count(row["live"]) + targeted)
+        targeted = number(row["targeted"])
+        units.setdefault(key, number(row["live"]) + targeted)
         hit[key] = hit.get(key, 0) + targeted
         silent = kinds.get(row["variant"]) == "gaussian" and hit[key] >= units[key] > 0
         if silent or _is_empty(row, kinds):
             first.setdefault((row["variant"], row["layer"]), {}).setdefault(row["run"], row)
     alike: dict[tuple[str, str, str], list[str]] = {}
     for (arm, layer), runs in first.items():
-        row = min(runs.values(), key=lambda row: _count(row["epoch"]))
+        row = min(runs.values(), key=lambda row: number(row["epoch"]))
         count = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of {arm}"
         alike.setdefault((layer, _when(row), kinds[arm]), []).append(count)
     return [_sentence(*about, counts) for about, counts in alike.items()]
@@ -65,13 +65,9 @@ def _sentence(layer: str, when: str, kind: str, counts: Sequence[str]) -> str:
 
 
 def _is_empty(row: Row, kinds: Mapping[str, str]) -> bool:
-    return kinds.get(row["variant"]) in DONE and _count(row["live"]) == 0
+    return kinds.get(row["variant"]) in DONE and number(row["live"]) == 0
 
 
 def _when(row: Row) -> str:
-    epoch = int(_count(row["epoch"]))
+    epoch = int(number(row["epoch"]))
     return "before training" if epoch < 0 else f"after epoch {epoch}"
-
-
-def _count(entry: Any) -> float:
-    return number(entry) if isinstance(entry, str) else float(entry)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prunejax import trees
-from prunejax.curvature import base
+from prunejax.curvature import vectors
 from prunejax.measures.folding import Layer
 
 Tree = Any
@@ -26,7 +26,7 @@ Tree = Any
 
 def _live(params: Tree, masks: Any) -> Iterator[np.ndarray]:
     """The live entries of each leaf, the others 0, in double precision."""
-    spread = base.expand_masks(masks, params)
+    spread = vectors.expand_masks(masks, params)
     marks = [True] * len(jax.tree.leaves(params)) if spread is None else jax.tree.leaves(spread)
     for leaf, mark in zip(jax.tree.leaves(params), marks, strict=True):
         yield np.where(np.asarray(mark), np.asarray(leaf, np.float64), 0.0)
@@ -34,7 +34,7 @@ def _live(params: Tree, masks: Any) -> Iterator[np.ndarray]:
 
 def parameter_count(params: Tree, *, masks: Any = None) -> int:
     """Parameters, or live ones: exact."""
-    return base.live_dimension(base.expand_masks(masks, params), params)
+    return vectors.live_dimension(vectors.expand_masks(masks, params), params)
 
 
 def l2_norm(params: Tree, *, masks: Any = None) -> float:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, splits, vectors
-from prunejax.curvature.callables import on_host
-from prunejax.curvature.scaled import check_positive
+from prunejax.curvature import splits, vectors
+from prunejax.curvature.callables import as_argument, call, check_positive, on_host
+from prunejax.curvature.trace import mean_and_stderr
 
 Tree = Any
 DROP, UPPER, STEPS = 0.1, 2.0, 15
@@ -52,17 +52,17 @@ def _accuracies(
     floor: jax.Array, aware: jax.Array, groups: Any,
 ) -> jax.Array:  # fmt: skip
     """[draws] accuracies at w + deviation * u_i; the same u_i for every sigma."""
-    wide = base.upcast(params)
+    wide = vectors.upcast(params)
 
     def deviation(w: jax.Array) -> jax.Array:
         return jnp.where(aware, jnp.sqrt((sigma * w) ** 2 + floor**2), sigma)
 
     def at(i: jax.Array) -> jax.Array:
         dtype = jnp.result_type(*jax.tree.leaves(wide))
-        noise = base.project(live, vectors.sample(key, i, wide, "gaussian", dtype))
+        noise = vectors.project(live, vectors.sample(key, i, wide, "gaussian", dtype))
         moved = jax.tree.map(lambda w, u: w + (deviation(w) * u).astype(w.dtype), wide, noise)
-        point = base.cast_like(moved, params)
-        found = splits.over_split(lambda batch: base.call(evaluate, point, batch), groups)
+        point = vectors.cast_like(moved, params)
+        found = splits.over_split(lambda batch: call(evaluate, point, batch), groups)
         if "accuracy" not in found:
             raise ValueError(f"evaluate must return an 'accuracy', not only {', '.join(found)}")
         return found["accuracy"]
@@ -74,7 +74,7 @@ def _accuracies(
 def pac_bayes_flatness(
     evaluate: Callable[..., Any],
     params: Tree,
-    batches: base.Batches = None,
+    batches: splits.Batches = None,
     *,
     key: jax.Array,
     magnitude_epsilon: float | None = None,
@@ -82,7 +82,7 @@ def pac_bayes_flatness(
     draws: int = 10,
     upper: float = UPPER,
     steps: int = STEPS,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
     batch_size: int | None = None,
 ) -> Flatness:
     """1/sigma^2 of the largest sigma in [0, `upper`] whose mean drop of accuracy is <= `drop`.
@@ -93,7 +93,7 @@ def pac_bayes_flatness(
     Args:
       evaluate: `(params, batch) -> {"accuracy": fraction, ...}`, means over the batch.
       params: BatchNorm folded (`folding.fold`).
-      batches: the training set; see `curvature.base`.
+      batches: the training set; see `curvature.splits`.
       key: draw i depends on (key, i) alone.
       magnitude_epsilon: None for noise of one size; else epsilon of the magnitude-aware form
         (1e-3 in the literature).
@@ -109,11 +109,11 @@ def pac_bayes_flatness(
     """
     check_positive(drop=drop, draws=draws, upper=upper, steps=steps)
     params = vectors.check_params(params)
-    live = base.expand_masks(masks, params)
+    live = vectors.expand_masks(masks, params)
     groups = splits.stacked_groups(batches, batch_size)
     own, index = vectors.named_key(key, "pac_bayes"), jnp.arange(draws)
     aware, floor = jnp.array(magnitude_epsilon is not None), float(magnitude_epsilon or 0.0)
-    loss = base.as_argument(evaluate)
+    loss = as_argument(evaluate)
 
     def accuracies(sigma: float, floor: float) -> np.ndarray:
         size = (jnp.asarray(sigma, jnp.float32), jnp.asarray(floor, jnp.float32), aware)
@@ -139,9 +139,9 @@ def pac_bayes_flatness(
             else:
                 high = middle
     # a draw of the noise is the replication, the network is given
-    stderr = float(np.std(borne, ddof=1) / np.sqrt(draws)) if draws > 1 else nan
+    mean, stderr = mean_and_stderr(borne)
     return Flatness(
-        value=1 / low**2 if low else inf, sigma=low, drop=float(borne.mean()), stderr=stderr,
+        value=1 / low**2 if low else inf, sigma=low, drop=mean, stderr=stderr,
         accuracy=accuracy, saturated=saturated, draws=draws,
-        examples=splits.examples(groups), live_dim=base.live_dimension(live, params),
+        examples=splits.examples(groups), live_dim=vectors.live_dimension(live, params),
     )  # fmt: skip

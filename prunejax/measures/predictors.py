@@ -11,7 +11,6 @@ import numpy as np
 
 from prunejax import masks as masks_lib
 from prunejax import trees
-from prunejax.losses import predicted as predicted
 from prunejax.measures import differences, rivals
 from prunejax.measures.prunability import prune_curve
 

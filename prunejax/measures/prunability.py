@@ -15,14 +15,15 @@ Kuhn et al., arXiv 2103.06002, define the fraction; beta, grid and scope are thi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import ceil, inf, nan
+from math import ceil, inf
 from typing import Any
 
 import jax
 import numpy as np
 
-from prunejax.curvature import base, splits
+from prunejax.curvature import splits
 from prunejax.curvature.callables import on_host
+from prunejax.curvature.trace import mean_and_stderr
 from prunejax.measures.pruned_evaluation import Pruner
 
 Tree = Any
@@ -130,7 +131,7 @@ class Curve:
         first = int(np.argmax(met))  # there is one: the network itself meets it
         every = int(met.size - np.argmin(np.append(met[::-1], False)))  # from there on all meet it
         own = [self.fractions[np.argmax(_met(d, bound, tolerance))] for d in self.draws[name]]
-        stderr = float(np.std(own, ddof=1) / np.sqrt(len(own))) if len(own) > 1 else nan
+        _, stderr = mean_and_stderr(np.asarray(own))
         kept = {path: int(counts[first]) for path, counts in self.layers.items()}
         return Prunability(
             value=float(self.fractions[first]), monotone=float(self.fractions[every]),
@@ -183,7 +184,7 @@ def _curve(pruner: Pruner, grid: Sequence[float]) -> Curve:
 def prune_curve(
     evaluate: Callable[..., Any],
     params: Tree,
-    batches: base.Batches = None,
+    batches: splits.Batches = None,
     *,
     method: Any = "magnitude",
     scope: str = "global",
@@ -200,7 +201,7 @@ def prune_curve(
       evaluate: `(params, batch) -> loss` or `{"loss": mean, "accuracy": fraction}`, means over the
         batch, with frozen BatchNorm statistics; `(params)` without batches.
       params: any tree of parameters.
-      batches: the training set: one batch, a list, or a function (see `curvature.base`).
+      batches: the training set: one batch, a list, or a function (see `curvature.splits`).
       method: "magnitude", "random" (means over `draws` masks), or a tree of scores like params:
         larger is kept, its shape says what a unit is, scalar leaves are never pruned.
       scope: "global" (one ranking) or "layer" (the same fraction of each leaf).
@@ -228,7 +229,7 @@ def prune_curve(
 def prunability(
     evaluate: Callable[..., Any],
     params: Tree,
-    batches: base.Batches = None,
+    batches: splits.Batches = None,
     *,
     beta: float = 0.1,
     tolerance: str = "relative",

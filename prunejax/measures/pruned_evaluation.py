@@ -13,7 +13,8 @@ import numpy as np
 from prunejax import masks as mask_algebra
 from prunejax import scores as score_functions
 from prunejax import trees
-from prunejax.curvature import base, splits, vectors
+from prunejax.curvature import splits, vectors
+from prunejax.curvature.callables import as_argument, call
 
 Tree = Any
 METHODS = ("magnitude", "random")
@@ -29,7 +30,7 @@ def evaluated(
         # A count above the live units is clamped: what is dead stays dead.
         chosen = mask_algebra.prune(scores, keep, masks=live, scope=scope)
         kept = mask_algebra.apply(chosen, params)
-        found = splits.over_split(lambda batch: base.call(evaluate, kept, batch), groups)
+        found = splits.over_split(lambda batch: call(evaluate, kept, batch), groups)
         pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(chosen), strict=True)
         return found, jnp.stack([jnp.count_nonzero(m) for s, m in pairs if jnp.ndim(s)])
 
@@ -47,7 +48,7 @@ class Pruner:
             raise ValueError(f"scope {scope!r} is not one of: {', '.join(mask_algebra.SCOPES)}")
         self.params, self.scope, self.live = jax.tree.map(jnp.asarray, params), scope, masks
         self.evaluate, self.groups = (
-            base.as_argument(evaluate),
+            as_argument(evaluate),
             splits.stacked_groups(batches, batch_size),
         )
         self.method = method if isinstance(method, str) else "scores"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import losses, trees
-from prunejax.curvature import base
+from prunejax.curvature import splits
 from prunejax.measures import folding, norms
 from prunejax.measures.folding import Layer
 from prunejax.measures.pac_bayes import pac_bayes_flatness
@@ -143,7 +143,7 @@ def of_linen(
     module: Any,
     variables: Tree,
     initial: Tree,
-    batches: base.Batches,
+    batches: splits.Batches,
     *,
     key: jax.Array,
     draws: int = 10,
@@ -162,7 +162,7 @@ def of_linen(
       key: of the noise, which goes to weights that are not 0.
       draws, steps: of `pac_bayes.pac_bayes_flatness`.
     """
-    found = base.batch_list(batches)
+    found = splits.batch_list(batches)
     shape = found[0][0].shape[1:]
     layers = folding.layers(module, variables, shape)
     # each by its own statistics

@@ -13,13 +13,9 @@ import numpy as np
 
 from prunejax import registry
 from prunejax.curvature.density import estimate_density
-from prunejax.curvature.gradients import (
-    NoiseScale,
-    gradient_noise_scale,
-)
 from prunejax.curvature.perturb import eigenvector_perturbation, epsilon_flatness
+from prunejax.curvature.ratios import NoiseScale, Tic, from_forms, gradient_noise_scale, tic
 from prunejax.curvature.sharpness import average_sharpness, keskar_sharpness, sharpness
-from prunejax.curvature.tic import Tic, from_forms, tic
 from prunejax.curvature.trace import mean_and_stderr
 from prunejax.measures import normality, predictors, rivals, robustness
 from prunejax.measures.context import Context as Context

@@ -1,4 +1,4 @@
-"""The TIC proxy Tr(C)/Tr(H) with an interval that knows about probes and examples.
+"""Ratios of traces with their errors: the gradient noise scale, and the TIC proxy Tr(C)/Tr(H).
 
 Takeuchi's criterion estimates the generalization gap by Tr(H^-1 C)/N; Thomas et al. (AISTATS 2020,
 arXiv 1906.07774) use Tr(C)/Tr(H) as a stand-in, and so do Bartoldson et al. (NeurIPS 2020), with C
@@ -19,7 +19,6 @@ freedom. Eigenvalues have no probes; with their eigenvectors the examples count 
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,23 +26,109 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from prunejax.curvature import base, kernels, vectors
+from prunejax.curvature import vectors
 from prunejax.curvature.callables import on_host
+from prunejax.curvature.eigenpairs import Eigenpairs
 from prunejax.curvature.gradients import (
     GradientMoment,
     PerExampleLoss,
-    fieller,
+    forms_by_example,
     gradient_second_moment,
 )
-from prunejax.curvature.lanczos import Eigenpairs
-from prunejax.curvature.splits import chunks
-from prunejax.registry import lookup
+from prunejax.curvature.splits import Batches, batch_list
+from prunejax.curvature.trace import fieller, mean_and_stderr
 
 Tree = Any
-FORMS_CHUNK = 128  # examples at once; probes are drawn again for each chunk
-# Of small networks more: what a call costs besides, and the draws, are paid less often.
-FORMS_MOST = 512
-FORMS_BYTES = 2**25  # that the loss may compute on the way for them
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """The gradient noise scale Tr(C) / ||ḡ||^2, in examples.
+
+    Attributes:
+      value: the ratio; inf where the (bias-corrected) squared gradient is not positive.
+      stderr: delta method over examples, numerator and denominator together; too small for an
+        interval unless N is well above the value.
+      interval: Fieller's 95 % interval over examples, its upper end inf where the mean gradient is
+        not significantly different from zero; NaN for the biased ratio.
+      moment: the numerator, and which C it is of.
+      gradient_squared_norm: the denominator used.
+      unbiased: True if the denominator is ||ḡ||^2 - Tr(C)/N, see `gradient_noise_scale`.
+    """
+
+    value: float
+    stderr: float
+    interval: tuple[float, float]
+    moment: GradientMoment
+    gradient_squared_norm: float
+    unbiased: bool
+
+
+def reciprocal(interval: tuple[float, float]) -> tuple[float, float]:
+    """The interval of 1/x >= 0 from that of x; parts at or below zero stand for infinity."""
+    if np.isnan(interval).any():
+        return interval
+    low, high = (1 / x if x > 0 else float("inf") for x in interval[::-1])
+    return low, high
+
+
+@on_host()
+def gradient_noise_scale(
+    per_example_loss: PerExampleLoss,
+    params: Tree,
+    batches: Batches,
+    *,
+    centered: bool = True,
+    unbiased: bool = True,
+    chunk: int | None = None,
+    masks: vectors.Masks = None,
+) -> NoiseScale:
+    """Tr(C) / ||g||^2: the batch size at which noise and mean of the gradient are equal.
+
+    The "simple" noise scale of McCandlish et al. 2018, arXiv 1812.06162, for the centered C. With
+    the uncentered C the ratio is larger by exactly 1. ||ḡ||^2 of N examples is on average Tr(C)/N
+    larger than the squared norm of the population's gradient, so that the plain ratio of the two
+    stays below N however noisy the gradient is; unbiased=True takes that part off.
+
+    Args:
+      per_example_loss, params, batches, chunk, masks: as in `gradient_second_moment`.
+      centered: which C; see above.
+      unbiased: the centered C over N - 1, and ||ḡ||^2 less its expected noise Tr(C)/N. False: the
+        ratio of the given examples' own moments.
+
+    Raises:
+      ValueError: as in `gradient_second_moment`, or unbiased from a single example.
+    """
+    ddof = int(unbiased and centered)
+    moment = gradient_second_moment(
+        per_example_loss, params, batches, centered=True, ddof=ddof, chunk=chunk, masks=masks
+    ).of(centered, ddof)
+    n, alignments, square = moment.examples, moment.alignments, moment.mean_gradient_squared_norm
+    assert alignments is not None
+    assert square is not None
+    if unbiased and n < 2:
+        raise ValueError(f"unbiased=True needs at least 2 examples, got {n}; give unbiased=False")
+    # First-order change of numerator and denominator with the weight of each example.
+    numerator = moment.contributions * n / (n - ddof) - moment.value
+    slope = 2 * (alignments - square)
+    denominator = square
+    if unbiased:
+        deviations = moment.squared_norms - 2 * alignments + square
+        # Less Tr(C)/N with the unbiased C, whichever C is asked for.
+        denominator = square - deviations.sum() / (n * (n - 1))
+        slope = slope - (deviations - deviations.mean()) / (n - 1)
+    interval = (float("nan"), float("nan"))
+    if unbiased and n > 2:
+        cov = np.cov(slope, numerator) / n
+        quantile = float(special.stdtrit(n - 1, 0.975))  # two-sided 95 %
+        # Of the inverse: its denominator Tr(C) is the one that is far from 0.
+        interval = reciprocal(fieller(denominator, moment.value, cov, quantile))
+    if not denominator > 0:
+        value = float("nan") if np.isnan(denominator) else float("inf")
+        return NoiseScale(value, float("nan"), interval, moment, float(denominator), unbiased)
+    ratio = moment.value / denominator
+    stderr = mean_and_stderr((numerator - ratio * slope) / denominator)[1]
+    return NoiseScale(float(ratio), stderr, interval, moment, float(denominator), unbiased)
 
 
 @dataclass(frozen=True)
@@ -87,71 +172,11 @@ class Tic:
     live_dim: int
 
 
-@partial(jax.jit, static_argnames="distribution")
-def _forms_by_example(
-    loss: Any, params: Tree, masks: Any, source: Any, batch: Tree, distribution: str | None
-) -> jax.Array:
-    """[n, m]: v_k' H_i v_k; `source` is (key, indices) of random vectors, or a stack of vectors."""
-    count = (jax.tree.leaves(source)[0] if distribution is None else source[1]).shape[0]
-
-    def vector(item: Any) -> Tree:
-        if distribution is not None:
-            dtype = base.accumulator(jnp.result_type(*jax.tree.leaves(params)))
-            item = vectors.sample(source[0], item, params, distribution, dtype)
-        return base.cast_like(base.project(masks, item), params)
-
-    def single(params: Tree, example: Tree) -> jax.Array:
-        return loss(params, jax.tree.map(lambda x: x[None], example))[0]
-
-    def of_example(example: Tree) -> jax.Array:
-        form = kernels.hessian_forms((single,), params, example, count)
-        items = source if distribution is None else source[1]
-        return jax.lax.map(lambda item: base.upcast(form(vector(item))), items)
-
-    return jax.vmap(of_example)(jax.tree.map(jnp.asarray, batch))
-
-
-def forms_by_example(
-    per_example_loss: PerExampleLoss,
-    params: Tree,
-    batches: base.Batches,
-    source: Any,
-    *,
-    distribution: str | None,
-    chunk: int | None = None,
-    masks: base.Masks = None,
-) -> np.ndarray:
-    """[N, m] quadratic forms v_k' H_i v_k of every example's own Hessian, in float64.
-
-    Args:
-      per_example_loss: `(params, batch) -> [examples]`.
-      params: pytree of floating-point arrays.
-      batches: one batch or a list of batches.
-      source: a stack of m vectors with distribution=None; else (key, indices [m]) of the random
-        vectors that `trace` draws.
-      distribution: "rademacher", "gaussian", or None.
-      chunk: examples at once, default 128, up to 512 of a small network.
-      masks: True = live.
-    """
-    params = vectors.check_params(params)
-    live, loss = base.expand_masks(masks, params), base.as_argument(per_example_loss)
-    if chunk is None:
-        first = base.batch_list(batches)[0]
-        each = kernels.intermediate_bytes((loss,), params, first) // base.batch_size(first)
-        chunk = int(np.clip(FORMS_BYTES // max(each, 1), FORMS_CHUNK, FORMS_MOST))
-    pieces = chunks(batches, chunk)
-    values = [
-        np.asarray(_forms_by_example(loss, params, live, source, piece, distribution))[:real]
-        for piece, real in pieces
-    ]
-    return np.concatenate(values).astype(np.float64)  # sums over examples and probes follow
-
-
 @on_host()
 def tic(
     per_example_loss: PerExampleLoss,
     params: Tree,
-    batches: base.Batches,
+    batches: Batches,
     *,
     key: jax.Array | None = None,
     probes: int = 64,
@@ -161,7 +186,7 @@ def tic(
     ddof: int = 0,
     chunk: int | None = None,
     confidence: float = 0.95,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
     moment: GradientMoment | None = None,
 ) -> Tic:
     """Tr(C)/Tr(H) on the live subspace of a mask, or on all parameters.
@@ -178,8 +203,7 @@ def tic(
         masks, or an array of eigenvalues: their sum takes the place of Tr(H).
       centered: which C.
       ddof: of the centered C.
-      chunk: examples at once; default 32 for gradients, 128 to 512 for quadratic
-        forms.
+      chunk: examples at once; default 32 for gradients, 128 to 512 for quadratic forms.
       confidence: of the interval.
       masks: True = live.
       moment: Tr(C) of the same examples and masks, where it is there already.
@@ -189,19 +213,18 @@ def tic(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    batches = base.batch_list(batches)  # passed over twice
+    batches = batch_list(batches)  # passed over twice
+    options: dict[str, Any] = {"chunk": chunk, "masks": masks}
     if moment is None:
         moment = gradient_second_moment(
-            per_example_loss, params, batches, centered=centered, ddof=ddof, chunk=chunk,
-            masks=masks,
-        )  # fmt: skip
-    options = {"chunk": chunk, "masks": masks}
+            per_example_loss, params, batches, centered=centered, ddof=ddof, **options
+        )
     if eigenpairs is None:
         if key is None or probes < 2:
             raise ValueError(
                 f"Tr(H) needs key= and at least 2 probes (got {probes}), or eigenpairs="
             )
-        lookup(dict.fromkeys(("rademacher", "gaussian")), distribution, "distribution of probes")
+        vectors.check_law(distribution)
         source = (vectors.named_key(key, "probe"), jnp.arange(probes))
         forms = forms_by_example(
             per_example_loss, params, batches, source, distribution=distribution, **options
@@ -232,14 +255,9 @@ def from_forms(moment: GradientMoment, forms: np.ndarray, confidence: float = 0.
 
 
 def _ratio(
-    moment: GradientMoment,
-    total: float,
-    method: str,
-    probe_values: np.ndarray,
-    by_example: np.ndarray | None,
-    left: np.ndarray | None,
-    confidence: float,
-) -> Tic:
+    moment: GradientMoment, total: float, method: str, probe_values: np.ndarray,
+    by_example: np.ndarray | None, left: np.ndarray | None, confidence: float,
+) -> Tic:  # fmt: skip
     """The ratio and its uncertainty; `left` is the interaction of examples and probes [N, K]."""
     n, k = moment.examples, len(probe_values)
     # no curvature: infinite, or nothing over nothing
@@ -271,13 +289,7 @@ def _ratio(
         confidence=confidence,
         stderr_probes=float(np.sqrt(parts[1]) / scale),
         stderr_examples=float(np.sqrt(parts[0]) / scale),
-        moment=moment,
-        trace=total,
-        trace_stderr=float(np.sqrt(cov[1, 1])),
-        method=method,
-        probes=k,
-        probe_values=probe_values,
-        trace_by_example=by_example,
-        examples=n,
+        moment=moment, trace=total, trace_stderr=float(np.sqrt(cov[1, 1])), method=method,
+        probes=k, probe_values=probe_values, trace_by_example=by_example, examples=n,
         live_dim=moment.live_dim,
-    )
+    )  # fmt: skip

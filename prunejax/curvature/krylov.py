@@ -1,19 +1,49 @@
-"""A growing orthonormal basis of parameter trees, kept as one stack (full reorthogonalization)."""
+"""Growing Krylov spaces on parameter trees: an orthonormal basis kept as one stack.
 
+The basis V is orthonormal to working precision (full reorthogonalization), so V'AV is taken from
+the Gram-Schmidt coefficients themselves and needs no three-term recurrence.
+
+Small dense algebra between products runs on one thread of NumPy's BLAS: OpenBLAS keeps its threads
+spinning for some milliseconds after each call, which on matrices of this size gain nothing; between
+the products of a search they took a third of all CPU time.
+"""
+
+import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 
-from prunejax.curvature import base, vectors
-from prunejax.curvature.operators import Operator, read
+from prunejax.curvature import vectors
+from prunejax.curvature.operators import Operator
 
 Tree = Any
 Begun = tuple[jax.Array, jax.Array, jax.Array]  # on the device, perhaps not computed yet
+P = ParamSpec("P")
 T = TypeVar("T")
+# The number of threads is one of the process: who sets it must not meet another who restores it.
+_LOCK = threading.Lock()
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+
+
+def one_thread(fn: Callable[P, T]) -> Callable[P, T]:
+    """`fn` with one thread of BLAS; not recursive, and one call at a time in a process."""
+
+    @functools.wraps(fn)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _LOCK, _blas().limit(limits=1):
+            return fn(*args, **kwargs)
+
+    return run
 
 
 def ahead(begun: Iterable[T]) -> Iterator[T]:
@@ -33,8 +63,8 @@ def _zeros(like: Tree, rows: int, dtype: Any, placed: Any) -> Tree:
 
 
 @jax.jit
-def _orthogonalize(stack: Tree, w: Tree) -> tuple[Tree, jax.Array, jax.Array, jax.Array]:
-    """Classical Gram-Schmidt twice: w minus its part in the span, coefficients, norms.
+def orthogonalize(stack: Tree, w: Tree) -> tuple[Tree, jax.Array, jax.Array, jax.Array]:
+    """Classical Gram-Schmidt twice: w minus its part in the span, coefficients [m], two norms.
 
     Unused rows are 0 and change nothing. Two passes are enough for orthogonality to working
     precision unless w lies in the span to working precision (Giraud et al. 2005).
@@ -58,14 +88,15 @@ def _extend(
       The stack, its size, the scale that counts this w, too; and what the host is told: the
       coefficients, the norm of what is left, whether it was added.
     """
-    outside, h, before, left = _orthogonalize(stack, w)
+    outside, h, before, left = orthogonalize(stack, w)
     capacity = jax.tree.leaves(stack)[0].shape[0]
     # A product that lies in the span leaves rounding error: normalized it would be noise.
     added = (left > tiny * jnp.maximum(scale, before)) & (size < capacity)
 
     def write(rows: jax.Array, x: jax.Array) -> jax.Array:
         # a full basis drops the row
-        return rows.at[size].set(jnp.where(added, x / left, 0), mode="drop")
+        new = jnp.where(added, x / left, 0).astype(rows.dtype)  # a norm may be float64 beside x
+        return rows.at[size].set(new, mode="drop")
 
     stack = vectors.place(jax.tree.map(write, stack, outside), placed, stacked=True)
     column = jnp.sqrt(jnp.sum(jnp.square(h)) + jnp.where(added, jnp.square(left), 0))
@@ -74,16 +105,9 @@ def _extend(
 
 @partial(jax.jit, donate_argnums=(0,), static_argnames=("pick", "product", "placed"))
 def _extend_by_product(
-    stack: Tree,
-    of: Any,
-    arguments: Any,
-    size: jax.Array,
-    scale: jax.Array,
-    tiny: float,
-    pick: Callable[[Tree, Any], Tree],
-    product: Callable[[Any, Tree], Tree],
-    placed: Any,
-) -> tuple[Tree, jax.Array, jax.Array, Begun]:
+    stack: Tree, of: Any, arguments: Any, size: jax.Array, scale: jax.Array, tiny: float,
+    pick: Callable[[Tree, Any], Tree], product: Callable[[Any, Tree], Tree], placed: Any,
+) -> tuple[Tree, jax.Array, jax.Array, Begun]:  # fmt: skip
     """`_extend` by the product with `pick(stack, of)`, in one program."""
     return _extend(stack, product(arguments, pick(stack, of)), size, scale, tiny, placed)
 
@@ -115,7 +139,7 @@ class Basis:
         self._rows, self._scale = jnp.int32(0), jnp.zeros((), operator.dtype)
 
     def __getitem__(self, i: int) -> Tree:
-        return read(self.stack, i)
+        return vectors.take(self.stack, i)
 
     def begin(self, w: Tree, drawn: bool = False) -> Begun:
         """Adds the part of w outside the span, unless that is rounding error: see `end`.
@@ -173,11 +197,11 @@ class Basis:
         self.size += 1
         return coefficients, length
 
-    def append_random(self, key: jax.Array, i: int) -> bool:
+    def append_random(self, key: jax.Array, i: int, law: str = "gaussian") -> bool:
         """Adds a random direction outside the span; False where there is none left."""
         if self.size >= min(self.capacity, self._operator.live_dim):
             return False
-        return self.end(self.begin(self._operator.draw(key, i, "gaussian"), drawn=True))[1] > 0
+        return self.end(self.begin(self._operator.draw(key, i, law), drawn=True))[1] > 0
 
     def rotated(self, coefficients: np.ndarray) -> Tree:
         """The stack of Σ_j c_ij v_j over the first m vectors, `coefficients` [n, m]."""
@@ -201,10 +225,75 @@ class Basis:
         return _combined(full.astype(self._operator.dtype), stack, placed)
 
 
-@jax.jit
-def residual(product: Tree, vector: Tree) -> tuple[jax.Array, jax.Array]:
-    """Scalars from Ax and x: Rayleigh quotient θ = x'Ax / x'x and |Ax - θx| / |x|."""
-    square = base.squared_norm(vector)
-    value = base.dot(vector, product) / square
-    rest = jax.tree.map(lambda a, x: a - value * x, product, vector)
-    return value, vectors.norm(rest) / jnp.sqrt(square)
+class Krylov:
+    """A Krylov space of an operator that can grow, be extended at random, and restart.
+
+    Attributes:
+      basis: the orthonormal vectors; the first `done` of them have been multiplied by A.
+      matrix: [capacity, capacity] with column j = V'A v_j for j < done.
+      products: how many products with A were made.
+      norm: the largest absolute Ritz value so far.
+    """
+
+    def __init__(self, operator: Operator, capacity: int, key: jax.Array) -> None:
+        self.operator = operator
+        self.basis = Basis(operator, capacity)
+        self.matrix = np.zeros((capacity, capacity))
+        self.done = self.products = self._drawn = 0
+        self.norm = 0.0
+        self._key = key
+
+    def fresh(self) -> bool:
+        """Adds a random direction; False where there is no room."""
+        self._drawn += 1
+        return self.basis.append_random(self._key, self._drawn)
+
+    def step(self) -> None:
+        """One product: A applied to the next vector, the basis extended by what it adds."""
+        if self.done == self.basis.size and not self.fresh():
+            raise AssertionError("no vector is left to multiply")
+        self._end(self.basis.begin_row(self.done))
+
+    def steps(self, count: int) -> None:
+        """`count` products from a basis of one vector; fewer where the space is invariant.
+
+        The device begins with each before the host knows of the one before.
+        """
+        for begun in ahead(self.basis.begin_row(j) for j in range(count)):
+            self._end(begun)
+            if self.done == self.basis.size:
+                return  # of a product with the row of zeros that follows nothing comes
+
+    def _end(self, begun: Begun) -> None:
+        h, left = self.basis.end(begun)
+        j = self.done
+        self.matrix[: len(h), j] = h
+        if left > 0:
+            self.matrix[len(h), j] = left  # along the vector that it has added
+        self.done, self.products = j + 1, self.products + 1
+
+    @one_thread
+    def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ritz values [m], coefficient rows [m, m] and estimated residuals [m], m = done."""
+        m = self.done
+        square = self.matrix[:m, :m]
+        values, columns = np.linalg.eigh((square + square.T) / 2)  # equal but for rounding
+        # A V_m = V_m T + (rows of V beyond m) B: what is left over is B times the coefficients.
+        beyond = self.matrix[m : self.basis.size, :m] @ columns
+        self.norm = max(self.norm, float(np.max(np.abs(values))))
+        return values, columns.T, np.linalg.norm(beyond, axis=0)
+
+    def restart(self, keep: np.ndarray) -> None:
+        """Keeps the Ritz vectors `keep` [n] (places in `ritz`) and the vectors not multiplied."""
+        values, rows, _ = self.ritz()
+        m, size, count = self.done, self.basis.size, len(keep)
+        turn = np.zeros((count + size - m, size))
+        turn[:count, :m] = rows[keep]
+        turn[count:, m:] = np.eye(size - m)  # those not multiplied yet stay as they are
+        beyond = self.matrix[m:size, :m] @ rows[keep].T
+        self.matrix[:] = 0.0
+        # A is diagonal on Ritz vectors
+        self.matrix[np.arange(count), np.arange(count)] = values[keep]
+        self.matrix[count : count + size - m, :count] = beyond
+        self.basis.replace(turn)
+        self.done = count

@@ -1,27 +1,25 @@
-"""Eigenpairs by Lanczos with full reorthogonalization, on parameter trees.
+"""Eigenpairs on parameter trees: Lanczos with restarts, and the paper's power iteration.
 
-The basis V is orthonormal to working precision, so V'AV is taken from the Gram-Schmidt
-coefficients themselves and needs no three-term recurrence. This makes two things simple:
+Thick restart (Wu and Simon 2000): a full basis is rotated to its leading Ritz vectors and grown
+again, so memory is bounded. Fresh directions: one start vector can not see the second copy of a
+multiple eigenvalue; when all wanted pairs have converged, a random direction is added and the
+search goes on for some steps, also where the space reached so far is invariant (breakdown).
 
-- *Thick restart* (Wu and Simon 2000): a full basis is rotated to its leading Ritz vectors and
-  grown again, so memory is bounded.
-- *Fresh directions*: one start vector can not see the second copy of a multiple eigenvalue. When
-  all wanted pairs have converged, a random direction is added and the search goes on for some
-  steps; also where the space reached so far is invariant (breakdown).
+Deflated power iteration is written again after the released code of Bartoldson et al. (2020), to
+compare their numbers: twenty products a pair leave some unconverged, Lanczos takes fewer for all.
 """
 
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import base, vectors
-from prunejax.curvature.basis import Basis, Begun, ahead, residual
+from prunejax.curvature import splits, vectors
 from prunejax.curvature.callables import on_host
-from prunejax.curvature.dense import one_thread
-from prunejax.curvature.operators import Operator
-from prunejax.curvature.products import as_operator
+from prunejax.curvature.krylov import Krylov
+from prunejax.curvature.operators import Operator, as_operator
 from prunejax.registry import lookup
 
 Tree = Any
@@ -57,6 +55,12 @@ class Eigenpairs:
     examples: int | None
     live_dim: int
 
+    def at(self, places: np.ndarray) -> "Eigenpairs":
+        """The pairs at these places [n], in this order."""
+        names = "values", "residuals", "converged"
+        chosen = {name: getattr(self, name)[places] for name in names}
+        return dataclasses.replace(self, vectors=vectors.take(self.vectors, places), **chosen)
+
 
 # Which Ritz values are wanted: a key by which the first k in ascending order are taken.
 ORDERS = {
@@ -64,85 +68,6 @@ ORDERS = {
     "bottom": lambda values: values,
     "magnitude": lambda values: -np.abs(values),
 }
-
-
-class Krylov:
-    """A Krylov space of an operator that can grow, be extended at random, and restart.
-
-    Attributes:
-      basis: the orthonormal vectors; the first `done` of them have been multiplied by A.
-      matrix: [capacity, capacity] with column j = V'A v_j for j < done.
-      products: how many products with A were made.
-      norm: the largest absolute Ritz value so far.
-    """
-
-    def __init__(self, operator: Operator, capacity: int, key: jax.Array) -> None:
-        self.operator = operator
-        self.basis = Basis(operator, capacity)
-        self.matrix = np.zeros((capacity, capacity))
-        self.done = self.products = self._drawn = 0
-        self.norm = 0.0
-        self._key = key
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the basis spans the whole live space and A is known on all of it."""
-        return self.done >= self.operator.live_dim
-
-    def fresh(self) -> bool:
-        """Adds a random direction; False where there is no room."""
-        self._drawn += 1
-        return self.basis.append_random(self._key, self._drawn)
-
-    def step(self) -> None:
-        """One product: A applied to the next vector, the basis extended by what it adds."""
-        if self.done == self.basis.size and not self.fresh():
-            raise AssertionError("no vector is left to multiply")
-        self._end(self.basis.begin_row(self.done))
-
-    def steps(self, count: int) -> None:
-        """`count` products from a basis of one vector; fewer where the space is invariant.
-
-        The device begins with each before the host knows of the one before.
-        """
-        for begun in ahead(self.basis.begin_row(j) for j in range(count)):
-            self._end(begun)
-            if self.done == self.basis.size:
-                return  # of a product with the row of zeros that follows nothing comes
-
-    def _end(self, begun: Begun) -> None:
-        h, left = self.basis.end(begun)
-        j = self.done
-        self.matrix[: len(h), j] = h
-        if left > 0:
-            self.matrix[len(h), j] = left  # along the vector that it has added
-        self.done, self.products = j + 1, self.products + 1
-
-    @one_thread
-    def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ritz values [m], coefficient rows [m, m] and estimated residuals [m], m = done."""
-        m = self.done
-        square = self.matrix[:m, :m]
-        values, columns = np.linalg.eigh((square + square.T) / 2)  # equal but for rounding
-        # A V_m = V_m T + (rows of V beyond m) B: what is left over is B times the coefficients.
-        beyond = self.matrix[m : self.basis.size, :m] @ columns
-        self.norm = max(self.norm, float(np.max(np.abs(values))))
-        return values, columns.T, np.linalg.norm(beyond, axis=0)
-
-    def restart(self, keep: np.ndarray) -> None:
-        """Keeps the Ritz vectors `keep` [n] (places in `ritz`) and the vectors not multiplied."""
-        values, rows, _ = self.ritz()
-        m, size, count = self.done, self.basis.size, len(keep)
-        turn = np.zeros((count + size - m, size))
-        turn[:count, :m] = rows[keep]
-        turn[count:, m:] = np.eye(size - m)  # those not multiplied yet stay as they are
-        beyond = self.matrix[m:size, :m] @ rows[keep].T
-        self.matrix[:] = 0.0
-        # A is diagonal on Ritz vectors
-        self.matrix[np.arange(count), np.arange(count)] = values[keep]
-        self.matrix[count : count + size - m, :count] = beyond
-        self.basis.replace(turn)
-        self.done = count
 
 
 @on_host()
@@ -176,9 +101,7 @@ def eigenpairs(
       ValueError: k, basis_size or memory_bytes are impossible; the message says what is possible.
     """
     order = lookup(ORDERS, which, "part of the spectrum")
-    dim = operator.nonempty_dim()
-    if not 1 <= k <= dim:
-        raise ValueError(f"k must be 1..{dim}, the number of live coordinates; got {k}")
+    dim = operator.nonempty_dim(k)
     capacity = _capacity(operator, k, basis_size, memory_bytes)
     operator.check_symmetric()
     limit = 20 * k + 200 if max_products is None else max_products
@@ -190,21 +113,13 @@ def eigenpairs(
     wanted = np.argsort(order(values), kind="stable")[:k]  # stable: of equal ones the earlier
     stack = space.basis.rotated(rows[wanted])
     values, residuals = measured(operator, stack)
-    again = np.argsort(order(values), kind="stable")  # measured values may have changed places
-    return Eigenpairs(
-        values=values[again],
-        vectors=vectors.take(stack, again),
-        residuals=residuals[again],
-        converged=residuals[again] <= tolerance * space.norm,
-        norm=space.norm,
-        tolerance=tolerance,
-        which=which,
-        products=space.products,
-        checks=k,
-        restarts=restarts,
-        examples=operator.examples,
-        live_dim=dim,
-    )
+    found = Eigenpairs(
+        values, stack, residuals, residuals <= tolerance * space.norm, norm=space.norm,
+        tolerance=tolerance, which=which, products=space.products, checks=k, restarts=restarts,
+        examples=operator.examples, live_dim=dim,
+    )  # fmt: skip
+    # measured values may have changed places
+    return found.at(np.argsort(order(values), kind="stable"))
 
 
 def _capacity(operator: Operator, k: int, basis_size: int | None, memory_bytes: int) -> int:
@@ -226,9 +141,8 @@ def _capacity(operator: Operator, k: int, basis_size: int | None, memory_bytes: 
 
 def _search(space: Krylov, k: int, order: Any, tolerance: float, limit: int) -> int:
     """Grows and restarts the space until k pairs have converged and stayed; counts restarts."""
-    restarts, confirm_until = 0, None
-    every = max(1, k // 10)
-    while space.products < limit and not space.exhausted:
+    restarts, confirm_until, every = 0, None, max(1, k // 10)
+    while space.products < limit and space.done < space.operator.live_dim:
         restarts += _make_room(space, k, order)
         space.step()
         if space.done < k or space.products % every:
@@ -260,13 +174,21 @@ def _make_room(space: Krylov, k: int, order: Any) -> int:
 
 
 @jax.jit
-def _residuals(products: Tree, stack: Tree) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.map(lambda pair: residual(*pair), (products, stack))
+def _measured(pair: tuple[Tree, Tree]) -> tuple[jax.Array, jax.Array]:
+    """Scalars from Ax and x: Rayleigh quotient θ = x'Ax / x'x and |Ax - θx| / |x|."""
+    product, vector = pair
+    square = vectors.squared_norm(vector)
+    value = vectors.dot(vector, product) / square
+    rest = jax.tree.map(lambda a, x: a - value * x, product, vector)
+    return value, vectors.norm(rest) / jnp.sqrt(square)
+
+
+_all_measured = jax.jit(lambda pairs: jax.lax.map(_measured, pairs))
 
 
 def measured(operator: Operator, stack: Tree) -> tuple[np.ndarray, np.ndarray]:
     """Rayleigh quotients and residuals |A v - value v|, float64 [m], of m stacked unit vectors."""
-    values, residuals = jax.device_get(_residuals(operator.products(stack), stack))
+    values, residuals = jax.device_get(_all_measured((operator.products(stack), stack)))
     return np.asarray(values, np.float64), np.asarray(residuals, np.float64)
 
 
@@ -275,10 +197,10 @@ def top_eigenpairs(
     loss: Any,
     params: Tree = None,
     k: int = 1,
-    batches: base.Batches = None,
+    batches: splits.Batches = None,
     *,
     key: jax.Array,
-    masks: base.Masks = None,
+    masks: vectors.Masks = None,
     weights: Any = None,
     **options: Any,
 ) -> Eigenpairs:
@@ -288,5 +210,91 @@ def top_eigenpairs(
     `Operator` and stands alone; `k`, `key` and the options (which, tolerance, max_products,
     basis_size, memory_bytes) are those of `eigenpairs`.
     """
-    operator = as_operator(loss, params, batches, masks, weights)
-    return eigenpairs(operator, k, key=key, **options)
+    return eigenpairs(as_operator(loss, params, batches, masks, weights), k, key=key, **options)
+
+
+@jax.jit
+def _deflate(product: Tree, vector: Tree, stack: Tree, values: jax.Array) -> Tree:
+    """A x - Σ_i λ_i (v_i'x) v_i; rows that are not filled yet are 0."""
+    parts = values * vectors.stack_dot(stack, vector)
+    return jax.tree.map(jnp.subtract, product, vectors.combine(parts, stack))
+
+
+@jax.jit
+def _advance(product: Tree, vector: Tree) -> tuple[Tree, jax.Array]:
+    """The next unit vector, and the estimate x'(Ax)."""
+    length = vectors.norm(product)
+    inverse = jnp.where(length > 0, 1 / length, 0.0)  # 0 where A x = 0
+    return vectors.scale(inverse, product), vectors.dot(vector, product)
+
+
+_store = jax.jit(
+    lambda stack, i, v: jax.tree.map(lambda rows, x: rows.at[i].set(x), stack, v),
+    donate_argnums=0,
+)
+
+
+@on_host()
+def power_iteration(
+    operator: Operator, k: int, *, key: jax.Array, steps: int = 20, tolerance: float = 1e-4
+) -> Eigenpairs:
+    """The k eigenpairs of largest magnitude by power iteration on the deflated operator.
+
+    A pair takes at most `steps` products and ends when the estimate λ = x'Ax changes by less than
+    `tolerance` relative to itself. The first start is uniform on [0, 1) and not normalized, each
+    later one the eigenvector before. No momentum. Deflation subtracts λ v v'. The result is sorted
+    by signed value, descending.
+
+    Returns:
+      `Eigenpairs` with `which="power"`; `converged` says whether the stopping rule was met within
+      `steps` (the released code does not say), `residuals` are measured afterwards (`checks`).
+    """
+    dim = operator.nonempty_dim(k)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    operator.check_symmetric()
+    vector = operator.draw(vectors.named_key(key, "power"), 0, "uniform")
+    stack = jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), vector)
+    values, converged, products = np.zeros(k), np.zeros(k, bool), 0  # 0: deflates nothing yet
+    for i in range(k):
+        before, known = 0.0, jnp.asarray(values, operator.dtype)
+        for _ in range(steps):
+            product = _deflate(operator.matvec(vector), vector, stack, known)
+            # of the very first x, which has no unit length, no Rayleigh quotient
+            vector, found = _advance(product, vector)
+            estimate, products = float(found), products + 1
+            # with 0 before, the first estimate never ends it: its relative change is 1
+            converged[i] = estimate != 0.0 and abs((estimate - before) / estimate) < tolerance
+            if converged[i]:
+                break
+            before = estimate
+        values[i], stack = estimate, _store(stack, i, vector)
+    rayleigh, left = measured(operator, stack)
+    # |Av - μv|² = |Av - θv|² + (θ - μ)² for a unit vector v with Rayleigh quotient θ.
+    pairs = Eigenpairs(
+        values, stack, np.hypot(left, rayleigh - values), converged,
+        norm=float(np.max(np.abs(values))), tolerance=tolerance, which="power", products=products,
+        checks=k, restarts=0, examples=operator.examples, live_dim=dim,
+    )  # fmt: skip
+    # by signed value, as released: the "first ten" are the ten most positive
+    return pairs.at(np.argsort(values)[::-1])
+
+
+@on_host(power_iteration)
+def deflated_power_iteration(
+    loss: Any,
+    params: Tree = None,
+    k: int = 1,
+    batches: splits.Batches = None,
+    *,
+    key: jax.Array,
+    masks: vectors.Masks = None,
+    weights: Any = None,
+    **options: Any,
+) -> Eigenpairs:
+    """The eigenpairs of P H P as the released code finds them; arguments as in `top_eigenpairs`,
+    options (steps, tolerance) as in `power_iteration`.
+    """
+    return power_iteration(
+        as_operator(loss, params, batches, masks, weights), k, key=key, **options
+    )
