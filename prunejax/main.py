@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _finished_before(values: flags.FlagValues, config: ConfigDict, shard: tuple[int, int]) -> bool:
-    """Says so at once if the study plainly is; `_study` decides everything else."""
+    """Says so at once if the study plainly is; `_run` decides everything else."""
     if values.process_count is not None or values.coordinator or values.process_id is not None:
         return False
     found = resolved.finished(config, default.get_config(), values.workdir, shard, os.environ)

@@ -149,6 +149,7 @@ def get_config():
 """
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_few_functions_lie_between_the_command_and_the_loss(tmp_path, monkeypatch):
     """For full batches, the last one and the test set; threads that compile ahead begin later."""
     real, stacks = losses.objective, []

@@ -229,8 +229,8 @@ class Chunk:
         ]
         self.directory.append("epochs", rows)
         self._watch.track(states, epoch, over)
-        last = epoch + 1 == self.population.program.epochs
-        self.probing.epoch(whole, post, epoch, steps, last)
+        end = {"end": post} if epoch + 1 == self.population.program.epochs else {}
+        self.probing.record(whole, {"epoch": post, **end}, epoch, steps)
         self._stand(train.loss, "test", post.accuracy)
         states = self._watch.stop(states, epoch)  # last: the row is of the epoch it stopped in
         ended = (bad >= 0) | self._watch.over(states)

@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
+from prunejax import groups as groups_lib
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.record.directory import SharedDirectory
-from prunejax.study import costs
+from prunejax.study import costs, structure
 from prunejax.study.population import Population
 from prunejax.study.programs import Member
-from prunejax.study.structure import Structure
 from prunejax.train.step import TrainState
 
 
@@ -29,7 +29,10 @@ class Endings:
         Args: begins: bytes of the tables that were there before these runs.
         """
         self._program, self._directory = population.program, directory
-        self._structure = Structure(population.program, states)
+        self._links = groups_lib.wiring(population.program.module)
+        self._shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states.params
+        )
         # Only where a method is named.
         self._work = costs.work(population.program) if "costs" in directory.tables else None
         kept = self._work is not None and "updates" in directory.tables
@@ -37,7 +40,7 @@ class Endings:
         self._tables: dict[str, list[dict[str, Any]]] = {"layers": [], "costs": []}
         # At once for all: to take one run from the stack is a program for each shape of it.
         windows = states.windows._replace(targeted={}, saved={}, grown={})
-        asked = self._structure.links or self._work is not None
+        asked = self._links or self._work is not None
         self._held = mesh_lib.fetch((windows, states.table)) if asked else None
 
     def of(self, index: int, member: Member, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -46,7 +49,8 @@ class Endings:
             return {}
         run = {"run": member.run, "variant": member.variant, "seed": member.seed}
         windows, table = jax.tree.map(lambda x: x[index], self._held)
-        columns, found = self._structure.of(windows, table)
+        groups = self._program.groups
+        columns, found = structure.of(self._links, groups, self._shapes, windows, table)
         self._tables["layers"] += [run | row for row in found]
         if self._work is not None:
             rows, spent = costs.of_run(

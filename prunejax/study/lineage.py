@@ -55,12 +55,6 @@ class Start:
         return {s.run for s in (self.source, self.rewind) if s is not None and not s.file}
 
 
-def parents(settings: ConfigDict) -> list[str]:
-    """Labels of the arms that an arm needs."""
-    s = settings.start
-    return [x for x in (s.run, s.rewind_run, settings.intervention.twin) if x]
-
-
 def ordered(arms: Mapping[str, ConfigDict]) -> list[str]:
     """Labels, every arm after those that it needs.
 

@@ -134,8 +134,8 @@ class Population:
         states: TrainState = self._initial(mesh_lib.put(begins, self._members))
         if real is None or len(real) == len(members):
             return states
-        stopped = stopping.none_but_padding(len(members), real)
-        return states._replace(stopped=mesh_lib.put(stopped, self._members))
+        stopped = [-1 if i in real else stopping.PADDING for i in range(len(members))]
+        return states._replace(stopped=mesh_lib.put(np.array(stopped, np.int32), self._members))
 
     def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:
         """What comes before and after the steps of `size` members, and its arguments.

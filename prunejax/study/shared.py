@@ -64,8 +64,8 @@ class Functions:
         cuts = {sizes: smaller.of(program, sizes) for _, sizes in program.cuts}
         self.smaller = {
             sizes: tuple(
-                changing(functools.partial(fn, cut))
-                for fn in (smaller.train_steps, smaller.train_last_step)
+                changing(functools.partial(smaller.trained, cut, fn))
+                for fn in (step.train_steps, step.train_last_step)
             )
             for sizes, cut in cuts.items()
         }

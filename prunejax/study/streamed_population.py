@@ -55,11 +55,10 @@ class StreamedPopulation(Population):
         shard_params: bool = False,
     ) -> None:
         """As `Population`, with a set in place of its arrays."""
-        split = mesh_lib.Split(program.data_parallel) if shard_params else None
-        program = dataclasses.replace(program, split=split)
         alone = dataclasses.replace(program, forecast=False)  # forecasts read the test set, too
         held = _held(program, source)
         super().__init__(alone, held, layout, devices, like, shard_params=shard_params)
+        program = dataclasses.replace(self.program, forecast=program.forecast)
         self.program, self._source = program, source
         share = program.data_parallel
         self._eval_size = -(-program.eval_batch_size // share) * share  # divides over devices

@@ -1,52 +1,42 @@
 """What of a run's network is on a live path at its end: columns of `runs.csv`, `layers.csv`."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from prunejax import groups as groups_lib
 from prunejax import interventions, trees
-from prunejax.groups import OUTPUT, Link, Live
+from prunejax.groups import OUTPUT, Group, Link, Live
 from prunejax.interventions import Table, Windows
-from prunejax.train.step import Program, TrainState
 
 Row = dict[str, Any]
 
 
-class Structure:
-    """The live paths of stacked runs."""
+def of(
+    links: Sequence[Link], groups: Sequence[Group], shapes: Any, windows: Windows, table: Table
+) -> tuple[Row, list[Row]]:
+    """Columns and rows of the run with these windows and this table, on the host.
 
-    def __init__(self, program: Program, states: TrainState) -> None:
-        """Args: program: of the runs. states: theirs, stacked."""
-        self._program, self.links = program, groups_lib.wiring(program.module)
-        self._shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states.params
-        )
+    `effective_sparsity` counts all parameters, as `sparsity` does, and besides the masked ones
+    those on no live path; `dead_units` are hidden units on none, masked or not.
 
-    def of(self, windows: Windows, table: Table) -> tuple[Row, list[Row]]:
-        """Columns and rows of the run with these windows and this table, on the host.
-
-        Nothing for a model that states no wiring.
-
-        `effective_sparsity` counts all parameters, as `sparsity` does, and besides the masked ones
-        those on no live path; `dead_units` are hidden units on none, masked or not.
-        """
-        if not self.links:
-            return {}, []
-        groups = self._program.groups
-        masks = interventions.mask_tree(groups, self._shapes, windows, table)
-        gates = interventions.gates(groups, windows, table)
-        found = groups_lib.live(self.links, self._shapes, masks, gates=gates)
-        hidden = {k.target for k in self.links if k.kernel} - {OUTPUT}  # a sum counts once
-        dead = sum(int(np.sum(~found.units[stream])) for stream in hidden)
-        own = {p: np.broadcast_to(m, found.leaves[p].shape) for p, m in _flat(masks)}
-        rows = [_row(link, found, own) for link in self.links if link.kernel]
-        return {"effective_sparsity": found.sparsity, "dead_units": dead}, rows
-
-
-def _flat(masks: Any) -> list[tuple[str, Any]]:
-    return [(p, np.asarray(m)) for p, m in trees.leaves_with_paths(masks)]
+    Args:
+      links: the model's wiring; nothing for one that states none.
+      groups: of its program.
+      shapes: of the parameters.
+      windows, table: of the run.
+    """
+    if not links:
+        return {}, []
+    masks = interventions.mask_tree(groups, shapes, windows, table)
+    gates = interventions.gates(groups, windows, table)
+    found = groups_lib.live(links, shapes, masks, gates=gates)
+    hidden = {k.target for k in links if k.kernel} - {OUTPUT}  # a sum counts once
+    dead = sum(int(np.sum(~found.units[stream])) for stream in hidden)
+    own = {p: np.broadcast_to(m, found.leaves[p].shape) for p, m in trees.leaves_with_paths(masks)}
+    rows = [_row(link, found, own) for link in links if link.kernel]
+    return {"effective_sparsity": found.sparsity, "dead_units": dead}, rows
 
 
 def _row(link: Link, found: Live, masks: dict[str, np.ndarray]) -> Row:
