@@ -136,7 +136,7 @@ def test_a_wheel_runs_from_any_directory(tmp_path):
     assert (tmp_path / "digits" / "report.html").exists()
 
 
-STACK = 14  # functions of the package, from the command that trains to what calls the loss
+STACK = 13  # functions of the package, from the command that trains to what calls the loss
 SMALL = """
 from prunejax.configs import default
 

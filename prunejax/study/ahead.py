@@ -25,10 +25,12 @@ class Compiled:
         given: Callable[..., tuple[Any, ...]] = lambda *args: args,
         back: Callable[[Any, Any], Any] = lambda found, first: found,
     ) -> None:
-        """Args:
-        fn: the jitted function.
-        given: of the arguments of a call, those of `fn`.
-        back: of what `fn` gives and the first argument of the call, what the call gives.
+        """Compiles nothing yet.
+
+        Args:
+          fn: the jitted function.
+          given: of the arguments of a call, those of `fn`.
+          back: of what `fn` gives and the first argument of the call, what the call gives.
         """
         self._fn, self._given, self._back = fn, given, back
         self._seen: set[Any] = set()  # shapes of arguments that it was compiled for in advance
@@ -37,6 +39,10 @@ class Compiled:
     def __getattr__(self, name: str) -> Any:
         """What else the jitted function has."""
         return getattr(self._fn, name)
+
+    def task(self, *args: Any) -> "Task":
+        """The jitted function, and what it is given of such arguments."""
+        return self._fn, self._given(*args)
 
     def lower(self, *args: Any) -> Any:
         """As that of the jitted function."""
@@ -66,7 +72,7 @@ def threads() -> int:
     return 0 if jax.process_count() > 1 else min(MOST, limits.cores() - 1)
 
 
-Task = tuple[Any, tuple[Any, ...]]  # a function with `lower` and `compile`, and its arguments
+Task = tuple[Any, tuple[Any, ...]]  # a function, compiled or to be, and its arguments
 
 
 def prepare(tasks: Iterable[Task]) -> None:

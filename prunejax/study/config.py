@@ -132,11 +132,7 @@ def validate(settings: ConfigDict, label: str) -> None:
     checks.fields(flat, where)
     for name, allowed in ranges.choices().items():
         value = flat[name]
-        if value not in allowed:
-            raise ConfigError(
-                f"config.{name} = {value!r}{where} is not one of: {', '.join(allowed)}."
-                + registry.suggestion(str(value), allowed)
-            )
+        registry.one_of(value, allowed, f"config.{name} = {value!r}{where} is not one of")
     for name, (low, high, unit) in ranges.bounds().items():
         whole = name.split(".")[0] in PER_VARIANT_ONLY
         checks.in_range(name, flat[name], low, high, unit, "" if whole else where)
@@ -169,11 +165,8 @@ def validate(settings: ConfigDict, label: str) -> None:
             "with config.intervention.as_released, which adds one pass)"
         )
     for name in settings.trackers:
-        if name not in trackers.TRACKERS:
-            raise ConfigError(
-                f"config.trackers: unknown tracker {name!r}; there are: "
-                f"{', '.join(trackers.TRACKERS)}." + registry.suggestion(name, trackers.TRACKERS)
-            )
+        told = f"config.trackers: unknown tracker {name!r}; there are"
+        registry.one_of(name, trackers.TRACKERS, told)
     if settings.evaluate_every > 1 and settings.intervention.as_released:
         raise ConfigError(
             f"config.evaluate_every = {settings.evaluate_every} goes not with config.intervention."

@@ -98,12 +98,8 @@ def check(arms: Mapping[str, ConfigDict]) -> None:
         s = settings.start
         for name in ("take", "rewind"):
             for part in s[name]:
-                if part not in PARTS:
-                    raise ConfigError(
-                        f"config.start.{name} (variant {label!r}): {part!r} is not one of: "
-                        + ", ".join(PARTS)
-                        + registry.suggestion(part, PARTS)
-                    )
+                told = f"config.start.{name} (variant {label!r}): {part!r} is not one of"
+                registry.one_of(part, PARTS, told)
         if s.run and s.ticket:
             raise ConfigError(
                 f"config.start (variant {label!r}) has run = {s.run!r} and ticket = {s.ticket!r}: "

@@ -170,16 +170,16 @@ class Population:
         return mesh_lib.put(hosts, self._states)
 
     def counted(self, size: int, evaluation: bool) -> list[ahead.Task]:
-        """The programs whose memory counts while `size` members train, and their arguments.
+        """The jitted functions whose memory counts while `size` members train, with arguments.
 
         They are compiled once all the same. Args: evaluation: whether that counts as well.
         """
         states, test = self.abstract(size), (self.data.test_images, self.data.test_labels)
-        tasks: list[ahead.Task] = [(self.train, (states, self.data, np.int32(1)))]
+        tasks = [self.train.task(states, self.data, np.int32(1))]
         if evaluation and self.program.features.released:
-            tasks.append((self._released, (states, *test, np.int32(0))))
+            tasks.append(self._released.task(states, *test, np.int32(0)))
         elif evaluation:
-            tasks.append((self._test, (states, *test)))
+            tasks.append(self._test.task(states, *test))
         return tasks
 
     def data_bytes(self, size: int) -> int:

@@ -27,11 +27,7 @@ def check(settings: ConfigDict) -> None:
     names, at = tuple(settings.probes.names), tuple(settings.probes.at)
     for field, values, known in (("names", names, PROBES), ("at", at, WHEN)):
         for value in values:
-            if value not in known:
-                raise ConfigError(
-                    f"config.probes.{field}: {value!r} is not one of: {', '.join(known)}."
-                    + registry.suggestion(value, known)
-                )
+            registry.one_of(value, known, f"config.probes.{field}: {value!r} is not one of")
         if len(set(values)) < len(values):
             raise ConfigError(f"config.probes.{field} = {values!r} names something twice")
     try:

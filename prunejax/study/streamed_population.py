@@ -247,7 +247,7 @@ class StreamedPopulation(Population):
                 jax.ShapeDtypeStruct(lead, kind, sharding=self._of_all)
                 for kind in (np.float32, np.int32)
             ]
-            tasks.append((self._sums, ((states, totals), *some, np.int32(1))))
+            tasks.append(self._sums.task((states, totals), *some, np.int32(1)))
         return tasks
 
     def data_bytes(self, size: int) -> int:
