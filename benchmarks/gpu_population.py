@@ -21,7 +21,7 @@ import numpy as np
 
 from prunejax.configs import default, digits
 from prunejax.configs.paper import fig2_resnet18, fig2_vgg11
-from prunejax.study import arrangement, plan
+from prunejax.study import arrangement, memory, plan
 from prunejax.study import config as config_lib
 from prunejax.study.lifting import pad
 from prunejax.study.population import Population
@@ -77,7 +77,7 @@ def measure(model: str, members: int, dtype: str, smallest: bool) -> dict[str, A
     device = jax.devices()[0]
     people = Population(batch.program, data, "vectorized", [device], batch.members[0])
     begin = time.perf_counter()
-    predicted = people.memory(members)
+    ((_, predicted),) = memory.fitting([people], members, math.inf)
     compiled = time.perf_counter() - begin
     before = resident("VmRSS")
     state = {"s": people.initial(pad(batch.members, members)[0])}

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _finished_before(values: flags.FlagValues, config: ConfigDict, shard: tuple[int, int]) -> bool:
-    """Says so at once if the study plainly is; `_study` decides everything else."""
+    """Says so at once if the study plainly is; `_run` decides everything else."""
     if values.process_count is not None or values.coordinator or values.process_id is not None:
         return False
     found = resolved.finished(config, default.get_config(), values.workdir, shard, os.environ)
@@ -162,6 +162,8 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Se
     except ConfigError as error:
         return command.tell(error, BAD_REQUEST)
     from prunejax.cluster import distributed
+    from prunejax.study import host_devices
+    from prunejax.study import run as study
     from prunejax.system import compiled
 
     try:
@@ -176,7 +178,23 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Se
     except (ValueError, OSError) as error:
         return command.end(error)
     try:
-        code = _study(values, config, shard, processes, more)
+        mirror = remote.mirror(values.workdir, *shard, processes)
+        host_devices.use(config, mirror.begun() if mirror else values.workdir, processes)
+        result = study.run(
+            config,
+            values.workdir,
+            default.get_config(),
+            shard_of=shard,
+            stop_requested=signals.requested,
+            quiet=values.quiet,
+            command=_command(values, shard, more),
+            config_file=config_flags.get_config_filename(values["config"]).partition(":")[0],
+        )
+        if distributed.is_main():
+            signals.tell(_ended(values, result), sys.stdout)
+        return 0
+    except Interrupted:
+        return command.tell("interrupted and saved; the same command continues", REQUEUE)
     except Exception as error:
         code, known = FAILURE, command.outcome(error)
         if known is not None:
@@ -192,6 +210,17 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Se
     if code in (BAD_REQUEST, FAILURE):
         distributed.leave(code)
     return code
+
+
+def _ended(values: flags.FlagValues, result: Any) -> str:
+    """What is told of a study that has ended: a `study.run.Result`."""
+    state = "was finished before" if result.already_finished else "finished"
+    if result.rebuilt:
+        state += ", its lost report is built anew"
+    if result.report is None:
+        return f"{state}: shard {values.shard} has no runs: the others have them all"
+    place = values.workdir if remote.is_remote(values.workdir) else result.workdir
+    return _told(state, place, result.report)
 
 
 def _command(values: flags.FlagValues, shard: tuple[int, int], more: Sequence[str] = ()) -> str:
@@ -213,45 +242,6 @@ def _command(values: flags.FlagValues, shard: tuple[int, int], more: Sequence[st
     words += more
     words += [f"--shard={shard[0]}/{shard[1]}"] if shard[1] > 1 else []
     return shlex.join(words)
-
-
-def _study(
-    values: flags.FlagValues,
-    config: Any,
-    shard: tuple[int, int],
-    processes: int,
-    more: Sequence[str],
-) -> int:
-    from prunejax.cluster import distributed
-    from prunejax.study import host_devices
-    from prunejax.study import run as study
-
-    try:
-        mirror = remote.mirror(values.workdir, *shard, processes)
-        host_devices.use(config, mirror.begun() if mirror else values.workdir, processes)
-        result = study.run(
-            config,
-            values.workdir,
-            default.get_config(),
-            shard_of=shard,
-            stop_requested=signals.requested,
-            quiet=values.quiet,
-            command=_command(values, shard, more),
-            config_file=config_flags.get_config_filename(values["config"]).partition(":")[0],
-        )
-    except Interrupted:
-        return command.tell("interrupted and saved; the same command continues", REQUEUE)
-    state = "was finished before" if result.already_finished else "finished"
-    if result.rebuilt:
-        state += ", its lost report is built anew"
-    if result.report is None:
-        text = f"{state}: shard {values.shard} has no runs: the others have them all"
-    else:
-        place = values.workdir if remote.is_remote(values.workdir) else result.workdir
-        text = _told(state, place, result.report)
-    if distributed.is_main():
-        signals.tell(text, sys.stdout)
-    return 0
 
 
 if __name__ == "__main__":

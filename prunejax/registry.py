@@ -25,12 +25,19 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     return table[name]
 
 
+def one_of(value: str, known: Iterable[str], told: str) -> None:
+    """Refuses a value that is none of `known`.
+
+    Raises:
+      ConfigError: `told`, the names there are, and the nearest one.
+    """
+    names = list(known)
+    if value not in names:
+        raise ConfigError(f"{told}: {', '.join(names)}." + suggestion(str(value), names))
+
+
 def known(name: str, values: Iterable[str], labels: Iterable[str]) -> None:
     """ConfigError unless each of `values`, of the config field `name`, is a variant's label."""
     labels = list(labels)
     for value in values:
-        if value not in labels:
-            raise ConfigError(
-                f"config.{name}: {value!r} is no variant; there are: {', '.join(labels)}."
-                + suggestion(value, labels)
-            )
+        one_of(value, labels, f"config.{name}: {value!r} is no variant; there are")

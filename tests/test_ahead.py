@@ -79,7 +79,7 @@ def test_training_compiles_no_program_that_was_prepared(monkeypatch):
     people = population.Population(found.program, data, "sequential", jax.devices()[:1], member)
     ahead.prepare(people.soon(1, events=True))
     common = [people.train_last, people._summary, people._evaluate]
-    wait([p for fn in (*(bare._fn for bare in common), people._event) for p in fn._pending])
+    wait([p for fn in (*common, people._event) for p in fn.pending])
     states = people.initial([member])
     jax.block_until_ready(states)
     COMPILED.clear()

@@ -222,7 +222,7 @@ def test_huge_numbers_that_can_be(change, rows):
     arms = config_lib.variants(tiny(S={"prune": PRUNE | change}), default.get_config())
     layers = ("dense2", "dense3")
     groups = [Group(n, f"{n}/kernel", norm=(), stats=(), gate=None, units=8) for n in layers]
-    counts = event_plan.event_counts(arms[0].settings, "S", groups, {})
+    counts = event_plan.event_counts(event_plan.Arm(arms[0].settings, "S", groups, {}))
     assert [np.flatnonzero(counts[g.name]).tolist() for g in groups] == rows
 
 

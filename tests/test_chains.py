@@ -259,11 +259,11 @@ def test_states_pass_in_memory_as_they_do_by_files(tmp_path, monkeypatch):
 
 def test_the_latest_states_stay_in_memory(monkeypatch):
     monkeypatch.setattr(handover, "MOST", 100)
-    recent, given = handover.Recent(), {"weights/w": np.zeros(12, np.float32)}  # 48 bytes
+    recent, given = {}, {"weights/w": np.zeros(12, np.float32)}  # 48 bytes
     for name in ("a", "b", "b", "c"):
-        recent.add(name, given)
-    assert list(recent.arrays) == ["b", "c"]
+        handover.hold(recent, name, given)
+    assert list(recent) == ["b", "c"]
     given["weights/w"][:] = 1  # what is kept is a copy
-    assert not recent.arrays["c"]["weights/w"].any()
-    recent.add("large", {"weights/w": np.zeros(100)})
-    assert not recent.arrays
+    assert not recent["c"]["weights/w"].any()
+    handover.hold(recent, "large", {"weights/w": np.zeros(100)})
+    assert not recent

@@ -5,11 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
+from prunejax import losses
+from prunejax import main as study_command
 from prunejax.__main__ import main
 from prunejax.configs import shipped
 
@@ -131,3 +134,37 @@ def test_a_wheel_runs_from_any_directory(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "digits" / "report.html").exists()
+
+
+STACK = 13  # functions of the package, from the command that trains to what calls the loss
+SMALL = """
+from prunejax.configs import default
+
+def get_config():
+    config = default.get_config()
+    config.seeds, config.epochs, config.batch_size, config.eval_batch_size = 1, 1, 32, 40
+    config.data.train_examples, config.data.test_examples = 100, 90
+    config.model.width, config.report.figures = 0.125, ("table",)
+    return config
+"""
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_few_functions_lie_between_the_command_and_the_loss(tmp_path, monkeypatch):
+    """For full batches, the last one and the test set; threads that compile ahead begin later."""
+    real, stacks = losses.objective, []
+
+    def called(*args, **options):
+        own = str(Path(losses.__file__).parent)
+        frames = [f.name for f in traceback.extract_stack() if f.filename.startswith(own)]
+        stacks.append(frames[frames.index("main") :] if "main" in frames else frames)
+        return real(*args, **options)
+
+    monkeypatch.setattr(losses, "objective", called)
+    (tmp_path / "small.py").write_text(SMALL)
+    words = ["prunejax", f"--config={tmp_path / 'small.py'}", f"--workdir={tmp_path / 'run'}"]
+    assert study_command.main([*words, "--quiet"]) == 0
+    for name in ("train_steps", "train_last_step", "evaluate"):
+        assert any(name in frames for frames in stacks)
+    assert any(frames[0] == "main" and "train_steps" in frames for frames in stacks)
+    assert max(map(len, stacks)) <= STACK, max(stacks, key=len)

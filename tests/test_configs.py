@@ -403,7 +403,7 @@ def test_imagenet_trains_a_step_on_streamed_images(arg, name, changes, data_dir,
 
     def run(table, hyper):
         state = step.initial_state(batch.program, jnp.uint32(0), table, hyper)
-        return step.train_batch(batch.program, state, read["image"], read["label"])
+        return step.train_step(batch.program, state, read["image"], read["label"])
 
     state = jax.jit(run)(member.table, member.hyper)
     assert int(state.totals.examples) == 16

@@ -464,10 +464,9 @@ def test_training_beside_the_release(name):
         images, labels = data.train_images[rows], np.asarray(data.train_labels[rows])
         if kind == "gaussian":
             noise(state, state.step)
-        x = jnp.asarray(pixels(images).reshape(-1, 8, 8, 1), jnp.float32)
         first = int(state.step) % program.steps_per_epoch == 0  # the epoch's sums start again
         before = 0.0 if first else float(state.totals.loss)
-        state = train_step(state, x, jnp.asarray(labels))
+        state = train_step(state, jnp.asarray(images), jnp.asarray(labels))
         expected = network.train_step(pixels(images), labels)
         assert (float(state.totals.loss) - before) / 16 == pytest.approx(expected, rel=1e-4)
         same(network, state)

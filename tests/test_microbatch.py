@@ -55,7 +55,7 @@ def test_a_step_in_parts_is_the_step_of_the_batch():
     def both(table, hyper, images, labels):
         states = [step.initial_state(p, 0, table, hyper) for p in programs]
         pairs = zip(programs, states, strict=True)
-        return [step.train_batch(p, s, images, labels) for p, s in pairs]
+        return [step.train_step(p, s, images, labels) for p, s in pairs]
 
     images, labels = data.train_images[:32], data.train_labels[:32]
     parts, whole = both(member.table, member.hyper, images, labels)

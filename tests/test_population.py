@@ -44,7 +44,8 @@ def test_vectorized_members_do_what_they_do_alone(alone, vectorized):
 
 def test_the_estimate_of_memory_is_that_of_the_compiled_program(vectorized):
     people, _ = vectorized
-    needed = people.memory(4)
+    ((count, needed),) = memory.fitting([people], 4, np.inf)
+    assert count == 4
     compiled = people.train.lower(people.abstract(4), people.data, np.int32(1)).compile()
     used = compiled.memory_analysis()
     arguments = needed.states + sum(
@@ -72,12 +73,14 @@ def test_the_program_itself_is_left_room(monkeypatch):
 
 def test_members_are_chunked_to_fit(vectorized):
     people, _ = vectorized
-    limit = people.memory(2).total
-    count, needed = memory.fitting(people, 4, limit)
+    limit = memory.fitting([people], 2, np.inf)[0][1].total
+    ((count, needed),) = memory.fitting([people], 4, limit)
     assert count == 2
     assert needed.total <= limit
-    with pytest.raises(ConfigError, match="'vectorized' cannot hold even 1 member: estimated peak"):
-        memory.fitting(people, 4, 1000.0)
+    ((count, needed),) = memory.fitting([people], 4, 1000.0)
+    assert count == 0
+    told = str(memory.refused(people, needed, 1000.0))
+    assert "'vectorized' cannot hold even 1 member: estimated peak" in told
 
 
 @pytest.mark.parametrize(
@@ -188,9 +191,7 @@ def _effortless(monkeypatch, fits):
         )  # fmt: skip
 
     def fitting(people, members, limit, evaluation=True):
-        if not fits(people.layout):
-            raise ConfigError(f"{people.layout} does not fit")
-        return members, memory.Memory(0, 0, 0, 0)
+        return [(members * fits(p.layout), memory.Memory(0, 0, 0, 0)) for p in people]
 
     prepared = []
     monkeypatch.setattr(layout, "_population", population)
@@ -219,7 +220,7 @@ def test_a_known_layout_is_taken_unmeasured_if_the_members_fit(monkeypatch):
     found, _ = layout.decide(batch.program, None, batch.members[:5], settings, known)
     assert (found.layout, measured) == ("sequential", [])
     _effortless(monkeypatch, lambda name: False)
-    with pytest.raises(ConfigError, match="does not fit"):
+    with pytest.raises(ConfigError, match="cannot hold even 1 member"):
         layout.decide(batch.program, None, batch.members[:5], settings, known)
 
 
@@ -274,11 +275,9 @@ def test_the_time_of_a_layout_is_that_of_its_fastest_call(members, monkeypatch):
 
 def test_the_host_has_its_share_in_the_time_of_a_layout(monkeypatch):
     monkeypatch.setattr(layout, "_measure", lambda people, members: 1e-4)
-    settings, members = default.get_config(), [None] * 16
-    trials = layout._Trials(_Clocked([0.0]).program, None, members, settings, jax.devices())
-    for name in ("sequential", "sharded"):
-        trials.found[layout.Way(name)] = _Clocked([0.0]), 26
-        trials.measure(layout.Way(name))
-    extra = {way.layout: seconds - 1e-4 for way, seconds in trials.seconds.items()}
+    found = {}
+    for way in (layout.Way("sequential"), layout.Way("sharded")):
+        found[way] = layout.per_step(way, _Clocked([0.0]), 26, 16, found)
+    extra = {way.layout: seconds - 1e-4 for way, seconds in found.items()}
     assert extra["sequential"] == pytest.approx(layout.HOST / 15)
     assert extra["sharded"] == pytest.approx(layout.HOST / 15 / 16)

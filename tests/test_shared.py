@@ -33,7 +33,7 @@ def test_what_is_left_out_is_read_by_events_alone(batches, name):
     batch = batches[name]
     whole, data = batch.program, arrangement.device_data(batch.dataset)
     assert whole != whole.beside_events()
-    bare, _ = shared.without_rows(jax.eval_shape(lambda: _state(batch)))
+    bare = shared.bare(jax.eval_shape(lambda: _state(batch)))
 
     def traced(program):
         def everything(state):

@@ -39,7 +39,7 @@ def test_steps_are_the_masked_ones_and_what_is_gone_is_zero():
     state, _ = functions(program).event(state, data, 0)
     cut = smaller.of(program, sizes)
     steps = {
-        "ours": jax.jit(lambda s, d, n: smaller.train_steps(cut, s, d, n)),
+        "ours": jax.jit(lambda s, d, n: smaller.trained(cut, step.train_steps, s, d, n)),
         "masked": functions(program).train,
     }
     flops = [fn.lower(state, data, 3).cost_analysis()["flops"] for fn in steps.values()]
@@ -73,12 +73,12 @@ def test_with_a_flattened_map_outputs_are_the_same_and_all_comes_back_whole():
     cut = smaller.of(program, program.cuts[0][1])
     seen = []
 
-    def look(part):
-        seen.append(step.logits(cut.program, part, data.test_images[:8]))
+    def look(program, part, data):
+        seen.append(step.logits(program, part, data.test_images[:8]))
         return part
 
     def both(s):
-        back = smaller._around(cut, s, look)
+        back = smaller.trained(cut, look, s, data)
         return seen.pop(), step.logits(program, s, data.test_images[:8]), back
 
     ours, masked, back = jax.jit(both)(state._replace(params=live))

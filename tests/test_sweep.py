@@ -8,7 +8,7 @@ import pytest
 from prunejax import main
 from prunejax.configs import before_training, default
 from prunejax.errors import ConfigError
-from prunejax.study import plan, preview, sweep
+from prunejax.study import arrangement, plan, preview, sweep
 from prunejax.study.config import variants
 from tests.studies import PRUNE, tiny
 
@@ -104,7 +104,7 @@ def test_the_plan_tells_arms_events_and_work_and_trains_nothing(tmp_path, capsys
     (batch,) = plan.build(variants(config, default.get_config()))
     weights = sum(
         leaf.size
-        for layer in preview._state(batch).params.values()
+        for layer in arrangement.shapes(batch.program, batch.members[0]).params.values()
         for name, leaf in layer.items()
         if name == "kernel"
     )

@@ -29,7 +29,7 @@ from prunejax.models.vgg import VGG, VGG4, VGG11, VGG16
 from prunejax.models.vit import ViT
 from prunejax.models.wide_resnet import WideResNet
 
-__all__ = ["MODELS", "Group", "Model", "create", "groups", "init", "options"]
+__all__ = ["MODELS", "Group", "Model", "create", "groups", "init", "options", "shapes"]
 
 _CIFAR_RESNET = {"stages": (16, 32, 64), "projection": False, "kaiming": True}
 
@@ -177,3 +177,11 @@ def init(module: Model, key: jax.Array, input_shape: Sequence[int]) -> dict[str,
     outermost = jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer)
     options = {"xla_backend_optimization_level": 1} if outermost else None
     return jax.jit(fresh, compiler_options=options)(key)
+
+
+def shapes(module: Model, input_shape: Sequence[int]) -> dict[str, Any]:
+    """Shapes and types of what `init` gives."""
+    found: dict[str, Any] = jax.eval_shape(
+        lambda key: init(module, key, input_shape), jax.random.key(0)
+    )
+    return found

@@ -3,10 +3,9 @@
 XLA compiles without Python's lock. What comes out is the same program, whoever compiles it.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,32 +19,52 @@ T = TypeVar("T")
 class Compiled:
     """A jitted function that another thread may be compiling: a call waits for it."""
 
-    def __init__(self, fn: Any) -> None:
-        self._fn = fn
+    def __init__(
+        self,
+        fn: Any,
+        given: Callable[..., tuple[Any, ...]] = lambda *args: args,
+        back: Callable[[Any, Any], Any] = lambda found, first: found,
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          fn: the jitted function.
+          given: of the arguments of a call, those of `fn`.
+          back: of what `fn` gives and the first argument of the call, what the call gives.
+        """
+        self._fn, self._given, self._back = fn, given, back
         self._seen: set[Any] = set()  # shapes of arguments that it was compiled for in advance
-        self._pending: list[Future[Any]] = []
+        self.pending: list[Future[Any]] = []
 
     def __getattr__(self, name: str) -> Any:
-        """`lower` and what else the jitted function has."""
+        """What else the jitted function has."""
         return getattr(self._fn, name)
+
+    def task(self, *args: Any) -> "Task":
+        """The jitted function, and what it is given of such arguments."""
+        return self._fn, self._given(*args)
+
+    def lower(self, *args: Any) -> Any:
+        """As that of the jitted function."""
+        return self._fn.lower(*self._given(*args))
 
     def compile(self, pool: ThreadPoolExecutor, *args: Any) -> None:
         """Compiles for arguments like these, unless some thread does already.
 
         Arguments have to lie where those of the call will: JAX then finds the program.
         """
-        leaves, structure = jax.tree.flatten(args)
+        leaves, structure = jax.tree.flatten(self._given(*args))
         shapes = structure, *((jnp.shape(x), jnp.result_type(x)) for x in leaves)
         if shapes not in self._seen:
             self._seen.add(shapes)
-            self._pending.append(pool.submit(lambda: self._fn.lower(*args).compile()))
+            self.pending.append(pool.submit(lambda: self.lower(*args).compile()))
 
     def __call__(self, *args: Any) -> Any:
         """As the jitted function."""
-        if self._pending:
-            wait(self._pending)  # an error is met again, and told, in the call itself
-            self._pending.clear()
-        return self._fn(*args)
+        if self.pending:
+            wait(self.pending)  # an error is met again, and told, in the call itself
+            self.pending.clear()
+        return self._back(self._fn(*self._given(*args)), args[0])
 
 
 def threads() -> int:
@@ -53,7 +72,7 @@ def threads() -> int:
     return 0 if jax.process_count() > 1 else min(MOST, limits.cores() - 1)
 
 
-Task = tuple[Any, tuple[Any, ...]]  # a `Compiled`, or one in a `shared.Bare`, and its arguments
+Task = tuple[Any, tuple[Any, ...]]  # a function, compiled or to be, and its arguments
 
 
 def prepare(tasks: Iterable[Task]) -> None:
@@ -79,40 +98,3 @@ def together(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
         return [task() for task in tasks]
     with ThreadPoolExecutor(threads() + 1) as pool:
         return list(pool.map(lambda task: task(), tasks))
-
-
-class Memory(NamedTuple):
-    """Bytes on one device (on a CPU: of all its devices in this process together)."""
-
-    states: int
-    data: int
-    work: int  # what the largest program needs beside them
-    saving: int  # on a CPU: the copies that writing a checkpoint makes
-
-    @property
-    def total(self) -> int:
-        """The estimated peak."""
-        return sum(self)
-
-
-def memory_needed(lowered: Sequence[Any], *, states: int, data: int, devices: int) -> Memory:
-    """Memory while the largest of some programs runs; compiles them side by side.
-
-    Args:
-      lowered: the programs.
-      states, data: bytes on one device.
-      devices: of a CPU, which share its memory; 0: elsewhere.
-    """
-    used = together([functools.partial(_memory, program) for program in lowered])
-    work = max(
-        # What lies in a donated argument's place takes none of its own.
-        m.temp_size_in_bytes + max(0, m.output_size_in_bytes - m.alias_size_in_bytes)
-        for m in used
-        if m is not None
-    )
-    count = devices or 1
-    return Memory(count * states, count * data, count * work, devices * states)
-
-
-def _memory(program: Any) -> Any:
-    return program.compile().memory_analysis()

@@ -163,17 +163,10 @@ def twins(arms: Mapping[str, Mapping[str, Any]]) -> None:
                     "twins share data, model, batch size and epochs"
                 )
         events = (
-            "schedule",
-            "layers",
-            "fraction",
-            "start",
-            "end",
-            "period",
-            "unit",
-            "rounds",
-            "of",
+            *("schedule", "layers", "fraction", "start", "end", "period", "unit", "rounds", "of"),
+            *("granularity", "scope", "allocation"),
         )
-        for part in (*events, "granularity", "scope", "allocation"):
+        for part in events:
             if theirs["prune"][part] != ours["prune"][part]:
                 raise ConfigError(
                     f"variant {own!r} is a twin of {twin!r} but differs in prune.{part}; "

@@ -81,22 +81,36 @@ class Chunk:
     # -- the loop ---------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Trains to the end and appends every row; raises Interrupted after saving on request.
+        """Trains to the end and appends every row; raises Interrupted after saving on request."""
+        with self._saving.rescued(), signals.deferred():
+            states, epoch = self._begin()
+            program = self.population.program
+            while epoch < program.epochs:
+                self._saving.reached(states, epoch)
+                last = self._calendar.last(epoch)
+                states = self._train_epochs(states, epoch, last)
+                epoch = last
+                if not self._calendar.due(epoch):
+                    epoch += 1
+                    self._saving.reached(states, epoch)
+                    self._maybe_save(states, epoch, epoch_done=True)
+                    continue
+                first = "end of an epoch" not in self._warm  # it compiles what no other call has
+                self._warm.add("end of an epoch")
+                with self.progress.excluded() if first else nullcontext():
+                    states, stopped = self._end_epoch(states, epoch)
+                epoch += 1
+                self._saving.rows_written()
+                self._saving.reached(states, epoch)
+                if stopped:
+                    left = (program.epochs - epoch) * program.steps_per_epoch * len(self.members)
+                    self.progress.advance(left, "stopped", timed=False)
+                    break
+                self._maybe_save(states, epoch, epoch_done=True)
+            self._finish(states)
 
-        Whatever else goes wrong, a checkpoint is tried first.
-        """
-        try:
-            with signals.deferred():
-                self._run()
-        except Interrupted:
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            if self._saving.rescue():
-                error.add_note("What was trained is saved; the same command continues.")
-            raise
-
-    def _run(self) -> None:
-        program = self.population.program
+    def _begin(self) -> tuple[TrainState, int]:
+        """The states with which training begins, or goes on from a checkpoint, and their epoch."""
         ahead.prepare(self.population.soon(self.size, events=self._events.own))
         restored = self.checkpoints.restore(self.population.abstract(self.size))
         marks = self.directory.load_json("progress.json")
@@ -121,33 +135,11 @@ class Chunk:
             self._watch.track(states, -1)
             self._watch.rehearse(states)
             done = self._done(states)
-            epoch = done // program.steps_per_epoch
+            epoch = done // self.population.program.steps_per_epoch
             if done:
                 self.progress.advance(done * len(self.members), "begins later", timed=False)
         self._saving.rows_written()
-        while epoch < program.epochs:
-            self._saving.reached(states, epoch)
-            last = self._calendar.last(epoch)
-            states = self._train_epochs(states, epoch, last)
-            epoch = last
-            if not self._calendar.due(epoch):
-                epoch += 1
-                self._saving.reached(states, epoch)
-                self._maybe_save(states, epoch, epoch_done=True)
-                continue
-            first = "end of an epoch" not in self._warm  # it compiles what no other call has
-            self._warm.add("end of an epoch")
-            with self.progress.excluded() if first else nullcontext():
-                states, stopped = self._end_epoch(states, epoch)
-            epoch += 1
-            self._saving.rows_written()
-            self._saving.reached(states, epoch)
-            if stopped:
-                left = (program.epochs - epoch) * program.steps_per_epoch * len(self.members)
-                self.progress.advance(left, "stopped", timed=False)
-                break
-            self._maybe_save(states, epoch, epoch_done=True)
-        self._finish(states)
+        return states, epoch
 
     def _done(self, states: TrainState) -> int:
         """Training steps done; the members of a chunk advance together."""
@@ -237,8 +229,8 @@ class Chunk:
         ]
         self.directory.append("epochs", rows)
         self._watch.track(states, epoch, over)
-        last = epoch + 1 == self.population.program.epochs
-        self.probing.epoch(whole, post, epoch, steps, last)
+        end = {"end": post} if epoch + 1 == self.population.program.epochs else {}
+        self.probing.record(whole, {"epoch": post, **end}, epoch, steps)
         self._stand(train.loss, "test", post.accuracy)
         states = self._watch.stop(states, epoch)  # last: the row is of the epoch it stopped in
         ended = (bad >= 0) | self._watch.over(states)

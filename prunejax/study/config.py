@@ -68,7 +68,7 @@ def _check_type(name: str, value: Any, default: Any) -> Any:
 def _merge(
     target: ConfigDict, overrides: Mapping[str, Any], known: dict[str, Any], where: str
 ) -> None:
-    """Writes overrides (nested) into `target`, refusing fields that do not exist."""
+    """Writes overrides (nested or flat) into `target`, refusing fields that do not exist."""
     for name, value in _flat(overrides).items():
         inside = [k for k in known if k.startswith(f"{name}.")]
         if inside:
@@ -104,14 +104,7 @@ def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
     overrides = _flat(config)
     labels = overrides.pop("variants", {}) or {}
     base = ConfigDict(defaults.copy_and_resolve_references())
-    nested: dict[str, Any] = {}
-    for name, value in overrides.items():
-        node = nested
-        *parents, leaf = name.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    _merge(base, nested, known, "config")
+    _merge(base, overrides, known, "config")
     arms = []
     if not isinstance(labels, Mapping | ConfigDict):
         raise ConfigError(f"config.variants = {labels!r}: give a dict from label to overrides")
@@ -132,28 +125,17 @@ def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
     return arms
 
 
-def _value(settings: ConfigDict, name: str) -> Any:
-    node: Any = settings
-    for part in name.split("."):
-        node = node[part]
-    return node
-
-
 def validate(settings: ConfigDict, label: str) -> None:
     """Checks one arm's values; raises ConfigError naming the field, the value and what may be."""
     where = f" (variant {label!r})"
-    checks.fields(_flat(settings), where)
+    flat = _flat(settings)
+    checks.fields(flat, where)
     for name, allowed in ranges.choices().items():
-        value = _value(settings, name)
-        if value not in allowed:
-            raise ConfigError(
-                f"config.{name} = {value!r}{where} is not one of: {', '.join(allowed)}."
-                + registry.suggestion(str(value), allowed)
-            )
+        value = flat[name]
+        registry.one_of(value, allowed, f"config.{name} = {value!r}{where} is not one of")
     for name, (low, high, unit) in ranges.bounds().items():
-        value = _value(settings, name)
         whole = name.split(".")[0] in PER_VARIANT_ONLY
-        checks.in_range(name, value, low, high, unit, "" if whole else where)
+        checks.in_range(name, flat[name], low, high, unit, "" if whole else where)
     if settings.model.width <= 0:
         raise ConfigError(f"config.model.width = {settings.model.width!r}{where} must be above 0")
     if settings.data.label_noise >= 1:
@@ -183,11 +165,8 @@ def validate(settings: ConfigDict, label: str) -> None:
             "with config.intervention.as_released, which adds one pass)"
         )
     for name in settings.trackers:
-        if name not in trackers.TRACKERS:
-            raise ConfigError(
-                f"config.trackers: unknown tracker {name!r}; there are: "
-                f"{', '.join(trackers.TRACKERS)}." + registry.suggestion(name, trackers.TRACKERS)
-            )
+        told = f"config.trackers: unknown tracker {name!r}; there are"
+        registry.one_of(name, trackers.TRACKERS, told)
     if settings.evaluate_every > 1 and settings.intervention.as_released:
         raise ConfigError(
             f"config.evaluate_every = {settings.evaluate_every} goes not with config.intervention."

@@ -5,7 +5,6 @@ Both tables follow from the states that the runs leave; they are written whole, 
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from prunejax.errors import ConfigError
 from prunejax.measures import connectivity, matching
 from prunejax.record.directory import SharedDirectory
 from prunejax.study import handover, lineage
+from prunejax.study.measuring import on_device
 from prunejax.study.pairs import pairs
 from prunejax.study.programs import Batch, Member
 from prunejax.system import files
@@ -48,19 +48,8 @@ def close(
     directory: SharedDirectory,
     tell: Callable[[str], None],
 ) -> None:
-    """What follows the last run: `write`, then states that nobody asked for go."""
-    write(batches, mine, settings, directory, tell)
-    handover.clear(directory, [m for members in mine for m in members])
-
-
-def write(
-    batches: Sequence[Batch],
-    mine: Sequence[Sequence[Member]],
-    settings: ConfigDict,
-    directory: SharedDirectory,
-    tell: Callable[[str], None],
-) -> None:
-    """Draws the lines that `config.connect` asks for between runs that are here.
+    """What follows the last run: lines that `config.connect` asks for between runs that are here,
+    then states that nobody asked for go.
 
     Args:
       batches: of the study.
@@ -69,9 +58,6 @@ def write(
       directory: holds their states, gets the tables.
       tell: is told how it goes.
     """
-    chosen = settings.connect
-    if not chosen.pairs:
-        return
     here = [m for part in mine for m in part]
     home = {m.run: (b, m) for b, part in zip(batches, mine, strict=True) for m in part}
 
@@ -81,14 +67,17 @@ def write(
         barriers: list[Row] = []
         paths: list[Row] = []
         lines: dict[int, Lines] = {}
-        for pair in pairs(chosen.pairs, [(m.variant, m.seed, m.run) for m in here]):
+        for pair in pairs(settings.connect.pairs, [(m.variant, m.seed, m.run) for m in here]):
             batch, _ = home[pair.a]
             if id(batch) not in lines:
                 tell(f"lines between runs: {pair.name} ...")
                 lines[id(batch)] = Lines(batch, settings)
             drawn = lines[id(batch)]
             ends = (
-                drawn.network(_state(directory.path, run), *home[run]) for run in (pair.a, pair.b)
+                drawn.network(
+                    handover.read(directory.path / handover.name(run, lineage.END)), *home[run]
+                )
+                for run in (pair.a, pair.b)
             )
             for row, path in drawn.between(*ends):
                 barriers.append(pair.keys | row)
@@ -97,11 +86,9 @@ def write(
             if rows:
                 files.save_rows(directory.path / name, rows)
 
-    distributed.on_main(work)
-
-
-def _state(folder: Path, run: str) -> handover.Arrays:
-    return handover.read(folder / handover.name(run, lineage.END))
+    if settings.connect.pairs:
+        distributed.on_main(work)
+    handover.clear(directory, here)
 
 
 class Lines:
@@ -118,12 +105,10 @@ class Lines:
         size = program.eval_batch_size
         if isinstance(dataset, StreamedSet) and not count:
             raise ConfigError("config.connect.examples = 0 (all) of a streamed set; give a number")
-        self._splits = {s: _cut(*dataset.first(s, count), size) for s in ("train", "test")}
+        self._splits = {s: on_device(*dataset.first(s, count), size) for s in ("train", "test")}
         # BatchNorm's statistics are of training examples, whichever split is tested.
-        self._pool = _cut(*dataset.first("train", self._chosen.statistics_examples), size)
-        variables = jax.eval_shape(
-            lambda key: models.init(program.module, key, program.image_shape), jax.random.key(0)
-        )
+        self._pool = on_device(*dataset.first("train", self._chosen.statistics_examples), size)
+        variables = models.shapes(program.module, program.image_shape)
         self._like = {k: variables[k] for k in ("params", "batch_stats") if k in variables}
         self._has_norm = "batch_stats" in self._like
         self._chain: tuple[matching.Permutation, ...] = ()
@@ -191,7 +176,9 @@ class Lines:
         c, ends = self._chosen, self._ends(a, b)
         answers = [
             # The ends with their own statistics, also where the points of a line get new ones.
-            np.concatenate([np.asarray(self._predict(n, images)) for images, _ in self._test])
+            np.concatenate(
+                [np.asarray(self._predict(n, images)) for images, _ in self._splits["test"]]
+            )
             for n in ends
         ]
         apart: Row = {
@@ -218,17 +205,6 @@ class Lines:
                 for t, e, v in zip(line.grid, error, loss, strict=True)
             ]
             yield row | apart, points
-
-    @property
-    def _test(self) -> list[tuple[jax.Array, jax.Array]]:
-        return self._splits["test"]
-
-
-def _cut(images: np.ndarray, labels: np.ndarray, size: int) -> list[tuple[jax.Array, jax.Array]]:
-    return [
-        (jnp.asarray(images[i : i + size]), jnp.asarray(labels[i : i + size]))
-        for i in range(0, len(labels), size)
-    ]
 
 
 def _outputs(program: Program, network: Any, images: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,6 +15,15 @@ from prunejax.groups import Group
 from prunejax.study import ratio
 
 KERNEL = "kernel:"  # before a rule: it is one for the paths of all kernels
+
+
+class Arm(NamedTuple):
+    """An arm on its model."""
+
+    settings: ConfigDict
+    label: str  # for errors
+    groups: Sequence[Group]  # of the model
+    params: Any  # shapes of the parameters
 
 
 def layer_rules(settings: ConfigDict, groups: Sequence[Group]) -> dict[str, int]:
@@ -81,13 +90,7 @@ class Layer:
         return [(time, count * self.blocks) for time, count in events]
 
 
-def layers(
-    settings: ConfigDict,
-    label: str,
-    groups: Sequence[Group],
-    params: Any,
-    live: Mapping[str, int],
-) -> dict[str, Layer]:
+def layers(arm: Arm, live: Mapping[str, int]) -> dict[str, Layer]:
     """The layers that an arm prunes, by name; of what is live (`prune.of`), and with a global
     scope, one entry for all of them.
 
@@ -97,6 +100,7 @@ def layers(
     Raises:
       ConfigError: a rule matches nothing, or an allocation that cannot be.
     """
+    settings, label, groups, params = arm
     p, of = settings.prune, {g.name: g for g in groups}
     rules = layer_rules(settings, groups)
     number = {name: units(of[name], settings, params) for name in rules}
@@ -164,28 +168,17 @@ def of_rule(values: Sequence[Any], index: int) -> Any:
     return values[index % len(values)]
 
 
-def event_counts(
-    settings: ConfigDict,
-    label: str,
-    groups: Sequence[Group],
-    params: Any,
-    live: Mapping[str, int] | None = None,
-) -> dict[str, np.ndarray]:
+def event_counts(arm: Arm, live: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
     """Layer name -> int32 [epochs + 1]: units to target; row e + 1 follows epoch e, row 0 is
     before training.
 
-    Args:
-      settings: of the arm.
-      label: of it, for errors.
-      groups: of the model.
-      params: shapes of the parameters.
-      live: units that are live at the beginning, for `prune.of` (see `prunejax.study.live`).
+    Args: live: units that are live at the beginning, for `prune.of` (see `prunejax.study.live`).
     """
-    p = settings.prune
+    settings, label, p = arm.settings, arm.label, arm.settings.prune
     if p.schedule == "none":
         return {}
     counts: dict[str, np.ndarray] = {}
-    chosen = layers(settings, label, groups, params, live or {})
+    chosen = layers(arm, live or {})
     at_steps = p.unit == "step" and p.schedule != "scratch"
     if p.rounds > 1 or at_steps or p.schedule in ("phases", "threshold"):  # see `step_plan`
         return {name: np.zeros(settings.epochs + 1, np.int32) for name in chosen}
@@ -213,7 +206,7 @@ def event_counts(
             ) from None
     _refuse_nothing(settings, label, {n: chosen[n].units for n in counts}, counts)
     if settings.intervention.kind == "gaussian":
-        _refuse_noise_on_all(settings, label, {g.name: g for g in groups}, params, counts)
+        _refuse_noise_on_all(arm, counts)
     if p.scope == "global":  # one ranking: the layers' counts add up in the first column
         total = np.sum(list(counts.values()), axis=0)
         first = next(iter(counts))
@@ -234,14 +227,10 @@ def _refuse_nothing(
     )
 
 
-def _refuse_noise_on_all(
-    settings: ConfigDict,
-    label: str,
-    layers: Mapping[str, Group],
-    params: Any,
-    counts: Mapping[str, np.ndarray],
-) -> None:
+def _refuse_noise_on_all(arm: Arm, counts: Mapping[str, np.ndarray]) -> None:
     """Refuses noise where its scale, the spread of what is not targeted, cannot be had."""
+    settings, label, groups, params = arm
+    layers = {g.name: g for g in groups}
     single = settings.prune.granularity == "weight"
     where = f"(variant {label!r}, intervention.kind = 'gaussian')"
     sizes = {name: units(layers[name], settings, params) for name in counts}
@@ -264,10 +253,9 @@ def _refuse_noise_on_all(
             )
 
 
-def idle_layers(
-    settings: ConfigDict, label: str, groups: Sequence[Group], params: Any
-) -> list[str]:
+def idle_layers(arm: Arm) -> list[str]:
     """What a reader must know of an arm: the layers of which its fraction is less than a unit."""
+    settings, label, groups, params = arm
     p = settings.prune
     if p.schedule == "none":
         return []

@@ -1,8 +1,8 @@
 """The programs of a study that is on disk, and the states in which its runs ended."""
 
 import errno
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,10 @@ def states(
         checkpoints = Checkpoints(folder, keep=1)
         for number in checkpoints.numbers()[-1:]:
             facts = tables.read_json(folder / str(number) / "facts.json")
-            stack = _Stack(checkpoints, facts["size"], members[facts["runs"][0]])
+            stack = _stack(checkpoints, facts["size"], *members[facts["runs"][0]])
             places = facts.get("places", range(len(facts["runs"])))
             found += [
-                (*members[run], partial(stack, index))
+                (*members[run], functools.partial(stack, index))
                 for index, run in zip(places, facts["runs"], strict=True)
                 if run in completed
             ]
@@ -80,30 +80,26 @@ def states(
     return found
 
 
-class _Stack:
-    """The stacked final states of a chunk on the host, read when first needed."""
+def _stack(
+    checkpoints: Checkpoints, size: int, batch: Batch, member: Member
+) -> Callable[[int], TrainState]:
+    """Reads the final state at a place of a chunk's stack, on the host; the stack is read once."""
 
-    def __init__(self, checkpoints: Checkpoints, size: int, of: tuple[Batch, Member]) -> None:
-        self._checkpoints, self._size, self._of = checkpoints, size, of
-
-    def __call__(self, index: int) -> TrainState:
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[index], self._states)
-
-    @cached_property
-    def _states(self) -> TrainState:
-        batch, member = self._of
-        one = arrangement.shapes(batch.program, member)
+    @functools.cache
+    def states() -> TrainState:
         # On the host, whatever devices the states were saved from.
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((self._size, *leaf.shape), leaf.dtype, sharding=host),
-            one,
+            lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype, sharding=host),
+            arrangement.shapes(batch.program, member),
         )
-        found = self._checkpoints.restore(like)
+        found = checkpoints.restore(like)
         if found is None or found.states is None:
             raise RecordError(
                 errno.EIO,
-                f"no whole final states in {self._checkpoints.directory}: "
+                f"no whole final states in {checkpoints.directory}: "
                 + "; ".join(found.damaged if found else ["nothing is there"]),
             )
         return found.states
+
+    return lambda index: jax.tree.map(lambda leaf: np.asarray(leaf)[index], states())

@@ -1,7 +1,6 @@
 """The events of a chunk of members as they happen: tests around them, targets, rows."""
 
 import dataclasses
-from typing import Any
 
 from prunejax import interventions
 from prunejax.measures import emptied
@@ -53,10 +52,7 @@ class Happening:
         """The event that follows an epoch, and the test after it; None: there is none."""
         if not any(epoch + 1 in m.events for m in self.members):
             return states, None
-        states, info = self._apply(states, epoch + 1)
-        states, post = self.test(states, after_event=True)
-        self._record(epoch, states, pre, post, info, epoch + 1)
-        return states, post
+        return self._happens(states, epoch, epoch + 1, pre)
 
     def due(self, states: TrainState, epoch: int, step: int) -> TrainState:
         """The events that fall on a step between epochs (of step 0, all before training)."""
@@ -67,16 +63,16 @@ class Happening:
             asked = [m for m in self.members if row in m.events]
             tested = any(m.evaluate_between or not m.is_between(row) for m in asked)
             # Stacked members are tested together, also those that do not ask.
-            pre = post = None
+            pre = None
             if tested:
                 states, pre = self.test(states, after_event=False)
-            states, info = self._apply(states, row)
-            if tested:
-                states, post = self.test(states, after_event=True)
-            self._record(epoch, states, pre, post, info, row)
+            states, _ = self._happens(states, epoch, row, pre)
         return states
 
-    def _apply(self, states: TrainState, row: int) -> tuple[TrainState, Any]:
+    def _happens(
+        self, states: TrainState, epoch: int, row: int, pre: Metrics | None
+    ) -> tuple[TrainState, Metrics | None]:
+        """The event of a row and its records; tested after it if it was before."""
         self.saving.keep()
         with self.saving.long("event"):
             replay = None
@@ -86,27 +82,19 @@ class Happening:
             places = [i for i, _ in self.real]
             # Also those of twins: a run's file says what it did, wherever that came from.
             self.targets.add(row, {name: x[places] for name, x in info.selected.items()})
-        return states, info
-
-    def _record(
-        self,
-        epoch: int,
-        states: TrainState,
-        pre: Metrics | None,
-        post: Metrics | None,
-        info: Any,
-        number: int,
-    ) -> None:
+        post = None
+        if pre is not None:
+            states, post = self.test(states, after_event=True)
         _, bad, steps, _ = self.population.summary(states)
         program = self.population.program
         hidden = program.forward != "masked"
         # Runs with a loss that is not finite leave no rows from there on.
-        asked = [(i, m) for i, m in self.real if bad[i] < 0 and number in m.events]
+        asked = [(i, m) for i, m in self.real if bad[i] < 0 and row in m.events]
         rows = [
-            row
+            cells
             for i, m in asked
-            if pre is not None or not (hidden or m.table.grow[number].any())  # else updates.csv
-            for row in rows_lib.of_event(
+            if pre is not None or not (hidden or m.table.grow[row].any())  # else updates.csv
+            for cells in rows_lib.of_event(
                 program, m, i, epoch, step=steps[i], before=pre, after=post, info=info
             )
         ]
@@ -114,11 +102,12 @@ class Happening:
         for text in emptied.at_event(rows, kinds):
             self.progress.message(text)
         self.directory.append("events", rows)
-        self.probing.event(asked, pre, post, epoch, steps)
+        self.probing.record(asked, {"before": pre, "after": post}, epoch, steps)
         if info.growth is not None:
             updates = [
-                row
+                cells
                 for i, m in asked
-                for row in rows_lib.of_update(program.groups, m, i, epoch, number, steps[i], info)
+                for cells in rows_lib.of_update(program.groups, m, i, epoch, row, steps[i], info)
             ]
             self.directory.append("updates", updates)
+        return states, post

@@ -1,7 +1,6 @@
 """Which layout a study's members get: as asked for, as decided before, or as measured."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping, Sequence
 
@@ -102,105 +101,75 @@ def decide(
     """
     devices = available(settings)
     auto = settings.population.layout == "auto"
-    trials = _Trials(program, data, members, settings, devices)
     ways, last = [Way(settings.population.layout, program.data_parallel)], None
-    if auto:
+    if auto and known:
+        ways = [Way(known.layout, known.share)]
+    elif auto:
         ways = candidates(devices, program.data_parallel, len(members))
         last = sharing(devices, program, len(members))
-    if auto and known:
-        ways, last = [Way(known.layout, known.share)], None
-    trials.fit(*ways, only=len(ways) == 1 and last is None)
-    if auto and known and not trials.found:
-        return decide(program, data, members, settings)
-    if len(trials.found) > 1 or last:
-        for way in reversed(trials.found):  # "sequential" first: it tells how long a step takes
-            trials.measure(way)
-    if last and trials.remaining() > LONG:
-        trials.fit(last)
-        trials.measure(last)
-    found = trials.found
+    bound = distributed.on_main(lambda: memory.bound(settings, devices[0]))
+    steps = program.epochs * program.steps_per_epoch * len(members)
+    found: dict[Way, tuple[Population, int]] = {}  # those that hold members, and how many
+    seconds: dict[Way, float] = {}  # per member and step, its share of HOST too
+    refused = None
+    for some in [ways, [last]] if last else [ways]:
+        if some is not ways and min(seconds.values(), default=np.inf) * steps <= LONG:
+            break
+        people = [_population(program, data, way, devices, members[0], settings) for way in some]
+        if len(ways) == 1 and not last:  # no choice: the rest is compiled beside the first steps
+            events = any(len(m.events) for m in members) and not any(m.twin for m in members)
+            ahead.prepare(people[0].soon(memory.most(people[0], len(members)), events=events))
+        fits = memory.fitting(people, len(members), bound, evaluation=False)
+        for way, made, (count, needed) in zip(some, people, fits, strict=True):
+            if count:
+                found[way] = made, count
+            else:
+                refused = memory.refused(made, needed, bound)
+        del people, made  # their data, where they do not fit
+        if len(found) > 1 or last:
+            for way in [way for way in reversed(some) if way in found]:  # "sequential" first: it
+                seconds[way] = per_step(way, *found[way], len(members), seconds)  # tells how long
     if not found:
-        raise trials.refused or AssertionError("no layout was tried")
+        if auto and known:
+            return decide(program, data, members, settings)
+        raise refused or AssertionError("no layout was tried")
     chosen, why = next(iter(found)), "the only candidate" if auto else "as configured"
     if auto and known:
         why = "as before for such a network"
     if len(found) > 1:
-        chosen, why = fastest({way: trials.seconds[way] for way in found})
-    people, bound = found[chosen][0], trials.limit
-    del trials, found  # the others' data
-    fits, needed = memory.fitting(people, len(members), bound)
-    many = f"{min(fits, len(members))} at once" if fits > 1 else "one at a time"
+        chosen, why = fastest({way: seconds[way] for way in found})
+    taken = found[chosen][0]
+    del found  # the others' data
+    ((count, needed),) = memory.fitting([taken], len(members), bound)
+    if not count:
+        raise memory.refused(taken, needed, bound)
+    many = f"{min(count, len(members))} at once" if count > 1 else "one at a time"
     decision = Decision(
         layout=chosen.layout,
-        devices=people.mesh.size,
+        devices=taken.mesh.size,
         platform=devices[0].platform,
-        fits=fits,
+        fits=count,
         why=f"layout: {chosen} ({why}); {many}, {memory.text(needed)} of {memory.size(bound)}"
         + " beside the program itself" * (devices[0].platform == "cpu"),
         processes=jax.process_count(),
         share=chosen.share,
     )
-    return decision, people
+    return decision, taken
 
 
-class _Trials:
-    """The layouts that were compiled, with the members that fit, and the time of a step in each."""
+def per_step(
+    way: Way, people: Population, count: int, members: int, seconds: Mapping[Way, float]
+) -> float:
+    """Seconds per member and step of a layout that holds `count` of `members`, with those of HOST.
 
-    def __init__(
-        self,
-        program: Program,
-        data: Data | StreamedSet,
-        members: Sequence[Member],
-        settings: ConfigDict,
-        devices: Sequence[jax.Device],
-    ) -> None:
-        self._built = lambda way: _population(program, data, way, devices, members[0], settings)
-        self._members = members
-        self._steps = program.epochs * program.steps_per_epoch
-        self.limit = distributed.on_main(lambda: memory.bound(settings, devices[0]))
-        self.found: dict[Way, tuple[Population, int]] = {}
-        self.seconds: dict[Way, float] = {}  # per member and step, its share of HOST too
-        self.refused: ConfigError | None = None  # what the last one that does not fit was told
-
-    def fit(self, *ways: Way, only: bool = False) -> None:
-        """Compiles layouts side by side and keeps those that can hold members.
-
-        Args: only: there is no choice; what follows the first steps is compiled meanwhile.
-        """
-
-        def fitted(people: Population) -> tuple[Population, int] | ConfigError:
-            if only:
-                events = any(len(m.events) for m in self._members)
-                replayed = any(m.twin for m in self._members)
-                size = memory.most(people, len(self._members))
-                ahead.prepare(people.soon(size, events=events and not replayed))
-            try:
-                return people, memory.fitting(people, len(self._members), self.limit, False)[0]
-            except ConfigError as error:
-                return error
-
-        results = ahead.together([functools.partial(fitted, self._built(way)) for way in ways])
-        for way, found in zip(ways, results, strict=True):  # the preferred one stays first
-            if isinstance(found, ConfigError):
-                self.refused = found
-            else:
-                self.found[way] = found
-
-    def measure(self, way: Way) -> None:
-        """Takes the time of a layout that fits."""
-        if way not in self.found:
-            return
-        people, count = self.found[way]
-        one = min((s for w, s in self.seconds.items() if w.layout == "sequential"), default=0.0)
-        # Members that go one by one take as long each: a few tell as much as all.
-        long = not people.vectorized and count // people.multiple * one > SECONDS
-        together = 1 if way.layout == "sequential" else min(count, len(self._members))
-        host = HOST / (together * people.program.steps_per_epoch)
-        self.seconds[way] = _measure(people, people.multiple if long else count) + host
-
-    def remaining(self) -> float:
-        """Seconds that training all members takes in the fastest layout; infinite without one."""
-        return min(self.seconds.values(), default=np.inf) * self._steps * len(self._members)
+    Args: seconds: of the layouts before.
+    """
+    one = min((s for w, s in seconds.items() if w.layout == "sequential"), default=0.0)
+    # Members that go one by one take as long each: a few tell as much as all.
+    long = not people.vectorized and count // people.multiple * one > SECONDS
+    together = 1 if way.layout == "sequential" else min(count, members)
+    host = HOST / (together * people.program.steps_per_epoch)
+    return _measure(people, people.multiple if long else count) + host
 
 
 def candidates(devices: Sequence[jax.Device], share: int, members: int) -> list[Way]:

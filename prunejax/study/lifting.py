@@ -45,21 +45,12 @@ def pad(members: Sequence[Member], size: int, devices: int = 1) -> tuple[list[Me
     return stacked, places
 
 
-def _mapped(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
-    """`fn(m, *shared)` for each member m of the stack, one after another."""
-    return jax.lax.map(lambda m: fn(m, *shared), member)
-
-
-def _vectorized(fn: Callable[..., Tree], member: Tree, shared: tuple[Any, ...]) -> Tree:
-    return jax.vmap(lambda m: fn(m, *shared))(member)
-
-
 class Lift:
     """`lift(fn, out)`: of a function of one member the compiled one of the stack."""
 
     def __init__(self, mesh: jax.sharding.Mesh, vectorized: bool) -> None:
         """Over `mesh`; the members of one device by `vmap`, or one after another."""
-        self._mesh, self._inner = mesh, _vectorized if vectorized else _mapped
+        self._mesh, self._vectorized = mesh, vectorized
 
     def __call__(
         self,
@@ -67,35 +58,38 @@ class Lift:
         out: Tree,
         donate: bool = False,
         options: dict[str, Any] | None = None,
+        bare: Callable[[Tree], Tree] = lambda members: members,
+        back: Callable[[Tree, Tree], Tree] = lambda found, members: found,
     ) -> Any:
-        """`fn(member_args, *shared)` of one member -> of the stack; compiled at its first call."""
-        return ahead.Compiled(
-            jax.jit(
-                self.stacked(fn),
-                donate_argnums=(0,) if donate else (),
-                out_shardings=out,
-                compiler_options=options,
-            )
+        """`fn(member_args, *shared)` of one member -> of the stack; compiled at its first call.
+
+        Args: bare: what the function gets of the stack. back: see `ahead.Compiled`.
+        """
+        jitted = jax.jit(
+            self.stacked(fn),
+            donate_argnums=(0,) if donate else (),
+            out_shardings=out,
+            compiler_options=options,
         )
+        return ahead.Compiled(jitted, lambda members, *shared: (bare(members), shared), back)
 
-    def stacked(self, fn: Callable[..., Tree]) -> Callable[..., Tree]:
-        """The function of the stack, not compiled."""
-        members, everywhere = PartitionSpec(MEMBER), PartitionSpec()
+    def stacked(self, fn: Callable[..., Tree]) -> Callable[[Tree, tuple[Any, ...]], Tree]:
+        """The function of the stack and of what its members share, not compiled."""
 
-        def stacked(member: Tree, *shared: Any) -> Tree:
-            run = functools.partial(self._inner, fn)
-            if self._mesh.size > 1:  # the compiler spreads over `data`, this over members
-                run = jax.shard_map(
-                    run,
-                    mesh=self._mesh,
-                    in_specs=(members, everywhere),
-                    out_specs=members,
-                    axis_names={MEMBER},
-                    check_vma=False,
-                )
-            return run(member, shared)
+        def each(members: Tree, shared: tuple[Any, ...]) -> Tree:
+            one = lambda m: fn(m, *shared)  # noqa: E731
+            return jax.vmap(one)(members) if self._vectorized else jax.lax.map(one, members)
 
         # Profiles and lists of compiled programs show it.
         own = fn.func if isinstance(fn, functools.partial) else fn
-        stacked.__name__ = own.__name__.replace("<lambda>", "members")
-        return stacked
+        each.__name__ = own.__name__.replace("<lambda>", "members")
+        if self._mesh.size == 1:
+            return each
+        return jax.shard_map(  # the compiler spreads over `data`, this over members
+            each,
+            mesh=self._mesh,
+            in_specs=(PartitionSpec(MEMBER), PartitionSpec()),
+            out_specs=PartitionSpec(MEMBER),
+            axis_names={MEMBER},
+            check_vma=False,
+        )

@@ -55,12 +55,6 @@ class Start:
         return {s.run for s in (self.source, self.rewind) if s is not None and not s.file}
 
 
-def parents(settings: ConfigDict) -> list[str]:
-    """Labels of the arms that an arm needs."""
-    s = settings.start
-    return [x for x in (s.run, s.rewind_run, settings.intervention.twin) if x]
-
-
 def ordered(arms: Mapping[str, ConfigDict]) -> list[str]:
     """Labels, every arm after those that it needs.
 
@@ -104,12 +98,8 @@ def check(arms: Mapping[str, ConfigDict]) -> None:
         s = settings.start
         for name in ("take", "rewind"):
             for part in s[name]:
-                if part not in PARTS:
-                    raise ConfigError(
-                        f"config.start.{name} (variant {label!r}): {part!r} is not one of: "
-                        + ", ".join(PARTS)
-                        + registry.suggestion(part, PARTS)
-                    )
+                told = f"config.start.{name} (variant {label!r}): {part!r} is not one of"
+                registry.one_of(part, PARTS, told)
         if s.run and s.ticket:
             raise ConfigError(
                 f"config.start (variant {label!r}) has run = {s.run!r} and ticket = {s.ticket!r}: "

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from prunejax.errors import ConfigError
-from prunejax.groups import Group
 from prunejax.study import event_plan
+from prunejax.study.event_plan import Arm
 
 ALL = "*"  # the units of all chosen layers together, where a global ranking shares them out
 
@@ -31,27 +30,18 @@ class Live(NamedTuple):
         return {name: count - gone[name] for name, count in self.counts.items()}
 
 
-def begin(
-    settings: ConfigDict,
-    label: str,
-    groups: Sequence[Group],
-    params: Any,
-    parent: Live | None,
-    at: float,
-) -> Live:
+def begin(arm: Arm, parent: Live | None, at: float) -> Live:
     """What is live when a run of the arm begins.
 
     Args:
-      settings: of the arm.
-      label: of it, for errors.
-      groups: of the model.
-      params: shapes of the parameters.
+      arm: on its model.
       parent: of the run whose masks are taken, None: every unit is live.
       at: the step of that run's state.
 
     Raises:
       ConfigError: the counts that its events need cannot be known.
     """
+    settings, label, groups, params = arm
     of = {g.name: event_plan.units(g, settings, params) for g in groups}
     prunes = settings.prune.schedule != "none"
     own = tuple(event_plan.layer_rules(settings, groups)) if prunes else ()

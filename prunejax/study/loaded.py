@@ -115,11 +115,7 @@ class Loaded:
           ConfigError: there is no such table.
         """
         known = sorted({file.stem for path in self.paths for file in path.glob("*.csv")})
-        if name not in known:
-            raise ConfigError(
-                f"no table {name!r} in {self.paths[0]}; there are: {', '.join(known)}."
-                + registry.suggestion(name, known)
-            )
+        registry.one_of(name, known, f"no table {name!r} in {self.paths[0]}; there are")
         rows: list[dict[str, Any]] = [dict(row) for row in self._rows(name)]
         if name == "runs":
             later = {row["run"]: row for row in self._rows("measures")}

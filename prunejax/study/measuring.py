@@ -6,6 +6,7 @@ loss is one function per program: all runs of a program share one compilation.
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 import jax
@@ -48,12 +49,7 @@ def check(settings: ConfigDict, batches: list[Batch]) -> None:
                 f"{there[chosen.split]} examples of config.measures.split = {chosen.split!r}; "
                 "lower it (0: all of a set that is not streamed)"
             )
-        variables = jax.eval_shape(
-            lambda key, p=batch.program: p.module.init(
-                key, jnp.zeros((1, *p.image_shape)), train=False
-            ),
-            jax.random.key(0),
-        )
+        variables = models.shapes(batch.program.module, batch.program.image_shape)
         size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         if chosen.names and chosen.eigenpairs > size:
             raise ConfigError(
@@ -83,10 +79,12 @@ class Measurer:
         running = chosen.batch_norm == "eval"
         # With statistics of a batch all examples are one batch: else values would depend on its
         # size.
-        self._batches = _cut(images, labels, program.eval_batch_size if running else len(labels))
+        self._batches = on_device(
+            images, labels, program.eval_batch_size if running else len(labels)
+        )
         # Of a streamed set there are only so many in memory.
         tests = chosen.examples if isinstance(dataset, data_lib.StreamedSet) else 0
-        self._test = _cut(*dataset.first("test", tests), program.eval_batch_size)
+        self._test = on_device(*dataset.first("test", tests), program.eval_batch_size)
         self._prepare = jax.jit(lambda *state: _effective(program, *state))
         self._initial = jax.jit(lambda *begin: step.initial_state(program, *begin).params)
         self._kernels = _kernels(program) if "ticket" in chosen.names else None
@@ -109,12 +107,7 @@ class Measurer:
             state.params, state.batch_stats, state.windows, state.table
         )
 
-        def initial() -> Tree:
-            begin = state.seed, state.table, state.hyper, state.seeds
-            return self._initial(*begin)
-
-        def untrained() -> Tree:
-            return self._untrained(state.seed, state.table, state.hyper, state.seeds)
+        begin = state.seed, state.table, state.hyper, state.seeds
 
         def network() -> suite.Network:
             module = self.program.module.clone(dropout=0.0)
@@ -124,14 +117,14 @@ class Measurer:
             low, high = -mean / std, (1 - mean) / std  # where pixels end: 0 and 1, normalized
             if self.program.prepare is not None:
                 low, high = np.array(-np.inf), np.array(np.inf)
-            return suite.Network(module, variables, untrained(), inputs, 1 / std, low, high)
+            return suite.Network(
+                module, variables, self._untrained(*begin), inputs, 1 / std, low, high
+            )
 
         def activations(trained: bool) -> Mapping[str, Any]:
             images = jnp.concatenate([images for images, _ in self._batches])
             x = step.inputs(self.program, images)
-            variables = {"params": params, **statistics}
-            if not trained:
-                variables = untrained()
+            variables = {"params": params, **statistics} if trained else self._untrained(*begin)
             return normality.normalized_activations(self.program.module, variables, x)
 
         return suite.Context(
@@ -149,7 +142,7 @@ class Measurer:
             radius=chosen.radius,
             activations=activations,
             outputs=Partial(self._logits, statistics),
-            initial=initial,
+            initial=partial(self._initial, *begin),
             kernels=self._kernels,
             network=network,
             options=chosen.to_dict(),
@@ -183,7 +176,14 @@ class Hook:
         directory: SharedDirectory,
         tell: Callable[[str], None],
     ) -> None:
-        """Args: as of `hook`."""
+        """Compiles nothing yet.
+
+        Args:
+          batch: the program and its data.
+          settings: of the study.
+          directory: gets the arrays.
+          tell: is told of measures that failed.
+        """
         self._measurer, self._last = Measurer(batch, settings), batch.program.epochs - 1
         self._directory, self._tell = directory, tell
         self._pool = ThreadPoolExecutor(ahead.MOST)
@@ -237,21 +237,9 @@ def _unplaced(state: TrainState) -> TrainState:
     return mesh.fetch(state) if alone or jax.process_count() > 1 else state
 
 
-def hook(
-    batch: Batch, settings: ConfigDict, directory: SharedDirectory, tell: Callable[[str], None]
-) -> Hook | None:
-    """The measures of the runs of a program, None where nothing is measured.
-
-    Args:
-      batch: the program and its data.
-      settings: of the study.
-      directory: gets the arrays.
-      tell: is told of measures that failed.
-    """
-    return Hook(batch, settings, directory, tell) if settings.measures.names else None
-
-
-def _cut(images: np.ndarray, labels: np.ndarray, size: int) -> list[tuple[jax.Array, jax.Array]]:
+def on_device(
+    images: np.ndarray, labels: np.ndarray, size: int
+) -> list[tuple[jax.Array, jax.Array]]:
     """Batches of `size` examples, the last one what is left, on the device."""
     return [
         (jnp.asarray(images[i : i + size]), jnp.asarray(labels[i : i + size]))
@@ -272,7 +260,5 @@ def _effective(
 
 def _kernels(program: Program) -> tuple[str, ...]:
     """Paths of the kernels of all prunable layers."""
-    variables = jax.eval_shape(
-        lambda key: models.init(program.module, key, program.image_shape), jax.random.key(0)
-    )
+    variables = models.shapes(program.module, program.image_shape)
     return tuple(g.kernel for g in models.groups(program.module, variables))

@@ -32,6 +32,10 @@ class Outline(NamedTuple):
         """Shapes of the parameters."""
         return self.variables["params"]
 
+    def arm(self, arm: Variant) -> event_plan.Arm:
+        """One of the arms on the model."""
+        return event_plan.Arm(arm.settings, arm.label, self.groups, self.params)
+
 
 def outline(settings: ConfigDict, dataset: Dataset | StreamedSet) -> Outline:
     """The model for a data set.
@@ -91,10 +95,10 @@ def events(arm: Variant, of: Outline, parent: Live | None, at: float, begins: in
     Raises:
       ConfigError: layers, counts or times that cannot be.
     """
-    common = (arm.settings, arm.label, of.groups, of.params)
-    start = live_lib.begin(*common, parent, at)
-    counts = event_plan.event_counts(*common, start.counts)
-    between = step_plan.rows(*common, of.per_epoch, counts, start)
+    own = of.arm(arm)
+    start = live_lib.begin(own, parent, at)
+    counts = event_plan.event_counts(own, start.counts)
+    between = step_plan.rows(own, of.per_epoch, counts, start)
     at_epochs = {int(e) for row in counts.values() for e in np.flatnonzero(row)}
     steps = [of.per_epoch * e for e in sorted(at_epochs)] + [row.step for row in between]
     early = [s for s in steps if 0 < s <= begins]

@@ -31,7 +31,6 @@ def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
     """
     if not overrides:
         return
-    known = default.get_config()
     labels = config.get("variants") or {}
     for text in overrides:
         label = max((k for k in labels if text.startswith(f"{k}.")), key=len, default=None)
@@ -42,18 +41,8 @@ def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
                 + registry.suggestion(name, list(labels))
             )
         path, _, value = text[len(label) + 1 :].partition("=")
-        like: Any = known
+        like = declared(path, f"--config.variants.{text}")
         *parents, leaf = path.split(".")
-        for part in [*parents, leaf]:
-            inside = list(like.keys()) if isinstance(like, ConfigDict) else []
-            if part not in inside and parents[:1] != ["model"]:
-                raise ConfigError(
-                    f"--config.variants.{text}: unknown config field {path!r}."
-                    + registry.suggestion(part, inside)
-                )
-            like = like[part] if part in inside else None
-        if isinstance(like, ConfigDict):
-            raise ConfigError(f"--config.variants.{text}: name a field inside of {path}")
         changed = labels[label]
         changed = changed.to_dict() if isinstance(changed, ConfigDict) else dict(changed or {})
         node = changed
@@ -67,6 +56,25 @@ def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
             raise ConfigError(f"--config.variants.{text}: {what}") from None
         with config.unlocked(), config.ignore_type():
             labels[label] = ConfigDict(changed)
+
+
+def declared(path: str, argument: str) -> Any:
+    """The default of a field, by its dotted name; None of a field of a model that may have any.
+
+    Raises:
+      ConfigError: there is no such field, or it is a group of them; begins with the argument.
+    """
+    node: Any = default.get_config()
+    for part in path.split("."):
+        inside = list(node.keys()) if isinstance(node, ConfigDict) else []
+        if part not in inside and not path.startswith("model."):
+            raise ConfigError(
+                f"{argument}: unknown config field {path!r}." + registry.suggestion(part, inside)
+            )
+        node = node[part] if part in inside else None
+    if isinstance(node, ConfigDict):
+        raise ConfigError(f"{argument}: name a field inside of {path}")
+    return node
 
 
 def typed(text: str, like: Any) -> Any:

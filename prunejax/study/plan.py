@@ -23,19 +23,8 @@ __all__ = ["Batch", "Member", "build"]
 
 # What decides how many units are live when, and so the arrays of a smaller network.
 COUNTS = (
-    *(
-        "schedule",
-        "unit",
-        "rounds",
-        "of",
-        "ratio_of",
-        "layers",
-        "fraction",
-        "allocation",
-        "start",
-        "end",
-    ),
-    "period",
+    *("schedule", "unit", "rounds", "of", "ratio_of", "layers", "fraction", "allocation"),
+    *("start", "end", "period"),
 )
 # Settings that are arrays of a run, so that runs which differ only here share a program.
 ARRAYS = {
@@ -53,16 +42,8 @@ ARRAYS = {
     ),
 }
 NOT_STATIC = (
-    "seeds",
-    "first_seed",
-    "variants",
-    "name",
-    "report",
-    "population",
-    "checkpoint",
-    "measures",
-    "intervention",
-    *("start", "keep", "connect"),
+    *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
+    *("measures", "intervention", "start", "keep", "connect"),
     *("stop_loss", "evaluate_every", "evaluate_train", "trackers"),
 )
 
@@ -136,12 +117,6 @@ def _static_key(settings: ConfigDict) -> str:
     return json.dumps([plain, released], sort_keys=True)
 
 
-def _check_trackers(batches: Sequence[Batch]) -> None:
-    for batch in batches:
-        for name in batch.program.trackers:
-            trackers.TRACKERS[name].check(batch.program)
-
-
 def build(arms: Sequence[Variant]) -> list[Batch]:
     """Programs and members of a study, grouped by what has to be compiled together.
 
@@ -171,7 +146,9 @@ def build(arms: Sequence[Variant]) -> list[Batch]:
         )
         for (key, seed), together in keyed.items()
     ]  # fmt: skip
-    _check_trackers(made)
+    for batch in made:
+        for name in batch.program.trackers:
+            trackers.TRACKERS[name].check(batch.program)
     return _sharing(made, [key for key, _ in keyed])
 
 

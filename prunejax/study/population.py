@@ -8,6 +8,7 @@ layout, `data_parallel` devices may share one member (`prunejax.cluster.mesh`).
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -19,7 +20,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
 from prunejax.study import ahead, lifting, shared
-from prunejax.study.ahead import Memory as Memory
 from prunejax.study.programs import Member
 from prunejax.train import prune, smaller, step, stopping
 from prunejax.train.evaluation import Metrics
@@ -66,8 +66,8 @@ class Population:
         program = dataclasses.replace(program, split=split)
         self.program, self.layout, self._like = program, layout, like
         self.mesh = mesh_lib.make(used, program.data_parallel)
-        self._cpu = used[0].platform == "cpu"
-        self.vectorized = layout == "vectorized" or (layout == "sharded" and not self._cpu)
+        self.cpu = used[0].platform == "cpu"
+        self.vectorized = layout == "vectorized" or (layout == "sharded" and not self.cpu)
         self._lift = lifting.Lift(self.mesh, self.vectorized)
         self._members = mesh_lib.sharding(self.mesh, MEMBER)
         self.data: Data = mesh_lib.put(data, mesh_lib.sharding(self.mesh))
@@ -89,9 +89,7 @@ class Population:
         self._summary, self._stop, self._track, self.scale = of.summary, of.stop, of.track, of.scale
         self.train, self.train_last, self._smaller = of.train, of.train_last, of.smaller
         self._event = self._lift(
-            lambda s, data, event: prune.apply_event(
-                program, s, data, event, replay=s.windows.targeted
-            ),
+            functools.partial(prune.apply_event, program),
             (self._states, event),
             donate=True,  # the new state takes the old one's memory
         )
@@ -132,14 +130,12 @@ class Population:
 
         Args: real: the places of those that are no padding; None: all.
         """
-        seed, table, *rest = lifting.stack([lifting.arguments(m) for m in members])
-        bare, rows = shared.parted(table)
-        states = self._initial(mesh_lib.put((seed, bare, *rest), self._members))
-        states = shared.with_rows(states, mesh_lib.put(rows, self._members))
+        begins = lifting.stack([lifting.arguments(m) for m in members])
+        states: TrainState = self._initial(mesh_lib.put(begins, self._members))
         if real is None or len(real) == len(members):
             return states
-        stopped = stopping.none_but_padding(len(members), real)
-        return states._replace(stopped=mesh_lib.put(stopped, self._members))
+        stopped = [-1 if i in real else stopping.PADDING for i in range(len(members))]
+        return states._replace(stopped=mesh_lib.put(np.array(stopped, np.int32), self._members))
 
     def soon(self, size: int, *, events: bool) -> Iterator[ahead.Task]:
         """What comes before and after the steps of `size` members, and its arguments.
@@ -149,7 +145,8 @@ class Population:
         Args: events: whether there are any (not counting those of twins).
         """
         states, data = self.abstract(size), self.data
-        yield self._initial, (shared.beginning(self._like, size, self._members),)
+        begins = lambda x: _stacked(size, x, self._members)  # noqa: E731
+        yield self._initial, (jax.tree.map(begins, lifting.arguments(self._like)),)
         if self.program.last_batch < self.program.batch_size:
             yield self.train_last, (states, data)
         yield self._summary, (states,)
@@ -164,13 +161,7 @@ class Population:
 
     def abstract(self, size: int) -> TrainState:
         """Shapes and shardings of the stacked states of `size` members."""
-        return jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(
-                (size, *leaf.shape), leaf.dtype, sharding=where
-            ),
-            self._one,
-            self._states,
-        )
+        return jax.tree.map(functools.partial(_stacked, size), self._one, self._states)
 
     def zeros(self, size: int) -> TrainState:
         """States of zeros: as large and as slow as real ones, without the time to make them."""
@@ -178,28 +169,23 @@ class Population:
         hosts = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         return mesh_lib.put(hosts, self._states)
 
-    def memory(self, size: int, with_evaluation: bool = True) -> Memory:
-        """Estimated peak while `size` members train, from shapes and the compiled programs.
+    def counted(self, size: int, evaluation: bool) -> list[ahead.Task]:
+        """The jitted functions whose memory counts while `size` members train, with arguments.
 
-        Compiles training and evaluation for that size (they are compiled once all the same).
+        They are compiled once all the same. Args: evaluation: whether that counts as well.
         """
-        programs = self._lowered(self.abstract(size), with_evaluation)
-        return ahead.memory_needed(
-            programs,
-            states=self.state_bytes(size),
-            data=sum(leaf.nbytes for leaf in self.data),
-            devices=len(self.mesh.local_devices) if self._cpu else 0,
-        )
+        states, test = self.abstract(size), (self.data.test_images, self.data.test_labels)
+        tasks = [self.train.task(states, self.data, np.int32(1))]
+        if evaluation and self.program.features.released:
+            tasks.append(self._released.task(states, *test, np.int32(0)))
+        elif evaluation:
+            tasks.append(self._test.task(states, *test))
+        return tasks
 
-    def _lowered(self, states: TrainState, with_evaluation: bool) -> list[Any]:
-        """The programs whose memory counts, for states of these shapes."""
-        test = (self.data.test_images, self.data.test_labels)
-        programs = [self.train.lower(states, self.data, np.int32(1))]
-        if with_evaluation and self.program.features.released:
-            programs.append(self._released.lower(states, *test, np.int32(0)))
-        elif with_evaluation:
-            programs.append(self._test.lower(states, *test))
-        return programs
+    def data_bytes(self, size: int) -> int:
+        """Bytes on one device of the data, and of what is read ahead for `size` members."""
+        del size
+        return sum(leaf.nbytes for leaf in self.data)
 
     def state_bytes(self, size: int) -> int:
         """Bytes of the states of `size` members on one device."""
@@ -242,8 +228,7 @@ class Population:
     def stop(self, states: TrainState, loss: Any, ready: Any) -> TrainState:
         """Members whose loss [members] is low enough stop here if they are ready [members]."""
         flags = mesh_lib.put((np.asarray(loss), np.asarray(ready)), self._members)
-        bare, _ = shared.without_rows(states)
-        return states._replace(stopped=self._stop((bare, *flags)))
+        return states._replace(stopped=self._stop((shared.bare(states), *flags)))
 
     def track(self, states: TrainState) -> np.ndarray:
         """[members, columns] of the program's trackers."""
@@ -267,6 +252,11 @@ class Population:
         if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state)):
             return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
         return state
+
+
+def _stacked(size: int, x: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    """Shape of `size` arrays like one, and where they lie."""
+    return jax.ShapeDtypeStruct((size, *np.shape(x)), np.result_type(x), sharding=where)
 
 
 def _without_members(where: NamedSharding) -> NamedSharding:

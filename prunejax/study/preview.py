@@ -9,9 +9,8 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
-from prunejax.study import memory, run
+from prunejax.study import arrangement, memory, run
 from prunejax.study.plan import Batch, Member
-from prunejax.train import step
 
 
 def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
@@ -26,7 +25,8 @@ def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
       ConfigError: the config is refused, in the words of `run`, which judges the devices too.
     """
     arms, batches = run.judged(config, defaults)
-    found = [f"study     {arms[0].settings.name}: {len(arms)} arms, {_runs(batches)} runs"]
+    runs = sum(len(b.members) for b in batches)
+    found = [f"study     {arms[0].settings.name}: {len(arms)} arms, {runs} runs"]
     for arm in arms:
         found.append(f"arm       {arm.label}: {_arm(*_of(batches, arm.label))}")
     for i, b in enumerate(batches, 1):
@@ -37,10 +37,6 @@ def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
     seen = sum(_seen(b) * len(b.members) for b in batches)
     found.append(f"work      {seen:,} examples in training, {total:.3g} floating-point operations")
     return found
-
-
-def _runs(batches: Sequence[Batch]) -> int:
-    return sum(len(b.members) for b in batches)
 
 
 def _of(batches: Sequence[Batch], label: str) -> tuple[Batch, list[Member]]:
@@ -76,17 +72,8 @@ def _when(member: Member, row: int) -> str:
     return f"after step {member.table.steps[row]}" if between else f"after epoch {row - 1}"
 
 
-def _state(batch: Batch) -> Any:
-    member = batch.members[0]
-    return jax.eval_shape(
-        lambda: step.initial_state(
-            batch.program, jnp.uint32(member.seed), member.table, member.hyper
-        )
-    )
-
-
 def _program(batch: Batch) -> str:
-    state = _state(batch)
+    state = arrangement.shapes(batch.program, batch.members[0])
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     p = batch.program
@@ -103,7 +90,7 @@ def _seen(batch: Batch) -> int:
 
 def _work(batch: Batch) -> float:
     """Floating-point operations in which one run trains: 3 forward passes an example."""
-    p, state = batch.program, _state(batch)
+    p, state = batch.program, arrangement.shapes(batch.program, batch.members[0])
     variables = {"params": state.params}
     if jax.tree.leaves(state.batch_stats):
         variables["batch_stats"] = state.batch_stats

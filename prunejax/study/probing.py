@@ -1,6 +1,6 @@
 """A study's probes: which ones, when, and the rows and arrays that they leave."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,8 @@ from prunejax.train.evaluation import Metrics
 from prunejax.train.probes import ALWAYS, PROBES, tables
 
 WHEN = ("epochs", "events", "end")
+# What rows say, and the entry of WHEN that asks for it.
+MOMENTS = {"epoch": "epochs", "end": "end", "before": "events", "after": "events"}
 
 
 def check(settings: ConfigDict) -> None:
@@ -25,11 +27,7 @@ def check(settings: ConfigDict) -> None:
     names, at = tuple(settings.probes.names), tuple(settings.probes.at)
     for field, values, known in (("names", names, PROBES), ("at", at, WHEN)):
         for value in values:
-            if value not in known:
-                raise ConfigError(
-                    f"config.probes.{field}: {value!r} is not one of: {', '.join(known)}."
-                    + registry.suggestion(value, known)
-                )
+            registry.one_of(value, known, f"config.probes.{field}: {value!r} is not one of")
         if len(set(values)) < len(values):
             raise ConfigError(f"config.probes.{field} = {values!r} names something twice")
     try:
@@ -74,31 +72,22 @@ class Probing:
         self._names, self._at = tuple(names), frozenset(at)
         self._directory, self._examples = directory, examples
 
-    def epoch(
+    def record(
         self,
         members: Sequence[tuple[int, Any]],
-        metrics: Metrics,
+        seen: Mapping[str, Metrics | None],
         epoch: int,
         steps: Any,
-        last: bool,
     ) -> None:
-        """After an epoch and its event; `members` with their place in the stack."""
-        if "epochs" in self._at:
-            self._record(members, metrics, "epoch", epoch, steps)
-        if last and "end" in self._at:
-            self._record(members, metrics, "end", epoch, steps)
+        """Rows and arrays of what was seen, if it was asked for.
 
-    def event(
-        self,
-        members: Sequence[tuple[int, Any]],
-        before: Metrics | None,
-        after: Metrics | None,
-        epoch: int,
-        steps: Any,
-    ) -> None:
-        """Around an event that was tested."""
-        for when, metrics in (("before", before), ("after", after)):
-            if metrics is not None and "events" in self._at:
+        Args:
+          members: with their place in the stack.
+          seen: by a moment of MOMENTS; None: it was not tested.
+          epoch, steps: where training is; steps by place.
+        """
+        for when, metrics in seen.items():
+            if metrics is not None and MOMENTS[when] in self._at:
                 self._record(members, metrics, when, epoch, steps)
 
     def _record(

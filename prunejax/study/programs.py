@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -121,20 +122,11 @@ def batch(
         for a in arms
     }
     o = settings.optimizer
-    try:
-        decays = trees.select(of.params, o.weight_decay_rule)
-    except ValueError as error:
-        raise ConfigError(f"config.optimizer.weight_decay_rule: {error}") from None
-    try:
-        frozen = trees.select(of.params, o.frozen) if o.frozen else None
-    except ValueError as error:
-        raise ConfigError(f"config.optimizer.frozen: {error}") from None
+    decays = _selected(of.params, o.weight_decay_rule, "optimizer.weight_decay_rule")
+    frozen = _selected(of.params, o.frozen, "optimizer.frozen") if o.frozen else None
     for arm in arms:
-        try:
-            if arm.settings.start.redraw:
-                trees.match(of.params, arm.settings.start.redraw)
-        except ValueError as error:
-            raise ConfigError(f"config.start.redraw (variant {arm.label!r}): {error}") from None
+        if redraw := arm.settings.start.redraw:
+            _selected(of.params, redraw, f"start.redraw (variant {arm.label!r})")
     program = Program(
         module=of.module,
         groups=groups,
@@ -219,14 +211,17 @@ def batch(
     )
     if not program.weights:
         unit_check.check(of.module, of.variables, dataset.image_shape, groups)
-    idle = [
-        note
-        for arm in arms
-        for note in event_plan.idle_layers(arm.settings, arm.label, of.groups, of.params)
-    ]
+    idle = [note for arm in arms for note in event_plan.idle_layers(of.arm(arm))]
     late = _after_training(arms, settings.epochs * program.steps_per_epoch)
     notes = (*late, *fit_check.decoupled(arms), *idle)
     return Batch(program, dataset, members, notes)
+
+
+def _selected(params: Any, rule: str, field: str) -> Any:
+    try:
+        return trees.select(params, rule)
+    except ValueError as error:
+        raise ConfigError(f"config.{field}: {error}") from None
 
 
 def _after_training(arms: Sequence[Variant], steps: int) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from prunejax.configs import variants
 from prunejax.record import ledger
 from prunejax.system.files import expand, read_object
 
@@ -34,16 +35,8 @@ def resolve(config: ConfigDict, defaults: ConfigDict, label: str = "none") -> di
       defaults: every field.
       label: of the one arm of a study without variants.
     """
-    resolved = to_dict(defaults)
-
-    def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict) and key != "variants":
-                merge(into.setdefault(key, {}), value)
-            else:
-                into[key] = value
-
-    merge(resolved, to_dict(config))
+    resolved: dict[str, Any] = to_dict(defaults)
+    variants.merge(resolved, to_dict(config))
     resolved["variants"] = resolved["variants"] or {label: {}}
     return resolved
 

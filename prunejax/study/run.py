@@ -82,12 +82,6 @@ def shard(members: Sequence[Sequence[Member]], index: int, count: int) -> list[l
     return [[m for m in batch if family[m.run] in mine] for batch in members]
 
 
-def _test_examples(batches: Sequence[Batch]) -> int:
-    """Examples of the test split; 0 where arms have different ones."""
-    sizes = {b.dataset.test_examples for b in batches}
-    return sizes.pop() if len(sizes) == 1 else 0
-
-
 def run(
     config: ConfigDict,
     workdir: str | os.PathLike[str],
@@ -152,13 +146,14 @@ def run(
             rebuilt = directory.on_main(functools.partial(page_lib.mend, empty=not any(mine)))
             directory.publish()
             return Result(path, path / ledger.PAGE if any(mine) else None, True, rebuilt)
+        tested = {b.dataset.test_examples for b in batches}  # 0: arms have different ones
         directory.save_json(
             "study.json",
             {
                 "variants": attributes.of_arms(arms, batches),
                 "shard": f"{index}/{count}",
                 "runs": [m.run for b in batches for m in b.members],
-                "test_examples": _test_examples(batches),
+                "test_examples": tested.pop() if len(tested) == 1 else 0,
                 "notes": _notes(batches),
                 "command": command,
                 "classes": attributes.of_classes(batches),
@@ -232,7 +227,7 @@ def _train(
     policy = Policy(c.every_epochs, c.every_minutes, c.at_events, c.keep, stop_requested)
     people = Arrangement(batches, mine, settings, directory, progress)
     measure = functools.cache(
-        lambda b: measuring.hook(batches[b], settings, directory, progress.message)
+        lambda b: measuring.Hook(batches[b], settings, directory, progress.message)
     )
     number = 0
     tracking = sinks.Tracking(directory.path, settings.record.sinks, progress.message)
@@ -256,7 +251,7 @@ def _train(
                 checkpoints=Checkpoints(directory.path / "checkpoints" / f"chunk-{number}", c.keep),
                 policy=policy,
                 progress=progress,
-                measure=measure(b),
+                measure=measure(b) if settings.measures.names else None,
                 measure_epochs=frozenset(settings.measures.epochs),
                 every=settings.evaluate_every,
                 probing=Probing(

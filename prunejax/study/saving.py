@@ -5,13 +5,13 @@ import errno
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import jax
 
 from prunejax.cluster import mesh as mesh_lib
-from prunejax.errors import RecordError
+from prunejax.errors import Interrupted, RecordError
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress
@@ -123,15 +123,21 @@ class Saving:
         if late and self._saveable is not None and jax.process_count() == 1:
             self.save(*self._saveable)
 
-    def rescue(self) -> bool:
-        """Tries a checkpoint after an exception; others of several processes would not join."""
+    @contextmanager
+    def rescued(self) -> Iterator[None]:
+        """Whatever goes wrong inside, a checkpoint is tried first; others of several processes
+        would not join.
+        """
         try:
-            if self._saveable is None or jax.process_count() > 1:
-                return False
-            self.save(*self._saveable)
-        except Exception:  # told is what went wrong first
-            return False
-        return True
+            yield
+        except Interrupted:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if self._saveable is not None and jax.process_count() == 1:
+                with suppress(Exception):  # told is what went wrong first
+                    self.save(*self._saveable)
+                    error.add_note("What was trained is saved; the same command continues.")
+            raise
 
     @contextmanager
     def long(self, what: str, text: str = "") -> Iterator[None]:

@@ -8,18 +8,16 @@ run's `Table`.
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from prunejax import schedules
 from prunejax.errors import ConfigError
-from prunejax.groups import Group
 from prunejax.methods import growth
 from prunejax.study import event_plan
 from prunejax.study import live as live_lib
-from prunejax.study.event_plan import Layer
+from prunejax.study.event_plan import Arm, Layer
 from prunejax.study.live import ALL, Live
 
 
@@ -35,22 +33,11 @@ class Row:
     dead: Mapping[str, int] | None = None
 
 
-def rows(
-    settings: ConfigDict,
-    label: str,
-    groups: Sequence[Group],
-    params: Any,
-    per_epoch: int,
-    at_epochs: Mapping[str, np.ndarray],
-    start: Live,
-) -> list[Row]:
+def rows(arm: Arm, per_epoch: int, at_epochs: Mapping[str, np.ndarray], start: Live) -> list[Row]:
     """The events of an arm that are no rows of `event_plan.event_counts`, in order.
 
     Args:
-      settings: of the arm.
-      label: its name, for errors.
-      groups: of the model.
-      params: shapes of the parameters.
+      arm: on its model.
       per_epoch: training steps in an epoch.
       at_epochs: what `event_plan.event_counts` gave.
       start: what is live at the beginning.
@@ -58,37 +45,33 @@ def rows(
     Raises:
       ConfigError: events after the end of training, or growth that cannot be.
     """
-    p, total = settings.prune, settings.epochs * per_epoch
+    p, total = arm.settings.prune, arm.settings.epochs * per_epoch
     if p.schedule == "none":
         return []
-    layers = event_plan.layers(settings, label, groups, params, start.counts)
-    found = [
-        Row(step, drop, {}) for step, drop in _scheduled(settings, label, layers, total).items()
-    ]
+    layers = event_plan.layers(arm, start.counts)
+    found = [Row(step, drop, {}) for step, drop in _scheduled(arm, layers, total).items()]
     if p.rounds > 1:
-        found += _rounds(settings, label, layers)
+        found += _rounds(arm, layers)
     if p.schedule == "phases":
-        return _phases(settings, label, layers, total)
+        return _phases(arm, layers, total)
     if p.schedule == "threshold":
         return [Row(step, {}, {}) for step in range(p.refresh_every, total, p.refresh_every)]
     if p.forward != "masked" or p.nm:
         return _cumulative(p.refresh_every, found, at_epochs, total)
     if p.grow == "none":
         return found
-    _check_growth(settings, label)
-    live = live_lib.with_events(start, label, at_epochs, found, per_epoch)
+    _check_growth(arm)
+    live = live_lib.with_events(start, arm.label, at_epochs, found, per_epoch)
     if p.regrow > 0:
         found = [_with_regrowth(row, p.regrow, _shares(layers, live, row.step)) for row in found]
     if p.update_every:
-        found += _updates(settings, layers, live, total)
+        found += _updates(arm, layers, live, total)
     return sorted(found, key=lambda row: row.step)
 
 
-def _scheduled(
-    settings: ConfigDict, label: str, layers: Mapping[str, Layer], total: int
-) -> dict[int, dict[str, int]]:
+def _scheduled(arm: Arm, layers: Mapping[str, Layer], total: int) -> dict[int, dict[str, int]]:
     """Step -> counts of the schedule where `prune.unit` is "step"."""
-    p = settings.prune
+    p, label = arm.settings.prune, arm.label
     if p.unit != "step" or p.schedule in ("scratch", "phases", "threshold"):
         return {}
     found: dict[int, dict[str, int]] = {}
@@ -111,12 +94,13 @@ def _scheduled(
         for step, count in events:
             if count or p.forward != "masked":  # those choose anew, also as many as before
                 found.setdefault(step, {})[name] = count
-    return {step: _in_scope(settings, layers, found[step]) for step in sorted(found)}
+    return {step: _in_scope(arm, layers, found[step]) for step in sorted(found)}
 
 
-def _rounds(settings: ConfigDict, label: str, layers: Mapping[str, Layer]) -> list[Row]:
+def _rounds(arm: Arm, layers: Mapping[str, Layer]) -> list[Row]:
     """`prune.rounds` events before training, each removing the same share of what is left."""
-    p, drops = settings.prune, [dict[str, int]() for _ in range(settings.prune.rounds)]
+    p, label = arm.settings.prune, arm.label
+    drops = [dict[str, int]() for _ in range(p.rounds)]
     for name, layer in layers.items():
         try:
             events = layer.planned("geometric", {}, start=0, end=p.rounds - 1, period=1)
@@ -124,13 +108,12 @@ def _rounds(settings: ConfigDict, label: str, layers: Mapping[str, Layer]) -> li
             raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
         for number, count in events:
             drops[number][name] = count
-    return [Row(0, _in_scope(settings, layers, drop), {}) for drop in drops if sum(drop.values())]
+    return [Row(0, _in_scope(arm, layers, drop), {}) for drop in drops if sum(drop.values())]
 
 
-def _phases(settings: ConfigDict, label: str, layers: Mapping[str, Layer], total: int) -> list[Row]:
+def _phases(arm: Arm, layers: Mapping[str, Layer], total: int) -> list[Row]:
     """AC/DC (Peste et al. 2021): at the steps `prune.phases` units go and all come back in turn."""
-    p = settings.prune
-    steps = list(p.phases)
+    steps, label = list(arm.settings.prune.phases), arm.label
     if len(steps) % 2 == 0 or steps != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] < total:
         raise ConfigError(
             f"config.prune.phases = {tuple(steps)} (variant {label!r}) must be an odd number of "
@@ -139,8 +122,8 @@ def _phases(settings: ConfigDict, label: str, layers: Mapping[str, Layer], total
     gone = {
         n: layer.units - schedules.kept(layer.units, layer.fraction) for n, layer in layers.items()
     }
-    counts = _in_scope(settings, layers, gone)
-    _check_kind(settings, label, "prune.schedule = 'phases'")
+    counts = _in_scope(arm, layers, gone)
+    _check_kind(arm, "prune.schedule = 'phases'")
     return [
         Row(step, {} if number % 2 else counts, counts if number % 2 else {})
         for number, step in enumerate(steps)
@@ -162,10 +145,8 @@ def _cumulative(
     return again + [Row(step, {}, {}, dead=dict(dead)) for step in later]
 
 
-def _in_scope(
-    settings: ConfigDict, layers: Mapping[str, Layer], drop: Mapping[str, int]
-) -> dict[str, int]:
-    if settings.prune.scope != "global":
+def _in_scope(arm: Arm, layers: Mapping[str, Layer], drop: Mapping[str, int]) -> dict[str, int]:
+    if arm.settings.prune.scope != "global":
         return dict(drop)
     return {next(iter(layers)): sum(drop.values())}
 
@@ -184,11 +165,9 @@ def _with_regrowth(row: Row, share: float, left: Mapping[str, int]) -> Row:
     return Row(row.step, {k: n + grow.get(k, 0) for k, n in row.drop.items()}, grow)
 
 
-def _updates(
-    settings: ConfigDict, layers: Mapping[str, Layer], live: Live, total: int
-) -> list[Row]:
+def _updates(arm: Arm, layers: Mapping[str, Layer], live: Live, total: int) -> list[Row]:
     """Drop-and-grow updates: every `update_every` steps up to `update_end` of training."""
-    p, found = settings.prune, []
+    p, found = arm.settings.prune, []
     last = schedules.share(total, p.update_end)
     # Not at 0, where masks are new, nor at the end, where the fraction is 0.
     for step in range(p.update_every, last, p.update_every):
@@ -204,8 +183,8 @@ def _updates(
     return found
 
 
-def _check_kind(settings: ConfigDict, label: str, what: str) -> None:
-    i = settings.intervention
+def _check_kind(arm: Arm, what: str) -> None:
+    i, label = arm.settings.intervention, arm.label
     if i.kind != "prune" or i.duration >= 0 or i.twin or i.as_released:
         raise ConfigError(
             f"config.{what} (variant {label!r}): only what is pruned for good can grow back; set "
@@ -214,12 +193,12 @@ def _check_kind(settings: ConfigDict, label: str, what: str) -> None:
         )
 
 
-def _check_growth(settings: ConfigDict, label: str) -> None:
-    p = settings.prune
-    _check_kind(settings, label, f"prune.grow = {p.grow!r}")
+def _check_growth(arm: Arm) -> None:
+    p = arm.settings.prune
+    _check_kind(arm, f"prune.grow = {p.grow!r}")
     if not p.update_every and not p.regrow:
         raise ConfigError(
-            f"config.prune.grow = {p.grow!r} (variant {label!r}) never happens: set "
+            f"config.prune.grow = {p.grow!r} (variant {arm.label!r}) never happens: set "
             "prune.update_every (steps between updates) or prune.regrow (share of what is live)"
         )
 

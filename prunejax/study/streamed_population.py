@@ -23,7 +23,7 @@ from prunejax.data import StreamedSet
 from prunejax.data.streaming import Batch, Stream, available_threads
 from prunejax.study import ahead, windows
 from prunejax.study.plan import Member
-from prunejax.study.population import Memory, Population
+from prunejax.study.population import Population
 from prunejax.train import evaluation, step
 from prunejax.train.evaluation import Metrics
 from prunejax.train.prune import Event
@@ -55,11 +55,10 @@ class StreamedPopulation(Population):
         shard_params: bool = False,
     ) -> None:
         """As `Population`, with a set in place of its arrays."""
-        split = mesh_lib.Split(program.data_parallel) if shard_params else None
-        program = dataclasses.replace(program, split=split)
         alone = dataclasses.replace(program, forecast=False)  # forecasts read the test set, too
         held = _held(program, source)
         super().__init__(alone, held, layout, devices, like, shard_params=shard_params)
+        program = dataclasses.replace(self.program, forecast=program.forecast)
         self.program, self._source = program, source
         share = program.data_parallel
         self._eval_size = -(-program.eval_batch_size // share) * share  # divides over devices
@@ -76,7 +75,7 @@ class StreamedPopulation(Population):
             lambda m, n: step.train_steps(program, m[0], step.Window(*m[1]), n)
         )
         self._steps = jax.jit(
-            lambda states, window, n: steps((states, window), n),
+            lambda states, window, n: steps((states, window), (n,)),
             donate_argnums=(0,),
             out_shardings=self._states,
         )
@@ -224,22 +223,22 @@ class StreamedPopulation(Population):
         if events:
             yield self._event, (states, self.data, np.int32(1))
 
-    def _lowered(self, states: TrainState, with_evaluation: bool) -> list[Any]:
-        members, shape = states.step.shape[0], self.program.image_shape
+    def counted(self, size: int, evaluation: bool) -> list[ahead.Task]:
+        """As `Population.counted`."""
+        shape = self.program.image_shape
 
         def abstract(where: NamedSharding, *lead: int) -> list[jax.ShapeDtypeStruct]:
             images = jax.ShapeDtypeStruct((*lead, *shape), np.uint8, sharding=where)
             return [images, jax.ShapeDtypeStruct(lead, np.int32, sharding=where)]
 
-        batches = abstract(self._of_members, members, self._window, self.program.batch_size)
-        begins = jax.ShapeDtypeStruct((members,), np.int32, sharding=self._members)
+        states = self.abstract(size)
+        batches = abstract(self._of_members, size, self._window, self.program.batch_size)
+        begins = jax.ShapeDtypeStruct((size,), np.int32, sharding=self._members)
         window = step.Window(batches[0], batches[1], begins)
-        programs = [self._steps.lower(states, window, np.int32(1))]
-        if with_evaluation:
+        tasks: list[ahead.Task] = [(self._steps, (states, window, np.int32(1)))]
+        if evaluation:
             totals = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(
-                    (members, *x.shape), x.dtype, sharding=self._members
-                ),
+                lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=self._members),
                 self._no_sums(),
             )
             lead = (self._test_window, self._eval_size)
@@ -248,16 +247,14 @@ class StreamedPopulation(Population):
                 jax.ShapeDtypeStruct(lead, kind, sharding=self._of_all)
                 for kind in (np.float32, np.int32)
             ]
-            programs.append(self._sums.lower((states, totals), *some, np.int32(1)))
-        return programs
+            tasks.append(self._sums.task((states, totals), *some, np.int32(1)))
+        return tasks
 
-    def memory(self, size: int, with_evaluation: bool = True) -> Memory:
-        """As `Population.memory`, and two windows on each device: one in use, one that waits."""
-        found = super().memory(size, with_evaluation)
+    def data_bytes(self, size: int) -> int:
+        """As `Population.data_bytes`: two windows, one in use, one that waits."""
         each = int(np.prod(self.program.image_shape)) * self.program.batch_size * self._window
         on_device = -(-size // self.multiple) * each // self.program.data_parallel
-        devices = len(self.mesh.local_devices) if self._cpu else 1
-        return found._replace(data=found.data + 2 * devices * on_device)
+        return super().data_bytes(size) + 2 * on_device
 
 
 def _held(program: Program, source: StreamedSet) -> Data:

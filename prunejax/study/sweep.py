@@ -5,10 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from prunejax import registry
 from prunejax.configs import default, variants
 from prunejax.errors import ConfigError
-from prunejax.study.overrides import typed
+from prunejax.study.overrides import declared, typed
 
 FLAG = "--sweep"
 _RUNS = (("intervention", "twin"), ("start", "run"), ("start", "rewind_run"))  # name other variants
@@ -76,17 +75,7 @@ def apply(config: ConfigDict, sweeps: Sequence[str]) -> None:
 
 def _axis(text: str) -> tuple[str, tuple[Any, ...]]:
     name, equals, values = text.partition("=")
-    node: Any = default.get_config()
-    inside: list[str] = []
-    for part in name.split("."):
-        inside = list(node.keys()) if isinstance(node, ConfigDict) else []
-        if part not in inside and not name.startswith("model."):
-            raise ConfigError(
-                f"{FLAG} {text}: unknown config field {name!r}." + registry.suggestion(part, inside)
-            )
-        node = node[part] if part in inside else None
-    if isinstance(node, ConfigDict):
-        raise ConfigError(f"{FLAG} {text}: name a field inside of {name}")
+    node = declared(name, f"{FLAG} {text}")
     if not equals or not values:
         raise ConfigError(f"{FLAG} {text}: no values, e.g. {FLAG} prune.period=1,4,18")
     try:

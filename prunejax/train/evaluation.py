@@ -1,5 +1,6 @@
 """Evaluation of whole splits in one compiled call, exact to the last partial batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ def evaluate_running(program: Program, state: TrainState, images: Array, labels:
     Probes are asked at the end for every run, so with any of them only padding is left out.
     """
     needed = state.stopped != stopping.PADDING if program.probes else state.stopped == -1
-    whole = lambda: evaluate(program, state, images, labels)  # noqa: E731
+    whole = functools.partial(evaluate, program, state, images, labels)
     nothing = jax.tree.map(_nothing, jax.eval_shape(whole))
     # Under vmap both are computed: it is saved where members go one by one.
     return jax.lax.cond(needed, whole, lambda: nothing)
@@ -247,6 +248,11 @@ def released_evaluate(
     carry, _ = jax.lax.scan(body, carry, (numbers, jnp.asarray(indices), jnp.asarray(weights)))
     n = np.float32(labels.shape[0])
     return carry[0], Metrics(carry[1] / n, _accuracy(program, carry[2], n))
+
+
+def summary(program: Program, state: TrainState) -> tuple[Metrics, Array, Array, Array]:
+    """Training metrics of the epoch, first bad step, steps done, sparsity."""
+    return train_metrics(program, state), state.bad_step, state.step, sparsity(program, state)
 
 
 def sparsity(program: Program, state: TrainState) -> Array:

@@ -12,15 +12,6 @@ import optax
 from prunejax import masks as masks_lib
 from prunejax import registry
 
-__all__ = [
-    "OPTIMIZERS",
-    "SCHEDULES",
-    "Optimizer",
-    "build",
-    "learning_rates",
-    "warmed",
-]
-
 Tree = Any
 Make = Callable[[float, bool], optax.GradientTransformation]
 

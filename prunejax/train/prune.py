@@ -208,7 +208,7 @@ def apply_event(
     state: TrainState,
     data: Data,
     event: Array,
-    replay: Mapping[str, Array],
+    replay: Mapping[str, Array] | None = None,
 ) -> tuple[TrainState, Event]:
     """Runs the event in row `event` of the run's table: the drop, then what comes back.
 
@@ -216,12 +216,14 @@ def apply_event(
 
     Args:
       replay: per layer the targets (bool per unit) that a twin takes from its other; used only
-        where `table.replay` is set.
+        where `table.replay` is set. None: there are no twins.
     """
     if program.forward != "masked":
         return _rechosen(program, state, data, event)
-    own = select(program, state, data, event)  # of a twin, too: `replay` is data
-    selected = {name: jnp.where(state.table.replay, replay[name], own[name]) for name in own}
+    selected = select(program, state, data, event)  # of a twin, too: `replay` is data
+    if replay is not None:
+        again = state.table.replay
+        selected = {n: jnp.where(again, replay[n], own) for n, own in selected.items()}
     windows = interventions.open_windows(
         program.groups,
         state.params,
@@ -248,7 +250,9 @@ def apply_event(
     if program.forecast:  # on the test split, as the losses before and after
         predicted = jax.lax.cond(
             happens,
-            lambda: evaluation.forecast(program, before, state, data.test_images, data.test_labels),
+            functools.partial(
+                evaluation.forecast, program, before, state, data.test_images, data.test_labels
+            ),
             lambda: predicted,
         )
     back = None

@@ -24,7 +24,6 @@ import numpy as np
 from prunejax import groups as groups_lib
 from prunejax import models, trees
 from prunejax.groups import OUTPUT
-from prunejax.train import step
 from prunejax.train.step import Data, Program, TrainState
 
 Array = jax.Array
@@ -56,7 +55,7 @@ def of(program: Program, sizes: tuple[int, ...]) -> Smaller:
     """
     module, groups = program.module, program.groups
     units = {g.name: (g.units, n) for g, n in zip(groups, sizes, strict=True) if n < g.units}
-    shapes = _shapes(module, program.image_shape)
+    shapes = models.shapes(module, program.image_shape)
     links = groups_lib.wiring(module)
     name = type(module).__name__
     if not links or not hasattr(module, "shrunk"):
@@ -88,12 +87,8 @@ def of(program: Program, sizes: tuple[int, ...]) -> Smaller:
         units,
         axes,
     )
-    _check(cut, shapes, _shapes(small, program.image_shape), name)
+    _check(cut, shapes, models.shapes(small, program.image_shape), name)
     return cut
-
-
-def _shapes(module: models.Model, shape: tuple[int, ...]) -> dict[str, Any]:
-    return jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
 
 
 def _without(
@@ -116,19 +111,10 @@ def _check(cut: Smaller, whole: Tree, small: Tree, name: str) -> None:
             raise ValueError(f"{name}: its smaller form has other arrays than its wiring tells of")
 
 
-def train_steps(cut: Smaller, state: TrainState, data: Data, steps: Array) -> TrainState:
-    """As `step.train_steps`, on the smaller network."""
-    return _around(cut, state, lambda part: step.train_steps(cut.program, part, data, steps))
-
-
-def train_last_step(cut: Smaller, state: TrainState, data: Data) -> TrainState:
-    """As `step.train_last_step`, on the smaller network."""
-    return _around(cut, state, lambda part: step.train_last_step(cut.program, part, data))
-
-
-def _around(
-    cut: Smaller, state: TrainState, train: Callable[[TrainState], TrainState]
+def trained(
+    cut: Smaller, train: Callable[..., TrainState], state: TrainState, data: Data, *steps: Array
 ) -> TrainState:
+    """As `train(program, state, data, *steps)` of `step`, on the smaller network."""
     index = {
         # The live units in their order, then dead ones: planned is what the run with most has.
         name: jnp.argsort(state.windows.remaining[name] > 0, stable=True)[:kept]
@@ -140,19 +126,18 @@ def _around(
     def of_layers(found: Mapping[str, Array]) -> dict[str, Array]:
         return {k: x[index[k]] if k in index else x for k, x in found.items()}
 
-    part = train(
-        state._replace(
-            params=small(state.params),
-            # Moments are cut as their weights are.
-            opt_state=trees.map_alike(small, state.params, state.opt_state),
-            batch_stats=small(state.batch_stats),
-            activations=of_layers(state.activations),
-            windows=state.windows._replace(
-                targeted=of_layers(state.windows.targeted),
-                remaining=of_layers(state.windows.remaining),
-            ),
-        )
+    part = state._replace(
+        params=small(state.params),
+        # Moments are cut as their weights are.
+        opt_state=trees.map_alike(small, state.params, state.opt_state),
+        batch_stats=small(state.batch_stats),
+        activations=of_layers(state.activations),
+        windows=state.windows._replace(
+            targeted=of_layers(state.windows.targeted),
+            remaining=of_layers(state.windows.remaining),
+        ),
     )
+    part = train(cut.program, part, data, *steps)
     return part._replace(
         params=whole(state.params, part.params),
         opt_state=trees.map_alike(whole, state.params, state.opt_state, part.opt_state),

@@ -100,8 +100,12 @@ def logits(program: Program, state: TrainState, images: Array, params: Tree | No
 
 
 def train_step(program: Program, state: TrainState, images: Array, labels: Array) -> TrainState:
-    """One training step on a batch (`inputs` [b, ...] and their targets [b] or [b, n])."""
+    """One training step on a batch of stored examples [b, ...] and their targets [b] or [b, n]."""
     groups, features, table = program.groups, program.features, state.table
+    images = inputs(program, images)
+    if program.harden.acts:
+        images = _hardened(program, state, images, labels)  # the network before this step's noise
+    batch = split_batch(program, images), labels
     params = interventions.act(
         groups,
         state.params,
@@ -117,32 +121,33 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
     hidden = program.forward != "masked"  # then gradients are by masked weights, of dead ones too
     trained = masks_lib.apply(masks(program, state), params) if hidden else params
 
-    def gradient_of(batch: tuple[Array, Array], key: Array) -> tuple[Any, Tree]:
-        def loss_fn(params: Tree) -> tuple[Array, tuple[Array, Tree]]:
-            found = variables(program, state, params)
-            outputs, updated = program.module.apply(
-                found | {"params": params} if hidden else found,  # masked before: no second mask
-                batch[0],
-                train=True,
-                mutable=collections,
-                rngs={"dropout": key},
-            )
-            values = losses.objective(program.loss, outputs, batch[1], program.label_smoothing)
-            correct = jnp.sum(losses.hits(outputs, batch[1])).astype(jnp.int32)
-            return jnp.mean(values), (correct, updated)
+    def loss_fn(params: Tree, batch: tuple[Array, Array], key: Array) -> tuple[Array, Tree]:
+        found = variables(program, state, params)
+        outputs, updated = program.module.apply(
+            found | {"params": params} if hidden else found,  # masked before: no second mask
+            batch[0],
+            train=True,
+            mutable=collections,
+            rngs={"dropout": key},
+        )
+        values = losses.objective(program.loss, outputs, batch[1], program.label_smoothing)
+        correct = jnp.sum(losses.hits(outputs, batch[1])).astype(jnp.int32)
+        return jnp.mean(values), (correct, updated)
 
-        found, gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-        return found, gradients if program.split is None else program.split(gradients)
+    slope = jax.value_and_grad(loss_fn, has_aux=True)
+    split = program.split or (lambda gradients: gradients)
+
+    def of_part(part: tuple[Array, Array], number: Array) -> tuple[Any, Tree]:
+        found, gradients = slope(trained, part, jax.random.fold_in(key, number))
+        return found, split(gradients)
 
     parts = microbatch.parts(images.shape[0], program.microbatch)
     if parts == 1:
-        (loss, (correct, updated)), gradients = gradient_of((images, labels), key)
+        (loss, (correct, updated)), gradients = slope(trained, batch, key)
+        gradients = split(gradients)
     else:
-        (loss, (correct, updated)), gradients = microbatch.mean_over_parts(  # each draws its own
-            lambda part, number: gradient_of(part, jax.random.fold_in(key, number)),
-            (images, labels),
-            parts,
-        )
+        found = microbatch.mean_over_parts(of_part, batch, parts)
+        (loss, (correct, updated)), gradients = found
     epoch = jnp.minimum(state.step // program.steps_per_epoch, program.epochs - 1)
     live, learnt = masks(program, state), state.learnt
     if hidden:
@@ -193,37 +198,39 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
 
 
 def train_steps(
-    program: Program, state: TrainState, data: Data | Window, steps: Array
+    program: Program, state: TrainState, data: Data | Window, steps: Array, skips: bool = False
 ) -> TrainState:
     """`steps` training steps (a traced count) inside one epoch's full batches, or, where an epoch
     is one step, of as many epochs.
 
     The epoch's order is a pure function of (seed, epoch): stopping and continuing at any step
-    gives the same bits. A window has the batches of these steps (and may have more).
+    gives the same bits. A window has the batches of these steps (and may have more). With `skips`
+    a copy that only fills a stack up takes none of them.
     """
     size = program.batch_size
     order = _order(program, state) if program.steps_per_epoch > 1 else None  # once for the epoch
 
-    def one(state: TrainState) -> TrainState:
+    def one(_: Any, state: TrainState) -> TrainState:
         if isinstance(data, Window):
-            return train_batch(program, state, *batch_of(data[:2], state.step - data.first))
+            return train_step(program, state, *batch_of(data[:2], state.step - data.first))
         start = (state.step % program.steps_per_epoch) * size
         now = _order(program, state) if order is None else order  # each step an epoch of its own
         indices = jax.lax.dynamic_slice(now, (start,), (size,))
-        return train_batch(program, state, *_taken(program, state, data, indices))
+        return train_step(program, state, *_taken(program, state, data, indices))
 
-    some = stopping.unless_stopped(program.stops, one)
-    return jax.lax.fori_loop(0, steps, lambda _, state: some(state), state)
+    if skips:  # a count of 0 ends the loop at once; under vmap all would wait for the longest
+        steps = jnp.where(state.stopped == stopping.PADDING, 0, steps)
+    return jax.lax.fori_loop(0, steps, stopping.unless_stopped(program.stops, one), state)
 
 
 def train_last_step(program: Program, state: TrainState, data: Data) -> TrainState:
     """The last, smaller batch of an epoch."""
     indices = _order(program, state)[-program.last_batch :]  # no padding: BatchNorm would see it
 
-    def one(state: TrainState) -> TrainState:
-        return train_batch(program, state, *_taken(program, state, data, indices))
+    def one(_: Any, state: TrainState) -> TrainState:
+        return train_step(program, state, *_taken(program, state, data, indices))
 
-    return stopping.unless_stopped(program.stops, one)(state)
+    return stopping.unless_stopped(program.stops, one)(0, state)
 
 
 def _order(program: Program, state: TrainState) -> Array:
@@ -240,14 +247,6 @@ def _taken(program: Program, state: TrainState, data: Data, indices: Array) -> t
     else:
         images = jnp.take(data.train_images, indices, axis=0)
     return images, jnp.take(data.train_labels, indices, axis=0)
-
-
-def train_batch(program: Program, state: TrainState, images: Array, labels: Array) -> TrainState:
-    """One training step on a batch of stored examples that is there already."""
-    images = inputs(program, images)
-    if program.harden.acts:
-        images = _hardened(program, state, images, labels)  # the network before this step's noise
-    return train_step(program, state, split_batch(program, images), labels)
 
 
 def _hardened(program: Program, state: TrainState, x: Array, labels: Array) -> Array:

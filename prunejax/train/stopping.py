@@ -1,40 +1,30 @@
 """Members of a stack that do not train while others do: runs that have stopped, and padding."""
 
-from collections.abc import Callable, Collection
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Array = jax.Array
 PADDING = -2  # `stopped` of a copy that fills a stack up: it need not train, nobody looks at it
 State = Any  # a `train.step.TrainState`
+Step = Callable[[Any, State], State]
 
 
-def unless_stopped(stops: bool, step: Callable[[State], State]) -> Callable[[State], State]:
+def unless_stopped(stops: bool, step: Step) -> Step:
     """A training step; of a run that has stopped only the count of steps goes on.
 
     Args:
       stops: whether some run of the program may stop (static).
-      step: the training step.
+      step: the training step, as the body of a loop: of a number and the state.
     """
     if not stops:
         return step
     # The members of a stack go through epochs and rows together, by this count.
     counted = lambda s: s._replace(step=s.step + 1)  # noqa: E731
-    return lambda s: jax.lax.cond(s.stopped < 0, step, counted, s)
-
-
-def none_but_padding(size: int, real: Collection[int]) -> np.ndarray:
-    """`stopped` of a new stack [size]; `real`: the places of its runs."""
-    return np.array([-1 if i in real else PADDING for i in range(size)], np.int32)
-
-
-def unless_padding(state: State, steps: Array) -> Array:
-    """How many of `steps` training steps a member takes: none if it only fills a stack up."""
-    # A count of 0 ends a loop at once; under vmap all would wait for the longest.
-    return jnp.where(state.stopped == PADDING, 0, steps)
+    return lambda i, s: jax.lax.cond(s.stopped < 0, functools.partial(step, i), counted, s)
 
 
 def stopped(state: State, loss: Array, ready: Array) -> Array:
