@@ -176,10 +176,7 @@ def before_training(study: Study, look: Look) -> Drawing | None:
 
 def _rows(study: Study) -> dict[str, list[Row]]:
     """Arm -> rows of `trackers.csv`."""
-    rows = [
-        r for path in study.directories.values() for r in tables.read_csv(path / "trackers.csv")
-    ]
-    return by_variant(rows)
+    return by_variant(tables.rows(study, "trackers"))
 
 
 def _mean_curve(rows: Sequence[Row], column: str) -> tuple[list[int], list[float]]:

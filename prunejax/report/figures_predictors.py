@@ -219,7 +219,7 @@ def _by_width(study: Study, rows: Sequence[Row]) -> dict[float, list[int]]:
     """Model width -> places of its runs."""
     found: dict[float, list[int]] = {}
     for i, row in enumerate(rows):
-        width = ((study.overrides.get(row["variant"]) or {}).get("model") or {}).get("width")
+        width = study.settings(row["variant"], "model").get("width")
         if width is not None:
             found.setdefault(float(width), []).append(i)
     return dict(sorted(found.items()))

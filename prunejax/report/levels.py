@@ -122,9 +122,7 @@ def match(study: Study, level: Level, margin: float = MARGIN) -> tickets.Matchin
 
     None without pairs, for the baseline, and for arms on other data.
     """
-    own, theirs = (
-        (study.overrides.get(v, {}).get("data") or {}) for v in (level.variant, study.baseline)
-    )
+    own, theirs = (study.settings(v, "data") for v in (level.variant, study.baseline))
     if level.variant == study.baseline or own != theirs:
         return None
     base = [row for row in study.good if row["variant"] == study.baseline]
