@@ -91,8 +91,7 @@ class Functions:
         # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
         once = {"xla_backend_optimization_level": 1} if _on_cpu(mesh) else None
         self.initial = lift(lambda m: step.initial_state(program, *m), states, options=once)
-        # Members that train one after another need not wait for copies that only fill the stack.
-        skips = not vectorized and program.data_parallel == 1
+        skips = lifting.padding_is_idle(vectorized, program.data_parallel)
 
         def trained(s: TrainState, data: Any, steps: Any) -> TrainState:
             own = stopping.unless_padding(s, steps) if skips else steps
