@@ -110,7 +110,7 @@ def test_measured_columns_are_those_of_the_library(study):
         k - np.asarray(of.untrained["params"][x.name]["kernel"])
         for k, x in zip(kernels, layers, strict=True)
     ]
-    assert float(row["distance_to_init"]) == pytest.approx(
+    assert float(row["kernel_distance_to_init"]) == pytest.approx(
         np.sqrt(sum((m**2).sum() for m in moved)), rel=1e-5
     )
 
@@ -227,6 +227,16 @@ def test_double_descent_has_its_curves_in_one_panel():
         if tuple(line.get_xdata()) == widths
     ]  # fmt: skip
     np.testing.assert_allclose(drawn, curves.mean(2))
+    peak = widths[curves.mean(2)[1].argmax()]
+    assert drawing.alt.endswith(f"at width {peak}.")
+    for row in study.epochs[1::4]:  # a seed of each width that came to no number
+        row["test_loss"] = "nan"
+    best = widths[curves[1, :, 1].argmax()]
+    alt = figures_predictors.double_descent(study, None).alt
+    assert alt == f"Test loss is largest, {curves[1, :, 1].max():.2f} nats, at width {best}."
+    for row in study.epochs:
+        row["test_loss"] = "nan"
+    assert "finite at no width" in figures_predictors.double_descent(study, None).alt
     texts = [t.get_text() for t in legend.legends[0].get_texts()]
     assert texts == [
         *("train loss (left)", "test loss (left)", "test error (right)"),
