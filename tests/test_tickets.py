@@ -159,6 +159,7 @@ def test_only_arms_that_differ_in_the_rewind_step_are_compared(study, monkeypatc
 
 def test_what_a_study_sets_for_all_arms_is_theirs_as_what_they_set(study, tmp_path):
     (path,) = study.directories.values()
+    study = load([path])
     again = load([turned(path, tmp_path / "turned", f"ticket{LEVELS}")])
     assert overlaps.records(study)
     assert overlaps.records(again) == overlaps.records(study)
@@ -246,6 +247,12 @@ def test_matching_is_a_one_sided_t_test_with_the_right_size():
     ]
     assert np.mean(worst) == pytest.approx(0.05, abs=0.015)
     assert not tickets.matching([0.5], [0.5], 0.01).not_inferior  # nothing is known of others
+    gone = [0.9, *(dense + d), np.nan], [np.nan, *dense, 0.9]  # a run without a number
+    assert tickets.matching(*gone, 0.01) == found
+    assert tickets.matching([np.nan], [0.5], 0.01).n == 0
+    same = np.array([0.97, 0.53, 0.21, 0.11])  # less 0.01 each: what is left is rounding
+    assert np.ptp(same - 0.01 - same) > 0
+    assert np.isnan(tickets.matching(same - 0.01, same, 0.02).p)
     for values, margin in (([1.0], 0.0), ([], 0.1)):
         with pytest.raises(ValueError, match=r"margin|values"):
             tickets.matching(values, values, margin)

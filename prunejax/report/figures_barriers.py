@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from prunejax.measures import statistics
 from prunejax.measures.columns import number
@@ -115,7 +116,7 @@ def instability(study: Study, look: Look) -> Drawing | None:
         _line(axes, [(x, ys) for x, ys, _ in points], color, marker)
         _line(beside, [(x, ends) for x, _, ends in points], color, marker)
         handles.append(line_handle(name, color, marker))
-        numbers += [(f"{name} at {x:g}", float(np.mean(ys))) for x, ys, _ in points]
+        numbers += [(f"{name} at {x:g}", statistics.mean(ys).mean) for x, ys, _ in points]
     for each in (axes, beside):
         each.set_xlabel("step at which the copies part")
     axes.set_ylabel("barrier, points of test error")
@@ -144,16 +145,14 @@ def paths(study: Study, look: Look) -> Drawing | None:
         made, axes = panel(3.6)
         for index, (name, line) in enumerate(lines.items()):
             color, style = COLORS[index % len(COLORS)], LINES[(index // len(COLORS)) % len(LINES)]
-            axes.plot(
-                list(line), [np.mean(ys) for ys in line.values()], color=color, linestyle=style
-            )
+            axes.plot(list(line), [_of(ys) for ys in line.values()], color=color, linestyle=style)
             if split == "test":
                 handles.append(line_handle(name, color, line=style))
         axes.set_xlabel("place on the line, from the first network to the second")
         axes.set_ylabel(f"{split} error, %")
         panels.append(made)
     highest = [
-        (name, float(max(np.mean(ys) for ys in line.values())))
+        (name, max((y for y in map(_of, line.values()) if isfinite(y)), default=nan))
         for name, line in found["test"].items()
     ]
     return Drawing(
@@ -193,7 +192,7 @@ def matrix(study: Study, look: Look) -> Drawing | None:
             name = pair + (", units matched" if matched == "1" else "")
             axes.set_title(name)
             panels.append(made)
-            numbers.append((name, float(values[np.triu_indices(len(runs), 1)].mean())))
+            numbers.append((name, _of(values[np.triu_indices(len(runs), 1)])))
     if not panels:
         return None
     return Drawing(
@@ -248,7 +247,11 @@ def table(study: Study) -> Table | None:
 
 
 def _mean(rows: Sequence[Row], column: str) -> float:
-    return float(np.mean([number(r[column]) for r in rows]))
+    return _of([number(r[column]) for r in rows])
+
+
+def _of(values: ArrayLike) -> float:
+    return statistics.mean(values).mean  # of the lines that have a number
 
 
 def _barrier(rows: Sequence[Row], pair: str) -> str:

@@ -55,6 +55,7 @@ def distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
 def _distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
     known = _predictions(study)
     found: dict[str, dict[str, recall.Distortion]] = {}
+    classes = _classes(known)
     for variant, runs in known.items():
         start = study.settings(variant, "start").get("run")
         if not start and study.attribute(variant, "target") is None:
@@ -64,11 +65,16 @@ def _distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
             if variant == parent(study, variant) or variant == study.baseline or seed not in dense:
                 continue
             if np.array_equal(labels, dense[seed][1]):  # else not the same examples in one order
-                classes = int(labels.max()) + 1
                 found.setdefault(variant, {})[seed] = recall.distortion(
                     dense[seed][0], predicted, labels, classes, seed=int(seed)
                 )
     return found
+
+
+def _classes(known: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> int:
+    """How many there are, also where the last one has no test examples: by what was predicted."""
+    arrays = [a for runs in known.values() for pair in runs.values() for a in pair if a.size]
+    return 1 + max((int(a.max()) for a in arrays), default=-1)
 
 
 def annotate(study: Study) -> None:

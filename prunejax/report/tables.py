@@ -18,6 +18,8 @@ from prunejax.system.files import plain_name, read_object
 
 _TABLES = ("epochs", "events", "runs", "layers", "costs", "updates")  # the last not of every one
 
+_NAMES = ("run", "variant", "run_a", "run_b")  # columns that name runs and arms
+
 # What parts of a run directory's JSON files have to be.
 _PARTS: dict[str, dict[str, type]] = {
     "config.json": {"variants": dict, "report": dict, "measures": dict, "prune": dict},
@@ -173,7 +175,7 @@ def rows(study: Study, name: str) -> list[Row]:
 
 
 def _renamed(row: Row, prefix: str) -> Row:
-    named = {k: f"{prefix}{row[k]}" for k in ("run", "variant", "run_a", "run_b") if k in row}
+    named = {k: f"{prefix}{x}" for k, x in row.items() if k in _NAMES}
     if "pair" in row:
         named["pair"] = ":".join(f"{prefix}{label}" for label in row["pair"].split(":"))
     return row | named
