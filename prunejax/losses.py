@@ -193,9 +193,10 @@ def projected_gradient(
 ) -> jax.Array:
     """Inputs of the box at which the cross entropy is largest, of all that were seen.
 
-    Largest, which trains a network best, is not wrong: `survives` asks for that. Signed gradient steps of `rate (high - low) / 2 / steps`, cut to the box. The first restart
+    Signed gradient steps of `rate (high - low) / 2 / steps`, cut to the box. The first restart
     begins at x, the others at uniform points. A loss that is NaN is the largest where the answer is
-    wrong (NaN outputs are), and the smallest where it is right (infinite outputs may be).
+    wrong (NaN outputs are), and the smallest where it is right (infinite outputs may be). The
+    largest, which is for training, need not be wrong where a smaller one was: see `survives`.
 
     Args:
       outputs: x -> logits [n, classes].

@@ -85,6 +85,25 @@ def test_the_parent_of_a_chain_is_found_where_the_study_names_it(study):
     assert [figures_recall.parent(found, arm) for arm in ("mp-50", "mp-80")] == ["none", "none"]
 
 
+def test_a_class_without_test_examples_is_one(study, monkeypatch):
+    """The last one, which only predictions tell of: chance is 1.5 / 10, and it is named."""
+    found = load([study])
+    known = figures_recall._predictions(found)
+
+    def without(pair):
+        predicted, labels = pair
+        return predicted[labels < 9], labels[labels < 9]
+
+    some = {arm: {seed: without(p) for seed, p in runs.items()} for arm, runs in known.items()}
+    some["none"]["0"][0][:1] = 9
+    monkeypatch.setattr(figures_recall, "_predictions", lambda study: some)
+    for runs in figures_recall._distortions(found).values():
+        for one in runs.values():
+            assert one.absent == (9,)
+            worst = min(one.accuracy_dense, one.accuracy_pruned)
+            assert one.degenerate == (worst < 0.15)
+
+
 def test_undecayed_pruning_without_decay_is_refused_and_with_decoupled_decay_noted():
     from prunejax.configs import default
     from prunejax.errors import ConfigError
