@@ -195,7 +195,8 @@ def projected_gradient(
 
     Signed gradient steps of `rate (high - low) / 2 / steps`, cut to the box. The first restart
     begins at x, the others at uniform points. A loss that is NaN is the largest where the answer is
-    wrong (NaN outputs are), and the smallest where it is right (infinite outputs may be).
+    wrong (NaN outputs are), and the smallest where it is right (infinite outputs may be). The
+    largest, which is for training, need not be wrong where a smaller one was: see `survives`.
 
     Args:
       outputs: x -> logits [n, classes].
@@ -207,6 +208,21 @@ def projected_gradient(
       restarts: at least 1.
       rate: total way of a coordinate, in half widths of the box.
     """
+    return _attack(outputs, x, labels, low, high, key, steps, restarts, rate)[0]
+
+
+def _attack(
+    outputs: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    labels: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    key: jax.Array,
+    steps: int,
+    restarts: int,
+    rate: float = 2.5,
+) -> tuple[jax.Array, jax.Array]:
+    """(as `projected_gradient`, bool [n]: an input was seen that is classified wrongly)."""
 
     def loss(given: jax.Array) -> jax.Array:
         return objective("cross_entropy", given, labels)
@@ -215,16 +231,16 @@ def projected_gradient(
     size = rate * (high - low) / 2 / max(steps, 1)
     wide = (-1,) + (1,) * (x.ndim - 1)
 
-    def better(best: tuple[jax.Array, jax.Array], z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def better(best: Any, z: jax.Array) -> Any:
         given = outputs(z)
-        values = loss(given)
+        values, right = loss(given), correct(given, labels)
         # A NaN kept as the best would be beaten by nothing, in no restart.
-        found = jnp.where(correct(given, labels), -jnp.inf, jnp.inf)
-        values = jnp.where(jnp.isnan(values), found, values)
+        values = jnp.where(jnp.isnan(values), jnp.where(right, -jnp.inf, jnp.inf), values)
         more = values > best[1]  # of equal ones the first seen
-        return jnp.where(more.reshape(wide), z, best[0]), jnp.maximum(values, best[1])
+        worst = jnp.where(more.reshape(wide), z, best[0])
+        return worst, jnp.maximum(values, best[1]), best[2] | ~right
 
-    def restart(best: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[Any, None]:
+    def restart(best: Any, number: jax.Array) -> tuple[Any, None]:
         drawn = jax.random.uniform(
             jax.random.fold_in(key, number), x.shape, minval=low, maxval=high
         )
@@ -242,9 +258,9 @@ def projected_gradient(
         (_, best), _ = jax.lax.scan(step, (start, better(best, start)), jnp.arange(steps))
         return best, None
 
-    nothing = (x, jnp.full(x.shape[0], -jnp.inf))
-    best, _ = jax.lax.scan(restart, nothing, jnp.arange(restarts))
-    return best[0]
+    nothing = (x, jnp.full(x.shape[0], -jnp.inf), jnp.zeros(x.shape[0], bool))
+    (worst, _, wrong), _ = jax.lax.scan(restart, nothing, jnp.arange(restarts))
+    return worst, wrong
 
 
 @partial(jax.jit, static_argnames=("steps", "restarts"))
@@ -258,12 +274,10 @@ def survives(
     steps: int,
     restarts: int,
 ) -> jax.Array:
-    """Bool [n]: classified right at x and at the worst input that the attack found.
+    """Bool [n]: classified right at x and at each input that the attack saw.
 
-    Arguments as in `projected_gradient`.
+    Of more than two classes a wrong answer may have a smaller cross entropy than a right one, so
+    that the worst input alone tells too little. Arguments as in `projected_gradient`.
     """
-    worst = projected_gradient(
-        outputs, x, labels, low, high, key=key, steps=steps, restarts=restarts
-    )
-    right = correct(outputs(x), labels)  # x as well: an attack may turn a wrong answer right
-    return right & correct(outputs(worst), labels)
+    _, wrong = _attack(outputs, x, labels, low, high, key, steps, restarts)
+    return correct(outputs(x), labels) & ~wrong  # x as well, which the box may not hold

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import functools
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from ml_collections import ConfigDict
 from prunejax import report
 from prunejax.configs import default
 from prunejax.data import StreamedSet
-from prunejax.record import checkpoint
+from prunejax.record import arms, checkpoint, scalars
 from prunejax.record.run_directory import RunDirectory
 from prunejax.study import config as config_lib
 from prunejax.study import layout, plan, run
@@ -45,6 +47,34 @@ def tiny(**variants: dict) -> ConfigDict:
     some = {"none": {}, "S": {"prune": PRUNE}, "L": {"prune": PRUNE | {"target": "largest"}}}
     config.variants = default.arms(variants or some)
     return config
+
+
+def turned(path: Path, to: Path, arm: str) -> Path:
+    """A copy of a run directory: the study sets what `arm` did, all others what differs from it.
+
+    The arms are what they were, so a report must draw the same of both.
+    """
+    shutil.copytree(path, to)
+    config = json.loads((to / "config.json").read_text())
+    whole = {label: scalars.flat(arms.settings(config, label)) for label in config["variants"]}
+
+    def nested(flat: dict[str, Any]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for name, value in flat.items():
+            *above, leaf = name.split(".")
+            functools.reduce(lambda node, part: node.setdefault(part, {}), above, made)[leaf] = (
+                value
+            )
+        return made
+
+    of_study = {name: value for name, value in config.items() if name in arms.OF_STUDY}
+    own = {label: nested({k: v for k, v in flat.items() if v != whole[arm][k]})
+           for label, flat in whole.items()}  # fmt: skip
+    turned = {**nested(whole[arm]), **of_study, "variants": own}
+    (to / "config.json").write_text(json.dumps(turned))
+    assert own[arm] == {}
+    assert {k: scalars.flat(arms.settings(turned, k)) for k in own} == whole
+    return to
 
 
 def small(**variants: dict) -> ConfigDict:

@@ -21,6 +21,17 @@ def test_a_run_that_has_stopped_stays_in_the_mean():
     assert means == pytest.approx([2, 3.5, (4 + 5.7) / 2, 5, 6])  # b: between 10 and 20
 
 
+def test_a_run_whose_answers_are_no_numbers_leaves_the_mean():
+    rows = [
+        {"run": run, "step": str(step), "signal": value}
+        for run, curve in (("a", ("1", "2")), ("b", ("3", "nan")))
+        for step, value in enumerate(curve)
+    ]
+    assert figures_before._mean_curve(rows, "signal") == ([0, 1], [2.0, 2.0])
+    runs = [{"status": "done", "final_train_accuracy": x} for x in ("nan", "0.5")]
+    assert not figures_before._fits(runs)
+
+
 def test_figures_sort_arms_by_label():
     rows_of = [
         {"run": f"{v}-{s}", "variant": v, "seed": str(s), "status": "done",

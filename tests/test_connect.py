@@ -1,6 +1,8 @@
 """Lines between runs of a study: same stream, known path, pairs of seeds, matching, the page."""
 
 import csv
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from prunejax.report.tables import load
 from prunejax.study import config as config_lib
 from prunejax.study import run
 from prunejax.study.pairs import pairs
-from tests.studies import go, tiny
+from tests.studies import go, tiny, turned
 
 WEIGHT = {"prune": {"granularity": "weight", "scope": "global"}}
 WHOLE = ("weights", "statistics", "optimizer", "step")
@@ -66,6 +68,38 @@ def test_copies_with_the_same_stream_have_no_barrier_at_all(study):
 def test_a_run_that_goes_on_from_a_state_ends_where_its_parent_ends(study):
     for row in rows(study, "barriers", pair="dense:on", matched="0"):
         assert float(row["distance"]) == 0
+
+
+def test_what_a_study_sets_for_all_arms_is_drawn_as_what_they_set(study, tmp_path):
+    plain = load([study])
+    drawn = figures_barriers.instability(plain, None)
+    assert "at 4" in drawn.alt
+    again = load([turned(study, tmp_path / "turned", "k4-b")])
+    assert figures_barriers.instability(again, None).alt == drawn.alt
+    start = again.attributes["k4-b"]["settings"]["start"]
+    start["at"] = "epoch:1"  # the same state: an epoch has four steps
+    assert figures_barriers.instability(again, None).alt == drawn.alt
+
+
+def test_two_studies_on_one_page_keep_their_lines_apart(study, tmp_path):
+    other = shutil.copytree(study, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["optimizer"]["learning_rate"] = 0.5  # another study with the same labels
+    (other / "config.json").write_text(json.dumps(config))
+    merged, alone = load([study, other]), load([study])
+    found = figures_barriers.barriers(merged)
+    assert len(found) == 2 * len(figures_barriers.barriers(alone))
+    assert {r["run_a"].partition("/")[0] for r in found} == {study.name, "other"}
+    assert merged.settings("other/k4-a", "start")["run"] == "other/dense"
+    for name in figures_barriers.COLUMNS:
+        for s in (merged, alone):
+            figures_barriers.annotate(s)
+        assert [r[name] for r in merged.runs] == 2 * [r[name] for r in alone.runs]
+    lines = figures_barriers.table(merged).rows
+    assert len(lines) == 2 * len(figures_barriers.table(alone).rows)
+    told, once = (figures_barriers.instability(s, None).alt for s in (merged, alone))
+    assert told.count(" at 4 ") == 2 * once.count(" at 4 ") > 0
+    assert "other/dense at 4" in told
 
 
 def test_copies_with_streams_of_their_own_part(study):

@@ -44,6 +44,18 @@ def test_a_path_whose_error_is_known():
     assert (line.policy, line.examples) == ("", 0)
 
 
+def test_a_line_without_a_number_does_not_decide_for_the_others():
+    def evaluate(p):  # no number beyond w = 1.5, where the third network is
+        return {"loss": jnp.where(p["w"] > 1.5, jnp.nan, well(p))}
+
+    ends = [{"w": jnp.float32(w), "v": jnp.float32(0)} for w in (-1, 1, 2)]
+    found = barrier_matrix(evaluate, ends, name="loss", points=5)
+    assert found.mean == found.matrix[0, 1] == pytest.approx(1)
+    assert np.isnan(found.matrix[2, :2]).all()
+    line = path(evaluate, ends[0], ends[2], points=5)
+    assert np.isnan([line.barrier("loss"), line.peak("loss")]).all()
+
+
 def test_the_ends_are_the_networks_themselves():
     r = np.random.default_rng(0)
     a, b = ({"w": jnp.asarray(r.normal(size=7), jnp.float32)} for _ in range(2))

@@ -62,6 +62,13 @@ def test_costs_are_named_from_the_cheapest_density(study):
     assert found.alt == "Least cost of each, relative to dense: snip 2.0%, rigl 6.0%."
 
 
+def test_one_cost_that_is_no_number_leaves_the_others(study):
+    for row in study.good:
+        if row["run"] == "snip-02-1":
+            row["training_flops"] = "nan"
+    assert "snip 2.0%" in figures.flops(study, None).alt
+
+
 def test_controls_stand_beside_their_method(study):
     found = figures.sanity(study, None)
     assert found.alt == "snip-05 94.5% (shuffled 81.0%, fresh 93.5%)."

@@ -14,6 +14,8 @@ from prunejax.measures import folding, norms, rivals
 from prunejax.measures.pac_bayes import pac_bayes_flatness
 from prunejax.models.mlp import MLP
 from prunejax.models.vgg import VGG
+from prunejax.models.vit import ViT
+from prunejax.models.wide_resnet import WideResNet
 
 
 def matrix_of(kernel, map_size, strides):
@@ -200,6 +202,185 @@ def test_a_network_by_hand():
     assert norms.distance(params, params) == 0
     assert norms.log_spectral_product(zeros, layers) == -np.inf
     assert norms.frobenius_over_spectral(zeros, layers) == 0
+
+
+def wide(stem=4, seed=0, dtype=jnp.float32):
+    """A wide ResNet in which a shortcut reads the stem as it is, or (stem 3) no shortcut does."""
+    module = WideResNet(num_classes=3, stages=(4, 6), blocks=(2, 1), stem=stem, dtype=dtype)
+    variables, x = randomized(module, (8, 8, 2), seed)
+    opened = {k: jax.tree.map(jnp.ones_like, v) for k, v in variables.items()}
+    variables = opened | {k: dict(variables[k]) for k in ("params", "batch_stats")}
+    negative = jnp.array([-1.0, 1.0])[jnp.arange(6) % 2]
+    scale = variables["params"]["last_bn"]["scale"]
+    variables["params"]["last_bn"]["scale"] = scale * negative[: scale.size]
+    return module, variables, x, folding.layers(module, variables, (8, 8, 2))
+
+
+def test_a_batchnorm_that_reads_more_than_one_layer_is_a_layer_itself():
+    names = ["stage1_block1_bn1", "stage1_block2_bn1", "stage2_block1_bn1", "last_bn"]
+    for stem in (4, 3):
+        module, variables, x, layers = wide(stem)
+        alone = [layer.name for layer in layers if layer.diagonal]
+        assert alone == names[stem == 3 :]
+        assert len(layers) - len(alone) == 1 + 2 * 3 + 1 + (1 if stem == 4 else 2)
+        folded = folding.fold(variables, layers)
+        np.testing.assert_allclose(
+            compiled(module)(folded, x), compiled(module)(variables, x), rtol=1e-3, atol=1e-4
+        )
+        for layer in layers:
+            if layer.norm:
+                stats = folded["batch_stats"][layer.norm]
+                assert not np.any(stats["mean"])
+                np.testing.assert_allclose(stats["var"], 1 - 1e-5)
+        live = folding.weights(folded["params"], layers)
+        assert bool(live["last_bn"]["scale"])
+        assert not bool(live["stage1_block1_bn2"]["scale"])
+
+
+def paths_of_wide(variables, shape):
+    """Sum over paths of the product of squares, in NumPy, from what was trained."""
+    p, s = (jax.tree.map(np.float64, dict(variables[k])) for k in ("params", "batch_stats"))
+
+    def conv(x, name, stride=1):
+        kernel = p[name]["kernel"] ** 2
+        pad = kernel.shape[0] // 2
+        x = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], (0, 1))
+        return np.einsum("hwcij,ijco->hwo", windows[::stride, ::stride], kernel)
+
+    def norm(x, name):
+        gain = p[name]["scale"] / np.sqrt(s[name]["var"] + 1e-5)
+        return gain**2 * x + (p[name]["bias"] - gain * s[name]["mean"]) ** 2
+
+    x = conv(np.ones(shape), "stem_conv")
+    for block in ("stage1_block1", "stage1_block2", "stage2_block1"):
+        stride = 2 if block.startswith("stage2") else 1
+        y = norm(x, f"{block}_bn1")
+        short = f"{block}_shortcut_conv"
+        beside = conv(y, short, stride) if short in p else x
+        y = norm(conv(y, f"{block}_conv1", stride), f"{block}_bn2")
+        x = conv(y, f"{block}_conv2") + beside
+    x = norm(x, "last_bn").mean((0, 1))
+    return x @ p["classifier"]["kernel"] ** 2 + p["classifier"]["bias"] ** 2
+
+
+@pytest.mark.parametrize(("stem", "dtype"), [(4, jnp.float32), (3, jnp.float32), (4, jnp.bfloat16)])
+def test_paths_of_a_wide_resnet(stem, dtype):
+    """Exact in float64 but for the sum itself, whatever type the network computes in."""
+    module, variables, x, _ = wide(stem, dtype=dtype)
+    images = [(x, jnp.arange(5) % 3)]
+    options = {"key": rng.at(0, "probe"), "draws": 2, "steps": 1}
+    found = rivals.of_linen(module, variables, variables, images, **options)
+    expected = np.sqrt(paths_of_wide(variables, (8, 8, 2)).sum())
+    assert found["path_norm"] == pytest.approx(expected, rel=1e-4)
+    assert found["kernel_distance_to_init"] == found["spectral_distance"] == 0
+
+
+def test_the_gains_of_a_batchnorm_by_itself_are_a_kernel():
+    _, variables, _, layers = wide()
+    # a stream that is 3 times as large, which the BatchNorms that read it make up for
+    other = jax.tree.map(lambda a: a, dict(variables))
+    for layer in layers:
+        if layer.name in ("stem_conv", "stage1_block1_conv2", "stage1_block2_conv2"):
+            other["params"][layer.name] = {"kernel": 3 * variables["params"][layer.name]["kernel"]}
+        if layer.diagonal and layer.name != "last_bn":
+            was = variables["batch_stats"][layer.name]
+            other["batch_stats"][layer.name] = {
+                "mean": 3 * was["mean"], "var": 9 * (was["var"] + 1e-5) - 1e-5
+            }  # fmt: skip
+    folded = [folding.fold(v, layers)["params"] for v in (variables, other)]
+    logs = [norms.log_spectral_product(f, layers) for f in folded]
+    assert logs[0] == pytest.approx(logs[1], abs=1e-3)  # as often up as down
+    gains = {x.name: np.asarray(trees.get(folded[0], x.kernel)) for x in layers if x.diagonal}
+    s = variables["batch_stats"]["last_bn"]
+    expected = variables["params"]["last_bn"]["scale"] / np.sqrt(s["var"] + 1e-5)
+    np.testing.assert_allclose(gains["last_bn"], expected, rtol=1e-5)
+    assert norms.spectral_norm(gains["last_bn"]) == np.linalg.norm(np.diag(gains["last_bn"]), 2)
+    kernels = [np.asarray(trees.get(folded[0], x.kernel), np.float64) for x in layers]
+    l2 = rivals.of_weights(folded[0], layers)["l2_norm"]
+    assert l2 == pytest.approx(np.sqrt(sum((k**2).sum() for k in kernels)))
+    tops = [norms.spectral_norm(k, x.map, x.strides) for k, x in zip(kernels, layers, strict=True)]
+    assert logs[0] == pytest.approx(np.log(tops).sum())
+
+
+class Twice(nn.Module):
+    """Two BatchNorms of one output, one without a scale."""
+
+    scale: bool
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3, name="first")(x)
+        a = nn.BatchNorm(use_running_average=True, name="a")(x)
+        b = nn.BatchNorm(use_running_average=True, use_scale=self.scale, name="b")(x)
+        return nn.Dense(2, name="last")(nn.relu(a) + nn.relu(b))
+
+
+def test_an_output_that_two_read_is_folded_into_none():
+    module = Twice(True)
+    variables, x = randomized_of(module, (4,))
+    layers = folding.layers(module, variables, (4,))
+    assert [(x.name, x.norm) for x in layers] == [
+        *(("first", ""), ("a", "a"), ("b", "b"), ("last", "")),
+    ]
+    folded = folding.fold(variables, layers)
+    np.testing.assert_allclose(module.apply(folded, x), module.apply(variables, x), rtol=1e-4)
+    bare = Twice(False)
+    with pytest.raises(ValueError, match="'b' reads no output of one layer alone and has no scale"):
+        folding.layers(bare, randomized_of(bare, (4,))[0], (4,))
+
+
+def randomized_of(module, shape):
+    """As `randomized`, of a module that is not of the package."""
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape))))
+    r = np.random.default_rng(2)
+    draw = lambda s: jnp.asarray(r.uniform(0.5, 2, s.shape), s.dtype)  # noqa: E731
+    return jax.tree.map(draw, shapes), draw(jax.ShapeDtypeStruct((5, *shape), jnp.float32))
+
+
+class Shared(nn.Module):
+    """One BatchNorm behind two layers, which it is folded into neither of."""
+
+    @nn.compact
+    def __call__(self, x):
+        norm = nn.BatchNorm(use_running_average=True, name="norm")
+        a, b = (nn.relu(norm(nn.Dense(3, name=name)(x))) for name in ("first", "second"))
+        return nn.Dense(2, name="last")(a + b)
+
+
+def test_a_shared_batchnorm_is_folded_into_none():
+    module = Shared()
+    variables, x = randomized_of(module, (4,))
+    layers = folding.layers(module, variables, (4,))
+    assert {x.name: x.norm for x in layers} == {
+        "first": "", "norm": "norm", "second": "", "last": ""
+    }  # fmt: skip
+    folded = folding.fold(variables, layers)
+    np.testing.assert_allclose(module.apply(folded, x), module.apply(variables, x), rtol=1e-4)
+
+
+def test_a_transformer_has_no_paths():
+    module = ViT(num_classes=3, patch=4, depth=1, heads=2, head_units=4, mlp_units=8)
+    variables, x = randomized(module, (8, 8, 2))
+    assert not folding.has_paths(module, variables, (8, 8, 2))
+    options = {"key": rng.at(0, "probe"), "draws": 2, "steps": 1}
+    images = [(x, jnp.arange(5) % 3)]
+    found = rivals.of_linen(module, variables, variables, images, **options)
+    assert np.isnan(found["path_norm"])
+    assert np.isnan(found["path_norm_over_margin"])
+    assert np.isfinite(found["l2_norm"])
+
+
+def test_of_an_example_with_a_nan_logit_the_margin_is_below_all_others():
+    logits = np.array([[2.0, 0.5, 1.0], [np.nan, 3.0, 0.0], [0.0, np.inf, 1.0], [1.0, np.nan, 0.0]])
+    found = norms.margins(logits, np.array([0, 1, 1, 2]))
+    np.testing.assert_array_equal(found, [1.0, -np.inf, np.inf, -np.inf])
+    many = np.tile([[2.0, 0.5, 1.0]], (100, 1))
+    labels = np.zeros(100, int)
+    many[7, 2] = np.nan
+    assert norms.inverse_margin(many, labels) == 1.0  # one of 100 is not the tenth percent
+    many[:11, 2] = np.nan
+    assert norms.inverse_margin(many, labels) == np.inf
 
 
 class Biasless(nn.Module):

@@ -12,7 +12,7 @@ from prunejax.report import figures_classes, figures_density, figures_recall
 from prunejax.report.style import Look
 from prunejax.report.tables import load
 from prunejax.study import run
-from tests.studies import begun, functions, planned, small, tiny
+from tests.studies import begun, functions, planned, small, tiny, turned
 
 WEIGHTS = {"granularity": "weight", "score": "magnitude", "schedule": "scratch"}
 
@@ -64,6 +64,44 @@ def test_recalls_csv_and_alpha_follow_from_the_predictions(study):
     page = (study / "report.html").read_text()
     assert "Recall distortion" in page
     assert "Accuracy against density" in page
+
+
+def test_what_a_study_sets_for_all_arms_is_theirs_as_what_they_set(study, tmp_path):
+    plain, again = load([study]), load([turned(study, tmp_path / "turned", "mp-80")])
+    assert figures_recall.table(again) == figures_recall.table(plain)
+    assert figures_recall.parent(again, "mp-50") == "none"
+    for each in (plain, again):
+        each.attributes["mp-50"]["score"] = "undecayed"
+        each.attributes["mp-50"]["settings"]["prune"] = {
+            **each.settings("mp-80", "prune"), "score": "undecayed"
+        }  # fmt: skip
+        assert figures_recall._alike(each, "mp-50", "mp-80")
+
+
+def test_the_parent_of_a_chain_is_found_where_the_study_names_it(study):
+    found = load([study])
+    for arm, above in (("none", ""), ("mp-50", "none"), ("mp-80", "mp-50")):
+        found.attributes[arm]["settings"]["start"] = {"run": above}
+    assert [figures_recall.parent(found, arm) for arm in ("mp-50", "mp-80")] == ["none", "none"]
+
+
+def test_a_class_without_test_examples_is_one(study, monkeypatch):
+    """The last one, which only predictions tell of: chance is 1.5 / 10, and it is named."""
+    found = load([study])
+    known = figures_recall._predictions(found)
+
+    def without(pair):
+        predicted, labels = pair
+        return predicted[labels < 9], labels[labels < 9]
+
+    some = {arm: {seed: without(p) for seed, p in runs.items()} for arm, runs in known.items()}
+    some["none"]["0"][0][:1] = 9
+    monkeypatch.setattr(figures_recall, "_predictions", lambda study: some)
+    for runs in figures_recall._distortions(found).values():
+        for one in runs.values():
+            assert one.absent == (9,)
+            worst = min(one.accuracy_dense, one.accuracy_pruned)
+            assert one.degenerate == (worst < 0.15)
 
 
 def test_undecayed_pruning_without_decay_is_refused_and_with_decoupled_decay_noted():

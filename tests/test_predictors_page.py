@@ -15,6 +15,7 @@ from prunejax.measures.prunability import prune_curve
 from prunejax.measures.ranking_statistics import kendall
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import figures_predictors, ranking, tables
+from prunejax.report.results import Study, attributes_of
 from prunejax.report.style import Look
 from prunejax.study import config as config_lib
 from prunejax.study import measuring, plan, run
@@ -109,7 +110,7 @@ def test_measured_columns_are_those_of_the_library(study):
         k - np.asarray(of.untrained["params"][x.name]["kernel"])
         for k, x in zip(kernels, layers, strict=True)
     ]
-    assert float(row["distance_to_init"]) == pytest.approx(
+    assert float(row["kernel_distance_to_init"]) == pytest.approx(
         np.sqrt(sum((m**2).sum() for m in moved)), rel=1e-5
     )
 
@@ -181,17 +182,32 @@ def test_fields_that_go_together_are_one_axis():
         "a": {"optimizer": {"name": "sgd", "learning_rate": 0.1}, "batch_size": 8},
         "b": {"optimizer": {"name": "adam", "learning_rate": 1e-3}, "batch_size": 8},
     }
-    assert ranking.axes(SimpleNamespace(overrides=arms), ["a", "b", "b"]) == {
+    assert ranking.axes(studied(arms), ["a", "b", "b"]) == {
         "optimizer.name": ["sgd", "adam", "adam"]
+    }
+
+
+def studied(arms, **study):
+    """What `ranking` asks of a study with these arms."""
+    known = attributes_of({"variants": arms, **study}, {}, {"epochs": [], "events": []})
+    return Study(
+        {}, study, {}, {}, {}, {}, epochs=[], events=[], runs=[], arrays={}, attributes=known
+    )
+
+
+def test_an_axis_is_of_what_arms_are_and_not_of_who_sets_it():
+    arms = {"a": {"batch_size": 8}, "b": {}, "c": {"batch_size": 16}, "d": {"epochs": 2}}
+    assert ranking.axes(studied(arms, batch_size=8, epochs=2, seeds=3), list("abcd")) == {
+        "batch_size": [8, 8, 16, 8]
     }
 
 
 def test_double_descent_has_its_curves_in_one_panel():
     """Two seeds at each of four widths; the dashed curves go by the right axis."""
     widths, curves = (4, 8, 16, 32), np.random.default_rng(0).uniform(0.1, 0.9, size=(5, 4, 2))
-    good, epochs, overrides = [], [], {}
+    good, epochs, arms = [], [], {}
     for i, width in enumerate(widths):
-        overrides[f"w{width}"] = {"model": {"width": float(width)}}
+        arms[f"w{width}"] = {"model": {"width": float(width)}}
         for seed in range(2):
             run, of = f"w{width}-{seed}", curves[:, i, seed]
             row = {"run": run, "variant": f"w{width}", "final_train_loss": str(of[0])}
@@ -200,7 +216,9 @@ def test_double_descent_has_its_curves_in_one_panel():
                 {"run": run, "test_loss": "9", "test_accuracy": "0"},
                 {"run": run, "test_loss": str(of[1]), "test_accuracy": str(1 - of[2])},
             ]
-    study = SimpleNamespace(good=good, epochs=epochs, overrides=overrides)
+    arms["w4"] = {}  # of the study
+    study = studied(arms, model={"width": 4.0})
+    study.runs, study.epochs = [row | {"status": "completed"} for row in good], epochs
     drawing = figures_predictors.double_descent(study, None)
     panel, legend = drawing.panels
     left, right = panel.axes
@@ -209,6 +227,16 @@ def test_double_descent_has_its_curves_in_one_panel():
         if tuple(line.get_xdata()) == widths
     ]  # fmt: skip
     np.testing.assert_allclose(drawn, curves.mean(2))
+    peak = widths[curves.mean(2)[1].argmax()]
+    assert drawing.alt.endswith(f"at width {peak}.")
+    for row in study.epochs[1::4]:  # a seed of each width that came to no number
+        row["test_loss"] = "nan"
+    best = widths[curves[1, :, 1].argmax()]
+    alt = figures_predictors.double_descent(study, None).alt
+    assert alt == f"Test loss is largest, {curves[1, :, 1].max():.2f} nats, at width {best}."
+    for row in study.epochs:
+        row["test_loss"] = "nan"
+    assert "finite at no width" in figures_predictors.double_descent(study, None).alt
     texts = [t.get_text() for t in legend.legends[0].get_texts()]
     assert texts == [
         *("train loss (left)", "test loss (left)", "test error (right)"),

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from prunejax.errors import ConfigError
 from prunejax.measures import suite
 from prunejax.record import summary
 from prunejax.report import panels, tables, units
-from prunejax.study import attributes, plan, run
+from prunejax.study import attributes, measuring, plan, run
 from prunejax.study import config as config_lib
 from prunejax.train import optim
 from tests.studies import tiny
@@ -246,6 +247,22 @@ def test_a_grid_of_regressions_is_ranked_by_norms(grid):
     tau = stats.kendalltau(x, y).statistic
     assert float(by["path_norm", "test_loss"]["tau_b"]) == pytest.approx(tau)
     assert (by["path_norm", "test_error"]["n"], by["sometimes", "test_loss"]["n"]) == ("0", "4")
+
+
+@pytest.mark.parametrize("name", [n for n, m in suite.MEASURES.items() if m.classes])
+def test_measures_of_classes_are_refused(name):
+    """Labels that are numbers equal no class: they gave a number, or ended the study at its end."""
+    config = regression()
+    config.measures.names, config.measures.examples = (name,), 50
+    arms = config_lib.variants(config, default.get_config())
+    with pytest.raises(ConfigError, match=f"'{name}' is about classes, and targets of 'diabetes'"):
+        measuring.check(arms[0].settings, list(plan.build(arms)))
+    x, y = jnp.zeros((5, 4)), jnp.zeros((5, 1))
+    context = SimpleNamespace(batches=[(x, y)], test=[(x, y)])
+    columns, arrays, failed = suite.measure(context, [name])
+    assert np.isnan(list(columns.values())).all()
+    assert "targets are numbers" in failed[name]
+    assert not arrays
 
 
 def test_its_page_is_about_losses_without_a_unit(grid):

@@ -17,7 +17,16 @@ from prunejax.measures import claims, statistics
 from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.run_directory import RunDirectory
 from prunejax.report import __main__ as cli
-from prunejax.report import figures, figures_paper, gallery, results, shards, style, tables
+from prunejax.report import (
+    figures,
+    figures_arrays,
+    figures_paper,
+    gallery,
+    results,
+    shards,
+    style,
+    tables,
+)
 from prunejax.report.figures_dynamics import accuracy_curves
 from tests import fake_study
 
@@ -355,6 +364,36 @@ def test_normality_and_spectrum_figures(tmp_path):
     report.build([tmp_path])
     assert (tmp_path / "figures" / "normality.svg").exists()
     assert (tmp_path / "figures" / "spectrum.svg").exists()
+
+
+def test_a_run_without_numbers_is_drawn_as_if_it_were_not_there(tmp_path):
+    path = fake_study.write(tmp_path, arms=SMALL, seeds=range(3), epochs=12)
+    look = style.Look(list(SMALL), {"none"})
+    drawn = (figures_arrays.eigenvalues, figures_arrays.perturbation)
+    whole, fewer = tables.load([path]), tables.load([path])
+    for arm in ("L", "none"):
+        del fewer.arrays[f"{arm}-1"]
+        file = path / "measures" / f"{arm}-1.npz"
+        with np.load(file) as saved:
+            kept = {k: np.full_like(v, np.nan if arm == "L" else np.inf) for k, v in saved.items()}
+            kept["epsilons"] = saved["epsilons"]
+        np.savez(file, **kept)
+    for draw in drawn:
+        assert draw(whole, look).alt == draw(fewer, look).alt
+    grid = np.linspace(0, 1, 5)
+    names = ("spectral_grid", "spectral_density", "spectral_stderr")
+    for run, value in (("L-0", np.nan), ("L-1", 1.0), ("none-0", np.nan)):
+        values = dict(zip(names, (grid * value, grid + value, 0 * grid), strict=True))
+        np.savez(path / "measures" / f"{run}.npz", **values)
+    assert figures_arrays.spectrum(whole, look).alt == "The spectra reach, in nats: L to 1."
+    events = [row for row in whole.events if row["run"] != "L-2"]
+    for row in whole.events:
+        row["post_loss"] = "inf" if row["run"] == "L-2" else row["post_loss"]
+    fewer.events = events
+    assert figures_arrays.forecast(whole, look).alt == figures_arrays.forecast(fewer, look).alt
+    for row in whole.events:
+        row["post_loss"] = "nan"
+    assert figures_arrays.forecast(whole, look) is None
 
 
 def test_unknown_figures_and_bad_pairs_are_refused(tmp_path):

@@ -16,6 +16,7 @@ from prunejax import report
 from prunejax.errors import ConfigError
 from prunejax.report import __main__ as cli
 from prunejax.report import headline, style, tables, words
+from prunejax.report.results import attributes_of
 from tests import fake_study
 from tests.studies import tiny
 from tests.test_report import SMALL, in_shards, write
@@ -499,6 +500,7 @@ def test_words_of_an_arm_that_starts_from_a_run_name_its_state():
     told = "from weights, statistics and step of dense at step 50, streams a"
     assert words._origin(own, "no pruning") == told
     own = {"start.run": "dense", "start.at": "end", "start.rewind_at": "epoch:2"}
+    own["start.rewind_run"] = "dense"
     assert words._origin(own, "20 % fewer") == "from dense, back to epoch 2, 20 % fewer"
     assert words._origin({"start.run": "d", "start.take": ("masks",)}, "x") == "from masks of d, x"
 
@@ -528,6 +530,7 @@ def test_they_have_a_scale_of_their_own():
     study = SimpleNamespace(
         variants=["none", *paired],
         overrides={},
+        settings=lambda *_: {},
         attributes={},
         attribute=lambda *_: None,
         events=[],
@@ -552,11 +555,8 @@ def test_they_have_a_scale_of_their_own():
     ],
 )
 def test_what_is_drawn_at_random_is_said(base, own, expected):
-    study = SimpleNamespace(
-        overrides={"a": {"prune": own}},
-        config={"prune": {"granularity": base}},
-        attributes={"a": {"target": "R"}},
-    )
+    config = {"prune": {"granularity": base, "target": "random"}, "variants": {"a": {"prune": own}}}
+    study = SimpleNamespace(attributes=attributes_of(config, {}, {"epochs": [], "events": []}))
     assert words._targeted(study, "a") == expected
     study.attributes["a"] = {"target": "S", "score": "weight_random"}  # the smallest of dice
     assert words._targeted(study, "a") == "random weights"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunejax import models, rng
-from prunejax.measures import folding, norms, rivals
+from prunejax.measures import folding, norms, rivals, suite
 from prunejax.models.mlp import MLP
 
 
@@ -37,7 +37,7 @@ def test_every_column_by_its_formula(network):
     w, w0 = (np.concatenate([k.ravel() for k in ks]) for ks in (a, b))
     assert found["parameters"] == w.size == 42
     assert found["l2_norm"] == pytest.approx(np.linalg.norm(w))
-    assert found["distance_to_init"] == pytest.approx(np.linalg.norm(w - w0))
+    assert found["kernel_distance_to_init"] == pytest.approx(np.linalg.norm(w - w0))
     tops = np.array([np.linalg.norm(k, 2) for k in a])
     frobenius = np.array([np.linalg.norm(k) for k in a])
     assert found["log_spectral_product"] == pytest.approx(np.log(tops).sum())
@@ -67,7 +67,7 @@ def test_noise_spares_what_is_pruned_and_counts_are_of_live_weights(network):
     params = variables["params"] | {"dense1": {"kernel": kernel}}
     layers = folding.layers(module, variables, (4,))
     assert rivals.of_weights(params, layers)["parameters"] == 42 - 12
-    assert "distance_to_init" not in rivals.of_weights(params, layers)
+    assert "kernel_distance_to_init" not in rivals.of_weights(params, layers)
 
 
 def test_of_a_regression_norms_stand_and_margins_are_empty(network):
@@ -96,3 +96,9 @@ def test_ends():
     known = {"log_spectral_product": 1.0, "log_frobenius_product": 2.0, "path_norm": 3.0}
     assert rivals.over_margin(known, np.inf)["log_spectral_over_margin"] == np.inf
     assert rivals.over_margin(known, 0.25)["path_norm_over_margin"] == 1.5
+
+
+def test_no_two_measures_fill_one_column():
+    """Of a study that asks for both, the last would have been told under the name of either."""
+    columns = [c for measure in suite.MEASURES.values() for c in measure.columns]
+    assert len(columns) == len(set(columns))

@@ -83,6 +83,34 @@ def test_a_nan_slope_does_not_leave_the_box():
     assert survived
 
 
+def test_an_example_survives_where_all_points_that_the_attack_saw_are_right():
+    """By the points themselves; of three classes the largest cross entropy may be a right one."""
+    generator = np.random.default_rng(0)
+    w, v = (jnp.asarray(generator.normal(size=s), jnp.float32) for s in ((2, 9), (9, 3)))
+    seen = []
+
+    def outputs(weights, z):
+        jax.debug.callback(lambda z: seen.append(np.array(z, np.float64)), z)
+        return jnp.sin(3 * z @ weights[0]) @ weights[1]
+
+    x = jnp.asarray(generator.normal(size=(400, 2)), jnp.float32)
+    given = np.sin(3 * np.asarray(x, np.float64) @ np.asarray(w)) @ np.asarray(v)
+    labels = jnp.asarray(given.argmax(1))
+    box, key = (x - 0.15, x + 0.15), rng.at(0, "probe")
+    outputs = jax.tree_util.Partial(outputs, (w, v))
+    survived = np.asarray(losses.survives(outputs, x, labels, *box, key, 6, 2))
+    jax.effects_barrier()
+    points = np.stack(seen)
+    assert len(np.unique(points, axis=0)) == 2 * (1 + 6) - 1 + 1  # starts, steps; once more at x
+    assert np.abs(points - np.asarray(x)).max() < 0.15 + 1e-6
+    classes = (np.sin(3 * points @ np.asarray(w)) @ np.asarray(v)).argmax(-1)
+    np.testing.assert_array_equal(survived, (classes == np.asarray(labels)).all(0))
+    worst = losses.projected_gradient(outputs, x, labels, *box, key=key, steps=6, restarts=2)
+    by_worst = np.asarray(losses.predicted(outputs(worst))) == np.asarray(labels)
+    assert (by_worst & ~survived).sum() > 0
+    assert not (survived & ~by_worst).any()
+
+
 def test_clopper_pearson_covers_and_is_scipys():
     for k, n, alpha in ((0, 10, 0.05), (7, 10, 0.05), (10, 10, 0.01), (990, 1000, 0.001)):
         found = smoothing.clopper_pearson(k, n, alpha)

@@ -7,8 +7,8 @@ import pytest
 
 from prunejax import losses
 from prunejax.interventions import ROWS
-from prunejax.study import arrangement, shared
-from prunejax.study.population import Population
+from prunejax.study import arrangement, lifting, shared
+from prunejax.study.population import LAYOUTS, Population
 from prunejax.train import evaluation, prune, step, stopping
 from tests.studies import begun, go, planned, rows, small
 from tests.test_presets import arm
@@ -78,11 +78,33 @@ def test_of_a_stack_those_that_have_stopped_and_copies_are_not_tested(layout):
     _, found = people.evaluate_test(states, after_event=False)
     other = people.evaluate(states, data.test_images, data.test_labels)
     np.testing.assert_array_equal(other.loss, whole.loss)  # of the training set, at the end
-    running = stopped == -1 if layout == "sequential" else np.ones(3, bool)
+    assert people.vectorized is lifting.vectorizes(layout, True)
+    idle = lifting.padding_is_idle(people.vectorized, 1)
+    assert idle is (layout == "sequential")
+    running = stopped == -1 if idle else np.ones(3, bool)
     np.testing.assert_array_equal(np.isfinite(found.loss), running)
     np.testing.assert_array_equal(np.isfinite(found.accuracy), running)
     np.testing.assert_array_equal(found.loss[running], whole.loss[running])
     np.testing.assert_array_equal(found.accuracy[running], whole.accuracy[running])
+
+
+def test_padding_is_idle_where_members_go_one_after_another():
+    """As trained is: a copy takes no step there, and all steps elsewhere."""
+    (batch,) = planned(small(dense={}))
+    data = arrangement.device_data(batch.dataset)
+    for layout in ("sequential", "vectorized"):
+        people = Population(batch.program, data, layout, jax.devices()[:1], batch.members[0])
+        states = people.initial([batch.members[0]] * 2, [0])
+        trained = people.train(states, data, np.int32(1))
+        idle = lifting.padding_is_idle(people.vectorized, batch.program.data_parallel)
+        assert np.asarray(trained.step).tolist() == ([1, 0] if idle else [1, 1])
+    found = {
+        (layout, cpu, share): lifting.padding_is_idle(lifting.vectorizes(layout, cpu), share)
+        for layout in LAYOUTS for cpu in (True, False) for share in (1, 2)
+    }  # fmt: skip
+    assert {key for key, idle in found.items() if idle} == {
+        ("sequential", True, 1), ("sequential", False, 1), ("sharded", True, 1),
+    }  # fmt: skip
 
 
 def test_a_loss_of_zero_stops_no_run_that_never_stops():

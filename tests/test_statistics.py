@@ -145,6 +145,14 @@ def test_line_is_polyfits():
     assert s.fit_line(X, Y) == pytest.approx(tuple(np.polyfit(X, Y, 1)), rel=1e-9)
 
 
+def test_one_value_that_is_no_number_does_not_decide_for_all():
+    values = [[1.0, np.nan, np.inf], [3.0, 2.0, np.nan], [np.nan, 4.0, -np.inf]]
+    np.testing.assert_array_equal(s.means(values), [2.0, 3.0, np.nan])
+    assert s.means([1.0, np.nan, 4.0]) == 2.5
+    assert s.largest({"a": np.nan, "b": 1.0, "c": np.inf, "d": 3.0, "e": 3.0}) == "d"
+    assert s.largest({"a": np.nan}) is None
+
+
 def test_bands():
     center, low, high = s.bands([[1.0, 2.0, 5.0], [3.0, np.nan, 7.0], [4.0, 2.5, 6.0]])
     assert list(center) == [pytest.approx(8 / 3), 2.25, 6]

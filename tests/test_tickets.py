@@ -10,11 +10,11 @@ from scipy import stats
 from prunejax import masks, report
 from prunejax.configs import default, recipes
 from prunejax.measures import tickets
-from prunejax.report import figures_tickets, levels, overlaps
+from prunejax.report import figures_tickets, levels, overlaps, words
 from prunejax.report.tables import load
 from prunejax.study import config as config_lib
 from prunejax.study import plan, run
-from tests.studies import tiny
+from tests.studies import tiny, turned
 
 LEVELS = 2
 SEEDS = 2
@@ -149,12 +149,25 @@ def test_masks_are_compared_across_rewind_steps(study):
 
 def test_only_arms_that_differ_in_the_rewind_step_are_compared(study, monkeypatch):
     changed = {name: dict(about) for name, about in study.attributes.items()}
-    changed["later1"] = {"overrides": {"epochs": 1, **study.overrides["later1"]}}
+    changed["later1"]["settings"] = {**study.settings("later1"), "epochs": 1}
     monkeypatch.setattr(study, "attributes", changed)
     assert overlaps.alike(study) == []  # level 2 has a parent of another kind, too
     assert overlaps.table(study) is None
     monkeypatch.setattr(study, "attributes", {})  # where no arm's making is known
     assert overlaps.records(study) == []
+
+
+def test_what_a_study_sets_for_all_arms_is_theirs_as_what_they_set(study, tmp_path):
+    (path,) = study.directories.values()
+    study = load([path])
+    again = load([turned(path, tmp_path / "turned", f"ticket{LEVELS}")])
+    assert overlaps.records(study)
+    assert overlaps.records(again) == overlaps.records(study)
+    assert levels.records(again) == levels.records(study)
+    told = {v: words.arms(s)[f"later{LEVELS}"] for v, s in (("plain", study), ("turned", again))}
+    assert told["turned"].partition(",")[0] == f"from later{LEVELS - 1}"
+    assert told["turned"].partition(",")[0] in told["plain"].replace("masks of ", "")
+    assert set(words.arms(again)) == set(words.arms(study))
 
 
 def test_the_page_has_the_levels_and_no_sentence_without_longer_training(study, monkeypatch):
@@ -234,6 +247,12 @@ def test_matching_is_a_one_sided_t_test_with_the_right_size():
     ]
     assert np.mean(worst) == pytest.approx(0.05, abs=0.015)
     assert not tickets.matching([0.5], [0.5], 0.01).not_inferior  # nothing is known of others
+    gone = [0.9, *(dense + d), np.nan], [np.nan, *dense, 0.9]  # a run without a number
+    assert tickets.matching(*gone, 0.01) == found
+    assert tickets.matching([np.nan], [0.5], 0.01).n == 0
+    same = np.array([0.97, 0.53, 0.21, 0.11])  # less 0.01 each: what is left is rounding
+    assert np.ptp(same - 0.01 - same) > 0
+    assert np.isnan(tickets.matching(same - 0.01, same, 0.02).p)
     for values, margin in (([1.0], 0.0), ([], 0.1)):
         with pytest.raises(ValueError, match=r"margin|values"):
             tickets.matching(values, values, margin)

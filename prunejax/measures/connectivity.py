@@ -20,6 +20,7 @@ look at both.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import nan
 from typing import Any, NamedTuple
 
 import jax
@@ -64,15 +65,19 @@ class Path:
     statistics_examples: int
 
     def barrier(self, name: str = "error") -> float:
-        """Max over t minus the mean of the two ends; half their difference if none is higher."""
+        """Max over t minus the mean of the two ends; half their difference if none is higher.
+
+        NaN where the quantity is NaN at a point of the line.
+        """
         if name not in self.values:
             raise ValueError(f"no {name!r} along the path; there are: {', '.join(self.values)}")
         found = self.values[name]
         return float(found.max() - (found[0] + found[-1]) / 2)
 
     def peak(self, name: str = "error") -> float:
-        """The t at which it is largest (the first of equal ones)."""
-        return float(self.grid[np.argmax(self.values[name])])
+        """The t at which it is largest (the first of equal ones); NaN as the barrier."""
+        values = self.values[name]
+        return nan if np.isnan(values).any() else float(self.grid[np.argmax(values)])
 
 
 @dataclass(frozen=True)
@@ -248,7 +253,8 @@ def barrier_matrix(
             line = path(evaluate, networks[i], networks[j], batches, **options)
             matrix[i, j] = matrix[j, i] = line.barrier(name)
             ends[i], ends[j], policy = line.values[name][0], line.values[name][-1], line.policy
-    return Barriers(matrix, ends, float(matrix[np.triu_indices(n, 1)].mean()), name, policy)
+    mean = statistics.mean(matrix[np.triu_indices(n, 1)]).mean  # of the lines that have a number
+    return Barriers(matrix, ends, mean, name, policy)
 
 
 def instability(parents: Sequence[Barriers]) -> statistics.Mean:

@@ -65,20 +65,22 @@ def _frequencies(kernel: np.ndarray, map_size: Sequence[int]) -> np.ndarray:
 def singular_values(
     kernel: ArrayLike, map_size: Sequence[int] | None = None, strides: Sequence[int] = (1, 1)
 ) -> np.ndarray:
-    """Singular values, descending, of a dense kernel or of a circular convolution.
+    """Singular values, descending, of a dense kernel, a circular convolution, or a diagonal map.
 
     With strides (a, b) the a b frequencies of the input that fall onto one of the output share a
     matrix [a b in, out], 1/sqrt(a b) of each beside the other.
 
     Args:
-      kernel: [in, out], or [height, width, in, out].
-      map_size: (height, width) of the map the convolution reads; None for a dense kernel.
+      kernel: [in, out], [height, width, in, out], or [channels], what each is multiplied by.
+      map_size: (height, width) of the map the convolution reads; else None.
       strides: of the convolution.
 
     Raises:
       ValueError: a map without a kernel of four axes, or one that the strides do not divide.
     """
     weights = np.asarray(kernel, np.float64)
+    if map_size is None and weights.ndim == 1:
+        return np.sort(np.abs(weights))[::-1]
     if map_size is None and weights.ndim == 2:
         return np.linalg.svd(weights, compute_uv=False)
     if map_size is None or weights.ndim != 4:
@@ -147,7 +149,8 @@ def path_norm(
     """Sqrt of the sum over paths from an input (or a bias) to an output of the product of w^2.
 
     One forward pass of squared weights on an image of ones: with weights that are not negative
-    ReLUs do nothing. Max pooling takes the largest of the sums it pools. Fold BatchNorm first.
+    ReLUs do nothing. Max pooling takes the largest of the sums it pools. Fold BatchNorm first: one
+    that reads a sum is a layer of paths, too, times its gain or from its bias.
 
     Args:
       apply: `(params, x [1, ...]) -> outputs [1, n]`.
@@ -169,7 +172,8 @@ def path_norm(
 def margins(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """The label's logit minus the largest other one [examples]; negative where it is wrong.
 
-    `logits` are [examples, classes], `labels` [examples].
+    -inf where a logit is NaN, which makes no class right. `logits` are [examples, classes],
+    `labels` [examples].
     """
     f, y = np.array(logits, np.float64), np.asarray(labels).reshape(-1)
     if f.ndim != 2 or f.shape[0] != y.size or f.shape[1] < 2:
@@ -177,11 +181,15 @@ def margins(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
     rows = np.arange(y.size)
     own = f[rows, y].copy()
     f[rows, y] = -inf  # so that the label is not its own rival
-    return own - f.max(1)
+    with np.errstate(invalid="ignore"):
+        found = own - f.max(1)
+    return np.where(np.isnan(found), -inf, found)
 
 
 def inverse_margin(logits: ArrayLike, labels: ArrayLike, percentile: float = 10.0) -> float:
     """1 / margin^2 at a percentile of examples, inf where it is <= 0; arguments as in `margins`."""
     # Wrong examples count: where they are more than the percentile, it is inf.
-    margin = float(np.percentile(margins(logits, labels), percentile))
+    found = margins(logits, labels)
+    with np.errstate(invalid="ignore"):  # between -inf and another there is no number
+        margin = float(np.percentile(found, percentile))
     return 1 / margin**2 if margin > 0 else inf

@@ -3,7 +3,8 @@
     found = rivals.of_linen(module, variables, initial, train_batches, key=key)
 
 The other functions are for any folded parameters. L2 norm, distances and PAC-Bayes bounds are
-over the kernels, BatchNorm folded, biases left out, as in the code of Dziugaite et al. 2020. There
+over the kernels, BatchNorm folded, biases left out, as in the code of Dziugaite et al. 2020; the
+gains of a BatchNorm that reads a sum are a kernel, of a diagonal map (`folding`). There
 every measure v is divided by the sample size m at last, sqrt(v / m) or (v - log m) / 2, with
 squared norms in v: no matter for ranks within one m.
 """
@@ -27,8 +28,14 @@ Tree = Any
 EPSILON = 1e-3  # of the magnitude-aware noise
 COLUMNS = (
     *("parameters", "l2_norm", "log_spectral_product", "log_spectral_product_reshaped"),
-    *("frobenius_over_spectral", "log_frobenius_product", "distance_to_init", "spectral_distance"),
-    *("path_norm", "inverse_margin", "log_spectral_over_margin", "log_frobenius_over_margin"),
+    *("frobenius_over_spectral", "log_frobenius_product", "kernel_distance_to_init"),
+    *(
+        "spectral_distance",
+        "path_norm",
+        "inverse_margin",
+        "log_spectral_over_margin",
+        "log_frobenius_over_margin",
+    ),
     *("path_norm_over_margin", "pac_bayes_flatness", "pac_bayes_magnitude_flatness"),
     *("pac_bayes_init", "pac_bayes_magnitude_init"),
     *("pac_bayes_origin", "pac_bayes_magnitude_origin"),
@@ -53,11 +60,11 @@ def of_weights(
       parameters (entries of kernels that are not 0), l2_norm, log_spectral_product (exact for each
       layer's map), log_spectral_product_reshaped (of kernels as matrices [inputs, out], Yoshida
       and Miyato's approximation), frobenius_over_spectral, log_frobenius_product; and with an
-      initial network distance_to_init, spectral_distance (root of the sum of squared spectral
+      initial network kernel_distance_to_init, spectral_distance (root of summed squared spectral
       norms of the changes).
     """
     kernels = _kernels(params, layers)
-    flat = [k.reshape(-1, k.shape[-1]) for k in kernels]
+    flat = [np.diag(k) if k.ndim == 1 else k.reshape(-1, k.shape[-1]) for k in kernels]
     with np.errstate(divide="ignore"):
         found = {
             "parameters": float(sum(np.count_nonzero(k) for k in kernels)),
@@ -72,7 +79,7 @@ def of_weights(
         tops = [
             norms.spectral_norm(m, x.map, x.strides) for m, x in zip(moves, layers, strict=True)
         ]
-        found["distance_to_init"] = float(np.sqrt(sum(np.sum(m**2) for m in moves)))
+        found["kernel_distance_to_init"] = float(np.sqrt(sum(np.sum(m**2) for m in moves)))
         found["spectral_distance"] = float(np.sqrt(np.sum(np.square(tops))))
     return found
 
@@ -139,6 +146,12 @@ def _applied(module: Any) -> tuple[Any, Any]:
     return jax.jit(apply), evaluate
 
 
+def _in_float32(module: Any) -> Any:
+    """The same network, computing in float32: sums over paths are no rounding of a network's."""
+    kept = getattr(module, "dtype", None) in (None, jnp.float32)
+    return module if kept else module.clone(dtype=jnp.float32)
+
+
 def of_linen(
     module: Any,
     variables: Tree,
@@ -152,7 +165,8 @@ def of_linen(
     """All of them for a trained Linen module: `module.apply(variables, x)` gives logits.
 
     Networks of one module share what is compiled. Where targets are numbers (a regression), what is
-    read from margins or accuracies is NaN.
+    read from margins or accuracies is NaN; so is the path norm of a network that has no paths, with
+    attention for instance.
 
     Args:
       module: in evaluation mode unless told otherwise.
@@ -169,12 +183,14 @@ def of_linen(
     trained, start = (folding.fold(v, layers) for v in (variables, initial))
     rest = {name: value for name, value in trained.items() if name != "params"}
     compiled, evaluate = _applied(module)
+    exact, _ = _applied(_in_float32(module))
     apply = functools.partial(compiled, rest)
     params = trained["params"]
     columns = of_weights(params, layers, start["params"])
     numbers = {k: trained[k] for k in ("params", "batch_stats") if k in trained}  # and no gates
-    whole = lambda v, x: compiled({k: v.get(k, rest[k]) for k in rest}, v["params"], x)  # noqa: E731
-    columns["path_norm"] = norms.path_norm(whole, numbers, shape)
+    whole = lambda v, x: exact({k: v.get(k, rest[k]) for k in rest}, v["params"], x)  # noqa: E731
+    paths = folding.has_paths(module, variables, shape)
+    columns["path_norm"] = norms.path_norm(whole, numbers, shape) if paths else nan
     labels = np.concatenate([np.asarray(batch[1]) for batch in found])
     if not np.issubdtype(labels.dtype, np.integer):
         return dict.fromkeys(COLUMNS, nan) | columns

@@ -55,8 +55,9 @@ def attacked(context: Any) -> tuple[Columns, Arrays]:
     """Accuracy in a box of half width `measures.attack_radius` around each example.
 
     Columns: `pgd_accuracy`, the share that stays right under projected gradient descent (20 steps,
-    2 restarts), an upper bound of the robust accuracy; `interval_certified` and
-    `crown_certified`, shares that are proven right (MLP, ConvNet, VGG; else empty), lower bounds;
+    2 restarts) at every point that it sees, an upper bound of the robust accuracy;
+    `interval_certified` and `crown_certified`, shares that are proven right (MLP, ConvNet, VGG;
+    else empty), lower bounds, of the network in float32 also where it computes in bfloat16;
     `unstable_relus`, the share of ReLUs whose sign CROWN does not settle.
     """
     of = _network(context)

@@ -11,13 +11,16 @@ has an interval or a p below n = 3, nor where the spread of the values is roundi
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan, nan, sqrt
+from math import isfinite, isnan, nan, sqrt
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
+
+Key = TypeVar("Key", bound=Hashable)
 
 METHODS = {
     "mean": "Student t interval; std with n - 1",
@@ -108,6 +111,23 @@ def mean(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Mea
         return Mean(n, center, std, nan, nan)
     half = t_factor(n - 1, level) * std / sqrt(n)
     return Mean(n, center, std, center - half, center + half)
+
+
+def means(values: ArrayLike) -> np.ndarray:
+    """[...]: means over the first axis of `values` [n, ...], of what is finite; NaN of nothing.
+
+    So that one run that went wrong does not decide for all of them.
+    """
+    x = np.asarray(values, np.float64)
+    known = np.isfinite(x)
+    n = known.sum(0)
+    return np.where(n > 0, np.where(known, x, 0).sum(0) / np.maximum(n, 1), nan)
+
+
+def largest(found: Mapping[Key, float]) -> Key | None:
+    """The key of the largest value, the first of equal ones; None where none is finite."""
+    known = {key: value for key, value in found.items() if isfinite(value)}
+    return max(known, key=lambda key: known[key]) if known else None
 
 
 def _compare(

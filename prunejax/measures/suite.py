@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prunejax import registry
+from prunejax import losses, registry
 from prunejax.curvature.density import estimate_density
 from prunejax.curvature.perturb import eigenvector_perturbation, epsilon_flatness
 from prunejax.curvature.ratios import NoiseScale, Tic, from_forms, gradient_noise_scale, tic
@@ -33,6 +33,7 @@ class Measure(NamedTuple):
     run: Callable[[Context], tuple[Columns, Arrays]]
     columns: tuple[str, ...]  # of runs.csv, known before training
     running_only: bool = False  # not with the statistics of batches
+    classes: bool = False  # not where targets are numbers
 
 
 def _hessian_trace(context: Context) -> tuple[Columns, Arrays]:
@@ -168,13 +169,13 @@ MEASURES: dict[str, Measure] = {
         ("sharpness_worst", "sharpness_keskar", "sharpness_average", "sharpness_average_stderr"),
     ),
     "spectral_density": Measure(_spectral_density, ()),
-    "predictions": Measure(predictors.predictions, predictors.PREDICTIONS),
+    "predictions": Measure(predictors.predictions, predictors.PREDICTIONS, classes=True),
     "prunability": Measure(predictors.prunability, predictors.PRUNABILITY),
     "ticket": Measure(predictors.ticket, predictors.TICKET),
     "prunability_forms": Measure(predictors.prunability_forms, predictors.FORMS),
     "rivals": Measure(predictors.rival_measures, rivals.COLUMNS, True),
-    "robustness": Measure(robustness.attacked, robustness.ATTACKED, True),
-    "smoothing": Measure(robustness.smoothed, robustness.SMOOTHED, True),
+    "robustness": Measure(robustness.attacked, robustness.ATTACKED, True, True),
+    "smoothing": Measure(robustness.smoothed, robustness.SMOOTHED, True, True),
     "normality": Measure(
         _normality,
         (
@@ -209,6 +210,8 @@ def measure(context: Context, names: Sequence[str]) -> tuple[Columns, Arrays, di
     failed = {}
     for name in names:
         try:
+            if MEASURES[name].classes and not losses.is_classes(context.batches[0][1]):
+                raise ValueError("it is about classes, and these targets are numbers")
             values, more = MEASURES[name].run(context)
         except (ValueError, ArithmeticError) as error:
             failed[name] = str(error)

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from prunejax.measures import statistics
+
 Layers = Mapping[str, np.ndarray]
 
 
@@ -63,7 +65,7 @@ class Matching:
 
     Attributes:
       difference: mean of subnetwork minus dense, paired by seed.
-      n: pairs.
+      n: pairs of finite values; of none the difference is NaN.
       within_std: the subnetwork's mean is not below the dense mean by more than one standard
         deviation of the dense seeds (Frankle et al. 2020).
       margin: what counts as no loss.
@@ -87,6 +89,9 @@ class Matching:
 def matching(values: Sequence[float], dense: Sequence[float], margin: float) -> Matching:
     """Non-inferiority of a subnetwork, by a one-sided paired t test.
 
+    Pairs with a value that is not finite are left out, and there is no p below three pairs or
+    where differences differ by rounding only, as in `statistics`.
+
     Args:
       values: accuracies of the subnetwork by seed.
       dense: those of the dense network, the same seeds in the same order.
@@ -95,17 +100,19 @@ def matching(values: Sequence[float], dense: Sequence[float], margin: float) -> 
     Raises:
       ValueError: no pairs, or margin not above 0.
     """
-    x, y = np.asarray(values, float), np.asarray(dense, float)
-    if x.shape != y.shape or not x.size:
-        raise ValueError(f"{x.size} and {y.size} values; give both for the same seeds")
+    first, second = np.asarray(values, float), np.asarray(dense, float)
+    if first.shape != second.shape or not first.size:
+        raise ValueError(f"{first.size} and {second.size} values; give both for the same seeds")
     if not margin > 0:
         raise ValueError(f"margin {margin!r} must be above 0")
-    d = x - y
-    n, center = d.size, float(d.mean())
-    p = low = nan
-    spread = float(d.std(ddof=1)) if n > 1 else nan
-    if n > 2 and spread > 0:  # no p below three pairs, as in `statistics`
-        error = spread / sqrt(n)
+    x, y = statistics.finite(first, second)
+    d, n = x - y, x.size
+    if not n:
+        return Matching(nan, 0, False, margin, nan, nan)
+    center, p, low = float(d.mean()), nan, nan
+    size = max(float(np.max(np.abs(x))), float(np.max(np.abs(y))))
+    if n >= statistics.LEAST and not statistics.is_rounding(d, size=size):
+        error = float(d.std(ddof=1)) / sqrt(n)
         p = float(special.stdtr(n - 1, -(center + margin) / error))
         low = center - float(special.stdtrit(n - 1, 0.95)) * error
     deviation = float(y.std(ddof=1)) if n > 1 else nan

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from prunejax.record import arms
+
 _PLACES = ("when", "layer", "class")  # what tells rows of one step apart
 _KEYS = frozenset({"run", "variant", "seed", "epoch", "step", *_PLACES})
 # Layers pruned in one epoch share these: one value for the event, not one per layer.
@@ -90,13 +92,12 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Args:
       config: the resolved config, with `variants` as changes of the fields beside them.
     """
-    base = flat({name: value for name, value in config.items() if name != "variants"})
     variants: Mapping[str, Any] = config.get("variants") or {}
-    changes = {label: flat(changed or {}) for label, changed in variants.items()}
-    fields = list(dict.fromkeys(field for changed in changes.values() for field in changed))
+    fields = list(dict.fromkeys(field for own in variants.values() for field in flat(own or {})))
+    whole = {label: flat(arms.settings(config, label)) for label in variants}
     return {
-        label: {field: _plain(changed.get(field, base.get(field))) for field in fields}
-        for label, changed in changes.items()
+        label: {field: _plain(settings.get(field)) for field in fields}
+        for label, settings in whole.items()
     }
 
 

@@ -9,10 +9,13 @@ Arrays come from `measures/RUN.npz`:
   `normality_untrained` [layers, bins]: densities of normalized activations: B1.
 """
 
+from collections.abc import Sequence
+from math import isfinite
+
 import numpy as np
 
 from prunejax.measures import forecasts, statistics
-from prunejax.measures.columns import by_variant
+from prunejax.measures.columns import by_variant, number
 from prunejax.report import words
 from prunejax.report.figures import Drawing, arm_legend, legend_label
 from prunejax.report.results import Study
@@ -62,7 +65,7 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
         size = -np.sort(-np.abs(found), axis=1)  # ranks by magnitude, run by run, before the mean
         lines.plot(
             np.arange(size.shape[1]) + 1,
-            size.mean(axis=0),
+            statistics.means(size),
             color=look.color(variant),
             linestyle=look.line(variant),
         )
@@ -71,7 +74,7 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
     bars.grid(axis="x", visible=False)
     lines.set(xlabel="rank by magnitude", ylabel="|eigenvalue| (nats)", yscale="log")
     plain_numbers(lines.yaxis)
-    tops = ", ".join(f"{v} {found[:, 0].mean():.3g}" for v, found in spectra.items())
+    tops = ", ".join(f"{v} {statistics.means(found)[0]:.3g}" for v, found in spectra.items())
     return Drawing(
         [first, second, arm_legend(study, look, list(spectra), points=False)],
         "Leading eigenvalues of the Hessian",
@@ -81,15 +84,23 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
     )
 
 
+def _finite(items: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """The runs all of whose arrays of numbers are finite."""
+    numbers = [[a for a in item.values() if np.issubdtype(a.dtype, np.number)] for item in items]
+    return [item for item, own in zip(items, numbers, strict=True)
+            if all(np.isfinite(a).all() for a in own)]  # fmt: skip
+
+
 def spectrum(study: Study, look: Look) -> Drawing | None:
     """The density of all eigenvalues (stochastic Lanczos quadrature)."""
-    found = arrays(study, "spectral_grid", "spectral_density", "spectral_stderr")
+    known = arrays(study, "spectral_grid", "spectral_density", "spectral_stderr")
+    # one run, the first that has numbers: spectra of seeds are not averaged
+    found = {v: own[0] for v, items in known.items() if (own := _finite(items))}
     if not found:
         return None
     made, axes = panel()
     top = 0.0
-    for variant, items in found.items():
-        item = items[0]  # one run: spectra of seeds are not averaged
+    for variant, item in found.items():
         grid, mean, error = (item[f"spectral_{n}"] for n in ("grid", "density", "stderr"))
         color = look.color(variant)
         axes.plot(grid, mean, color=color, linestyle=look.line(variant))
@@ -98,7 +109,7 @@ def spectrum(study: Study, look: Look) -> Drawing | None:
     axes.set(xlabel="eigenvalue of the Hessian (nats)", ylabel="density (fraction per nat)")
     axes.set(yscale="log", ylim=(1e-7 * top, 2 * top))
     plain_numbers(axes.yaxis)
-    spans = ", ".join(f"{v} to {items[0]['spectral_grid'][-1]:.3g}" for v, items in found.items())
+    spans = ", ".join(f"{v} to {item['spectral_grid'][-1]:.3g}" for v, item in found.items())
     return Drawing(
         [made, arm_legend(study, look, list(found), points=False)],
         "Spectrum of the Hessian",
@@ -114,9 +125,11 @@ def perturbation(study: Study, look: Look) -> Drawing | None:
     if not found:
         return None
     means = {
-        variant: np.mean([item["loss_increase"] for item in items], axis=0)
+        variant: statistics.means([item["loss_increase"] for item in items])
         for variant, items in found.items()
     }
+    if not any(np.isfinite(m).any() for m in means.values()):
+        return None
     low = min(float(np.nanmin(m)) for m in means.values())
     high = max(float(np.nanmax(m)) for m in means.values())
     panels = []
@@ -148,7 +161,9 @@ _ORDERS = {"first": "first order: g·d", "second": "second order: g·d + d·Hd/2
 def forecast(study: Study, look: Look) -> Drawing | None:
     """Predicted against measured change of the loss at each event."""
     rows = forecasts.forecast_rows(study.events)
-    if not rows:
+    losses = ("post_loss", "pre_loss")  # an event may leave a loss that is no number
+    drawn = [r for r in rows if all(isfinite(number(r[c])) for c in losses)]
+    if not drawn:
         return None
     panels, texts = [], []
     judged = forecasts.forecasts(rows)
@@ -156,7 +171,7 @@ def forecast(study: Study, look: Look) -> Drawing | None:
         made, axes = panel(4.0)
         panels.append(made)
         pairs: list[tuple[float, float]] = []
-        for variant, own in by_variant(rows).items():
+        for variant, own in by_variant(drawn).items():
             found = [point[1:] for point in forecasts.points(own, column)]
             axes.plot(
                 *np.array(found).T,
@@ -181,7 +196,7 @@ def forecast(study: Study, look: Look) -> Drawing | None:
         axes.set_title(f"{_ORDERS[order]}\n{text}")
         texts.append(f"{_ORDERS[order]}: {text}")
     return Drawing(
-        [*panels, legend([look.handle(v, v, points=True) for v in by_variant(rows)])],
+        [*panels, legend([look.handle(v, v, points=True) for v in by_variant(drawn)])],
         "Forecast of each event from gradient and curvature",
         "One point per pruning event of each run. On the line, the expansion of the loss around "
         "the weights before the event foretells what removing the targeted weights does. Events of "
@@ -194,7 +209,7 @@ def normality(study: Study, look: Look) -> Drawing | None:
     """Figure B1: are normalized activations Gaussian, as the E[BN] score assumes?"""
     del look
     keys = ("normality_edges", "normality_layers", "normality_trained", "normality_untrained")
-    found = [item for items in arrays(study, *keys).values() for item in items]
+    found = _finite([item for items in arrays(study, *keys).values() for item in items])
     if not found:
         return None
     item = found[0]

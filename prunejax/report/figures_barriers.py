@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from prunejax.measures import statistics
 from prunejax.measures.columns import number
+from prunejax.report import tables
 from prunejax.report.figures import Drawing, listed
 from prunejax.report.panels import Table
 from prunejax.report.results import Row, Study
 from prunejax.report.style import COLORS, LINES, MARKERS, Look, legend, line_handle, panel
-from prunejax.report.tables import read_csv
 from prunejax.report.words import DASH, minus, percent
 
 COLUMNS = {  # of runs, for claims -> (split, column of barriers.csv)
@@ -32,7 +33,7 @@ _READING = (
 
 def barriers(study: Study) -> list[Row]:
     """The rows of barriers.csv, of all directories."""
-    return [r for path in study.directories.values() for r in read_csv(path / "barriers.csv")]
+    return tables.rows(study, "barriers")
 
 
 def _same_seed(row: Row) -> bool:
@@ -59,12 +60,18 @@ def annotate(study: Study) -> None:
 
 def _step(study: Study, label: str) -> float:
     """The step of the state that an arm was taken from; NaN where it is no such arm."""
-    start = study.overrides.get(label, {}).get("start") or {}
-    text = start.get("rewind_at") if start.get("rewind_run") else start.get("at", "end")
-    found = re.fullmatch(r"(step|epoch):(\d+)", str(text))
-    if not start.get("copy") or (not found and text != "start"):
+    start = study.settings(label, "start")
+    run, at = ("rewind_run", "rewind_at") if start.get("rewind_run") else ("run", "at")
+    found = re.fullmatch(r"(step|epoch):(\d+)", str(start.get(at)))
+    if not start.get("copy") or not start.get(run) or (not found and start.get(at) != "start"):
         return nan
-    return float(found[2]) if found else 0.0
+    if not found or int(found[2]) == 0:
+        return 0.0
+    if found[1] == "step":
+        return float(found[2])
+    own = [r for r in study.epochs if r["variant"] == start[run]]
+    per_epoch = (number(r["step"]) / (1 + number(r["epoch"])) for r in own)
+    return float(found[2]) * max(per_epoch, default=nan)  # less where a run stopped in an epoch
 
 
 def _by_pair(study: Study, **where: str) -> dict[str, list[Row]]:
@@ -94,7 +101,8 @@ def instability(study: Study, look: Look) -> Drawing | None:
         label = pair.rpartition(":")[2]
         step = _step(study, label)
         if isfinite(step) and _same_seed(rows[0]):
-            name = re.sub(r"-?k\d+-\w+$", "", label) or "dense"
+            folder, slash, own = label.rpartition("/")  # of merged studies
+            name = folder + slash + (re.sub(r"-?k\d+-\w+$", "", own) or "dense")
             ends = [100 * (number(r["error_a"]) + number(r["error_b"])) / 2 for r in train[pair]]
             values = [100 * number(r["barrier_error"]) for r in rows]
             series.setdefault(name, []).append((step, values, ends))
@@ -108,7 +116,7 @@ def instability(study: Study, look: Look) -> Drawing | None:
         _line(axes, [(x, ys) for x, ys, _ in points], color, marker)
         _line(beside, [(x, ends) for x, _, ends in points], color, marker)
         handles.append(line_handle(name, color, marker))
-        numbers += [(f"{name} at {x:g}", float(np.mean(ys))) for x, ys, _ in points]
+        numbers += [(f"{name} at {x:g}", statistics.mean(ys).mean) for x, ys, _ in points]
     for each in (axes, beside):
         each.set_xlabel("step at which the copies part")
     axes.set_ylabel("barrier, points of test error")
@@ -124,7 +132,7 @@ def instability(study: Study, look: Look) -> Drawing | None:
 def paths(study: Study, look: Look) -> Drawing | None:
     """Test and training error along the lines, mean over seeds."""
     del look
-    rows = [r for path in study.directories.values() for r in read_csv(path / "paths.csv")]
+    rows = tables.rows(study, "paths")
     if not rows:
         return None
     found: dict[str, dict[str, dict[float, list[float]]]] = {"test": {}, "train": {}}
@@ -137,16 +145,14 @@ def paths(study: Study, look: Look) -> Drawing | None:
         made, axes = panel(3.6)
         for index, (name, line) in enumerate(lines.items()):
             color, style = COLORS[index % len(COLORS)], LINES[(index // len(COLORS)) % len(LINES)]
-            axes.plot(
-                list(line), [np.mean(ys) for ys in line.values()], color=color, linestyle=style
-            )
+            axes.plot(list(line), [_of(ys) for ys in line.values()], color=color, linestyle=style)
             if split == "test":
                 handles.append(line_handle(name, color, line=style))
         axes.set_xlabel("place on the line, from the first network to the second")
         axes.set_ylabel(f"{split} error, %")
         panels.append(made)
     highest = [
-        (name, float(max(np.mean(ys) for ys in line.values())))
+        (name, max((y for y in map(_of, line.values()) if isfinite(y)), default=nan))
         for name, line in found["test"].items()
     ]
     return Drawing(
@@ -186,7 +192,7 @@ def matrix(study: Study, look: Look) -> Drawing | None:
             name = pair + (", units matched" if matched == "1" else "")
             axes.set_title(name)
             panels.append(made)
-            numbers.append((name, float(values[np.triu_indices(len(runs), 1)].mean())))
+            numbers.append((name, _of(values[np.triu_indices(len(runs), 1)])))
     if not panels:
         return None
     return Drawing(
@@ -241,7 +247,11 @@ def table(study: Study) -> Table | None:
 
 
 def _mean(rows: Sequence[Row], column: str) -> float:
-    return float(np.mean([number(r[column]) for r in rows]))
+    return _of([number(r[column]) for r in rows])
+
+
+def _of(values: ArrayLike) -> float:
+    return statistics.mean(values).mean  # of the lines that have a number
 
 
 def _barrier(rows: Sequence[Row], pair: str) -> str:

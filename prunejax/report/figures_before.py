@@ -54,9 +54,13 @@ def _accuracies(rows: Sequence[Row]) -> list[float]:
     return [100 * value(row, "final_test_accuracy") for row in rows]
 
 
+def _mean(rows: Sequence[Row]) -> float:
+    return statistics.mean(_accuracies(rows)).mean  # of the runs that have a number
+
+
 def _fits(rows: Sequence[Row]) -> bool:
     found = [value(row, "final_train_accuracy") for row in rows]
-    return not np.mean(found) < FITS  # where it was not recorded nothing is known
+    return not statistics.mean(found).mean < FITS  # where it was not recorded nothing is known
 
 
 def _panel(std: float, kinds: Mapping[str, Points], guides: Sequence[float]) -> Figure:
@@ -112,7 +116,7 @@ def _gain(kinds: Mapping[str, Points], a: tuple[str, float], b: tuple[str, float
 def _verdicts(std: float, kinds: Mapping[str, Points]) -> list[str]:
     """Where no mask helps on average, and where the smaller start beats the mask at every p."""
     means = {
-        kind: {p: float(np.mean(_accuracies(rows))) for p, rows in kinds.get(kind, {}).items()}
+        kind: {p: _mean(rows) for p, rows in kinds.get(kind, {}).items()}
         for kind in ("keep", "scaled")
     }
     keep, scaled = means["keep"], means["scaled"]
@@ -150,9 +154,10 @@ def before_training(study: Study, look: Look) -> Drawing | None:
         inside = [p for p in kinds.get("keep", {}) if p < 1]
         if not inside or 1.0 not in kinds["keep"]:
             continue
-        mean = {p: np.mean(_accuracies(kinds["keep"][p])) for p in inside}
         # Picked by its own mean, which is too large for that: the gain of the best of several.
-        best = max(inside, key=lambda p: float(mean[p]))
+        best = statistics.largest({p: _mean(kinds["keep"][p]) for p in inside})
+        if best is None:
+            continue
         text = f"start {std:g}: the best mask (p = {best:g}) against dense "
         text += _gain(kinds, ("keep", best), ("keep", 1.0))
         control = _gain(kinds, ("scaled", best), ("keep", best))
@@ -176,10 +181,7 @@ def before_training(study: Study, look: Look) -> Drawing | None:
 
 def _rows(study: Study) -> dict[str, list[Row]]:
     """Arm -> rows of `trackers.csv`."""
-    rows = [
-        r for path in study.directories.values() for r in tables.read_csv(path / "trackers.csv")
-    ]
-    return by_variant(rows)
+    return by_variant(tables.rows(study, "trackers"))
 
 
 def _mean_curve(rows: Sequence[Row], column: str) -> tuple[list[int], list[float]]:
@@ -189,7 +191,7 @@ def _mean_curve(rows: Sequence[Row], column: str) -> tuple[list[int], list[float
     for row in rows:
         at.setdefault(row["run"], {})[int(row["step"])] = number(row[column])
     curves = [np.interp(steps, list(own), list(own.values())) for own in at.values()]
-    return steps, np.mean(curves, axis=0).tolist()
+    return steps, statistics.means(curves).tolist()
 
 
 def trackers(study: Study, look: Look) -> Drawing | None:
@@ -200,8 +202,8 @@ def trackers(study: Study, look: Look) -> Drawing | None:
     if not recorded or kinds is None:
         return None
     keep = kinds["keep"]
-    best = max(keep, key=lambda p: float(np.mean(_accuracies(keep[p]))))
-    shares = list(dict.fromkeys(p for p in (max(keep), best, min(keep))))
+    best = statistics.largest({p: _mean(rows) for p, rows in keep.items()})
+    shares = list(dict.fromkeys(p for p in (max(keep), best, min(keep)) if p is not None))
     panels = []
     lines = {"signal": "signal", "noise_own_max": "noise, own class (largest)",
              "noise_own_mean": "noise, own class (mean)"}  # fmt: skip

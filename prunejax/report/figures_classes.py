@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prunejax.measures import recall
+from prunejax.measures import recall, statistics
 from prunejax.measures.columns import by_variant
 from prunejax.report.figures import Drawing
 from prunejax.report.figures_density import family, live_share
@@ -27,7 +27,7 @@ def _families(study: Study, found: Mapping[str, Runs]) -> dict[str, list[str]]:
 
 
 def _mean(runs: Runs, name: str) -> np.ndarray:
-    return np.mean([getattr(d, name) for d in runs.values()], axis=0)
+    return statistics.means([getattr(d, name) for d in runs.values()])
 
 
 def _same_classes(runs: Runs) -> bool:
@@ -48,7 +48,9 @@ def balance(study: Study, look: Look) -> Drawing | None:
         reach = 0.0
         for index, variant in enumerate(arms):
             color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-            x, y = _mean(found[variant], "nb_dense"), _mean(found[variant], "nb_pruned")
+            x, y = statistics.finite(*(_mean(found[variant], n) for n in ("nb_dense", "nb_pruned")))
+            if not x.size:
+                continue
             slope = recall.slopes(x, y)[0]
             reach = max(reach, float(np.abs(x).max()))
             axes.plot(x, y, linestyle="none", marker=marker, color=color, markersize=4)

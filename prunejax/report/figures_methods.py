@@ -1,7 +1,7 @@
 """Ways of pruning side by side: cost, controls, densities by layer, what updates do over time."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isfinite, nan
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ def flops(study: Study, look: Look) -> Drawing | None:
     del look
     lines: dict[str, list[tuple[float, statistics.Mean]]] = {}
     for variant, rows in by_variant(study.good).items():
-        cost = float(np.mean([value(row, "training_flops") for row in rows]))
+        cost = statistics.mean([value(row, "training_flops") for row in rows]).mean
         if variant != study.baseline and isfinite(cost) and not parts(variant)[1]:
             mean = statistics.mean(_accuracies(rows))
             lines.setdefault(family(variant), []).append((cost, mean))
@@ -127,7 +127,7 @@ def layers(study: Study, look: Look) -> Drawing | None:
         shares = [_share(rows, name) for name in names]
         axes.plot(range(len(names)), shares, color=color, marker=marker, linestyle=line, ms=4)
         handles.append(line_handle(variant, color, marker, line))
-        sentences.append((variant, min(shares)))
+        sentences.append((variant, min((x for x in shares if isfinite(x)), default=nan)))
     axes.set_yscale("log")
     plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(names)), [n[:14] for n in names])
@@ -147,7 +147,7 @@ def _share(rows: Sequence[Mapping[str, str]], layer: str) -> float:
     own = [
         100 * number(r["live_weights"]) / number(r["weights"]) for r in rows if r["layer"] == layer
     ]
-    return float(np.mean(own)) if own else float("nan")
+    return statistics.mean(own).mean
 
 
 def updates(study: Study, look: Look) -> Drawing | None:

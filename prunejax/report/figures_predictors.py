@@ -219,7 +219,7 @@ def _by_width(study: Study, rows: Sequence[Row]) -> dict[float, list[int]]:
     """Model width -> places of its runs."""
     found: dict[float, list[int]] = {}
     for i, row in enumerate(rows):
-        width = ((study.overrides.get(row["variant"]) or {}).get("model") or {}).get("width")
+        width = study.settings(row["variant"], "model").get("width")
         if width is not None:
             found.setdefault(float(width), []).append(i)
     return dict(sorted(found.items()))
@@ -257,14 +257,15 @@ def double_descent(study: Study, look: Look) -> Drawing | None:
     right.set_ylabel("share")
     right.set_ylim(0, 1)
     test = found["test loss"]
-    peak = max(test, key=lambda w: test[w])
+    peak = statistics.largest(test)
+    largest = "" if peak is None else f"largest, {test[peak]:.2f} nats, at width {peak:g}"
     return Drawing(
         [made, legend(handles)],
         "Double descent",
         "Mean over seeds (line), every seed (dot), 95 % interval where there are enough. "
         "Prunability: the smallest share of weights, largest magnitudes first, that keeps the "
         "training loss within the tolerance.",
-        f"Test loss is largest, {test[peak]:.2f} nats, at width {peak:g}.",
+        f"Test loss is {largest or 'finite at no width'}.",
     )
 
 

@@ -37,8 +37,8 @@ def _predictions(study: Study) -> dict[str, dict[str, tuple[np.ndarray, np.ndarr
 def parent(study: Study, variant: str) -> str:
     """The arm that a chain of runs began with (`start.run`), or the baseline."""
     seen = {variant}
-    while run := (study.overrides.get(variant, {}).get("start") or {}).get("run"):
-        if run in seen or run not in study.overrides:
+    while run := study.settings(variant, "start").get("run"):
+        if run in seen or run not in study.attributes:
             break
         variant = str(run)
         seen.add(variant)
@@ -55,8 +55,9 @@ def distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
 def _distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
     known = _predictions(study)
     found: dict[str, dict[str, recall.Distortion]] = {}
+    classes = _classes(known)
     for variant, runs in known.items():
-        start = (study.overrides.get(variant, {}).get("start") or {}).get("run")
+        start = study.settings(variant, "start").get("run")
         if not start and study.attribute(variant, "target") is None:
             continue  # dense itself
         dense = known.get(parent(study, variant), {})
@@ -64,11 +65,16 @@ def _distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
             if variant == parent(study, variant) or variant == study.baseline or seed not in dense:
                 continue
             if np.array_equal(labels, dense[seed][1]):  # else not the same examples in one order
-                classes = int(labels.max()) + 1
                 found.setdefault(variant, {})[seed] = recall.distortion(
                     dense[seed][0], predicted, labels, classes, seed=int(seed)
                 )
     return found
+
+
+def _classes(known: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> int:
+    """How many there are, also where the last one has no test examples: by what was predicted."""
+    arrays = [a for runs in known.values() for pair in runs.values() for a in pair if a.size]
+    return 1 + max((int(a.max()) for a in arrays), default=-1)
 
 
 def annotate(study: Study) -> None:
@@ -176,7 +182,7 @@ def recall_distortion(study: Study, look: Look) -> Drawing | None:
 
 def _undecayed(study: Study, found: Mapping[str, Mapping[str, recall.Distortion]]) -> str:
     """Whether Undecayed Pruning's alpha is below that of magnitudes, ratio by ratio."""
-    scores = {v: (study.overrides.get(v, {}).get("prune") or {}).get("score") for v in found}
+    scores = {v: study.attribute(v, "score") for v in found}
     words = []
     for variant, score in scores.items():
         twin = next(
@@ -202,7 +208,7 @@ def _undecayed(study: Study, found: Mapping[str, Mapping[str, recall.Distortion]
 
 def _alike(study: Study, a: str, b: str) -> bool:
     """Whether two arms differ in the score alone."""
-    x, y = (dict(study.overrides.get(v, {})) for v in (a, b))
+    x, y = (study.settings(v) for v in (a, b))
     p, q = ({k: v for k, v in (o.pop("prune", None) or {}).items() if k != "score"} for o in (x, y))
     return x == y and p == q
 

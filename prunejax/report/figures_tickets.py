@@ -115,8 +115,11 @@ def _gain(study: Study) -> str:
     chain = [level for level in chain if family(level.variant) == "ticket"]
     if not longer or not chain or study.baseline not in found:
         return ""
-    best = max(chain, key=lambda level: float(np.mean(level.values("final_test_accuracy"))))
-    words = []
+    means = {x.variant: statistics.mean(x.values("final_test_accuracy")).mean for x in chain}
+    name = statistics.largest(means)
+    if name is None:
+        return ""
+    best, words = found[name], []
     for other in (found[study.baseline], longer[-1]):
         a, b = pairs(best.rows, other.rows, "final_test_accuracy")
         test = statistics.paired(a, b)  # paired: runs of one seed share start and order

@@ -1,7 +1,7 @@
 """What stands first: a sentence per claim, and the differences of all arms to the baseline."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from prunejax.report.results import Study
 from prunejax.report.words import factor, interval, minus, name
 
 Found = Mapping[str, Any]
+_DATA = ("name", "train_examples")
 _MANY = 8  # more arms than this have one line each
 _FIRST = 16  # more arms than this would keep the figures off the first screens
 _MAIN = "final_test_accuracy"
@@ -23,20 +24,32 @@ _SUMMED = 6  # more claims than this are counted in a line first
 
 def lead(study: Study) -> str:
     """What was run, in a sentence."""
-    config, arms = study.config, study.variants
+    arms = study.variants
     runs = len({row["run"] for row in [*study.runs, *study.epochs]})
-    data = config.get("data") or {}
+    sets, sizes = (_each(study.settings(v, "data").get(k) for v in arms) for k in _DATA)
     models = dict.fromkeys(study.attribute(arm, "model") for arm in arms)
     models.pop(None, None)
     facts = [f"{_count(runs, 'run')}, {_count(len(arms), 'arm')}"]
-    if data.get("name"):
-        size = f", {data['train_examples']} training examples" if data.get("train_examples") else ""
-        facts.append(f"data set {data['name']}{size}")
+    if sets:
+        size = f", {_span(sizes)} training examples" if sizes and all(sizes) else ""
+        facts.append(f"data set {', '.join(sets)}{size}")
     if models:
         facts.append(f"network {', '.join(models)}")
-    if config.get("epochs"):
-        facts.append(f"{config['epochs']} epochs of batches of {config.get('batch_size', '?')}")
+    epochs, batch = (
+        _each(study.settings(v).get(k) for v in arms) for k in ("epochs", "batch_size")
+    )
+    if epochs:
+        facts.append(f"{_span(epochs)} epochs of batches of {_span(batch) or '?'}")
     return "; ".join(facts) + "."
+
+
+def _each(values: Iterable[Any]) -> list[Any]:
+    return [x for x in dict.fromkeys(values) if x is not None]
+
+
+def _span(values: Sequence[Any]) -> str:
+    """`60`, or `60 to 240` where arms differ."""
+    return " to ".join(str(x) for x in sorted({min(values), max(values)})) if values else ""
 
 
 def _main(summary: Found) -> str:

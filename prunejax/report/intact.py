@@ -12,6 +12,7 @@ from typing import Any
 
 from prunejax.errors import ReportError
 from prunejax.measures.columns import is_completed, number
+from prunejax.record import arms
 from prunejax.record.summary import summarize
 
 Row = Mapping[str, str]
@@ -125,8 +126,7 @@ def _epochs(
 
     With `evaluate_every` those in between may be missing; a run that stopped ends where it did.
     """
-    arm = (config.get("variants") or {}).get(run["variant"]) or {}
-    asked = int(arm.get("epochs") or config.get("epochs") or 0)
+    asked = int(arms.settings(config, run["variant"]).get("epochs") or 0)
     found = [int(row["epoch"]) for row in own]
     stopped, last = run.get("stopped_step"), own[-1]["step"] if own else ""
     whole = asked and is_completed(run) and (not stopped or stopped != last)
@@ -173,13 +173,12 @@ def _events(
     scopes: Mapping[str, str],
 ) -> None:
     """Schedules know no seed: the runs of an arm have the same layers in the same epochs."""
-    arms: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
+    by_arm: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
     for run in runs:
         own = [(row["epoch"], row["layer"], row["step"]) for row in events.get(run["run"], [])]
-        arms.setdefault(run["variant"], {})[run["run"]] = own
-    for variant, found in arms.items():
-        changes = ((config.get("variants") or {}).get(variant) or {}).get("prune") or {}
-        common = {**(config.get("prune") or {}), **changes}
+        by_arm.setdefault(run["variant"], {})[run["run"]] = own
+    for variant, found in by_arm.items():
+        common = arms.settings(config, variant).get("prune") or {}
         if scopes.get(variant, common.get("scope", "layer")) != "layer":
             continue  # what a layer loses is up to the scores
         several = int(common.get("rounds", 1)) > 1  # events of one step

@@ -73,6 +73,10 @@ class Level:
         return (float(np.mean(found)), float(np.mean(chance))) if found else (nan, nan)
 
 
+def _mean(values: Sequence[float]) -> float:
+    return statistics.mean(values).mean  # of the runs that have a number
+
+
 def _masks(study: Study, run: str) -> Masks | None:
     path = study.arrays.get(run)
     if path is None:
@@ -122,9 +126,7 @@ def match(study: Study, level: Level, margin: float = MARGIN) -> tickets.Matchin
 
     None without pairs, for the baseline, and for arms on other data.
     """
-    own, theirs = (
-        (study.overrides.get(v, {}).get("data") or {}) for v in (level.variant, study.baseline)
-    )
+    own, theirs = (study.settings(v, "data") for v in (level.variant, study.baseline))
     if level.variant == study.baseline or own != theirs:
         return None
     base = [row for row in study.good if row["variant"] == study.baseline]
@@ -146,12 +148,12 @@ def records(study: Study) -> list[Mapping[str, Any]]:
             mean = statistics.mean(level.values(column))  # a seed is the replication
             row |= {column: mean.mean, f"{column}_low": mean.low, f"{column}_high": mean.high}
         row |= {
-            "early_stop_step": float(np.mean([s[1] for s in stops])) if stops else None,
-            "early_stop_test_accuracy": float(np.mean([s[2] for s in stops])) if stops else None,
-            "effective_sparsity": float(np.mean(level.values("effective_sparsity"))),
-            "sparsity": float(np.mean(level.values("sparsity"))),
-            "distance_to_init": float(np.mean(level.values("distance_to_init"))),
-            "cosine_to_init": float(np.mean(level.values("cosine_to_init"))),
+            "early_stop_step": _mean([s[1] for s in stops]) if stops else None,
+            "early_stop_test_accuracy": _mean([s[2] for s in stops]) if stops else None,
+            "effective_sparsity": _mean(level.values("effective_sparsity")),
+            "sparsity": _mean(level.values("sparsity")),
+            "distance_to_init": _mean(level.values("distance_to_init")),
+            "cosine_to_init": _mean(level.values("cosine_to_init")),
             "overlap": overlap,
             "overlap_chance": chance,
             "within_dense_std": None if test is None else test.within_std,
@@ -179,14 +181,14 @@ def table(study: Study) -> Table | None:
                 variant,
                 f"{min(level.live):,}" + (f" to {max(level.live):,}" * (len(set(level.live)) > 1)),
                 percent(level.keep),
-                percent(float(np.mean(level.values("final_test_accuracy")))),
-                percent(float(np.mean(level.values("best_test_accuracy")))),
-                percent(float(np.mean([s[2] for s in level.stops.values()]))) if stops else DASH,
+                percent(_mean(level.values("final_test_accuracy"))),
+                percent(_mean(level.values("best_test_accuracy"))),
+                percent(_mean([s[2] for s in level.stops.values()])) if stops else DASH,
                 f"{np.mean(stops):.0f}" if stops else DASH,
                 " ".join(percent(share) for share in level.densities().values()),
-                percent(float(np.mean(level.values("effective_sparsity")))),
+                percent(_mean(level.values("effective_sparsity"))),
                 f"{overlap:.3f} ({chance:.3f})" if isfinite(overlap) else DASH,
-                f"{np.mean(level.values('distance_to_init')):.2f}",
+                f"{_mean(level.values('distance_to_init')):.2f}",
                 _verdict(test),
             )
         )

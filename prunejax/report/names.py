@@ -38,6 +38,7 @@ NAMES = {
     "prunability_count": "prunability (weights kept)",
     "l2_norm": "L2 norm",
     "distance_to_init": "distance to start",
+    "kernel_distance_to_init": "distance to start, folded kernels",
     "log_spectral_product_reshaped": "log spectral product (reshaped)",
     "frobenius_over_spectral": "Frobenius over spectral",
     "log_frobenius_product": "log Frobenius product",

@@ -22,10 +22,8 @@ _RUNS = ("run", "rewind_run")  # fields of `start` that name another arm
 
 def _about(study: Study, variant: str) -> tuple[tuple[str, ...], Any]:
     """(rewind steps along an arm's ancestors, oldest first; all else that made it)."""
-    if variant not in study.overrides:  # of merged studies, whose arms have other names here
-        return (), variant
-    overrides = study.overrides[variant]
-    start = dict(overrides.get("start") or {})
+    settings = study.settings(variant)
+    start = dict(settings.pop("start", None) or {})
     steps: tuple[str, ...] = ()
     for field in _RUNS:
         if start.get(field):
@@ -33,8 +31,7 @@ def _about(study: Study, variant: str) -> tuple[tuple[str, ...], Any]:
             steps += above
     if start.get("rewind_run"):
         steps += (str(start.pop("rewind_at", "start")),)
-    rest = {name: value for name, value in overrides.items() if name != "start"}
-    return steps, (rest, start)
+    return steps, (settings or variant, start)  # by its name where nothing else is known of it
 
 
 def _named(steps: Sequence[str]) -> str:
@@ -49,7 +46,7 @@ def alike(study: Study) -> list[tuple[str, str]]:
     overlap is that of the arms that made the masks.
     """
     found = levels.of(study)
-    pruned = [v for v in found if (study.overrides.get(v) or {}).get("prune")]
+    pruned = [v for v in found if study.attribute(v, "target") is not None]
     about = {v: _about(study, v) for v in pruned}
     return [
         (a, b)

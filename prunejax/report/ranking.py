@@ -56,8 +56,11 @@ def axes(study: Study, variants: list[str]) -> dict[str, list[Any]]:
 
     Fields that go together (a learning rate with its optimizer) are one axis, named by the first.
     """
-    flat = {v: _flat(study.overrides.get(v) or {}) for v in dict.fromkeys(variants)}
-    names = dict.fromkeys(name for values in flat.values() for name in values)
+    labels = dict.fromkeys(variants)
+    own = dict.fromkeys(name for v in labels for name in _flat(study.overrides.get(v) or {}))
+    flat = {v: _flat(study.settings(v)) for v in labels}
+    # what arms set first, then what sets directories apart
+    names = own | dict.fromkeys(name for values in flat.values() for name in values)
     found: dict[str, list[Any]] = {}
     seen: set[tuple[int, ...]] = set()
     for name in names:
@@ -97,8 +100,8 @@ def grid(study: Study) -> Grid | None:
     error = 1 - np.array([number(last[row["run"]]["test_accuracy"]) for row in rows])
     targets = dict(zip(TARGETS, (test, error, test - loss, error - (1 - accuracy)), strict=True))
     # A study in which every run had to come down to one training loss fits by that rule.
-    bound = max(0.01, number(study.config.get("stop_loss") or 0.0))
-    fit = fit_filter(accuracy, loss, loss=bound)
+    stops = {float(study.settings(v).get("stop_loss") or 0.0) for v in variants}
+    fit = fit_filter(accuracy, loss, loss=max(0.01, *stops) if len(stops) == 1 else 0.01)
     runs = [row["run"] for row in rows]
     return Grid(runs, variants, found_axes, measures, targets, loss, fit)
 

@@ -10,6 +10,7 @@ from typing import Any
 from prunejax.measures import statistics
 from prunejax.measures.claims import Claim
 from prunejax.measures.columns import LOSS, OUTCOMES, by_variant, is_completed, number, pairs, value
+from prunejax.record.arms import settings as settings_of
 
 Row = dict[str, str]
 
@@ -42,6 +43,7 @@ class Study:
     test_examples: int = 0  # of the test split; 0: not known, or not the same everywhere
     notes: list[str] = field(default_factory=list)  # what a reader must know: missing, stopped
     missing_shards: list[str] = field(default_factory=list)
+    prefixes: dict[str, str] = field(default_factory=dict)  # by directory: before its labels
     unfinished: bool = False  # runs are still to come
     claims: list[Claim] = field(default_factory=list)  # of all configs, about arms that are here
     tests: list[tuple[str, str]] = field(default_factory=list)  # pairs of arms, likewise
@@ -85,8 +87,13 @@ class Study:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The fields that each arm sets; labels of merged studies carry their directory's name."""
+        """What each arm sets itself: what a page says of it. What it is: `settings`."""
         return {label: (about.get("overrides") or {}) for label, about in self.attributes.items()}
+
+    def settings(self, variant: str, group: str = "") -> dict[str, Any]:
+        """All settings of an arm (`prunejax.record.arms`), or a group of them; {}: not known."""
+        known = self.attributes.get(variant, {}).get("settings") or {}
+        return dict((known.get(group) or {}) if group else known)
 
     def relation(self, x: str, y: str, scope: str) -> dict[str, Any]:
         """The summary's relation of two columns over some runs; empty if it has none."""
@@ -170,16 +177,11 @@ def attributes_of(
     events = by_variant(tables["events"])
     found: dict[str, dict[str, Any]] = {}
     for label in labels:
-        overrides = (config.get("variants") or {}).get(label) or {}
+        settings = settings_of(config, label)
 
-        def setting(name: str, overrides: Mapping[str, Any] = overrides) -> Any:
+        def setting(name: str, settings: Mapping[str, Any] = settings) -> Any:
             part, _, leaf = name.partition(".")
-            for source in (overrides, config):
-                if name in source:
-                    return source[name]
-                if isinstance(source.get(part), Mapping) and leaf in source[part]:
-                    return source[part][leaf]
-            return None
+            return (settings.get(part) or {}).get(leaf)
 
         found[label] = {
             "target": {"smallest": "S", "random": "R", "largest": "L"}.get(setting("prune.target")),
@@ -189,8 +191,10 @@ def attributes_of(
             "schedule": setting("prune.schedule"),
             "period": setting("prune.period"),
             "score": setting("prune.score"),
+            "granularity": setting("prune.granularity"),
             "twin": setting("intervention.twin"),
-            "overrides": overrides,
+            "overrides": (config.get("variants") or {}).get(label) or {},
+            "settings": settings,
             "model": setting("model.name"),
             "optimizer": setting("optimizer.name"),
             "weight_decay": setting("optimizer.weight_decay"),

@@ -19,13 +19,14 @@ def progress(study: Study) -> Table | None:
         last = {row["run"]: row for row in own}  # the latest of each run
         epochs = sorted(int(row["epoch"]) + 1 for row in last.values())
         reached = str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
+        asked = study.settings(label).get("epochs")
+        reached += f" of {asked}" if asked else ""
         cells = [_latest(last.values(), c) for c in ("train_loss", "test_accuracy", "sparsity")]
         done = str(sum(run in ended for run in last))
         rows.append([label, str(len(last)), done, reached, *cells])
     if not rows:
         return None
-    asked = f" of {study.config['epochs']}" if study.config.get("epochs") else ""
-    head = ["arm", "runs begun", "ended", f"epochs{asked}", "train loss", "test accuracy, %"]
+    head = ["arm", "runs begun", "ended", "epochs", "train loss", "test accuracy, %"]
     text = "Means over the runs that have begun, each after its latest epoch."
     return Table([*head, "sparsity, %"], rows, "So far", text)
 

@@ -10,13 +10,15 @@ from typing import Any
 from prunejax.errors import ReportError
 from prunejax.measures import emptied
 from prunejax.measures.columns import CONTEXT, is_completed
-from prunejax.record import ledger, remote
+from prunejax.record import arms, ledger, remote
 from prunejax.record.workdir import differences
 from prunejax.report import asked, intact, shards
 from prunejax.report.results import Row, Study, attributes_of, with_losses
 from prunejax.system.files import plain_name, read_object
 
 _TABLES = ("epochs", "events", "runs", "layers", "costs", "updates")  # the last not of every one
+
+_NAMES = ("run", "variant", "run_a", "run_b")  # columns that name runs and arms
 
 # What parts of a run directory's JSON files have to be.
 _PARTS: dict[str, dict[str, type]] = {
@@ -157,9 +159,26 @@ def load(directories: Sequence[str | Path]) -> Study:
         claims=own.claims,
         tests=own.tests,
         missing_shards=missing,
+        prefixes={called[path]: prefixes[path] for path in paths},
         unfinished=unfinished,
         **{name: _same_columns(rows) for name, rows in merged.items()},
     )
+
+
+def rows(study: Study, name: str) -> list[Row]:
+    """The rows of NAME.csv of all directories, runs and arms named as on the page."""
+    return [
+        _renamed(row, study.prefixes.get(called, ""))
+        for called, path in study.directories.items()
+        for row in read_csv(path / f"{name}.csv")
+    ]
+
+
+def _renamed(row: Row, prefix: str) -> Row:
+    named = {k: f"{prefix}{x}" for k, x in row.items() if k in _NAMES}
+    if "pair" in row:
+        named["pair"] = ":".join(f"{prefix}{label}" for label in row["pair"].split(":"))
+    return row | named
 
 
 def _shared(values: Sequence[int]) -> int:
@@ -200,12 +219,21 @@ def _prefix(
 ) -> None:
     for rows in tables.values():
         for row in rows:
-            row["run"] = f"{path.name}/{row['run']}"
-            row["variant"] = f"{path.name}/{row['variant']}"
+            row.update(_renamed(row, f"{path.name}/"))
     attributes[path] = {
-        f"{path.name}/{label}": {**values, "group": path.name}
+        f"{path.name}/{label}": _of_arm(values, path.name)
         for label, values in attributes[path].items()
     }
+
+
+def _of_arm(attributes: Mapping[str, Any], directory: str) -> dict[str, Any]:
+    """What is known of an arm, where labels carry the directory's name."""
+    found = {**attributes, "group": directory}
+    for name in ("overrides", "settings"):
+        found[name] = arms.renamed(attributes[name], f"{directory}/")
+    if attributes.get("twin"):
+        found["twin"] = f"{directory}/{attributes['twin']}"
+    return found
 
 
 def _refuse_duplicates(

@@ -112,7 +112,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def arms(study: "Study") -> dict[str, str]:
     """Each arm in words: "largest E[BN], 27 % of dense3 an event, every 18 epochs"."""
-    changes = {v: flat(study.overrides.get(v, {})) for v in study.variants}
+    changes = {v: _own(study, v) for v in study.variants}
     events = by_variant(study.events)
     found = {
         v: _named(changes[v]) or _treatment(study, v, events.get(v, [])) for v in study.variants
@@ -133,6 +133,15 @@ def arms(study: "Study") -> dict[str, str]:
                     if k in own and k.startswith("prune.") and k not in said]  # fmt: skip
             found[label] = ", ".join([found[label], *told])
     return found
+
+
+def _own(study: "Study", label: str) -> dict[str, Any]:
+    """What an arm sets; of a way of pruning and of the start also what its study sets."""
+    prune, start = (study.settings(label, group) for group in ("prune", "start"))
+    found = {f"start.{name}": item for name, item in start.items() if name != "take"}
+    if study.attribute(label, "target") and prune.get("method", "none") != "none":
+        found |= {f"prune.{name}": prune[name] for name in ("method", "fraction")}
+    return found | flat(study.overrides.get(label, {}))
 
 
 # What is told of a way of pruning besides its name and how much it leaves, if an arm sets it.
@@ -173,8 +182,8 @@ def _origin(own: Mapping[str, Any], words: str) -> str:
                      else "shuffled over all layers")  # fmt: skip
     if own.get("start.fresh"):
         parts.append("weights drawn anew")
-    if own.get("start.rewind_at"):
-        parts.append(f"back to {_state(own['start.rewind_at'])}")
+    if own.get("start.rewind_run"):
+        parts.append(f"back to {_state(own.get('start.rewind_at', 'start'))}")
     if own.get("start.copy"):
         parts.append(f"streams {own['start.copy']}")
     return ", ".join([*parts, words] if words != "no pruning" else parts)
@@ -225,8 +234,7 @@ def _targeted(study: "Study", label: str) -> str:
 
 def _single(study: "Study", label: str) -> bool:
     """Whether an arm prunes weights one by one."""
-    own, all_arms = flat(study.overrides.get(label, {})), study.config.get("prune", {})
-    return bool(own.get("prune.granularity", all_arms.get("granularity")) == "weight")
+    return bool(study.attributes[label].get("granularity") == "weight")
 
 
 def _score(score: object) -> str:

@@ -12,7 +12,7 @@ from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import WorkdirError
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress
-from prunejax.study import ahead, layout, lineage, memory, shared
+from prunejax.study import ahead, layout, lifting, lineage, memory, shared
 from prunejax.study.plan import Batch, Member
 from prunejax.study.population import Population
 from prunejax.train import step
@@ -93,7 +93,7 @@ def chunks(
       fits: members whose states fit into memory at once, a multiple of `multiple`.
       sizes: for which there is a compiled program already; taken where little is lost.
       alike: how many waves of the study have this many members.
-      idle: padding neither trains nor is tested, so that more of it is cheap.
+      idle: `lifting.padding_is_idle`, so that more of it is cheap.
     """
     if layout == "sequential":
         return [([m], 1) for m in members]
@@ -188,7 +188,8 @@ class Arrangement:
         found = self._decided[b]
         across, sizes = found.devices // found.share, list[int]()
         of_batch = [before for other, before in self.order if other == b]
-        idle = found.layout == "sharded" and found.platform == "cpu" and found.share == 1
+        together = lifting.vectorizes(found.layout, found.platform == "cpu")
+        idle = lifting.padding_is_idle(together, found.share)
         if idle:  # what is compiled first serves the smaller waves, too
             widest = chunks(self._widest[b], found.layout, across, found.fits)
             sizes += [size for _, size in widest[:1]]

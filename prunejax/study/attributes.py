@@ -35,6 +35,7 @@ def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]
             "score": p.score if acts else None,
             "method": p.method,
             "scope": p.scope,  # of its preset, too, which the config does not say
+            "granularity": p.granularity,  # likewise
             "iterative_rate": rate,  # mean fraction of the most-pruned layer per event
             # Rows, not layers: what is pruned after one epoch is one event.
             "events": int(np.count_nonzero(counts.sum(axis=1))),

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from prunejax import registry
 from prunejax.errors import ConfigError
+from prunejax.record.arms import OF_STUDY
 from prunejax.study import (
     checks,
     lineage,
@@ -21,11 +22,6 @@ from prunejax.study import (
 )
 from prunejax.study.resolved import to_dict as to_dict
 from prunejax.train import trackers
-
-PER_VARIANT_ONLY = (
-    *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
-    *("measures", "probes", "connect", "evaluate_every", "evaluate_train", "trackers"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +109,7 @@ def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
         settings = ConfigDict(base.copy_and_resolve_references())
         plain = checks.changes(label, changes)
         for name in _flat(plain):
-            if name.split(".")[0] in PER_VARIANT_ONLY:
+            if name.split(".")[0] in OF_STUDY:
                 raise ConfigError(f"variant {label!r} sets {name!r}, which is of the whole study")
         _merge(settings, plain, known, f"variant {label!r}")
         presets.apply(settings.prune, defaults.prune, set(plain.get("prune") or {}))
@@ -134,7 +130,7 @@ def validate(settings: ConfigDict, label: str) -> None:
         value = flat[name]
         registry.one_of(value, allowed, f"config.{name} = {value!r}{where} is not one of")
     for name, (low, high, unit) in ranges.bounds().items():
-        whole = name.split(".")[0] in PER_VARIANT_ONLY
+        whole = name.split(".")[0] in OF_STUDY
         checks.in_range(name, flat[name], low, high, unit, "" if whole else where)
     if settings.model.width <= 0:
         raise ConfigError(f"config.model.width = {settings.model.width!r}{where} must be above 0")

@@ -45,6 +45,20 @@ def pad(members: Sequence[Member], size: int, devices: int = 1) -> tuple[list[Me
     return stacked, places
 
 
+def vectorizes(layout: str, cpu: bool) -> bool:
+    """Whether members on one device go through a step together; else one after another."""
+    return layout == "vectorized" or (layout == "sharded" and not cpu)
+
+
+def padding_is_idle(vectorized: bool, share: int) -> bool:
+    """Whether copies that fill a stack up neither train nor are tested.
+
+    Where members go one after another they need not. Devices that share a member (`share` of
+    them) take every step together.
+    """
+    return not vectorized and share == 1
+
+
 class Lift:
     """`lift(fn, out)`: of a function of one member the compiled one of the stack."""
 

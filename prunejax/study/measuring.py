@@ -56,6 +56,12 @@ def check(settings: ConfigDict, batches: list[Batch]) -> None:
                 f"config.measures.eigenpairs = {chosen.eigenpairs} is more than the model's "
                 f"{size} parameters; lower it"
             )
+        of_classes = [name for name in chosen.names if suite.MEASURES[name].classes]
+        if of_classes and not batch.dataset.has_classes:
+            raise ConfigError(
+                f"config.measures.names: {of_classes[0]!r} is about classes, and targets of "
+                f"{batch.dataset.name!r} are numbers; leave it out"
+            )
         if "normality" in chosen.names and "batch_stats" not in variables:
             raise ConfigError(
                 "config.measures.names: 'normality' looks at BatchNorm, which "

@@ -67,7 +67,7 @@ class Population:
         self.program, self.layout, self._like = program, layout, like
         self.mesh = mesh_lib.make(used, program.data_parallel)
         self.cpu = used[0].platform == "cpu"
-        self.vectorized = layout == "vectorized" or (layout == "sharded" and not self.cpu)
+        self.vectorized = lifting.vectorizes(layout, self.cpu)
         self._lift = lifting.Lift(self.mesh, self.vectorized)
         self._members = mesh_lib.sharding(self.mesh, MEMBER)
         self.data: Data = mesh_lib.put(data, mesh_lib.sharding(self.mesh))

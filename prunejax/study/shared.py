@@ -57,8 +57,7 @@ class Functions:
             bare=lambda m: (m[0], _with(m[1], None), *m[2:]),
             back=lambda found, m: found._replace(table=_with(found.table, m[1])),
         )
-        # Members that train one after another need not wait for copies that only fill the stack.
-        skips = not vectorized and program.data_parallel == 1
+        skips = lifting.padding_is_idle(vectorized, program.data_parallel)
         self.train = changing(functools.partial(step.train_steps, program, skips=skips))
         self.train_last = changing(functools.partial(step.train_last_step, program))
         cuts = {sizes: smaller.of(program, sizes) for _, sizes in program.cuts}

@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 
 from prunejax.configs import default, variants
 from prunejax.errors import ConfigError
+from prunejax.record.arms import NAMING
 from prunejax.study.overrides import declared, typed
 
 FLAG = "--sweep"
-_RUNS = (("intervention", "twin"), ("start", "run"), ("start", "rewind_run"))  # name other variants
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -64,7 +64,7 @@ def apply(config: ConfigDict, sweeps: Sequence[str]) -> None:
             merged: dict[str, Any] = {}
             for tree in (changes or {}, values):
                 variants.merge(merged, tree)
-            for group, field in _RUNS:
+            for group, field in NAMING:
                 inside = merged.get(group)
                 if isinstance(inside, Mapping) and inside.get(field) in before:
                     variants.merge(merged, {group: {field: f"{inside[field]}-{cell}"}})

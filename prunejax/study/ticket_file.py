@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from prunejax import trees
 from prunejax.errors import ConfigError
-from prunejax.record import remote
+from prunejax.record import arms, remote
 from prunejax.study.live import Live
 from prunejax.study.outline import Outline
 from prunejax.system import files
@@ -126,7 +126,7 @@ def export(workdir: str | Path, run: str, output: str | Path) -> dict[str, Any]:
         raise ConfigError(f"--ticket={run}: no such run; variants are: {', '.join(variants)}")
 
     def of(arm: str, group: str) -> dict[str, Any]:
-        return {**settings[group], **(variants[arm].get(group) or {})}
+        return dict(arms.settings(settings, arm)[group])
 
     start = of(label, "start")
     end = _state(folder, f"{run}@end", "'end'")

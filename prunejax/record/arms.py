@@ -1,0 +1,45 @@
+"""The settings of an arm, as a recorded config gives them: the one place that tells them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Fields of the whole study, which no arm sets.
+OF_STUDY = (
+    *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
+    *("measures", "probes", "connect", "evaluate_every", "evaluate_train", "trackers"),
+)
+# Fields that name another arm, by group.
+NAMING = (("intervention", "twin"), ("start", "run"), ("start", "rewind_run"))
+
+
+def settings(config: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """All settings of an arm, nested: what it sets, and what the study sets for all arms.
+
+    What `prune.method` sets of other fields is not in a config; study.json says it of those that a
+    report reads (`prunejax.study.attributes`).
+
+    Args:
+      config: a resolved config, with `variants` as changes of the fields beside them.
+      label: of the arm; one that the config does not have sets nothing itself.
+    """
+    whole = {name: value for name, value in config.items() if name not in OF_STUDY}
+    return _over(whole, (config.get("variants") or {}).get(label) or {})
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(below)
+    for name, value in above.items():
+        under = found.get(name)
+        both = isinstance(value, Mapping) and isinstance(under, Mapping)
+        found[name] = _over(under, value) if both else value  # type: ignore[arg-type]
+    return found
+
+
+def renamed(fields: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Settings, or some of them, with `prefix` before the arms that they name."""
+    found = dict(fields)
+    for group, field in NAMING:
+        inside = found.get(group)
+        if isinstance(inside, Mapping) and inside.get(field):
+            found[group] = {**inside, field: f"{prefix}{inside[field]}"}
+    return found
