@@ -17,7 +17,7 @@ change as `jax.tree_util.Partial(loss, statistics)`, whose arrays are data of th
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -48,7 +48,7 @@ class Operator:
         self.like, self.masks = vectors.checked(like, masks)
         self.placed = vectors.shardings(self.like)
 
-    @property
+    @cached_property  # searches ask in every step, and masks are counted on the host
     def live_dim(self) -> int:
         """The number of live coordinates: the dimension of the space A acts on."""
         return vectors.live_dimension(self.masks, self.like)
