@@ -190,9 +190,8 @@ def forecast(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def normality(study: Study, look: Look) -> Drawing | None:
+def normality(study: Study, _: Look) -> Drawing | None:
     """Figure B1: are normalized activations Gaussian, as the E[BN] score assumes?"""
-    del look
     keys = ("normality_edges", "normality_layers", "normality_trained", "normality_untrained")
     found = [item for items in arrays(study, *keys).values() for item in items]
     if not found:

@@ -85,9 +85,8 @@ def _line(axes: Axes, points: Sequence[tuple[float, list[float]]], color: str, m
     axes.plot(xs, [m.mean for m in means], color=color, marker=marker, markersize=5)
 
 
-def instability(study: Study, look: Look) -> Drawing | None:
+def instability(study: Study, _: Look) -> Drawing | None:
     """Barrier between copies against the step they part at; training error of the ends beside."""
-    del look
     series: dict[str, list[tuple[float, list[float], list[float]]]] = {}
     train = _by_pair(study, split="train", matched="0")
     for pair, rows in _by_pair(study, split="test", matched="0").items():
@@ -121,9 +120,8 @@ def instability(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def paths(study: Study, look: Look) -> Drawing | None:
+def paths(study: Study, _: Look) -> Drawing | None:
     """Test and training error along the lines, mean over seeds."""
-    del look
     rows = [r for path in study.directories.values() for r in read_csv(path / "paths.csv")]
     if not rows:
         return None
@@ -163,9 +161,8 @@ def _policy(study: Study) -> str:
     return ", ".join(sorted(known - {""})) or "none, the networks have none"
 
 
-def matrix(study: Study, look: Look) -> Drawing | None:
+def matrix(study: Study, _: Look) -> Drawing | None:
     """Barriers between each two seeds of an arm."""
-    del look
     panels: list[Figure] = []
     numbers: list[tuple[str, float]] = []
     for matched in ("0", "1"):

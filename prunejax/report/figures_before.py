@@ -125,9 +125,8 @@ def _verdicts(std: float, kinds: Mapping[str, Points]) -> list[str]:
     return found
 
 
-def before_training(study: Study, look: Look) -> Drawing | None:
+def before_training(study: Study, _: Look) -> Drawing | None:
     """Accuracy against the share of weights kept before training, a panel for each start."""
-    del look
     found = arms(study)
     if not any("keep" in kinds and len(kinds["keep"]) > 1 for kinds in found.values()):
         return None
@@ -192,9 +191,8 @@ def _mean_curve(rows: Sequence[Row], column: str) -> tuple[list[int], list[float
     return steps, np.mean(curves, axis=0).tolist()
 
 
-def trackers(study: Study, look: Look) -> Drawing | None:
+def trackers(study: Study, _: Look) -> Drawing | None:
     """How the neurons' answers to signal and to noise grow: dense, best mask, smallest mask."""
-    del look
     recorded, found = _rows(study), arms(study)
     kinds = next((k for k in found.values() if len(k.get("keep", {})) > 1), None)
     if not recorded or kinds is None:

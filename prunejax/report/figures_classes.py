@@ -34,9 +34,8 @@ def _same_classes(runs: Runs) -> bool:
     return len({d.classes for d in runs.values()}) == 1
 
 
-def balance(study: Study, look: Look) -> Drawing | None:
+def balance(study: Study, _: Look) -> Drawing | None:
     """Normalized balance of pruned against dense, a point a class, a line an arm."""
-    del look
     found = {v: runs for v, runs in distortions(study).items() if _same_classes(runs)}
     if not found:
         return None
@@ -73,9 +72,8 @@ def balance(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def classes(study: Study, look: Look) -> Drawing | None:
+def classes(study: Study, _: Look) -> Drawing | None:
     """Recalls by class (row) in the dense network and in each arm (column)."""
-    del look
     found = {v: runs for v, runs in distortions(study).items() if _same_classes(runs)}
     if not found:
         return None

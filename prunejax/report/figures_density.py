@@ -118,13 +118,12 @@ def _panel(study: Study, column: str, lines: Points) -> tuple[Figure, list[Any]]
     return made, handles
 
 
-def density(study: Study, look: Look) -> Drawing | None:
+def density(study: Study, _: Look) -> Drawing | None:
     """Final accuracy of each family of arms against density, with the baseline as a band.
 
     Beside it the measured shares that claims are about. Controls and variants of a method at one
     density alone are in the figure `sanity`.
     """
-    del look
     lines = _points(study, _ACCURACY)
     if not any(len({round(x, 6) for x, _ in found}) > 1 for found in lines.values()):
         return None  # one density: the comparisons of arms say it

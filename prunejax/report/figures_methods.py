@@ -19,9 +19,8 @@ def _accuracies(rows: Sequence[Row]) -> np.ndarray:
     return 100 * np.array([value(row, "final_test_accuracy") for row in rows])
 
 
-def flops(study: Study, look: Look) -> Drawing | None:
+def flops(study: Study, _: Look) -> Drawing | None:
     """Final accuracy against the multiply-adds of training, relative to dense training."""
-    del look
     lines: dict[str, list[tuple[float, statistics.Mean]]] = {}
     for variant, rows in by_variant(study.good).items():
         cost = float(np.mean([value(row, "training_flops") for row in rows]))
@@ -70,9 +69,8 @@ def _band(study: Study, axes: Axes, handles: list[Line2D]) -> None:
         handles.append(line_handle(study.baseline, GREY, line="--"))
 
 
-def sanity(study: Study, look: Look) -> Drawing | None:
+def sanity(study: Study, _: Look) -> Drawing | None:
     """Each method with its controls and variants, at one density, beside each other."""
-    del look
     runs = by_variant(study.good)
     groups: dict[str, dict[str, statistics.Mean]] = {}
     for variant, rows in runs.items():
@@ -110,9 +108,8 @@ def sanity(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def layers(study: Study, look: Look) -> Drawing | None:
+def layers(study: Study, _: Look) -> Drawing | None:
     """Densities by layer after training, at the density that most methods share."""
-    del look
     plain = [row for row in study.layers if not parts(row["variant"])[1]]
     numbers = [parts(v)[2] for v in by_variant(plain)]
     if not any(numbers):
@@ -150,9 +147,8 @@ def _share(rows: Sequence[Mapping[str, str]], layer: str) -> float:
     return float(np.mean(own)) if own else float("nan")
 
 
-def updates(study: Study, look: Look) -> Drawing | None:
+def updates(study: Study, _: Look) -> Drawing | None:
     """Over training: weights that were ever live, and how many of those grown survive."""
-    del look
     sizes = {row["layer"]: number(row["weights"]) for row in study.costs}
     arms = {
         v: rows for v, rows in by_variant(study.updates).items() if any(r["survival"] for r in rows)

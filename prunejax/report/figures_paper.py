@@ -81,9 +81,8 @@ def _target_handles(targets: Collection[str | None], line: str = "-") -> list[Li
     ]
 
 
-def rate(study: Study, look: Look) -> Drawing | None:
+def rate(study: Study, _: Look) -> Drawing | None:
     """Figures 3 and C2: accuracy, stability and their correlation against iterative rate."""
-    del look  # curves are targets here, not arms
     cells = by_rate(study)
     rates = sorted({rate for _, rate in cells})
     if len(rates) < 2:
@@ -140,9 +139,8 @@ def _rate_correlations(
     )
 
 
-def rate_scatter(study: Study, look: Look) -> Drawing | None:
+def rate_scatter(study: Study, _: Look) -> Drawing | None:
     """Figure C1: accuracy against stability at each iterative rate."""
-    del look
     cells = by_rate(study)
     rates = sorted({rate for _, rate in cells})
     if len(rates) < 2:
@@ -186,9 +184,8 @@ def _unpruned(study: Study) -> dict[str, str]:
     return found
 
 
-def corners(study: Study, look: Look) -> Drawing | None:
+def corners(study: Study, _: Look) -> Drawing | None:
     """The correlation and the gain of each group of arms: where does the tradeoff hold?"""
-    del look  # colours are targets here
     groups = study.groups
     if len(groups) < 2:
         return None

@@ -157,9 +157,8 @@ def first_lines(grid: Grid, rows: Rows) -> list[str]:
     return lines
 
 
-def predictors(study: Study, look: Look) -> Drawing | None:
+def predictors(study: Study, _: Look) -> Drawing | None:
     """The statistics page of a grid: bars, scatters, axes, information."""
-    del look
     found = ranking.of(study)
     if found is None:
         return None
@@ -225,9 +224,8 @@ def _by_width(study: Study, rows: Sequence[Row]) -> dict[float, list[int]]:
     return dict(sorted(found.items()))
 
 
-def double_descent(study: Study, look: Look) -> Drawing | None:
+def double_descent(study: Study, _: Look) -> Drawing | None:
     """Train loss, test loss, test error and prunability against width, in one panel."""
-    del look
     rows = [row for row in study.good if row.get("final_train_loss")]
     by_width = _by_width(study, rows)
     if len(by_width) < 4:

@@ -109,9 +109,8 @@ def table(study: Study) -> list[Mapping[str, Any]]:
     return rows
 
 
-def recall_distortion(study: Study, look: Look) -> Drawing | None:
+def recall_distortion(study: Study, _: Look) -> Drawing | None:
     """Alpha of every arm against density, one line a family of arms."""
-    del look
     found = distortions(study)
     if not found:
         return None

@@ -75,9 +75,8 @@ def _band(axes: Axes, values: Sequence[float], color: str, line: str) -> None:
         axes.axhspan(mean.low, mean.high, color=color, alpha=0.12, linewidth=0)
 
 
-def accuracy(study: Study, look: Look) -> Drawing | None:
+def accuracy(study: Study, _: Look) -> Drawing | None:
     """Final accuracy against the share kept, with controls, and dense arms as bands."""
-    del look
     pruned, dense = _series(study)
     if not pruned:
         return None
@@ -128,9 +127,8 @@ def _gain(study: Study) -> str:
     )
 
 
-def early_stop(study: Study, look: Look) -> Drawing | None:
+def early_stop(study: Study, _: Look) -> Drawing | None:
     """The step of the lowest validation loss against the share kept."""
-    del look
     pruned, _ = _series(study)
     known = {name: [level for level in arms if level.stops] for name, arms in pruned.items()}
     known = {name: arms for name, arms in known.items() if arms}
@@ -160,9 +158,8 @@ def early_stop(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def overlap(study: Study, look: Look) -> Drawing | None:
+def overlap(study: Study, _: Look) -> Drawing | None:
     """Jaccard index of the masks of two seeds against that of chance; densities of layers."""
-    del look
     pruned, _ = _series(study)
     arms = pruned.get("ticket") or next(iter(pruned.values()), [])
     if not arms or not isfinite(arms[0].overlap()[0]):
