@@ -8,11 +8,21 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
-from prunejax.measures.columns import by_variant, number, pairs, value
+from prunejax.measures.columns import by_variant, grouped, number, pairs, value
 from prunejax.report import tables
 from prunejax.report.figures import Drawing
+from prunejax.report.figures_density import percents
 from prunejax.report.results import Row, Study
-from prunejax.report.style import BASELINE, COLORS, MARKERS, Look, legend, line_handle, panel
+from prunejax.report.style import (
+    BASELINE,
+    COLORS,
+    Look,
+    legend,
+    line_handle,
+    nth,
+    panel,
+    ticks_apart,
+)
 
 FITS = 0.99  # of the training set: points below are hollow
 KINDS = ("keep", "scaled", "rescaled", "magnitude", "snip", "during")
@@ -50,28 +60,31 @@ def arms(study: Study) -> dict[float, dict[str, Points]]:
     return {std: found[std] for std in sorted(found, reverse=True)}
 
 
-def _accuracies(rows: Sequence[Row]) -> list[float]:
-    return [100 * value(row, "final_test_accuracy") for row in rows]
-
-
 def _fits(rows: Sequence[Row]) -> bool:
     found = [value(row, "final_train_accuracy") for row in rows]
     return not np.mean(found) < FITS  # where it was not recorded nothing is known
 
 
+def _style(kind: str) -> tuple[str, str]:
+    color, marker = nth(KINDS.index(kind))
+    return BASELINE if kind == "scaled" else color, marker
+
+
 def _panel(std: float, kinds: Mapping[str, Points], guides: Sequence[float]) -> Figure:
-    made, axes = panel(3.6)
+    made, axes = panel(
+        3.6, title=f"initial standard deviation {std:g}", ylabel="final test accuracy, %",
+        xlabel="p, first-layer weights kept (%, log scale)",
+    )  # fmt: skip
     for p in guides:
         axes.axvline(100 * p, color="0.6", linestyle="--", linewidth=1, zorder=0)
     for index, kind in enumerate(k for k in KINDS if k in kinds):
-        color = BASELINE if kind == "scaled" else COLORS[KINDS.index(kind) % len(COLORS)]
-        marker = MARKERS[KINDS.index(kind) % len(MARKERS)]
+        color, marker = _style(kind)
         points = sorted(kinds[kind].items())
-        means = [statistics.mean(_accuracies(rows)) for _, rows in points]
+        means = [statistics.mean(percents(rows)) for _, rows in points]
         xs = [100 * p for p, _ in points]
         if kind in ("keep", "scaled"):
             for x, (_, rows) in zip(xs, points, strict=True):
-                ys = _accuracies(rows)
+                ys = percents(rows)
                 axes.plot([x] * len(ys), ys, ".", color=color, markersize=2.5, alpha=0.4)
             low, high = [m.low for m in means], [m.high for m in means]
             axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
@@ -84,16 +97,9 @@ def _panel(std: float, kinds: Mapping[str, Points], guides: Sequence[float]) -> 
             )  # fmt: skip
     axes.set_xscale("log")
     axes.invert_xaxis()
-    shares = sorted({100 * p for points in kinds.values() for p in points}, reverse=True)
-    shown: list[float] = []
-    for x in shares:
-        if not shown or shown[-1] / x > 1.45:
-            shown.append(x)
+    shown = ticks_apart((100 * p for points in kinds.values() for p in points), 1.45)
     axes.set_xticks(shown, [f"{x:g}" for x in shown])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("p, first-layer weights kept (%, log scale)")
-    axes.set_ylabel("final test accuracy, %")
-    axes.set_title(f"initial standard deviation {std:g}")
     return made
 
 
@@ -112,7 +118,7 @@ def _gain(kinds: Mapping[str, Points], a: tuple[str, float], b: tuple[str, float
 def _verdicts(std: float, kinds: Mapping[str, Points]) -> list[str]:
     """Where no mask helps on average, and where the smaller start beats the mask at every p."""
     means = {
-        kind: {p: float(np.mean(_accuracies(rows))) for p, rows in kinds.get(kind, {}).items()}
+        kind: {p: float(np.mean(percents(rows))) for p, rows in kinds.get(kind, {}).items()}
         for kind in ("keep", "scaled")
     }
     keep, scaled = means["keep"], means["scaled"]
@@ -125,22 +131,15 @@ def _verdicts(std: float, kinds: Mapping[str, Points]) -> list[str]:
     return found
 
 
-def before_training(study: Study, _: Look) -> Drawing | None:
+def before_training(study: Study, _look: Look) -> Drawing | None:
     """Accuracy against the share of weights kept before training, a panel for each start."""
     found = arms(study)
     if not any("keep" in kinds and len(kinds["keep"]) > 1 for kinds in found.values()):
         return None
     swept = {std: kinds for std, kinds in found.items() if len(kinds.get("keep", {})) > 2}
     used = [k for k in KINDS if any(k in kinds for kinds in (swept or found).values())]
-    handles = [
-        line_handle(
-            WORDS[k],
-            BASELINE if k == "scaled" else COLORS[KINDS.index(k) % len(COLORS)],
-            MARKERS[KINDS.index(k) % len(MARKERS)],
-            {"keep": "-", "scaled": "--"}.get(k, "none"),
-        )
-        for k in used
-    ]
+    lines = {"keep": "-", "scaled": "--"}
+    handles = [line_handle(WORDS[k], *_style(k), lines.get(k, "none")) for k in used]
     guides = tuple(float(p) for p in study.report_option("guides", ()))
     if guides:
         handles.append(line_handle("order of magnitude, remembered", "0.6", "", "--"))
@@ -149,7 +148,7 @@ def before_training(study: Study, _: Look) -> Drawing | None:
         inside = [p for p in kinds.get("keep", {}) if p < 1]
         if not inside or 1.0 not in kinds["keep"]:
             continue
-        mean = {p: np.mean(_accuracies(kinds["keep"][p])) for p in inside}
+        mean = {p: np.mean(percents(kinds["keep"][p])) for p in inside}
         # Picked by its own mean, which is too large for that: the gain of the best of several.
         best = max(inside, key=lambda p: float(mean[p]))
         text = f"start {std:g}: the best mask (p = {best:g}) against dense "
@@ -175,45 +174,43 @@ def before_training(study: Study, _: Look) -> Drawing | None:
 
 def _rows(study: Study) -> dict[str, list[Row]]:
     """Arm -> rows of `trackers.csv`."""
-    rows = [
-        r for path in study.directories.values() for r in tables.read_csv(path / "trackers.csv")
-    ]
-    return by_variant(rows)
+    return by_variant(tables.of_all(study, "trackers.csv"))
 
 
 def _mean_curve(rows: Sequence[Row], column: str) -> tuple[list[int], list[float]]:
     """Mean over runs at each step, lines between those of a run; one that has stopped stays."""
     steps = sorted({int(row["step"]) for row in rows})
-    at: dict[str, dict[int, float]] = {}
-    for row in rows:
-        at.setdefault(row["run"], {})[int(row["step"])] = number(row[column])
+    at = {
+        run: {int(row["step"]): number(row[column]) for row in own}
+        for run, own in grouped(rows, "run").items()
+    }
     curves = [np.interp(steps, list(own), list(own.values())) for own in at.values()]
     return steps, np.mean(curves, axis=0).tolist()
 
 
-def trackers(study: Study, _: Look) -> Drawing | None:
+def trackers(study: Study, _look: Look) -> Drawing | None:
     """How the neurons' answers to signal and to noise grow: dense, best mask, smallest mask."""
     recorded, found = _rows(study), arms(study)
     kinds = next((k for k in found.values() if len(k.get("keep", {})) > 1), None)
     if not recorded or kinds is None:
         return None
     keep = kinds["keep"]
-    best = max(keep, key=lambda p: float(np.mean(_accuracies(keep[p]))))
+    best = max(keep, key=lambda p: float(np.mean(percents(keep[p]))))
     shares = list(dict.fromkeys(p for p in (max(keep), best, min(keep))))
     panels = []
     lines = {"signal": "signal", "noise_own_max": "noise, own class (largest)",
              "noise_own_mean": "noise, own class (mean)"}  # fmt: skip
     for p in shares:
-        made, axes = panel(3.2)
         rows = recorded.get(keep[p][0]["variant"], [])
         if not rows or not set(lines) <= set(rows[0]):
             return None
+        kept = _mean_curve(rows, "signal_neurons")[1][0]
+        title = f"p = {p:g}: the signal reaches {kept:.1f} neurons a class"
+        made, axes = panel(
+            3.2, title=title, xlabel="training step", ylabel="<w, signal> and <w, noise>"
+        )
         for index, column in enumerate(lines):
             axes.plot(*_mean_curve(rows, column), color=COLORS[index], linewidth=1.4)
-        kept = _mean_curve(rows, "signal_neurons")[1][0]
-        axes.set_title(f"p = {p:g}: the signal reaches {kept:.1f} neurons a class")
-        axes.set_xlabel("training step")
-        axes.set_ylabel("<w, signal> and <w, noise>")
         panels.append(made)
     handles = [line_handle(text, COLORS[i]) for i, text in enumerate(lines.values())]
     return Drawing(

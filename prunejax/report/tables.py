@@ -55,6 +55,11 @@ def read_csv(path: Path) -> list[Row]:
     return rows
 
 
+def of_all(study: Study, name: str) -> list[Row]:
+    """The rows of a table that only some studies have, of all directories."""
+    return [row for path in study.directories.values() for row in read_csv(path / name)]
+
+
 def find(directories: Iterable[str | Path]) -> list[Path]:
     """The run directories named or held in `shards/` of those named, each once, in order."""
     found: dict[Path, Path] = {}
