@@ -11,7 +11,7 @@ from prunejax.measures import statistics
 from prunejax.measures.columns import by_variant, grouped, number, pairs, value
 from prunejax.report import tables
 from prunejax.report.figures import Drawing
-from prunejax.report.figures_density import percents
+from prunejax.report.figures_density import percents, ticks_apart
 from prunejax.report.results import Row, Study
 from prunejax.report.style import (
     BASELINE,
@@ -21,7 +21,6 @@ from prunejax.report.style import (
     line_handle,
     nth,
     panel,
-    ticks_apart,
 )
 
 FITS = 0.99  # of the training set: points below are hollow

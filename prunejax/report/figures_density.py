@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +24,6 @@ from prunejax.report.style import (
     line_handle,
     panel,
     seeds,
-    ticks_apart,
 )
 
 CONTROLS = {
@@ -56,6 +55,15 @@ def looks(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 def family(label: str) -> str:
     """What arms of several densities share: "ticket12" -> "ticket", "rigl-05" -> "rigl"."""
     return re.sub(r"[-_=]?\d+$", "", label) or label
+
+
+def ticks_apart(values: Iterable[float], ratio: float) -> list[float]:
+    """Values for ticks, the largest first, each at least `ratio` times the next."""
+    shown: list[float] = []
+    for x in sorted(set(values), reverse=True):
+        if not shown or shown[-1] / x > ratio:
+            shown.append(x)
+    return shown
 
 
 def density_axis(

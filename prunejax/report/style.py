@@ -7,8 +7,8 @@ each other; `render` also puts them into one file.
 import io
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from prunejax.measures import statistics
-from prunejax.report.fit import DrawnAxes, Fit
+from prunejax.report.fit import DrawnAxes, Fit, texts_once
 
 # Told apart by colour-blind readers (after Okabe and Ito), each with a contrast of at least 3:1
 # on white; their orange, sky blue and yellow are too pale for that.
@@ -204,15 +204,6 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         )  # fmt: skip
 
 
-def ticks_apart(values: Iterable[float], ratio: float) -> list[float]:
-    """Values for ticks, the largest first, each at least `ratio` times the next."""
-    shown: list[float] = []
-    for x in sorted(set(values), reverse=True):
-        if not shown or shown[-1] / x > ratio:
-            shown.append(x)
-    return shown
-
-
 def plain_numbers(axis: Axis) -> None:
     """Labels of a logarithmic axis whose limits are set: few enough to stand apart.
 
@@ -293,9 +284,11 @@ def with_words(svg: str, alt: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{text}" ', 1)
 
 
-def context() -> AbstractContextManager[None]:
+@contextmanager
+def context() -> Iterator[None]:
     """This style, for the length of a `with` block; the caller's settings stay as they are."""
     plain: dict[str, Any] = {
         k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")
     }
-    return matplotlib.rc_context(plain | SETTINGS)  # type: ignore[arg-type]
+    with matplotlib.rc_context(plain | SETTINGS), texts_once():  # type: ignore[arg-type]
+        yield
