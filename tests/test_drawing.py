@@ -1,9 +1,11 @@
 """Figures drawn by several processes: the bytes of one."""
 
+import contextlib
 import os
 import sys
 
 import pytest
+from matplotlib.backends.backend_agg import RendererAgg
 
 from prunejax.report import drawing, style
 from prunejax.report.figures import Drawing
@@ -32,6 +34,24 @@ def draw(processes, **options):
 def alone(**options):
     with style.context():
         return draw(1, **options)
+
+
+def test_texts_measured_once_a_page_give_the_same_bytes(monkeypatch):
+    asked = []
+    measure = RendererAgg.get_text_width_height_descent
+
+    def counted(self, *given):
+        asked.append((self.dpi, given[0], hash(given[1]), given[2]))
+        return measure(self, *given)
+
+    monkeypatch.setattr(RendererAgg, "get_text_width_height_descent", counted)
+    kept = alone(panels=(3, 1))
+    assert RendererAgg.get_text_width_height_descent is counted  # as it was
+    assert len(asked) == len(set(asked))
+    asked.clear()
+    monkeypatch.setattr(style, "texts_once", contextlib.nullcontext)
+    assert alone(panels=(3, 1)) == kept
+    assert len(asked) > len(set(asked))
 
 
 def test_forked_processes_draw_the_same_bytes(monkeypatch):

@@ -76,12 +76,17 @@ def measure_columns(rows: Sequence[Row]) -> list[str]:
     return [c for c in numeric_columns(rows) if c not in STUDY and not c.endswith(_QUALITY)]
 
 
-def by_variant(rows: Iterable[R]) -> dict[str, list[R]]:
-    """Rows by arm, in order of first appearance."""
+def grouped(rows: Iterable[R], column: str) -> dict[str, list[R]]:
+    """Rows by what they have in a column, in order of first appearance."""
     found: dict[str, list[R]] = {}
     for row in rows:
-        found.setdefault(str(row["variant"]), []).append(row)
+        found.setdefault(str(row[column]), []).append(row)
     return found
+
+
+def by_variant(rows: Iterable[R]) -> dict[str, list[R]]:
+    """Rows by arm, in order of first appearance."""
+    return grouped(rows, "variant")
 
 
 def pairs(a: Sequence[Row], b: Sequence[Row], column: str) -> tuple[list[float], list[float]]:

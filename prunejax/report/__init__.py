@@ -19,18 +19,6 @@ from prunejax.record import remote
 from prunejax.system import config_file, optional
 from prunejax.system.files import expand
 
-# The names that `config.report.figures` may hold: those of `gallery.FIGURES`, and the tables, which
-# every page has. Stated here, because the gallery imports matplotlib.
-FIGURES = (
-    *("dynamics", "stability", "scatter", "gap", "rate", "rate_scatter", "noise", "corners"),
-    *("density", "flops", "sanity", "layers", "updates"),
-    *("recall", "balance", "classes", "tickets", "early_stop", "overlap"),
-    *("barriers", "paths", "matrix", "before_training", "trackers"),
-    *("predictors", "double_descent"),
-    *("group_scatter", "flatness", "tic", "epsilon", "eigenvalues", "spectrum", "perturbation"),
-    *("measures", "forecast", "normality", "table"),
-)
-
 
 def check(options: Any, labels: Sequence[str]) -> None:
     """Refuses a `config.report` that could not be drawn, before anything is trained.
@@ -53,9 +41,7 @@ def check(options: Any, labels: Sequence[str]) -> None:
             f"the report could not be drawn: {type(error).__name__}: {reason}. Mend the "
             "installation of matplotlib, Pillow and Jinja2 first"
         ) from error
-    for name in options.figures:
-        there = [*FIGURES, *importlib.import_module("prunejax.report.gallery").FIGURES]
-        registry.lookup(dict.fromkeys(there), name, "figure in config.report.figures")
+    importlib.import_module("prunejax.report.gallery").check(options.figures)
     if options.baseline != "none":  # the default; a study may have no such variant
         registry.known("report.baseline", [options.baseline], labels)
     registry.known("report.correlate", options.correlate, labels)

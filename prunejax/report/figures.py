@@ -7,6 +7,7 @@ where the study has nothing to show. `FIGURES` in `prunejax.report.gallery` list
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +17,7 @@ from prunejax.measures import correlation, statistics
 from prunejax.measures.columns import by_variant, number, value
 from prunejax.report import words
 from prunejax.report.results import Row, Study
-from prunejax.report.style import COLORS, FEW, GREY, Look, legend, pad, panel
+from prunejax.report.style import COLORS, FEW, GREY, Look, legend, panel
 from prunejax.report.words import percent
 
 
@@ -61,27 +62,26 @@ def listed(numbers: Sequence[tuple[str, float]], unit: str = "%", most: int = 9)
     return ", ".join(told)
 
 
+def dots(axes: Axes, look: Look, variant: str, size: float, x: Any, y: Any) -> None:
+    """Points of an arm, `x` and `y` [n], told apart where they overlap."""
+    axes.plot(
+        x, y, linestyle="none", marker=look.marker(variant), markersize=size,
+        color=look.color(variant), markeredgecolor="white", markeredgewidth=0.4,
+    )  # fmt: skip
+
+
 def stability(study: Study, look: Look) -> Drawing | None:
     """Stability of each arm: a point per run, mean and interval."""
     recorded = by_variant(study.good)
     arms = {v: recorded[v] for v in study.variants if v in recorded}
     if not study.has_events:
         return None
-    made, axes = panel(1.0 + 0.36 * len(arms))
+    made, axes = panel(1.0 + 0.36 * len(arms), xlabel="mean stability of a run (%)")
     means = []
     for place, (variant, rows) in enumerate(arms.items()):
         values = 100 * np.array([value(row, "mean_stability") for row in rows])
         mean = statistics.mean(values)
-        axes.plot(
-            values,
-            np.full(len(values), place + 0.16),
-            linestyle="none",
-            marker=look.marker(variant),
-            markersize=5,
-            color=look.color(variant),
-            markeredgecolor="white",
-            markeredgewidth=0.4,
-        )
+        dots(axes, look, variant, 5, values, np.full(len(values), place + 0.16))
         if not isfinite(mean.mean):
             continue
         means.append((variant, mean.mean))
@@ -90,18 +90,13 @@ def stability(study: Study, look: Look) -> Drawing | None:
             axes.plot([mean.low, mean.high], [above, above], color="black", linewidth=1.8)
         axes.plot(mean.mean, above, marker="|", color="black", markersize=9, markeredgewidth=1.8)
         axes.annotate(
-            f"{mean.mean:.2f}%",
-            (1.0, place),
-            xycoords=("axes fraction", "data"),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-        )
+            f"{mean.mean:.2f}%", (1.0, place), xycoords=("axes fraction", "data"),
+            xytext=(6, 0), textcoords="offset points", va="center",
+        )  # fmt: skip
     axes.set_yticks(range(len(arms)), [label[:24] for label in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("mean stability of a run (%)")
-    pad(axes, 0.03)
+    axes.margins(0.03)
     return Drawing(
         [made],
         "Stability",
@@ -142,8 +137,10 @@ def scatter_panel(
     Returns:
       The panel, and its coefficients in words.
     """
-    made, axes = panel(height)
     fitted = rows if fitted is None else fitted
+    found = coefficients(fitted, x, y)
+    head = "\n".join(text for text in (title, found) if text)
+    made, axes = panel(height, title=head, xlabel=words.axis(x), ylabel=words.axis(y))
     inside = {row["run"] for row in fitted}
     for variant, own in by_variant(rows).items():
         color, marker = style(variant)
@@ -151,26 +148,16 @@ def scatter_panel(
         for column in (x, y):
             error = [words.factor(column) * number(row.get(f"{column}_stderr")) for row in own]
             errors.append(error if np.isfinite(error).any() else None)
+        hollow = not any(row["run"] in inside for row in own)
         axes.errorbar(
             [words.factor(x) * value(row, x) for row in own],
             [words.factor(y) * value(row, y) for row in own],
-            xerr=errors[0],
-            yerr=errors[1],
-            linestyle="none",
-            marker=marker,
-            color=color,
-            markerfacecolor=color if any(row["run"] in inside for row in own) else "none",
-            elinewidth=0.8,
-            markersize=5,
-            zorder=2,
-        )
+            xerr=errors[0], yerr=errors[1], linestyle="none", marker=marker, color=color,
+            markerfacecolor="none" if hollow else color, elinewidth=0.8, markersize=5, zorder=2,
+        )  # fmt: skip
     line(axes, fitted, x, y)
-    found = coefficients(fitted, x, y)
-    axes.set_title("\n".join(text for text in (title, found) if text))
-    axes.set_xlabel(words.axis(x))
-    axes.set_ylabel(words.axis(y))
     axes.locator_params(axis="x", nbins=5)  # "99.975" needs its room
-    pad(axes)
+    axes.margins(0.06)  # no point sits on the frame
     return made, f"{words.name(y)} against {words.name(x)}: {found}"
 
 
@@ -229,21 +216,12 @@ def _against_stability(
 
 def scatter(study: Study, look: Look) -> Drawing | None:
     """Figure 2, right: accuracy against stability."""
-    return _against_stability(
-        study,
-        look,
-        ("final_test_accuracy", "best_test_accuracy"),
-        "Accuracy against stability",
-        _READING + " The best accuracy is taken since the last event.",
-    )
+    columns = ("final_test_accuracy", "best_test_accuracy")
+    text = _READING + " The best accuracy is taken since the last event."
+    return _against_stability(study, look, columns, "Accuracy against stability", text)
 
 
 def gap(study: Study, look: Look) -> Drawing | None:
     """Figure 4, bottom: generalization gap against stability."""
-    return _against_stability(
-        study,
-        look,
-        ("generalization_gap",),
-        "Generalization gap against stability",
-        _READING + " The gap is taken at the best epoch.",
-    )
+    title, text = "Generalization gap against stability", " The gap is taken at the best epoch."
+    return _against_stability(study, look, ("generalization_gap",), title, _READING + text)

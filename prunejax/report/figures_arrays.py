@@ -17,7 +17,7 @@ import numpy as np
 from prunejax.measures import forecasts, statistics
 from prunejax.measures.columns import by_variant, number
 from prunejax.report import words
-from prunejax.report.figures import Drawing, arm_legend, legend_label
+from prunejax.report.figures import Drawing, arm_legend, dots, legend_label
 from prunejax.report.results import Study
 from prunejax.report.style import (
     COLORS,
@@ -54,7 +54,8 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
     }
     if not spectra:
         return None
-    (first, bars), (second, lines) = panel(), panel()
+    first, bars = panel(xlabel="rank", ylabel="eigenvalue of the Hessian (nats)")
+    second, lines = panel(xlabel="rank by magnitude", ylabel="|eigenvalue| (nats)")
     width = 0.8 / len(spectra)
     for index, (variant, found) in enumerate(spectra.items()):
         mean, low, _ = statistics.bands(found[:, :10])  # over seeds, rank by rank
@@ -63,16 +64,11 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
         bars.bar(places, mean, width, yerr=error, color=look.color(variant), ecolor="#555555",
                  error_kw={"elinewidth": 0.8})  # fmt: skip
         size = -np.sort(-np.abs(found), axis=1)  # ranks by magnitude, run by run, before the mean
-        lines.plot(
-            np.arange(size.shape[1]) + 1,
-            statistics.means(size),
-            color=look.color(variant),
-            linestyle=look.line(variant),
-        )
-    bars.set(xlabel="rank", ylabel="eigenvalue of the Hessian (nats)")
+        style = {"color": look.color(variant), "linestyle": look.line(variant)}
+        lines.plot(np.arange(size.shape[1]) + 1, statistics.means(size), **style)  # type: ignore[arg-type]
     bars.set_xticks(range(1, 1 + max(min(10, s.shape[1]) for s in spectra.values())))
     bars.grid(axis="x", visible=False)
-    lines.set(xlabel="rank by magnitude", ylabel="|eigenvalue| (nats)", yscale="log")
+    lines.set_yscale("log")
     plain_numbers(lines.yaxis)
     tops = ", ".join(f"{v} {statistics.means(found)[0]:.3g}" for v, found in spectra.items())
     return Drawing(
@@ -98,7 +94,9 @@ def spectrum(study: Study, look: Look) -> Drawing | None:
     found = {v: own[0] for v, items in known.items() if (own := _finite(items))}
     if not found:
         return None
-    made, axes = panel()
+    made, axes = panel(
+        xlabel="eigenvalue of the Hessian (nats)", ylabel="density (fraction per nat)"
+    )
     top = 0.0
     for variant, item in found.items():
         grid, mean, error = (item[f"spectral_{n}"] for n in ("grid", "density", "stderr"))
@@ -106,7 +104,6 @@ def spectrum(study: Study, look: Look) -> Drawing | None:
         axes.plot(grid, mean, color=color, linestyle=look.line(variant))
         axes.fill_between(grid, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
         top = max(top, float(mean.max()))
-    axes.set(xlabel="eigenvalue of the Hessian (nats)", ylabel="density (fraction per nat)")
     axes.set(yscale="log", ylim=(1e-7 * top, 2 * top))
     plain_numbers(axes.yaxis)
     spans = ", ".join(f"{v} to {item['spectral_grid'][-1]:.3g}" for v, item in found.items())
@@ -135,16 +132,14 @@ def perturbation(study: Study, look: Look) -> Drawing | None:
     panels = []
     for variant, increase in means.items():
         items = found[variant]
-        made, axes = panel(2.8)
+        labels = {"xlabel": "ε along the eigenvector", "ylabel": "loss increase (nats)"}
+        made, axes = panel(2.8, title=legend_label(study, variant), **labels)
         panels.append(made)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         for direction, curve in enumerate(increase):
             shade = 1 - 0.8 * direction / max(len(increase), 1)
             axes.plot(items[0]["epsilons"], curve, color=look.color(variant), alpha=shade)
         axes.axhline(0.1, color="#888888", linestyle="--", linewidth=0.8)
-        axes.set_title(legend_label(study, variant))
-        axes.set_xlabel("ε along the eigenvector")
-        axes.set_ylabel("loss increase (nats)")
     most = ", ".join(f"{v} {np.nanmax(m):.2g}" for v, m in means.items())
     return Drawing(
         panels,
@@ -168,20 +163,14 @@ def forecast(study: Study, look: Look) -> Drawing | None:
     panels, texts = [], []
     judged = forecasts.forecasts(rows)
     for order, column in forecasts.COLUMNS.items():
-        made, axes = panel(4.0)
+        made, axes = panel(
+            4.0, xlabel="measured change of the loss (nats)", ylabel="predicted change (nats)"
+        )
         panels.append(made)
         pairs: list[tuple[float, float]] = []
         for variant, own in by_variant(drawn).items():
             found = [point[1:] for point in forecasts.points(own, column)]
-            axes.plot(
-                *np.array(found).T,
-                linestyle="none",
-                marker=look.marker(variant),
-                color=look.color(variant),
-                markersize=4.5,
-                markeredgecolor="white",
-                markeredgewidth=0.4,
-            )
+            dots(axes, look, variant, 4.5, *np.array(found).T)
             pairs += found
         measured, predicted = np.array(pairs).T
         limit = float(np.nanmax(np.abs(measured))) * 1.08
@@ -189,7 +178,6 @@ def forecast(study: Study, look: Look) -> Drawing | None:
         low = min(0.0, float(np.nanmin(measured)), float(np.nanmin(predicted)))
         axes.set_xlim(max(1.1 * low, -limit), limit)
         axes.set_ylim(max(1.1 * low, -limit), max(limit, 1.05 * float(np.nanmax(predicted))))
-        axes.set(xlabel="measured change of the loss (nats)", ylabel="predicted change (nats)")
         r = judged[order]
         error = "undefined" if r["rms_error"] is None else f"{r['rms_error']:.3g} nats"
         text = f"{words.coefficient('r', r['value'])}, rms error {error}, n = {r['n']} events"
@@ -205,9 +193,8 @@ def forecast(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def normality(study: Study, look: Look) -> Drawing | None:
+def normality(study: Study, _look: Look) -> Drawing | None:
     """Figure B1: are normalized activations Gaussian, as the E[BN] score assumes?"""
-    del look
     keys = ("normality_edges", "normality_layers", "normality_trained", "normality_untrained")
     found = _finite([item for items in arrays(study, *keys).values() for item in items])
     if not found:
@@ -220,13 +207,12 @@ def normality(study: Study, look: Look) -> Drawing | None:
     top = 1.05 * max(float(np.nanmax(curve)) for curve in curves)
     panels = []
     for index, layer in enumerate(layers):
-        made, axes = panel(2.6)
+        made, axes = panel(2.6, title=layer, xlabel="normalized activation", ylabel="density")
         panels.append(made)
         axes.fill_between(center, normal, color="#dddddd", linewidth=0)
         axes.plot(center, item["normality_untrained"][index], color=COLORS[0], linestyle="--")
         axes.plot(center, item["normality_trained"][index], color=COLORS[1])
-        axes.set_title(layer)
-        axes.set(ylim=(0, top), xlabel="normalized activation", ylabel="density")
+        axes.set_ylim(0, top)
     handles = [
         line_handle("trained", COLORS[1]),
         line_handle("untrained", COLORS[0], line="--"),

@@ -6,17 +6,16 @@ from math import isfinite, nan
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from prunejax.measures import statistics
-from prunejax.measures.columns import number
+from prunejax.measures.columns import grouped, number
 from prunejax.report import tables
 from prunejax.report.figures import Drawing, listed
 from prunejax.report.panels import Table
 from prunejax.report.results import Row, Study
-from prunejax.report.style import COLORS, LINES, MARKERS, Look, legend, line_handle, panel
+from prunejax.report.style import COLORS, LINES, Look, legend, line_handle, nth, panel, seeds
 from prunejax.report.words import DASH, minus, percent
 
 COLUMNS = {  # of runs, for claims -> (split, column of barriers.csv)
@@ -75,26 +74,12 @@ def _step(study: Study, label: str) -> float:
 
 
 def _by_pair(study: Study, **where: str) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in barriers(study):
-        if all(row[k] == v for k, v in where.items()):
-            found.setdefault(row["pair"], []).append(row)
-    return found
+    rows = [row for row in barriers(study) if all(row[k] == v for k, v in where.items())]
+    return grouped(rows, "pair")
 
 
-def _line(axes: Axes, points: Sequence[tuple[float, list[float]]], color: str, marker: str) -> None:
-    xs = [x for x, _ in points]
-    means = [statistics.mean(ys) for _, ys in points]
-    for (x, ys), mean in zip(points, means, strict=True):
-        axes.plot([x] * len(ys), ys, ".", color=color, markersize=3, alpha=0.5)
-        if isfinite(mean.low):
-            axes.plot([x, x], [mean.low, mean.high], color=color, linewidth=1.2)
-    axes.plot(xs, [m.mean for m in means], color=color, marker=marker, markersize=5)
-
-
-def instability(study: Study, look: Look) -> Drawing | None:
+def instability(study: Study, _look: Look) -> Drawing | None:
     """Barrier between copies against the step they part at; training error of the ends beside."""
-    del look
     series: dict[str, list[tuple[float, list[float], list[float]]]] = {}
     train = _by_pair(study, split="train", matched="0")
     for pair, rows in _by_pair(study, split="test", matched="0").items():
@@ -108,19 +93,17 @@ def instability(study: Study, look: Look) -> Drawing | None:
             series.setdefault(name, []).append((step, values, ends))
     if not series:
         return None
-    (made, axes), (other, beside) = panel(3.6), panel(3.6)
+    parting = "step at which the copies part"
+    made, axes = panel(3.6, xlabel=parting, ylabel="barrier, points of test error")
+    other, beside = panel(3.6, xlabel=parting, ylabel="training error of the ends, %")
     handles, numbers = [], []
     for index, (name, points) in enumerate(series.items()):
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        color, marker = nth(index)
         points.sort(key=lambda p: p[0])
-        _line(axes, [(x, ys) for x, ys, _ in points], color, marker)
-        _line(beside, [(x, ends) for x, _, ends in points], color, marker)
+        seeds(axes, [(x, ys) for x, ys, _ in points], color, marker)
+        seeds(beside, [(x, ends) for x, _, ends in points], color, marker)
         handles.append(line_handle(name, color, marker))
         numbers += [(f"{name} at {x:g}", statistics.mean(ys).mean) for x, ys, _ in points]
-    for each in (axes, beside):
-        each.set_xlabel("step at which the copies part")
-    axes.set_ylabel("barrier, points of test error")
-    beside.set_ylabel("training error of the ends, %")
     return Drawing(
         [made, other, legend(handles)],
         "Instability",
@@ -129,9 +112,8 @@ def instability(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def paths(study: Study, look: Look) -> Drawing | None:
+def paths(study: Study, _look: Look) -> Drawing | None:
     """Test and training error along the lines, mean over seeds."""
-    del look
     rows = tables.rows(study, "paths")
     if not rows:
         return None
@@ -169,9 +151,8 @@ def _policy(study: Study) -> str:
     return ", ".join(sorted(known - {""})) or "none, the networks have none"
 
 
-def matrix(study: Study, look: Look) -> Drawing | None:
+def matrix(study: Study, _look: Look) -> Drawing | None:
     """Barriers between each two seeds of an arm."""
-    del look
     panels: list[Figure] = []
     numbers: list[tuple[str, float]] = []
     for matched in ("0", "1"):
@@ -216,28 +197,23 @@ def table(study: Study) -> Table | None:
     for m in ("0", "1"):
         for pair, found in _by_pair(study, split="test", matched=m).items():
             other = train[pair, m]
-            rows.append(
-                (
-                    pair + (", units matched" if m == "1" else ""),
-                    str(len(found)),
-                    _barrier(found, pair),
-                    _barrier(other, pair),
-                    f"{_mean(found, 'barrier_loss'):.3f}",
-                    percent((_mean(other, "error_a") + _mean(other, "error_b")) / 2),
-                    percent((_mean(found, "error_a") + _mean(found, "error_b")) / 2),
-                    percent(_mean(found, "disagreement")),
-                    f"{_mean(found, 'distance'):.2f}",
-                    f"{_mean(found, 'cosine'):.3f}",
-                )
+            train_error, test_error = (
+                percent((_mean(own, "error_a") + _mean(own, "error_b")) / 2)
+                for own in (other, found)
             )
-    if not rows:
-        return None
-    return Table(
-        (
-            *("pair", "lines", "barrier, test (points)", "barrier, train (points)"),
-            *("barrier, loss", "train error of ends", "test error of ends"),
-            *("disagreement", "distance", "cosine"),
-        ),
+            rows.append({
+                "pair": pair + (", units matched" if m == "1" else ""),
+                "lines": str(len(found)),
+                "barrier, test (points)": _barrier(found, pair),
+                "barrier, train (points)": _barrier(other, pair),
+                "barrier, loss": f"{_mean(found, 'barrier_loss'):.3f}",
+                "train error of ends": train_error,
+                "test error of ends": test_error,
+                "disagreement": percent(_mean(found, "disagreement")),
+                "distance": f"{_mean(found, 'distance'):.2f}",
+                "cosine": f"{_mean(found, 'cosine'):.3f}",
+            })  # fmt: skip
+    return Table.of(
         rows,
         "Barriers",
         _READING + f" BatchNorm statistics on the line: {_policy(study)}. Intervals are over "

@@ -8,11 +8,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
-from prunejax.measures.columns import by_variant, number, pairs, value
+from prunejax.measures.columns import by_variant, grouped, number, pairs, value
 from prunejax.report import tables
 from prunejax.report.figures import Drawing
+from prunejax.report.figures_density import percents, ticks_apart
 from prunejax.report.results import Row, Study
-from prunejax.report.style import BASELINE, COLORS, MARKERS, Look, legend, line_handle, panel
+from prunejax.report.style import (
+    BASELINE,
+    COLORS,
+    Look,
+    legend,
+    line_handle,
+    nth,
+    panel,
+)
 
 FITS = 0.99  # of the training set: points below are hollow
 KINDS = ("keep", "scaled", "rescaled", "magnitude", "snip", "during")
@@ -50,12 +59,8 @@ def arms(study: Study) -> dict[float, dict[str, Points]]:
     return {std: found[std] for std in sorted(found, reverse=True)}
 
 
-def _accuracies(rows: Sequence[Row]) -> list[float]:
-    return [100 * value(row, "final_test_accuracy") for row in rows]
-
-
 def _mean(rows: Sequence[Row]) -> float:
-    return statistics.mean(_accuracies(rows)).mean  # of the runs that have a number
+    return statistics.mean(percents(rows)).mean  # of the runs that have a number
 
 
 def _fits(rows: Sequence[Row]) -> bool:
@@ -63,19 +68,26 @@ def _fits(rows: Sequence[Row]) -> bool:
     return not statistics.mean(found).mean < FITS  # where it was not recorded nothing is known
 
 
+def _style(kind: str) -> tuple[str, str]:
+    color, marker = nth(KINDS.index(kind))
+    return BASELINE if kind == "scaled" else color, marker
+
+
 def _panel(std: float, kinds: Mapping[str, Points], guides: Sequence[float]) -> Figure:
-    made, axes = panel(3.6)
+    made, axes = panel(
+        3.6, title=f"initial standard deviation {std:g}", ylabel="final test accuracy, %",
+        xlabel="p, first-layer weights kept (%, log scale)",
+    )  # fmt: skip
     for p in guides:
         axes.axvline(100 * p, color="0.6", linestyle="--", linewidth=1, zorder=0)
     for index, kind in enumerate(k for k in KINDS if k in kinds):
-        color = BASELINE if kind == "scaled" else COLORS[KINDS.index(kind) % len(COLORS)]
-        marker = MARKERS[KINDS.index(kind) % len(MARKERS)]
+        color, marker = _style(kind)
         points = sorted(kinds[kind].items())
-        means = [statistics.mean(_accuracies(rows)) for _, rows in points]
+        means = [statistics.mean(percents(rows)) for _, rows in points]
         xs = [100 * p for p, _ in points]
         if kind in ("keep", "scaled"):
             for x, (_, rows) in zip(xs, points, strict=True):
-                ys = _accuracies(rows)
+                ys = percents(rows)
                 axes.plot([x] * len(ys), ys, ".", color=color, markersize=2.5, alpha=0.4)
             low, high = [m.low for m in means], [m.high for m in means]
             axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
@@ -88,16 +100,9 @@ def _panel(std: float, kinds: Mapping[str, Points], guides: Sequence[float]) -> 
             )  # fmt: skip
     axes.set_xscale("log")
     axes.invert_xaxis()
-    shares = sorted({100 * p for points in kinds.values() for p in points}, reverse=True)
-    shown: list[float] = []
-    for x in shares:
-        if not shown or shown[-1] / x > 1.45:
-            shown.append(x)
+    shown = ticks_apart((100 * p for points in kinds.values() for p in points), 1.45)
     axes.set_xticks(shown, [f"{x:g}" for x in shown])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("p, first-layer weights kept (%, log scale)")
-    axes.set_ylabel("final test accuracy, %")
-    axes.set_title(f"initial standard deviation {std:g}")
     return made
 
 
@@ -129,23 +134,15 @@ def _verdicts(std: float, kinds: Mapping[str, Points]) -> list[str]:
     return found
 
 
-def before_training(study: Study, look: Look) -> Drawing | None:
+def before_training(study: Study, _look: Look) -> Drawing | None:
     """Accuracy against the share of weights kept before training, a panel for each start."""
-    del look
     found = arms(study)
     if not any("keep" in kinds and len(kinds["keep"]) > 1 for kinds in found.values()):
         return None
     swept = {std: kinds for std, kinds in found.items() if len(kinds.get("keep", {})) > 2}
     used = [k for k in KINDS if any(k in kinds for kinds in (swept or found).values())]
-    handles = [
-        line_handle(
-            WORDS[k],
-            BASELINE if k == "scaled" else COLORS[KINDS.index(k) % len(COLORS)],
-            MARKERS[KINDS.index(k) % len(MARKERS)],
-            {"keep": "-", "scaled": "--"}.get(k, "none"),
-        )
-        for k in used
-    ]
+    lines = {"keep": "-", "scaled": "--"}
+    handles = [line_handle(WORDS[k], *_style(k), lines.get(k, "none")) for k in used]
     guides = tuple(float(p) for p in study.report_option("guides", ()))
     if guides:
         handles.append(line_handle("order of magnitude, remembered", "0.6", "", "--"))
@@ -187,16 +184,16 @@ def _rows(study: Study) -> dict[str, list[Row]]:
 def _mean_curve(rows: Sequence[Row], column: str) -> tuple[list[int], list[float]]:
     """Mean over runs at each step, lines between those of a run; one that has stopped stays."""
     steps = sorted({int(row["step"]) for row in rows})
-    at: dict[str, dict[int, float]] = {}
-    for row in rows:
-        at.setdefault(row["run"], {})[int(row["step"])] = number(row[column])
+    at = {
+        run: {int(row["step"]): number(row[column]) for row in own}
+        for run, own in grouped(rows, "run").items()
+    }
     curves = [np.interp(steps, list(own), list(own.values())) for own in at.values()]
     return steps, statistics.means(curves).tolist()
 
 
-def trackers(study: Study, look: Look) -> Drawing | None:
+def trackers(study: Study, _look: Look) -> Drawing | None:
     """How the neurons' answers to signal and to noise grow: dense, best mask, smallest mask."""
-    del look
     recorded, found = _rows(study), arms(study)
     kinds = next((k for k in found.values() if len(k.get("keep", {})) > 1), None)
     if not recorded or kinds is None:
@@ -208,16 +205,16 @@ def trackers(study: Study, look: Look) -> Drawing | None:
     lines = {"signal": "signal", "noise_own_max": "noise, own class (largest)",
              "noise_own_mean": "noise, own class (mean)"}  # fmt: skip
     for p in shares:
-        made, axes = panel(3.2)
         rows = recorded.get(keep[p][0]["variant"], [])
         if not rows or not set(lines) <= set(rows[0]):
             return None
+        kept = _mean_curve(rows, "signal_neurons")[1][0]
+        title = f"p = {p:g}: the signal reaches {kept:.1f} neurons a class"
+        made, axes = panel(
+            3.2, title=title, xlabel="training step", ylabel="<w, signal> and <w, noise>"
+        )
         for index, column in enumerate(lines):
             axes.plot(*_mean_curve(rows, column), color=COLORS[index], linewidth=1.4)
-        kept = _mean_curve(rows, "signal_neurons")[1][0]
-        axes.set_title(f"p = {p:g}: the signal reaches {kept:.1f} neurons a class")
-        axes.set_xlabel("training step")
-        axes.set_ylabel("<w, signal> and <w, noise>")
         panels.append(made)
     handles = [line_handle(text, COLORS[i]) for i, text in enumerate(lines.values())]
     return Drawing(

@@ -9,21 +9,17 @@ from matplotlib.lines import Line2D
 from prunejax.measures import recall, statistics
 from prunejax.measures.columns import by_variant
 from prunejax.report.figures import Drawing
-from prunejax.report.figures_density import family, live_share
-from prunejax.report.figures_recall import distortions
+from prunejax.report.figures_density import live_share
+from prunejax.report.figures_recall import distortions, families
 from prunejax.report.results import Study
-from prunejax.report.style import COLORS, GREY, MARKERS, WIDTH, Look, legend, line_handle, panel
+from prunejax.report.style import GREY, WIDTH, Look, legend, line_handle, nth, panel
 
 Runs = Mapping[str, recall.Distortion]  # by seed
 
 
 def _families(study: Study, found: Mapping[str, Runs]) -> dict[str, list[str]]:
-    """Family -> its arms, densest first."""
     rows = by_variant(study.good)
-    families: dict[str, list[str]] = {}
-    for variant in sorted(found, key=lambda v: -live_share(rows[v])):
-        families.setdefault(family(variant), []).append(variant)
-    return families
+    return families(study, sorted(found, key=lambda v: -live_share(rows[v])))
 
 
 def _mean(runs: Runs, name: str) -> np.ndarray:
@@ -34,9 +30,8 @@ def _same_classes(runs: Runs) -> bool:
     return len({d.classes for d in runs.values()}) == 1
 
 
-def balance(study: Study, look: Look) -> Drawing | None:
+def balance(study: Study, _look: Look) -> Drawing | None:
     """Normalized balance of pruned against dense, a point a class, a line an arm."""
-    del look
     found = {v: runs for v, runs in distortions(study).items() if _same_classes(runs)}
     if not found:
         return None
@@ -44,26 +39,22 @@ def balance(study: Study, look: Look) -> Drawing | None:
     sentences: list[str] = []
     handles: dict[str, Line2D] = {}
     for name, arms in _families(study, found).items():
-        made, axes = panel(3.6)
-        reach = 0.0
+        words = {"xlabel": "normalized balance, dense", "ylabel": "normalized balance, pruned"}
+        made, axes = panel(3.6, title=name, **words)
         for index, variant in enumerate(arms):
-            color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+            color, marker = nth(index)
             x, y = statistics.finite(*(_mean(found[variant], n) for n in ("nb_dense", "nb_pruned")))
             if not x.size:
                 continue
             slope = recall.slopes(x, y)[0]
-            reach = max(reach, float(np.abs(x).max()))
             axes.plot(x, y, linestyle="none", marker=marker, color=color, markersize=4)
-            axes.plot(x[[x.argmin(), x.argmax()]], slope * x[[x.argmin(), x.argmax()]],
-                      color=color, linewidth=1.1)  # fmt: skip
+            span = x[[x.argmin(), x.argmax()]]
+            axes.plot(span, slope * span, color=color, linewidth=1.1)
             ending = variant.removeprefix(name).strip("-_=") or variant
             handles.setdefault(ending, line_handle(ending, color, marker))
             sentences.append(f"{variant} {slope:.2f}")
         axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1)
-        axes.set_title(name)
-        axes.set_xlabel("normalized balance, dense")
         axes.locator_params(axis="x", nbins=5)
-        axes.set_ylabel("normalized balance, pruned")
         panels.append(made)
     return Drawing(
         [*panels, legend(list(handles.values()), "ending of the arm's label")],
@@ -75,9 +66,8 @@ def balance(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def classes(study: Study, look: Look) -> Drawing | None:
+def classes(study: Study, _look: Look) -> Drawing | None:
     """Recalls by class (row) in the dense network and in each arm (column)."""
-    del look
     found = {v: runs for v, runs in distortions(study).items() if _same_classes(runs)}
     if not found:
         return None
@@ -102,7 +92,7 @@ def classes(study: Study, look: Look) -> Drawing | None:
 
 
 def _map(values: np.ndarray, columns: Sequence[str], kinds: Sequence[int], title: str) -> Figure:
-    made, axes = panel(max(2.2, 0.9 + 0.27 * len(kinds)))
+    made, axes = panel(max(2.2, 0.9 + 0.27 * len(kinds)), title=title, ylabel="class")
     axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     axes.grid(visible=False)
     if len(kinds) <= 20 and len(columns) <= 9:
@@ -114,6 +104,4 @@ def _map(values: np.ndarray, columns: Sequence[str], kinds: Sequence[int], title
             )  # fmt: skip
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(kinds)), [str(k) for k in kinds])
-    axes.set_ylabel("class")
-    axes.set_title(title)
     return made

@@ -2,20 +2,29 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from math import isfinite
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from prunejax.measures import statistics
 from prunejax.measures.columns import by_variant, measure_columns, value
 from prunejax.report import words
 from prunejax.report.figures import Drawing, listed
 from prunejax.report.results import Row, Study
-from prunejax.report.style import COLORS, GREY, LINES, MARKERS, Look, legend, line_handle, panel
+from prunejax.report.style import (
+    COLORS,
+    LINES,
+    MARKERS,
+    Look,
+    band,
+    legend,
+    line_handle,
+    panel,
+    seeds,
+)
 
 CONTROLS = {
     "shuffled": "mask shuffled within layers",
@@ -48,17 +57,25 @@ def family(label: str) -> str:
     return re.sub(r"[-_=]?\d+$", "", label) or label
 
 
-def density_axis(axes: Axes, live: Sequence[float]) -> None:
+def ticks_apart(values: Iterable[float], ratio: float) -> list[float]:
+    """Values for ticks, the largest first, each at least `ratio` times the next."""
+    shown: list[float] = []
+    for x in sorted(set(values), reverse=True):
+        if not shown or shown[-1] / x > ratio:
+            shown.append(x)
+    return shown
+
+
+def density_axis(
+    axes: Axes, live: Sequence[float], word: str = "weights that are live, % of all"
+) -> None:
     """A logarithmic axis of the share of live weights in percent, dense on the left."""
     axes.set_xscale("log")
     axes.invert_xaxis()
-    shown: list[float] = []
-    for x in sorted(set(live), reverse=True):  # labels keep a distance
-        if not shown or shown[-1] / x > 1.35:
-            shown.append(x)
+    shown = ticks_apart(live, 1.35)
     axes.set_xticks(shown, [f"{x:.2g}" if x < 10 else f"{x:.0f}" for x in shown])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("weights that are live, % of all (log scale)")
+    axes.set_xlabel(f"{word} (log scale)")
 
 
 def live_share(rows: Sequence[Row]) -> float:
@@ -67,7 +84,18 @@ def live_share(rows: Sequence[Row]) -> float:
 
 
 _ACCURACY = "final_test_accuracy"
+ACCURACY = "final test accuracy, %"  # of an axis
 Points = dict[str, list[tuple[float, np.ndarray]]]
+
+
+def percents(rows: Sequence[Row], column: str = _ACCURACY) -> np.ndarray:
+    """[runs] a column of the rows in percent."""
+    return 100 * np.array([value(row, column) for row in rows])
+
+
+def of_baseline(study: Study, column: str = _ACCURACY) -> np.ndarray:
+    """[runs] a column of the baseline in percent."""
+    return percents([row for row in study.good if row["variant"] == study.baseline], column)
 
 
 def _points(study: Study, column: str) -> Points:
@@ -78,53 +106,31 @@ def _points(study: Study, column: str) -> Points:
     for variant, rows in runs.items():
         if parts(variant)[1] and several[family(variant)] == 1:
             continue
-        values = 100 * np.array([value(row, column) for row in rows])
+        values = percents(rows, column)
         live = live_share(rows)
         if variant != study.baseline and live > 0 and np.isfinite(values).all():
             points.setdefault(family(variant), []).append((live, values))
     return {name: sorted(found, key=lambda p: p[0]) for name, found in points.items()}
 
 
-def _panel(study: Study, column: str, lines: Points) -> tuple[Figure, list[Any]]:
-    made, axes = panel(3.8)
-    handles = []
-    style = looks(list(lines))
-    for name, found in lines.items():
-        color, marker, line = style[name]
-        means = [statistics.mean(ys) for _, ys in found]
-        for (x, ys), mean in zip(found, means, strict=True):
-            axes.plot([x] * len(ys), ys, ".", color=color, markersize=3, alpha=0.5)
-            if isfinite(mean.low):
-                axes.plot([x, x], [mean.low, mean.high], color=color, linewidth=1.2)
-        axes.plot(
-            [x for x, _ in found],
-            [m.mean for m in means],
-            marker=marker,
-            color=color,
-            markersize=5,
-            linewidth=1.4,
-            linestyle=line,
-        )
+def _panel(study: Study, column: str, lines: Points) -> tuple[Figure, list[Line2D]]:
+    word = ACCURACY if column == _ACCURACY else words.percented(column)
+    made, axes = panel(3.8, ylabel=word)
+    handles: list[Line2D] = []
+    for name, (color, marker, line) in looks(list(lines)).items():
+        seeds(axes, lines[name], color, marker, linewidth=1.4, linestyle=line)
         handles.append(line_handle(name, color, marker, line))
-    base = [row for row in study.good if row["variant"] == study.baseline]
-    whole = statistics.mean(100 * np.array([value(row, column) for row in base]))
-    if base and isfinite(whole.mean):
-        axes.axhline(whole.mean, color=GREY, linewidth=1.2, linestyle="--")
-        if isfinite(whole.low):
-            axes.axhspan(whole.low, whole.high, color=GREY, alpha=0.15, linewidth=0)
-        handles.append(line_handle(study.baseline, GREY, line="--"))
+    band(axes, handles, study.baseline, of_baseline(study, column))
     density_axis(axes, [x for found in lines.values() for x, _ in found])
-    axes.set_ylabel("final test accuracy, %" if column == _ACCURACY else words.percented(column))
     return made, handles
 
 
-def density(study: Study, look: Look) -> Drawing | None:
+def density(study: Study, _look: Look) -> Drawing | None:
     """Final accuracy of each family of arms against density, with the baseline as a band.
 
     Beside it the measured shares that claims are about. Controls and variants of a method at one
     density alone are in the figure `sanity`.
     """
-    del look
     lines = _points(study, _ACCURACY)
     if not any(len({round(x, 6) for x, _ in found}) > 1 for found in lines.values()):
         return None  # one density: the comparisons of arms say it

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
@@ -14,6 +13,7 @@ from prunejax.report.results import Study
 from prunejax.report.style import BASELINE, Look, label_ends, panel
 from prunejax.report.words import MINUS, TARGETS
 
+_EPOCH = "epoch (from 0)"
 _MANY = 9  # more arms than this do not go into one panel
 
 
@@ -72,8 +72,8 @@ def advantage(study: Study, variant: str, baseline: str | None) -> tuple[np.ndar
 
 def _whole(study: Study, look: Look, variants: Sequence[str]) -> Figure:
     """Mean accuracy over epochs of each arm, with the drops of its events."""
-    made, axes = panel()
-    ends, longest = [], 0
+    made, axes = panel(title="whole training", xlabel=_EPOCH, ylabel="test accuracy (%)")
+    ends = []
     for variant in variants:
         epochs, curves = accuracy_curves(study, variant)
         if not curves.size:
@@ -83,24 +83,17 @@ def _whole(study: Study, look: Look, variants: Sequence[str]) -> Figure:
         axes.plot(epochs, 100 * mean, color=color, linestyle=look.line(variant), linewidth=1.2)
         known = mean[np.isfinite(mean)]
         ends += [(100 * known[-1], variant, color)] if known.size else []
-        longest = max(longest, len(epochs))
-    axes.set_title("whole training")
-    _frame(axes, "test accuracy (%)")
+    axes.margins(x=0.01)
     label_ends(axes, ends)
     return made
 
 
-def _frame(axes: Axes, label: str) -> None:
-    axes.set_xlabel("epoch (from 0)")
-    axes.set_ylabel(label)
-    axes.margins(x=0.01)
-
-
 def _differences(study: Study, look: Look, variants: Sequence[str], title: str = "") -> Figure:
     """Each arm minus the baseline of the same seeds, smoothed, with its name at its end."""
-    made, axes = panel()
     baseline = study.baselines.get(variants[0]) if variants else None
     baseline = baseline if baseline in by_variant(study.epochs) else None
+    word = f"accuracy {MINUS} {baseline}'s (points)" if baseline else "test accuracy (%)"
+    made, axes = panel(xlabel=_EPOCH, ylabel=word)
     ends, late = [], []
     width = 1
     for variant in variants:
@@ -129,7 +122,7 @@ def _differences(study: Study, look: Look, variants: Sequence[str], title: str =
     over = f" (mean of {width} epochs)" if width > 1 else ""
     head = f"minus {baseline}{over}" if baseline else f"accuracy{over}"
     axes.set_title("\n".join(text for text in (title, head) if text))
-    _frame(axes, f"accuracy {MINUS} {baseline}'s (points)" if baseline else "test accuracy (%)")
+    axes.margins(x=0.01)
     label_ends(axes, ends)
     return made
 
@@ -218,11 +211,8 @@ def noise(study: Study, look: Look) -> Drawing | None:
     if not arms:
         return None
     panels = [_differences(study, look, group, title) for title, group in arms.items()]
-    panels.append(
-        arm_legend(
-            study, look, list(dict.fromkeys(v for group in arms.values() for v in group)), False
-        )
-    )
+    shown = list(dict.fromkeys(v for group in arms.values() for v in group))
+    panels.append(arm_legend(study, look, shown, points=False))
     return Drawing(
         panels,
         "Accuracy over epochs under noise",

@@ -4,48 +4,48 @@ from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from prunejax.measures import statistics
-from prunejax.measures.columns import by_variant, number, value
+from prunejax.measures.columns import by_variant, grouped, number, value
 from prunejax.report.figures import Drawing, listed
-from prunejax.report.figures_density import CONTROLS, family, looks, parts
-from prunejax.report.results import Row, Study
-from prunejax.report.style import GREY, Look, legend, line_handle, panel, plain_numbers
+from prunejax.report.figures_density import (
+    ACCURACY,
+    CONTROLS,
+    family,
+    looks,
+    of_baseline,
+    parts,
+    percents,
+)
+from prunejax.report.results import Study
+from prunejax.report.style import Look, band, legend, line_handle, panel, plain_numbers
 
 
-def _accuracies(rows: Sequence[Row]) -> np.ndarray:
-    return 100 * np.array([value(row, "final_test_accuracy") for row in rows])
-
-
-def flops(study: Study, look: Look) -> Drawing | None:
+def flops(study: Study, _look: Look) -> Drawing | None:
     """Final accuracy against the multiply-adds of training, relative to dense training."""
-    del look
     lines: dict[str, list[tuple[float, statistics.Mean]]] = {}
     for variant, rows in by_variant(study.good).items():
         cost = statistics.mean([value(row, "training_flops") for row in rows]).mean
         if variant != study.baseline and isfinite(cost) and not parts(variant)[1]:
-            mean = statistics.mean(_accuracies(rows))
+            mean = statistics.mean(percents(rows))
             lines.setdefault(family(variant), []).append((cost, mean))
     if not lines:
         return None
-    made, axes = panel(3.8)
-    style, handles = looks(list(lines)), []
-    for name, points in lines.items():
-        color, marker, _ = style[name]
-        points = sorted(points, key=lambda point: point[0])
+    word = "multiply-adds of training, relative to dense (log scale)"
+    made, axes = panel(3.8, xlabel=word, ylabel=ACCURACY)
+    handles: list[Line2D] = []
+    for name, (color, marker, _) in looks(list(lines)).items():
+        points = sorted(lines[name], key=lambda point: point[0])
         for x, mean in points:
             if isfinite(mean.low):
                 axes.plot([x, x], [mean.low, mean.high], color=color, linewidth=1)
         means = [mean.mean for _, mean in points]
         axes.plot([x for x, _ in points], means, color=color, marker=marker, markersize=5)
         handles.append(line_handle(name, color, marker))
-    _band(study, axes, handles)
+    band(axes, handles, study.baseline, of_baseline(study))
     axes.set_xscale("log")
     plain_numbers(axes.xaxis)
-    axes.set_xlabel("multiply-adds of training, relative to dense (log scale)")
-    axes.set_ylabel("final test accuracy, %")
     cheapest = [(name, 100 * min(x for x, _ in points)) for name, points in lines.items()]
     return Drawing(
         [made, legend(handles)],
@@ -59,31 +59,19 @@ def flops(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def _band(study: Study, axes: Axes, handles: list[Line2D]) -> None:
-    """The baseline with its interval."""
-    rows = [row for row in study.good if row["variant"] == study.baseline]
-    whole = statistics.mean(_accuracies(rows))
-    if rows and isfinite(whole.mean):
-        axes.axhline(whole.mean, color=GREY, linewidth=1.2, linestyle="--")
-        if isfinite(whole.low):
-            axes.axhspan(whole.low, whole.high, color=GREY, alpha=0.15, linewidth=0)
-        handles.append(line_handle(study.baseline, GREY, line="--"))
-
-
-def sanity(study: Study, look: Look) -> Drawing | None:
+def sanity(study: Study, _look: Look) -> Drawing | None:
     """Each method with its controls and variants, at one density, beside each other."""
-    del look
     runs = by_variant(study.good)
     groups: dict[str, dict[str, statistics.Mean]] = {}
     for variant, rows in runs.items():
         name, word, digits = parts(variant)
         if word and f"{name}-{digits}" in runs:
             of = groups.setdefault(f"{name}-{digits}", {})
-            of.setdefault("", statistics.mean(_accuracies(runs[f"{name}-{digits}"])))
-            of[word] = statistics.mean(_accuracies(rows))
+            of.setdefault("", statistics.mean(percents(runs[f"{name}-{digits}"])))
+            of[word] = statistics.mean(percents(rows))
     if not groups:
         return None
-    made, axes = panel(1.0 + 0.42 * len(groups))
+    made, axes = panel(1.0 + 0.42 * len(groups), xlabel=ACCURACY)
     words = [w for w in ("", *CONTROLS) if any(w in of for of in groups.values())]
     style, sentences = looks(words), []
     for place, (label, of) in enumerate(groups.items()):
@@ -97,10 +85,7 @@ def sanity(study: Study, look: Look) -> Drawing | None:
         sentences.append(f"{label} {of[''].mean:.1f}% ({beside})")
     axes.set_yticks(range(len(groups)), list(groups))
     axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.set_xlabel("final test accuracy, %")
-    handles = [
-        line_handle(CONTROLS.get(w, "as it is"), style[w][0], style[w][1], "none") for w in words
-    ]
+    handles = [line_handle(CONTROLS.get(w, "as it is"), *style[w][:2], "none") for w in words]
     return Drawing(
         [made, legend(handles)],
         "Controls and variants",
@@ -110,9 +95,8 @@ def sanity(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def layers(study: Study, look: Look) -> Drawing | None:
+def layers(study: Study, _look: Look) -> Drawing | None:
     """Densities by layer after training, at the density that most methods share."""
-    del look
     plain = [row for row in study.layers if not parts(row["variant"])[1]]
     numbers = [parts(v)[2] for v in by_variant(plain)]
     if not any(numbers):
@@ -120,18 +104,16 @@ def layers(study: Study, look: Look) -> Drawing | None:
     common = max(dict.fromkeys(n for n in numbers if n), key=numbers.count)
     chosen = {v: rows for v, rows in by_variant(plain).items() if parts(v)[2] == common}
     names = list(dict.fromkeys(row["layer"] for rows in chosen.values() for row in rows))
-    made, axes = panel(3.6)
-    style, handles, sentences = looks(list(chosen)), [], []
-    for variant, rows in chosen.items():
-        color, marker, line = style[variant]
-        shares = [_share(rows, name) for name in names]
+    made, axes = panel(3.6, ylabel="live weights of the layer, %")
+    handles, sentences = [], []
+    for variant, (color, marker, line) in looks(list(chosen)).items():
+        shares = [_share(chosen[variant], name) for name in names]
         axes.plot(range(len(names)), shares, color=color, marker=marker, linestyle=line, ms=4)
         handles.append(line_handle(variant, color, marker, line))
         sentences.append((variant, min((x for x in shares if isfinite(x)), default=nan)))
     axes.set_yscale("log")
     plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(names)), [n[:14] for n in names])
-    axes.set_ylabel("live weights of the layer, %")
     dead = sum(number(row["dead_units"]) for row in plain)
     return Drawing(
         [made, legend(handles)],
@@ -150,9 +132,8 @@ def _share(rows: Sequence[Mapping[str, str]], layer: str) -> float:
     return statistics.mean(own).mean
 
 
-def updates(study: Study, look: Look) -> Drawing | None:
+def updates(study: Study, _look: Look) -> Drawing | None:
     """Over training: weights that were ever live, and how many of those grown survive."""
-    del look
     sizes = {row["layer"]: number(row["weights"]) for row in study.costs}
     arms = {
         v: rows for v, rows in by_variant(study.updates).items() if any(r["survival"] for r in rows)
@@ -165,17 +146,14 @@ def updates(study: Study, look: Look) -> Drawing | None:
         ("ever_live", "weights that were ever live, %"),
         ("survival", "grown weights live at the next update, %"),
     ):
-        made, axes = panel(3.2)
-        for variant, rows in arms.items():
-            steps, ys = _over_time(rows, column, sizes)
-            color, _, line = style[variant]
+        made, axes = panel(3.2, xlabel="training step", ylabel=words)
+        for variant, (color, _, line) in style.items():
+            steps, ys = _over_time(arms[variant], column, sizes)
             axes.plot(steps, ys, color=color, linestyle=line, linewidth=1.3)
             if column == "ever_live" and len(ys):
                 ends.append((variant, float(ys[-1])))
-        axes.set_xlabel("training step")
-        axes.set_ylabel(words)
         panels.append(made)
-    handles = [line_handle(v, style[v][0], line=style[v][2]) for v in arms]
+    handles = [line_handle(v, color, line=line) for v, (color, _, line) in style.items()]
     return Drawing(
         [*panels, legend(handles)],
         "Updates over training",
@@ -190,20 +168,18 @@ def _over_time(
     rows: Sequence[Mapping[str, str]], column: str, sizes: Mapping[str, float]
 ) -> tuple[list[int], list[float]]:
     """Steps, and there the percentage over layers in the mean over runs."""
-    steps = sorted({int(row["step"]) for row in rows})
     latest: dict[tuple[str, str], float] = {}
     found: dict[int, float] = {}
-    at: dict[int, list[Mapping[str, str]]] = {}
-    for row in rows:
-        at.setdefault(int(row["step"]), []).append(row)
-    for step in steps:
+    at = grouped(rows, "step")
+    for step in sorted(map(int, at)):
+        own = at[str(step)]
         if column == "survival":
-            known = [number(r["survival"]) for r in at[step] if r["survival"]]
+            known = [number(r["survival"]) for r in own if r["survival"]]
             if known:
                 found[step] = 100 * float(np.mean(known))
             continue
         # a layer without an update keeps its last count
-        latest |= {(r["run"], r["layer"]): number(r["ever_live"]) for r in at[step]}
+        latest |= {(r["run"], r["layer"]): number(r["ever_live"]) for r in own}
         runs = len({run for run, _ in latest})
         whole = runs * sum(sizes[layer] for layer in {layer for _, layer in latest})
         found[step] = 100 * sum(latest.values()) / whole

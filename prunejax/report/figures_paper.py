@@ -49,7 +49,6 @@ def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
             shown.append(rate)
     axes.set_xticks([100 * rate for rate in shown], [f"{100 * rate:.2g}" for rate in shown])
     axes.minorticks_off()
-    axes.set_xlabel("iterative rate (% of the layer per event)")
 
 
 def _rate_curves(axes: Axes, cells: Mapping[tuple[str, float], list[Row]], column: str) -> None:
@@ -67,28 +66,32 @@ def _rate_curves(axes: Axes, cells: Mapping[tuple[str, float], list[Row]], colum
         for rate in rates:
             values = [100 * value(row, column) for row in cells[target, rate]]
             axes.plot([100 * rate] * len(values), values, ".", color=color)
-    axes.set_ylabel(words.axis(column))
 
 
 _BAND = ("mean", "low", "high")
+_CORRELATION = "correlation of accuracy and stability"
+
+
+def _of_target(target: str) -> tuple[str, str]:
+    return TARGET_COLORS[target], TARGET_MARKERS[target]
 
 
 def _target_handles(targets: Collection[str | None], line: str = "-") -> list[Line2D]:
-    return [
-        line_handle(f"target: {TARGETS[t]}", TARGET_COLORS[t], TARGET_MARKERS[t], line)
-        for t in TARGETS
-        if t in targets
-    ]
+    shown = [t for t in TARGETS if t in targets]
+    return [line_handle(f"target: {TARGETS[t]}", *_of_target(t), line) for t in shown]
 
 
-def rate(study: Study, look: Look) -> Drawing | None:
+def rate(study: Study, _look: Look) -> Drawing | None:
     """Figures 3 and C2: accuracy, stability and their correlation against iterative rate."""
-    del look  # curves are targets here, not arms
     cells = by_rate(study)
     rates = sorted({rate for _, rate in cells})
     if len(rates) < 2:
         return None
-    (first, left), (second, middle), (third, right) = panel(), panel(), panel()
+    labels = (words.axis(_BEST), words.axis("mean_stability"), _CORRELATION)
+    across = "iterative rate (% of the layer per event)"
+    panels, (left, middle, right) = zip(
+        *(panel(xlabel=across, ylabel=label) for label in labels), strict=True
+    )
     _rate_curves(left, cells, _BEST)
     baseline = [row for row in study.good if row["variant"] == study.baseline]
     mean = statistics.mean([value(row, _BEST) for row in baseline])
@@ -103,7 +106,7 @@ def rate(study: Study, look: Look) -> Drawing | None:
     for axes in (left, middle, right):
         _rate_axis(axes, rates)
     return Drawing(
-        [first, second, third, legend(handles)],
+        [*panels, legend(handles)],
         "Accuracy, stability and their correlation against the iterative rate",
         "Means over seeds with 95% confidence intervals (of fewer than four runs a dot per run "
         "instead). The total removed is the same at every "
@@ -131,7 +134,6 @@ def _rate_correlations(
         axes.plot(100 * np.array(rates), y, line, color=color, marker=marker, label=label)
     axes.axhline(0, color="#888888", linewidth=1)
     axes.set_ylim(-1.05, 1.05)
-    axes.set_ylabel("correlation of accuracy and stability")
     axes.legend(loc="best")
     return ", ".join(
         words.minus(f"{r:.2f} at {100 * rate:.2g} %")
@@ -140,18 +142,14 @@ def _rate_correlations(
     )
 
 
-def rate_scatter(study: Study, look: Look) -> Drawing | None:
+def rate_scatter(study: Study, _look: Look) -> Drawing | None:
     """Figure C1: accuracy against stability at each iterative rate."""
-    del look
     cells = by_rate(study)
     rates = sorted({rate for _, rate in cells})
     if len(rates) < 2:
         return None
 
-    def style(variant: str) -> tuple[str, str]:
-        target = str(study.attribute(variant, "target"))
-        return TARGET_COLORS[target], TARGET_MARKERS[target]
-
+    style = lambda variant: _of_target(str(study.attribute(variant, "target")))  # noqa: E731
     panels, texts = [], []
     for level in rates:
         pool = [row for (_, x), rows in cells.items() if x == level for row in rows]
@@ -186,9 +184,8 @@ def _unpruned(study: Study) -> dict[str, str]:
     return found
 
 
-def corners(study: Study, look: Look) -> Drawing | None:
+def corners(study: Study, _look: Look) -> Drawing | None:
     """The correlation and the gain of each group of arms: where does the tradeoff hold?"""
-    del look  # colours are targets here
     groups = study.groups
     if len(groups) < 2:
         return None
@@ -199,7 +196,10 @@ def corners(study: Study, look: Look) -> Drawing | None:
     kinds = list(dict.fromkeys(others_of.values()))
     styles = {kind: (GREYS[i % 2], UNPRUNED[i % len(UNPRUNED)]) for i, kind in enumerate(kinds)}
     height = 0.9 + 0.46 * len(groups)
-    (first, left), (second, right) = panel(height), panel(height)
+    first, left = panel(
+        height, xlabel=f"Pearson r of {word} accuracy and stability (runs with events)"
+    )
+    second, right = panel(height, xlabel=f"{word} accuracy {MINUS} unpruned arm's (points)")
     gains = []
     for place, (name, arms) in enumerate(groups.items()):
         for axes in (left, right):
@@ -217,16 +217,9 @@ def corners(study: Study, look: Look) -> Drawing | None:
             target = str(study.attribute(variant, "target"))
             offset = 0.1 + (j - (len(others) - 1) / 2) * 0.4 / max(len(others), 1)
             low, high = (gain.low, gain.high) if gain.n >= FEW else (np.nan, np.nan)
-            if variant in others_of:
-                color, marker = styles[others_of[variant]]
-            else:
-                color, marker = TARGET_COLORS[target], TARGET_MARKERS[target]
-            _whisker(
-                right, place + offset, 100 * gain.difference, 100 * low, 100 * high, color, marker
-            )
+            style = styles[others_of[variant]] if variant in others_of else _of_target(target)
+            _whisker(right, place + offset, 100 * gain.difference, 100 * low, 100 * high, *style)
     left.set_xlim(-1.05, 1.05)
-    left.set_xlabel(f"Pearson r of {word} accuracy and stability (runs with events)")
-    right.set_xlabel(f"{word} accuracy {MINUS} unpruned arm's (points)")
     for axes in (left, right):
         axes.set_ylim(len(groups) - 0.5, -0.6)
         axes.set_yticks([])

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from prunejax.measures import pair_information, statistics
+from prunejax.measures import pair_information, ranking_table, statistics
 from prunejax.measures.columns import number
 from prunejax.report import ranking
 from prunejax.report.figures import Drawing
 from prunejax.report.ranking import Grid
 from prunejax.report.results import Row, Study
-from prunejax.report.style import COLORS, GREY, MARKERS, WIDTH, Look, legend, line_handle, panel
+from prunejax.report.style import COLORS, GREY, WIDTH, Look, legend, line_handle, nth, panel
 from prunejax.report.words import minus, name
 
 SHOWN = 3  # scatters
@@ -33,7 +33,7 @@ Rows = Sequence[dict[str, Any]]
 
 def _bars(rows: Rows, target: str) -> Figure:
     """Tau-a of every measure with its interval, sorted."""
-    made, axes = panel(1.0 + 0.2 * len(rows))
+    made, axes = panel(1.0 + 0.2 * len(rows), xlabel=f"Kendall's tau-a with {TITLES[target]}")
     for place, row in enumerate(rows):
         value, low, high = (row[c] for c in ("tau_a", "tau_a_low", "tau_a_high"))
         if not isfinite(value):
@@ -48,7 +48,6 @@ def _bars(rows: Rows, target: str) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-1, 1)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"Kendall's tau-a with {TITLES[target]}")
     return made
 
 
@@ -76,17 +75,15 @@ def _levels(values: Sequence[Any]) -> list[Any]:
 
 
 def _scatter(grid: Grid, measure: str, axis: str, levels: Sequence[Any]) -> Figure:
-    made, axes = panel(3.2)
+    made, axes = panel(3.2, xlabel=name(measure), ylabel="test loss (nats)")
     x, y = grid.measures[measure], grid.targets["test_loss"]
     for i, (a, b) in enumerate(zip(x, y, strict=True)):
         place = levels.index(grid.axes[axis][i])
-        color = COLORS[place % len(COLORS)]
+        color, marker = nth(place)
         axes.plot(
-            [a], [b], MARKERS[place % len(MARKERS)], color=color, markersize=5,
+            [a], [b], marker, color=color, markersize=5,
             markerfacecolor=color if grid.fit.keep[i] else "white",
         )  # fmt: skip
-    axes.set_xlabel(name(measure))
-    axes.set_ylabel("test loss (nats)")
     axes.locator_params(nbins=5)
     axes.margins(0.06)
     return made
@@ -157,9 +154,8 @@ def first_lines(grid: Grid, rows: Rows) -> list[str]:
     return lines
 
 
-def predictors(study: Study, look: Look) -> Drawing | None:
+def predictors(study: Study, _look: Look) -> Drawing | None:
     """The statistics page of a grid: bars, scatters, axes, information."""
-    del look
     found = ranking.of(study)
     if found is None:
         return None
@@ -177,10 +173,7 @@ def predictors(study: Study, look: Look) -> Drawing | None:
     shown += [r["measure"] for r in strongest if r["measure"] not in shown]
     panels = [_bars(by_loss, "test_loss"), *([_bars(by_error, "test_error")] if by_error else [])]
     panels += [_scatter(grid, m, axis, levels) for m in shown[:SHOWN]]
-    handles = [
-        line_handle(f"{axis} = {level}", COLORS[i % 7], MARKERS[i % 7], "none")
-        for i, level in enumerate(levels)
-    ]
+    handles = [line_handle(f"{axis} = {x}", *nth(i), "none") for i, x in enumerate(levels)]
     panels.append(legend(handles))
     names = [r["measure"] for r in by_loss]
     along = [a for a in grid.axes if any(isfinite(r[f"psi_{a}"]) for r in by_loss)]
@@ -198,7 +191,7 @@ def predictors(study: Study, look: Look) -> Drawing | None:
         panels,
         "What predicts generalization",
         f"{grid.fit.sentence}. {next(iter(values.values())).size} models ({models}), resampled by "
-        f"configuration ({ranking_draws()} draws, 95 %). Bars: Kendall's tau-a; pale where the "
+        f"configuration ({ranking_table.DRAWS} draws, 95 %). Bars: Kendall's tau-a; pale where the "
         "interval holds 0 or there is none (fewer than 8 configurations). "
         "Scatters: test loss, hollow for models that do not fit. Along each axis: tau over pairs "
         "that differ there alone (of any seeds), and Psi, their mean; K: normalized mutual "
@@ -208,11 +201,6 @@ def predictors(study: Study, look: Look) -> Drawing | None:
         "filter too, are in predictors.csv.",
         f"With test loss: {best}.",
     )
-
-
-def ranking_draws() -> int:
-    """Resamplings of the intervals."""
-    return ranking.ranking_table.DRAWS
 
 
 def _by_width(study: Study, rows: Sequence[Row]) -> dict[float, list[int]]:
@@ -225,9 +213,8 @@ def _by_width(study: Study, rows: Sequence[Row]) -> dict[float, list[int]]:
     return dict(sorted(found.items()))
 
 
-def double_descent(study: Study, look: Look) -> Drawing | None:
+def double_descent(study: Study, _look: Look) -> Drawing | None:
     """Train loss, test loss, test error and prunability against width, in one panel."""
-    del look
     rows = [row for row in study.good if row.get("final_train_loss")]
     by_width = _by_width(study, rows)
     if len(by_width) < 4:
@@ -241,7 +228,7 @@ def double_descent(study: Study, look: Look) -> Drawing | None:
     for text, column in PRUNABLE.items():
         if all(row.get(column) for row in rows):
             shares[f"prunability, {text}"] = [number(row[column]) for row in rows]
-    made, axes = panel(3.6)
+    made, axes = panel(3.6, xlabel="width (log scale)", ylabel="loss (nats)")
     right = axes.twinx()
     right.grid(visible=False)
     right.spines["right"].set_visible(True)
@@ -252,7 +239,6 @@ def double_descent(study: Study, look: Look) -> Drawing | None:
         found[title] = _curve(axes if left else right, by_width, values, COLORS[index], line)
         side = "left" if left else "right"
         handles.append(line_handle(f"{title} ({side})", COLORS[index], "o", line))
-    axes.set_ylabel("loss (nats)")
     axes.set_ylim(bottom=0)
     right.set_ylabel("share")
     right.set_ylim(0, 1)
@@ -283,5 +269,4 @@ def _curve(
     shown = list(by_width)
     axes.set_xticks(shown, [f"{w:g}" for w in shown], fontsize=8)
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("width (log scale)")
     return {w: m.mean for w, m in means.items()}

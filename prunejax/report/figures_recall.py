@@ -1,6 +1,6 @@
 """Recall distortion: what pruning does to the recalls of classes, from stored predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import isfinite, nan
 from typing import Any
 
@@ -10,9 +10,9 @@ from prunejax.measures import recall
 from prunejax.measures.columns import by_variant
 from prunejax.measures.statistics import Comparison
 from prunejax.report.figures import Drawing
-from prunejax.report.figures_density import density_axis, family, live_share
-from prunejax.report.results import Study
-from prunejax.report.style import COLORS, GREY, MARKERS, Look, legend, line_handle, panel
+from prunejax.report.figures_density import ACCURACY, density_axis, family, live_share
+from prunejax.report.results import Study, once
+from prunejax.report.style import GREY, Look, legend, line_handle, nth, panel
 from prunejax.report.words import interval, minus
 from prunejax.system import files
 
@@ -45,14 +45,9 @@ def parent(study: Study, variant: str) -> str:
     return variant if len(seen) > 1 else study.baseline
 
 
+@once
 def distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
     """Arm -> seed -> how the dense run of that seed (of `parent`) and the arm's differ."""
-    if "distortions" not in study.known:
-        study.known["distortions"] = _distortions(study)
-    return study.known["distortions"]  # type: ignore[no-any-return]
-
-
-def _distortions(study: Study) -> dict[str, dict[str, recall.Distortion]]:
     known = _predictions(study)
     found: dict[str, dict[str, recall.Distortion]] = {}
     classes = _classes(known)
@@ -115,23 +110,28 @@ def table(study: Study) -> list[Mapping[str, Any]]:
     return rows
 
 
-def recall_distortion(study: Study, look: Look) -> Drawing | None:
+def families(study: Study, arms: Iterable[str]) -> dict[str, list[str]]:
+    """Family -> those of `arms` in it, densest first, in the order of first appearance."""
+    live = {variant: live_share(rows) for variant, rows in by_variant(study.good).items()}
+    found: dict[str, list[str]] = {}
+    for variant in arms:
+        found.setdefault(family(variant), []).append(variant)
+    return {name: sorted(own, key=lambda v: -live[v]) for name, own in found.items()}
+
+
+def recall_distortion(study: Study, _look: Look) -> Drawing | None:
     """Alpha of every arm against density, one line a family of arms."""
-    del look
     found = distortions(study)
     if not found:
         return None
     live = {variant: live_share(rows) for variant, rows in by_variant(study.good).items()}
-    families: dict[str, list[str]] = {}
-    for variant in found:
-        families.setdefault(family(variant), []).append(variant)
-    made, axes = panel(3.8)
-    other, beside = panel(3.8)
+    made, axes = panel(3.8, ylabel="alpha")
+    other, beside = panel(3.8, ylabel=ACCURACY)
     handles, sentences = [], []
-    for index, (name, arms) in enumerate(families.items()):
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+    for index, (name, arms) in enumerate(families(study, found).items()):
+        color, marker = nth(index)
         points = []
-        for variant in sorted(arms, key=lambda v: -live[v]):
+        for variant in arms:
             runs = list(found[variant].values())
             alphas = recall.alphas(runs)
             test = recall.neutral(alphas)
@@ -153,19 +153,14 @@ def recall_distortion(study: Study, look: Look) -> Drawing | None:
         xs, means, low, high = map(np.asarray, zip(*points, strict=True))
         axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
         axes.plot(xs, means, marker=marker, color=color, markersize=5, linewidth=1.4)
-        accuracies = [
-            100 * np.mean([d.accuracy_pruned for d in found[v].values()])
-            for v in sorted(arms, key=lambda v: -live[v])
-        ]
-        shares = sorted((live[v] for v in arms), reverse=True)
+        accuracies = [100 * np.mean([d.accuracy_pruned for d in found[v].values()]) for v in arms]
+        shares = [live[v] for v in arms]
         beside.plot(shares, accuracies, marker=marker, color=color, markersize=5, linewidth=1.4)
         handles.append(line_handle(name, color, marker))
     axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
     handles.append(line_handle("1: no distortion", GREY, line="--"))
     for each in (axes, beside):
         density_axis(each, [live[v] for v in found])
-    axes.set_ylabel("alpha")
-    beside.set_ylabel("final test accuracy, %")
     return Drawing(
         [made, other, legend(handles)],
         "Recall distortion",

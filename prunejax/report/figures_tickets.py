@@ -4,30 +4,32 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from prunejax.measures import statistics
 from prunejax.measures.columns import pairs
 from prunejax.report import levels
 from prunejax.report.figures import Drawing
-from prunejax.report.figures_density import density_axis, family
+from prunejax.report.figures_density import ACCURACY, density_axis, family, percents
 from prunejax.report.levels import Level
 from prunejax.report.results import Study
 from prunejax.report.style import (
     COLORS,
     GREY,
-    MARKERS,
     Look,
+    band,
     legend,
     line_handle,
+    nth,
     panel,
     plain_numbers,
+    seeds,
 )
 from prunejax.report.words import interval, minus
 
 _EXTENDED = "extended"  # the control that sentences on generalization need
-_KEPT = "weights kept, % of those that can be pruned (log scale)"
+_KEPT = "weights kept, % of those that can be pruned"
 Series = Mapping[str, Sequence[Level]]
 
 
@@ -45,61 +47,46 @@ def _series(study: Study) -> tuple[dict[str, list[Level]], dict[str, Level]]:
     return pruned, {k: v for k, v in dense.items() if v.variant != study.baseline}
 
 
-def _lines(
-    axes: Axes, series: Series, points: Callable[[Level], Sequence[float]]
-) -> tuple[list, dict[str, list[tuple[float, float]]]]:
-    """Draws mean, interval and seeds of each family; returns handles and (keep, mean)."""
-    handles, drawn = [], {}
+def _against_kept(
+    series: Series,
+    bands: Sequence[tuple[Level, str, str]],
+    values: Callable[[Level], Sequence[float] | np.ndarray],
+    height: float,
+    word: str,
+) -> tuple[list[Figure], dict[str, list[tuple[float, float]]]]:
+    """A panel with mean, interval and seeds of each family and its legend; (keep, mean) of each.
+
+    `bands`: dense arms, their colours and lines.
+    """
+    made, axes = panel(height, ylabel=word)
+    handles: list[Line2D] = []
+    drawn = {}
     for index, (name, arms) in enumerate(series.items()):
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-        found = []
-        for level in arms:
-            x, ys = 100 * level.keep, np.asarray(points(level), float)
-            if not np.isfinite(ys).any():
-                continue
-            mean = statistics.mean(ys)
-            axes.plot([x] * len(ys), ys, ".", color=color, markersize=3, alpha=0.5)
-            if isfinite(mean.low):
-                axes.plot([x, x], [mean.low, mean.high], color=color, linewidth=1.2)
-            found.append((x, mean.mean))
-        axes.plot(*zip(*found, strict=True), color=color, marker=marker, markersize=4.5)
-        handles.append(line_handle(name.replace("_", " "), color, marker))
-        drawn[name] = found
-    return handles, drawn
+        color, marker = nth(index)
+        points = [(100 * level.keep, values(level)) for level in arms]
+        told = name.replace("_", " ")
+        drawn[told] = seeds(axes, points, color, marker, markersize=4.5)
+        handles.append(line_handle(told, color, marker))
+    for level, color, line in bands:
+        band(axes, handles, level.variant, values(level), color, line, alpha=0.12)
+    density_axis(axes, [x for found in drawn.values() for x, _ in found], _KEPT)
+    return [made, legend(handles)], drawn
 
 
-def _band(axes: Axes, values: Sequence[float], color: str, line: str) -> None:
-    mean = statistics.mean(values)
-    axes.axhline(mean.mean, color=color, linewidth=1.2, linestyle=line)
-    if isfinite(mean.low):
-        axes.axhspan(mean.low, mean.high, color=color, alpha=0.12, linewidth=0)
-
-
-def accuracy(study: Study, look: Look) -> Drawing | None:
+def accuracy(study: Study, _look: Look) -> Drawing | None:
     """Final accuracy against the share kept, with controls, and dense arms as bands."""
-    del look
     pruned, dense = _series(study)
     if not pruned:
         return None
-    made, axes = panel(4.2)
-    handles, drawn = _lines(
-        axes, pruned, lambda level: [100 * y for y in level.values("final_test_accuracy")]
-    )
     base = levels.of(study).get(study.baseline)
     bands = [(base, GREY, "--")] if base else []
     bands += [(x, c, ":") for x, c in zip(dense.values(), ("#000000", COLORS[4]), strict=False)]
-    for level, color, line in bands:
-        _band(axes, [100 * y for y in level.values("final_test_accuracy")], color, line)
-        handles.append(line_handle(level.variant, color, line=line))
-    density_axis(axes, [x for found in drawn.values() for x, _ in found])
-    axes.set_xlabel(_KEPT)
-    axes.set_ylabel("final test accuracy, %")
+    panels, drawn = _against_kept(pruned, bands, lambda level: percents(level.rows), 4.2, ACCURACY)
     lowest = "; ".join(
-        f"{name.replace('_', ' ')} {found[-1][1]:.1f}% at {found[-1][0]:.2g}% kept"
-        for name, found in drawn.items()
+        f"{name} {found[-1][1]:.1f}% at {found[-1][0]:.2g}% kept" for name, found in drawn.items()
     )
     return Drawing(
-        [made, legend(handles)],
+        panels,
         "Accuracy of tickets and their controls",
         "Mean over seeds (marker), every seed (dot), 95 % interval of the mean (line). Bands: "
         "dense networks, their mean and interval. The table Levels has the counts. " + _gain(study),
@@ -131,30 +118,26 @@ def _gain(study: Study) -> str:
     )
 
 
-def early_stop(study: Study, look: Look) -> Drawing | None:
+def early_stop(study: Study, _look: Look) -> Drawing | None:
     """The step of the lowest validation loss against the share kept."""
-    del look
     pruned, _ = _series(study)
     known = {name: [level for level in arms if level.stops] for name, arms in pruned.items()}
     known = {name: arms for name, arms in known.items() if arms}
     if not known:
         return None
-    made, axes = panel(3.8)
-    handles, drawn = _lines(axes, known, lambda level: [s[1] for s in level.stops.values()])
     base = levels.of(study).get(study.baseline)
-    if base and base.stops:
-        _band(axes, [s[1] for s in base.stops.values()], GREY, "--")
-        handles.append(line_handle(study.baseline, GREY, line="--"))
-    density_axis(axes, [x for found in drawn.values() for x, _ in found])
-    axes.set_xlabel(_KEPT)
-    axes.set_ylabel("step of lowest validation loss")
+    bands = [(base, GREY, "--")] if base else []
+    word = "step of lowest validation loss"
+    panels, drawn = _against_kept(
+        known, bands, lambda level: [s[1] for s in level.stops.values()], 3.8, word
+    )
     words = "; ".join(
-        f"{name.replace('_', ' ')} {found[0][1]:.0f} at {found[0][0]:.2g}% kept, "
+        f"{name} {found[0][1]:.0f} at {found[0][0]:.2g}% kept, "
         f"{found[-1][1]:.0f} at {found[-1][0]:.2g}%"
         for name, found in drawn.items()
     )
     return Drawing(
-        [made, legend(handles)],
+        panels,
         "Early stop against the share kept",
         "Training step after which the validation loss is lowest (Frankle and Carbin 2019): mean, "
         "every seed, 95 % interval. Epochs are what is resolved; a step at the end of training "
@@ -163,21 +146,18 @@ def early_stop(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def overlap(study: Study, look: Look) -> Drawing | None:
+def overlap(study: Study, _look: Look) -> Drawing | None:
     """Jaccard index of the masks of two seeds against that of chance; densities of layers."""
-    del look
     pruned, _ = _series(study)
     arms = pruned.get("ticket") or next(iter(pruned.values()), [])
     if not arms or not isfinite(arms[0].overlap()[0]):
         return None
-    made, axes = panel(3.8)
+    made, axes = panel(3.8, ylabel="Jaccard index of two seeds' masks")
     xs = [100 * level.keep for level in arms]
     found, chance = zip(*(level.overlap() for level in arms), strict=True)
     axes.plot(xs, found, color=COLORS[0], marker="o", markersize=4.5)
     axes.plot(xs, chance, color=GREY, linestyle="--")
-    density_axis(axes, xs)
-    axes.set_xlabel(_KEPT)
-    axes.set_ylabel("Jaccard index of two seeds' masks")
+    density_axis(axes, xs, _KEPT)
     handles = [
         line_handle(f"masks of {family(arms[0].variant)}s", COLORS[0], "o"),
         line_handle("chance, same counts by layer", GREY, line="--"),
@@ -193,19 +173,15 @@ def overlap(study: Study, look: Look) -> Drawing | None:
     )
 
 
-def _layers(arms: Sequence[Level], xs: Sequence[float]) -> tuple[Figure, list]:
-    made, axes = panel(3.8)
+def _layers(arms: Sequence[Level], xs: Sequence[float]) -> tuple[Figure, list[Line2D]]:
+    made, axes = panel(3.8, ylabel="live share of the layer, %")
     handles = []
-    for index, layer in enumerate(arms[0].sizes):
-        color, marker = COLORS[(index + 1) % len(COLORS)], MARKERS[(index + 1) % len(MARKERS)]
-        axes.plot(
-            xs, [100 * level.densities()[layer] for level in arms],
-            color=color, marker=marker, markersize=4.5,
-        )  # fmt: skip
+    for index, layer in enumerate(arms[0].sizes, 1):
+        color, marker = nth(index)
+        shares = [100 * level.densities()[layer] for level in arms]
+        axes.plot(xs, shares, color=color, marker=marker, markersize=4.5)
         handles.append(line_handle(layer, color, marker))
-    density_axis(axes, xs)
+    density_axis(axes, xs, _KEPT)
     axes.set_yscale("log")
     plain_numbers(axes.yaxis)
-    axes.set_xlabel(_KEPT)
-    axes.set_ylabel("live share of the layer, %")
     return made, handles

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontManager, FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.textpath import TextToPath
 from matplotlib.transforms import Bbox
 
 MOVED = 0.05  # of a panel: axes that moved less keep their ticks, and are not measured again
@@ -50,6 +52,47 @@ def _once(axes: Axes) -> Iterator[None]:
     finally:
         for axis, name in kept:
             delattr(axis, name)
+
+
+_OF_TEXTS = (
+    (RendererAgg, "get_text_width_height_descent"),
+    (TextToPath, "get_text_width_height_descent"),
+    (FontManager, "_find_fonts_by_props"),
+)
+
+
+@contextmanager
+def texts_once() -> Iterator[None]:
+    """Sizes of texts and files of fonts are kept for the length of a page.
+
+    Panels share most of their words, and matplotlib measures each anew for every panel. The last
+    name is matplotlib's own: where a version has another, files are looked up each time.
+    """
+    kept = [(owner, name, vars(owner)[name]) for owner, name in _OF_TEXTS if name in vars(owner)]
+    for owner, name, method in kept:
+        setattr(owner, name, _by_value(method))
+    try:
+        yield
+    finally:
+        for owner, name, method in kept:
+            setattr(owner, name, method)
+
+
+def _by_value(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, worked out once for each resolution, text and kind of font."""
+    known: dict[tuple[Any, ...], Any] = {}
+
+    def kept(self: Any, *given: Any, **named: Any) -> Any:
+        if named:
+            return method(self, *given, **named)
+        # Fonts' properties can be changed: what they are now is their hash.
+        what = (hash(x) if isinstance(x, FontProperties) else x for x in given)
+        key = (getattr(self, "dpi", None), *what)
+        if key not in known:
+            known[key] = method(self, *given)
+        return known[key]
+
+    return kept
 
 
 class DrawnAxes(Axes):

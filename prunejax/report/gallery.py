@@ -1,6 +1,6 @@
 """Which figures there are, and which of them a study shows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from prunejax import registry
@@ -96,16 +96,25 @@ class Choice:
         ]
 
 
+def check(names: Iterable[str]) -> None:
+    """Refuses names of `config.report.figures` that are neither figures nor tables.
+
+    Raises:
+      ValueError: says which, and what there is.
+    """
+    for name in names:
+        known = dict.fromkeys([*FIGURES, *_TABLES])
+        registry.lookup(known, name, "figure in config.report.figures")
+
+
 def choose(study: Study) -> Choice:
     """What the study asks for, and everything else that it may have (but for grids).
 
     Raises:
-      ValueError: `config.report.figures` names one that does not exist.
+      ValueError: as `check`.
     """
     names = dict.fromkeys(study.report_option("figures", ()))
-    known = dict.fromkeys([*FIGURES, *_TABLES])
-    for name in names:
-        registry.lookup(known, name, "figure in config.report.figures")
+    check(names)
     wanted = [name for name in names if name not in _TABLES]
     asked = list(dict.fromkeys(w for name in wanted for w in (name, *_ON_REQUEST.get(name, ()))))
     left_out = {name for names in _ON_REQUEST.values() for name in names}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunejax.errors import ReportError
-from prunejax.measures.columns import is_completed, number
+from prunejax.measures.columns import grouped, is_completed, number
 from prunejax.record import arms
 from prunejax.record.summary import summarize
 
@@ -97,7 +97,7 @@ def rows(
             f"{path / 'runs.csv'} has {len(ended)} of the {len(promised)} runs of a finished "
             f"study ({lost[0]} is missing): {_WAY_OUT}"
         )
-    epochs, events = (_by_run(tables[name]) for name in ("epochs", "events"))
+    epochs, events = (grouped(tables[name], "run") for name in ("epochs", "events"))
     for run, row in ended.items():
         first = int(((variants or {}).get(row["variant"]) or {}).get("first_epoch", 0))
         _epochs(path, config, row, epochs.get(run, []), first)
@@ -110,13 +110,6 @@ def rows(
     _events(path, config, done, events, scopes)
     for run, row in ended.items():
         _agrees(path, row, epochs.get(run, []), events.get(run, []))
-
-
-def _by_run(table: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in table:
-        found.setdefault(row["run"], []).append(row)
-    return found
 
 
 def _epochs(

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from prunejax.measures import statistics, tickets
-from prunejax.measures.columns import by_variant, number, pairs, value
+from prunejax.measures.columns import by_variant, grouped, number, pairs, value
 from prunejax.report.panels import Table
-from prunejax.report.results import Row, Study
+from prunejax.report.results import Row, Study, once
 from prunejax.report.words import DASH, percent
 from prunejax.system import files
 
@@ -62,15 +62,25 @@ class Level:
         """A column of the runs."""
         return [value(row, column) for row in self.rows]
 
+    def mean(self, column: str) -> float:
+        """Mean of a column over the runs that have a number."""
+        return _mean(self.values(column))
+
     def overlap(self) -> tuple[float, float]:
         """(Jaccard index of masks, its value by chance), means over pairs of seeds."""
-        found, chance = [], []
-        for a, b in itertools.combinations(self.masks.values(), 2):
-            found.append(tickets.jaccard(a, b))
-            # with the same counts by layer: their densities alone make masks overlap
-            own, other = ({k: int(m[k].sum()) for k in m} for m in (a, b))
-            chance.append(tickets.chance_jaccard(own, other, self.sizes))
-        return (float(np.mean(found)), float(np.mean(chance))) if found else (nan, nan)
+        pairs = itertools.combinations(self.masks.values(), 2)
+        found = [overlap(a, b, self.sizes) for a, b in pairs]
+        index, chance = zip(*(found or [(nan, nan)]), strict=True)
+        return float(np.mean(index)), float(np.mean(chance))
+
+
+def overlap(a: Masks, b: Masks, sizes: Mapping[str, int]) -> tuple[float, float]:
+    """(Jaccard index of two masks, its value by chance, with the same counts by layer).
+
+    `sizes`: layer -> weights. The densities of layers alone make masks overlap.
+    """
+    own, other = ({k: int(m[k].sum()) for k in m} for m in (a, b))
+    return tickets.jaccard(a, b), tickets.chance_jaccard(own, other, sizes)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -99,17 +109,10 @@ def _stop(epochs: Sequence[Row]) -> tuple[int, int, float] | None:
     return int(number(row["epoch"])), int(number(row["step"])), number(row["test_accuracy"])
 
 
+@once
 def of(study: Study) -> dict[str, Level]:
     """Arm -> its level, of the arms whose masks were measured; empty for other studies."""
-    if "levels" not in study.known:
-        study.known["levels"] = _of(study)
-    return dict(study.known["levels"])
-
-
-def _of(study: Study) -> dict[str, Level]:
-    epochs: dict[str, list[Row]] = {}
-    for row in study.epochs:
-        epochs.setdefault(row["run"], []).append(row)
+    epochs = grouped(study.epochs, "run")
     found = {}
     for variant, rows in by_variant(study.good).items():
         masks = {row["seed"]: m for row in rows if (m := _masks(study, row["run"])) is not None}
@@ -138,7 +141,7 @@ def records(study: Study) -> list[Mapping[str, Any]]:
     """The rows of `tickets.csv`: one an arm, means over seeds."""
     rows: list[Mapping[str, Any]] = []
     for variant, level in of(study).items():
-        overlap, chance = level.overlap()
+        found, chance = level.overlap()
         test = match(study, level)
         stops = list(level.stops.values())
         row: dict[str, Any] = {"variant": variant, "runs": len(level.rows)}
@@ -150,11 +153,16 @@ def records(study: Study) -> list[Mapping[str, Any]]:
         row |= {
             "early_stop_step": _mean([s[1] for s in stops]) if stops else None,
             "early_stop_test_accuracy": _mean([s[2] for s in stops]) if stops else None,
-            "effective_sparsity": _mean(level.values("effective_sparsity")),
-            "sparsity": _mean(level.values("sparsity")),
-            "distance_to_init": _mean(level.values("distance_to_init")),
-            "cosine_to_init": _mean(level.values("cosine_to_init")),
-            "overlap": overlap,
+            **{
+                column: level.mean(column)
+                for column in (
+                    "effective_sparsity",
+                    "sparsity",
+                    "distance_to_init",
+                    "cosine_to_init",
+                )
+            },
+            "overlap": found,
             "overlap_chance": chance,
             "within_dense_std": None if test is None else test.within_std,
             "margin": None if test is None else test.margin,
@@ -167,37 +175,26 @@ def records(study: Study) -> list[Mapping[str, Any]]:
 
 def table(study: Study) -> Table | None:
     """The levels on the page."""
-    found = of(study)
-    if not found:
-        return None
-    layers = list(next(iter(found.values())).sizes)
-    rows = []
-    for variant, level in found.items():
-        overlap, chance = level.overlap()
-        test = match(study, level)
-        stops = [s[1] for s in level.stops.values()]
-        rows.append(
-            (
-                variant,
-                f"{min(level.live):,}" + (f" to {max(level.live):,}" * (len(set(level.live)) > 1)),
-                percent(level.keep),
-                percent(_mean(level.values("final_test_accuracy"))),
-                percent(_mean(level.values("best_test_accuracy"))),
-                percent(_mean([s[2] for s in level.stops.values()])) if stops else DASH,
-                f"{np.mean(stops):.0f}" if stops else DASH,
-                " ".join(percent(share) for share in level.densities().values()),
-                percent(_mean(level.values("effective_sparsity"))),
-                f"{overlap:.3f} ({chance:.3f})" if isfinite(overlap) else DASH,
-                f"{_mean(level.values('distance_to_init')):.2f}",
-                _verdict(test),
-            )
-        )
-    return Table(
-        (
-            *("arm", "live weights", "kept", "final", "best", "at early stop", "early-stop step"),
-            *("density of layers", "effective sparsity", "overlap (chance)", "distance to init"),
-            f"matches {study.baseline}",
-        ),
+    rows, layers = [], [*next(iter(of(study).values())).sizes] if of(study) else []
+    for variant, level in of(study).items():
+        found, chance = level.overlap()
+        live = level.live
+        stopped = [_mean(part) for part in zip(*level.stops.values(), strict=True)]
+        rows.append({
+            "arm": variant,
+            "live weights": f"{min(live):,}" + f" to {max(live):,}" * (len(set(live)) > 1),
+            "kept": percent(level.keep),
+            "final": percent(level.mean("final_test_accuracy")),
+            "best": percent(level.mean("best_test_accuracy")),
+            "at early stop": percent(stopped[2]) if stopped else DASH,
+            "early-stop step": f"{stopped[1]:.0f}" if stopped else DASH,
+            "density of layers": " ".join(map(percent, level.densities().values())),
+            "effective sparsity": percent(level.mean("effective_sparsity")),
+            "overlap (chance)": f"{found:.3f} ({chance:.3f})" if isfinite(found) else DASH,
+            "distance to init": f"{level.mean('distance_to_init'):.2f}",
+            f"matches {study.baseline}": _verdict(match(study, level)),
+        })  # fmt: skip
+    return Table.of(
         rows,
         "Levels",
         f"Live weights and the kept share are of the prunable layers ({', '.join(layers)}); "

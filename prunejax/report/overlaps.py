@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from prunejax.measures import statistics, tickets
+from prunejax.measures import statistics
 from prunejax.report import levels
-from prunejax.report.levels import Masks
 from prunejax.report.panels import Table
-from prunejax.report.results import Study
+from prunejax.report.results import Study, once
 from prunejax.report.words import interval
 
 _RUNS = ("run", "rewind_run")  # fields of `start` that name another arm
@@ -55,19 +54,9 @@ def alike(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def _compared(a: Masks, b: Masks, sizes: Mapping[str, int]) -> tuple[float, float]:
-    own, other = ({k: int(m[k].sum()) for k in m} for m in (a, b))
-    return tickets.jaccard(a, b), tickets.chance_jaccard(own, other, sizes)
-
-
+@once
 def records(study: Study) -> list[Mapping[str, Any]]:
     """The rows of `overlaps.csv`: one a pair of arms, means over the seeds that both have."""
-    if "overlaps" not in study.known:
-        study.known["overlaps"] = _records(study)
-    return list(study.known["overlaps"])
-
-
-def _records(study: Study) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = []
     found = levels.of(study)
     for a, b in alike(study):
@@ -75,7 +64,7 @@ def _records(study: Study) -> list[Mapping[str, Any]]:
         seeds = [seed for seed in x.masks if seed in y.masks]
         if not seeds:
             continue
-        each = [_compared(x.masks[seed], y.masks[seed], x.sizes) for seed in seeds]
+        each = [levels.overlap(x.masks[seed], y.masks[seed], x.sizes) for seed in seeds]
         index, chance = (list(part) for part in zip(*each, strict=True))
         mean = statistics.mean(index)  # a pair of runs of one seed is the replication
         row: dict[str, Any] = {"variant": a, "other": b}
@@ -89,20 +78,18 @@ def _records(study: Study) -> list[Mapping[str, Any]]:
 def table(study: Study) -> Table | None:
     """The pairs on the page."""
     rows = [
-        (
-            f"{row['variant']}, {row['other']}",
-            f"{row['rewind']}; {row['other_rewind']}",
-            f"{100 * row['keep']:.3g}%; {100 * row['other_keep']:.3g}%",
-            f"{row['overlap']:.3f} {interval(row['overlap_low'], row['overlap_high'], digits=3)}",
-            f"{row['overlap_chance']:.3f}",
-            str(row["seeds"]),
-        )
+        {
+            "arms": f"{row['variant']}, {row['other']}",
+            "rewound to": f"{row['rewind']}; {row['other_rewind']}",
+            "kept": f"{100 * row['keep']:.3g}%; {100 * row['other_keep']:.3g}%",
+            "overlap": f"{row['overlap']:.3f} "
+            f"{interval(row['overlap_low'], row['overlap_high'], digits=3)}",
+            "by chance": f"{row['overlap_chance']:.3f}",
+            "seeds": str(row["seeds"]),
+        }
         for row in records(study)
     ]
-    if not rows:
-        return None
-    return Table(
-        ("arms", "rewound to", "kept", "overlap", "by chance", "seeds"),
+    return Table.of(
         rows,
         "Masks across rewind steps",
         "Jaccard index of the masks of two arms of one seed that differ in nothing but the state "

@@ -25,10 +25,24 @@ class Table:
     text: str = ""  # above it
     kind: str = ""  # "text": cells hold text, not numbers
 
+    @classmethod
+    def of(
+        cls, rows: Sequence[Mapping[str, str]], title: str, text: str = "", kind: str = ""
+    ) -> "Table | None":
+        """The table of rows that name their columns, all the same; None without any."""
+        if not rows:
+            return None
+        return cls(list(rows[0]), [list(row.values()) for row in rows], title, text, kind)
+
 
 def small(*lines: str) -> Markup:
     """Lines below the number of a cell."""
     return Markup("").join(Markup("<small>{}</small>").format(line) for line in lines if line)
+
+
+def _over(text: str, *below: str) -> Markup:
+    """A cell with lines below its number."""
+    return Markup("{}{}").format(text, small(*below))
 
 
 def _mean(found: Found | None, column: str, digits: str, runs: int) -> str | Markup:
@@ -43,28 +57,25 @@ def _mean(found: Found | None, column: str, digits: str, runs: int) -> str | Mar
     if found["low"] is not None:
         below = f"[{times * found['low']:{digits}}, {times * found['high']:{digits}}]"
     count = f"n = {found['n']}" if found["n"] != runs else ""
-    return Markup("{}{}").format(minus(text), small(minus(below), count))
+    return _over(minus(text), minus(below), count)
 
 
-def _means(study: Study, summary: Found, columns: Sequence[str], digits: str) -> list[list[str]]:
-    rows = []
+def _means(
+    study: Study, summary: Found, columns: Sequence[str], digits: str, title: str
+) -> Table | None:
+    if not columns:
+        return None
+    rows: list[list[str]] = []
     for label in study.variants:
         arm = summary["variants"].get(label)
         if arm is None:
             continue
         count = str(arm["completed"])
         count += f" of {arm['runs']}" if arm["completed"] != arm["runs"] else ""
-        cells = [
-            _mean(
-                arm["columns"].get(column),
-                column,
-                ".4f" if column == LOSS else digits,
-                arm["completed"],
-            )
-            for column in columns
-        ]
+        formats = {column: ".4f" if column == LOSS else digits for column in columns}
+        cells = [_mean(arm["columns"].get(c), c, f, arm["completed"]) for c, f in formats.items()]
         rows.append([label, count, *cells])
-    return rows
+    return Table(["arm", "runs", *map(percented, columns)], rows, title, _MEANS)
 
 
 _MEANS = "Mean ± standard deviation over runs, below it the 95% confidence interval of the mean."
@@ -75,19 +86,12 @@ def arms(study: Study, summary: Found) -> Table | None:
     of_arms = summary["variants"].values()
     told = (*study.outcomes, "sparsity")
     columns = [c for c in told if any(c in arm["columns"] for arm in of_arms)]
-    if not columns:
-        return None
-    head = ["arm", "runs", *map(percented, columns)]
-    return Table(head, _means(study, summary, columns, ".2f"), "Arms", _MEANS)
+    return _means(study, summary, columns, ".2f", "Arms")
 
 
 def measures(study: Study, summary: Found) -> Table | None:
     """Mean, std and interval of each measured column."""
-    columns = measure_columns(study.good)
-    if not columns:
-        return None
-    head = ["arm", "runs", *map(percented, columns)]
-    return Table(head, _means(study, summary, columns, ".4g"), "Measures", _MEANS)
+    return _means(study, summary, measure_columns(study.good), ".4g", "Measures")
 
 
 def p_text(p: float | None, symbol: str = "p") -> str:
@@ -105,12 +109,12 @@ def _difference(found: Found | None, column: str) -> str | Markup:
     digits = 2 if times == 100 else 3
     text = minus(f"{times * found['difference']:+.{digits}f}")
     if found["low"] is None:
-        return Markup("{}{}").format(text, small(f"n = {found['n']}"))
+        return _over(text, f"n = {found['n']}")
     below = interval(times * found["low"], times * found["high"], digits, sign="+")
     ps = [p_text(found["p"])]
     if found.get("p_holm") is not None:
         ps.append(p_text(found["p_holm"], "Holm") + (" *" if found["p_holm"] < 0.05 else ""))
-    return Markup("{}{}").format(text, small(below, ", ".join(ps), f"n = {found['n']}"))
+    return _over(text, below, ", ".join(ps), f"n = {found['n']}")
 
 
 def differences(study: Study, summary: Found) -> Table | None:
@@ -148,19 +152,16 @@ def tests(summary: Found) -> Table | None:
             found = test["columns"].get(column)
             if found is None or found["p"] is None:
                 continue
-            rows.append(
-                [
-                    f"{test['a']} {MINUS} {test['b']}",
-                    name(column),
-                    minus(f"{100 * found['difference']:+.2f}"),
-                    interval(100 * found["low"], 100 * found["high"], sign="+"),
-                    DASH if found["t"] is None else minus(f"{found['t']:.2f}"),
-                    f"{found['p']:.2g}",
-                    DASH if found["d"] is None else minus(f"{found['d']:.2f}"),
-                ]
-            )
-    head = ["arms", "column", "difference, points", "95% interval", "t", "p", "Cohen's d"]
-    return Table(head, rows, "Welch's t-tests") if rows else None
+            rows.append({
+                "arms": f"{test['a']} {MINUS} {test['b']}",
+                "column": name(column),
+                "difference, points": minus(f"{100 * found['difference']:+.2f}"),
+                "95% interval": interval(100 * found["low"], 100 * found["high"], sign="+"),
+                "t": _r(found["t"]),
+                "p": f"{found['p']:.2g}",
+                "Cohen's d": _r(found["d"]),
+            })  # fmt: skip
+    return Table.of(rows, "Welch's t-tests")
 
 
 def claims(summary: Found) -> Table | None:
@@ -168,27 +169,20 @@ def claims(summary: Found) -> Table | None:
     rows = []
     for claim in summary.get("claims") or []:
         times = factor(claim["column"])
+        low, high = (None if claim[k] is None else times * claim[k] for k in ("low", "high"))
         known = claim["difference"] is not None
-        rows.append(
-            [
-                f"{claim['a']} {claim['direction']} {claim['b']}",
-                name(claim["column"]),
-                minus(f"{times * claim['difference']:+.2f}") if known else DASH,
-                interval(_times(times, claim["low"]), _times(times, claim["high"]), sign="+")
-                or DASH,
-                str(claim["n"]),
-                DASH if claim["p"] is None else f"{claim['p']:.2g}",
-                DASH if claim["p_holm"] is None else f"{claim['p_holm']:.2g}",
-                ": ".join(part for part in (claim["verdict"], claim.get("reason")) if part),
-            ]
-        )
-    head = ["claim", "about", "difference", "95% interval", "seeds", "p", "Holm p", "verdict"]
+        rows.append({
+            "claim": f"{claim['a']} {claim['direction']} {claim['b']}",
+            "about": name(claim["column"]),
+            "difference": minus(f"{times * claim['difference']:+.2f}") if known else DASH,
+            "95% interval": interval(low, high, sign="+") or DASH,
+            "seeds": str(claim["n"]),
+            "p": DASH if claim["p"] is None else f"{claim['p']:.2g}",
+            "Holm p": DASH if claim["p_holm"] is None else f"{claim['p_holm']:.2g}",
+            "verdict": ": ".join(p for p in (claim["verdict"], claim.get("reason")) if p),
+        })  # fmt: skip
     text = "Paired by seed; Holm's correction goes over the claims of this page."
-    return Table(head, rows, "Claims", text, "text") if rows else None
-
-
-def _times(times: int, x: float | None) -> float | None:
-    return None if x is None else times * x
+    return Table.of(rows, "Claims", text, "text")
 
 
 def relations(summary: Found) -> Table | None:
@@ -196,49 +190,37 @@ def relations(summary: Found) -> Table | None:
     rows = []
     for found in summary.get("relations") or []:
         these, general = found["these_arms"], found["arms_in_general"]
-        here = interval(these["low"], these["high"])
         pair = {"x": name(found["x"]), "y": name(found["y"])}
         beyond = found["reason"] or DASH
         if general:
             beyond = f"{general['value']:.2f} {interval(general['low'], general['high'])}"
-        within = found["within"]
+        within, between = found["within"], found["between"]
+        counts = f"{found['n_runs']} runs, {found['n_arms']} arms, {found['n_seeds']} seeds"
         runs = found["scope"].removeprefix("group: ").replace("_", " ")
-        rows.append(
-            [
-                f"{pair['x']} and {pair['y']}",
-                Markup("{}{}").format(
-                    runs,
-                    small(
-                        f"{found['n_runs']} runs, {found['n_arms']} arms, {found['n_seeds']} seeds"
-                    ),
-                ),
-                _two(found["pearson"], found["kendall"]),
-                _two(found["between"]["pearson"], found["between"]["kendall"]),
-                Markup("{}{}").format(_r(within["pearson"]), small(p_text(within.get("p")))),
-                here or DASH,
-                minus(beyond),
-                found["sentence"].format(**pair),
-            ]
-        )
-    if not rows:
-        return None
-    head = ["quantities", "runs", "r, τ over runs", "r, τ between arms", "r within arms",
-            "r for these arms: 95% interval", "r for arms in general: 95% interval",
-            "what can be said"]  # fmt: skip
+        rows.append({
+            "quantities": f"{pair['x']} and {pair['y']}",
+            "runs": _over(runs, counts),
+            "r, τ over runs": _two(found),
+            "r, τ between arms": _two(between),
+            "r within arms": _over(_r(within["pearson"]), p_text(within.get("p"))),
+            "r for these arms: 95% interval": interval(these["low"], these["high"]) or DASH,
+            "r for arms in general: 95% interval": minus(beyond),
+            "what can be said": found["sentence"].format(**pair),
+        })  # fmt: skip
     text = (
         f"For these arms: would other seeds give this sign ({summary['methods']['clustered']})? "
         "For arms in general: would other arms? Arms are the unit, so that more seeds cannot make "
         "up for few arms; only this interval can carry a sentence on the tradeoff."
     )
-    return Table(head, rows, "Stability and accuracy", text, "text")
+    return Table.of(rows, "Stability and accuracy", text, "text")
 
 
 def _r(value: float | None) -> str:
     return DASH if value is None else minus(f"{value:.2f}")
 
 
-def _two(r: float | None, tau: float | None) -> str:
-    return f"{_r(r)}, {_r(tau)}"
+def _two(found: Found) -> str:
+    return f"{_r(found['pearson'])}, {_r(found['kendall'])}"
 
 
 def events(study: Study) -> Table | None:
@@ -250,23 +232,20 @@ def events(study: Study) -> Table | None:
         drops = {(r["run"], r["epoch"], r["step"]): number(r["instability"]) for r in own}
         found = np.array([d for d in drops.values() if isfinite(d)])
         removed = sum(number(row["targeted"]) for row in own) / len(runs)
-        rows.append(
-            [
-                label,
-                f"{len(drops) / len(runs):g}",
-                str(len({row["layer"] for row in own})),
-                f"{removed:g}",
-                minus(f"{100 * found.mean():.2f}") if found.size else DASH,
-                minus(f"{100 * found.max():.2f}") if found.size else DASH,
-            ]
-        )
-    head = ["arm", "events per run", "layers", "units targeted per run"]
-    head += ["mean instability, %", "largest instability, %"]
+        mean, most = (100 * found.mean(), 100 * found.max()) if found.size else (None, None)
+        rows.append({
+            "arm": label,
+            "events per run": f"{len(drops) / len(runs):g}",
+            "layers": str(len({row["layer"] for row in own})),
+            "units targeted per run": f"{removed:g}",
+            "mean instability, %": _r(mean),
+            "largest instability, %": _r(most),
+        })  # fmt: skip
     text = (
         "Instability is the fall of test accuracy at an event relative to the accuracy before "
         "it; layers pruned in one epoch are one event."
     )
-    return Table(head, rows, "Pruning events", text) if rows else None
+    return Table.of(rows, "Pruning events", text)
 
 
 def correlations(summary: Found) -> Table | None:
@@ -277,24 +256,22 @@ def correlations(summary: Found) -> Table | None:
             for y, found in others.items():
                 r = found["pearson"]
                 if r["value"] is not None:
-                    pair = f"{name(x)} and {name(y)}"
-                    block = interval(r["low"], r["high"]) or DASH
-                    tau = _r(found["kendall"]["value"])
-                    rows.append([pair, name(scope), _r(r["value"]), block, tau, str(r["n"])])
-    head = ["columns", "runs", "Pearson r", "95% interval for these arms", "Kendall τ", "n"]
+                    rows.append({
+                        "columns": f"{name(x)} and {name(y)}",
+                        "runs": name(scope),
+                        "Pearson r": _r(r["value"]),
+                        "95% interval for these arms": interval(r["low"], r["high"]) or DASH,
+                        "Kendall τ": _r(found["kendall"]["value"]),
+                        "n": str(r["n"]),
+                    })  # fmt: skip
     text = f"Over runs; the intervals: {summary['methods']['clustered']}."
-    return Table(head, rows, "All correlations", text, "text") if rows else None
+    return Table.of(rows, "All correlations", text, "text")
 
 
 def all_of(study: Study, summary: Found) -> list[Table]:
     """The tables after the figures, in order."""
-    found = [
-        claims(summary),
-        relations(summary),
-        arms(study, summary),
-        differences(study, summary),
-        tests(summary),
-        measures(study, summary),
-        events(study),
-    ]
+    found = (
+        *(claims(summary), relations(summary), arms(study, summary), differences(study, summary)),
+        *(tests(summary), measures(study, summary), events(study)),
+    )
     return [table for table in found if table is not None]

@@ -1,6 +1,6 @@
 """A study as a grid of models: which measure ranks them as their generalization does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,8 @@ import numpy as np
 from prunejax.measures import pair_information, ranking_table
 from prunejax.measures.columns import measure_columns, number
 from prunejax.measures.ranking_statistics import Fit, fit_filter
-from prunejax.report.results import Row, Study
+from prunejax.report.results import Row, Study, once
+from prunejax.report.words import flat
 
 LEAST = 8  # models
 TARGETS = ("test_loss", "test_error", "loss_gap", "error_gap")
@@ -41,30 +42,21 @@ class Grid:
     fit: Fit
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
-    return found
-
-
 def axes(study: Study, variants: list[str]) -> dict[str, list[Any]]:
     """Field -> its value in the arm of each model, of the fields that arms set differently.
 
     Fields that go together (a learning rate with its optimizer) are one axis, named by the first.
     """
     labels = dict.fromkeys(variants)
-    own = dict.fromkeys(name for v in labels for name in _flat(study.overrides.get(v) or {}))
-    flat = {v: _flat(study.settings(v)) for v in labels}
+    own = dict.fromkeys(name for v in labels for name in flat(study.overrides.get(v) or {}))
+    whole = {v: flat(study.settings(v)) for v in labels}
     # what arms set first, then what sets directories apart
-    names = own | dict.fromkeys(name for values in flat.values() for name in values)
+    names = own | dict.fromkeys(name for values in whole.values() for name in values)
     found: dict[str, list[Any]] = {}
     seen: set[tuple[int, ...]] = set()
     for name in names:
-        column = [flat[v].get(name) for v in variants]
+        values = [whole[v].get(name) for v in variants]
+        column = [tuple(x) if isinstance(x, list) else x for x in values]
         # equal codes: the same partition of the models
         codes = tuple(pair_information.codes(column).tolist())
         if len(set(codes)) > 1 and codes not in seen:
@@ -106,21 +98,20 @@ def grid(study: Study) -> Grid | None:
     return Grid(runs, variants, found_axes, measures, targets, loss, fit)
 
 
+@once
 def of(study: Study) -> tuple[Grid, list[dict[str, Any]]] | None:
-    """The grid and `ranking_table.rows` of it, computed once a study; None where it is no grid.
+    """The grid and `ranking_table.rows` of it; None where it is no grid.
 
     Models are resampled by configuration.
     """
-    if "ranking" not in study.known:
-        found = grid(study) if "predictors" in study.report_option("figures", ()) else None
-        study.known["ranking"] = found and (
-            found,
-            ranking_table.rows(
-                found.measures, found.targets, found.axes, train_loss=found.train_loss,
-                clusters=found.variants, fit=found.fit,
-            ),
-        )  # fmt: skip
-    return study.known["ranking"]
+    found = grid(study) if "predictors" in study.report_option("figures", ()) else None
+    return None if found is None else (
+        found,
+        ranking_table.rows(
+            found.measures, found.targets, found.axes, train_loss=found.train_loss,
+            clusters=found.variants, fit=found.fit,
+        ),
+    )  # fmt: skip
 
 
 def chosen(

@@ -5,11 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prunejax.measures import statistics
 from prunejax.measures.claims import Claim
-from prunejax.measures.columns import LOSS, OUTCOMES, by_variant, is_completed, number, pairs, value
+from prunejax.measures.columns import (
+    LOSS,
+    OUTCOMES,
+    by_variant,
+    grouped,
+    is_completed,
+    number,
+    pairs,
+    value,
+)
 from prunejax.record.arms import settings as settings_of
 
 Row = dict[str, str]
@@ -23,6 +32,22 @@ GROUPED_BY: dict[str, Callable[[Any], str]] = {
     "dropout": lambda x: f"dropout {x:g}" if x else "no dropout",
     "augment": lambda x: "augmented" if x else "not augmented",
 }
+
+
+T = TypeVar("T")
+
+
+def once(function: Callable[["Study"], T]) -> Callable[["Study"], T]:
+    """The function of a study, worked out once for each: several figures and tables read it."""
+
+    @functools.wraps(function)
+    def kept(study: Study) -> T:
+        name = f"{function.__module__}.{function.__name__}"
+        if name not in study.known:
+            study.known[name] = function(study)
+        return study.known[name]  # type: ignore[no-any-return]
+
+    return kept
 
 
 @dataclass
@@ -51,8 +76,7 @@ class Study:
     costs: list[Row] = field(default_factory=list)  # costs.csv, a row for each layer and run
     updates: list[Row] = field(default_factory=list)  # updates.csv, where units come back
     relations: list[dict[str, Any]] = field(default_factory=list)  # of the summary
-    # What several figures read, read once.
-    known: dict[str, Any] = field(default_factory=dict, init=False)
+    known: dict[str, Any] = field(default_factory=dict, init=False)  # of `once`
 
     @property
     def title(self) -> str:
@@ -212,8 +236,7 @@ def iterative_rate(events: Sequence[Mapping[str, Any]]) -> float | None:
     """Fraction of a layer removed per event in the layer that loses most (spec 1.6), or None."""
     run = [row for row in events if row["run"] == events[0]["run"]]  # schedules know no seed
     rates = []
-    for layer in dict.fromkeys(row["layer"] for row in run):
-        rows = [row for row in run if row["layer"] == layer]
+    for rows in grouped(run, "layer").values():
         targeted = [number(row["targeted"]) for row in rows]
         units = number(rows[0]["live"]) + targeted[0]  # before the first event
         if isfinite(units) and units > 0:

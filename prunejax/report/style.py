@@ -7,8 +7,8 @@ each other; `render` also puts them into one file.
 import io
 import re
 import textwrap
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -21,9 +21,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
+from numpy.typing import ArrayLike
 from PIL import Image
 
-from prunejax.report.fit import DrawnAxes, Fit
+from prunejax.measures import statistics
+from prunejax.report.fit import DrawnAxes, Fit, texts_once
 
 # Told apart by colour-blind readers (after Okabe and Ito), each with a contrast of at least 3:1
 # on white; their orange, sky blue and yellow are too pale for that.
@@ -97,12 +99,71 @@ def line_handle(label: str, color: str, marker: str = "none", line: str = "-") -
     return Line2D([], [], color=color, marker=marker, linestyle=line, label=label)  # type: ignore[arg-type]
 
 
-def panel(height: float = 3.4) -> tuple[Figure, Axes]:
-    """A panel of this height in inches, outside pyplot's global state."""
+def nth(index: int) -> tuple[str, str]:
+    """Colour and marker of the so-manieth line of a figure whose lines are no arms."""
+    return COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+
+
+def panel(height: float = 3.4, **words: str) -> tuple[Figure, Axes]:
+    """A panel of this height in inches, outside pyplot's global state.
+
+    `words`: `title`, `xlabel`, `ylabel`.
+    """
     made = Figure(figsize=(WIDTH, height), dpi=150, layout=Fit())
     (left, bottom, top), high = _ROOM, max(height, 1.0)
     start = {"left": left / WIDTH, "right": 0.98, "bottom": bottom / high, "top": 1 - top / high}
-    return made, made.subplots(gridspec_kw=start, subplot_kw={"axes_class": DrawnAxes})
+    axes = made.subplots(gridspec_kw=start, subplot_kw={"axes_class": DrawnAxes})
+    axes.set(**words)
+    return made, axes
+
+
+def seeds(
+    axes: Axes,
+    points: Sequence[tuple[float, Sequence[float] | np.ndarray]],
+    color: str,
+    marker: str,
+    **line: Any,
+) -> list[tuple[float, float]]:
+    """Draws every seed (dot), the interval of the mean, and the line through the means.
+
+    Args:
+      points: x, and the values of the seeds there; left out where none is finite.
+      line: how the line of means is drawn.
+
+    Returns:
+      x and mean of each point.
+    """
+    means = []
+    for x, ys in points:
+        mean = statistics.mean(ys)
+        if not mean.n:
+            continue
+        axes.plot([x] * len(ys), ys, ".", color=color, markersize=3, alpha=0.5)
+        if np.isfinite(mean.low):
+            axes.plot([x, x], [mean.low, mean.high], color=color, linewidth=1.2)
+        means.append((x, mean.mean))
+    xs, centers = ([m[i] for m in means] for i in (0, 1))
+    axes.plot(xs, centers, color=color, marker=marker, **({"markersize": 5} | line))
+    return means
+
+
+def band(
+    axes: Axes,
+    handles: list[Line2D],
+    label: str,
+    values: ArrayLike,
+    color: str = GREY,
+    line: str = "--",
+    alpha: float = 0.15,
+) -> None:
+    """The mean of an arm across the panel, its interval, its legend entry; nothing without one."""
+    mean = statistics.mean(values)
+    if not mean.n:
+        return
+    axes.axhline(mean.mean, color=color, linewidth=1.2, linestyle=line)
+    if np.isfinite(mean.low):
+        axes.axhspan(mean.low, mean.high, color=color, alpha=alpha, linewidth=0)
+    handles.append(line_handle(label, color, line=line))
 
 
 def legend(handles: Sequence[Line2D], title: str | None = None) -> Figure:
@@ -141,11 +202,6 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
             1.015, place, textwrap.shorten(text, 20, placeholder="…"), color=color,
             transform=axes.transAxes, va="center",
         )  # fmt: skip
-
-
-def pad(axes: Axes, share: float = 0.06) -> None:
-    """Room around the points, so that none sits on the frame."""
-    axes.margins(share)
 
 
 def plain_numbers(axis: Axis) -> None:
@@ -228,9 +284,11 @@ def with_words(svg: str, alt: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{text}" ', 1)
 
 
-def context() -> AbstractContextManager[None]:
+@contextmanager
+def context() -> Iterator[None]:
     """This style, for the length of a `with` block; the caller's settings stay as they are."""
     plain: dict[str, Any] = {
         k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")
     }
-    return matplotlib.rc_context(plain | SETTINGS)  # type: ignore[arg-type]
+    with matplotlib.rc_context(plain | SETTINGS), texts_once():  # type: ignore[arg-type]
+        yield

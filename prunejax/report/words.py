@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from prunejax.measures.columns import OUTCOMES, by_variant, number
+from prunejax.measures.columns import OUTCOMES, by_variant, grouped, number
 from prunejax.report.names import NAMES
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]], of: s
     """How much an event takes, and how often: of the layer that loses most. `of`: of its what."""
     run = [row for row in events if row["run"] == events[0]["run"]]
     shares = {}
-    for layer, rows in _by(run, "layer").items():
+    for layer, rows in grouped(run, "layer").items():
         targeted = [number(row["targeted"]) for row in rows]
         units = number(rows[0]["live"]) + targeted[0]
         if units > 0:
@@ -278,10 +278,3 @@ def _intervention(about: Mapping[str, Any]) -> list[str]:
     twin = [f"the targets of {about['twin']}"] if about.get("twin") else []
     span = "" if kind == "none" else span
     return [kinds[kind] + span, *(["then restored"] if restored else []), *twin]
-
-
-def _by(rows: Sequence[Mapping[str, str]], key: str) -> dict[str, list[Mapping[str, str]]]:
-    found: dict[str, list[Mapping[str, str]]] = {}
-    for row in rows:
-        found.setdefault(row[key], []).append(row)
-    return found
