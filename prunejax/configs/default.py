@@ -277,7 +277,7 @@ FIELDS: dict[str, Any] = {
     },
     "report": {
         "baseline": "none",  # variant that paired differences refer to
-        # see prunejax.report
+        # see prunejax.report.gallery
         "figures": many(("dynamics", "scatter", "gap", "table"), str, "names"),
         # variants of the scatter's line and coefficients; (): with events
         "correlate": many((), str, "labels of variants"),
