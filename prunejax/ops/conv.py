@@ -15,7 +15,8 @@ What a primitive takes of JAX's semi-public interfaces (`jax.interpreters`, `Pri
 `jax.extend.core`) is in this file alone; others read and run jaxprs by `jax.extend.core`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -203,6 +204,19 @@ def reference(kind: Kind, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax
 # --- the primitive: evaluation, shapes, derivatives, batching, lowering -----------------------
 
 
+def _in_operands_type(lower: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`lower` with 64-bit types on where its operands have them: a program is lowered after its
+    tracing, and 64-bit types may have been on for a part of that alone.
+    """
+
+    def lowered(a: jax.Array, b: jax.Array, **options: Any) -> jax.Array:
+        with jax.enable_x64(True) if a.dtype.itemsize == 8 else nullcontext():
+            return lower(a, b, **options)
+
+    return lowered
+
+
+@_in_operands_type
 def _lower_plain(
     a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry, members: bool
 ) -> jax.Array:
@@ -210,6 +224,7 @@ def _lower_plain(
     return (jax.vmap(fn) if members else fn)(a, b)
 
 
+@_in_operands_type
 def _lower_cpu(
     a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry, members: bool
 ) -> jax.Array:
