@@ -210,6 +210,17 @@ def _present(x: Array | None, what: str) -> Array:
     return x
 
 
+def value(name: str, inputs: ScoreInputs) -> Array:
+    """Score `name` of a layer's units; zeros where it needs a BatchNorm that the layer has not.
+
+    Only runs that leave such a layer out ask for it: others of their program may prune it.
+    """
+    score, kernel = SCORES[name], inputs.kernel
+    if "norm" in score.needs and inputs.scale is None:
+        return jnp.zeros(kernel.shape if score.per_weight else kernel.shape[-1:])
+    return score.fn(inputs)
+
+
 def _of_network(name: str, inputs: ScoreInputs) -> Array:
     return _present((inputs.network or {}).get(name), "evidence on the whole network")
 

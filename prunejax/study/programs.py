@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -45,6 +46,7 @@ class Member:
     evaluate_between: bool = False  # whether events between epochs are evaluated as others are
     start: Start = Start()  # noqa: RUF009 (frozen)
     keep: tuple[int, ...] = ()  # steps whose states it leaves (`lineage.END`: the last)
+    layers: tuple[str, ...] = ()  # whose units may be dead
     asked: tuple[int, ...] = ()  # of them those that stay when no run needs them any more
     init_seed: int | None = None  # of the initial weights: the run's own, unless drawn anew
     gradient_updates: int = 0  # passes with a dense gradient that its growth takes
@@ -109,8 +111,8 @@ def batch(
     )
     for arm in arms:
         if counted[arm.label]:
-            own = [g for g in groups if g.name in event_plan.layer_rules(arm.settings, of.groups)]
-            fit_check.score(arm, own, dataset.train_examples)
+            mine = [g for g in groups if g.name in event_plan.layer_rules(arm.settings, of.groups)]
+            fit_check.score(arm, mine, dataset.train_examples)
     rows = settings.epochs + 1
     stacked = {
         a.label: np.stack(
@@ -121,20 +123,11 @@ def batch(
         for a in arms
     }
     o = settings.optimizer
-    try:
-        decays = trees.select(of.params, o.weight_decay_rule)
-    except ValueError as error:
-        raise ConfigError(f"config.optimizer.weight_decay_rule: {error}") from None
-    try:
-        frozen = trees.select(of.params, o.frozen) if o.frozen else None
-    except ValueError as error:
-        raise ConfigError(f"config.optimizer.frozen: {error}") from None
+    decays = _select(of.params, o.weight_decay_rule, "optimizer.weight_decay_rule")
+    frozen = _select(of.params, o.frozen, "optimizer.frozen") if o.frozen else None
     for arm in arms:
-        try:
-            if arm.settings.start.redraw:
-                trees.match(of.params, arm.settings.start.redraw)
-        except ValueError as error:
-            raise ConfigError(f"config.start.redraw (variant {arm.label!r}): {error}") from None
+        if arm.settings.start.redraw:
+            _select(of.params, arm.settings.start.redraw, f"start.redraw (variant {arm.label!r})")
     program = Program(
         module=of.module,
         groups=groups,
@@ -180,7 +173,7 @@ def batch(
     )
     program = shrinking.with_cuts(program, arms, planned, per_epoch, dataset)
     steps = step_plan.shared_steps(list(between.values()))
-    names = [g.name for g in groups]
+    names, own = [g.name for g in groups], tables_lib.own_layers(arms, program, of.groups)
     tables = {
         a.label: tables_lib.table(
             a.settings,
@@ -192,6 +185,7 @@ def batch(
                 per_epoch,
             ),
             scores,
+            own[a.label],
         )
         for a in arms
     }
@@ -203,12 +197,11 @@ def batch(
             seed=seed,
             table=tables[arm.label],
             hyper=hypers[arm.label],
-            twin=f"{arm.settings.intervention.twin}-{seed}"
-            if arm.settings.intervention.twin
-            else "",
+            twin=(twin := arm.settings.intervention.twin) and f"{twin}-{seed}",
             evaluate_between=arm.settings.prune.evaluate_between,
             start=starts[f"{arm.label}-{seed}"],
             keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
+            layers=planned[arm.label].live.names,
             asked=asked[f"{arm.label}-{seed}"],
             gradient_updates=_gradient_updates(arm.settings, between[arm.label]),
             init_seed=lineage.named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
@@ -227,6 +220,14 @@ def batch(
     late = _after_training(arms, settings.epochs * program.steps_per_epoch)
     notes = (*late, *fit_check.decoupled(arms), *idle)
     return Batch(program, dataset, members, notes)
+
+
+def _select(params: Any, rule: str, field: str) -> Any:
+    """`trees.select`, or a ConfigError that names the field."""
+    try:
+        return trees.select(params, rule)
+    except ValueError as error:
+        raise ConfigError(f"config.{field}: {error}") from None
 
 
 def _after_training(arms: Sequence[Variant], steps: int) -> tuple[str, ...]:
