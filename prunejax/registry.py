@@ -25,6 +25,12 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     return table[name]
 
 
+def demand(holds: bool, message: str) -> None:
+    """ConfigError with the message unless something holds."""
+    if not holds:
+        raise ConfigError(message)
+
+
 def known(name: str, values: Iterable[str], labels: Iterable[str]) -> None:
     """ConfigError unless each of `values`, of the config field `name`, is a variant's label."""
     labels = list(labels)

@@ -111,8 +111,7 @@ def batch(
     )
     for arm in arms:
         if counted[arm.label]:
-            mine = [g for g in groups if g.name in event_plan.layer_rules(arm.settings, of.groups)]
-            fit_check.score(arm, mine, dataset.train_examples)
+            fit_check.score(arm, groups, of.groups, of.params, dataset.train_examples)
     rows = settings.epochs + 1
     stacked = {
         a.label: np.stack(
@@ -163,7 +162,7 @@ def batch(
         harden=Harden(**settings.harden.to_dict(), mean=dataset.mean, std=dataset.std),
         trackers=tuple(settings.trackers),
         stops=any(a.settings.stop_loss for a in arms),  # static: else no step asks
-        probes=probing.named(settings, dataset.has_classes),
+        probes=probing.named(settings, dataset),
         average=settings.prune.average,
         forward=settings.prune.forward,
         nm=tuple(settings.prune.nm) or None,
