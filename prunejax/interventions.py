@@ -54,6 +54,7 @@ class Table(NamedTuple):
     steps: Value = ()  # int32 [rows]: training steps done before it
     ids: Value = ()  # int32 [rows]: names its random draws; of the run alone, whoever shares rows
     pooled: Value = ()  # bool [rows]: its counts are of all layers together
+    layers: Value = ()  # bool [layers]: those that its own events choose among; (): all
     fan_in: Value = ()  # bool: initial weights scaled to the live inputs of their unit
     # Of programs with another forward rule than "masked", float32 each.
     dead_decay: Value = ()  # times w, added to gradients of dead weights
@@ -86,9 +87,8 @@ class Windows(NamedTuple):
     # Per unit, training steps that its window stays open: int32, or a bool where none ever closes.
     remaining: dict[str, Array]
     saved: dict[str, Array]  # leaf path -> the values to restore (empty without restore arms)
-    # Of programs whose units may come back, else empty.
     grown: dict[str, Array]  # bool per unit: came back at the last event that grew any
-    ever: dict[str, Array]  # bool per unit: was live in some training step
+    ever: dict[str, Array]  # bool per unit: was live in some step (both empty without growth)
 
 
 def initial(

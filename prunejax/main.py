@@ -22,7 +22,7 @@ from prunejax.record import remote
 from prunejax.study import overrides, resolved, sweep
 from prunejax.system import command, limits, signals
 from prunejax.system.command import BAD_REQUEST, FAILURE, REQUEUE
-from prunejax.system.readable import readable
+from prunejax.system.readable import of_config, readable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -207,6 +207,8 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Se
             )
         else:
             traceback.print_exc()
+            if own := of_config(error):
+                command.tell(f"raised by code of the config file: {own}", FAILURE)
     if code in (BAD_REQUEST, FAILURE):
         distributed.leave(code)
     return code

@@ -36,6 +36,12 @@ def one_of(value: str, known: Iterable[str], told: str) -> None:
         raise ConfigError(f"{told}: {', '.join(names)}." + suggestion(str(value), names))
 
 
+def demand(holds: bool, message: str) -> None:
+    """ConfigError with the message unless something holds."""
+    if not holds:
+        raise ConfigError(message)
+
+
 def known(name: str, values: Iterable[str], labels: Iterable[str]) -> None:
     """ConfigError unless each of `values`, of the config field `name`, is a variant's label."""
     labels = list(labels)

@@ -18,6 +18,7 @@ none. An event may have the count 0: nothing happens then.
 
 import inspect
 import numbers
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from math import ceil, floor
@@ -196,7 +197,26 @@ def planned(name: str, fields: Mapping[str, Any], **given: Any) -> Events:
     """
     schedule = SCHEDULES[name]
     own = [argument for argument in inspect.signature(schedule).parameters if argument not in given]
-    return schedule(**given, **{argument: fields[argument] for argument in own})
+    absent = [argument for argument in own if argument not in fields]
+    missing = [
+        argument for argument in given if argument not in inspect.signature(schedule).parameters
+    ]
+    if absent or missing:
+        raise ValueError(
+            f"schedule {name!r}: it takes {', '.join(given)} by name, and else fields of "
+            f"config.prune; not there: {', '.join([*missing, *absent])}"
+        )
+    found = schedule(**given, **{argument: fields[argument] for argument in own})
+    try:
+        events = [(operator.index(time), operator.index(count)) for time, count in found]
+    except (TypeError, ValueError):
+        events = [(0, -1)]
+    if any(count < 0 for _, count in events):
+        raise ValueError(
+            f"schedule {name!r} gives {found!r}; a list of (time, units that go) is needed, whole "
+            "numbers, none below 0"
+        )
+    return events
 
 
 def counts(events: Events, epochs: int) -> np.ndarray:

@@ -196,11 +196,16 @@ class ScoreInputs(NamedTuple):
     learnt: Array | None = None  # score parameters of movement pruning, kernel's shape
 
 
+# What of `ScoreInputs` is there only where a score asks for it. "norm" refuses layers without a
+# BatchNorm; "network" is the entry of the same name in `prunejax.methods.evidence.EVIDENCE`.
+NEEDS = {"norm", "activations", "gradient", "decay", "network", "stability", "learnt"}
+
+
 class Score(NamedTuple):
     """An entry of SCORES."""
 
     fn: Callable[[ScoreInputs], Array]
-    needs: frozenset[str] = frozenset()  # "norm", "activations", "gradient", "network", ...
+    needs: frozenset[str] = frozenset()  # of NEEDS
     per_weight: bool = False  # scores single weights instead of filters
 
 
@@ -208,6 +213,26 @@ def _present(x: Array | None, what: str) -> Array:
     if x is None:
         raise ValueError(f"this score needs {what}, and the layer has none")
     return x
+
+
+def value(name: str, inputs: ScoreInputs) -> Array:
+    """Score `name` of a layer, [units] or of its kernel's shape; zeros without a needed BatchNorm.
+
+    Only runs that leave such a layer out ask for it: others of their program may prune it.
+    """
+    score, kernel = SCORES[name], inputs.kernel
+    if "norm" in score.needs and inputs.scale is None:
+        return jnp.zeros(kernel.shape if score.per_weight else kernel.shape[-1:])
+    return score.fn(inputs)
+
+
+def of_network(name: str) -> Score:
+    """The entry of SCORES for entry `name` of `prunejax.methods.evidence.EVIDENCE`.
+
+    EVIDENCE["mine"] = NetworkScore(fn, "loss")
+    SCORES["mine"] = of_network("mine")
+    """
+    return Score(partial(_of_network, name), frozenset({"network"}), per_weight=True)
 
 
 def _of_network(name: str, inputs: ScoreInputs) -> Array:
@@ -244,10 +269,7 @@ SCORES: dict[str, Score] = {
         frozenset({"gradient"}),
         per_weight=True,
     ),
-    **{
-        name: Score(partial(_of_network, name), frozenset({"network"}), per_weight=True)
-        for name in NETWORK
-    },
+    **{name: of_network(name) for name in NETWORK},
     "undecayed": Score(
         lambda i: undecayed(
             i.kernel, _present(i.gradient, "a gradient"), _present(i.decay, "weight decay")

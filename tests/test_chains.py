@@ -208,6 +208,17 @@ def test_shards_keep_families_together():
         ({"a": {}, "b": {"start": {"run": "a", "take": ("step",)}}}, "where its training ends"),
         ({"a": {}, "b": {"start": {"run": "a"}, "model": {"width": 0.5}}}, "differs in 'model'"),
         (
+            {"a": {}}
+            | {"b": {"optimizer": {"name": "sgd"}, "start": {"run": "a", "take": ("optimizer",)}}},
+            "start.take .* that of 'a' is 'adam', this one's 'sgd'",
+        ),
+        (
+            {"a": {}}
+            | {"b": {"optimizer": {"name": "sgd"}}}
+            | {"c": {"start": {"rewind_run": "b", "rewind": ("optimizer",)}}},
+            "start.rewind .* that of 'b' is 'sgd', this one's 'adam'",
+        ),
+        (
             {"a": WEIGHT, "b": {"start": {"run": "a"}}},
             "granularity = 'filter' .* differs from that of 'a'",
         ),

@@ -215,6 +215,29 @@ def test_float64_agrees_to_rounding(case):
         close(every(ours, x, w), every(plain, x, w), 1e-12)
 
 
+@pytest.mark.parametrize("case", ["same", "map 2x2", "input dilated"])
+@pytest.mark.parametrize("members", [False, True])
+def test_float64_inside_a_program_of_float32(case, members):
+    """As `synflow` is: a program is lowered after its tracing, where 64-bit types are off again."""
+    with jax.enable_x64(True):
+        x, w, options = arrays(case, "float64")
+        ours, plain = pair(options)
+        want = forward_and_gradient(plain, x, w)
+    narrow = x.astype("float32"), w.astype("float32")
+
+    def wide(x, w):
+        with jax.enable_x64(True):
+            found = forward_and_gradient(ours, x.astype("float64"), w.astype("float64"))
+            return jax.tree.map(lambda y: y.astype("float32"), found)
+
+    if members:
+        got = jax.jit(jax.vmap(wide))(*(jnp.stack([a, 2 * a]) for a in narrow))
+        got = jax.tree.map(lambda y: y[0], got)
+    else:
+        got = jax.jit(wide)(*narrow)
+    close(got, jax.tree.map(lambda y: y.astype("float32"), want), 1e-6)
+
+
 @pytest.mark.parametrize("case", ["same", "map 2x2", "stride 3"])
 def test_bfloat16_is_as_exact_as_its_rounding(case):
     """Sums are taken in float32: the error is that of one rounding of operands and result."""

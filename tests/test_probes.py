@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -184,7 +185,7 @@ def test_bad_requests():
     refused("goes not with config.intervention.as_released", intervention__as_released=True)
     c = config()
     with pytest.raises(ConfigError, match=r"'classes' counts classes.*leave it out"):
-        probing.named(c, has_classes=False)
+        probing.named(c, SimpleNamespace(has_classes=False))
     PROBES["other"] = OWN._replace(columns=("x",))
     PROBES["mine"] = OWN._replace(table="runs")
     try:

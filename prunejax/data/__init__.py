@@ -124,6 +124,11 @@ def load(
         whole = _drawn(name, seed)
     else:
         whole = registry.lookup(DATASETS, name, "data set")(data_dir)
+        if not isinstance(whole, Dataset):
+            raise ValueError(
+                f"data set {name!r}: its loader gives {type(whole).__name__}; a Dataset is needed, "
+                "see data.dataset.make"
+            )
     chosen = take(
         whole,
         train_examples=train_examples,

@@ -66,6 +66,13 @@ class Dataset:
                     f"int32 ({len(images)},), or of a regression float32 ({len(images)}, "
                     f"{self.num_classes})"
                 )
+            if labels.dtype == np.int32 and len(labels):
+                low, high = int(labels.min()), int(labels.max())
+                if low < 0 or high >= self.num_classes:
+                    raise ValueError(
+                        f"data set {self.name!r}: {split}_labels go from {low} to {high}; classes "
+                        f"are 0 to {self.num_classes - 1}"
+                    )
             # A run shares these arrays between its members: nobody may write to them.
             images.flags.writeable = labels.flags.writeable = False
 
@@ -116,7 +123,19 @@ def make(
     """A whole `Dataset` without validation split.
 
     Without `prepare`, mean and std of images are measured when not given.
+
+    Raises:
+      ValueError: examples or targets that are not finite; see `Dataset` for the rest.
     """
+    for split, arrays in (("train", train), ("test", test)):
+        for array in arrays:
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"data set {name!r}: of the {split} split not all are finite")
+        if prepare is None and arrays[0].dtype != np.uint8:
+            raise ValueError(
+                f"data set {name!r}: {split} examples are {arrays[0].dtype}; without `prepare` "
+                "they must be uint8 [n, height, width, channels]"
+            )
     if prepare is not None:
         mean, std = (), ()
     elif mean is None or std is None:

@@ -192,6 +192,31 @@ def columns(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _checked(name: str, result: Any) -> tuple[Columns, Arrays]:
+    """What a measure gave, as numbers and arrays.
+
+    Raises:
+      ConfigError: it is not what its entry announces.
+    """
+    pair = isinstance(result, tuple) and len(result) == 2 and hasattr(result[0], "items")
+    kind = type(result).__name__
+    registry.demand(pair, f"measure {name!r} gives {kind}; give two dicts, (columns, arrays)")
+    known, more = MEASURES[name].columns, result[0].keys() - {*MEASURES[name].columns}
+    registry.demand(
+        not more,
+        f"measure {name!r} gives {', '.join(sorted(more))}, and its entry has the columns: "
+        + ", ".join(known),
+    )
+    for column, value in result[0].items():
+        registry.demand(
+            not np.ndim(value),
+            f"measure {name!r}: column {column!r} has shape {np.shape(value)}; a number is needed "
+            "(arrays are the second thing that it gives)",
+        )
+    arrays = {key: np.asarray(value) for key, value in result[1].items()}
+    return {column: float(value) for column, value in result[0].items()}, arrays
+
+
 def measure(context: Context, names: Sequence[str]) -> tuple[Columns, Arrays, dict[str, str]]:
     """Runs the named measures.
 
@@ -203,7 +228,7 @@ def measure(context: Context, names: Sequence[str]) -> tuple[Columns, Arrays, di
       Columns, arrays, and per measure that failed the reason.
 
     Raises:
-      ValueError: unknown name.
+      ValueError: unknown name; what a measure gives is not what its entry announces.
     """
     found: Columns = dict.fromkeys(columns(names), float("nan"))
     arrays: Arrays = {}
@@ -212,10 +237,11 @@ def measure(context: Context, names: Sequence[str]) -> tuple[Columns, Arrays, di
         try:
             if MEASURES[name].classes and not losses.is_classes(context.batches[0][1]):
                 raise ValueError("it is about classes, and these targets are numbers")
-            values, more = MEASURES[name].run(context)
+            result = MEASURES[name].run(context)
         except (ValueError, ArithmeticError) as error:
             failed[name] = str(error)
         else:
-            found |= {column: float(value) for column, value in values.items()}
+            values, more = _checked(name, result)
+            found |= values
             arrays |= more
     return found, arrays, failed

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 Array = jax.Array
 Tree = Any
 Evidence = Any  # `prunejax.methods.evidence.Evidence`, which imports this module
+SCORES = ("curvature", "curvature_saliency", "mode_leverage")  # those that need it
 LIMIT = 5000  # weights: the Hessian has the square of it
 FAST = 20  # modes that `mode_leverage` looks at
 

@@ -46,7 +46,10 @@ class Model(nn.Module):
         bias). A unit without its kernel column, norm and bias must be exactly 0 where it is read;
         a study checks that before it trains a model that is not of this package.
         """
-        raise NotImplementedError
+        raise ValueError(
+            f"{type(self).__name__} does not say which layers can be pruned: give it a method "
+            "`prunable`, e.g. of ('conv1', ('fc1', 'norm1')), or of ()"
+        )
 
     def wiring(self) -> tuple[Link, ...]:
         """Who reads whom, layer by layer in forward order; () where a model does not say.

@@ -15,7 +15,7 @@ What a primitive takes of JAX's semi-public interfaces (`jax.interpreters`, `Pri
 `jax.extend.core`) is in this file alone; others read and run jaxprs by `jax.extend.core`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -203,6 +203,12 @@ def reference(kind: Kind, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax
 # --- the primitive: evaluation, shapes, derivatives, batching, lowering -----------------------
 
 
+def _wide(lower: Callable[..., jax.Array], a: jax.Array, b: jax.Array, **how: Any) -> jax.Array:
+    # A program is lowered after its tracing, of which 64-bit types may be on for a part alone.
+    with jax.enable_x64(a.dtype.itemsize == 8 or jax.config.read("jax_enable_x64")):
+        return lower(a, b, **how)
+
+
 def _lower_plain(
     a: jax.Array, b: jax.Array, *, kind: Kind, geometry: Geometry, members: bool
 ) -> jax.Array:
@@ -289,5 +295,6 @@ _conv_p.def_impl(jax.jit(_conv_p.bind, static_argnames=("kind", "geometry", "mem
 _conv_p.def_abstract_eval(_abstract)
 ad.defbilinear(_conv_p, partial(_transpose, 0), partial(_transpose, 1))
 batching.primitive_batchers[_conv_p] = _batch
-mlir.register_lowering(_conv_p, mlir.lower_fun(_lower_plain, multiple_results=False))
-mlir.register_lowering(_conv_p, mlir.lower_fun(_lower_cpu, multiple_results=False), platform="cpu")
+_plain, _cpu = (mlir.lower_fun(partial(_wide, f), False) for f in (_lower_plain, _lower_cpu))
+mlir.register_lowering(_conv_p, _plain)
+mlir.register_lowering(_conv_p, _cpu, platform="cpu")

@@ -15,7 +15,7 @@ from prunejax.errors import ConfigError, RecordError
 from prunejax.measures.columns import is_completed
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
-from prunejax.study import arrangement, plan
+from prunejax.study import arrangement, entries, plan
 from prunejax.study import config as config_lib
 from prunejax.study.config import Variant
 from prunejax.study.plan import Batch, Member
@@ -36,6 +36,7 @@ def arms(path: Path, changes: Mapping[str, Any] | None = None) -> list[Variant]:
       ConfigError: settings that cannot be, or that are not there any more.
     """
     config_file.restore(path)
+    entries.check()
     saved = tables.read_json(path / "config.json")
     for name in ("measures", "variants"):
         if name not in saved:

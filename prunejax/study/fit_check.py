@@ -9,11 +9,13 @@ import numpy as np
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
-from prunejax import losses, models
+from prunejax import losses, models, trees
 from prunejax import scores as scores_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
+from prunejax.methods import modes
+from prunejax.study import entries, event_plan
 from prunejax.study.config import Variant
 
 
@@ -45,6 +47,14 @@ def variables(
         np.int32 if dataset.has_classes else np.float32,
     )
     outputs = jax.ShapeDtypeStruct((2, dataset.num_classes), np.float32)
+    if not type(module).__module__.startswith("prunejax."):
+        given = jax.ShapeDtypeStruct((2, *shape), np.float32)
+        of: Any = jax.eval_shape(lambda v, x: module.apply(v, x, train=False), variables, given)
+        if getattr(of, "shape", None) != outputs.shape:
+            raise ConfigError(
+                f"config.model.name = {settings.model.name!r} gives {getattr(of, 'shape', of)} for "
+                f"2 examples of {name!r}; {outputs.shape} is needed, a number for each output"
+            )
     try:
         values = jax.eval_shape(lambda z, y: losses.objective(settings.loss, z, y), outputs, labels)
         if values.shape != (2,):
@@ -57,13 +67,24 @@ def variables(
     return variables
 
 
-def score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
+def score(
+    arm: Variant, together: Sequence[Group], groups: Sequence[Group], params: Any, examples: int
+) -> None:
     """Refuses a score that the layers or the examples do not serve.
+
+    Args:
+      arm: whose score.
+      together: the layers of its program.
+      groups: those of the model.
+      params: shapes of the parameters.
+      examples: in the training set.
 
     Raises:
       ConfigError: names the score, the variant, and what it needs.
     """
     score = scores_lib.SCORES[arm.settings.prune.score]
+    rules = event_plan.layer_rules(arm.settings, groups)
+    groups = [g for g in together if g.name in rules]
     asked = arm.settings.prune.saliency_examples
     if "gradient" in score.needs and asked > examples:
         raise ConfigError(
@@ -96,6 +117,14 @@ def score(arm: Variant, groups: Sequence[Group], examples: int) -> None:
                 f"config.prune.{field} = {name!r} (variant {arm.label!r}) ranks "
                 f"{other[p.granularity]}; for prune.granularity = {p.granularity!r} use: "
                 f"{', '.join(able)}"
+            )
+        entries.score(name, groups, params)
+        size = sum(int(np.prod(trees.get(params, g.kernel).shape)) for g in together)
+        if name in modes.SCORES and size > modes.LIMIT:
+            raise ConfigError(
+                f"config.prune.{field} = {name!r} (variant {arm.label!r}): the exact Hessian is "
+                f"for {modes.LIMIT} weights at most, and prune.layers of the arms that train with "
+                f"this one have {size}; name fewer layers, or set a smaller model.width"
             )
 
 

@@ -225,7 +225,8 @@ class Handover:
         """Permutes the dead units that were taken, within layers or over all of them."""
         if m.start.shuffle == "no":
             return
-        names = [g.name for g in self._population.program.groups]
+        # Of other layers in the program this run, which shares it with others, knows nothing.
+        names = [g.name for g in self._population.program.groups if g.name in m.layers]
         flat = [(host.windows.remaining[n][i] > 0).ravel() for n in names]
         if m.start.shuffle == "layer":
             mixed = [

@@ -132,7 +132,16 @@ def check(arms: Mapping[str, ConfigDict]) -> None:
                 f"config.start.rewind (variant {label!r}) has masks: those of before the events "
                 "would undo them; leave it out"
             )
-        for other in [x for x in (s.run, s.rewind_run) if x]:
+        for name, other in (("take", s.run), ("rewind", s.rewind_run)):
+            if not other:
+                continue
+            kinds = arms[other].optimizer.name, settings.optimizer.name
+            if "optimizer" in s[name] and kinds[0] != kinds[1]:
+                raise ConfigError(
+                    f"config.start.{name} (variant {label!r}) has 'optimizer': that of {other!r} "
+                    f"is {kinds[0]!r}, this one's {kinds[1]!r}, and their states do not fit each "
+                    "other; leave it out, or give both the same optimizer.name"
+                )
             if not _fits(arms[other].model.to_dict(), settings.model.to_dict()):
                 raise ConfigError(
                     f"variant {label!r} takes a state of {other!r} but differs in 'model'; states "

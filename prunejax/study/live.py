@@ -58,13 +58,16 @@ def begin(arm: Arm, parent: Live | None, at: float) -> Live:
             )
         return parent
     before = parent.at(at)
+    if settings.start.shuffle == "global" and ALL not in before:  # over all that have masks
+        before = {ALL: sum(before[name] for name in parent.names)}
     names = (*parent.names, *(n for n in own if n not in parent.names))
     if ALL in before:
         if prunes and (not together or set(own) != set(parent.names)):
             raise ConfigError(
                 f"config.prune (variant {label!r}): what is live in each layer of the run it "
-                "starts from is known only in training, since that one prunes globally; choose "
-                "the same layers and prune.scope = 'global', too"
+                "starts from is known only in training, since that one prunes globally, or its "
+                "masks are shuffled globally; choose the same layers and prune.scope = 'global', "
+                "too"
             )
         return Live(parent.names, before, ())
     if together:

@@ -9,6 +9,7 @@ from prunejax.configs import fields
 from prunejax.measures import suite
 from prunejax.record import sinks
 from prunejax.study import presets
+from prunejax.study.entries import check as check
 from prunejax.train import probes
 
 

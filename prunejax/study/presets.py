@@ -62,4 +62,10 @@ def apply(prune: ConfigDict, defaults: ConfigDict, own: Collection[str]) -> None
             )
         # A study that sets a field to its default cannot be told from one that does not.
         if field not in own and prune[field] == defaults[field]:
-            prune[field] = value
+            try:
+                prune[field] = value
+            except TypeError:
+                raise ConfigError(
+                    f"config.prune.method = {prune.method!r} sets prune.{field} = {value!r}; "
+                    f"it must be a {type(defaults[field]).__name__}, as in {defaults[field]!r}"
+                ) from None

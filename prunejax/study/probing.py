@@ -8,10 +8,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax import registry
+from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.record.directory import SharedDirectory
 from prunejax.train.evaluation import Metrics
-from prunejax.train.probes import ALWAYS, PROBES, tables
+from prunejax.train.probes import ALWAYS, PROBES, Seen, tables
 
 WHEN = ("epochs", "events", "end")
 # What rows say, and the entry of WHEN that asks for it.
@@ -42,20 +43,49 @@ def check(settings: ConfigDict) -> None:
         )
 
 
-def named(settings: ConfigDict, has_classes: bool) -> tuple[str, ...]:
+def named(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[str, ...]:
     """The probes of a program besides loss and accuracy.
 
     Raises:
-      ConfigError: one needs classes, and the data set has numbers.
+      ConfigError: one needs classes, and the data set has numbers; one gives no sums.
     """
     names = tuple(name for name in settings.probes.names if name not in ALWAYS)
     for name in names:
-        if PROBES[name].classes and not has_classes:
+        if PROBES[name].classes and not dataset.has_classes:
             raise ConfigError(
                 f"config.probes.names: {name!r} counts classes, and the targets of "
                 f"{settings.data.name!r} are numbers; leave it out"
             )
+        few, more = (_sums(name, dataset, batch) for batch in (2, 3))
+        if few != more:
+            raise ConfigError(
+                f"config.probes.names: {name!r} gives {few} for a batch of 2 examples and {more} "
+                "for one of 3; sums over examples are needed, which are added over batches"
+            )
     return names
+
+
+def _sums(name: str, dataset: Dataset | StreamedSet, batch: int) -> Any:
+    """The shapes that a probe gives for a batch."""
+    numbers = jax.ShapeDtypeStruct((batch,), np.float32)
+    outputs = jax.ShapeDtypeStruct((batch, dataset.num_classes), np.float32)
+    positions = jax.ShapeDtypeStruct((batch,), np.int32)
+    labels = positions if dataset.has_classes else outputs
+    found = jax.eval_shape(
+        lambda o, y, loss, w, at: PROBES[name].sums(Seen(o, y, loss, w, at, dataset.test_examples)),
+        *(outputs, labels, numbers, numbers, positions),
+    )
+    return jax.tree.map(lambda x: x.shape, found)
+
+
+def _check_rows(name: str, found: Sequence[Any]) -> None:
+    for row in found:
+        if not isinstance(row, Mapping) or set(row) != set(PROBES[name].columns):
+            given = ", ".join(row) if isinstance(row, Mapping) else repr(row)
+            raise ConfigError(
+                f"config.probes.names: the rows of {name!r} have {given}; a list of dicts with its "
+                f"columns is needed: {', '.join(PROBES[name].columns)}"
+            )
 
 
 class Probing:
@@ -107,7 +137,8 @@ class Probing:
                 probe, total = PROBES[name], metrics.probed[name]
                 total = jax.tree.map(lambda x, i=i: np.asarray(x)[i], total)
                 if probe.rows is not None:
-                    found = probe.rows(total, self._examples)
+                    found = list(probe.rows(total, self._examples))
+                    _check_rows(name, found)
                     rows.setdefault(probe.table, []).extend(keys | row for row in found)
                 if probe.arrays is not None:
                     arrays |= probe.arrays(total, self._examples)

@@ -46,6 +46,7 @@ class Member:
     evaluate_between: bool = False  # whether events between epochs are evaluated as others are
     start: Start = Start()  # noqa: RUF009 (frozen)
     keep: tuple[int, ...] = ()  # steps whose states it leaves (`lineage.END`: the last)
+    layers: tuple[str, ...] = ()  # whose units may be dead
     asked: tuple[int, ...] = ()  # of them those that stay when no run needs them any more
     init_seed: int | None = None  # of the initial weights: the run's own, unless drawn anew
     gradient_updates: int = 0  # passes with a dense gradient that its growth takes
@@ -110,8 +111,7 @@ def batch(
     )
     for arm in arms:
         if counted[arm.label]:
-            own = [g for g in groups if g.name in event_plan.layer_rules(arm.settings, of.groups)]
-            fit_check.score(arm, own, dataset.train_examples)
+            fit_check.score(arm, groups, of.groups, of.params, dataset.train_examples)
     rows = settings.epochs + 1
     stacked = {
         a.label: np.stack(
@@ -162,7 +162,7 @@ def batch(
         harden=Harden(**settings.harden.to_dict(), mean=dataset.mean, std=dataset.std),
         trackers=tuple(settings.trackers),
         stops=any(a.settings.stop_loss for a in arms),  # static: else no step asks
-        probes=probing.named(settings, dataset.has_classes),
+        probes=probing.named(settings, dataset),
         average=settings.prune.average,
         forward=settings.prune.forward,
         nm=tuple(settings.prune.nm) or None,
@@ -172,7 +172,7 @@ def batch(
     )
     program = shrinking.with_cuts(program, arms, planned, per_epoch, dataset)
     steps = step_plan.shared_steps(list(between.values()))
-    names = [g.name for g in groups]
+    names, own = [g.name for g in groups], tables_lib.own_layers(arms, program, of.groups)
     tables = {
         a.label: tables_lib.table(
             a.settings,
@@ -184,6 +184,7 @@ def batch(
                 per_epoch,
             ),
             scores,
+            own[a.label],
         )
         for a in arms
     }
@@ -195,12 +196,11 @@ def batch(
             seed=seed,
             table=tables[arm.label],
             hyper=hypers[arm.label],
-            twin=f"{arm.settings.intervention.twin}-{seed}"
-            if arm.settings.intervention.twin
-            else "",
+            twin=(twin := arm.settings.intervention.twin) and f"{twin}-{seed}",
             evaluate_between=arm.settings.prune.evaluate_between,
             start=starts[f"{arm.label}-{seed}"],
             keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
+            layers=planned[arm.label].live.names,
             asked=asked[f"{arm.label}-{seed}"],
             gradient_updates=_gradient_updates(arm.settings, between[arm.label]),
             init_seed=lineage.named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
@@ -218,6 +218,7 @@ def batch(
 
 
 def _selected(params: Any, rule: str, field: str) -> Any:
+    """`trees.select`, or a ConfigError that names the field."""
     try:
         return trees.select(params, rule)
     except ValueError as error:

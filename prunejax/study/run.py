@@ -62,6 +62,7 @@ def judged(config: ConfigDict, defaults: ConfigDict) -> tuple[list[Variant], lis
       ConfigError: it is not, or does not.
     """
     with judging():  # data sets, models and registries raise errors of their own
+        plugins.check()
         arms = config_lib.variants(config, defaults)
         settings = arms[0].settings
         report.check(settings.report, [arm.label for arm in arms])

@@ -7,12 +7,13 @@ from ml_collections import ConfigDict
 
 from prunejax import interventions
 from prunejax.errors import ConfigError
+from prunejax.groups import Group
 from prunejax.interventions import FOREVER, Features, Table
-from prunejax.study import checks
+from prunejax.study import checks, event_plan
 from prunejax.study.config import Variant
 from prunejax.study.step_plan import Filled, Row
 from prunejax.train import optim, prune
-from prunejax.train.step import Hyper
+from prunejax.train.step import Hyper, Program
 
 
 def features(
@@ -38,8 +39,34 @@ def features(
     )
 
 
-def table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Table:
-    """An arm's intervention, row by row."""
+def own_layers(
+    arms: Sequence[Variant], program: Program, groups: Sequence[Group]
+) -> dict[str, np.ndarray | tuple[()]]:
+    """Label -> `Table.layers`: the layers of the program that an arm's rules choose.
+
+    Others may be those of other arms, or came masked from the run that it starts from. () where
+    nothing is ranked over several layers, or all arms that prune choose all: then events need none.
+    """
+    over = program.global_scope or program.features.pooled or program.forward != "masked"
+    names = [g.name for g in program.groups]
+    rules = {
+        a.label: event_plan.layer_rules(a.settings, groups)
+        for a in arms
+        if over and a.settings.prune.schedule != "none"
+    }
+    if all(name in chosen for chosen in rules.values() for name in names):
+        return dict.fromkeys((a.label for a in arms), ())
+    of = {a.label: rules.get(a.label, names) for a in arms}
+    return {label: np.array([name in of[label] for name in names]) for label in of}
+
+
+def table(
+    settings: ConfigDict,
+    filled: Filled,
+    scores: tuple[str, ...],
+    layers: np.ndarray | tuple[()] = (),
+) -> Table:
+    """An arm's intervention, row by row; `layers`: see `own_layers`."""
     i, p = settings.intervention, settings.prune
     index = lambda name: scores.index(name) if name in scores else 0  # noqa: E731
     smallest = prune.TARGETS["smallest"]
@@ -60,6 +87,7 @@ def table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Tabl
         counts=filled.counts,
         grow=filled.grow,
         pooled=filled.pooled,
+        layers=layers,
         fan_in=np.bool_(p.weight_init == "sparse_fan_in"),
         dead_decay=np.float32(p.dead_decay),
         score_rate=np.float32(p.score_rate),

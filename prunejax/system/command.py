@@ -22,7 +22,7 @@ from prunejax.errors import (
 )
 from prunejax.system import signals
 from prunejax.system.files import expand
-from prunejax.system.readable import meant
+from prunejax.system.readable import meant, of_config
 
 BAD_REQUEST, FAILURE, REQUEUE = 2, 1, signals.INTERRUPTED
 # A path that cannot be used as it was asked for; any other OSError is a failure.
@@ -76,6 +76,9 @@ def end(error: BaseException) -> int:
     if known is not None:
         return tell(*known)
     signals.tell("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
+    own = of_config(error)
+    if own:
+        return tell(f"raised by code of the config file: {own}", FAILURE)
     return tell(
         "this is a fault of the program, not of the request; please report it with the lines above",
         FAILURE,

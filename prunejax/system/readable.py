@@ -54,6 +54,20 @@ def meant(error: BaseException) -> bool:
     return Path(code.co_filename).is_relative_to(PACKAGE) or _is_of_user(code.co_filename)
 
 
+def of_config(error: BaseException) -> str:
+    """File and line where code of a config file (a score, a loss, a loader, ...) raised or called
+    what raised; "" where none took part.
+    """
+    found = ""
+    trace = error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if module.startswith(("config_config", "prunejax_config_")):  # of ml_collections; restored
+            found = f"{trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
+
+
 def readable(error: BaseException, argv: Sequence[str]) -> str:
     """What went wrong with command line or config file, in a line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)

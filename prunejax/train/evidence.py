@@ -130,7 +130,8 @@ def network_scores(
     scale for SynFlow; the running statistics stay as they are. Dropout is off. GraSP's logits are
     divided by 200 (Wang et al. 2020).
     """
-    if not any(name in scores_lib.NETWORK for name in program.scores):
+    names = [name for name in program.scores if "network" in scores_lib.SCORES[name].needs]
+    if not names:
         return {}
     images, labels = evidence_batch(program, state, data)
     found, module = variables(program, state), program.module.clone(dropout=0.0)
@@ -162,7 +163,6 @@ def network_scores(
         tree = EVIDENCE[name].fn(e)
         return {g.name: trees.get(tree, g.kernel) for g in program.groups}
 
-    names = [name for name in program.scores if name in scores_lib.NETWORK]
     return {name: wanted(program, chosen, name, partial(scores, name)) for name in names}
 
 

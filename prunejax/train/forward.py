@@ -11,7 +11,7 @@ wait at their value elsewhere; scores S, which begin at 0, learn by `dL/dS = w d
 Events choose among all weights (`choose`), and zero none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,10 @@ def steer(
             changed[g.kernel] = jnp.where(trees.get(masks, g.kernel), slope, pulled)
         # The optimizer gets no mask: dead weights are trained as well.
         return trees.replace(gradients, changed), masks_lib.ones(params), dict(learnt)
-    size = sum(s.size for s in learnt.values())
+    size: Any = [s.size for s in learnt.values()]
+    if not isinstance(table.layers, tuple):
+        size = [jnp.where(table.layers[i], n, 0) for i, n in enumerate(size)]
+    size = sum(size)
     found = {}
     for g in groups:
         s = learnt[g.name]
@@ -82,6 +85,23 @@ def above(s: Array, threshold: Array) -> Array:
     part, of = LEAST_KEPT
     # Rounded up: one stays of the smallest layer.
     return masks_lib.prune(s, -(-s.size * part // of)) | (jax.nn.sigmoid(s) > threshold)
+
+
+def own(table: Table, units: Sequence[Array]) -> list[Array]:
+    """Of some units per layer (bool, in the order of `table.layers`) those that events of this run
+    choose among: other layers are of other runs of the program, or came masked from another run.
+    """
+    if isinstance(table.layers, tuple):
+        return list(units)
+    return [u & table.layers[i] for i, u in enumerate(units)]
+
+
+def others_stay(table: Table, windows: Windows, dead: Mapping[str, Array]) -> dict[str, Array]:
+    """`dead` by layer, and what is dead already in layers that events do not choose among."""
+    if isinstance(table.layers, tuple):
+        return dict(dead)
+    was = {name: windows.remaining[name] > 0 for name in dead}
+    return {n: jnp.where(table.layers[i], x, was[n]) for i, (n, x) in enumerate(dead.items())}
 
 
 def choose(

@@ -71,7 +71,7 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
             stability=settled.get(g.name),
             learnt=state.learnt.get(g.name),
         )
-        values = [scores_lib.SCORES[name].fn(inputs) for name in program.scores]
+        values = [scores_lib.value(name, inputs) for name in program.scores]
         result[g.name] = jnp.take(jnp.stack(values), chosen, axis=0)  # which one is data
     return result
 
@@ -139,7 +139,7 @@ def _selected(program: Program, state: TrainState, data: Data, event: Array) -> 
         for w, units, gone in zip(worth, eligible, counts, strict=True):
             chosen.append(units & ~mask_algebra.nm(w, m - gone // (w.size // m), m, masks=units))
     else:
-        choose = functools.partial(targets, worth, counts, eligible)
+        choose = functools.partial(targets, worth, counts, forward.own(table, eligible))
         chosen = _scoped(program, state, event, choose)
     return {g.name: c for g, c in zip(program.groups, chosen, strict=True)}
 
@@ -173,7 +173,7 @@ def grow(
 
     def choose(scope: str) -> list[Array]:
         many = jnp.sum(counts) if scope == "global" else list(counts)
-        return mask_algebra.prune(worth, many, masks=dead, scope=scope)  # one tie rule
+        return mask_algebra.prune(worth, many, masks=forward.own(table, dead), scope=scope)
 
     back = _scoped(program, state, event, choose)
     grown = {g.name: b for g, b in zip(program.groups, back, strict=True)}
@@ -274,6 +274,7 @@ def _rechosen(
     dead = select(program, state, data, event)
     if program.features.threshold:
         dead = {n: jnp.where(soft, ~kept[n], units) for n, units in dead.items()}
+    dead = forward.others_stay(table, windows, dead)
     happens = jnp.any(table.counts[event] > 0) | (table.ids[event] > program.epochs)
     after, dropped, grown = forward.choose(windows, dead, happens)
     number = functools.partial(_number, program)

@@ -22,7 +22,8 @@ class Tracker(NamedTuple):
 
     run: Callable[[Program, TrainState, Array, Array], Array]  # (.., images, labels) -> [columns]
     columns: tuple[str, ...]
-    check: Callable[[Program], None]  # refuses programs that have no such thing
+    # Refuses, by a ConfigError, programs that have no such thing.
+    check: Callable[[Program], None] = lambda program: None
 
 
 def projections(kernel: Array, live: Array, signal: Array, noise: Array, labels: Array) -> Array:
@@ -105,6 +106,13 @@ def columns(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def track(program: Program, state: TrainState, images: Array, labels: Array) -> Array:
     """float32 [columns] of the program's trackers on the training set."""
-    return jnp.concatenate(
-        [TRACKERS[name].run(program, state, images, labels) for name in program.trackers]
-    )
+    found = []
+    for name in program.trackers:
+        values, columns = TRACKERS[name].run(program, state, images, labels), TRACKERS[name].columns
+        if getattr(values, "shape", None) != (len(columns),):
+            raise ConfigError(
+                f"config.trackers: {name!r} gives {getattr(values, 'shape', values)}; one array "
+                f"[{len(columns)}] is needed, for {', '.join(columns)}"
+            )
+        found.append(values)
+    return jnp.concatenate(found)

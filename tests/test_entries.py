@@ -1,0 +1,237 @@
+"""Entries of the registries that cannot be are refused in a line, before anything is trained."""
+
+import inspect
+import re
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import data, losses, models, schedules, scores
+from prunejax.configs import default
+from prunejax.data import dataset
+from prunejax.errors import ConfigError
+from prunejax.main import main
+from prunejax.measures import suite
+from prunejax.methods import evidence
+from prunejax.record import sinks
+from prunejax.study import presets, run
+from prunejax.train import probes, trackers
+from tests.studies import go, rows, small
+
+ONCE = {"schedule": "scratch", "layers": ("dense.*",), "fraction": (0.5,)}
+REGISTRIES = {
+    "score": scores.SCORES,
+    "evidence": evidence.EVIDENCE,
+    "measure": suite.MEASURES,
+    "probe": probes.PROBES,
+    "tracker": trackers.TRACKERS,
+    "method": presets.METHODS,
+    "schedule": schedules.SCHEDULES,
+    "data": data.DATASETS,
+    "loss": losses.LOSSES,
+    "model": models.MODELS,
+    "sink": sinks.SINKS,
+}
+
+pytestmark = pytest.mark.usefixtures("quick_report")
+
+
+def study(kind):
+    """A study that uses the entry `mine` of a registry."""
+    prune = ONCE | {
+        "score": {"score": "mine"},
+        "evidence": {"score": "mine", "granularity": "weight"},
+        "method": {"method": "mine"},
+        "schedule": {"schedule": "mine"},
+    }.get(kind, {})
+    config = small(a={"prune": prune})
+    config.epochs = 2
+    if kind == "measure":
+        config.measures.names, config.measures.examples = ("mine",), 20
+    if kind == "probe":
+        config.probes.names = ("loss", "accuracy", "mine")
+    if kind == "tracker":
+        config.trackers = ("mine",)
+    if kind == "model":
+        config.model.name = "mine"
+    if kind == "data":
+        config.data.name = "mine"
+    return config
+
+
+def probe(**changes):
+    known = {"table": "t", "columns": ("x",), "rows": lambda total, n: [{"x": total}]}
+    return probes.Probe(lambda seen: jnp.sum(seen.weight), **(known | changes))
+
+
+def points(labels=2, wrong=None):
+    def load(data_dir=None):
+        x = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+        if wrong is not None:
+            x[3] = wrong
+        y = (np.arange(200) % labels).astype(np.int32)
+        prepare = dataset.Standardize.of(x)
+        return dataset.make("mine", (x[:128], y[:128]), (x[128:], y[128:]), 2, prepare=prepare)
+
+    return load
+
+
+class Silent(models.Model):
+    """Names no layers."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.logits(x.reshape(len(x), -1))
+
+
+class Wide(Silent):
+    """One output too many."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(self.num_classes + 1)(x.reshape(len(x), -1))
+
+
+REFUSED = [
+    ("score", lambda i: i.kernel, r"SCORES\['mine'\] is a function; it must be a Score"),
+    ("score", scores.Score(abs, frozenset({"gradients"})), "'gradients', which is none of: activ"),
+    ("score", scores.Score(lambda i: jnp.zeros(3)), r"float32 \(3,\) for layer 'dense1'.*\(16,\)"),
+    ("score", scores.Score(lambda i: i.kernel[0] > 0), "gives bool"),
+    ("score", scores.Score(lambda i: jnp.abs(i.gradient)), "have no .*gradient.*asked for by"),
+    ("score", scores.of_network("mine"), "EVIDENCE has no entry of that name"),
+    ("evidence", lambda e: e, "it must be a NetworkScore"),
+    ("measure", lambda context: ({}, {}), "it must be a Measure"),
+    ("measure", suite.Measure(lambda c: ({}, {}), "x"), "has columns 'x'; give a tuple"),
+    ("measure", suite.Measure(lambda c: ({}, {}), ("seed",)), "'seed', which is one of runs.csv"),
+    ("probe", lambda seen: 0, "it must be a Probe"),
+    ("probe", probe(rows=None), "has `table` and no `rows`"),
+    ("probe", probe(table="../t"), "give letters, digits"),
+    (
+        "probe",
+        probe()._replace(sums=lambda seen: seen.losses),
+        r"\(2,\) for a batch of 2 ex.*\(3,\)",
+    ),
+    ("tracker", lambda *_: 0, "it must be a Tracker"),
+    ("tracker", trackers.Tracker(lambda *_: 0, ("x",), None), "check is no function"),
+    ("method", [("score", "l1")], "it must be a dict"),
+    ("method", {"fraction": 0.25}, r"sets prune.fraction = 0.25; it must be a tuple"),
+    ("schedule", 3, "it must be a function"),
+    ("schedule", lambda *, units, fraction, start, end, period: [(0, -1)], "none below 0"),
+    ("schedule", lambda *, units, fraction, start, end, period: [(0, 4.0)], "whole numbers"),
+    ("schedule", lambda *, units, fraction, start, end, period: 4, "a list of"),
+    ("schedule", lambda units, fraction: [], "not there: period, start, end"),
+    ("schedule", lambda *, units, fraction, start, end, period, zork: [], "not there: zork"),
+    ("data", lambda data_dir=None: (1, 2), "gives tuple; a Dataset is needed"),
+    ("data", points(labels=3), "train_labels go from 0 to 2; classes are 0 to 1"),
+    ("data", points(wrong=np.nan), "of the train split not all are finite"),
+    ("model", Silent, r"it must be \(subclass of models.base.Model, \{fixed attributes\}\)"),
+    ("model", (Silent, {"depth": 3}), "'depth', which is no attribute of Silent"),
+    ("model", (Wide, {}), r"gives \(2, 11\) for 2 examples of 'digits'; \(2, 10\) is needed"),
+    ("model", (Silent, {}), "give it a method `prunable`"),
+    ("sink", "wandb", "it must be a function"),
+]
+
+
+def name(case):
+    if inspect.isfunction(case):
+        return "function"
+    return re.sub(r"\W+", "_", case)[:30] if isinstance(case, str) else type(case).__name__
+
+
+@pytest.mark.parametrize(("kind", "entry", "message"), REFUSED, ids=name)
+def test_refused_before_training(monkeypatch, kind, entry, message):
+    monkeypatch.setitem(REGISTRIES[kind], "mine", entry)
+    study_of = small(a={"prune": {"method": "mine"}}) if kind == "method" else study(kind)
+    with pytest.raises(ConfigError, match=message) as error:
+        run.judged(study_of, default.get_config())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "message"),
+    [
+        ("measure", suite.Measure(lambda c: ({"y": 1.0}, {}), ("x",)), "gives y.*columns: x"),
+        ("measure", suite.Measure(lambda c: {"x": 1.0}, ("x",)), "gives dict; give two dicts"),
+        ("measure", suite.Measure(lambda c: ({"x": np.ones(3)}, {}), ("x",)), r"shape \(3,\)"),
+        ("probe", probe(rows=lambda total, n: [{"y": 1}]), "have y; .* is needed: x"),
+        ("probe", probe(rows=lambda total, n: {"x": 1}), "have 'x'; a list of dicts"),
+        (
+            "tracker",
+            trackers.Tracker(lambda *_: jnp.zeros(3), ("u", "v")),
+            r"gives \(3,\); one arr",
+        ),
+    ],
+    ids=name,
+)
+def test_what_entries_give_is_told_in_a_line(monkeypatch, tmp_path, kind, entry, message):
+    monkeypatch.setitem(REGISTRIES[kind], "mine", entry)
+    with pytest.raises(ConfigError, match=message):
+        go(study(kind), tmp_path)
+
+
+def test_a_score_of_the_network_from_outside(monkeypatch, tmp_path):
+    """|w g|^2 ranks as |w g| does: the same weights go as by the package's own."""
+    squared = evidence.NetworkScore(
+        lambda e: e.map(lambda _, w, g: (w * g) ** 2, e.gradient), "loss"
+    )
+    monkeypatch.setitem(evidence.EVIDENCE, "mine", squared)
+    monkeypatch.setitem(scores.SCORES, "mine", scores.of_network("mine"))
+    prune = ONCE | {"granularity": "weight", "scope": "global"}
+    go(small(**{s: {"prune": prune | {"score": s}} for s in ("mine", "snip")}), tmp_path)
+    found = {(e["variant"], e["layer"]): e["live"] for e in rows(tmp_path, "events")}
+    for layer in ("dense1", "dense2"):
+        assert found["mine", layer] == found["snip", layer]
+    with (
+        np.load(tmp_path / "targets" / "mine-0.npz") as a,
+        np.load(tmp_path / "targets" / "snip-0.npz") as b,
+    ):
+        for key in a.files:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"model": {"width": 1.0}, "prune": {"score": "mode_leverage"}}, "Hessian is for 5000"),
+        ({"prune": {"score": "mode_leverage"}}, ""),
+    ],
+)
+def test_the_exact_hessian_s_limit_is_told_before_training(setting, message):
+    prune = ONCE | {"granularity": "weight"} | setting["prune"]
+    config = small(a=setting | {"prune": prune})
+    if not message:
+        run.judged(config, default.get_config())
+        return
+    with pytest.raises(ConfigError, match=message):
+        run.judged(config, default.get_config())
+
+
+OF_A_USER = """
+from prunejax import losses
+from prunejax.configs import default
+
+def broken(outputs, targets):
+    return undefined
+
+losses.LOSSES["broken"] = broken
+
+def get_config(arg=""):
+    config = default.get_config()
+    config.loss = "broken"
+    return config
+"""
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_the_place_in_a_config_file_that_raised_is_told(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(OF_A_USER)
+    try:
+        assert main(["main", f"--config={file}", f"--workdir={tmp_path / 'run'}", "--quiet"]) == 1
+    finally:
+        losses.LOSSES.pop("broken", None)
+    told = capsys.readouterr().err
+    assert "NameError" in told
+    assert told.splitlines()[-1].endswith(f"raised by code of the config file: {file}, line 6")
