@@ -55,6 +55,7 @@ class Table(NamedTuple):
     ids: Value = ()  # int32 [rows]: names its random draws; of the run alone, whoever shares rows
     pooled: Value = ()  # bool [rows]: its counts are of all layers together
     fan_in: Value = ()  # bool: initial weights scaled to the live inputs of their unit
+    own: Value = ()  # bool [layers]: those of the program's that the arm's events may change
     # Of programs with another forward rule than "masked", float32 each.
     dead_decay: Value = ()  # times w, added to gradients of dead weights
     score_rate: Value = ()
@@ -199,8 +200,7 @@ def act(
         return params
     values, kernels, noisy_units = dict[str, Array](), {}, {}
     for g in groups:
-        kernel = trees.get(params, g.kernel)
-        left = windows.remaining[g.name]
+        kernel, left = trees.get(params, g.kernel), windows.remaining[g.name]
         fresh = left == _first(table, features)
         active = (left > 0) & (fresh | (not opening))  # older windows wait for the next step
         held = active & (table.kind == ZERO)

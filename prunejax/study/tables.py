@@ -7,8 +7,9 @@ from ml_collections import ConfigDict
 
 from prunejax import interventions
 from prunejax.errors import ConfigError
+from prunejax.groups import Group
 from prunejax.interventions import FOREVER, Features, Table
-from prunejax.study import checks
+from prunejax.study import checks, event_plan
 from prunejax.study.config import Variant
 from prunejax.study.step_plan import Filled, Row
 from prunejax.train import optim, prune
@@ -38,9 +39,24 @@ def features(
     )
 
 
-def table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Table:
-    """An arm's intervention, row by row."""
+def table(
+    settings: ConfigDict,
+    filled: Filled,
+    scores: tuple[str, ...],
+    groups: Sequence[Group],
+    model: Sequence[Group],
+) -> Table:
+    """An arm's intervention, row by row.
+
+    Args:
+      settings: of the arm.
+      filled: its events.
+      scores: of the program.
+      groups, model: the layers of the program, and all that the model has.
+    """
     i, p = settings.intervention, settings.prune
+    rules = event_plan.layer_rules(settings, model) if p.schedule != "none" else ()
+    own = [g.name in rules for g in groups]
     index = lambda name: scores.index(name) if name in scores else 0  # noqa: E731
     smallest = prune.TARGETS["smallest"]
     return Table(
@@ -61,6 +77,7 @@ def table(settings: ConfigDict, filled: Filled, scores: tuple[str, ...]) -> Tabl
         grow=filled.grow,
         pooled=filled.pooled,
         fan_in=np.bool_(p.weight_init == "sparse_fan_in"),
+        own=np.array(own or [False], bool),  # checkpoints cannot hold empty arrays
         dead_decay=np.float32(p.dead_decay),
         score_rate=np.float32(p.score_rate),
         threshold=np.float32(p.threshold if p.schedule == "threshold" else -1),

@@ -6,7 +6,7 @@ dead ones too (the mask counts as the identity: straight-through, Bengio et al. 
 straight_through: that gradient trains every weight; SR-STE (Zhou et al. 2021) adds `dead_decay * w`
 to it at dead weights. movement (Sanh et al. 2020): weights are trained where they are live and
 wait at their value elsewhere; scores S, which begin at 0, learn by `dL/dS = w dL/d(w m)`, with
-`penalty` times the gradient of the mean of sigmoid(S) over all prunable weights besides.
+`penalty` times the gradient of the mean of sigmoid(S) over all weights of its layers besides.
 
 Events choose among all weights (`choose`), and zero none.
 """
@@ -65,14 +65,17 @@ def steer(
             changed[g.kernel] = jnp.where(trees.get(masks, g.kernel), slope, pulled)
         # The optimizer gets no mask: dead weights are trained as well.
         return trees.replace(gradients, changed), masks_lib.ones(params), dict(learnt)
-    size = sum(s.size for s in learnt.values())
+    # Of the arm's own layers: a run does not depend on which arms share its program.
+    own = {g.name: table.own[place] for place, g in enumerate(groups)}
+    size = sum(own[n] * jnp.float32(s.size) for n, s in learnt.items())
     found = {}
     for g in groups:
         s = learnt[g.name]
         # By the value at which a dead weight waits, so that its score may bring it back.
         slope = scores.product(trees.get(params, g.kernel), trees.get(gradients, g.kernel))
         # The derivative of the sigmoid, without 1 - sigmoid(s), which cancels where s is large.
-        slope += table.penalty / size * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+        pull = jnp.where(own[g.name], table.penalty / size, 0)
+        slope += pull * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
         found[g.name] = s - table.score_rate * slope  # plain descent, whatever trains the weights
     return gradients, masks, found
 
@@ -85,20 +88,20 @@ def above(s: Array, threshold: Array) -> Array:
 
 
 def choose(
-    windows: Windows, dead: Mapping[str, Array], happens: Array
+    windows: Windows, dead: Mapping[str, Array], happens: Mapping[str, Array]
 ) -> tuple[Windows, dict[str, Array], dict[str, Array]]:
     """The windows after an event that leaves exactly `dead` dead.
 
     Args:
       windows: before it.
       dead: bool per unit and layer.
-      happens: whether it takes place at all.
+      happens: per layer, whether it takes place there; other layers stay as they are.
 
     Returns:
       Windows, what the event made dead, and what it made live.
     """
     before = {n: left > 0 for n, left in windows.remaining.items()}
-    after = {n: jnp.where(happens, dead[n], gone) for n, gone in before.items()}
+    after = {n: jnp.where(happens[n], dead[n], gone) for n, gone in before.items()}
     dropped = {n: after[n] & ~before[n] for n in after}
     grown = {n: before[n] & ~after[n] for n in after}
     some = jnp.any(jnp.stack([jnp.any(x) for x in grown.values()]))

@@ -128,12 +128,13 @@ def _selected(program: Program, state: TrainState, data: Data, event: Array) -> 
     drawn = scores  # not looked at where no arm asks for draws
     if program.features.random:
         drawn = rng.uniform(rng.at(state.seed, "mask", number), scores)
-    for g in program.groups:
+    for place, g in enumerate(program.groups):
         score = scores[g.name]
         smallest_first = jnp.where(target == LARGEST, -score, score)  # -NaN is NaN: first, too
         worth.append(jnp.where(target == RANDOM, -drawn[g.name], smallest_first))
         taken = state.windows.targeted[g.name]
-        eligible.append(~taken if program.forward == "masked" else jnp.ones_like(taken))
+        free = ~taken if program.forward == "masked" else jnp.ones_like(taken)
+        eligible.append(free & table.own[place])  # groups are those of all arms of the program
     if program.nm is not None:
         m, chosen = program.nm[1], list[Array]()
         for w, units, gone in zip(worth, eligible, counts, strict=True):
@@ -158,13 +159,13 @@ def grow(
     """
     table, gradients = state.table, evidence.saliency_gradient(program, state, data, dense=True)
     dead, sizes = [], {}
-    for g in program.groups:
+    for place, g in enumerate(program.groups):
         gone = state.windows.remaining[g.name] > 0
         size = jnp.abs(gradients[g.kernel])
         if gone.ndim == 1:
             size = jnp.sum(size, axis=tuple(range(size.ndim - 1)))
         sizes[g.name] = size
-        dead.append(gone)
+        dead.append(gone & table.own[place])
     worth = list(sizes.values())
     if program.features.random:
         drawn = rng.uniform(rng.at(state.seed, "grow", table.ids[event]), sizes)
@@ -264,14 +265,13 @@ def _rechosen(
 ) -> tuple[TrainState, Event]:
     """An event where dead weights are hidden, not gone: its counts are of what is dead after it."""
     table, windows = state.table, state.windows
-    if program.features.threshold:
-        kept = {n: forward.above(s, table.threshold) for n, s in state.learnt.items()}
-        soft = table.threshold >= 0
     dead = select(program, state, data, event)
     if program.features.threshold:
-        dead = {n: jnp.where(soft, ~kept[n], units) for n, units in dead.items()}
+        kept = {n: forward.above(s, table.threshold) for n, s in state.learnt.items()}
+        dead = {n: jnp.where(table.threshold >= 0, ~kept[n], dead[n]) for n in dead}
     happens = jnp.any(table.counts[event] > 0) | (table.ids[event] > program.epochs)
-    after, dropped, grown = forward.choose(windows, dead, happens)
+    chosen = {g.name: happens & table.own[place] for place, g in enumerate(program.groups)}
+    after, dropped, grown = forward.choose(windows, dead, chosen)
     number = functools.partial(_number, program)
     alive = {n: g & (after.remaining[n] == 0) for n, g in windows.grown.items()}
     zero = jnp.full(len(program.groups), -1, jnp.int32)  # no gradient was asked
