@@ -11,13 +11,12 @@ from ml_collections import ConfigDict
 from prunejax import data as data_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
+from prunejax.study import batch_check, lineage, outline, programs, ticket_file
 from prunejax.study import config as config_lib
-from prunejax.study import lineage, outline, programs, ticket_file
 from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
 from prunejax.study.programs import Batch, Member
-from prunejax.train import trackers
 
 __all__ = ["Batch", "Member", "build"]
 
@@ -136,12 +135,6 @@ def _static_key(settings: ConfigDict) -> str:
     return json.dumps([plain, released], sort_keys=True)
 
 
-def _check_trackers(batches: Sequence[Batch]) -> None:
-    for batch in batches:
-        for name in batch.program.trackers:
-            trackers.TRACKERS[name].check(batch.program)
-
-
 def build(arms: Sequence[Variant]) -> list[Batch]:
     """Programs and members of a study, grouped by what has to be compiled together.
 
@@ -171,7 +164,7 @@ def build(arms: Sequence[Variant]) -> list[Batch]:
         )
         for (key, seed), together in keyed.items()
     ]  # fmt: skip
-    _check_trackers(made)
+    batch_check.check(made)
     return _sharing(made, [key for key, _ in keyed])
 
 
