@@ -14,6 +14,7 @@ from prunejax import masks as mask_algebra
 from prunejax import scores as score_functions
 from prunejax import trees
 from prunejax.curvature import base, splits, vectors
+from prunejax.ops import counts as counting
 
 Tree = Any
 METHODS = ("magnitude", "random")
@@ -31,7 +32,7 @@ def evaluated(
         kept = mask_algebra.apply(chosen, params)
         found = splits.over_split(lambda batch: base.call(evaluate, kept, batch), groups)
         pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(chosen), strict=True)
-        return found, jnp.stack([jnp.count_nonzero(m) for s, m in pairs if jnp.ndim(s)])
+        return found, jnp.stack(counting.among([m for s, m in pairs if jnp.ndim(s)], together=True))
 
     return jax.lax.map(at, keeps)
 
@@ -67,7 +68,7 @@ class Pruner:
     def _keeps(self, fractions: Sequence[Fraction]) -> Any:
         """Counts as data: [P], or a tree of them with the scores' structure."""
         counts = [
-            jnp.array(column, jnp.int32)
+            jnp.array(column, counting.kind(self.units))
             for column in zip(*map(self.counts, fractions), strict=True)
         ]
         if self.scope == "global":

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from prunejax import masks as masks_lib
 from prunejax import registry, rng, scores, trees
+from prunejax.ops import counts as counting
 
 Array = jax.Array
 Tree = Any
@@ -114,7 +115,9 @@ def drop_and_grow(
         masks,
         drop,
     )
-    live = jax.tree.map(lambda m, r: jnp.sum(m, dtype=jnp.int32) if r else 0, masks, rank)
+    shapes = zip(jax.tree.leaves(masks), jax.tree.leaves(rank), strict=True)
+    found = iter(counting.among([m for m, r in shapes if r], together=scope == "global"))
+    live = jax.tree.map(lambda r: next(found) if r else 0, rank)
     if scope == "global":
         total = sum(jax.tree.leaves(live)) if keep is None else keep
         left = total - swaps
