@@ -82,22 +82,28 @@ def _tag(table: str, column: str, row: Mapping[str, str]) -> str:
     return "/".join([head, *places, column])
 
 
-def hyperparameters(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def hyperparameters(
+    config: Mapping[str, Any], stated: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """Variant -> its settings by dotted name, of the fields that any variant changes.
 
     Values are numbers, truth values or text: a tuple is written as JSON.
 
     Args:
       config: the resolved config, with `variants` as changes of the fields beside them.
+      stated: what `study.json` says of each variant: its `preset` is what a method sets, which
+        the config does not say.
     """
     base = flat({name: value for name, value in config.items() if name != "variants"})
     variants: Mapping[str, Any] = config.get("variants") or {}
     changes = {label: flat(changed or {}) for label, changed in variants.items()}
     fields = list(dict.fromkeys(field for changed in changes.values() for field in changed))
-    return {
-        label: {field: _plain(changed.get(field, base.get(field))) for field in fields}
-        for label, changed in changes.items()
-    }
+    found = {}
+    for label, changed in changes.items():
+        preset = flat({"prune": ((stated or {}).get(label) or {}).get("preset") or {}})
+        own = base | changed | preset
+        found[label] = {field: _plain(own.get(field)) for field in fields}
+    return found
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -176,7 +176,7 @@ def recall_distortion(study: Study, look: Look) -> Drawing | None:
 
 def _undecayed(study: Study, found: Mapping[str, Mapping[str, recall.Distortion]]) -> str:
     """Whether Undecayed Pruning's alpha is below that of magnitudes, ratio by ratio."""
-    scores = {v: (study.overrides.get(v, {}).get("prune") or {}).get("score") for v in found}
+    scores = {v: study.attribute(v, "score") for v in found}
     words = []
     for variant, score in scores.items():
         twin = next(

@@ -81,8 +81,8 @@ def rows(
       tables: "epochs", "events" and "runs".
       promised: the runs of a finished study; empty: of one that is still to end.
       variants: what study.json says of each: a run that goes on from a later state than the start
-        has no rows of the epochs before `first_epoch`; `scope` is "layer" or "global", where a
-        preset may have set what the config does not say.
+        has no rows of the epochs before `first_epoch`; `scope` and `preset` are what a method may
+        have set, which the config does not say.
 
     Raises:
       ReportError: names the table, the run, and what is missing.
@@ -101,12 +101,12 @@ def rows(
         first = int(((variants or {}).get(row["variant"]) or {}).get("first_epoch", 0))
         _epochs(path, config, row, epochs.get(run, []), first)
     done = [row for row in tables["runs"] if is_completed(row)]
-    scopes = {
-        name: arm["scope"]
+    set_by_method = {
+        name: {**(arm.get("preset") or {}), **({"scope": arm["scope"]} if "scope" in arm else {})}
         for name, arm in (variants or {}).items()
-        if isinstance(arm, dict) and "scope" in arm
+        if isinstance(arm, dict)
     }
-    _events(path, config, done, events, scopes)
+    _events(path, config, done, events, set_by_method)
     for run, row in ended.items():
         _agrees(path, row, epochs.get(run, []), events.get(run, []))
 
@@ -170,7 +170,7 @@ def _events(
     config: Mapping[str, Any],
     runs: Sequence[Row],
     events: Mapping[str, Sequence[Row]],
-    scopes: Mapping[str, str],
+    presets: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Schedules know no seed: the runs of an arm have the same layers in the same epochs."""
     arms: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
@@ -179,8 +179,8 @@ def _events(
         arms.setdefault(run["variant"], {})[run["run"]] = own
     for variant, found in arms.items():
         changes = ((config.get("variants") or {}).get(variant) or {}).get("prune") or {}
-        common = {**(config.get("prune") or {}), **changes}
-        if scopes.get(variant, common.get("scope", "layer")) != "layer":
+        common = {**(config.get("prune") or {}), **changes, **(presets.get(variant) or {})}
+        if common.get("scope", "layer") != "layer":
             continue  # what a layer loses is up to the scores
         several = int(common.get("rounds", 1)) > 1  # events of one step
         everywhere = dict.fromkeys(key for own in found.values() for key in own)

@@ -49,7 +49,7 @@ def alike(study: Study) -> list[tuple[str, str]]:
     overlap is that of the arms that made the masks.
     """
     found = levels.of(study)
-    pruned = [v for v in found if (study.overrides.get(v) or {}).get("prune")]
+    pruned = [v for v in found if study.attribute(v, "target")]
     about = {v: _about(study, v) for v in pruned}
     return [
         (a, b)

@@ -172,9 +172,12 @@ def attributes_of(
     for label in labels:
         overrides = (config.get("variants") or {}).get(label) or {}
 
-        def setting(name: str, overrides: Mapping[str, Any] = overrides) -> Any:
+        preset = {"prune": stated.get(label, {}).get("preset") or {}}
+        sources = (preset, overrides, config)
+
+        def setting(name: str, sources: Sequence[Mapping[str, Any]] = sources) -> Any:
             part, _, leaf = name.partition(".")
-            for source in (overrides, config):
+            for source in sources:
                 if name in source:
                     return source[name]
                 if isinstance(source.get(part), Mapping) and leaf in source[part]:

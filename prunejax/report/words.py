@@ -225,8 +225,10 @@ def _targeted(study: "Study", label: str) -> str:
 
 def _single(study: "Study", label: str) -> bool:
     """Whether an arm prunes weights one by one."""
-    own, all_arms = flat(study.overrides.get(label, {})), study.config.get("prune", {})
-    return bool(own.get("prune.granularity", all_arms.get("granularity")) == "weight")
+    of_method = study.attributes.get(label, {}).get("preset") or {}
+    of_arm = study.overrides.get(label, {}).get("prune") or {}
+    found = {**study.config.get("prune", {}), **of_arm, **of_method}
+    return found.get("granularity") == "weight"
 
 
 def _score(score: object) -> str:
