@@ -176,7 +176,7 @@ def _by_events(
         structure: Any = jax.tree.structure(scores)
         now = jax.tree.unflatten(structure, flat)
         live = among([m for m in flat if m.ndim], together=scope == "global")
-        left = [n - count.astype(n.dtype) for n in (live if scope == "layer" else [sum(live)])]
+        left = [n - count.astype(n.dtype) for n in live]
         rest = iter([jnp.maximum(n, 0) for n in left])
         keep = left[0] if scope == "global" else structure.unflatten(
             [next(rest) if m.ndim else 0 for m in flat])  # fmt: skip

@@ -116,12 +116,13 @@ def drop_and_grow(
         drop,
     )
     shapes = zip(jax.tree.leaves(masks), jax.tree.leaves(rank), strict=True)
-    found = iter(counting.among([m for m, r in shapes if r], together=scope == "global"))
-    live = jax.tree.map(lambda r: next(found) if r else 0, rank)
+    units = [m for m, r in shapes if r]
     if scope == "global":
-        total = sum(jax.tree.leaves(live)) if keep is None else keep
+        total = counting.among(units, together=True)[0] if keep is None else keep
         left = total - swaps
     else:
+        found = iter(counting.among(units, together=False))
+        live = jax.tree.map(lambda r: next(found) if r else 0, rank)
         swaps = _spread(swaps, jax.tree.map(lambda _: 0, live))
         final = live if keep is None else _spread(keep, live)
         left = jax.tree.map(lambda k, n: k - n, final, swaps)

@@ -140,7 +140,7 @@ def windows(
         elif target == "largest":
             worth = {n: -w for n, w in worth.items()}  # -NaN is NaN: it goes first all the same
         left = counting.among(eligible, together=scope == "global")
-        after = [n - due.astype(n.dtype) for n in (left if scope == "layer" else [sum(left)])]
+        after = [n - due.astype(n.dtype) for n in left]
         keep: Any = after if scope == "layer" else after[0]
         kept = masks_lib.prune(list(worth.values()), keep, masks=eligible, scope=scope)
         return {n: e & ~k for n, e, k in zip(worth, eligible, kept, strict=True)}

@@ -102,14 +102,18 @@ def kind(total: int) -> Any:
 
 
 def among(masks: Sequence[Array], together: bool) -> list[Array]:
-    """True entries of each array, scalars that can be traced.
+    """True entries of each array, or one number of all of them; scalars that can be traced.
 
     Args:
       masks: bool [...] each.
-      together: whether the counts are added up, so that their sum has to fit as well.
+      together: whether they are added up.
     """
-    whole = sum(m.size for m in masks)
-    return [jnp.sum(m, dtype=kind(whole if together else m.size)) for m in masks]
+    if not together:
+        return [jnp.sum(m, dtype=kind(m.size)) for m in masks]
+    found = jnp.zeros((), kind(sum(m.size for m in masks)))
+    for m in masks:
+        found += jnp.sum(m, dtype=found.dtype)
+    return [found]
 
 
 def live(mask: Any) -> int:
