@@ -199,8 +199,7 @@ def act(
         return params
     values, kernels, noisy_units = dict[str, Array](), {}, {}
     for g in groups:
-        kernel = trees.get(params, g.kernel)
-        left = windows.remaining[g.name]
+        kernel, left = trees.get(params, g.kernel), windows.remaining[g.name]
         fresh = left == _first(table, features)
         active = (left > 0) & (fresh | (not opening))  # older windows wait for the next step
         held = active & (table.kind == ZERO)

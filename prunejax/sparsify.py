@@ -14,7 +14,8 @@ from prunejax import masks as masks_lib
 from prunejax import methods, trees
 from prunejax import scores as scores_lib
 from prunejax.methods.transformation import SparsifyState, transformation
-from prunejax.methods.updates import where
+from prunejax.methods.updates import among, where
+from prunejax.methods.updates import live as live_entries
 from prunejax.methods.windows import windows as windows
 
 Tree = Any
@@ -167,20 +168,19 @@ def _by_events(
 
     def shrink(masks: Tree, params: Tree, count: jax.Array) -> Tree:
         scores = score_tree(params)
-        pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(masks), strict=True)
-        live = [jnp.sum(m, dtype=jnp.int32) for s, m in pairs if s.ndim]  # int32 as `count`
         # A leaf that is not pruned may have come with a mask of its own: it is not looked at.
         flat = [
             m if s.ndim else jnp.array(True)
             for s, m in zip(jax.tree.leaves(scores), jax.tree.leaves(masks), strict=True)
         ]
-        structure = jax.tree.structure(scores)
+        structure: Any = jax.tree.structure(scores)
         now = jax.tree.unflatten(structure, flat)
-        if scope == "global":
-            pruned = masks_lib.prune(scores, sum(live) - count, masks=now)
-        else:
-            keep = jax.tree.map(lambda m: jnp.maximum(jnp.sum(m, dtype=jnp.int32) - count, 0), now)
-            pruned = masks_lib.prune(scores, keep, masks=now, scope=scope)
+        live = among([m for m in flat if m.ndim], together=scope == "global")
+        left = [n - count.astype(n.dtype) for n in live]
+        rest = iter([jnp.maximum(n, 0) for n in left])
+        keep = left[0] if scope == "global" else structure.unflatten(
+            [next(rest) if m.ndim else 0 for m in flat])  # fmt: skip
+        pruned = masks_lib.prune(scores, keep, masks=now, scope=scope)
         return jax.tree.map(lambda s, new, old: new if s.ndim else old, scores, pruned, masks)
 
     def update(
@@ -278,7 +278,7 @@ def _enough(
     """Refuses events that remove more than there is; masks under a trace count as whole."""
     asked = sum(count for _, count in events)
     there = {
-        path: m.size if isinstance(m, jax.core.Tracer) else int(jnp.count_nonzero(m))
+        path: m.size if isinstance(m, jax.core.Tracer) else live_entries(m)
         for path, shape, m in zip(paths, shapes, live, strict=True)
         if shape
     }

@@ -30,6 +30,7 @@ from tests.oracle_config import STUDIES
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600  # a study that takes longer hangs
+ENVIRONMENT: dict[str, str] = {}  # of its processes besides; empty for bytes that are kept
 
 
 def digest(file):
@@ -101,7 +102,8 @@ def start(name, workdir, *flags):
         [*command, *flags],
         cwd=ROOT,
         env={k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
-        | {"JAX_PLATFORMS": "cpu"},
+        | {"JAX_PLATFORMS": "cpu"}
+        | ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -117,13 +119,18 @@ def finish(name, process):
         raise RuntimeError(f"study {name!r} ended with {process.returncode}:\n{output[-3000:]}")
 
 
-def run(name, workdir):
-    """Runs one study to its end."""
+def pair(name, workdir, *flags):
+    """Starts one study as two processes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    flags += ("--process_count=2", f"--coordinator=127.0.0.1:{port}")
+    return [start(name, workdir, *flags, f"--process_id={i}") for i in range(2)]
+
+
+def run(name, workdir, *flags):
+    """Runs one study to its end; `flags` are of the study in two processes."""
     if name == "processes":
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-        flags = ["--process_count=2", f"--coordinator=127.0.0.1:{port}"]
-        both = [start(name, workdir, *flags, f"--process_id={i}") for i in range(2)]
+        both = pair(name, workdir, *flags)
         try:
             for process in both:
                 finish(name, process)
@@ -131,13 +138,13 @@ def run(name, workdir):
             for process in both:
                 process.kill()
         return
-    flags = []
+    flags = ()
     if name == "streamed":
         data = workdir.parent / "streamed data"
         write = "import sys; from tests import streamed_case; streamed_case.write(sys.argv[1])"
         command = [sys.executable, "-c", write, str(data)]  # apart: it prints a lot
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        flags = [f"--config.data.data_dir={data}"]
+        flags = (f"--config.data.data_dir={data}",)
     process = start(name, workdir, *flags)
     if name == "killed":
         kill_amid(process, workdir)
@@ -145,14 +152,18 @@ def run(name, workdir):
     finish(name, process)
 
 
+def reached(process, workdir, rows):
+    """Waits until epochs.csv has so many rows, or the process has ended."""
+    table, deadline = workdir / "epochs.csv", time.monotonic() + SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if table.exists() and table.read_bytes().count(b"\n") > rows:
+            return
+        time.sleep(0.02)
+
+
 def kill_amid(process, workdir):
     """Kills the study when some epochs are recorded: after a checkpoint, before the end."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        table = workdir / "epochs.csv"
-        if table.exists() and table.read_bytes().count(b"\n") > 30:
-            break
-        time.sleep(0.02)
+    reached(process, workdir, 30)
     process.kill()
     output, _ = process.communicate()
     if process.returncode != -signal.SIGKILL or (workdir / "report.html").exists():

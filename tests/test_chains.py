@@ -122,6 +122,12 @@ def test_a_child_begins_with_what_its_parent_ended_with(parent, child, tmp_path)
     for path in ended:
         if path.split("/")[0] in take:
             np.testing.assert_array_equal(begun[path], ended[path], err_msg=path)
+    if "of" in child["prune"]:  # hidden weights: 0.9 of what was live, besides what was dead
+        for when, share in (("a-0@end", 0.1), ("b-0@end", 0.1 * 0.1)):
+            masks = np.concatenate(
+                [m.ravel() for m in masks_of(state(tmp_path / "run", when)).values()]
+            )
+            assert masks.mean() == pytest.approx(share, abs=1 / 100)
 
 
 def test_controls_have_the_ticket_s_counts(chain):
@@ -170,6 +176,45 @@ def test_a_chain_that_is_stopped_continues_to_the_same_bytes(chain, tmp_path, st
         ours, theirs = (state(p, file.stem) for p in (path, chain))
         for key, value in theirs.items():
             np.testing.assert_array_equal(ours[key], value, err_msg=f"{file.stem} {key}")
+
+
+ALL = ("weights", "statistics", "optimizer", "masks", "scores", "step")
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"method": "movement", "fraction": (0.5,), "refresh_every": 0},
+        {"schedule": "one_shot", "score": "activations", "layers": ("dense2",)}
+        | {"target": "largest"},
+    ],
+)
+def test_scores_that_training_gathers_go_on_in_a_child(tmp_path, now):
+    """A child that takes all is its parent from there on; one may prune at once by its scores."""
+    event = now | {"unit": "step", "start": (11,), "end": (11,)}
+    on = {"prune": event, "start": {"run": "whole", "at": "step:10", "take": ALL}}
+    new = {"prune": event, "start": on["start"] | {"take": tuple(p for p in ALL if p != "scores")}}
+    at_once = event | {"start": (0,), "end": (0,)}
+    config = tiny(
+        whole={"prune": event},
+        on=on,
+        new=new,
+        at_once={"prune": at_once, "start": {"run": "whole", "take": ("weights", "scores")}},
+    )
+    config.seeds, config.keep, config.model.name = 1, ("end",), "mlp64_64"
+    config.optimizer.name, config.optimizer.learning_rate = "sgd", 0.05
+    go(config, tmp_path / "run")
+    end = {name: state(tmp_path / "run", f"{name}-0@end") for name in config.variants}
+    for path, value in end["whole"].items():
+        np.testing.assert_array_equal(end["on"][path], value, err_msg=path)
+    same = [np.array_equal(end["new"][p], m) for p, m in masks_of(end["whole"]).items()]
+    assert not all(same)  # what was gathered before step 10 counts
+    learnt = {p: end["whole"][p.replace("masks", "scores")] for p in masks_of(end["whole"])}
+    sign = 1 if now.get("target") == "largest" else -1  # what stays comes first
+    order = np.argsort(sign * np.concatenate([s.ravel() for s in learnt.values()]), kind="stable")
+    live = np.concatenate([m.ravel() for m in masks_of(end["at_once"]).values()])
+    assert set(np.flatnonzero(live)) == set(order[: live.sum()])
+    assert live.mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_copies_differ_in_their_order_alone(tmp_path):
@@ -223,6 +268,24 @@ def test_shards_keep_families_together():
             "granularity = 'filter' .* differs from that of 'a'",
         ),
         ({"a": {}, "b": {"start": {"shuffle": "layer"}}}, "no masks are taken"),
+        ({"a": {}, "b": {"start": {"run": "a", "take": ("scores",)}}}, "its own are none, those"),
+        (
+            {"a": {}, "b": {"start": {"ticket": "x.npz", "take": ("scores",)}}},
+            "no optimizer, no scores and no step",
+        ),
+        (
+            {"a": {"prune": {"schedule": "scratch", "score": "activations"}}},
+            "'activations' .* would choose by place alone",
+        ),
+        (
+            {
+                "a": {
+                    "prune": PRUNE
+                    | {"unit": "step", "start": (9,), "end": (11,), "score": "activations"}
+                }
+            },
+            "before 10 training steps are done",
+        ),
         (
             {
                 "a": {"prune": MAGNITUDE},

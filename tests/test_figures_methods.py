@@ -100,9 +100,18 @@ def test_seeds_of_a_global_preset_may_lose_other_layers():
     runs = [{"run": f"a-{seed}", "variant": "a"} for seed in (0, 1)]
     row = {"epoch": "0", "step": "4", "layer": "dense1"}
     events = {"a-0": [row, row | {"layer": "dense2"}], "a-1": [row]}
-    intact._events(Path("x"), config, runs, events, {"a": "global"})
+    intact._events(Path("x"), config, runs, events, {"a": {"scope": "global"}})
     with pytest.raises(ReportError, match="no row for layer dense2"):
         intact._events(Path("x"), config, runs, events, {})
+
+
+def test_rounds_of_a_preset_are_events_of_one_step():
+    config = {"variants": {"a": {"prune": {"method": "synflow", "scope": "layer"}}}}
+    row = {"epoch": "-1", "step": "0", "layer": "dense1"}
+    given = Path("x"), config, [{"run": "a-0", "variant": "a"}], {"a-0": [row, row]}
+    intact._events(*given, {"a": {"scope": "layer", "rounds": 100}})
+    with pytest.raises(ReportError, match="has a twin"):
+        intact._events(*given, {})
 
 
 def test_density_shows_the_shares_that_claims_are_about():

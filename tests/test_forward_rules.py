@@ -1,5 +1,7 @@
 """Straight-through, movement, N:M and other parts of methods in studies, beside the library."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -218,9 +220,10 @@ def test_snip_in_rounds_scores_what_is_left():
         (STE | {"schedule": "one_shot"}, "straight_through has 'scratch'"),
         ({"method": "rigl", "update_every": 2, "dead_decay": 0.1}, "goes with straight_through"),
         ({"method": "set", "update_every": 2, "average": 2}, "prune.grow = 'gradient'"),
+        ({"method": "rigl", "update_every": 2, "average": 3}, "at step 2, has 2 full batches"),
         ({"method": "static", "redistribute": True}, "goes with prune.update_every"),
         ({"method": "movement_soft", "refresh_every": 0, "threshold": 0.4}, "refresh_every = 0"),
-        (MOVEMENT | {"start": (0,)}, "learnt scores are 0"),
+        (MOVEMENT | {"start": (0,)}, "these scores are all 0"),
         ({"method": "nm", "nm": (4, 2)}, r"must be \(n, m\)"),
         ({"method": "nm", "nm": (1, 3)}, "are no multiple of 3"),
         ({"method": "rigl", "update_every": 2, "nm": (2, 4)}, "blocks of N:M cannot swap"),
@@ -231,8 +234,67 @@ def test_refused(settings, message):
         planned(momentum(a={"prune": settings}))
 
 
+def dead_after(batch, member, data, steps):
+    """Dead units by layer of a member of a program, after so many steps."""
+    state = step.initial_state(batch.program, jnp.uint32(0), member.table, member.hyper)
+    one = dataclasses.replace(batch, members=(member,))
+    found = go(one, jax.tree.map(jnp.asarray, state), data, steps)
+    return {n: np.asarray(left) > 0 for n, left in found.windows.remaining.items()}, state
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"method": "magnitude"}, 0),
+        ({"method": "gradual_regrow", "start": (1,), "end": (2,), "average": 1}, 2),
+        ({"method": "movement_soft", "threshold": 0.499, "penalty": 9.0, "refresh_every": 1}, 3),
+    ],
+)
+def test_an_arm_leaves_the_layers_of_others_alone(settings, steps):
+    own = {"a": "dense1", "b": "dense2"}
+    arms = {k: {"prune": settings | {"layers": (f"kernel:{n}.*",)}} for k, n in own.items()}
+    (both,), data = planned(momentum(**arms)), begun(momentum(a=arms["a"]))[1]
+    assert {g.name for g in both.program.groups} == set(own.values())
+    for member in both.members:
+        layer = own[member.variant]
+        dead, state = dead_after(both, member, data, steps)
+        assert {n for n, gone in dead.items() if gone.any()} == {layer}
+        if settings["method"] == "magnitude":  # the smaller half of that kernel
+            size = np.abs(np.asarray(trees.get(state.params, f"{layer}/kernel")))
+            np.testing.assert_array_equal(dead[layer], size < np.median(size))
+        else:  # as in a study of its own
+            (alone,) = planned(momentum(**{member.variant: arms[member.variant]}))
+            expected, _ = dead_after(alone, alone.members[0], data, steps)
+            np.testing.assert_array_equal(dead[layer], expected[layer])
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(("of", "share"), [("all", 0.25), ("live", 0.5)])
+@pytest.mark.parametrize("child", [STE, MOVEMENT])
+def test_a_child_of_hidden_weights_prunes_on_from_its_parent(child, of, share, scope):
+    half = {"method": "random", "allocation": "rules", "scope": scope, "fraction": (0.5,)}
+    child = child | {"fraction": (share,), "of": of, "scope": scope}
+    batches = planned(momentum(p={"prune": half}, c={"prune": child, "start": {"run": "p"}}))
+    (member,) = (m for b in batches for m in b.members if m.variant == "c")
+    sizes = [1024, 128, 80] if scope == "layer" else [1232, 0, 0]
+    last = member.table.counts[member.table.counts.any(axis=1)][-1]
+    np.testing.assert_array_equal(last, [n * 3 // 4 for n in sizes])  # half, and a quarter of all
+    assert (member.table.counts[member.table.counts.any(axis=1)] >= np.array(sizes) // 2).all()
+
+
+def test_fewer_of_m_may_stay_in_a_child():
+    arms = {"p": {"prune": {"method": "nm"}}}
+    arms["c"] = {"prune": {"method": "nm", "nm": (1, 4)}, "start": {"run": "p"}}
+    arms["d"] = {"prune": {"method": "random", "of": "live"}, "start": {"run": "c"}}
+    with pytest.raises(ConfigError, match="is up to scores"):  # 1 of 4 of masks of 2 of 4
+        planned(momentum(**arms))
+    del arms["d"]
+    (member,) = (m for b in planned(momentum(**arms)) for m in b.members if m.variant == "c")
+    np.testing.assert_array_equal(member.table.counts[0], [768, 96, 60])
+
+
 def test_what_a_threshold_leaves_has_no_counts_for_a_child():
     soft = {"method": "movement_soft", "threshold": 0.4}
     child = {"prune": {"method": "static"}, "start": {"run": "soft", "take": ("masks",)}}
-    with pytest.raises(ConfigError, match="up to a threshold"):
+    with pytest.raises(ConfigError, match="is up to scores"):
         planned(momentum(soft={"prune": soft}, child=child))

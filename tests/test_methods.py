@@ -418,6 +418,11 @@ def test_plans_have_exact_counts():
         ("acdc", {"phases": (3, 5)}, "an odd number of rising steps"),
         ("gradual", {"end": 9, "every": 3, "average": 2}, "goes with growth='gradient'"),
         ("rigl", {"end": 9, "every": 2, "average": 5, "seed": 1}, "average = 5: .* at most 2"),
+        (
+            "rigl",
+            {"start": 2, "end": 9, "every": 4, "average": 4, "seed": 1},
+            "at step 2, has 3 batches up to it",
+        ),
         ("static", {"seed": 1, "scope": "layer"}, "methods have allocation="),
         ("static", {"seed": 1, "masks": True}, "no sparsity="),
         ("static", {"decay": "cosin"}, "decay 'cosin' is not one of: cosine, constant, linear"),

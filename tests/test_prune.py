@@ -1,12 +1,15 @@
 """Events choose by the library's rule: one tie rule, one treatment of NaN, in every scope."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import masks
-from prunejax.train import prune
+from prunejax import interventions, masks
+from prunejax.groups import Group
+from prunejax.train import evaluation, prune
 
 NAN = float("nan")
 
@@ -56,3 +59,16 @@ def test_targets_against_brute_force_and_the_library(scope, shape):
         for got, want, before, kept in zip(ours, expected, eligible, library, strict=True):
             np.testing.assert_array_equal(got, want)
             np.testing.assert_array_equal(before & ~got, kept)
+
+
+@pytest.mark.parametrize("side", [2**4, 2**16])
+def test_sparsity_of_2_to_the_32_parameters_does_not_wrap(side):
+    """Half of the filters of one square kernel, which takes no memory: its entry is one."""
+    groups = (Group("a", "a", (), (), None, side),)
+    left = {"a": np.arange(side) % 2 == 0}
+    state = SimpleNamespace(
+        params={"a": np.broadcast_to(np.float32(0), (side, side))},
+        windows=SimpleNamespace(remaining=left),
+        table=SimpleNamespace(kind=np.int32(interventions.PRUNE), mask_norm=np.bool_(True)),
+    )
+    assert evaluation.sparsity(SimpleNamespace(groups=groups), state) == 0.5

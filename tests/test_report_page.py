@@ -558,5 +558,7 @@ def test_what_is_drawn_at_random_is_said(base, own, expected):
     config = {"prune": {"granularity": base, "target": "random"}, "variants": {"a": {"prune": own}}}
     study = SimpleNamespace(attributes=attributes_of(config, {}, {"epochs": [], "events": []}))
     assert words._targeted(study, "a") == expected
+    study.attributes["a"]["preset"] = {"granularity": "weight"}  # of a method: it is resolved
+    assert words._targeted(study, "a") == "random weights"
     study.attributes["a"] = {"target": "S", "score": "weight_random"}  # the smallest of dice
     assert words._targeted(study, "a") == "random weights"

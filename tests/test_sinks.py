@@ -41,6 +41,16 @@ def test_settings_of_variants_are_the_fields_that_any_changes():
     }
 
 
+def test_settings_of_variants_have_what_a_method_sets():
+    arms = {"a": {"prune": {"method": "snip"}}, "b": {"prune": {"score": "magnitude"}}}
+    config = {"prune": {"method": "none", "score": "l2"}, "variants": arms}
+    found = scalars.hyperparameters(config, {"a": {"preset": {"score": "snip", "rounds": 1}}})
+    assert found == {
+        "a": {"prune.method": "snip", "prune.score": "snip"},
+        "b": {"prune.method": "none", "prune.score": "magnitude"},
+    }
+
+
 def test_each_run_is_sent_once_with_its_numbers(tmp_path, monkeypatch):
     found, told = [], []
     monkeypatch.setitem(sinks.SINKS, "mine", found.append)

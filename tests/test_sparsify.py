@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from prunejax import masks, schedules
+from prunejax.methods import growth
 from prunejax.sparsify import masked, masks_of, sparsify
 
 
@@ -204,3 +205,40 @@ def test_vmap_strict_promotion_and_short_floats(dtype):
         q = optax.apply_updates(batch, u)
     assert q["w"].dtype == dtype
     assert (np.asarray(q["w"], np.float32) == 0).sum((1, 2)).tolist() == [4, 4]
+
+
+def sums(program):
+    """(entries, type) of every sum of integers in a program, inner ones too."""
+    for line in program.eqns:
+        if line.primitive.name == "reduce_sum" and line.outvars[0].aval.dtype.kind in "iu":
+            yield line.invars[0].aval.size, line.outvars[0].aval.dtype.name
+        for value in jax.tree.leaves(line.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from sums(inner)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_2_to_the_31_weights_are_counted_in_64_bits_or_refused(scope):
+    """By the program alone: such arrays do not fit here."""
+    tx = sparsify(optax.sgd(0.1), [(0, 5)], scope=scope)
+    w = {"w": jax.ShapeDtypeStruct((2**16, 2**15), jnp.bfloat16)}
+    m = {"w": jax.ShapeDtypeStruct(w["w"].shape, bool)}
+    swap = lambda m, w, g: growth.drop_and_grow(m, w, g, 3, scope=scope)  # noqa: E731
+    state = jax.eval_shape(tx.init, w)
+    for function, given in ((tx.update, (w, state, w)), (swap, (m, w, w))):
+        with jax.enable_x64(True):
+            program = jax.make_jaxpr(function)(*given).jaxpr
+        kinds = {kind for size, kind in sums(program) if size >= 2**31}
+        assert kinds
+        assert kinds <= {"int64", "uint64"}
+        with pytest.raises(ValueError, match="cannot be counted in 32 bits"):
+            jax.eval_shape(function, *given)
+
+
+def test_events_are_held_to_counts_of_any_size(monkeypatch):
+    events = [(0, 2**31 - 1), (1, 2**31 - 1)]
+    with pytest.raises(ValueError, match="there are 60"):
+        sparsify(optax.sgd(0.1), events).init(params())
+    monkeypatch.setattr("prunejax.sparsify.live_entries", lambda mask: 2**31)
+    sparsify(optax.sgd(0.1), events).init(params())

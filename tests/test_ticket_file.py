@@ -102,6 +102,17 @@ def test_what_the_whole_study_sets_counts_as_what_an_arm_sets(study, ticket, tmp
     assert {k: told[k] for k in same} == {k: expected[k] for k in same}
 
 
+def test_what_a_method_sets_is_told(study, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(study, copy)
+    content = json.loads((copy / "config.json").read_text())
+    content["variants"]["ticket2"]["prune"] = {"method": "snip", "of": "live", "fraction": [0.4]}
+    (copy / "config.json").write_text(json.dumps(content))
+    told = ticket_file.export(copy, "ticket2-0", tmp_path / "ticket.npz")
+    expected = {"layers": ["kernel:.*"], "allocation": "rules", "scope": "global", "score": "snip"}
+    assert {k: told[k] for k in expected} == expected
+
+
 def test_runs_begin_with_masks_and_weights_of_the_file(ticket, begun):
     for seed in (0, 1):
         saved = ticket_file.read(str(ticket).replace("{seed}", str(seed)))

@@ -195,7 +195,7 @@ FIELDS: dict[str, Any] = {
     "start": {
         "run": "",  # label of the arm whose state a run starts from; "": its own weights
         "at": "end",  # which of its states: start | end | epoch:N | step:N
-        # Of weights, statistics, optimizer, masks, step (order and rates go on from there).
+        # Of weights, statistics, optimizer, masks, scores, step (order and rates go on from there).
         "take": many(("weights", "statistics", "masks"), str, "names"),
         # Or a file of masks and a start state (`prunejax export`); {seed}: the run's seed.
         "ticket": "",

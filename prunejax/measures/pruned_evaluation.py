@@ -15,6 +15,7 @@ from prunejax import scores as score_functions
 from prunejax import trees
 from prunejax.curvature import splits, vectors
 from prunejax.curvature.callables import as_argument, call
+from prunejax.ops import counts as counting
 
 Tree = Any
 METHODS = ("magnitude", "random")
@@ -25,6 +26,7 @@ def evaluated(
     evaluate: Any, params: Tree, scores: Tree, live: Tree, keeps: Any, groups: Any, scope: str
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Name -> [P] at each mask, and [P, prunable leaves] units kept; `keeps` are data."""
+    kind = counting.kind(max(s.size for s in jax.tree.leaves(scores)))
 
     def at(keep: Any) -> tuple[dict[str, jax.Array], jax.Array]:
         # A count above the live units is clamped: what is dead stays dead.
@@ -32,7 +34,7 @@ def evaluated(
         kept = mask_algebra.apply(chosen, params)
         found = splits.over_split(lambda batch: call(evaluate, kept, batch), groups)
         pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(chosen), strict=True)
-        return found, jnp.stack([jnp.count_nonzero(m) for s, m in pairs if jnp.ndim(s)])
+        return found, jnp.stack([jnp.sum(m, dtype=kind) for s, m in pairs if jnp.ndim(s)])
 
     return jax.lax.map(at, keeps)
 
@@ -67,9 +69,9 @@ class Pruner:
 
     def _keeps(self, fractions: Sequence[Fraction]) -> Any:
         """Counts as data: [P], or a tree of them with the scores' structure."""
+        kind = counting.kind(self.units if self.scope == "global" else max(self.sizes.values()))
         counts = [
-            jnp.array(column, jnp.int32)
-            for column in zip(*map(self.counts, fractions), strict=True)
+            jnp.array(column, kind) for column in zip(*map(self.counts, fractions), strict=True)
         ]
         if self.scope == "global":
             return counts[0]

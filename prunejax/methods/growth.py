@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from prunejax import masks as masks_lib
 from prunejax import registry, rng, scores, trees
+from prunejax.ops import counts as counting
 
 Array = jax.Array
 Tree = Any
@@ -114,11 +115,14 @@ def drop_and_grow(
         masks,
         drop,
     )
-    live = jax.tree.map(lambda m, r: jnp.sum(m, dtype=jnp.int32) if r else 0, masks, rank)
+    shapes = zip(jax.tree.leaves(masks), jax.tree.leaves(rank), strict=True)
+    units = [m for m, r in shapes if r]
     if scope == "global":
-        total = sum(jax.tree.leaves(live)) if keep is None else keep
+        total = counting.among(units, together=True)[0] if keep is None else keep
         left = total - swaps
     else:
+        found = iter(counting.among(units, together=False))
+        live = jax.tree.map(lambda r: next(found) if r else 0, rank)
         swaps = _spread(swaps, jax.tree.map(lambda _: 0, live))
         final = live if keep is None else _spread(keep, live)
         left = jax.tree.map(lambda k, n: k - n, final, swaps)

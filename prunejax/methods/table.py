@@ -44,7 +44,7 @@ class Method:
       redistribute: swaps rank all layers together, so that densities move between layers.
       gradient_step: whether an update that swaps also takes its gradient step.
       average: batches whose gradients are averaged for growth: those up to the event's, at most
-        as many as there are from one event to the next.
+        as many as there are up to the first event, and from one to the next.
       jump_sparsity: sparsity of the first event of "accelerated_cubic".
       phases: steps of "phases": compress, release, compress, ...; an odd number.
       rounds: of the initial score. None: 100 for SynFlow, 1 for others.

@@ -55,7 +55,7 @@ def plan(
 
     Raises:
       ValueError: sparsities that do not fit the shapes, no event before the end, or events that
-        come within the batches to average.
+        come within the batches to average, those of the beginning of training included.
     """
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     reselect = m.schedule in ("refresh", "cubic_refresh", "phases")
@@ -91,6 +91,13 @@ def plan(
         raise ValueError(
             f"average = {m.average}: batches before an event are averaged, and events come every "
             f"{gap} steps; average at most {gap} or let them come less often (every)"
+        )
+    growing = steps[(swap > 0).any(1)] if m.average > 1 else steps[:0]
+    if len(growing) and growing[0] + 1 < m.average:  # batches from step 0 to the event's
+        raise ValueError(
+            f"average = {m.average}: the first event that grows, at step {growing[0]}, has "
+            f"{growing[0] + 1} batches up to it; average no more, or let it come at step "
+            f"{m.average - 1} or later (start)"
         )
     again = (m.every or 0) if m.schedule in ("refresh", "cubic_refresh") else 0
     # As JAX's integers are, unless a count needs more.

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from prunejax.methods.table import Method
+from prunejax.ops.counts import among as among
+from prunejax.ops.counts import live as live
 
 Array = jax.Array
 Tree = Any

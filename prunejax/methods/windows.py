@@ -18,6 +18,7 @@ from prunejax import interventions, registry, rng, trees
 from prunejax import masks as masks_lib
 from prunejax import scores as scores_lib
 from prunejax.groups import Group
+from prunejax.ops import counts as counting
 
 Array = jax.Array
 Tree = Any
@@ -84,8 +85,8 @@ def windows(
     if duration is not None and duration < 1:
         raise ValueError(f"duration {duration!r}: at least 1 step, or None for ever")
     pairs = sorted((step, count) for step, count in events)
-    if not pairs or any(not isinstance(x, int) or x < 0 for pair in pairs for x in pair):
-        raise ValueError(f"events {events!r}: (step >= 0, count >= 0) pairs of integers")
+    if not pairs or any(not isinstance(x, int) or not 0 <= x < 2**31 for p in pairs for x in p):
+        raise ValueError(f"events {events!r}: (step >= 0, count >= 0) pairs of integers below 2^31")
     steps, counts = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
     table = interventions.Table(
         kind=np.int32(interventions.KINDS[kind]),
@@ -138,8 +139,9 @@ def windows(
             worth = rng.uniform(rng.at(seed, "mask", state.step), worth)
         elif target == "largest":
             worth = {n: -w for n, w in worth.items()}  # -NaN is NaN: it goes first all the same
-        left = [jnp.sum(units, dtype=jnp.int32) for units in eligible]
-        keep: Any = [n - due for n in left] if scope == "layer" else sum(left) - due
+        left = counting.among(eligible, together=scope == "global")
+        after = [n - due.astype(n.dtype) for n in left]
+        keep: Any = after if scope == "layer" else after[0]
         kept = masks_lib.prune(list(worth.values()), keep, masks=eligible, scope=scope)
         return {n: e & ~k for n, e, k in zip(worth, eligible, kept, strict=True)}
 

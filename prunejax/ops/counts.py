@@ -85,6 +85,37 @@ def check(
         )
 
 
+def kind(total: int) -> Any:
+    """The integers that count `total` entries: int32, from 2^31 on int64.
+
+    Raises:
+      ValueError: they need 64 bits, and jax_enable_x64 is off.
+    """
+    if total < 2**31:
+        return jnp.int32
+    if jax.dtypes.canonicalize_dtype(jnp.int64) != jnp.int64:
+        raise ValueError(
+            f"{total} entries cannot be counted in 32 bits; switch on jax_enable_x64, or select "
+            "per leaf"
+        )
+    return jnp.int64
+
+
+def among(masks: Sequence[Array], together: bool) -> list[Array]:
+    """True entries of each array, or one number of all of them; scalars that can be traced.
+
+    Args:
+      masks: bool [...] each.
+      together: whether they are added up.
+    """
+    if not together:
+        return [jnp.sum(m, dtype=kind(m.size)) for m in masks]
+    found = jnp.zeros((), kind(sum(m.size for m in masks)))
+    for m in masks:
+        found += jnp.sum(m, dtype=found.dtype)
+    return [found]
+
+
 def live(mask: Any) -> int:
     """How many entries of `mask` [...] are True, exact at any size."""
     if not _on_host(mask):

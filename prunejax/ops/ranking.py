@@ -19,6 +19,7 @@ from jax import lax
 
 from prunejax import registry, trees
 from prunejax.ops import axes, eager, radix, segments
+from prunejax.ops import counts as counts_lib
 
 Array = jax.Array
 Tree = Any
@@ -94,21 +95,17 @@ def each(
         given = [counts[i] for i in places]
         if all(isinstance(k, int) for k in given):
             rows = [min(max(k, 0), n) for k, n in zip(given, sizes, strict=True)]
-            wanted = jnp.asarray(np.array(rows), _count_dtype(sum(sizes)))
+            wanted = jnp.asarray(np.array(rows), counts_lib.kind(sum(sizes)))
         else:
             wide = [min(max(k, 0), 2**31 - 1) if isinstance(k, int) else k for k in given]
             stacked = jnp.stack([jnp.asarray(k) for k in wide])
-            wanted = jnp.clip(stacked, 0, jnp.asarray(sizes)).astype(_count_dtype(sum(sizes)))
+            wanted = jnp.clip(stacked, 0, jnp.asarray(sizes)).astype(counts_lib.kind(sum(sizes)))
         some = [eligible[i] for i in places]
         found = segments.top([arrays[i] for i in places], wanted, some, together=False)
         for i, mask in zip(places, found, strict=True):
             chosen[i] = mask
     left = zip(chosen, arrays, counts, eligible, strict=True)
     return [_top([x], k, [a], method)[0] if m is None else m for m, x, k, a in left]
-
-
-def _count_dtype(total: int) -> Any:
-    return jnp.int64 if total >= 2**31 else jnp.int32
 
 
 def _end_to_end(scores: Sequence[Array]) -> bool:
@@ -126,14 +123,10 @@ def _top(
     counting = _method(method, scores)
     full = [i for i, x in enumerate(scores) if x.size]
     total = sum(x.size for x in scores)
-    if total >= 2**31 and jax.dtypes.canonicalize_dtype(jnp.int64) != jnp.int64:
-        raise ValueError(
-            f"{total} entries cannot be counted in 32 bits; switch on jax_enable_x64, or select "
-            "per leaf"
-        )
+    integers = counts_lib.kind(total)
     if not isinstance(k, jax.Array):
         k = min(max(k, 0), total)  # a Python integer may not fit the dtype of counts
-    k = jnp.clip(k, 0, total).astype(_count_dtype(total))
+    k = jnp.clip(k, 0, total).astype(integers)
     # A sort would gather shards: of vectors (scores of filters) that is no matter.
     small = all(max(x.shape, default=1) == x.size or radix.on_one_device(x) for x in scores)
     chosen = [jnp.zeros(x.shape, bool) for x in scores]

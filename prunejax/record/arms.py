@@ -12,18 +12,24 @@ OF_STUDY = (
 NAMING = (("intervention", "twin"), ("start", "run"), ("start", "rewind_run"))
 
 
-def settings(config: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """All settings of an arm, nested: what it sets, and what the study sets for all arms.
-
-    What `prune.method` sets of other fields is not in a config; study.json says it of those that a
-    report reads (`prunejax.study.attributes`).
+def settings(
+    config: Mapping[str, Any], label: str, stated: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All settings of an arm, nested: what its method sets, what it does, what the study does.
 
     Args:
       config: a resolved config, with `variants` as changes of the fields beside them.
       label: of the arm; one that the config does not have sets nothing itself.
+      stated: what study.json says of each arm: what `prune.method` sets of other fields
+        (`preset`, `scope`) is not in a config.
     """
     whole = {name: value for name, value in config.items() if name not in OF_STUDY}
-    return _over(whole, (config.get("variants") or {}).get(label) or {})
+    own = _over(whole, (config.get("variants") or {}).get(label) or {})
+    about = (stated or {}).get(label)
+    if not isinstance(about, Mapping):
+        return own
+    scope = {"scope": about["scope"]} if "scope" in about else {}
+    return _over(own, {"prune": {**(about.get("preset") or {}), **scope}})
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

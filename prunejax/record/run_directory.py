@@ -278,7 +278,8 @@ class RunDirectory:
         """
         with files.writing(self.path / "tb"):
             config = (self.path / "config.json").read_text()
-            self._view.update({table: self._file(table) for table in self.tables}, config)
+            about = (self.load_json("study.json") or {}).get("variants")
+            self._view.update({table: self._file(table) for table in self.tables}, config, about)
 
     def close(self) -> None:
         """Lets go of the directory; closing twice is harmless."""

@@ -84,17 +84,21 @@ def _tag(table: str, column: str, row: Mapping[str, str]) -> str:
     return "/".join([head, *places, column])
 
 
-def hyperparameters(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def hyperparameters(
+    config: Mapping[str, Any], stated: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """Variant -> its settings by dotted name, of the fields that any variant changes.
 
     Values are numbers, truth values or text: a tuple is written as JSON.
 
     Args:
       config: the resolved config, with `variants` as changes of the fields beside them.
+      stated: what `study.json` says of each variant: its `preset` is what a method sets, which
+        the config does not say.
     """
     variants: Mapping[str, Any] = config.get("variants") or {}
     fields = list(dict.fromkeys(field for own in variants.values() for field in flat(own or {})))
-    whole = {label: flat(arms.settings(config, label)) for label in variants}
+    whole = {label: flat(arms.settings(config, label, stated)) for label in variants}
     return {
         label: {field: _plain(settings.get(field)) for field in fields}
         for label, settings in whole.items()

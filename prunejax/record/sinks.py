@@ -160,7 +160,9 @@ class Tracking:
 
     def _ended(self, row: Mapping[str, str], summary: Mapping[str, float]) -> EndedRun:
         config = json.loads((self._path / "config.json").read_text())
-        settings = scalars.hyperparameters(config).get(row["variant"], {})
+        study = self._path / "study.json"
+        about = files.read_object(study).get("variants") if study.exists() else None
+        settings = scalars.hyperparameters(config, about).get(row["variant"], {})
         return EndedRun(
             study=str(config.get("name") or "prunejax"),
             workdir=self._path,

@@ -32,18 +32,21 @@ class TensorBoardView:
         self._settings: dict[str, dict[str, Any]] = {}
         self._known: set[str] = set()  # runs whose settings are shown
 
-    def update(self, tables: Mapping[str, Path], config: str) -> None:
+    def update(
+        self, tables: Mapping[str, Path], config: str, stated: Mapping[str, Any] | None = None
+    ) -> None:
         """Adds the new rows of `tables` (name -> CSV file).
 
         Args:
           tables: name -> CSV file.
           config: the resolved config as JSON: shown as text; the fields that variants change are
             the hyperparameters of a run.
+          stated: what `study.json` says of each variant, for those that a method sets.
         """
         if self._scalars is None:
             shutil.rmtree(self._directory, ignore_errors=True)  # a view: the tables are the record
             self._scalars = scalars.Scalars()
-            self._settings = scalars.hyperparameters(json.loads(config))
+            self._settings = scalars.hyperparameters(json.loads(config), stated)
             fenced = "```\n" + config + "\n```"
             self._write("study", [_text("config", fenced)])
         pending: dict[str, list[bytes]] = {}

@@ -82,8 +82,8 @@ def rows(
       tables: "epochs", "events" and "runs".
       promised: the runs of a finished study; empty: of one that is still to end.
       variants: what study.json says of each: a run that goes on from a later state than the start
-        has no rows of the epochs before `first_epoch`; `scope` is "layer" or "global", where a
-        preset may have set what the config does not say.
+        has no rows of the epochs before `first_epoch`; `scope` and `preset` are what a method may
+        have set, which the config does not say.
 
     Raises:
       ReportError: names the table, the run, and what is missing.
@@ -102,12 +102,7 @@ def rows(
         first = int(((variants or {}).get(row["variant"]) or {}).get("first_epoch", 0))
         _epochs(path, config, row, epochs.get(run, []), first)
     done = [row for row in tables["runs"] if is_completed(row)]
-    scopes = {
-        name: arm["scope"]
-        for name, arm in (variants or {}).items()
-        if isinstance(arm, dict) and "scope" in arm
-    }
-    _events(path, config, done, events, scopes)
+    _events(path, config, done, events, variants)
     for run, row in ended.items():
         _agrees(path, row, epochs.get(run, []), events.get(run, []))
 
@@ -163,7 +158,7 @@ def _events(
     config: Mapping[str, Any],
     runs: Sequence[Row],
     events: Mapping[str, Sequence[Row]],
-    scopes: Mapping[str, str],
+    stated: Mapping[str, Any] | None,
 ) -> None:
     """Schedules know no seed: the runs of an arm have the same layers in the same epochs."""
     by_arm: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
@@ -171,8 +166,8 @@ def _events(
         own = [(row["epoch"], row["layer"], row["step"]) for row in events.get(run["run"], [])]
         by_arm.setdefault(run["variant"], {})[run["run"]] = own
     for variant, found in by_arm.items():
-        common = arms.settings(config, variant).get("prune") or {}
-        if scopes.get(variant, common.get("scope", "layer")) != "layer":
+        common = arms.settings(config, variant, stated).get("prune") or {}
+        if common.get("scope", "layer") != "layer":
             continue  # what a layer loses is up to the scores
         several = int(common.get("rounds", 1)) > 1  # events of one step
         everywhere = dict.fromkeys(key for own in found.values() for key in own)

@@ -201,7 +201,7 @@ def attributes_of(
     events = by_variant(tables["events"])
     found: dict[str, dict[str, Any]] = {}
     for label in labels:
-        settings = settings_of(config, label)
+        settings = settings_of(config, label, stated)
 
         def setting(name: str, settings: Mapping[str, Any] = settings) -> Any:
             part, _, leaf = name.partition(".")

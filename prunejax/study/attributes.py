@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from prunejax.data import Dataset
+from prunejax.study import presets
 from prunejax.study.config import Variant
 from prunejax.study.plan import Batch
 
@@ -34,8 +35,9 @@ def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]
             "target": p.target[0].upper() if acts else None,
             "score": p.score if acts else None,
             "method": p.method,
-            "scope": p.scope,  # of its preset, too, which the config does not say
-            "granularity": p.granularity,  # likewise
+            # What the method sets, as it is for this arm: config.json does not say it.
+            "preset": {name: p[name] for name in presets.METHODS.get(p.method, {})},
+            "scope": p.scope,
             "iterative_rate": rate,  # mean fraction of the most-pruned layer per event
             # Rows, not layers: what is pruned after one epoch is one event.
             "events": int(np.count_nonzero(counts.sum(axis=1))),

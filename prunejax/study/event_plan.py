@@ -179,6 +179,13 @@ def event_counts(arm: Arm, live: Mapping[str, int] | None = None) -> dict[str, n
         return {}
     counts: dict[str, np.ndarray] = {}
     chosen = layers(arm, live or {})
+    sizes = [x.units for x in chosen.values()]
+    most = sum(sizes) if p.scope == "global" else max(sizes, default=0)
+    if most >= 2**31:
+        raise ConfigError(
+            f"config.model.width = {arm.settings.model.width} (variant {arm.label!r}): {most} "
+            f"units of one ranking (prune.scope = {p.scope!r}) are more than 32 bits count"
+        )
     at_steps = p.unit == "step" and p.schedule != "scratch"
     if p.rounds > 1 or at_steps or p.schedule in ("phases", "threshold"):  # see `step_plan`
         return {name: np.zeros(settings.epochs + 1, np.int32) for name in chosen}
@@ -199,11 +206,6 @@ def event_counts(arm: Arm, live: Mapping[str, int] | None = None) -> dict[str, n
             counts[name] = schedules.counts(events, settings.epochs)
         except ValueError as error:
             raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
-        except OverflowError:
-            raise ConfigError(
-                f"config.model.width = {settings.model.width}: layer {name!r} would have "
-                f"{size} units, more than 32 bits count"
-            ) from None
     _refuse_nothing(settings, label, {n: chosen[n].units for n in counts}, counts)
     if settings.intervention.kind == "gaussian":
         _refuse_noise_on_all(arm, counts)

@@ -2,50 +2,21 @@
 
 import errno
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from prunejax.configs import default
 from prunejax.errors import ConfigError, RecordError
 from prunejax.measures.columns import is_completed
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
-from prunejax.study import arrangement, entries, plan
-from prunejax.study import config as config_lib
-from prunejax.study.config import Variant
+from prunejax.study import arrangement, plan
 from prunejax.study.plan import Batch, Member
-from prunejax.system import config_file
+from prunejax.study.saved import arms as arms
 from prunejax.train.step import TrainState
-
-
-def arms(path: Path, changes: Mapping[str, Any] | None = None) -> list[Variant]:
-    """The arms of the study in a run directory, as its `config.json` says.
-
-    What the config file of that study registered is registered again, from the copy that is kept.
-
-    Args:
-      path: the run directory.
-      changes: fields of `config.measures` and other values for them.
-
-    Raises:
-      ConfigError: settings that cannot be, or that are not there any more.
-    """
-    config_file.restore(path)
-    entries.check()
-    saved = tables.read_json(path / "config.json")
-    for name in ("measures", "variants"):
-        if name not in saved:
-            raise ConfigError(f"{path / 'config.json'} has no {name!r}: it was changed; restore it")
-    saved["measures"] |= changes or {}
-    labels = saved.pop("variants")
-    config = ConfigDict(saved)
-    config.variants = default.arms(labels)
-    return config_lib.variants(config, default.get_config())
 
 
 def programs(path: Path) -> list[Batch]:

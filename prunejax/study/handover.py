@@ -1,8 +1,9 @@
 """States that runs hand on to others: `states/RUN@STEP.npz`, and how a run begins with one.
 
 A file holds a state by leaf path: "weights/...", "statistics/...", "optimizer/...", "masks/..."
-(bool, True = live, of the layers that can be pruned) and "step". Masks pass between programs: a
-run takes those of the layers that it knows.
+(bool, True = live, of the layers that can be pruned), "scores/..." (by kernel, what training
+gathers for a score: those that movement pruning learns, or running means of activations) and
+"step". Masks pass between programs: a run takes those of the layers that it knows.
 """
 
 import errno
@@ -32,6 +33,7 @@ from prunejax.train.step import TrainState
 FOLDER = "states"
 MOST = 2**28  # bytes of states that stay in memory beside their files
 _FIELDS = {"weights": "params", "statistics": "batch_stats", "optimizer": "opt_state"}
+_GATHERED = ("learnt", "activations")  # by layer; a program has one of them at most
 Arrays = dict[str, np.ndarray]
 
 
@@ -117,6 +119,9 @@ class Handover:
             live = np.asarray(state.windows.remaining[g.name]) == 0
             rank = trees.get(state.params, g.kernel).ndim
             found[f"masks/{g.kernel}"] = live.reshape((1,) * (rank - live.ndim) + live.shape)
+            for gathered in (getattr(state, field) for field in _GATHERED):
+                if g.name in gathered:
+                    found[f"scores/{g.kernel}"] = np.asarray(gathered[g.name])
         return found
 
     def begin(self, states: TrainState, padded: Sequence[Member]) -> TrainState:
@@ -199,8 +204,14 @@ class Handover:
         return read(self._directory.path / file) if held is None else held
 
     def _take(self, host: TrainState, i: int, saved: Arrays, source: Source, file: str) -> None:
-        for part in sorted(source.parts & set(_FIELDS)):
-            for path, leaf in trees.leaves_with_paths(getattr(host, _FIELDS[part])):
+        leaves = {
+            part: trees.leaves_with_paths(getattr(host, field)) for part, field in _FIELDS.items()
+        }
+        kernels = {g.name: g.kernel for g in self._population.program.groups}
+        gathered = [getattr(host, field) for field in _GATHERED]
+        leaves["scores"] = [(kernels[n], x) for layers in gathered for n, x in layers.items()]
+        for part in sorted(source.parts & set(leaves)):
+            for path, leaf in leaves[part]:
                 value = saved.get(f"{part}/{path}")
                 if value is None or value.shape != leaf.shape[1:]:
                     shape = "no such leaf" if value is None else f"shape {value.shape}"

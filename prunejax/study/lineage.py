@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from prunejax import registry
 from prunejax.errors import ConfigError
 
-PARTS = ("weights", "statistics", "optimizer", "masks", "step")
+PARTS = ("weights", "statistics", "optimizer", "masks", "scores", "step")
 END = -1
 
 
@@ -111,10 +111,10 @@ def check(arms: Mapping[str, ConfigDict]) -> None:
                 f"{settings.prune.schedule!r}: train the ticket in an arm of its own, and start "
                 "the pruned one from that"
             )
-        if s.ticket and {"optimizer", "step"} & set(s.take):
+        if s.ticket and {"optimizer", "scores", "step"} & set(s.take):
             raise ConfigError(
-                f"config.start.take (variant {label!r}): a ticket file has no optimizer and no "
-                "step; take some of: weights, statistics, masks"
+                f"config.start.take (variant {label!r}): a ticket file has no optimizer, no scores "
+                "and no step; take some of: weights, statistics, masks"
             )
         taken = s.run or s.ticket
         if taken and "masks" in s.take and settings.intervention.kind != "prune":

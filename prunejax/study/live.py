@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from prunejax.errors import ConfigError
 from prunejax.study import event_plan
@@ -53,14 +54,18 @@ def begin(arm: Arm, parent: Live | None, at: float) -> Live:
         if prunes:
             raise ConfigError(
                 f"config.prune (variant {label!r}): how many weights are live in the run it starts "
-                "from is up to a threshold (prune.schedule = 'threshold'), so its own events have "
-                "no counts; leave 'masks' out of start.take, or set prune.schedule = 'none'"
+                "from is up to scores (prune.schedule = 'threshold', or prune.nm on masks that "
+                "were there), so its own events have no counts; leave 'masks' out of start.take, "
+                "or set prune.schedule = 'none'"
             )
         return parent
     before = parent.at(at)
     if settings.start.shuffle == "global" and ALL not in before:  # over all that have masks
         before = {ALL: sum(before[name] for name in parent.names)}
     names = (*parent.names, *(n for n in own if n not in parent.names))
+    if prunes and settings.prune.nm and sum(before.values()) < sum(of[n] for n in parent.names):
+        # At most n of m stay: how many in all is up to which were dead.
+        return Live(names, {n: of[n] for n in names}, (), unknown=True)
     if ALL in before:
         if prunes and (not together or set(own) != set(parent.names)):
             raise ConfigError(
@@ -73,6 +78,42 @@ def begin(arm: Arm, parent: Live | None, at: float) -> Live:
     if together:
         return Live(names, {ALL: sum(before.get(n, of[n]) for n in own)}, ())
     return Live(names, {n: before.get(n, of[n]) for n in names}, ())
+
+
+def counts_dead(prune: ConfigDict) -> bool:
+    """Whether an arm's events count what is dead after them, and not what they drop."""
+    return bool(prune.forward != "masked" or prune.nm)
+
+
+def dead_after(
+    counts: Mapping[str, np.ndarray], before: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Units of each layer that are dead after each event, from what events drop; 0: no event.
+
+    Args:
+      counts: int32 [epochs + 1] of each layer.
+      before: what is dead at the beginning.
+    """
+    happens = np.any(list(counts.values()), axis=0) if counts else False  # in any of its layers
+    return {
+        name: np.where(happens, np.cumsum(drops) + before.get(name, 0), 0).astype(np.int32)
+        for name, drops in counts.items()
+    }
+
+
+def dead(arm: Arm, start: Live) -> dict[str, int]:
+    """Units of an arm's layers that are dead when it begins, under the names that rows count them.
+
+    None with N:M, whose events count the n of m that stay, whatever was dead.
+    """
+    if arm.settings.prune.nm or arm.settings.prune.schedule == "none":
+        return {}
+    names = event_plan.layer_rules(arm.settings, arm.groups)
+    chosen = [g for g in arm.groups if g.name in names]
+    of = {g.name: event_plan.units(g, arm.settings, arm.params) for g in chosen}
+    if ALL in start.counts:
+        return {next(iter(names)): sum(of.values()) - start.counts[ALL]}
+    return {name: of[name] - start.counts[name] for name in names}
 
 
 def with_events(

@@ -72,7 +72,8 @@ def outline(settings: ConfigDict, dataset: Dataset | StreamedSet) -> Outline:
 class Events(NamedTuple):
     """The events of an arm."""
 
-    at_epochs: Mapping[str, np.ndarray]  # see `event_plan.event_counts`
+    # See `event_plan.event_counts`; where rows count what is dead (`step_plan.Row`), as those do.
+    at_epochs: Mapping[str, np.ndarray]
     between: Sequence[Row]  # see `step_plan.rows`
     live: Live
 
@@ -108,6 +109,26 @@ def events(arm: Variant, of: Outline, parent: Live | None, at: float, begins: in
             f"training begins at step {begins}; start the schedule later, or prune before training "
             "(prune.schedule = 'scratch')"
         )
+    _averaged(arm, of, between)
     live = live_lib.with_events(start, arm.label, counts, between, of.per_epoch)
     live = live._replace(unknown=live.unknown or arm.settings.prune.schedule == "threshold")
+    if live_lib.counts_dead(arm.settings.prune):
+        counts = live_lib.dead_after(counts, live_lib.dead(own, start))
     return Events(counts, between, live)
+
+
+def _averaged(arm: Variant, of: Outline, between: Sequence[Row]) -> None:
+    """Refuses growth before there are as many batches as it averages; see `evidence`."""
+    average, size = arm.settings.prune.average, arm.settings.batch_size
+    whole = of.dataset.per_epoch(size) // size  # full batches of an epoch
+    growing = [row.step for row in between if any(row.grow.values())]
+    if average == 1 or not growing:
+        return
+    epochs, rest = divmod(growing[0], of.per_epoch)
+    there = epochs * whole + min(rest, whole)
+    if there < average:
+        raise ConfigError(
+            f"config.prune.average = {average} (variant {arm.label!r}): the first event that "
+            f"grows, at step {growing[0]}, has {there} full batches before it; average no more, "
+            "or let it come later (prune.update_every, prune.start)"
+        )

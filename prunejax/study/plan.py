@@ -11,13 +11,12 @@ from ml_collections import ConfigDict
 from prunejax import data as data_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
+from prunejax.study import batch_check, lineage, outline, programs, ticket_file
 from prunejax.study import config as config_lib
-from prunejax.study import lineage, outline, programs, ticket_file
 from prunejax.study.config import Variant
 from prunejax.study.lineage import Start
 from prunejax.study.outline import Events, Outline
 from prunejax.study.programs import Batch, Member
-from prunejax.train import trackers
 
 __all__ = ["Batch", "Member", "build"]
 
@@ -146,9 +145,7 @@ def build(arms: Sequence[Variant]) -> list[Batch]:
         )
         for (key, seed), together in keyed.items()
     ]  # fmt: skip
-    for batch in made:
-        for name in batch.program.trackers:
-            trackers.TRACKERS[name].check(batch.program)
+    batch_check.check(made)
     return _sharing(made, [key for key, _ in keyed])
 
 

@@ -177,7 +177,7 @@ def batch(
         a.label: tables_lib.table(
             a.settings,
             step_plan.fill(
-                _dead(stacked[a.label]) if a.settings.prune.nm else stacked[a.label],
+                stacked[a.label],
                 between[a.label],
                 steps,
                 names,
@@ -237,11 +237,6 @@ def _gradient_updates(settings: ConfigDict, rows: Sequence[Row]) -> int:
     p = settings.prune
     growing = sum(any(row.grow.values()) for row in rows)
     return growing * p.average if p.grow == "gradient" else 0
-
-
-def _dead(counts: np.ndarray) -> np.ndarray:
-    """Units of each layer that are gone after each event; 0 where there is none."""
-    return np.where(counts > 0, np.cumsum(counts, axis=0), 0).astype(np.int32)
 
 
 def _updates(rows: Sequence[Row]) -> bool:

@@ -56,8 +56,9 @@ def rows(arm: Arm, per_epoch: int, at_epochs: Mapping[str, np.ndarray], start: L
         return _phases(arm, layers, total)
     if p.schedule == "threshold":
         return [Row(step, {}, {}) for step in range(p.refresh_every, total, p.refresh_every)]
-    if p.forward != "masked" or p.nm:
-        return _cumulative(p.refresh_every, found, at_epochs, total)
+    if live_lib.counts_dead(p):
+        dead = live_lib.dead(arm, start)
+        return _cumulative(p.refresh_every, found, dead, at_epochs, total)
     if p.grow == "none":
         return found
     _check_growth(arm)
@@ -131,10 +132,15 @@ def _phases(arm: Arm, layers: Mapping[str, Layer], total: int) -> list[Row]:
 
 
 def _cumulative(
-    every: int, found: Sequence[Row], at_epochs: Mapping[str, np.ndarray], total: int
+    every: int,
+    found: Sequence[Row],
+    before: Mapping[str, int],
+    at_epochs: Mapping[str, np.ndarray],
+    total: int,
 ) -> list[Row]:
     """Events that count what is dead after them: those of the schedule, then one `every` steps."""
-    dead = Counter({name: int(counts.sum()) for name, counts in at_epochs.items()})
+    dead = Counter(before)
+    dead.update({name: int(counts.sum()) for name, counts in at_epochs.items()})
     again: list[Row] = []
     for row in found:
         dead.update(row.drop)
@@ -232,7 +238,7 @@ def fill(
     """An arm's events: first those at epochs, then the steps that the program's arms share.
 
     Args:
-      at_epochs: int32 [epochs + 1, layers]; with N:M, what is dead after each.
+      at_epochs: int32 [epochs + 1, layers]: see `outline.Events`.
       rows_of_arm: see `rows`.
       steps: see `shared_steps`.
       names: of the layers, in forward order.

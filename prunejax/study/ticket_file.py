@@ -5,9 +5,10 @@
 
 The file is a NumPy archive: "masks/PATH" (bool, True = live) of each kernel, "weights/PATH" and
 "statistics/PATH" of the start state, and "about", a JSON text: source data and model, the run, its
-level and seed, counts, the rule of the layers, the SHA-256 of the study's config.json. A mask that
-another tool made will do where its tree matches: arrays named "masks/PATH", or PATH alone, of 0
-and 1, in the layout of Flax ([in, out], [height, width, in, out]).
+level and seed, counts, how its last level was pruned (rules of the layers, allocation, scope,
+score), the SHA-256 of the study's config.json. A mask that another tool made will do where its
+tree matches: arrays named "masks/PATH", or PATH alone, of 0 and 1, in the layout of Flax ([in,
+out], [height, width, in, out]).
 """
 
 import hashlib
@@ -21,9 +22,11 @@ from ml_collections import ConfigDict
 
 from prunejax import trees
 from prunejax.errors import ConfigError
-from prunejax.record import arms, remote
+from prunejax.record import remote
 from prunejax.study.live import Live
 from prunejax.study.outline import Outline
+from prunejax.study.resolved import to_dict
+from prunejax.study.saved import arms
 from prunejax.system import files
 
 Arrays = dict[str, np.ndarray]
@@ -119,14 +122,13 @@ def export(workdir: str | Path, run: str, output: str | Path) -> dict[str, Any]:
     if not config.is_file():
         raise ConfigError(f"{workdir} is no run directory: it has no config.json")
     content = config.read_bytes()
-    settings = json.loads(content)
-    variants = settings["variants"]
+    settings = {arm.label: arm.settings for arm in arms(folder)}  # methods' fields, too
     label, _, seed = run.rpartition("-")
-    if label not in variants:
-        raise ConfigError(f"--ticket={run}: no such run; variants are: {', '.join(variants)}")
+    if label not in settings:
+        raise ConfigError(f"--ticket={run}: no such run; variants are: {', '.join(settings)}")
 
     def of(arm: str, group: str) -> dict[str, Any]:
-        return dict(arms.settings(settings, arm)[group])
+        return dict(to_dict(settings[arm][group]))
 
     start = of(label, "start")
     end = _state(folder, f"{run}@end", "'end'")
@@ -141,7 +143,7 @@ def export(workdir: str | Path, run: str, output: str | Path) -> dict[str, Any]:
         level, chain = level + 1, above
     told = {
         "run": run, "seed": int(seed), "level": level, "rewound_to": f"{begun}@step{step}",
-        "layers": of(label, "prune")["layers"],
+        **{name: of(label, "prune")[name] for name in ("layers", "allocation", "scope", "score")},
         "data": of(label, "data"), "model": of(label, "model"),
         "live": live, "size": {n.removeprefix("masks/"): int(m.size) for n, m in masks.items()},
         "live_total": sum(live.values()), "config_sha256": hashlib.sha256(content).hexdigest(),

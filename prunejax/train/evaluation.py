@@ -256,15 +256,19 @@ def summary(program: Program, state: TrainState) -> tuple[Metrics, Array, Array,
 
 
 def sparsity(program: Program, state: TrainState) -> Array:
-    """Fraction of all parameters that are masked now (exact integer counts, then one division)."""
+    """Fraction of all parameters that are masked now.
+
+    Counts are exact integers where there are fewer than 2^31 parameters, then comes one division.
+    """
     live = masks(program, state)
-    sizes = jax.tree.leaves(jax.tree.map(lambda p: p.size, state.params))
+    total = sum(p.size for p in jax.tree.leaves(state.params))
+    kind = jnp.int32 if total < 2**31 else jnp.float32  # then rounded, where integers would wrap
     removed = jax.tree.leaves(
         jax.tree.map(
-            lambda m, p: jnp.sum(~m) * (p.size // m.size) if m.ndim else jnp.int32(0),
+            lambda m, p: jnp.sum(~m).astype(kind) * (p.size // m.size) if m.ndim else kind(0),
             live,
             # One entry of a filter's mask stands for all its weights.
             state.params,
         )
     )
-    return sum(removed) / jnp.float32(sum(sizes))
+    return sum(removed) / jnp.float32(total)

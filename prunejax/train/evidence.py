@@ -30,7 +30,8 @@ Tree = Any
 def last_indices(program: Program, state: TrainState) -> Array:
     """The training examples of the last `program.average` full batches, the newest first.
 
-    Where there were fewer yet, the first one counts for those that lack.
+    Before there were as many, the first one counts for those that lack; what averages several
+    grows later (`outline.events`).
     """
     full = program.train_examples // program.batch_size  # of an epoch
     newest = jnp.maximum(state.step, 1) - 1  # the step of that batch, or a smaller one after it

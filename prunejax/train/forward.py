@@ -6,7 +6,7 @@ dead ones too (the mask counts as the identity: straight-through, Bengio et al. 
 straight_through: that gradient trains every weight; SR-STE (Zhou et al. 2021) adds `dead_decay * w`
 to it at dead weights. movement (Sanh et al. 2020): weights are trained where they are live and
 wait at their value elsewhere; scores S, which begin at 0, learn by `dL/dS = w dL/d(w m)`, with
-`penalty` times the gradient of the mean of sigmoid(S) over all prunable weights besides.
+`penalty` times the gradient of the mean of sigmoid(S) over all weights of its layers besides.
 
 Events choose among all weights (`choose`), and zero none.
 """
@@ -65,17 +65,16 @@ def steer(
             changed[g.kernel] = jnp.where(trees.get(masks, g.kernel), slope, pulled)
         # The optimizer gets no mask: dead weights are trained as well.
         return trees.replace(gradients, changed), masks_lib.ones(params), dict(learnt)
-    size: Any = [s.size for s in learnt.values()]
-    if not isinstance(table.layers, tuple):
-        size = [jnp.where(table.layers[i], n, 0) for i, n in enumerate(size)]
-    size = sum(size)
+    # Of the arm's own layers: a run does not depend on which arms share its program.
+    size = sum(learnt[g.name].size * owned(table, place) for place, g in enumerate(groups))
     found = {}
-    for g in groups:
+    for place, g in enumerate(groups):
         s = learnt[g.name]
         # By the value at which a dead weight waits, so that its score may bring it back.
         slope = scores.product(trees.get(params, g.kernel), trees.get(gradients, g.kernel))
         # The derivative of the sigmoid, without 1 - sigmoid(s), which cancels where s is large.
-        slope += table.penalty / size * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+        pull = jnp.where(owned(table, place), table.penalty / size, 0)
+        slope += pull * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
         found[g.name] = s - table.score_rate * slope  # plain descent, whatever trains the weights
     return gradients, masks, found
 
@@ -87,21 +86,22 @@ def above(s: Array, threshold: Array) -> Array:
     return masks_lib.prune(s, -(-s.size * part // of)) | (jax.nn.sigmoid(s) > threshold)
 
 
-def own(table: Table, units: Sequence[Array]) -> list[Array]:
-    """Of some units per layer (bool, in the order of `table.layers`) those that events of this run
-    choose among: other layers are of other runs of the program, or came masked from another run.
+def owned(table: Table, place: int) -> Any:
+    """Whether events of this run choose among the layer at `place` of the program's: other layers
+    are of other runs, or came masked from another run.
     """
-    if isinstance(table.layers, tuple):
-        return list(units)
-    return [u & table.layers[i] for i, u in enumerate(units)]
+    return True if isinstance(table.layers, tuple) else table.layers[place]
+
+
+def own(table: Table, units: Sequence[Array]) -> list[Array]:
+    """Of some units per layer (bool, in the program's order) those that events choose among."""
+    return [u & owned(table, place) for place, u in enumerate(units)]
 
 
 def others_stay(table: Table, windows: Windows, dead: Mapping[str, Array]) -> dict[str, Array]:
     """`dead` by layer, and what is dead already in layers that events do not choose among."""
-    if isinstance(table.layers, tuple):
-        return dict(dead)
     was = {name: windows.remaining[name] > 0 for name in dead}
-    return {n: jnp.where(table.layers[i], x, was[n]) for i, (n, x) in enumerate(dead.items())}
+    return {n: jnp.where(owned(table, i), x, was[n]) for i, (n, x) in enumerate(dead.items())}
 
 
 def choose(

@@ -268,12 +268,10 @@ def _rechosen(
 ) -> tuple[TrainState, Event]:
     """An event where dead weights are hidden, not gone: its counts are of what is dead after it."""
     table, windows = state.table, state.windows
-    if program.features.threshold:
-        kept = {n: forward.above(s, table.threshold) for n, s in state.learnt.items()}
-        soft = table.threshold >= 0
     dead = select(program, state, data, event)
     if program.features.threshold:
-        dead = {n: jnp.where(soft, ~kept[n], units) for n, units in dead.items()}
+        kept = {n: forward.above(s, table.threshold) for n, s in state.learnt.items()}
+        dead = {n: jnp.where(table.threshold >= 0, ~kept[n], dead[n]) for n in dead}
     dead = forward.others_stay(table, windows, dead)
     happens = jnp.any(table.counts[event] > 0) | (table.ids[event] > program.epochs)
     after, dropped, grown = forward.choose(windows, dead, happens)
