@@ -27,7 +27,7 @@ from prunejax.data.diabetes import load_diabetes
 from prunejax.data.digits import SPLITS as DIGITS
 from prunejax.data.digits import load_digits
 from prunejax.data.embedded import EXTRACTS, load_embedded
-from prunejax.data.pooled import LOADERS as POOLED
+from prunejax.data.pooled import POOLED, load_pooled
 from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
 from prunejax.data.streamed import StreamedSet, must_stream, open_streamed
 from prunejax.data.uneven_gaussians import load_uneven_gaussians
@@ -66,12 +66,10 @@ DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     **{name: partial(load_digits, name) for name in DIGITS},
     "diabetes": load_diabetes,
     "uneven_gaussians": load_uneven_gaussians,
-    # By name alone; `load` gives its seed.
-    signal_noise.NAME: partial(_drawn, signal_noise.NAME, 0),
-    gaussian.NAME: partial(_drawn, gaussian.NAME, 0),
+    **{name: partial(_drawn, name, 0) for name in DRAWN},  # by name alone; `load` gives its seed
     **{name: partial(load_embedded, name) for name in EXTRACTS},
     **{name: partial(load_prepared, name) for name in MOMENTS},
-    **POOLED,
+    **{name: partial(load_pooled, name) for name in POOLED},
 }
 
 TFDS_PREFIX = "tfds:"

@@ -1,13 +1,11 @@
 """The 8x8 handwritten digits that scikit-learn ships: real data without a download."""
 
-import importlib.util
 import os
-from pathlib import Path
 
 import numpy as np
 
+from prunejax.data import scikit
 from prunejax.data.dataset import Dataset, make
-from prunejax.system import optional
 
 # Examples are sorted by writer: within each writer's block the labels run 0123456789 three
 # times and then follow one fixed pattern. A new block starts here; two writers follow it.
@@ -17,21 +15,6 @@ FIRST_TEST_EXAMPLE = 1415
 SCALE = 15
 # Training examples of 1,797; the others test.
 SPLITS = {"digits": FIRST_TEST_EXAMPLE, "digits_mixed": 1000, "digits_even": 900}
-
-
-def _table() -> np.ndarray:
-    """[1797, 65]: 64 pixels and the label.
-
-    Read from scikit-learn's file, without importing scikit-learn where that can be avoided: its
-    import takes seconds, more than the rest of a small study's start.
-    """
-    package = importlib.util.find_spec("sklearn")
-    if package is not None and package.origin is not None:
-        file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        if file.is_file():
-            return np.loadtxt(file, delimiter=",")
-    raw = optional.need("the data set 'digits'", "sklearn.datasets").load_digits()
-    return np.column_stack([raw.data, raw.target])
 
 
 def load_digits(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -47,7 +30,7 @@ def load_digits(name: str, data_dir: str | os.PathLike[str] | None = None) -> Da
       data_dir: ignored; the data is part of scikit-learn (`sklearn.datasets.load_digits`).
     """
     del data_dir
-    table, cut = _table(), SPLITS[name]
+    table, cut = scikit.table("digits", "digits.csv.gz", delimiter=","), SPLITS[name]
     if name != "digits":
         table = table[np.random.default_rng(0).permutation(len(table))]
     images = (table[:, :64] * SCALE).astype(np.uint8).reshape(-1, 8, 8, 1)

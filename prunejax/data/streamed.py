@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -79,24 +80,17 @@ class StreamedSet:
         return batch["image"], batch["label"]
 
     def _open(
-        self,
-        training: bool,
-        batch_size: int,
-        part: tuple[int, int],
-        *,
-        seed: int = 0,
-        augment: bool = False,
+        self, training: bool, batch_size: int, part: tuple[int, int], **options: Any
     ) -> Stream:
         return streaming.open_stream(
             self.name,
             training=training,
             batch_size=batch_size,
             image_size=self.image_shape[0],
-            seed=seed,
             data_dir=self.data_dir,
             process_index=part[0],
             process_count=part[1],
-            augment=augment,
+            **options,
         )
 
 
