@@ -164,8 +164,8 @@ class _Net:
                     f"gate {stream!r} has shape {gate.shape}; the stream has "
                     f"{self.sizes[stream]} units"
                 )
-        zeros = {s: np.zeros(n, bool) for s, n in self.sizes.items()}
-        self.forward = zeros  # stream -> reached from the input
+        # stream -> reached from the input
+        self.forward = {s: np.zeros(n, bool) for s, n in self.sizes.items()}
         self.reached: list[Bools] = []  # per link: the target's units that it leads a signal to
         for link in links:
             out = self._out(link)
