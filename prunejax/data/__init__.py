@@ -7,7 +7,6 @@ its entry in `DATASETS`.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from functools import partial
 
@@ -22,7 +21,7 @@ from prunejax.data.batches import (
     steps_per_epoch,
 )
 from prunejax.data.choices import check_label_noise, take
-from prunejax.data.dataset import Dataset
+from prunejax.data.dataset import Dataset, Directory
 from prunejax.data.diabetes import load_diabetes
 from prunejax.data.digits import SPLITS as DIGITS
 from prunejax.data.digits import load_digits
@@ -30,6 +29,7 @@ from prunejax.data.embedded import EXTRACTS, load_embedded
 from prunejax.data.pooled import POOLED, load_pooled
 from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
 from prunejax.data.streamed import StreamedSet, must_stream, open_streamed
+from prunejax.data.streaming import TFDS_PREFIX
 from prunejax.data.uneven_gaussians import load_uneven_gaussians
 
 __all__ = [
@@ -47,8 +47,6 @@ __all__ = [
     "open_streamed",
     "steps_per_epoch",
 ]
-
-Directory = str | os.PathLike[str] | None
 
 # Sets that are drawn: constants in their names, by the seed of `load`.
 DRAWN = {
@@ -71,8 +69,6 @@ DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     **{name: partial(load_prepared, name) for name in MOMENTS},
     **{name: partial(load_pooled, name) for name in POOLED},
 }
-
-TFDS_PREFIX = "tfds:"
 
 
 def load(

@@ -1,16 +1,14 @@
 """The diabetes study that scikit-learn ships: a small regression on tabular data."""
 
-import os
-
 import numpy as np
 
 from prunejax.data import scikit
-from prunejax.data.dataset import Dataset, Standardize, make
+from prunejax.data.dataset import Dataset, Directory, Standardize, make
 
 TEST_EXAMPLES = 92
 
 
-def load_diabetes(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_diabetes(data_dir: Directory = None) -> Dataset:
     """350 training and the last 92 patients as test examples (Efron et al. 2004, section 1).
 
     Inputs are ten features as float32 [n, 10], brought to mean 0 and standard deviation 1 over

@@ -1,11 +1,9 @@
 """The 8x8 handwritten digits that scikit-learn ships: real data without a download."""
 
-import os
-
 import numpy as np
 
 from prunejax.data import scikit
-from prunejax.data.dataset import Dataset, make
+from prunejax.data.dataset import Dataset, Directory, make
 
 # Examples are sorted by writer: within each writer's block the labels run 0123456789 three
 # times and then follow one fixed pattern. A new block starts here; two writers follow it.
@@ -17,7 +15,7 @@ SCALE = 15
 SPLITS = {"digits": FIRST_TEST_EXAMPLE, "digits_mixed": 1000, "digits_even": 900}
 
 
-def load_digits(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_digits(name: str, data_dir: Directory = None) -> Dataset:
     """8x8x1 images of ten classes, pixels 0..240, in one of `SPLITS`; mean and std as measured.
 
     "digits": the test split is the last three writers, whom the training split does not hold (as

@@ -1,10 +1,8 @@
 """Prepared sets at half their side: every 2x2 block of pixels becomes its mean."""
 
-import os
-
 import numpy as np
 
-from prunejax.data.dataset import Dataset, make
+from prunejax.data.dataset import Dataset, Directory, make
 from prunejax.data.prepared import load_prepared
 
 # name -> the prepared set it is made from
@@ -22,7 +20,7 @@ def halved(images: np.ndarray) -> np.ndarray:
     return ((blocks.sum(axis=(2, 4)) + 2) // 4).astype(np.uint8)
 
 
-def load_pooled(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_pooled(name: str, data_dir: Directory = None) -> Dataset:
     """A prepared set at half its side; mean and std are those of the smaller training images.
 
     Args:

@@ -1,16 +1,14 @@
 """A data set that is read while it is used: what a study has to know of it, and its streams."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from prunejax.data import prepared, streaming
+from prunejax.data.dataset import Directory
 from prunejax.data.streaming import Stream
-
-Directory = str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
