@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prunejax.configs.fields import flat
-
 _PLACES = ("when", "layer", "class")  # what tells rows of one step apart
 _KEYS = frozenset({"run", "variant", "seed", "epoch", "step", *_PLACES})
 # Layers pruned in one epoch share these: one value for the event, not one per layer.
@@ -92,14 +90,23 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Args:
       config: the resolved config, with `variants` as changes of the fields beside them.
     """
-    base = dict(flat({name: value for name, value in config.items() if name != "variants"}))
+    base = flat({name: value for name, value in config.items() if name != "variants"})
     variants: Mapping[str, Any] = config.get("variants") or {}
-    changes = {label: dict(flat(changed or {})) for label, changed in variants.items()}
+    changes = {label: flat(changed or {}) for label, changed in variants.items()}
     fields = list(dict.fromkeys(field for changed in changes.values() for field in changed))
     return {
         label: {field: _plain(changed.get(field, base.get(field))) for field in fields}
         for label, changed in changes.items()
     }
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inside = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if inside else {prefix + key: value}
+    return found
 
 
 def _plain(value: Any) -> bool | int | float | str:
