@@ -13,6 +13,7 @@ from prunejax.wiring import OUTPUT as OUTPUT
 from prunejax.wiring import Link as Link
 from prunejax.wiring import Live as Live
 from prunejax.wiring import chain as chain
+from prunejax.wiring import columns as columns
 from prunejax.wiring import kept as kept
 from prunejax.wiring import live as live
 from prunejax.wiring import whole as whole
@@ -253,11 +254,6 @@ def stated_cuts(
             length = params[path].shape[axis]
             cuts.setdefault(path, []).append((axis, repeated(stay, g.units, length)))
     return gone, cuts
-
-
-def columns(link: Link, leaf: np.ndarray) -> np.ndarray:
-    """What a link reads or writes of the last axis of `leaf` [..., entries]: [..., columns]."""
-    return leaf[..., slice(*link.columns)] if link.columns else leaf
 
 
 def zero_part(

@@ -158,20 +158,6 @@ def _check_classes(labels: jax.Array, loss: str) -> None:
         )
 
 
-def weighted_mean(values: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """`sum(weights * values) / sum(weights)`; a value of weight 0 does not count, even if NaN.
-
-    Args:
-      values: [...].
-      weights: the same shape, at least 0, not all 0; None for equal weights.
-    """
-    if weights is None:
-        return jnp.mean(values)
-    if weights.shape != values.shape:
-        raise ValueError(f"values {values.shape} and weights {weights.shape}: shapes differ")
-    return jnp.sum(jnp.where(weights == 0, 0, weights * values)) / jnp.sum(weights)
-
-
 def _at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -189,14 +175,14 @@ def projected_gradient(
     key: jax.Array,
     steps: int = 20,
     restarts: int = 1,
-    rate: float = 2.5,
 ) -> jax.Array:
     """Inputs of the box at which the cross entropy is largest, of all that were seen.
 
-    Signed gradient steps of `rate (high - low) / 2 / steps`, cut to the box. The first restart
-    begins at x, the others at uniform points. A loss that is NaN is the largest where the answer is
-    wrong (NaN outputs are), and the smallest where it is right (infinite outputs may be). The
-    largest, which is for training, need not be wrong where a smaller one was: see `survives`.
+    Signed gradient steps of `2.5 (high - low) / 2 / steps`, cut to the box: in all a coordinate may
+    go 2.5 half widths of it. The first restart begins at x, the others at uniform points. A loss
+    that is NaN is the largest where the answer is wrong (NaN outputs are), and the smallest where
+    it is right (infinite outputs may be). The largest, which is for training, need not be wrong
+    where a smaller one was: see `survives`.
 
     Args:
       outputs: x -> logits [n, classes].
@@ -206,9 +192,8 @@ def projected_gradient(
       key: of the points that restarts begin at.
       steps: 0 gives the largest of the points that restarts begin at.
       restarts: at least 1.
-      rate: total way of a coordinate, in half widths of the box.
     """
-    return _attack(outputs, x, labels, low, high, key, steps, restarts, rate)[0]
+    return _attack(outputs, x, labels, low, high, key, steps, restarts)[0]
 
 
 def _attack(
@@ -220,7 +205,6 @@ def _attack(
     key: jax.Array,
     steps: int,
     restarts: int,
-    rate: float = 2.5,
 ) -> tuple[jax.Array, jax.Array]:
     """(as `projected_gradient`, bool [n]: an input was seen that is classified wrongly)."""
 
@@ -228,7 +212,7 @@ def _attack(
         return objective("cross_entropy", given, labels)
 
     gradient = jax.grad(lambda z: jnp.sum(loss(outputs(z))))  # each example gets its own gradient
-    size = rate * (high - low) / 2 / max(steps, 1)
+    size = 2.5 * (high - low) / 2 / max(steps, 1)
     wide = (-1,) + (1,) * (x.ndim - 1)
 
     def better(best: Any, z: jax.Array) -> Any:

@@ -95,6 +95,11 @@ def readers(links: Sequence[Link], stream: str) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
+def columns(link: Link, leaf: np.ndarray) -> np.ndarray:
+    """What a link reads or writes of the last axis of `leaf` [..., entries]: [..., columns]."""
+    return leaf[..., slice(*link.columns)] if link.columns else leaf
+
+
 def kept(gone: Bools) -> np.ndarray:
     """Indices [kept] of the units that stay; the first where all are gone, against size 0."""
     found = np.flatnonzero(~gone)
@@ -159,8 +164,8 @@ class _Net:
                     f"gate {stream!r} has shape {gate.shape}; the stream has "
                     f"{self.sizes[stream]} units"
                 )
-        zeros = {s: np.zeros(n, bool) for s, n in self.sizes.items()}
-        self.forward = zeros  # stream -> reached from the input
+        # stream -> reached from the input
+        self.forward = {s: np.zeros(n, bool) for s, n in self.sizes.items()}
         self.reached: list[Bools] = []  # per link: the target's units that it leads a signal to
         for link in links:
             out = self._out(link)
@@ -197,13 +202,9 @@ class _Net:
                 )
         return sizes
 
-    def _columns(self, link: Link, path: str) -> Bools:
-        mask = self.masks[path]
-        return mask[..., slice(*link.columns)] if link.columns else mask
-
     def kernel(self, link: Link) -> Bools:
         """[units of the source, units of the target]; the input counts as one unit."""
-        mask = self._columns(link, link.kernel)
+        mask = columns(link, self.masks[link.kernel])
         flat = np.asarray(mask.any(axis=tuple(range(mask.ndim - 2))))
         units = self.sizes.get(link.source, 1)
         if flat.shape[0] % units:
@@ -218,7 +219,7 @@ class _Net:
         size = self.sizes[link.target]
         found = self.gates.get(link.target, np.ones(size, bool))
         for path in link.gains:
-            gain = self._columns(link, path)
+            gain = columns(link, self.masks[path])
             found = found & gain.reshape(-1, gain.shape[-1]).any(axis=0)
         return found
 
@@ -287,7 +288,7 @@ class _Net:
         touched: dict[str, Bools] = {}
         for link, path, on_path in self._entries():
             mask = touched.setdefault(path, np.zeros(self.masks[path].shape, bool))
-            part = mask[..., slice(*link.columns)] if link.columns else mask
+            part = columns(link, mask)
             part |= on_path  # a leaf that two links share is live if either uses it
         leaves |= {path: mask & leaves[path] for path, mask in touched.items()}
         units = {s: self.forward[s] & self.back[s] for s in self.sizes}

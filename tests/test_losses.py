@@ -113,20 +113,3 @@ def test_mse():
     np.testing.assert_array_equal(losses.mse(outputs, jnp.array([[0.0, 1.0]] * 2)), expected)
     with pytest.raises(ValueError, match="shapes differ"):
         losses.mse(outputs, jnp.zeros(2))
-
-
-def test_weighted_mean():
-    values = jnp.array([1.0, 2.0, jnp.nan, 4.0])
-    weights = jnp.array([1.0, 3.0, 0.0, 1.0])
-    assert losses.weighted_mean(values, weights) == 11 / 5
-    assert losses.weighted_mean(jnp.array([True, False, True, True])) == 0.75
-    assert losses.weighted_mean(jnp.array([True, False]), jnp.array([1.0, 3.0])) == 0.25
-    with pytest.raises(ValueError, match="shapes differ"):
-        losses.weighted_mean(values, weights[:3])
-
-
-def test_weighted_mean_does_not_pass_nan_gradients_of_padding():
-    gradient = jax.grad(
-        lambda v: losses.weighted_mean(jnp.array([v, jnp.nan]), jnp.array([2.0, 0.0]))
-    )
-    assert gradient(3.0) == 1.0

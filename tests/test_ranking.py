@@ -158,12 +158,10 @@ def test_slices_cover_a_shape_and_leave_rows_whole(shape):
 
 
 def test_each_leaf_by_itself():
-    leaves = {"a": jnp.array([[3.0, 1], [2, 2]]), "b": jnp.arange(5)}
-    got = ranking.top_each(leaves, {"a": 2, "b": jnp.int32(1)})
-    np.testing.assert_array_equal(got["a"], [[1, 0], [1, 0]])
-    np.testing.assert_array_equal(got["b"], [0, 0, 0, 0, 1])
-    with pytest.raises(ValueError, match="ks has the leaves"):
-        ranking.top_each(leaves, {"a": 2})
+    leaves = [jnp.array([[3.0, 1], [2, 2]]), jnp.arange(5)]
+    a, b = ranking.each(leaves, [2, jnp.int32(1)], [None, None])
+    np.testing.assert_array_equal(a, [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(b, [0, 0, 0, 0, 1])
 
 
 def test_huge_and_static_counts():

@@ -98,7 +98,7 @@ def secret(environment: Mapping[str, str]) -> str:
     return env.get("PRUNEJAX_SECRET") or env.get("SLURM_JOB_ID", "")
 
 
-def follow_parent(environment: Mapping[str, str], interval: float = 1.0) -> None:
+def follow_parent(environment: Mapping[str, str]) -> None:
     """Stops this process (SIGTERM) when the launcher that started it is gone, however it ended.
 
     The launcher names itself in PRUNEJAX_PARENT; without it nothing is watched.
@@ -109,7 +109,7 @@ def follow_parent(environment: Mapping[str, str], interval: float = 1.0) -> None
 
     def watch() -> None:
         while os.getppid() == int(parent):
-            time.sleep(interval)
+            time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

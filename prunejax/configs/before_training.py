@@ -139,18 +139,21 @@ def get_config(arg: str = "") -> ConfigDict:
     config.prune.saliency_examples = config.batch_size  # the whole training set
     if synthetic:
         arms = _arms(0.05, (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005), others=False)
-        main = "std=0_05"
     elif quick:
-        arms, main = _arms(0.1, (0.2, 0.01), others=True, epochs=config.epochs), "std=0_1"
+        arms = _arms(0.1, (0.2, 0.01), others=True, epochs=config.epochs)
     else:
         arms = _arms(0.1, KEEP, others=False) | _arms(0.1, (0.2, 0.05), others=True)
         arms |= _arms(0.05, KEEP, others=False) | _arms(0.01, KEEP, others=False)
         for std in (0.1 * math.sqrt(p) for p in (0.5, 0.3, 0.1)):
             arms |= _arms(std, (0.2,), others=False)
-        main = "std=0_1"
     config.variants = default.arms(arms)
+    main, smallest = ("std=0_05", "0_005") if synthetic else ("std=0_1", "0_01")
     config.report.baseline = f"{main}-keep=1"
-    config.report.claims = _claims(main, smallest="0_005" if synthetic else "0_01")
+    config.report.claims = (
+        f"{main}-keep=0_2 > {main}-keep=1",
+        f"{main}-keep={smallest} < {main}-keep=1",
+        f"{main}-scaled=0_2 > {main}-keep=0_2",
+    )
     if not synthetic and not quick:
         config.report.claims += ("std=0_01-keep=0_2 < std=0_01-keep=1",)
     config.report.figures = ("before_training", "trackers", "table")
@@ -160,11 +163,3 @@ def get_config(arg: str = "") -> ConfigDict:
         scale, neurons = math.log(inputs), config.model.neurons
         config.report.guides = (scale / neurons, 1 / (classes * neurons * scale))
     return config
-
-
-def _claims(main: str, smallest: str) -> tuple[str, ...]:
-    return (
-        f"{main}-keep=0_2 > {main}-keep=1",
-        f"{main}-keep={smallest} < {main}-keep=1",
-        f"{main}-scaled=0_2 > {main}-keep=0_2",
-    )

@@ -95,6 +95,8 @@ FORMS = {
     "early": "tickets of convolutions with BatchNorm, rewound to steps 0 and 15",
     "resnet20": "CIFAR-10; not run",
 }
+# All that a state has, so that copies of the dense network differ in their data alone.
+STATE = ("weights", "statistics", "optimizer", "step")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -160,13 +162,11 @@ def _dense(config: ConfigDict, steps: tuple[str, ...], more: tuple[str, ...]) ->
     arms: dict[str, dict[str, Any]] = {"dense": {}}
     labels = [f"k{at.partition(':')[2]}" for at in steps]
     for label, at in zip(labels, steps, strict=True):
-        # All of the state: the copies differ in their data alone.
-        start = {"run": "dense", "at": at, "take": ("weights", "statistics", "optimizer", "step")}
-        arms |= recipes.copies(label, start)
+        arms |= recipes.copies(label, {"run": "dense", "at": at, "take": STATE})
     config.variants = default.arms(arms)
     config.connect.pairs = (*(f"{label}-a:{label}-b" for label in labels), *more)
-    config.report.claims = (
-        *(f"{labels[0]}-b > {label}-b in barrier_error" for label in labels[1:]),
+    config.report.claims = tuple(
+        f"{labels[0]}-b > {label}-b in barrier_error" for label in labels[1:]
     )
 
 
@@ -180,8 +180,7 @@ def _tickets(config: ConfigDict, levels: int, fraction: float, steps: tuple[int,
             config, levels=levels, fraction=fraction, rewind=at, prefix=f"rewound{k}-level"
         )
         arms |= chain
-        start = {"run": "dense", "at": at, "take": ("weights", "statistics", "optimizer", "step")}
-        arms |= recipes.copies(f"level0-k{k}", start)
+        arms |= recipes.copies(f"level0-k{k}", {"run": "dense", "at": at, "take": STATE})
         names.append(f"level0-k{k}")
         for level in range(1, levels + 1):
             ticket = f"rewound{k}-level{level}"

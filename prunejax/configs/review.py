@@ -105,34 +105,41 @@ def get_config(arg: str = "") -> ConfigDict:
     if small:
         common.make_small(config, given, epochs=20, milestones=(9, 18), width=1.0)
         config.model.name = "mlp"
-    config.variants = default.arms({})
-    for optimizer, decay, dropout, augmented in itertools.product(
-        OPTIMIZERS, WEIGHT_DECAYS, DROPOUTS, AUGMENTATIONS
-    ):
-        recipe = {
-            "optimizer": {
-                "name": optimizer,
-                "learning_rate": OPTIMIZERS[optimizer],
-                "weight_decay": WEIGHT_DECAYS[decay],
-            },
-            "model": {"dropout": DROPOUTS[dropout]},
-            "data": {"augment": AUGMENTATIONS[augmented]},
-        }
-        for label, changes in _arms(small).items():
-            corner = f"{optimizer}-{decay}-{dropout}-{augmented}-{label}"
-            config.variants[corner] = recipe | changes
-    config.report.baseline = "adam-wd0-do0-plain-none"
-    config.report.figures = ("corners", "table")
+    events, period, score = (SMALL_EVENTS, 4, "ebn") if small else (common.VGG11, 40, "l2")
+    arms = {
+        "none": {},
+        "S": common.arm(events, "smallest", period, score),
+        "L": common.arm(events, "largest", period, score),
+    }
+    _cross(config, arms, tuple(WEIGHT_DECAYS), DROPOUTS)
     return config
 
 
-def _arms(small: bool) -> dict:
-    events, period, score = (SMALL_EVENTS, 4, "ebn") if small else (common.VGG11, 40, "l2")
-    return {
-        "none": {},
-        "S": common.arm(events, "smallest", period, score).to_dict(),
-        "L": common.arm(events, "largest", period, score).to_dict(),
-    }
+def _cross(
+    config: ConfigDict, arms: dict[str, dict], decays: tuple[str, ...], dropouts: dict[str, float]
+) -> list[str]:
+    """Sets the arms in every corner, and the page; returns the corners' names."""
+    config.variants = default.arms({})
+    names = []
+    for optimizer, decay, dropout, augmented in itertools.product(
+        OPTIMIZERS, decays, dropouts, AUGMENTATIONS
+    ):
+        names.append(f"{optimizer}-{decay}-{dropout}-{augmented}")
+        recipe = {
+            "name": optimizer,
+            "learning_rate": OPTIMIZERS[optimizer],
+            "weight_decay": WEIGHT_DECAYS[decay],
+        }
+        for label, changes in arms.items():
+            config.variants[f"{names[-1]}-{label}"] = {
+                **changes,
+                "optimizer": recipe | changes.get("optimizer", {}),
+                "model": {"dropout": dropouts[dropout]},
+                "data": {"augment": AUGMENTATIONS[augmented]},
+            }
+    config.report.baseline = f"{names[0]}-none"
+    config.report.figures = ("corners", "table")
+    return names
 
 
 CPU_EVENTS = {
@@ -169,26 +176,6 @@ def _cpu(clean: bool) -> ConfigDict:
     }
     if clean:
         del arms["long"], arms["restart"]
-    corners = itertools.product(
-        OPTIMIZERS, ("wd0", "wd5e-4"), {"do0": 0.0, "do20": 0.2}.items(), AUGMENTATIONS
-    )
-    config.variants = default.arms({})
-    names = []
-    for optimizer, decay, (dropout, rate), augmented in corners:
-        names.append(f"{optimizer}-{decay}-{dropout}-{augmented}")
-        recipe = {
-            "name": optimizer,
-            "learning_rate": OPTIMIZERS[optimizer],
-            "weight_decay": WEIGHT_DECAYS[decay],
-        }
-        for label, changes in arms.items():
-            config.variants[f"{names[-1]}-{label}"] = {
-                **changes,
-                "optimizer": recipe | changes.get("optimizer", {}),
-                "model": {"dropout": rate},
-                "data": {"augment": AUGMENTATIONS[augmented]},
-            }
-    config.report.baseline = f"{names[0]}-none"
-    config.report.figures = ("corners", "table")
+    names = _cross(config, arms, ("wd0", "wd5e-4"), {"do0": 0.0, "do20": 0.2})
     config.report.claims = tuple(f"{n}-L > {n}-S in final_test_accuracy" for n in names)
     return config

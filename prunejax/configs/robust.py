@@ -159,35 +159,23 @@ def get_config(arg: str = "") -> ConfigDict:
         config.epochs, config.batch_size, config.seeds, config.first_seed = 14, 50, 4, 890
         config.population.layout = "sharded"  # two members at once, also while measured
         config.measures.examples, config.measures.attack_radius = 128, 0.01
-    half = config.epochs // 2 - 1  # an event in the middle, with half of the training to recover in
+    # an event in the middle, with half of the training to recover in
+    once = {"schedule": "one_shot", "start": (config.epochs // 2 - 1,)}
     arms: dict[str, dict] = {"dense": {"prune": {"score": "magnitude"}}}
     for score in ("magnitude", "snip", "random"):
         for rate in RATES[-1:] if quick else RATES:
-            how = {"score": "magnitude", "target": "random"} if score == "random" else {}
-            arms[f"{score}-{round(100 * rate)}"] = {
-                "prune": {
-                    "schedule": "one_shot",
-                    "start": (half,),
-                    "fraction": (rate,),
-                    "score": score,
-                }
-                | how
-            }
+            how = {"score": score}
+            if score == "random":
+                how = {"score": "magnitude", "target": "random"}
+            arms[f"{score}-{round(100 * rate)}"] = {"prune": once | {"fraction": (rate,)} | how}
+    of_units = once | {"granularity": "filter", "scope": "layer"}
     for name, how in (
         ("stability", {"score": "stability"}),
         ("units", {"score": "l2", "target": "random"}),
     ):
         for rate in RATES[1:2] if quick else RATES:
-            arms[f"{name}-{round(100 * rate)}"] = {
-                "prune": {
-                    "schedule": "one_shot",
-                    "start": (half,),
-                    "fraction": (rate,),
-                    "granularity": "filter",
-                    "scope": "layer",
-                }
-                | how
-            }
+            prune = of_units | {"fraction": (rate,)} | how
+            arms[f"{name}-{round(100 * rate)}"] = {"prune": prune}
     config.prune.saliency_examples = 128
     config.variants = default.arms(arms)
     config.report.baseline = "dense"

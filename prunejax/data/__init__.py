@@ -7,7 +7,6 @@ its entry in `DATASETS`.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from functools import partial
 
@@ -22,14 +21,15 @@ from prunejax.data.batches import (
     steps_per_epoch,
 )
 from prunejax.data.choices import check_label_noise, take
-from prunejax.data.dataset import Dataset
+from prunejax.data.dataset import Dataset, Directory
 from prunejax.data.diabetes import load_diabetes
 from prunejax.data.digits import SPLITS as DIGITS
 from prunejax.data.digits import load_digits
 from prunejax.data.embedded import EXTRACTS, load_embedded
-from prunejax.data.pooled import LOADERS as POOLED
+from prunejax.data.pooled import POOLED, load_pooled
 from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
 from prunejax.data.streamed import StreamedSet, must_stream, open_streamed
+from prunejax.data.streaming import TFDS_PREFIX
 from prunejax.data.uneven_gaussians import load_uneven_gaussians
 
 __all__ = [
@@ -48,8 +48,6 @@ __all__ = [
     "steps_per_epoch",
 ]
 
-Directory = str | os.PathLike[str] | None
-
 # Sets that are drawn: constants in their names, by the seed of `load`.
 DRAWN = {
     signal_noise.NAME: signal_noise.load_signal_noise,
@@ -66,15 +64,11 @@ DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     **{name: partial(load_digits, name) for name in DIGITS},
     "diabetes": load_diabetes,
     "uneven_gaussians": load_uneven_gaussians,
-    # By name alone; `load` gives its seed.
-    signal_noise.NAME: partial(_drawn, signal_noise.NAME, 0),
-    gaussian.NAME: partial(_drawn, gaussian.NAME, 0),
+    **{name: partial(_drawn, name, 0) for name in DRAWN},  # by name alone; `load` gives its seed
     **{name: partial(load_embedded, name) for name in EXTRACTS},
     **{name: partial(load_prepared, name) for name in MOMENTS},
-    **POOLED,
+    **{name: partial(load_pooled, name) for name in POOLED},
 }
-
-TFDS_PREFIX = "tfds:"
 
 
 def load(

@@ -15,7 +15,8 @@ import gzip
 import io
 import pickle
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,29 +123,21 @@ def _cifar(path: Path, inner: str, binary: bool, classes: int) -> Found:
     return Found(path, splits[0], splits[1], classes)
 
 
-class _reader:
+@contextmanager
+def _reader(path: Path, inner: str) -> Iterator[Read]:
     """What reads a file of a folder, or of an archive of that folder."""
+    if path.is_dir():
+        yield lambda name: (path / name).read_bytes()
+        return
+    with tarfile.open(path) as archive:
 
-    def __init__(self, path: Path, inner: str) -> None:
-        self._path, self._inner = path, inner
-        self._archive: tarfile.TarFile | None = None
+        def member(name: str) -> bytes:
+            file = archive.extractfile(f"{inner}/{name}")
+            if file is None:
+                raise KeyError(f"no file {name}")
+            return file.read()
 
-    def __enter__(self) -> Read:
-        if self._path.is_dir():
-            return lambda name: (self._path / name).read_bytes()
-        self._archive = tarfile.open(self._path)
-        return self._member
-
-    def _member(self, name: str) -> bytes:
-        assert self._archive is not None
-        file = self._archive.extractfile(f"{self._inner}/{name}")
-        if file is None:
-            raise KeyError(f"no file {name}")
-        return file.read()
-
-    def __exit__(self, *_: object) -> None:
-        if self._archive is not None:
-            self._archive.close()
+        yield member
 
 
 def _records(content: bytes, fine: bool) -> Split:

@@ -1,18 +1,17 @@
 """Arrays of one's own as a data set: `data.name = "npz:FILE"`."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
-from prunejax.data.dataset import Dataset, Standardize, make
+from prunejax.data.dataset import Dataset, Directory, Standardize, make
 from prunejax.system import files
 
 PREFIX = "npz:"
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def load_arrays(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_arrays(name: str, data_dir: Directory = None) -> Dataset:
     """The arrays `x_train, y_train, x_test, y_test` of a file that `np.savez` wrote.
 
     x of uint8 [n, h, w, c] or [n, h, w] are images: pixel / 255, brought to mean 0 and standard

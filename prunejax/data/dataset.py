@@ -1,5 +1,6 @@
 """What a data set is once it is in memory."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.data import batches
+
+Directory = str | os.PathLike[str] | None  # of prepared sets
 
 
 @dataclass(frozen=True)

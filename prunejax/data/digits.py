@@ -1,13 +1,9 @@
 """The 8x8 handwritten digits that scikit-learn ships: real data without a download."""
 
-import importlib.util
-import os
-from pathlib import Path
-
 import numpy as np
 
-from prunejax.data.dataset import Dataset, make
-from prunejax.system import optional
+from prunejax.data import scikit
+from prunejax.data.dataset import Dataset, Directory, make
 
 # Examples are sorted by writer: within each writer's block the labels run 0123456789 three
 # times and then follow one fixed pattern. A new block starts here; two writers follow it.
@@ -19,22 +15,7 @@ SCALE = 15
 SPLITS = {"digits": FIRST_TEST_EXAMPLE, "digits_mixed": 1000, "digits_even": 900}
 
 
-def _table() -> np.ndarray:
-    """[1797, 65]: 64 pixels and the label.
-
-    Read from scikit-learn's file, without importing scikit-learn where that can be avoided: its
-    import takes seconds, more than the rest of a small study's start.
-    """
-    package = importlib.util.find_spec("sklearn")
-    if package is not None and package.origin is not None:
-        file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        if file.is_file():
-            return np.loadtxt(file, delimiter=",")
-    raw = optional.need("the data set 'digits'", "sklearn.datasets").load_digits()
-    return np.column_stack([raw.data, raw.target])
-
-
-def load_digits(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_digits(name: str, data_dir: Directory = None) -> Dataset:
     """8x8x1 images of ten classes, pixels 0..240, in one of `SPLITS`; mean and std as measured.
 
     "digits": the test split is the last three writers, whom the training split does not hold (as
@@ -47,7 +28,7 @@ def load_digits(name: str, data_dir: str | os.PathLike[str] | None = None) -> Da
       data_dir: ignored; the data is part of scikit-learn (`sklearn.datasets.load_digits`).
     """
     del data_dir
-    table, cut = _table(), SPLITS[name]
+    table, cut = scikit.table("digits", "digits.csv.gz", delimiter=","), SPLITS[name]
     if name != "digits":
         table = table[np.random.default_rng(0).permutation(len(table))]
     images = (table[:, :64] * SCALE).astype(np.uint8).reshape(-1, 8, 8, 1)

@@ -9,13 +9,12 @@ images they are. MIT licence, (c) 2017 Zalando SE: the notice lies beside the fi
 
 import hashlib
 import lzma
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from prunejax.data.dataset import Dataset, make
+from prunejax.data.dataset import Dataset, Directory, make
 from prunejax.data.prepared import MOMENTS
 
 FOLDER = Path(__file__).parent / "fashion"
@@ -65,9 +64,7 @@ def unpack(
     return (images[:cut].copy(), labels[:cut].copy()), (images[cut:].copy(), labels[cut:].copy())
 
 
-def load_embedded(
-    name: str, data_dir: str | os.PathLike[str] | None = None, folder: Path = FOLDER
-) -> Dataset:
+def load_embedded(name: str, data_dir: Directory = None, folder: Path = FOLDER) -> Dataset:
     """One of `EXTRACTS`, ten classes; its digest is checked.
 
     "fashion" has the mean and std of "fashion_mnist", "fashion14" those of its training images.

@@ -1,11 +1,8 @@
 """Prepared sets at half their side: every 2x2 block of pixels becomes its mean."""
 
-import os
-from functools import partial
-
 import numpy as np
 
-from prunejax.data.dataset import Dataset, make
+from prunejax.data.dataset import Dataset, Directory, make
 from prunejax.data.prepared import load_prepared
 
 # name -> the prepared set it is made from
@@ -23,23 +20,14 @@ def halved(images: np.ndarray) -> np.ndarray:
     return ((blocks.sum(axis=(2, 4)) + 2) // 4).astype(np.uint8)
 
 
-def load_pooled(source: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_pooled(name: str, data_dir: Directory = None) -> Dataset:
     """A prepared set at half its side; mean and std are those of the smaller training images.
 
     Args:
-      source: name of the prepared set.
+      name: a key of `POOLED`.
       data_dir: where it is, see `prepared.find`.
     """
-    whole = load_prepared(source, data_dir)
-    name = next(name for name, of in POOLED.items() if of == source)
-    train, test = (
-        (halved(images), labels)
-        for images, labels in (
-            (whole.train_images, whole.train_labels),
-            (whole.test_images, whole.test_labels),
-        )
-    )
+    whole = load_prepared(POOLED[name], data_dir)
+    train = halved(whole.train_images), whole.train_labels
+    test = halved(whole.test_images), whole.test_labels
     return make(name, train, test, whole.num_classes)
-
-
-LOADERS = {name: partial(load_pooled, source) for name, source in POOLED.items()}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from prunejax.data import archives, cache, transforms
-from prunejax.data.dataset import Dataset, make
+from prunejax.data.dataset import Dataset, Directory, make
 from prunejax.errors import ConfigError
 from prunejax.system import optional
 from prunejax.system.files import expand
@@ -81,7 +81,7 @@ class Prepared:
         )
 
 
-def search_directory(data_dir: str | os.PathLike[str] | None) -> tuple[Path, str]:
+def search_directory(data_dir: Directory) -> tuple[Path, str]:
     """Where prepared sets are looked for, and who said so.
 
     The argument, else the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
@@ -104,7 +104,7 @@ def preparation(name: str, directory: Path) -> str:
     return f"pip install tensorflow tensorflow-datasets importlib_resources && python -c {quoted}"
 
 
-def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Prepared:
+def find(name: str, data_dir: Directory = None) -> Prepared:
     """Finds the newest version of a prepared set; reads two small JSON files.
 
     Args:
@@ -271,7 +271,7 @@ def _cache_key(prepared: Prepared, split: str) -> str:
     return f"{prepared.name.replace('/', '-')}-{prepared.path.name}-{split}-{digest}"
 
 
-def load_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_prepared(name: str, data_dir: Directory = None) -> Dataset:
     """The train and test split of a prepared set ("validation" where there is no "test").
 
     Where it is not prepared, the archives of MNIST, Fashion-MNIST and CIFAR do as they are

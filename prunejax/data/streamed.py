@@ -1,15 +1,14 @@
 """A data set that is read while it is used: what a study has to know of it, and its streams."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from prunejax.data import prepared, streaming
+from prunejax.data.dataset import Directory
 from prunejax.data.streaming import Stream
-
-Directory = str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
@@ -79,24 +78,17 @@ class StreamedSet:
         return batch["image"], batch["label"]
 
     def _open(
-        self,
-        training: bool,
-        batch_size: int,
-        part: tuple[int, int],
-        *,
-        seed: int = 0,
-        augment: bool = False,
+        self, training: bool, batch_size: int, part: tuple[int, int], **options: Any
     ) -> Stream:
         return streaming.open_stream(
             self.name,
             training=training,
             batch_size=batch_size,
             image_size=self.image_shape[0],
-            seed=seed,
             data_dir=self.data_dir,
             process_index=part[0],
             process_count=part[1],
-            augment=augment,
+            **options,
         )
 
 

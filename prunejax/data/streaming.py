@@ -8,7 +8,6 @@ grain (extra "stream") prepares batches ahead in threads; `stream[step]` works w
 """
 
 import functools
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 
 from prunejax import registry, rng
 from prunejax.data import batches, prepared, transforms
+from prunejax.data.dataset import Directory
 from prunejax.errors import UnreadableError
 from prunejax.system import limits, optional
 
@@ -223,7 +223,7 @@ def open_stream(
     batch_size: int,
     image_size: int = 224,
     seed: int = 0,
-    data_dir: str | os.PathLike[str] | None = None,
+    data_dir: Directory = None,
     process_index: int = 0,
     process_count: int = 1,
     drop_last: bool = True,

@@ -1,17 +1,15 @@
 """Ten Gaussian classes of different spread: a made task whose classes are unequally hard."""
 
-import os
-
 import numpy as np
 
-from prunejax.data.dataset import Dataset, Standardize, make
+from prunejax.data.dataset import Dataset, Directory, Standardize, make
 
 CLASSES, DIMENSIONS = 10, 20
 TRAIN, TEST = 100, 1000  # examples of each class
 SPREADS = (0.7, 2.2)  # standard deviations of the first and the last class, linear between
 
 
-def load_uneven_gaussians(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load_uneven_gaussians(data_dir: Directory = None) -> Dataset:
     """1,000 training and 10,000 test examples, float32 [n, 20], as many of each of ten classes.
 
     Class c has mean N(0, I) (drawn once) and covariance s_c^2 I with s_c from 0.7 to 2.2: the wide

@@ -74,14 +74,13 @@ def _work(eqn: Any) -> int | None:
     name = eqn.primitive.name
     if name not in ("dot_general", "conv_general_dilated", "prunejax_conv"):
         return None
-    out = eqn.outvars[0].aval
+    outputs, shape = prod(eqn.outvars[0].aval.shape), eqn.invars[1].aval.shape
     if name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        return prod(out.shape) * prod(eqn.invars[0].aval.shape[a] for a in contracted)
+        (_, contracted), _ = eqn.params["dimension_numbers"]
+        return outputs * prod(shape[a] for a in contracted)
     if name == "conv_general_dilated":
-        shape = eqn.invars[1].aval.shape
-        return prod(out.shape) * prod(shape) // shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-    return prod(out.shape) * prod(eqn.invars[1].aval.shape[:-1])
+        return outputs * prod(shape) // shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+    return outputs * prod(shape[:-1])
 
 
 def _inner(eqn: Any) -> tuple[Any, int, int] | None:

@@ -143,11 +143,7 @@ def _kept(
         raise ValueError(
             f"jump_sparsity = {m.jump_sparsity} is beyond the final sparsity {m.sparsity}"
         )
-    rest = n - 1
-    columns = [
-        [a, *(schedules.by_power(a, f, rest, 3) if rest else [])]
-        for a, f in zip(at, final, strict=True)
-    ]
-    if not rest:
+    if n < 2:
         raise ValueError("accelerated_cubic needs at least two events: start to end in steps every")
+    columns = [[a, *schedules.by_power(a, f, n - 1, 3)] for a, f in zip(at, final, strict=True)]
     return steps, np.array(columns).T

@@ -235,9 +235,7 @@ def _learn(m: Method, learnt: Tree, gradients: Tree, params: Tree, chosen: Tree)
             slope += penalty * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
         return s - (rate or 0) * slope
 
-    structure: Any = jax.tree.structure(chosen)
-    parts = [structure.flatten_up_to(t) for t in (chosen, learnt, gradients, params)]
-    return structure.unflatten(map(step, *parts))
+    return jax.tree.map(step, chosen, learnt, gradients, params)
 
 
 def _above(m: Method, s: Array) -> Array:
@@ -264,9 +262,7 @@ def _summed(
         # A sum, not a mean: only ranks are looked at.
         return jnp.where(inside, jnp.where(first, 0, total) + g.astype(total.dtype), total)
 
-    structure: Any = jax.tree.structure(chosen)
-    parts = [structure.flatten_up_to(t) for t in (chosen, window, gradients)]
-    return structure.unflatten(map(add, *parts))
+    return jax.tree.map(add, chosen, window, gradients)
 
 
 def _forget(m: Method, inner: Any, live: Tree, grown: Tree, due: Array) -> Any:

@@ -25,9 +25,7 @@ def where(masks: Tree, tree: Tree, other: Tree | None = None) -> Tree:
         y = jnp.zeros((), jnp.result_type(x)) if y is None else y.astype(jnp.result_type(x))
         return jnp.where(mask, x, y)
 
-    structure: Any = jax.tree.structure(masks)
-    parts = [structure.flatten_up_to(t) for t in (tree, *(() if other is None else (other,)))]
-    return structure.unflatten(map(choose, jax.tree.leaves(masks), *parts))
+    return jax.tree.map(choose, masks, tree, *(() if other is None else (other,)))
 
 
 def begun(grown: Tree, updates: Tree, back: Tree) -> Tree:
@@ -36,9 +34,7 @@ def begun(grown: Tree, updates: Tree, back: Tree) -> Tree:
     def shifted(flags: Array, u: Any, b: Array) -> Any:
         return u if u is None or not flags.ndim else jnp.where(flags, u + b.astype(u.dtype), u)
 
-    structure: Any = jax.tree.structure(grown)
-    parts = [structure.flatten_up_to(t) for t in (grown, updates, back)]
-    return structure.unflatten(map(shifted, *parts))
+    return jax.tree.map(shifted, grown, updates, back)
 
 
 def steered(m: Method, gradients: Tree, masks: Tree, params: Tree) -> Tree:
@@ -53,6 +49,4 @@ def steered(m: Method, gradients: Tree, masks: Tree, params: Tree) -> Tree:
         decayed = (m.dead_decay * w).astype(g.dtype)
         return jnp.where(mask, g, g + decayed)
 
-    structure: Any = jax.tree.structure(masks)
-    parts = [structure.flatten_up_to(t) for t in (masks, gradients, params)]
-    return structure.unflatten(map(pull, *parts))
+    return jax.tree.map(pull, masks, gradients, params)

@@ -183,17 +183,6 @@ def max_pool(
     return slices[0]
 
 
-def avg_pool(
-    x: jax.Array, window: tuple[int, int] = (2, 2), strides: tuple[int, int] | None = None
-) -> jax.Array:
-    """Mean over windows without padding, summed in float32 or wider; arguments as `max_pool`."""
-    slices = _window_slices(x, window, strides)
-    total = jnp.promote_types(x.dtype, jnp.float32)
-    wide = [s.astype(total) for s in slices]
-    # window positions by rows, rounded once at the end
-    return (sum(wide[1:], wide[0]) / len(slices)).astype(x.dtype)
-
-
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Mean over height and width: [batch, h, w, channels] -> [batch, channels]."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)

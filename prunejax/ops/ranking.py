@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from prunejax import registry, trees
+from prunejax import registry
 from prunejax.ops import axes, eager, radix, segments
 from prunejax.ops import counts as counts_lib
 
@@ -54,23 +54,6 @@ def top(
     leaves, structure = jax.tree.flatten(scores)
     arrays, allowed = _scores(leaves), _eligible(leaves, eligible)
     return jax.tree.unflatten(structure, _top(arrays, _count(k), allowed, method))
-
-
-def top_each(
-    scores: Tree, ks: Tree, *, eligible: Tree | None = None, method: str | None = None
-) -> Tree:
-    """`top` of each leaf by itself; `ks` is a tree of the same structure with one count a leaf."""
-    leaves, structure = jax.tree.flatten(scores)
-    counts = jax.tree.leaves(ks)
-    if trees.paths(ks) != trees.paths(scores):
-        raise ValueError(
-            f"ks has the leaves {trees.shown(trees.paths(ks))}, the scores "
-            f"{trees.shown(trees.paths(scores))}"
-        )
-    allowed = _eligible(leaves, eligible)
-    return jax.tree.unflatten(
-        structure, each([_scores([x])[0] for x in leaves], counts, allowed, method)
-    )
 
 
 def each(

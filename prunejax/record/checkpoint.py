@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from prunejax.cluster import distributed
 from prunejax.errors import RecordError
+from prunejax.record import listing
 from prunejax.system import files
 
 Tree = Any
@@ -185,8 +185,7 @@ def _digests(directory: Path) -> dict[str, list[Any]]:
 def _digest(path: Path) -> list[Any]:
     with path.open("rb") as file:
         os.fsync(file.fileno())  # flushes what others wrote into the file, too
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return [path.stat().st_size, digest]
+    return listing.facts(path)
 
 
 def _damage(directory: Path) -> str | None:
@@ -201,12 +200,11 @@ def _damage(directory: Path) -> str | None:
                 continue
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes instead of {size}"
-            # Size alone would not see a flipped bit.
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return f"{name} was changed"
+            there, found = listing.facts(path)
+            if there != size:
+                return f"{name} has {there} bytes instead of {size}"
+            if found != digest:  # size alone would not see a flipped bit
+                return f"{name} was changed"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {_reason(error)}"
     return None

@@ -243,18 +243,8 @@ class RunDirectory:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`, empty before the study finished.
-
-        Raises:
-          WorkdirError: it is not what `finish` writes.
-        """
-        content = self.load_json("status.json")
-        if content is not None and not isinstance(content, dict):
-            raise WorkdirError(
-                f"{self.path / 'status.json'} is not what this program writes: it was changed. "
-                "Restore it, or start over in a new workdir"
-            )
-        return content or {}
+        """The content of `status.json`, empty before the study finished; errors of `load_json`."""
+        return self.load_json("status.json") or {}
 
     def finish(self, **facts: object) -> None:
         """Marks the study as finished; `facts` are kept beside it in `status.json`.

@@ -4,7 +4,7 @@ Its own file, because it is the one record that differs from one repetition to t
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -20,15 +20,10 @@ class Times:
     Of a process that is killed, the time since then is not in the file.
     """
 
-    def __init__(
-        self,
-        directory: SharedDirectory,
-        devices: int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, directory: SharedDirectory, devices: int) -> None:
         """Starts the clock. `devices`: how many are held for the study, of all processes."""
-        self._directory, self._devices, self._clock = directory, devices, clock
-        self._last, self._begun = clock(), _now()
+        self._directory, self._devices = directory, devices
+        self._last, self._begun = time.monotonic(), _now()
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -42,7 +37,7 @@ class Times:
 
     def save(self) -> None:
         """Adds the time since the start, or since the last call. Every process calls it."""
-        now = self._clock()
+        now = time.monotonic()
         before = self._directory.load_json(FILE) or {}
         wall = now - self._last
         self._last = now

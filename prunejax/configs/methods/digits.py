@@ -57,7 +57,7 @@ from prunejax.configs import default, recipes
 
 BEFORE = ("random", "magnitude", "snip", "grasp", "synflow", "static")
 WHILE = ("set", "rigl", "gradual", "acdc")
-Arms = dict[str, dict[str, Any]]
+CONTROLS = ("shuffled", "fresh")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -83,7 +83,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def _arms(total: int, quick: bool) -> Arms:
+def _arms(total: int, quick: bool) -> recipes.Arms:
     tenth = total // 10
     # AC/DC: dense, then sparse and dense in turn, sparse for the last third.
     phases = tuple(range(tenth, total - 3 * tenth + 1, tenth // 2))
@@ -101,7 +101,7 @@ def _arms(total: int, quick: bool) -> Arms:
         fraction = (round(1 - density / 100, 2),)  # counts read the decimal as written
         return {"method": method, "fraction": fraction} | settings.get(method, {}) | changes
 
-    arms: Arms = {"dense": {}}
+    arms: recipes.Arms = {"dense": {}}
     for method in (*BEFORE, *WHILE):
         for density in (10, 5) if quick else (20, 10, 5, 2):
             arms[f"{method}-{density:02d}"] = {"prune": prune(method, density)}
@@ -138,13 +138,10 @@ def _claims(quick: bool) -> tuple[str, ...]:
         "gradual-05 > acdc-05",
         "acdc-05 > static-05",
         "static-05 > random-05",
-        *(f"{m}-05 > {m}_{c}-05" for m in ("snip", "grasp", "synflow") for c in _CONTROLS),
+        *(f"{m}-05 > {m}_{c}-05" for m in ("snip", "grasp", "synflow") for c in CONTROLS),
         "tuned_movement-05 > tuned_movement_size-05",
         "tuned_gradual-05 > tuned_movement-05",
     ]
     if not quick:
         orders += ["rigl-02 > set-02", "synflow-01 > snip-01", "synflow-01 > grasp-01"]
     return tuple(f"{order} in final_test_accuracy" for order in orders)
-
-
-_CONTROLS = ("shuffled", "fresh")

@@ -132,12 +132,15 @@ def make_small(
     config: ConfigDict,
     given: Iterable[str],
     *,
-    epochs: int,
-    milestones: tuple[int, ...],
-    width: float,
+    epochs: int = 40,
+    milestones: tuple[int, ...] = (35, 38),
+    width: float = 0.125,
     seeds: int = 2,
 ) -> None:
-    """Turns a study into its small form, in place; its schedules are the study's to change."""
+    """Turns a study into its small form, in place; its schedules are the study's to change.
+
+    By default that of the studies of `adam`.
+    """
     config.name += " (small form)"
     config.report.mechanics_only = True
     config.seeds = seeds
@@ -154,7 +157,9 @@ def make_small(
         config.data.train_examples = 1024
 
 
-def arm(events: dict[str, Any], target: str, period: int, score: str, **more: Any) -> ConfigDict:
+def arm(
+    events: dict[str, Any], target: str, period: int, score: str, **more: Any
+) -> dict[str, Any]:
     """A variant that prunes.
 
     Args:
@@ -164,12 +169,27 @@ def arm(events: dict[str, Any], target: str, period: int, score: str, **more: An
       score: what ranks the filters.
       **more: further overrides, e.g. `intervention={...}`.
     """
-    return ConfigDict(
-        {"prune": events | {"target": target, "period": period, "score": score}} | more
-    )
+    return {"prune": events | {"target": target, "period": period, "score": score}} | more
 
 
-def scratch(events: dict[str, Any], target: str, score: str, epochs: int) -> ConfigDict:
+def vgg11_arm(small: bool, target: str, period: int, score: str = "") -> dict[str, Any]:
+    """A variant of VGG11 that prunes, in the small form with the E[BN] score.
+
+    L2 norms hardly tell filters of a small network apart, since BatchNorm makes them scale-free;
+    with E[BN] the order of stabilities shows in minutes.
+
+    Args:
+      small: whether it is the small form.
+      target: as in `arm`.
+      period: of the full form, a key of `SMALL_PERIODS`.
+      score: the same in both forms, where it is not the L2 norm and E[BN].
+    """
+    if small:
+        return arm(VGG11_SMALL, target, SMALL_PERIODS[period], score or "ebn")
+    return arm(VGG11, target, period, score or "l2")
+
+
+def scratch(events: dict[str, Any], target: str, score: str, epochs: int) -> dict[str, Any]:
     """A variant that prunes before the first step and never again.
 
     The released loop spends epoch 0 of such a run on pruning alone and does not step the learning
@@ -183,4 +203,4 @@ def scratch(events: dict[str, Any], target: str, score: str, epochs: int) -> Con
       epochs: trained epochs.
     """
     pruning = events | {"schedule": "scratch", "start": (0,), "end": (0,), "period": 1}
-    return ConfigDict({"epochs": epochs, "prune": pruning | {"target": target, "score": score}})
+    return {"epochs": epochs, "prune": pruning | {"target": target, "score": score}}

@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "L_14 > none in best_test_accuracy",
     )
     if "small" in given:
-        common.make_small(config, given, epochs=40, milestones=(35, 38), width=0.125)
+        common.make_small(config, given)
     return config
 
 

@@ -33,21 +33,15 @@ def get_config(arg: str = "") -> ConfigDict:
     small = "small" in given
     config = common.adam("Figure 3: iterative rate", "vgg11_bn")
     config.seeds = 5
-    events = common.VGG11_SMALL if small else common.VGG11
     config.variants = default.arms(
         {"none": {}}
         | {
-            f"{letter}_{period}": common.arm(
-                events,
-                target,
-                common.SMALL_PERIODS[period] if small else period,
-                "ebn" if small else "l2",
-            )
+            f"{letter}_{period}": common.vgg11_arm(small, target, period)
             for letter, target in TARGETS.items()
             for period in ((4, 40, 100, 300) if small else PERIODS)
         }
     )
     config.report.figures = ("rate", "scatter", "table")
     if small:
-        common.make_small(config, given, epochs=40, milestones=(35, 38), width=0.125)
+        common.make_small(config, given)
     return config

@@ -55,12 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # as released: a zeroed filter still emits its norm's bias
     config.intervention.mask_norm = False
     size = common.size(given)
-    base = common.arm(
-        common.VGG11_SMALL if small else common.VGG11,
-        "largest",
-        common.SMALL_PERIODS[40] if small else 40,
-        "ebn" if small else "l2",
-    ).to_dict()
+    base = common.vgg11_arm(small, "largest", 40)
     config.variants = default.arms(
         {"none": {}, "L_13": base}
         | {
@@ -85,5 +80,5 @@ def get_config(arg: str = "") -> ConfigDict:
         f"gauss_{long} > gauss_{short} in final_test_accuracy",
     )
     if small:
-        common.make_small(config, given, epochs=40, milestones=(35, 38), width=0.125)
+        common.make_small(config, given)
     return config

@@ -27,7 +27,6 @@ from prunejax.configs import default
 from prunejax.configs.paper import common, fig2_resnet18
 
 NETWORKS = ("vgg11", "resnet18")
-SMALL_WIDTH = 0.125
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -49,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.report.figures = ("dynamics", "scatter", "group_scatter", "table")
     config.report.baseline = f"{chosen[0]}-none"
     if small:
-        common.make_small(config, given, epochs=40, milestones=(35, 38), width=SMALL_WIDTH)
+        common.make_small(config, given)
     return config
 
 
@@ -58,17 +57,15 @@ def _model(network: str) -> str:
 
 
 def _vgg11(small: bool) -> dict:
-    events = common.VGG11_SMALL if small else common.VGG11
-    few, many = (common.SMALL_PERIODS[p] if small else p for p in (40, 4))
     return {
         "none": {},
-        "S_1": common.arm(events, "smallest", many, "ebn").to_dict(),
-        "S_13": common.arm(events, "smallest", few, "ebn").to_dict(),
-        "L_13": common.arm(events, "largest", few, "ebn").to_dict(),
+        "S_1": common.vgg11_arm(small, "smallest", 4, "ebn"),
+        "S_13": common.vgg11_arm(small, "smallest", 40, "ebn"),
+        "L_13": common.vgg11_arm(small, "largest", 40, "ebn"),
     }
 
 
 def _resnet18(small: bool) -> dict:
     start = (0, 1, 2, 3) if small else (3, 4, 5, 6)  # earlier than in figure 2, as released
     arms = fig2_resnet18.resnet18_arms(small, score="ebn_signed", start=start)
-    return {"none": {}} | {label: changes.to_dict() for label, changes in arms.items()}
+    return {"none": {}} | arms

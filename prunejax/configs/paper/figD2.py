@@ -42,12 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     small, released, size = "small" in given, "released" in given, common.size(given)
     config = common.adam("Figure D2: zeroed, then restored", "vgg11_bn")
     config.intervention.as_released = released
-    base = common.arm(
-        common.VGG11_SMALL if small else common.VGG11,
-        "largest",
-        common.SMALL_PERIODS[40] if small else 40,
-        "ebn" if small else "l2",
-    ).to_dict()
+    base = common.vgg11_arm(small, "largest", 40)
     config.variants = default.arms(
         {"none": {}, "L_13": base | {"intervention": {"mask_norm": False}}}
         | {
@@ -67,5 +62,5 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.report.figures = ("noise", "dynamics", "table")
     if small:
-        common.make_small(config, given, epochs=40, milestones=(35, 38), width=0.125)
+        common.make_small(config, given)
     return config
