@@ -115,7 +115,8 @@ def _differing(found, column):
 def sentences(found):
     """The page's own lines, then what it says of flatness, of the relation, and of forecasts."""
     lines = headline.results(
-        cast(Any, SimpleNamespace(unfinished=False, known={"ranking": None})), found
+        cast(Any, SimpleNamespace(unfinished=False, known={"prunejax.report.ranking.of": None})),
+        found,
     )
     texts = [f"**{r.verdict.capitalize()}.** {r.text}" if r.verdict else r.text for r in lines]
     differ = _differing(found, "hessian_trace")

@@ -109,7 +109,7 @@ def test_rounds_of_a_preset_are_events_of_one_step():
     config = {"variants": {"a": {"prune": {"method": "synflow", "scope": "layer"}}}}
     row = {"epoch": "-1", "step": "0", "layer": "dense1"}
     given = Path("x"), config, [{"run": "a-0", "variant": "a"}], {"a-0": [row, row]}
-    intact._events(*given, {"a": {"scope": "layer", "rounds": 100}})
+    intact._events(*given, {"a": {"scope": "layer", "preset": {"rounds": 100}}})
     with pytest.raises(ReportError, match="has a twin"):
         intact._events(*given, {})
 

@@ -97,7 +97,7 @@ def test_a_class_without_test_examples_is_one(study, monkeypatch):
     some = {arm: {seed: without(p) for seed, p in runs.items()} for arm, runs in known.items()}
     some["none"]["0"][0][:1] = 9
     monkeypatch.setattr(figures_recall, "_predictions", lambda study: some)
-    for runs in figures_recall._distortions(found).values():
+    for runs in figures_recall.distortions(found).values():
         for one in runs.values():
             assert one.absent == (9,)
             worst = min(one.accuracy_dense, one.accuracy_pruned)

@@ -556,9 +556,11 @@ def test_they_have_a_scale_of_their_own():
 )
 def test_what_is_drawn_at_random_is_said(base, own, expected):
     config = {"prune": {"granularity": base, "target": "random"}, "variants": {"a": {"prune": own}}}
-    study = SimpleNamespace(attributes=attributes_of(config, {}, {"epochs": [], "events": []}))
+    of = lambda stated: attributes_of(config, stated, {"epochs": [], "events": []})  # noqa: E731
+    study = SimpleNamespace(attributes=of({}))
     assert words._targeted(study, "a") == expected
-    study.attributes["a"]["preset"] = {"granularity": "weight"}  # of a method: it is resolved
+    # of a method: it is resolved
+    study.attributes = of({"variants": {"a": {"preset": {"granularity": "weight"}}}})
     assert words._targeted(study, "a") == "random weights"
     study.attributes["a"] = {"target": "S", "score": "weight_random"}  # the smallest of dice
     assert words._targeted(study, "a") == "random weights"
