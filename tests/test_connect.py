@@ -118,6 +118,7 @@ def test_the_ends_are_what_the_study_recorded(study):
 HALF = {"schedule": "scratch", "fraction": (0.5,), "start": (0,)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "pruned"),
     [

@@ -86,6 +86,7 @@ def test_a_named_tuple_is_not_told_without_its_names():
         wire.encode({"x": Named(1)})
 
 
+@pytest.mark.slow
 def test_a_study_of_two_processes_has_the_tables_of_one(tmp_path, monkeypatch):
     # With twins, whose targets process 0 reads for both, events, and measures. Both processes are
     # killed when the first two runs have ended (12 rows) and the others are saved.

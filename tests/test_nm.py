@@ -55,6 +55,7 @@ def layouts(tmp_path_factory):
     return in_layouts(config, tmp_path_factory.mktemp("nm"))
 
 
+@pytest.mark.slow
 def test_every_method_ends_at_one_of_four_in_each_layout(layouts):
     studies = [loaded.load(path) for path in layouts.values()]
     assert {name.rpartition("-")[0] for name in studies[0].names} == set(SERVED)

@@ -33,6 +33,7 @@ def study(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_grid_is_that_of_the_tables(study):
     loaded = tables.load([study])
     grid, rows = ranking.of(loaded)

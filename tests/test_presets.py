@@ -44,6 +44,7 @@ def layouts(tmp_path_factory):
     return in_layouts(study(), tmp_path_factory.mktemp("presets"))
 
 
+@pytest.mark.slow
 def test_masks_are_those_of_each_layout(layouts):
     one, other = (loaded.load(path) for path in layouts.values())
     assert {name.rpartition("-")[0] for name in one.names} == set(presets.METHODS)
