@@ -333,11 +333,21 @@ def test_states_pass_in_memory_as_they_do_by_files(tmp_path, monkeypatch):
 
 def test_the_latest_states_stay_in_memory(monkeypatch):
     monkeypatch.setattr(handover, "MOST", 100)
-    recent, given = {}, {"weights/w": np.zeros(12, np.float32)}  # 48 bytes
+    recent, given = handover.Recent(), {"weights/w": np.zeros(12, np.float32)}  # 48 bytes
     for name in ("a", "b", "b", "c"):
-        handover.hold(recent, name, given)
-    assert list(recent) == ["b", "c"]
+        recent.add(name, given)
+    assert list(recent.arrays) == ["b", "c"]
     given["weights/w"][:] = 1  # what is kept is a copy
-    assert not recent["c"]["weights/w"].any()
-    handover.hold(recent, "large", {"weights/w": np.zeros(100)})
-    assert not recent
+    assert not recent.arrays["c"]["weights/w"].any()
+    recent.add("large", {"weights/w": np.zeros(100)})
+    assert not recent.arrays
+
+
+def test_a_state_is_measured_as_often_however_many_are_kept(monkeypatch):
+    measured, size = [], handover._size
+    monkeypatch.setattr(handover, "_size", lambda arrays: measured.append(1) or size(arrays))
+    recent = handover.Recent()
+    for number in range(100):
+        recent.add(f"{number}", {"weights/w": np.zeros(12, np.float32)})
+    assert len(recent.arrays) == 100
+    assert len(measured) == 200  # what a name had before, and what it has now

@@ -61,16 +61,28 @@ def read(path: Path) -> Arrays:
         return dict(saved)
 
 
-def hold(recent: dict[str, Arrays], file: str, arrays: Arrays) -> None:
-    """Keeps a copy in `recent`, and of all of them the latest that fit into MOST bytes."""
-    recent.pop(file, None)
-    recent[file] = {path: np.array(x) for path, x in arrays.items()}
-    while sum(x.nbytes for held in recent.values() for x in held.values()) > MOST:
-        del recent[next(iter(recent))]
+class Recent:
+    """States of a study that is running, as they were written: to read them back takes longer."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.arrays: dict[str, Arrays] = {}
+        self._bytes = 0  # kept up to date: to add them all up for each state grows with the runs
+
+    def add(self, file: str, arrays: Arrays) -> None:
+        """Keeps a copy, and of all of them the latest that fit into MOST bytes."""
+        self._bytes -= _size(self.arrays.pop(file, {}))
+        self.arrays[file] = {path: np.array(x) for path, x in arrays.items()}
+        self._bytes += _size(arrays)
+        while self._bytes > MOST:
+            self._bytes -= _size(self.arrays.pop(next(iter(self.arrays))))
 
 
-# States of a study that is running, as they were written: to read them back takes longer.
-_RECENT: weakref.WeakKeyDictionary[SharedDirectory, dict[str, Arrays]] = weakref.WeakKeyDictionary()
+def _size(arrays: Arrays) -> int:
+    return sum(x.nbytes for x in arrays.values())
+
+
+_RECENT: weakref.WeakKeyDictionary[SharedDirectory, Recent] = weakref.WeakKeyDictionary()
 
 
 class Handover:
@@ -106,7 +118,7 @@ class Handover:
             path.parent.mkdir(exist_ok=True)  # no parents: a removed directory stays removed
             files.replace(path, lambda opened: np.savez(opened, **arrays))  # type: ignore[arg-type]
             # Behind the write: what is handed on from memory is on disk as well.
-            hold(_RECENT.setdefault(self._directory, {}), file, arrays)
+            _RECENT.setdefault(self._directory, Recent()).add(file, arrays)
 
         distributed.on_main(write)
 
@@ -200,7 +212,8 @@ class Handover:
     def _read(self, source: Source, file: str) -> Arrays:
         if source.file:
             return ticket_file.read(file)
-        held = _RECENT.get(self._directory, {}).get(file)
+        recent = _RECENT.get(self._directory)
+        held = recent.arrays.get(file) if recent else None
         return read(self._directory.path / file) if held is None else held
 
     def _take(self, host: TrainState, i: int, saved: Arrays, source: Source, file: str) -> None:
