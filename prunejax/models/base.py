@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.groups import Link
+from prunejax.groups import Link, chain
+from prunejax.groups import kept as kept_units
 from prunejax.ops import layers
 from prunejax.ops.conv import Method
 
@@ -109,3 +110,43 @@ class Model(nn.Module):
         )(x)
         # Losses are in single precision at least, whatever the layers compute in.
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
+
+
+class Chain(Model):
+    """Base of models whose layers each read the one before: convolutions, then dense layers.
+
+    A subclass has `features` (output channels of "conv1", "conv2", ..., and "M" for pooling),
+    `hidden` (units of "dense1", "dense2", ...), or both. With `batch_norm` true, "bn1", "bn2", ...
+    follow them.
+    """
+
+    def _sizes(self) -> dict[str, tuple[int | str, ...]]:
+        return {name: getattr(self, name, ()) for name in ("features", "hidden")}
+
+    def prunable(self) -> tuple[str, ...]:
+        """conv1, conv2, ..., dense1, dense2, ...: all but the classifier."""
+        sizes = self._sizes()
+        convolutions = sum(entry != "M" for entry in sizes["features"])
+        return (
+            *(f"conv{i}" for i in range(1, convolutions + 1)),
+            *(f"dense{i}" for i in range(1, len(sizes["hidden"]) + 1)),
+        )
+
+    def wiring(self) -> tuple[Link, ...]:
+        """A chain; a dense layer reads a channel at each position of the map before it.
+
+        Only a dense layer leaves its bias to the BatchNorm behind it.
+        """
+        norm = bool(getattr(self, "batch_norm", False)) and not self.folded
+        return chain(self.prunable(), norm=norm, bias=not norm or bool(self._sizes()["features"]))
+
+    def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["Model", dict[str, np.ndarray]]:
+        """As `Model.shrunk`."""
+        kept = {name: kept_units(gone[name]) for name in self.prunable()}
+        sizes = iter([units.size for units in kept.values()])
+        found: dict[str, Any] = {
+            name: tuple(e if e == "M" else next(sizes) for e in entries)
+            for name, entries in self._sizes().items()
+            if entries
+        }
+        return self.clone(**found, width=1.0), kept

@@ -1,20 +1,15 @@
 """Plain convolutional networks without BatchNorm: LeNet-5 and Conv-4."""
 
-from collections.abc import Mapping
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from prunejax.groups import INPUT, OUTPUT, Link
-from prunejax.groups import kept as kept_units
-from prunejax.models.base import Model
+from prunejax.models.base import Chain
 from prunejax.models.mlp import glorot_normal
 from prunejax.ops import layers
 
 
-class ConvNet(Model):
+class ConvNet(Chain):
     """Convolutions with ReLU, "M" for 2x2 max pooling, then dense layers and a classifier.
 
     Dropout follows each hidden dense layer's ReLU. Pooling is left out where a map is 1 wide.
@@ -31,31 +26,6 @@ class ConvNet(Model):
     hidden: tuple[int, ...] = ()
     kernel: int = 3
     valid: bool = False
-
-    def prunable(self) -> tuple[str, ...]:
-        """conv1, conv2, ..., dense1, ..."""
-        convs = sum(entry != "M" for entry in self.features)
-        return (
-            *(f"conv{i}" for i in range(1, convs + 1)),
-            *(f"dense{i}" for i in range(1, len(self.hidden) + 1)),
-        )
-
-    def wiring(self) -> tuple[Link, ...]:
-        """A chain; the first dense layer reads a channel at each position of its map."""
-        names = [*self.prunable(), "classifier"]
-        return tuple(
-            Link(before, after, f"{name}/kernel", (), (f"{name}/bias",))
-            for before, after, name in zip(
-                [INPUT, *names], [*names[:-1], OUTPUT], names, strict=False
-            )
-        )
-
-    def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["ConvNet", dict[str, np.ndarray]]:
-        """As `Model.shrunk`."""
-        kept = {name: kept_units(gone[name]) for name in self.prunable()}
-        sizes = iter([k.size for k in kept.values()])
-        features = tuple(e if e == "M" else next(sizes) for e in self.features)
-        return self.clone(features=features, hidden=tuple(sizes), width=1.0), kept
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -1,21 +1,16 @@
 """Fully connected networks."""
 
-from collections.abc import Mapping
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from prunejax.groups import Link, chain
-from prunejax.groups import kept as kept_units
-from prunejax.models.base import Model
+from prunejax.models.base import Chain
 from prunejax.ops import layers
 
 glorot_normal = nn.initializers.glorot_normal()
 
 
-class MLP(Model):
+class MLP(Chain):
     """Dense, (BatchNorm), ReLU, (dropout) per hidden layer, then a linear classifier.
 
     Attributes:
@@ -28,20 +23,6 @@ class MLP(Model):
     hidden: tuple[int, ...] = (128, 128, 128)
     batch_norm: bool = True
     glorot: bool = False
-
-    def prunable(self) -> tuple[str, ...]:
-        """dense1, dense2, ..."""
-        return tuple(f"dense{i}" for i in range(1, len(self.hidden) + 1))
-
-    def wiring(self) -> tuple[Link, ...]:
-        """A chain."""
-        norm = self.batch_norm and not self.folded
-        return chain(self.prunable(), norm=norm, bias=not norm)
-
-    def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["MLP", dict[str, np.ndarray]]:
-        """As `Model.shrunk`."""
-        kept = {name: kept_units(gone[name]) for name in self.prunable()}
-        return self.clone(hidden=tuple(k.size for k in kept.values()), width=1.0), kept
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

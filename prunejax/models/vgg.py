@@ -1,15 +1,12 @@
 """VGG with BatchNorm for small images (Simonyan & Zisserman 2015, torchvision's A and D)."""
 
-from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from prunejax.groups import Link, chain
-from prunejax.groups import kept as kept_units
-from prunejax.models.base import Model
+from prunejax.models.base import Chain
 from prunejax.ops import layers
 
 VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
@@ -17,7 +14,7 @@ VGG4 = (8, "M", 16, "M", 128, "M", 128)  # narrow where maps are large: cheap on
 VGG16 = (64, 64, "M", 128, 128, "M", *(256,) * 3, "M", *(512,) * 3, "M", *(512,) * 3, "M")
 
 
-class VGG(Model):
+class VGG(Chain):
     """3x3 convolutions with bias, BatchNorm and ReLU, "M" for 2x2 max pooling, one linear layer.
 
     The dense head of torchvision's VGG is replaced by one linear layer on the mean over what is
@@ -31,22 +28,7 @@ class VGG(Model):
     """
 
     features: tuple[int | str, ...] = VGG11
-
-    def prunable(self) -> tuple[str, ...]:
-        """conv1, conv2, ... (all convolutions)."""
-        convs = sum(entry != "M" for entry in self.features)
-        return tuple(f"conv{i}" for i in range(1, convs + 1))
-
-    def wiring(self) -> tuple[Link, ...]:
-        """A chain."""
-        return chain(self.prunable(), norm=not self.folded, bias=True)
-
-    def shrunk(self, gone: Mapping[str, np.ndarray]) -> tuple["VGG", dict[str, np.ndarray]]:
-        """As `Model.shrunk`."""
-        kept = {name: kept_units(gone[name]) for name in self.prunable()}
-        sizes = iter([k.size for k in kept.values()])
-        features = tuple(e if e == "M" else next(sizes) for e in self.features)
-        return self.clone(features=features, width=1.0), kept
+    batch_norm: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
