@@ -1,13 +1,30 @@
 """The run directory as all processes of a study use it: process 0 reads and writes for all."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from prunejax.cluster import distributed
 from prunejax.errors import WorkdirError
 from prunejax.record.mirror import Mirror
 from prunejax.record.run_directory import RunDirectory
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _on_main(
+    method: Callable[Concatenate[RunDirectory, P], R],
+) -> Callable[Concatenate["SharedDirectory", P], R]:
+    """The method of the shared directory: process 0 calls it, every process gets the result."""
+
+    @functools.wraps(method)
+    def call(self: "SharedDirectory", *args: P.args, **kwargs: P.kwargs) -> R:
+        found: R = self.on_main(lambda held: method(held, *args, **kwargs))
+        return found
+
+    return call
 
 
 class SharedDirectory:
@@ -78,37 +95,15 @@ class SharedDirectory:
         """As `RunDirectory.finished`."""
         return self.on_main(lambda held: held.finished)
 
-    def append(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """As `RunDirectory.append`; the rows are those of process 0."""
-        self.on_main(lambda held: held.append(table, rows))
-
-    def rows(self, table: str, since: int = 0) -> list[dict[str, str]]:
-        """As `RunDirectory.rows`."""
-        return self.on_main(lambda held: held.rows(table, since))
-
-    def marks(self) -> dict[str, dict[str, Any]]:
-        """As `RunDirectory.marks`."""
-        return self.on_main(lambda held: held.marks())
-
-    def verify(self, sizes: Mapping[str, int], digests: Mapping[str, str]) -> None:
-        """As `RunDirectory.verify`."""
-        self.on_main(lambda held: held.verify(sizes, digests))
-
-    def truncate(self, sizes: Mapping[str, int], digests: Mapping[str, str] | None = None) -> None:
-        """As `RunDirectory.truncate`."""
-        self.on_main(lambda held: held.truncate(sizes, digests))
-
-    def save_arrays(self, name: str, **arrays: Any) -> None:
-        """As `RunDirectory.save_arrays`; the arrays are those of process 0."""
-        self.on_main(lambda held: held.save_arrays(name, **arrays))
-
-    def save_json(self, name: str, content: object) -> None:
-        """As `RunDirectory.save_json`; the content is that of process 0."""
-        self.on_main(lambda held: held.save_json(name, content))
-
-    def load_json(self, name: str) -> Any:
-        """As `RunDirectory.load_json`."""
-        return self.on_main(lambda held: held.load_json(name))
+    # The same calls, with arguments and results of process 0; what each does stands there.
+    append = _on_main(RunDirectory.append)
+    rows = _on_main(RunDirectory.rows)
+    marks = _on_main(RunDirectory.marks)
+    verify = _on_main(RunDirectory.verify)
+    truncate = _on_main(RunDirectory.truncate)
+    save_arrays = _on_main(RunDirectory.save_arrays)
+    save_json = _on_main(RunDirectory.save_json)
+    load_json = _on_main(RunDirectory.load_json)
 
     def discard(self) -> None:
         """As `RunDirectory.discard`, without waiting: maybe not all processes were refused."""
