@@ -244,6 +244,9 @@ def test_bad_urls(machine, url, monkeypatch):
         Mirror("nowhere://x")
     with pytest.raises(ConfigError, match=r"4 processes of one study.*mount the bucket"):
         remote.mirror(url, 1, 1, 4)
+    monkeypatch.setenv(mirror.VARIABLE, "~nouser/x")
+    with pytest.raises(ConfigError, match=f"{mirror.VARIABLE}: ~nouser/x: no such user"):
+        Mirror(url)
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(ConfigError, match=r"needs fsspec, .*pip install 'prunejax\[remote\]'"):
         Mirror(url)

@@ -15,15 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
+from prunejax.system import files
+
 ARRAYS = ("images", "labels")
 
 
 def directory() -> Path:
-    """PRUNEJAX_CACHE, else XDG_CACHE_HOME/prunejax, else ~/.cache/prunejax."""
-    if chosen := os.environ.get("PRUNEJAX_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "prunejax"
+    """`PRUNEJAX_CACHE`, else as `files.cache` has it.
+
+    Raises:
+      ValueError: there is no home directory, or no such user.
+    """
+    found = files.cache("PRUNEJAX_CACHE")
+    if found is None:
+        raise ValueError("there is no home directory")
+    return found
 
 
 def _checksum(array: np.ndarray) -> int:
@@ -39,7 +45,7 @@ def read(key: str) -> tuple[np.ndarray, np.ndarray] | None:
         images, labels = (np.load(entry / f"{name}.npy") for name in ARRAYS)
         if [_checksum(images), _checksum(labels)] != expected:
             return None
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     return images, labels
 
@@ -61,7 +67,7 @@ def write(key: str, images: np.ndarray, labels: np.ndarray) -> None:
         # A rename replaces no directory that holds something.
         shutil.rmtree(entry, ignore_errors=True)
         draft.rename(entry)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+    except (OSError, ValueError) as error:  # ValueError: there is no home directory
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
         if read(key) is None:  # else another process was faster

@@ -54,7 +54,10 @@ class Mirror:
                 self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
             except (ImportError, ValueError) as error:
                 raise ConfigError(f"workdir {base}: {error}; or mount it and name a path") from None
-        home = _home() / hashlib.sha256(base.encode()).hexdigest()[:12]
+        home = files.cache(VARIABLE, "workdirs")
+        if home is None:
+            raise ConfigError(f"no home for copies of remote workdirs; name one by {VARIABLE}")
+        home /= hashlib.sha256(base.encode()).hexdigest()[:12]
         self.root = home / files.plain_name(base.rpartition("/")[2])
         self.path = self.root / part
         self._memory = self.path / listing.KNOWN
@@ -278,18 +281,3 @@ class Mirror:
             raise RecordError(
                 errno.EIO, f"cannot {what} {self.url}: {type(error).__name__}: {text}{rest}"
             ) from error
-
-
-def _home() -> Path:
-    """Where copies lie: `PRUNEJAX_WORKDIRS`, else `~/.cache/prunejax/workdirs`."""
-    asked, caches = os.environ.get(VARIABLE), os.environ.get("XDG_CACHE_HOME", "")
-    if asked:
-        return Path(asked).expanduser().absolute()
-    if os.path.isabs(caches):
-        return Path(caches) / "prunejax" / "workdirs"
-    try:
-        return Path.home() / ".cache" / "prunejax" / "workdirs"
-    except RuntimeError:
-        raise ConfigError(
-            f"no home for copies of remote workdirs; name one by {VARIABLE}"
-        ) from None

@@ -11,8 +11,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from prunejax.errors import ConfigError
-from prunejax.system.files import expand
+from prunejax.system.files import cache
 
 VARIABLE = "PRUNEJAX_COMPILATION_CACHE"
 OFF = ("off", "0", "false", "no")
@@ -38,22 +37,10 @@ def folder(environment: Mapping[str, str], root: Path = Path("/")) -> Path | Non
         return None
     if environment.get("JAX_ENABLE_COMPILATION_CACHE", "true").lower() in OFF:
         return None
-    asked = environment.get(VARIABLE, "")
-    if asked.lower() in OFF:
+    if environment.get(VARIABLE, "").lower() in OFF:
         return None
-    home, caches = environment.get("HOME", ""), environment.get("XDG_CACHE_HOME", "")
-    if asked:
-        try:
-            base = Path(expand(asked))
-        except ValueError as error:
-            raise ConfigError(f"{VARIABLE}: {error}") from None
-    elif os.path.isabs(caches):
-        base = Path(caches) / "prunejax" / "xla"
-    elif os.path.isabs(home):
-        base = Path(home) / ".cache" / "prunejax" / "xla"
-    else:
-        return None
-    return base / f"{_version()}-{_processor(root)}"
+    base = cache(VARIABLE, "xla", environment)
+    return base and base / f"{_version()}-{_processor(root)}"
 
 
 def prepared(environment: Mapping[str, str]) -> Path | None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from prunejax.errors import RecordError, WorkdirError
+from prunejax.errors import ConfigError, RecordError, WorkdirError
 
 
 def expand(path: str | os.PathLike[str]) -> str:
@@ -29,6 +29,37 @@ def expand(path: str | os.PathLike[str]) -> str:
     if found.startswith("~"):
         raise ValueError(f"{found}: no such user; write ./{found} for a directory of that name")
     return found
+
+
+def cache(
+    variable: str, folder: str = "", environment: Mapping[str, str] | None = None
+) -> Path | None:
+    """Where files of a kind are kept between starts: what a variable names, else `~/.cache/...`.
+
+    Args:
+      variable: of ours; names another folder.
+      folder: of `~/.cache/prunejax`; `XDG_CACHE_HOME`, if it is a whole path, is that `.cache`.
+      environment: those of this process by default.
+
+    Returns:
+      None where there is no home.
+
+    Raises:
+      ConfigError: the variable names a user who is not there.
+    """
+    known = os.environ if environment is None else environment
+    if asked := known.get(variable):
+        try:
+            return Path(expand(asked)).absolute()
+        except ValueError as error:
+            raise ConfigError(f"{variable}: {error}") from None
+    caches = known.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(caches):
+        home = os.path.expanduser("~") if environment is None else known.get("HOME", "")
+        if not os.path.isabs(home):
+            return None
+        caches = os.path.join(home, ".cache")
+    return Path(caches) / "prunejax" / folder
 
 
 def read_object(path: Path) -> dict[str, Any]:
