@@ -42,6 +42,18 @@ def test_a_convolution_multiplies_every_weight_once_at_every_place(method):
         assert found[path] == leaf.size * places**2, path
 
 
+def test_all_products_are_those_with_leaves_and_those_between_activations():
+    """A ViT block multiplies queries with keys and weights with values: tokens^2 units each."""
+    depth, heads, units, tokens = 2, 2, 4, 5
+    options = {"depth": depth, "heads": heads, "head_units": units, "mlp_units": 8, "patch": 4}
+    module = models.ViT(num_classes=3, **options)
+    x = jnp.ones((1, 8, 8, 1))
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    of_leaves = cost.multiply_adds(lambda p: module.apply({"params": p}, x), variables["params"])
+    found = cost.products(module.apply, variables, x)
+    assert found - sum(of_leaves.values()) == depth * 2 * heads * units * tokens**2
+
+
 def test_masked_stacked_and_repeated_products():
     mask = np.ones((3, 4), bool)
 

@@ -13,6 +13,7 @@ gradient of dead weights is taken too (straight-through, movement, the passes th
 gradient sees). Biases, norms, activations and the update itself are not counted.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
@@ -39,14 +40,27 @@ def multiply_adds(fn: Callable[[Tree], Any], params: Tree) -> dict[str, int]:
     Raises:
       ValueError: products inside of a `while`, whose length is not known.
     """
-    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
-    closed = jax.make_jaxpr(fn)(shapes)
-    counts = [0] * len(jax.tree.leaves(shapes))
-    _walk(closed.jaxpr, list(range(len(counts))), 1, counts)
-    return dict(zip(trees.paths(params), counts, strict=True))
+    names = trees.paths(params)
+    counts = _traced(fn, list(range(len(names))), params)
+    return {path: counts[i] for i, path in enumerate(names)}
 
 
-def _walk(jaxpr: Any, owners: list[int], times: int, counts: list[int]) -> list[int]:
+def products(fn: Callable[..., Any], *args: Tree) -> int:
+    """Multiply-adds in `fn(*args)` of all products, also of those between activations (attention).
+
+    Args and errors as in `multiply_adds`.
+    """
+    return _traced(fn, [_DATA] * len(jax.tree.leaves(args)), *args)[_DATA]
+
+
+def _traced(fn: Callable[..., Any], owners: list[int], *args: Tree) -> Counter[int]:
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), args)
+    counts: Counter[int] = Counter()
+    _walk(jax.make_jaxpr(fn)(*shapes).jaxpr, owners, 1, counts)
+    return counts
+
+
+def _walk(jaxpr: Any, owners: list[int], times: int, counts: Counter[int]) -> list[int]:
     """Adds the counts of a jaxpr whose inputs belong to `owners`; the owners of its outputs."""
     known: dict[Any, int] = dict.fromkeys(jaxpr.constvars, _NEUTRAL)
     known |= dict(zip(jaxpr.invars, owners, strict=True))
@@ -59,7 +73,7 @@ def _walk(jaxpr: Any, owners: list[int], times: int, counts: list[int]) -> list[
         outs = [out] * len(eqn.outvars)
         work = _work(eqn)
         if work is not None:
-            for owner in dict.fromkeys(o for o in given if o >= 0):
+            for owner in dict.fromkeys((_DATA, *(o for o in given if o >= 0))):  # _DATA: of all
                 counts[owner] += times * work
             outs = [_DATA] * len(eqn.outvars)
         elif inner := _inner(eqn):

@@ -1,14 +1,15 @@
 """`--plan`: what a study is going to do, before anything is compiled or trained."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
+from prunejax import models
+from prunejax.methods import cost
 from prunejax.study import arrangement, memory, run
 from prunejax.study.plan import Batch, Member
 
@@ -89,31 +90,15 @@ def _seen(batch: Batch) -> int:
 
 
 def _work(batch: Batch) -> float:
-    """Floating-point operations in which one run trains: 3 forward passes an example."""
-    p, state = batch.program, arrangement.shapes(batch.program, batch.members[0])
-    variables = {"params": state.params}
-    if jax.tree.leaves(state.batch_stats):
-        variables["batch_stats"] = state.batch_stats
-    x = jax.ShapeDtypeStruct((1, *p.image_shape), jnp.float32)
-    module = p.module.clone(conv_method="lax") if hasattr(p.module, "conv_method") else p.module
-    trace = jax.make_jaxpr(lambda v, x: module.apply(v, x, train=False))(variables, x)
-    return 3.0 * _seen(batch) * _products(trace.jaxpr)
+    """Floating-point operations in which one run trains: 3 forward passes an example.
 
-
-def _products(jaxpr: Any) -> float:
-    """Twice the multiplications of all matrix products and convolutions in a trace."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        size = sum(float(np.prod(v.aval.shape)) for v in equation.outvars)
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * size * float(np.prod([shape[axis] for axis in contracted]))
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            out = equation.params["dimension_numbers"].rhs_spec[0]
-            total += 2 * size * float(np.prod(kernel)) / kernel[out]
-        else:
-            for inner in jaxprs_in_params(equation.params):
-                total += _products(inner)
-    return total
+    NaN where a loop of the network multiplies and its length is not known.
+    """
+    p = batch.program
+    variables = models.shapes(p.module, p.image_shape)
+    one = jax.ShapeDtypeStruct((1, *p.image_shape), jnp.float32)
+    try:
+        products = cost.products(lambda v, x: p.module.apply(v, x, train=False), variables, one)
+    except ValueError:
+        return math.nan
+    return 3.0 * _seen(batch) * 2 * products  # a multiply-add is two operations
