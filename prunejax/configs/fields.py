@@ -93,10 +93,13 @@ def whole(tree: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, field or plain default) of all declarations."""
+def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of declarations, of a config (`ConfigDict`), or of overrides.
+
+    The group `variants`, whose content is the study's, is one value.
+    """
     for name, value in tree.items():
-        if isinstance(value, Mapping):
+        if hasattr(value, "items") and name != "variants":
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

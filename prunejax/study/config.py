@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from prunejax import registry
+from prunejax.configs import fields
 from prunejax.errors import ConfigError
 from prunejax.record.arms import OF_STUDY
 from prunejax.study import (
@@ -32,15 +33,8 @@ class Variant:
     settings: ConfigDict
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping | ConfigDict) and name != "variants":
-            flat |= _flat(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
+def _flat(tree: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    return dict(fields.flat(tree))
 
 
 def _check_type(name: str, value: Any, default: Any) -> Any:

@@ -12,12 +12,10 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from prunejax.configs import default
+from prunejax.configs.fields import flat
 from prunejax.study import ranges
 
 HEAD = """# Every field of a study
@@ -26,7 +24,6 @@ Made by `python -m prunejax.study.reference > docs/config.md`; a test compares. 
 `config.prune.period = 4`, on the command line `--config.prune.period=4`, in an arm
 `{"prune": {"period": 4}}`. Sparsities and fractions are fractions removed; epochs count from 0.
 """
-EXEMPT = ("variants",)  # a group whose content is the study's
 
 
 class Field(NamedTuple):
@@ -46,7 +43,7 @@ def fields() -> list[Field]:
     Raises:
       ValueError: a field without a meaning.
     """
-    values = dict(_leaves(default.get_config(), ""))
+    values = dict(flat(default.get_config())) | {"variants": {}}
     said = _meanings()
     mute = [name for name in values if not said.get(name)]
     if mute:
@@ -74,15 +71,6 @@ def page() -> str:
         cells = (f"`{field.name}`", f"`{field.default!r}`", field.allowed, field.meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
-
-
-def _leaves(config: ConfigDict, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, ConfigDict) and f"{prefix}{name}" not in EXEMPT:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            plain = value.to_dict() if isinstance(value, ConfigDict) else value
-            yield f"{prefix}{name}", plain
 
 
 def _allowed(name: str, value: Any) -> str:
@@ -121,7 +109,7 @@ def _meanings() -> dict[str, str]:
             while line in alone:
                 above.insert(0, beside[line])
                 line -= 1
-            if isinstance(value, ast.Dict) and name not in EXEMPT:
+            if isinstance(value, ast.Dict) and name != "variants":
                 visit(value, f"{name}.")
                 continue
             last = value.end_lineno or key.lineno
