@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from prunejax import trees
+from prunejax import masks, trees
 from prunejax.groups import Group
 from prunejax.ops import noise
 from prunejax.ops.noise import reference_std as reference_std
@@ -114,10 +114,15 @@ def initial(
     saved: dict[str, Array] = {}
     if features.restore:
         for g in groups:
-            saved |= {path: trees.get(params, path) for path in (g.kernel, *g.affine)}
-            saved |= {path: trees.get(batch_stats, path) for path in g.stats}
+            saved |= _leaves(g, params, batch_stats)
     grown, ever = (none(bool) if features.growth else {} for _ in range(2))
     return Windows(none(bool), none(jnp.int32 if features.finite else bool), saved, grown, ever)
+
+
+def _leaves(group: Group, params: Params, batch_stats: Params) -> dict[str, Array]:
+    """Path -> leaf of all that belongs to a layer's units, statistics too."""
+    found = {path: trees.get(params, path) for path in (group.kernel, *group.affine)}
+    return found | {path: trees.get(batch_stats, path) for path in group.stats}
 
 
 def dead(windows: Windows, table: Table) -> dict[str, Array]:
@@ -127,17 +132,9 @@ def dead(windows: Windows, table: Table) -> dict[str, Array]:
 
 def mask_tree(groups: Sequence[Group], params: Params, windows: Windows, table: Table) -> Params:
     """The masks of `params` (prunejax.masks contract): True = live, scalar True = never pruned."""
-    gone = dead(windows, table)
-    values: dict[str, Array] = {}
-    for g in groups:
-        kernel = trees.get(params, g.kernel)
-        live = ~gone[g.name]
-        if live.ndim < kernel.ndim:
-            values[g.kernel] = live.reshape((1,) * (kernel.ndim - 1) + live.shape)
-            values |= {path: live | ~table.mask_norm for path in g.affine}
-        else:
-            values[g.kernel] = live  # single weights: norm and bias belong to whole units
-    return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)
+    live = {name: ~gone for name, gone in dead(windows, table).items()}
+    affine = lambda units: units | ~table.mask_norm  # noqa: E731
+    return masks.spread(live, groups, params, rest=True, affine=affine)
 
 
 def gates(groups: Sequence[Group], windows: Windows, table: Table) -> dict[str, Array]:
@@ -252,9 +249,7 @@ def open_windows(
             left = jnp.where(happens & (table.kind != PRUNE), jnp.zeros_like(left), left)
         if features.restore:
             fresh = opening & (left == 0)
-            tree = {path: trees.get(params, path) for path in (g.kernel, *g.affine)}
-            tree |= {path: trees.get(batch_stats, path) for path in g.stats}
-            for path, leaf in tree.items():
+            for path, leaf in _leaves(g, params, batch_stats).items():
                 if fresh.ndim == 1 or path == g.kernel:
                     saved[path] = jnp.where(fresh, leaf, saved[path])
         remaining[g.name] = jnp.where(opening, steps, left)

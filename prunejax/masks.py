@@ -11,8 +11,8 @@ single weights, scores of shape (1, 1, 1, out) prune filters.
 """
 
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,13 +102,7 @@ def keep_count(scores: Tree, sparsity: float) -> int:
     return schedules.kept(sum(x.size for x in jax.tree.leaves(scores) if jnp.ndim(x)), sparsity)
 
 
-def prune(
-    scores: Tree,
-    keep: Any,
-    *,
-    masks: Tree | None = None,
-    scope: str = "global",
-) -> Tree:
+def prune(scores: Tree, keep: Any, *, masks: Tree | None = None, scope: str = "global") -> Tree:
     """Masks that keep the `keep` units with the largest scores, exactly that many.
 
     Pruned units stay pruned. Among equal scores the earlier leaf (JAX leaf order) and then the
@@ -132,23 +126,17 @@ def prune(
       ValueError: unknown scope or path, masks that do not fit, a count that is no integer, is
         negative, or exceeds the live units (a traced count is clamped instead).
     """
-    if scope not in SCOPES:
-        raise ValueError(f"scope {scope!r} is not one of: {', '.join(SCOPES)}")
-    leaves: list[Array]
-    structure: Any
-    leaves, structure = jax.tree.flatten(scores)
-    names = trees.paths(scores)
-    units = [i for i, leaf in enumerate(leaves) if jnp.ndim(leaf)]
-    before = [True] * len(leaves) if masks is None else trees.aligned(scores, masks, "masks")
-    result: list[Array] = [jnp.asarray(m) for m in before]
-    live: dict[int, Array | None] = dict.fromkeys(units)
+    of = _Ranked.of(scores, scope)
+    given = [True] * len(of.leaves) if masks is None else trees.aligned(scores, masks, "masks")
+    before: list[Array] = [jnp.asarray(m) for m in given]
+    live: dict[int, Array | None] = dict.fromkeys(of.units)
     if masks is not None:
-        live = {i: _eligible(result[i], leaves[i], names[i]) for i in units}
-    before_units = [result[i] for i in units]
-    chosen = _choose(leaves, names, units, structure, keep, live, scope, before_units)
-    for i, mask in zip(units, chosen, strict=True):
-        result[i] = mask
-    return structure.unflatten(result)
+        live = {i: _eligible(before[i], of.leaves[i], of.names[i]) for i in of.units}
+    chosen = of.choose(keep, live, "keep", "live")
+    for i in of.units:
+        mask = chosen.get(i)
+        before[i] = jnp.broadcast_to(before[i], of.leaves[i].shape) if mask is None else mask
+    return of.structure.unflatten(before)
 
 
 def grow(scores: Tree, masks: Tree, counts: Any, *, scope: str = "global") -> Tree:
@@ -167,59 +155,53 @@ def grow(scores: Tree, masks: Tree, counts: Any, *, scope: str = "global") -> Tr
     Raises:
       ValueError: as in `prune`; a count exceeds the dead units (a traced one is clamped).
     """
-    if scope not in SCOPES:
-        raise ValueError(f"scope {scope!r} is not one of: {', '.join(SCOPES)}")
+    of = _Ranked.of(scores, scope)
+    before = [jnp.asarray(m, bool) for m in trees.aligned(scores, masks, "masks")]
+    dead: dict[int, Array | None] = {}
+    for i in of.units:
+        before[i] = _eligible(before[i], of.leaves[i], of.names[i])
+        dead[i] = ~before[i]
+    for i, mask in of.choose(counts, dead, "counts", "dead").items():
+        before[i] = before[i] | mask
+    return of.structure.unflatten(before)
+
+
+class _Ranked(NamedTuple):
+    """A tree of scores, and which of its leaves have units."""
+
     leaves: list[Array]
     structure: Any
-    leaves, structure = jax.tree.flatten(scores)
-    names = trees.paths(scores)
-    units = [i for i, leaf in enumerate(leaves) if jnp.ndim(leaf)]
-    result = [jnp.asarray(m, bool) for m in trees.aligned(scores, masks, "masks")]
-    dead: dict[int, Array | None] = {}
-    for i in units:
-        result[i] = _eligible(result[i], leaves[i], names[i])
-        dead[i] = ~result[i]
-    none = [jnp.zeros_like(result[i]) for i in units]  # where no count is given nothing grows
-    chosen = _choose(
-        leaves, names, units, structure, counts, dead, scope, none, what="counts", state="dead"
-    )
-    for i, mask in zip(units, chosen, strict=True):
-        result[i] = result[i] | mask
-    return structure.unflatten(result)
+    names: list[str]  # of the leaves
+    units: list[int]  # places of the leaves that are not scalars
+    scope: str
 
+    @classmethod
+    def of(cls, scores: Tree, scope: str) -> "_Ranked":
+        if scope not in SCOPES:
+            raise ValueError(f"scope {scope!r} is not one of: {', '.join(SCOPES)}")
+        leaves, structure = jax.tree.flatten(scores)
+        units = [i for i, leaf in enumerate(leaves) if jnp.ndim(leaf)]
+        return cls(leaves, structure, trees.paths(scores), units, scope)
 
-def _choose(
-    leaves: list[Array],
-    names: list[str],
-    units: list[int],
-    structure: Any,
-    count: Any,
-    among: Mapping[int, Array | None],
-    scope: str,
-    otherwise: list[Array],
-    what: str = "keep",
-    state: str = "live",
-) -> list[Array]:
-    """The `count` largest of what is `among`; `otherwise` for leaves that no count speaks of."""
-    if scope == "global":
-        eligible = [among[i] for i in units]
-        counting.check(count, [leaves[i] for i in units], eligible, "the tree", what, state)
-        free = all(a is None for a in eligible)  # then no flags are read
-        return ranking.top([leaves[i] for i in units], count, eligible=None if free else eligible)
-    counts = counting.per_layer(count, names, units, structure, what)
-    for i in counts:
-        counting.check(counts[i], [leaves[i]], [among[i]], f"leaf {names[i]!r}", what, state)
-    ranked = [i for i in units if i in counts]
-    found = ranking.each(
-        [leaves[i] for i in ranked], [counts[i] for i in ranked], [among[i] for i in ranked]
-    )
-    rest = {
-        i: jnp.broadcast_to(other, jnp.shape(leaves[i]))
-        for i, other in zip(units, otherwise, strict=True)
-        if i not in counts
-    }
-    chosen = rest | dict(zip(ranked, found, strict=True))
-    return [chosen[i] for i in units]
+    def choose(
+        self, count: Any, among: Mapping[int, Array | None], what: str, state: str
+    ) -> dict[int, Array]:
+        """By place, the `count` largest of what is `among`; without leaves that no count names."""
+        leaves = [self.leaves[i] for i in self.units]
+        if self.scope == "global":
+            eligible = [among[i] for i in self.units]
+            counting.check(count, leaves, eligible, "the tree", what, state)
+            free = all(a is None for a in eligible)  # then no flags are read
+            found = ranking.top(leaves, count, eligible=None if free else eligible)
+            return dict(zip(self.units, found, strict=True))
+        counts = counting.per_layer(count, self.names, self.units, self.structure, what)
+        for i, n in counts.items():
+            place = f"leaf {self.names[i]!r}"
+            counting.check(n, [self.leaves[i]], [among[i]], place, what, state)
+        ranked = [i for i in self.units if i in counts]
+        given = ([of[i] for i in ranked] for of in (self.leaves, counts, among))
+        found = ranking.each(*given)  # type: ignore[arg-type]
+        return dict(zip(ranked, found, strict=True))
 
 
 def _eligible(mask: Array, score: Array, name: str) -> Array:
@@ -274,26 +256,45 @@ def from_units(
       norm: whether BatchNorm's scale and bias are masked as well (False: a dead filter still emits
         its bias).
     """
-    values: dict[str, Array] = {}
     unknown = set(units) - {g.name for g in groups}
     if unknown:
         raise ValueError(
             f"no layer {sorted(unknown)[0]!r}; there are: {', '.join(g.name for g in groups)}"
         )
-    for g in groups:
-        if g.name not in units:
-            continue
-        live = jnp.asarray(units[g.name], bool)
-        shape = trees.get(params, g.kernel).shape
-        if live.shape == shape:
-            values[g.kernel] = live
-            continue
-        if live.shape != (g.units,):
+    found = {name: jnp.asarray(live, bool) for name, live in units.items()}
+    for g in (g for g in groups if g.name in found):
+        live, shape = found[g.name].shape, trees.get(params, g.kernel).shape
+        if live not in (shape, (g.units,)):
             raise ValueError(
-                f"layer {g.name!r}: a mask of shape {live.shape}; it has {g.units} units and a "
-                f"kernel of shape {shape}"
+                f"layer {g.name!r}: a mask of shape {live}; it has {g.units} units and a kernel of "
+                f"shape {shape}"
             )
-        values[g.kernel] = live.reshape((1,) * (len(shape) - 1) + live.shape)
-        if norm or not g.norm:  # an own bias always goes: it would be emitted
-            values |= dict.fromkeys(g.affine, live)
-    return trees.map_with_path(lambda path, _: values.get(path, jnp.array(True)), params)
+    # An own bias always goes: it would be emitted.
+    bare = [g if norm or not g.norm else g._replace(norm=(), bias=()) for g in groups]
+    return spread(found, bare, params, rest=True)
+
+
+def spread(
+    units: Mapping[str, Array],
+    groups: Sequence[Group],
+    params: Tree,
+    *,
+    rest: bool,
+    affine: Callable[[Array], Array] = lambda flags: flags,
+) -> Tree:
+    """Flags of units as a tree that broadcasts against the parameters; the scalar `rest` elsewhere.
+
+    Args:
+      units: layer name -> bool [units], or of the kernel's shape: then norm and bias are `rest`.
+      groups, params: as in `from_units`.
+      rest: of leaves that belong to none of these units.
+      affine: the flags of a layer (bool [units]) -> those of its norm or own bias.
+    """
+    values: dict[str, Array] = {}
+    for g in (g for g in groups if g.name in units):
+        flags, rank = units[g.name], trees.get(params, g.kernel).ndim
+        if flags.ndim < rank:
+            values |= dict.fromkeys(g.affine, affine(flags))
+            flags = flags.reshape((1,) * (rank - 1) + flags.shape)
+        values[g.kernel] = flags
+    return trees.map_with_path(lambda path, _: values.get(path, jnp.array(rest)), params)

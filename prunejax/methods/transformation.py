@@ -1,5 +1,6 @@
 """A method as an optax transformation: what `sparsify(tx, "rigl", ...)` returns."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ from prunejax.methods.updates import where
 
 Array = jax.Array
 Tree = Any
-LEAST_KEPT = (1, 200)  # soft movement: the share of a leaf that always stays
 
 
 class SparsifyState(NamedTuple):
@@ -158,7 +158,9 @@ def change(
     if plan.reselect:
         start = jax.tree.map(lambda s, x: jnp.ones_like(x) if jnp.ndim(s) else x, ranks, masks)
     if m.score == "threshold":
-        found = jax.tree.map(lambda s, x: _above(m, s) if jnp.ndim(s) else x, ranks, masks)
+        assert m.threshold is not None
+        over = functools.partial(updates_lib.above, threshold=m.threshold)
+        found = jax.tree.map(lambda s, x: over(s) if jnp.ndim(s) else x, ranks, masks)
         kept = jax.tree.map(jnp.logical_and, masks, found)
         return growth.update(masks, kept, found)
     if plan.scope == "nm":
@@ -236,14 +238,6 @@ def _learn(m: Method, learnt: Tree, gradients: Tree, params: Tree, chosen: Tree)
         return s - (rate or 0) * slope
 
     return jax.tree.map(step, chosen, learnt, gradients, params)
-
-
-def _above(m: Method, s: Array) -> Array:
-    """Scores whose sigmoid exceeds the threshold, and the best of a leaf whatever they are."""
-    part, of = LEAST_KEPT
-    least = masks_lib.prune(s, -(-s.size * part // of))
-    assert m.threshold is not None
-    return least | (jax.nn.sigmoid(s) > m.threshold)
 
 
 def _summed(

@@ -5,12 +5,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from prunejax import masks as masks_lib
 from prunejax.methods.table import Method
 from prunejax.ops.counts import among as among
 from prunejax.ops.counts import live as live
 
 Array = jax.Array
 Tree = Any
+LEAST_KEPT = (1, 200)  # by a threshold: the share of a layer that always stays
+
+
+def above(scores: Array, threshold: Array | float) -> Array:
+    """Where sigmoid(scores) exceeds a threshold, and the best 0.5 % of them whatever they are.
+
+    Args:
+      scores: of one layer, float [...] of the kernel's shape.
+      threshold: in [0, 1], a scalar [].
+
+    Returns:
+      bool [...].
+    """
+    part, of = LEAST_KEPT
+    # Rounded up: one stays of the smallest layer.
+    least = masks_lib.prune(scores, -(-scores.size * part // of))
+    return least | (jax.nn.sigmoid(scores) > threshold)
 
 
 def where(masks: Tree, tree: Tree, other: Tree | None = None) -> Tree:

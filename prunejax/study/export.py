@@ -23,7 +23,7 @@ import numpy as np
 from jax import export as jax_export
 
 import prunejax
-from prunejax import groups, shrink, sparsity, trees
+from prunejax import groups, masks, shrink, trees
 from prunejax.errors import ConfigError, RecordError
 from prunejax.groups import Link
 from prunejax.study import torch_file
@@ -132,7 +132,7 @@ def metadata(study: Loaded, run: str, network: Network) -> dict[str, Any]:
     dataset = study.dataset(run)
     variant = run.rpartition("-")[0]
     kernels = {g.kernel for g in study.program(run).groups}
-    counts = sparsity.count(study.masks(run), study.weights(run))
+    counts = masks.count(study.masks(run), study.weights(run))
     live, total = (sum(counts[path][i] for path in kernels) for i in (0, 1))
     return {
         "format": "prunejax",

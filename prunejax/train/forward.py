@@ -24,7 +24,6 @@ from prunejax.interventions import Table, Windows, endless
 
 Array = jax.Array
 Tree = Any
-LEAST_KEPT = (1, 200)  # by a threshold: the share of a layer that always stays
 
 
 def initial_scores(groups: tuple[Group, ...], params: Tree, rule: str) -> dict[str, Array]:
@@ -77,13 +76,6 @@ def steer(
         slope += pull * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
         found[g.name] = s - table.score_rate * slope  # plain descent, whatever trains the weights
     return gradients, masks, found
-
-
-def above(s: Array, threshold: Array) -> Array:
-    """Where sigmoid(S) exceeds the threshold, and the best 0.5 % whatever they are."""
-    part, of = LEAST_KEPT
-    # Rounded up: one stays of the smallest layer.
-    return masks_lib.prune(s, -(-s.size * part // of)) | (jax.nn.sigmoid(s) > threshold)
 
 
 def owned(table: Table, place: int) -> Any:

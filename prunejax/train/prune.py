@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from prunejax import interventions, rng, trees
 from prunejax import masks as mask_algebra
 from prunejax import scores as scores_lib
-from prunejax.methods import before, growth
+from prunejax.methods import before, growth, updates
 from prunejax.train import evaluation, evidence, forward, regrowth
 from prunejax.train.step import (
     Data,
@@ -192,7 +192,7 @@ def _with_growth(
     def back(state: TrainState) -> tuple[TrainState, Array, Array]:
         grown, zero = grow(program, state, data, event)
         params, windows = regrowth.regrow(program.groups, state.params, state.windows, grown)
-        where = regrowth.leaf_masks(program.groups, params, grown)
+        where = mask_algebra.spread(grown, program.groups, params, rest=False)
         moments = growth.zero_moments(state.opt_state, where)  # those of the weights that were
         changed = state._replace(params=params, windows=windows, opt_state=moments)
         return changed, number(grown), zero
@@ -270,7 +270,7 @@ def _rechosen(
     table, windows = state.table, state.windows
     dead = select(program, state, data, event)
     if program.features.threshold:
-        kept = {n: forward.above(s, table.threshold) for n, s in state.learnt.items()}
+        kept = {n: updates.above(s, table.threshold) for n, s in state.learnt.items()}
         dead = {n: jnp.where(table.threshold >= 0, ~kept[n], dead[n]) for n in dead}
     dead = forward.others_stay(table, windows, dead)
     happens = jnp.any(table.counts[event] > 0) | (table.ids[event] > program.epochs)

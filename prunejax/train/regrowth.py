@@ -13,18 +13,6 @@ from prunejax.interventions import Params, Windows
 Array = jax.Array
 
 
-def leaf_masks(groups: Sequence[Group], params: Params, units: Mapping[str, Array]) -> Params:
-    """Bools that broadcast against the parameters' leaves: what belongs to one of `units`."""
-    values: dict[str, Array] = {}
-    for g in groups:
-        kernel, of = trees.get(params, g.kernel), units[g.name]
-        if of.ndim < kernel.ndim:
-            values |= dict.fromkeys(g.affine, of)
-            of = of.reshape((1,) * (kernel.ndim - 1) + of.shape)
-        values[g.kernel] = of
-    return trees.map_with_path(lambda path, _: values.get(path, jnp.array(False)), params)
-
-
 def trained(windows: Windows) -> Windows:
     """After a training step: the units that are live now have been live in one."""
     ever = {name: ever | (windows.remaining[name] == 0) for name, ever in windows.ever.items()}
