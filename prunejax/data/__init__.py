@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from prunejax import registry
-from prunejax.data import arrays, gaussian, signal_noise
+from prunejax.data import arrays, gaussian, scikit, signal_noise
 from prunejax.data.batches import (
     augment,
     batch_indices,
@@ -22,15 +22,11 @@ from prunejax.data.batches import (
 )
 from prunejax.data.choices import check_label_noise, take
 from prunejax.data.dataset import Dataset, Directory
-from prunejax.data.diabetes import load_diabetes
-from prunejax.data.digits import SPLITS as DIGITS
-from prunejax.data.digits import load_digits
 from prunejax.data.embedded import EXTRACTS, load_embedded
 from prunejax.data.pooled import POOLED, load_pooled
 from prunejax.data.prepared import MOMENTS, DataNotFoundError, load_prepared
 from prunejax.data.streamed import StreamedSet, must_stream, open_streamed
 from prunejax.data.streaming import TFDS_PREFIX
-from prunejax.data.uneven_gaussians import load_uneven_gaussians
 
 __all__ = [
     "DATASETS",
@@ -61,9 +57,9 @@ def _drawn(name: str, seed: int, data_dir: Directory = None) -> Dataset:
 
 
 DATASETS: dict[str, Callable[[Directory], Dataset]] = {
-    **{name: partial(load_digits, name) for name in DIGITS},
-    "diabetes": load_diabetes,
-    "uneven_gaussians": load_uneven_gaussians,
+    **{name: partial(scikit.load_digits, name) for name in scikit.SPLITS},
+    "diabetes": scikit.load_diabetes,
+    "uneven_gaussians": gaussian.load_uneven_gaussians,
     **{name: partial(_drawn, name, 0) for name in DRAWN},  # by name alone; `load` gives its seed
     **{name: partial(load_embedded, name) for name in EXTRACTS},
     **{name: partial(load_prepared, name) for name in MOMENTS},

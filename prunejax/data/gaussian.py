@@ -1,4 +1,4 @@
-"""Gaussian classes: a task in which how well networks generalize varies and nothing else does."""
+"""Gaussian classes: tasks in which how well networks generalize varies, or how hard classes are."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,13 @@ import numpy as np
 
 from prunejax import rng
 from prunejax.data.constants import read
-from prunejax.data.dataset import Dataset, make
+from prunejax.data.dataset import Dataset, Directory, Standardize, make
 
 NAME = "gaussian"
+# Of "uneven_gaussians".
+CLASSES, DIMENSIONS = 10, 20
+TRAIN, TEST = 100, 1000  # examples of each class
+SPREADS = (0.7, 2.2)  # standard deviations of the first and the last class, linear between
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,27 @@ def load_gaussian(name: str, seed: int) -> Dataset:
         noise = jax.random.normal(rng.fold(key, "noise"), (count, c.dimension))
         splits.append((np.array(means[labels] + c.std * noise), np.array(labels, np.int32)))
     return make(name, splits[0], splits[1], c.classes, prepare=AsTheyAre())
+
+
+def load_uneven_gaussians(data_dir: Directory = None) -> Dataset:
+    """Ten classes of different spread: 1,000 training and 10,000 test examples, float32 [n, 20].
+
+    As many of each class: class c has mean N(0, I) (drawn once) and covariance s_c^2 I with s_c
+    from 0.7 to 2.2: the wide classes are the hard ones. Always the same examples.
+
+    Args:
+      data_dir: ignored; the data is drawn.
+    """
+    del data_dir
+    numbers = np.random.default_rng(0)
+    # From here on the order of draws decides: labels, then noise, of each split.
+    means = numbers.normal(size=(CLASSES, DIMENSIONS))
+    spread = np.linspace(*SPREADS, CLASSES)
+    parts = []
+    for count in (TRAIN, TEST):
+        labels = numbers.permutation(np.repeat(np.arange(CLASSES), count)).astype(np.int32)
+        noise = numbers.normal(size=(labels.size, DIMENSIONS))
+        parts.append(((means[labels] + spread[labels, None] * noise).astype(np.float32), labels))
+    train, test = parts
+    # Over all classes together, so that their spreads stay unequal.
+    return make("uneven_gaussians", train, test, CLASSES, prepare=Standardize.of(parts[0][0]))
