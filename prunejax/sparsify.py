@@ -160,9 +160,7 @@ def _by_events(
                 trees.leaves_with_paths(params), given, jax.tree.leaves(shapes), strict=True
             )
         ]
-        _enough(
-            events, scope, [s.shape for s in jax.tree.leaves(shapes)], live, trees.paths(params)
-        )
+        _enough(events, scope, [s.shape for s in jax.tree.leaves(shapes)], live, params)
         tree = jax.tree.unflatten(jax.tree.structure(params), live)
         return SparsifyState(optimizer.init(params), tree, jnp.int32(0))
 
@@ -273,20 +271,17 @@ def _enough(
     scope: str,
     shapes: Sequence[tuple[int, ...]],
     live: Sequence[jax.Array],
-    paths: Sequence[str],
+    params: Tree,
 ) -> None:
     """Refuses events that remove more than there is; masks under a trace count as whole."""
     asked = sum(count for _, count in events)
     there = {
         path: m.size if isinstance(m, jax.core.Tracer) else live_entries(m)
-        for path, shape, m in zip(paths, shapes, live, strict=True)
+        for path, shape, m in zip(trees.paths(params), shapes, live, strict=True)
         if shape
     }
     if asked and not there:
-        raise ValueError(
-            "no leaf is pruned: none has more than one axis; name leaves with rules=, of: "
-            + trees.shown(paths)
-        )
+        raise trees.none_pruned(params)
     small = min(there, key=lambda path: there[path], default="")
     most, where = (
         (sum(there.values()), "there are")

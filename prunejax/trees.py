@@ -185,6 +185,14 @@ def prunable(tree: Tree, rules: str | Iterable[str] | None = None) -> Tree:
     return kernels(tree) if rules is None else select(tree, rules)
 
 
+def none_pruned(tree: Tree) -> ValueError:
+    """What is told where no leaf of a tree is pruned."""
+    return ValueError(
+        "no leaf is pruned: none has more than one axis; name leaves with rules=, of: "
+        + shown(paths(tree))
+    )
+
+
 def fits(path: str, mask: Any, shape: tuple[int, ...], what: str) -> None:
     """Refuses a mask that is no array, or does not broadcast against `shape` (of `what`).
 

@@ -168,10 +168,7 @@ def shapes_of(params: Tree, chosen: Tree) -> dict[str, tuple[int, ...]]:
     pairs = zip(trees.leaves_with_paths(params), jax.tree.leaves(chosen), strict=True)
     shapes = {path: tuple(jnp.shape(p)) for (path, p), c in pairs if c}
     if not shapes:
-        raise ValueError(
-            "no leaf is pruned: none has more than one axis; name leaves with rules=, of: "
-            + trees.shown(trees.paths(params))
-        )
+        raise trees.none_pruned(params)
     return shapes
 
 

@@ -127,10 +127,7 @@ class Evidence:
         leaves, structure = jax.tree.flatten(tree)
         where = [i for i, c in enumerate(jax.tree.leaves(self.chosen)) if c]
         if not where:
-            raise ValueError(
-                "no leaf is pruned: none has more than one axis; name leaves with rules=, of: "
-                + trees.shown(trees.paths(tree))
-            )
+            raise trees.none_pruned(tree)
 
         def whole(part: list[Array]) -> Tree:
             new = dict(zip(where, part, strict=True))

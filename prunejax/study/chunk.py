@@ -272,8 +272,7 @@ class Chunk:
         endings = Endings(self.population, self.directory, states, self._begins)
         for k, (i, m) in enumerate(self._real):
             status = "done" if bad[i] < 0 else f"non-finite loss at step {bad[i]}"
-            row: dict[str, Any] = {"run": m.run, "variant": m.variant, "seed": m.seed}
-            row |= summarize(epochs[m.run], events[m.run], status)
+            row: dict[str, Any] = m.keys | summarize(epochs[m.run], events[m.run], status)
             if bad[i] < 0:
                 row |= fit[k] | endings.of(i, m, events[m.run])
             if self.measure is not None and bad[i] < 0:

@@ -89,10 +89,8 @@ def of_run(
         density[g.kernel], mean[g.kernel] = int(live.sum()) / live.size, average / live.size
         ever = windows.ever.get(g.name)
         found.append(
-            {
-                "run": member.run,
-                "variant": member.variant,
-                "seed": member.seed,
+            member.keys
+            | {
                 "layer": g.layer,
                 "weights": live.size,
                 "live": int(live.sum()),

@@ -53,11 +53,10 @@ class Endings:
         """The columns of the `index`-th run; `events`: its rows of events.csv."""
         if self._held is None:
             return {}
-        run = {"run": member.run, "variant": member.variant, "seed": member.seed}
         windows, table = jax.tree.map(lambda x: x[index], self._held)
         groups = self._program.groups
         columns, found = live_paths(self._links, groups, self._shapes, windows, table)
-        self._tables["layers"] += [run | row for row in found]
+        self._tables["layers"] += [member.keys | row for row in found]
         if self._work is not None:
             rows, spent = costs.of_run(
                 self._program, member, windows, events, self._updates, self._work

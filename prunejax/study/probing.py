@@ -130,8 +130,7 @@ class Probing:
     ) -> None:
         rows: dict[str, list[dict[str, Any]]] = {}
         for i, m in members:
-            keys = {"run": m.run, "variant": m.variant, "seed": m.seed, "epoch": epoch}
-            keys |= {"step": steps[i], "when": when}
+            keys = m.keys | {"epoch": epoch, "step": steps[i], "when": when}
             arrays: dict[str, np.ndarray] = {}
             for name in self._names:
                 probe, total = PROBES[name], metrics.probed[name]

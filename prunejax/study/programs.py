@@ -53,6 +53,11 @@ class Member:
     data_seed: int | None = None  # of order, augmentation and dropout: the run's own, unless a copy
 
     @property
+    def keys(self) -> dict[str, Any]:
+        """The first columns of every table."""
+        return {"run": self.run, "variant": self.variant, "seed": self.seed}
+
+    @property
     def needs(self) -> set[str]:
         """The runs that have to come first."""
         return self.start.runs | ({self.twin} if self.twin else set())

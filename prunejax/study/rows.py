@@ -66,10 +66,6 @@ def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tu
     return found
 
 
-def _run(member: Member) -> Row:
-    return {"run": member.run, "variant": member.variant, "seed": member.seed}
-
-
 def of_epoch(
     member: Member,
     index: int,
@@ -82,7 +78,7 @@ def of_epoch(
     validation: Metrics | None,
 ) -> Row:
     """The row of a run after an epoch; it is the `index`-th of the stack."""
-    row = _run(member) | {
+    row = member.keys | {
         "epoch": epoch,
         "step": step,
         "train_loss": train.loss[index],
@@ -130,7 +126,7 @@ def of_event(
         }
     # All with one test: events have no stability by layer.
     for layer in np.flatnonzero(info.targeted[index]):
-        row = _run(member) | {
+        row = member.keys | {
             "epoch": epoch,
             "step": step,
             "layer": program.groups[layer].layer,
@@ -163,7 +159,7 @@ def of_update(
         if not (targeted[layer] or grown or (several and asked[layer])):
             continue
         rows.append(
-            _run(member)
+            member.keys
             | {
                 "epoch": epoch,
                 "step": step,

@@ -92,8 +92,7 @@ class Watch:
         steps = mesh_lib.fetch(states.step)
         columns = trackers.columns(names)
         rows = [
-            {"run": m.run, "variant": m.variant, "seed": m.seed, "epoch": epoch, "step": steps[i]}
-            | dict(zip(columns, found[i], strict=True))
+            m.keys | {"epoch": epoch, "step": steps[i]} | dict(zip(columns, found[i], strict=True))
             for i, m in zip(self._places, self.members, strict=True)
             if over is None or not over[i]
         ]
