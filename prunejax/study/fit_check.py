@@ -67,6 +67,28 @@ def variables(
     return variables
 
 
+def activations(
+    module: models.Model, variables: Any, shape: Sequence[int], groups: Sequence[Group]
+) -> None:
+    """Refuses a score of activations where the model records none of a layer.
+
+    Args:
+      module: the model. variables: its collections, or their shapes. shape: of one example.
+      groups: the layers of its program.
+
+    Raises:
+      ConfigError: names the model and the layer.
+    """
+    found = models.recorded(module, variables, shape)
+    for g in groups:
+        if found.get(g.name) != (g.units,):
+            raise ConfigError(
+                f"config.prune.score: model {type(module).__name__} records no activations of "
+                f"layer {g.name!r}, a number for each of its {g.units} units, as "
+                "prunejax.ops.layers.record_activation does (docs/plugins.md); choose another score"
+            )
+
+
 def score(
     arm: Variant, together: Sequence[Group], groups: Sequence[Group], params: Any, examples: int
 ) -> None:
