@@ -126,8 +126,9 @@ def arms(study: "Study") -> dict[str, str]:
         if own.get("start.scale", 1) != 1:
             found[label] += f", initial weights times {own['start.scale']:.3g}"
         found[label] = _origin(own, found[label])
+    said_of = list(found.values())  # as they are before any is told apart: the last of them, too
     for label, own in changes.items():  # and what tells alike ones apart
-        if list(found.values()).count(found[label]) > 1 and study.attribute(label, "target"):
+        if said_of.count(found[label]) > 1 and study.attribute(label, "target"):
             said = {*_SAID, *_TOLD} if _named(own) else _SAID
             told = [f"{k.split('.')[-1].replace('_', ' ')} {_plain(own[k])}" for k in varied
                     if k in own and k.startswith("prune.") and k not in said]  # fmt: skip
@@ -264,7 +265,9 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]], of: s
     steps = {b - a for a, b in itertools.pairwise(epochs)}
     step = steps.pop()
     rhythm = f"in {len(epochs)} events" if steps else f"every {step} epochs"
-    return [f"{share} an event", "every epoch" if not steps and step == 1 else rhythm]
+    taken = [number(row["targeted"]) for row in run if row["layer"] == layer]
+    mean = " on average" if max(taken) > 1.5 * min(taken) else ""  # as of a cubic schedule
+    return [f"{share} an event{mean}", "every epoch" if not steps and step == 1 else rhythm]
 
 
 def _intervention(about: Mapping[str, Any]) -> list[str]:
