@@ -14,7 +14,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from prunejax import registry, report
 from prunejax.configs import default
 from prunejax.configs.fields import defaults, whole
-from prunejax.errors import ConfigError
+from prunejax.errors import ConfigError, ReportError
 from prunejax.measures.columns import CONTEXT
 from prunejax.measures.suite import MEASURES
 from prunejax.record import ledger, remote
@@ -199,8 +199,9 @@ def _restore(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
     values(argv, known_only=True)  # which others there are is known afterwards
-    for path in tables.find([values.workdir] if values.workdir else []):
-        config_file.restore(path)
+    with suppress(ReportError):  # no run directory: `measure` tells it
+        for path in tables.find([values.workdir] if values.workdir else []):
+            config_file.restore(path)
 
 
 def define_flags(values: flags.FlagValues) -> None:

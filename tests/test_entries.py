@@ -98,6 +98,14 @@ class Silent(models.Model):
         return self.logits(x.reshape(len(x), -1))
 
 
+class Tokens(Silent):
+    """Takes integers, where every network is given floats."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.logits(nn.Embed(17, 4)(x).reshape(len(x), -1))
+
+
 class Unrecorded(Silent):
     """A layer to prune, whose activations nobody records."""
 
@@ -195,6 +203,15 @@ def test_refused_before_training(monkeypatch, kind, entry, message):
     with pytest.raises(ConfigError, match=message) as error:
         run.judged(study_of, default.get_config())
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_takes_integers_is_told_what_it_is_given(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "mine", (Tokens, {}))
+    monkeypatch.setitem(data.DATASETS, "mine", points())
+    config = study("model")
+    config.data.name = "mine"
+    with pytest.raises(ConfigError, match=r"floats of shape \(5,\): .*an integer.*x\.astype"):
+        run.judged(config, default.get_config())
 
 
 def test_a_score_of_activations_wants_a_model_that_records_them(monkeypatch):

@@ -190,6 +190,19 @@ def test_what_tells_alike_arms_apart_is_said_of_each(tmp_path):
     }
 
 
+def test_an_arm_of_a_ticket_file_says_so(tmp_path):
+    start = {"ticket": "/data/me/t-{seed}.npz"}
+    variants = {
+        "a": {"start": start},
+        "b": {"start": start | {"take": ["masks"], "redraw": "classifier/.*"}},
+    }
+    write(tmp_path, arms=dict.fromkeys(variants, (None, 0, 0.0)), epochs=9, variants=variants)
+    assert words.arms(tables.load([tmp_path])) == {
+        "a": "from t-{seed}.npz",
+        "b": "from masks of t-{seed}.npz, classifier/.* drawn anew",
+    }
+
+
 def test_a_spread_of_rounding_is_shown_as_none():
     found = {"mean": 0.7445, "std": 1.4e-16, "low": None, "n": 3}
     assert panels._mean(found, "effective_sparsity", ".4g", 3) == "74.45 ± 0"
@@ -391,6 +404,16 @@ def test_labels_at_the_ends_of_lines_stand_apart():
     assert all(b - a > 0.05 for a, b in itertools.pairwise(places))
     assert places[0] >= 0
     assert places[-1] <= 1
+
+
+def test_long_labels_of_a_product_are_told_apart():
+    _, axes = style.panel()
+    arms = [f"score=l{i}-learning_rate=0_0{j}" for i in (1, 2) for j in (1, 5)]
+    style.label_ends(axes, [(0.1 * k, arm, "k") for k, arm in enumerate([*arms, "a short label"])])
+    shown = [text.get_text() for text in axes.texts]
+    assert len(set(shown)) == 5
+    assert max(map(len, shown)) == 20
+    assert shown[-1] == "a short label"
 
 
 def test_the_table_of_measures_counts_the_runs_of_a_mean(tmp_path, blank):

@@ -75,6 +75,7 @@ _ON_REQUEST = {
 _OF_ACCURACY = (
     *("stability", "scatter", "gap", "rate", "rate_scatter", "corners", "density", "flops"),
     *("sanity", "recall", "balance", "classes", "tickets", "before_training", "group_scatter"),
+    *("barriers", "paths", "matrix"),
 )
 _NEEDS = {
     "predictors": f"at least {ranking.LEAST} networks that have ended, fields in which they "

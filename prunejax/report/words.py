@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from prunejax.measures.columns import OUTCOMES, by_variant, grouped, number
@@ -170,8 +171,8 @@ def _named(own: Mapping[str, Any]) -> str:
 
 
 def _origin(own: Mapping[str, Any], words: str) -> str:
-    """The words of an arm that starts from another run: whose state, and what becomes of it."""
-    run = own.get("start.run")
+    """The words of an arm that starts from another run, or a ticket: and what becomes of it."""
+    run = own.get("start.run") or PurePath(own.get("start.ticket", "")).name  # a file's name alone
     if not run:
         return words
     take = own.get("start.take")
@@ -185,6 +186,8 @@ def _origin(own: Mapping[str, Any], words: str) -> str:
         parts.append("weights drawn anew")
     if own.get("start.rewind_run"):
         parts.append(f"back to {_state(own.get('start.rewind_at', 'start'))}")
+    if own.get("start.redraw"):
+        parts.append(f"{own['start.redraw']} drawn anew")
     if own.get("start.copy"):
         parts.append(f"streams {own['start.copy']}")
     return ", ".join([*parts, words] if words != "no pruning" else parts)

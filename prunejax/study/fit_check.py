@@ -40,7 +40,8 @@ def variables(
             raise
         raise ConfigError(
             f"config.model.name = {settings.model.name!r} does not take the examples of {name!r}, "
-            f"of shape {shape}: {' '.join(str(error).split())[:120]}; try 'mlp'"
+            f"floats of shape {shape}: {' '.join(str(error).split())[:120].rstrip('.')}; try "
+            "'mlp', or in a model of tokens x.astype(int)"
         ) from None
     labels = jax.ShapeDtypeStruct(
         (2,) if dataset.has_classes else (2, dataset.num_classes),
