@@ -209,7 +209,7 @@ def test_a_model_that_takes_integers_is_told_what_it_is_given(monkeypatch):
     monkeypatch.setitem(models.MODELS, "mine", (Tokens, {}))
     monkeypatch.setitem(data.DATASETS, "mine", points())
     config = study("model")
-    config.data.name = "mine"
+    config.data.name, config.data.train_examples, config.data.test_examples = "mine", 0, 0
     with pytest.raises(ConfigError, match=r"floats of shape \(5,\): .*an integer.*x\.astype"):
         run.judged(config, default.get_config())
 
