@@ -8,6 +8,8 @@
     prunejax export --ticket=RUN --workdir=DIR --output=FILE       masks and start state of a run
     prunejax export --workdir=DIR --run=RUN --output=FILE          a network: .npz, .safetensors,
                                                                    .pt or .stablehlo; --shrink
+                                                                   without dead units, --fold
+                                                                   without BatchNorm as well
 
 `python -m prunejax.main`, `.measure` and `.report` are doors to the same commands. Exit codes:
 0 done, 2 bad request, 1 failure, 75 interrupted with everything saved.
@@ -116,6 +118,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "show": _show,
     "export": _export,
 }
+_WITHOUT_FLAGS = ("list", "show", "export")  # all that there is to say stands above
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"unknown command {name!r}; there are: {', '.join(COMMANDS)}."
                 + registry.suggestion(name, COMMANDS)
             )
+        if name in _WITHOUT_FLAGS and {"--help", "-h"} & set(rest):
+            print(__doc__)
+            return 0
         return COMMANDS[name](rest)
     except Exception as error:
         return command.end(error)

@@ -96,6 +96,26 @@ def erk(shapes: Shapes, keep: int) -> dict[str, int]:
 
 
 ALLOCATIONS: dict[str, Callable[[Shapes, int], dict[str, int]]] = {"uniform": uniform, "erk": erk}
+SHIPPED = dict(ALLOCATIONS)
+
+
+def allocated(name: str, shapes: Shapes, keep: int) -> dict[str, int]:
+    """What `ALLOCATIONS[name]`, which need not be of this module, gives; arguments as there.
+
+    Raises:
+      ValueError: no count for each leaf, no whole numbers from 0 to its units, or another sum.
+    """
+    found, sizes = ALLOCATIONS[name](shapes, keep), _sizes(shapes, keep)
+    whole = isinstance(found, Mapping) and all(
+        isinstance(n, numbers.Integral) and 0 <= n <= sizes.get(path, -1)
+        for path, n in found.items()
+    )
+    if not whole or len(found) < len(sizes) or sum(found.values()) != keep:
+        raise ValueError(
+            f"allocation {name!r} gives {found!r} where {keep} units stay; a whole number for each "
+            f"leaf, of at most its units, is needed, {keep} in all: {sizes}"
+        )
+    return {path: int(found[path]) for path in shapes}
 
 
 def counts(
@@ -126,4 +146,4 @@ def counts(
     if sparsity is None:
         raise ValueError(f"allocation {allocation!r} needs sparsity=, the fraction removed (0..1)")
     keep = schedules.kept(sum(math.prod(shape) for shape in shapes.values()), sparsity)
-    return keep if allocation == "global" else ALLOCATIONS[allocation](shapes, keep)
+    return keep if allocation == "global" else allocated(allocation, shapes, keep)

@@ -10,6 +10,7 @@ A unit is a filter (all of `kernel[..., j]`) or a single weight; arrays per unit
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType as ReadOnly
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +21,12 @@ from prunejax.groups import Group
 from prunejax.ops import noise
 from prunejax.ops.noise import reference_std as reference_std
 
-NONE, PRUNE, ZERO, GAUSSIAN = range(4)
-KINDS = {"none": NONE, "prune": PRUNE, "zero": ZERO, "gaussian": GAUSSIAN}
+NONE, PRUNE, ZERO, GAUSSIAN = range(4)  # nothing acts on another: the tables are read-only
+KINDS = ReadOnly({"none": NONE, "prune": PRUNE, "zero": ZERO, "gaussian": GAUSSIAN})
 NAMES = {number: name for name, number in KINDS.items()}
 RESTORE_NO, RESTORE_WEIGHTS, RESTORE_ALL = range(3)  # in order: each brings back more
-RESTORES = {"no": RESTORE_NO, "weights": RESTORE_WEIGHTS, "weights+norm": RESTORE_ALL}
-SCOPES = {"newest": False, "cumulative": True}
+RESTORES = ReadOnly({"no": RESTORE_NO, "weights": RESTORE_WEIGHTS, "weights+norm": RESTORE_ALL})
+SCOPES = ReadOnly({"newest": False, "cumulative": True})
 FORWARDS = ("masked", "straight_through", "movement")  # see `prunejax.train.forward`
 FOREVER = 2**30  # steps; never counted down
 

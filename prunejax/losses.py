@@ -99,6 +99,7 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
     "mse": mse,
     "hinge": hinge,
 }
+SHIPPED = dict(LOSSES)
 
 
 def objective(

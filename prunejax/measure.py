@@ -3,7 +3,8 @@
 Reads the final states of the runs (`checkpoints/final-*`) and the config, computes the measures of
 `config.measures.names` or those given, and writes `measures/RUN.npz` and `measures.csv`, which the
 report takes before the columns of `runs.csv`; then builds the report anew, in the run directory or
-in `--output=DIR`. The other `measures.*` settings are flags, too; `--run=REGEX` chooses runs.
+in `--output=DIR`. The other `measures.*` settings are flags, too, also those that a config file
+declared; `--run=REGEX` chooses runs.
 
 Exit codes: 0 done, 2 bad request, 1 failure.
 """
@@ -13,7 +14,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from ml_collections import ConfigDict
 
 from prunejax import registry, report
 from prunejax.configs import default
-from prunejax.configs.fields import defaults
-from prunejax.errors import ConfigError
+from prunejax.configs.fields import defaults, whole
+from prunejax.errors import ConfigError, ReportError
 from prunejax.measures.columns import CONTEXT
 from prunejax.measures.suite import MEASURES
 from prunejax.record import ledger, remote
@@ -32,13 +33,12 @@ from prunejax.report import tables
 from prunejax.study import final, measuring, plan
 from prunejax.study.final import states as final_states
 from prunejax.study.plan import Batch, Member
-from prunejax.system import command, files, limits
+from prunejax.system import command, config_file, files, limits
 
 __all__ = ["MEASURES", "main", "measure"]
 TABLE = "measures.csv"
 READ = ("config.json", "runs.csv")  # of a finished study; changed ones are refused
 OF_STUDIES = ("epochs", "forecast")  # fields of `measures` that only training runs look at
-FIELDS = {k: v for k, v in defaults(default.FIELDS["measures"]).items() if k not in OF_STUDIES}
 
 
 def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], ConfigDict]:
@@ -188,6 +188,22 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def fields() -> dict[str, Any]:
+    """Settings of measures and their defaults, those that a config file declared as well."""
+    declared = defaults(whole(default.FIELDS)["measures"])
+    return {k: v for k, v in declared.items() if k not in OF_STUDIES}
+
+
+def _restore(argv: Sequence[str]) -> None:
+    """Runs the config file of the study again where it declared settings, which are flags, too."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
+    values(argv, known_only=True)  # which others there are is known afterwards
+    with suppress(ReportError):  # no run directory: `measure` tells it
+        for path in tables.find([values.workdir] if values.workdir else []):
+            config_file.restore(path)
+
+
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
     flags.DEFINE_string("workdir", None, "Run directory of a finished study.", flag_values=values)
@@ -200,25 +216,30 @@ def define_flags(values: flags.FlagValues) -> None:
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,
     }
-    for name, usual in FIELDS.items():
+    for name, usual in fields().items():
         define[type(usual)](name, None, f"As config.measures.{name}.", flag_values=values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     values = flags.FlagValues()
-    define_flags(values)
     argv = list(sys.argv if argv is None else argv)
     if {"--help", "-h"} & set(argv):
+        define_flags(values)
         print(f"{__doc__}\n{values.get_help()}")
         return 0
     try:
         limits.check_addresses()
-        rest = values(command.arguments(argv))[1:]
+        argv = command.arguments(argv)
+        _restore(argv)
+        define_flags(values)
+        rest = values(argv)[1:]
         if rest or values.workdir is None:
             what = f"unexpected argument {rest[0]!r}" if rest else "--workdir is missing"
             raise ValueError(f"{what}; e.g. --workdir=runs/digits --run='none-.*' --names=tic")
-        given: dict[str, Any] = {k: values[k].value for k in FIELDS if values[k].value is not None}
+        given: dict[str, Any] = {
+            k: values[k].value for k in fields() if values[k].value is not None
+        }
         if "names" in given:
             given["names"] = tuple(values.names)
         command.collect_less()

@@ -182,6 +182,7 @@ SCHEDULES: dict[str, Callable[..., Events]] = {
     "cubic": cubic,
     "geometric": geometric,
 }
+SHIPPED = dict(SCHEDULES)
 
 
 def planned(name: str, fields: Mapping[str, Any], **given: Any) -> Events:
@@ -196,11 +197,13 @@ def planned(name: str, fields: Mapping[str, Any], **given: Any) -> Events:
       ValueError: a schedule that cannot be.
     """
     schedule = SCHEDULES[name]
-    own = [argument for argument in inspect.signature(schedule).parameters if argument not in given]
-    absent = [argument for argument in own if argument not in fields]
-    missing = [
-        argument for argument in given if argument not in inspect.signature(schedule).parameters
-    ]
+    takes = inspect.signature(schedule).parameters
+    rest = {p.name for p in takes.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    any_name = any(p.kind is p.VAR_KEYWORD for p in takes.values())  # **rest takes what is given
+    extra = [argument for argument in takes if argument not in rest and argument not in given]
+    own = [argument for argument in extra if argument in fields]
+    absent = [x for x in extra if x not in fields and takes[x].default is inspect.Parameter.empty]
+    missing = [] if any_name else [argument for argument in given if argument not in takes]
     if absent or missing:
         raise ValueError(
             f"schedule {name!r}: it takes {', '.join(given)} by name, and else fields of "

@@ -287,3 +287,4 @@ SCORES: dict[str, Score] = {
     ),
     "weight_random": Score(lambda i: random(i.key, i.kernel), per_weight=True),
 }
+SHIPPED = dict(SCORES)

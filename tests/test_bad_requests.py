@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from prunejax import main, measure, report
+from prunejax import __main__, main, measure, report
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
@@ -104,6 +104,14 @@ def test_what_is_no_file_or_no_directory(command, tmp_path):
     assert "Protocol not known: nowhere" in command(DIGITS, workdir="nowhere://bucket/run")[1]
     assert "File name too long" in command(DIGITS, workdir=tmp_path / ("x" * 300))[1]
     assert "--shard=-1/-1: write i/n" in command(DIGITS, "--shard=-1/-1")[1]
+
+
+@pytest.mark.parametrize("command", __main__.COMMANDS)
+def test_every_command_answers_help(capsys, command):
+    assert __main__.main([command, "--help"]) == 0
+    told = capsys.readouterr()
+    assert command in told.out
+    assert not told.err
 
 
 def test_help_says_what_there_is(capsys):

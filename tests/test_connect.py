@@ -139,6 +139,23 @@ def test_the_ends_are_the_networks_that_were_tested(model, pruned, tmp_path, qui
         assert 1 - float(line[f"error_{end}"]) == pytest.approx(accuracy, abs=1e-6)
 
 
+def test_lines_of_a_regression_have_losses_and_no_errors(tmp_path, quick_report):
+    config = tiny(**recipes.copies("c", {}))
+    config.seeds, config.epochs, config.measures.names = 1, 1, ()
+    config.data.name, config.loss = "diabetes", "mse"
+    config.data.train_examples, config.data.test_examples = 64, 32
+    config.model.name = "mlp64_64"
+    config.connect.pairs, config.connect.points, config.report.baseline = ("c-a:c-b",), 3, "c-a"
+    go(config, tmp_path)
+    lines, points = rows(tmp_path, "barriers"), rows(tmp_path, "paths")
+    for row in lines:
+        for column in ("barrier_error", "error_a", "error_b", "peak", "disagreement"):
+            assert row[column] == "", column
+        own = [float(p["loss"]) for p in points if p["split"] == row["split"]]
+        assert float(row["barrier_loss"]) == pytest.approx(max(own) - (own[0] + own[-1]) / 2)
+        assert [p["error"] for p in points] == [""] * len(points)
+
+
 def test_barriers_follow_from_the_paths(study):
     for row in rows(study, "barriers"):
         keys = ("pair", "run_a", "run_b", "split", "matched")

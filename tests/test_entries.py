@@ -1,25 +1,31 @@
 """Entries of the registries that cannot be are refused in a line, before anything is trained."""
 
+import importlib
 import inspect
 import re
+from pathlib import Path
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from prunejax import data, losses, models, schedules, scores
+from prunejax import allocate, data, interventions, losses, models, schedules, scores
 from prunejax.configs import default
+from prunejax.configs.fields import Field, flat, whole
 from prunejax.data import dataset
 from prunejax.errors import ConfigError
 from prunejax.main import main
 from prunejax.measures import suite
 from prunejax.methods import evidence
 from prunejax.record import sinks
-from prunejax.study import presets, run
-from prunejax.train import probes, trackers
+from prunejax.report import gallery
+from prunejax.study import entries, presets, run
+from prunejax.train import optim, probes, trackers
 from tests.studies import go, rows, small
 
+ROOT = Path(__file__).resolve().parent.parent
 ONCE = {"schedule": "scratch", "layers": ("dense.*",), "fraction": (0.5,)}
 REGISTRIES = {
     "score": scores.SCORES,
@@ -33,6 +39,9 @@ REGISTRIES = {
     "loss": losses.LOSSES,
     "model": models.MODELS,
     "sink": sinks.SINKS,
+    "allocation": allocate.ALLOCATIONS,
+    "optimizer": optim.OPTIMIZERS,
+    "figure": gallery.FIGURES,
 }
 
 pytestmark = pytest.mark.usefixtures("quick_report")
@@ -45,6 +54,7 @@ def study(kind):
         "evidence": {"score": "mine", "granularity": "weight"},
         "method": {"method": "mine"},
         "schedule": {"schedule": "mine"},
+        "allocation": {"allocation": "mine", "granularity": "weight", "score": "magnitude"},
     }.get(kind, {})
     config = small(a={"prune": prune})
     config.epochs = 2
@@ -58,6 +68,8 @@ def study(kind):
         config.model.name = "mine"
     if kind == "data":
         config.data.name = "mine"
+    if kind == "optimizer":
+        config.optimizer.name = "mine"
     return config
 
 
@@ -84,6 +96,25 @@ class Silent(models.Model):
     @nn.compact
     def __call__(self, x, train=False):
         return self.logits(x.reshape(len(x), -1))
+
+
+class Tokens(Silent):
+    """Takes integers, where every network is given floats."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.logits(nn.Embed(17, 4)(x).reshape(len(x), -1))
+
+
+class Unrecorded(Silent):
+    """A layer to prune, whose activations nobody records."""
+
+    def prunable(self):
+        return ("hidden",)
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.logits(nn.relu(nn.Dense(8, name="hidden")(x.reshape(len(x), -1))))
 
 
 class Wide(Silent):
@@ -131,6 +162,31 @@ REFUSED = [
     ("model", (Wide, {}), r"gives \(2, 11\) for 2 examples of 'digits'; \(2, 10\) is needed"),
     ("model", (Silent, {}), "give it a method `prunable`"),
     ("sink", "wandb", "it must be a function"),
+    ("optimizer", "lion", "it must be a function"),
+    ("figure", "dynamics", r"FIGURES\['mine'\] is 'dynamics'; it must be a function"),
+    *(
+        ("measure", suite.Measure(lambda c: ({}, {}), columns), "is one of runs.csv already")
+        for columns in (("split",), ("final_test_loss",), ("hessian_trace",), ("x", "x"))
+    ),
+    *(
+        ("tracker", trackers.Tracker(lambda *_: 0, columns), "is one of trackers.csv already")
+        for columns in (("run",), ("step",), trackers.TRACKERS["signal_noise"].columns[:1])
+    ),
+    ("probe", probe(columns=("x", "when")), "'when', which is one of t.csv already"),
+    *(
+        ("probe", probe(table=table), f"writes {table}.csv, which has other columns")
+        for table in ("costs", "trackers", "barriers", "paths", "tickets", "overlaps", "predictors")
+    ),
+    ("allocation", lambda shapes, keep: None, "gives None where .* stay; a whole number for each"),
+    ("allocation", lambda shapes, keep: {}, "gives {} where"),
+    ("allocation", lambda shapes, keep: dict.fromkeys(shapes, 0.5), "a whole number for each leaf"),
+    ("allocation", lambda shapes, keep: dict.fromkeys(shapes, keep), "of at most its units"),
+    ("allocation", lambda shapes, keep: dict.fromkeys(shapes, 1), "in all: "),
+    (
+        "allocation",
+        lambda shapes, keep: dict.fromkeys([*shapes, "b"], 1),
+        "a whole number for each",
+    ),
 ]
 
 
@@ -149,9 +205,60 @@ def test_refused_before_training(monkeypatch, kind, entry, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_model_that_takes_integers_is_told_what_it_is_given(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "mine", (Tokens, {}))
+    monkeypatch.setitem(data.DATASETS, "mine", points())
+    config = study("model")
+    config.data.name, config.data.train_examples, config.data.test_examples = "mine", 0, 0
+    with pytest.raises(ConfigError, match=r"floats of shape \(5,\): .*an integer.*x\.astype"):
+        run.judged(config, default.get_config())
+
+
+def test_a_score_of_activations_wants_a_model_that_records_them(monkeypatch):
+    """It was a KeyError of the first training step."""
+    monkeypatch.setitem(models.MODELS, "mine", (Unrecorded, {}))
+    late = ONCE | {"schedule": "one_shot", "start": (2,), "score": "activations"}
+    config = small(a={"prune": late | {"layers": ("hidden",)}})
+    config.model.name, config.epochs, config.batch_size = "mine", 4, 16
+    with pytest.raises(ConfigError, match="Unrecorded records no activations of layer 'hidden'"):
+        run.judged(config, default.get_config())
+    own = small(a={"prune": late})
+    own.epochs, own.batch_size = 4, 16
+    run.judged(own, default.get_config())
+
+
+def test_tables_that_settings_name_are_checked_or_closed():
+    """A name that passes as a setting is found again by `measure`, and something acts on it."""
+    fields = [f for _, f in flat(whole(default.FIELDS)) if isinstance(f, Field)]
+    named = {text.removeprefix("prunejax.") for f in fields for text in f.names if ":" in text}
+    closed = set()
+    for text in named - {where.replace(".", ":") for where in entries.REGISTRIES}:
+        module, table = text.split(":")
+        if f"{module}.{table}" not in entries.REGISTRIES:
+            held = getattr(importlib.import_module(f"prunejax.{module}"), table)
+            with pytest.raises((TypeError, AttributeError)):
+                held["mine"] = 0
+            closed.add(table)
+    assert closed == {"SCHEDULES", "TARGETS", "FORWARDS", "KINDS", "SCOPES", "RESTORES"}
+    assert interventions.KINDS["zero"] == interventions.ZERO
+
+
+def test_registries_of_the_documents_are_checked():
+    table = (ROOT / "docs" / "plugins.md").read_text().split("\n\n")[1:]
+    documented = set(re.findall(r"`([a-z_.]+\.[A-Z]+)`", "".join(table)))
+    assert documented - {"methods.METHODS"} == set(entries.REGISTRIES)  # that one: of the library
+
+
+def test_probes_know_every_table_of_a_study():
+    """Those of the README, which tests of the records hold to what studies write."""
+    written = set(re.findall(r"`(\w+)\.csv`", (ROOT / "README.md").read_text()))
+    assert written - {p.table for p in probes.PROBES.values()} <= set(probes.TAKEN)
+
+
 @pytest.mark.parametrize(
     ("kind", "entry", "message"),
     [
+        ("measure", suite.Measure(lambda c: ({}, {"live_dim": np.ones(3)}), ()), "arrays live_dim"),
         ("measure", suite.Measure(lambda c: ({"y": 1.0}, {}), ("x",)), "gives y.*columns: x"),
         ("measure", suite.Measure(lambda c: {"x": 1.0}, ("x",)), "gives dict; give two dicts"),
         ("measure", suite.Measure(lambda c: ({"x": np.ones(3)}, {}), ("x",)), r"shape \(3,\)"),
@@ -189,6 +296,17 @@ def test_a_score_of_the_network_from_outside(monkeypatch, tmp_path):
     ):
         for key in a.files:
             np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_an_optimizer_from_outside_trains_as_the_package_s_own(monkeypatch, tmp_path):
+    monkeypatch.setitem(optim.OPTIMIZERS, "mine", lambda m, nesterov: optax.trace(m, nesterov))
+    config = small(**{name: {"optimizer": {"name": name}} for name in ("mine", "sgd")})
+    config.epochs = 2
+    go(config, tmp_path)
+    losses_of = {arm: [e["train_loss"] for e in rows(tmp_path, "epochs") if e["variant"] == arm]
+                 for arm in ("mine", "sgd")}  # fmt: skip
+    assert losses_of["mine"] == losses_of["sgd"]
+    assert len(set(losses_of["sgd"])) == 2
 
 
 @pytest.mark.parametrize(

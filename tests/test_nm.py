@@ -30,7 +30,7 @@ REFUSED = {
         "prune.schedule = 'threshold': how many a threshold keeps is another sparsity",
     ),
 }
-SERVED = sorted(presets.SHIPPED - set(REFUSED))
+SERVED = sorted(set(presets.METHODS) - set(REFUSED))
 
 
 def arm(name, **changes):

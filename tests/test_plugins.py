@@ -1,3 +1,4 @@
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -8,11 +9,12 @@ from prunejax import data, losses, models, report, schedules, scores
 from prunejax.configs import default, fields
 from prunejax.errors import ConfigError
 from prunejax.main import main
+from prunejax.measure import main as command
 from prunejax.measure import measure
 from prunejax.measures import suite
 from prunejax.report import tables
 from prunejax.study import config as config_lib
-from prunejax.study import plugins, presets
+from prunejax.study import entries, plugins, presets
 from prunejax.system import config_file
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "docs" / "plugin_config.py"
@@ -59,6 +61,12 @@ def test_a_file_brings_model_data_score_and_loss(tmp_path, forget):
     with pytest.raises(ConfigError, match="it was changed since") as error:
         report.build([workdir])
     assert "\n" not in str(error.value)
+    shutil.copy(TEMPLATE, workdir / file.name)  # for whoever has but the run directory
+    text = report.build([workdir]).read_text()
+    assert "brier" in losses.LOSSES
+    assert "it was changed" not in text
+    forget()
+    (workdir / file.name).write_text("# another file")
     file.unlink()
     with pytest.raises(ConfigError, match="it is not there; restore it"):
         measure(workdir, changes={"names": ("tic",)})
@@ -146,10 +154,30 @@ def test_a_measure_a_schedule_and_a_method_declare_their_own_fields(tmp_path, ow
     assert epochs == {"three": ["0", "1", "2"], "two": ["0", "1"]}
     owned()  # as in another process
     assert "stairs" not in schedules.SCHEDULES
-    assert measure(workdir, changes={"names": ("classifier_norm",), "power": 2.0}) == 0
+    of_mine = ["measure", f"--workdir={workdir}", "--names=classifier_norm"]
+    capsys.readouterr()
+    assert command([*of_mine, "--power=9"]) == 2
+    told = capsys.readouterr().err
+    assert "config.measures.power = 9.0 must be between 1 and 8 (exponent)" in told
+    assert told.count("\n") == 1
+    owned()
+    assert command([*of_mine, "--power=2.0"]) == 0  # declared by the file: a flag as the others
     again = {row["run"]: row for row in tables.read_csv(workdir / "measures.csv")}
     for row in rows:
         assert float(row["classifier_norm"]) != float(again[row["run"]]["classifier_norm"])
+
+
+@pytest.mark.parametrize("where", entries.REGISTRIES)
+def test_every_entry_of_others_is_known(monkeypatch, where):
+    """New names and old ones, also of the package's own parts, as (MLP, {"hidden": (9,)}) is."""
+    module, _, name = where.rpartition(".")
+    table = getattr(importlib.import_module(f"prunejax.{module}"), name)
+    assert plugins.registered() == []
+    old, entry = next(iter(table.items()))
+    monkeypatch.setitem(table, "mine", entry)
+    assert plugins.registered() == ["mine"]
+    monkeypatch.setitem(table, old, object())
+    assert plugins.registered() == [old, "mine"]
 
 
 def test_declarations_that_cannot_be_are_refused(owned):

@@ -22,7 +22,7 @@ from prunejax.data import dataset as dataset_lib
 from prunejax.errors import ConfigError
 from prunejax.measures import suite
 from prunejax.record import summary
-from prunejax.report import panels, tables, units
+from prunejax.report import figures_dynamics, gallery, panels, style, tables, units
 from prunejax.study import attributes, measuring, plan, run
 from prunejax.study import config as config_lib
 from prunejax.train import optim
@@ -283,6 +283,24 @@ def test_its_page_is_about_losses_without_a_unit(grid):
 def test_the_page_of_a_regression_compares_test_losses(finished):
     text = (finished / "report.html").read_text()
     assert "Difference to none in final test loss" in text
+    assert "Loss over epochs" in text
+    assert "could not be drawn" not in text
+    study, look = tables.load([finished]), style.Look(("none", "S"), ("none",))
+    for name in gallery.FIGURES:
+        made = gallery.make(name, study, look)
+        assert not isinstance(made, str), made
+        assert made is None or "ccuracy" not in f"{made.title} {made.alt}", name
+    assert "Accuracy over epochs" not in text
+    assert "test accuracy (%)" not in text
+    ends = {r["variant"]: float(r["test_loss"]) for r in rows(finished, "epochs")}
+    told = ", ".join(f"{label} {value:.3f}" for label, value in ends.items())
+    assert f"Mean test loss at the end of the curves: {told}." in text
+    epochs, curves = figures_dynamics.accuracy_curves(study, "S")
+    first = next(r for r in rows(finished, "events") if r["variant"] == "S")
+    ticks = figures_dynamics._over_epochs(ylabel="y")[1].xaxis.get_major_locator()
+    assert ticks.tick_values(0, 3).tolist() == [0, 1, 2, 3]
+    drop = curves[0, np.flatnonzero(epochs == int(first["epoch"]))]
+    assert drop.tolist() == [float(first["pre_loss"]), float(first["post_loss"])]
     summary = json.loads((finished / "summary.json").read_text())
     last = {r["variant"]: float(r["test_loss"]) for r in rows(finished, "epochs")}
     found = summary["paired"]["variants"]["S"]["final_test_loss"]["difference"]

@@ -15,7 +15,7 @@ from PIL import Image
 from prunejax import report
 from prunejax.errors import ConfigError
 from prunejax.report import __main__ as cli
-from prunejax.report import headline, style, tables, words
+from prunejax.report import headline, panels, style, tables, words
 from prunejax.report.results import attributes_of
 from tests import fake_study
 from tests.studies import tiny
@@ -175,6 +175,58 @@ def test_arms_in_words(tmp_path):
     told = words.arms(tables.load([tmp_path / "c"]))
     assert told["sgd 0.0005 none"] == "no pruning, sgd, weight decay 0.0005"
     assert len(set(told.values())) == len(told)
+
+
+def test_what_tells_alike_arms_apart_is_said_of_each(tmp_path):
+    arms = {label: ("largest", 10, 0.7) for label in ("a", "b", "c")}
+    prune = {"schedule": "linear", "target": "largest", "period": 10}
+    variants = {v: {"prune": prune | {"per_class": i}} for i, v in enumerate(arms, 1)}
+    write(tmp_path, arms=arms, epochs=30, seeds=[0], variants=variants)
+    told = words.arms(tables.load([tmp_path]))
+    assert {v: text.rpartition(", ")[2] for v, text in told.items()} == {
+        "a": "per class 1",
+        "b": "per class 2",
+        "c": "per class 3",
+    }
+
+
+def test_an_arm_of_a_ticket_file_says_so(tmp_path):
+    start = {"ticket": "/data/me/t-{seed}.npz"}
+    variants = {
+        "a": {"start": start},
+        "b": {"start": start | {"take": ["masks"], "redraw": "classifier/.*"}},
+    }
+    write(tmp_path, arms=dict.fromkeys(variants, (None, 0, 0.0)), epochs=9, variants=variants)
+    assert words.arms(tables.load([tmp_path])) == {
+        "a": "from t-{seed}.npz",
+        "b": "from masks of t-{seed}.npz, classifier/.* drawn anew",
+    }
+
+
+def test_a_spread_of_rounding_is_shown_as_none():
+    found = {"mean": 0.7445, "std": 1.4e-16, "low": None, "n": 3}
+    assert panels._mean(found, "effective_sparsity", ".4g", 3) == "74.45 ± 0"
+    assert panels._mean(found | {"std": 1e-5}, "effective_sparsity", ".4g", 3) == "74.45 ± 0.001"
+
+
+def test_counts_are_shown_in_full():
+    found = {"mean": 40960.0, "std": 12345.6, "low": None, "n": 3}
+    assert panels._mean(found, "live_weights", ".4g", 3) == "40,960 ± 12,346"
+    assert panels._mean(found | {"mean": 9999.0, "std": 0}, "x", ".4g", 3) == "9999 ± 0"
+    assert panels._mean(found | {"mean": 2e9, "std": 1.5}, "x", ".4g", 3) == "2e+09 ± 1.5"
+
+
+@pytest.mark.parametrize(
+    ("taken", "told"),
+    [((7, 7), "29 % of x an event"), ((13, 1), "29 % of x an event on average")],
+)
+def test_uneven_events_are_told_as_a_mean(taken, told):
+    live = np.subtract(24, np.cumsum(taken))
+    rows = [
+        {"run": "a-0", "layer": "x", "epoch": str(i), "targeted": str(k), "live": str(live[i])}
+        for i, k in enumerate(taken)
+    ]
+    assert words._rhythm({}, rows, "") == [told, "every epoch"]
 
 
 def change(path, table, edit):
@@ -352,6 +404,16 @@ def test_labels_at_the_ends_of_lines_stand_apart():
     assert all(b - a > 0.05 for a, b in itertools.pairwise(places))
     assert places[0] >= 0
     assert places[-1] <= 1
+
+
+def test_long_labels_of_a_product_are_told_apart():
+    _, axes = style.panel()
+    arms = [f"score=l{i}-learning_rate=0_0{j}" for i in (1, 2) for j in (1, 5)]
+    style.label_ends(axes, [(0.1 * k, arm, "k") for k, arm in enumerate([*arms, "a short label"])])
+    shown = [text.get_text() for text in axes.texts]
+    assert len(set(shown)) == 5
+    assert max(map(len, shown)) == 20
+    assert shown[-1] == "a short label"
 
 
 def test_the_table_of_measures_counts_the_runs_of_a_mean(tmp_path, blank):

@@ -178,6 +178,23 @@ def test_what_does_not_fit_is_refused(tmp_path, arrays, start, message):
         planned(tmp_path / "mask.npz", **{"take": ("masks",)} | start)
 
 
+@pytest.mark.parametrize("shape", [(64, 16), (16,), (1, 16)])
+def test_filters_take_masks_of_filters(tmp_path, shape):
+    np.savez(tmp_path / "mask.npz", **{"dense1/kernel": np.ones(shape, bool)})
+    arm = {"start": {"ticket": str(tmp_path / "mask.npz"), "take": ("masks",)}}
+    config = base(dense={}, t=arm)
+    config.prune.granularity = "filter"
+    arms = config_lib.variants(config, default.get_config())
+    if shape == (64, 16):  # it was a trace, where the runs began
+        with pytest.raises(
+            ConfigError, match=r"of single weights it goes with config\.prune\.gran"
+        ):
+            plan.build(arms)
+    else:
+        (batch,) = plan.build(arms)
+        assert [g.name for g in batch.program.groups] == ["dense1"]
+
+
 def test_what_is_not_there_is_told_in_a_line(study, tmp_path, capsys):
     with pytest.raises(ConfigError, match="cannot read"):
         planned(tmp_path / "none.npz")

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from prunejax.measures import columns as of_measures
+from prunejax.record import columns
+from prunejax.train import probes
+
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = re.compile(r"\bprunejax(?:\.[A-Za-z_]\w*)+")
 IMPORTS = re.compile(r"^\s*from (prunejax[\w.]*) import ([\w, ]+)$", re.MULTILINE)
@@ -71,3 +75,23 @@ def test_a_stale_path_is_seen():
         "prunejax.distributed.leave",
         "prunejax.report.results.load",
     }
+
+
+def test_every_column_of_a_study_is_in_the_documents():
+    text = (ROOT / "docs" / "tables.md").read_text()
+    told = set(re.findall(r"`(\w+)`", text))
+    known = {c for v in vars(columns).values() if isinstance(v, tuple) for c in v}
+    known |= {columns.PRUNABLE, columns.LOSS_SUM, columns.STOPPED, *of_measures.CONTEXT}
+    known |= {c for probe in probes.PROBES.values() for c in probe.columns}
+    assert known - told == set()
+    for table, names in {
+        "runs": (*columns.RUNS[3:], *columns.STRUCTURE, *columns.FIT, *columns.SPENT),
+        "epochs": columns.EPOCHS[5:],
+        "events": (*columns.EVENTS[5:], *columns.FORECAST),
+        "layers": columns.LAYERS[4:],
+        "updates": columns.UPDATES[6:],
+        "costs": columns.COSTS[4:],
+    }.items():
+        part = text.partition(f"**{table}.csv**")[2].partition("\n**")[0]
+        of_table = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", part, re.M))))
+        assert set(names) <= of_table, table

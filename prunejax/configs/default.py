@@ -36,7 +36,7 @@ FIELDS: dict[str, Any] = {
     # A run stops training when, at an evaluation after its last event, the loss on the
     # training set is at most this (nats); its step becomes `stopped_step`. 0: never.
     "stop_loss": number(0.0, 0, None, "nats; 0: never"),
-    # what else is followed, in trackers.csv: see train.trackers.TRACKERS
+    # what else is followed, in trackers.csv: see prunejax.train.trackers.TRACKERS
     "trackers": many((), str, "names"),
     "loss": word("cross_entropy", "prunejax.losses:LOSSES"),  # see prunejax.losses.LOSSES
     "data": {
@@ -242,7 +242,7 @@ FIELDS: dict[str, Any] = {
         "at": many(("epochs", "events"), str, "moments"),
     },
     "measures": {
-        "names": many((), str, "names"),  # see prunejax.measure.MEASURES
+        "names": many((), str, "names"),  # see prunejax.measures.suite.MEASURES
         # epochs after which to measure; the end is always measured
         "epochs": many((), int, "whole epochs"),
         "split": word("test", "train", "test"),  # train | test

@@ -65,6 +65,7 @@ DATASETS: dict[str, Callable[[Directory], Dataset]] = {
     **{name: partial(load_prepared, name) for name in MOMENTS},
     **{name: partial(load_pooled, name) for name in POOLED},
 }
+SHIPPED = dict(DATASETS)
 
 
 def load(

@@ -18,6 +18,7 @@ from prunejax.curvature.ratios import NoiseScale, Tic, from_forms, gradient_nois
 from prunejax.curvature.sharpness import average_sharpness, keskar_sharpness, sharpness
 from prunejax.curvature.trace import mean_and_stderr
 from prunejax.measures import normality, predictors, rivals, robustness
+from prunejax.measures.columns import CONTEXT
 from prunejax.measures.context import Context as Context
 from prunejax.measures.network import Network as Network
 
@@ -184,6 +185,7 @@ MEASURES: dict[str, Measure] = {
         ),
     ),
 }
+SHIPPED = dict(MEASURES)
 
 
 def columns(names: Sequence[str]) -> tuple[str, ...]:
@@ -242,6 +244,12 @@ def measure(context: Context, names: Sequence[str]) -> tuple[Columns, Arrays, di
             failed[name] = str(error)
         else:
             values, more = _checked(name, result)
+            twice = ", ".join(sorted(more.keys() & {*arrays, *CONTEXT}))
+            registry.demand(
+                not twice or MEASURES[name] is SHIPPED.get(name),
+                f"measure {name!r} gives arrays {twice}, which measures/RUN.npz has already; give "
+                "them other names",
+            )
             found |= values
             arrays |= more
     return found, arrays, failed

@@ -222,6 +222,7 @@ EVIDENCE: dict[str, NetworkScore] = {
     "curvature_saliency": NetworkScore(modes.curvature_saliency, "loss"),
     "mode_leverage": NetworkScore(modes.mode_leverage, "loss"),
 }
+SHIPPED = dict(EVIDENCE)
 
 
 def demand(name: str, given: dict[str, Any]) -> NetworkScore:

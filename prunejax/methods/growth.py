@@ -46,6 +46,7 @@ DECAYS: dict[str, Callable[[Fraction], Any]] = {
     "constant": constant,
     "linear": linear,
 }
+SHIPPED = dict(DECAYS)
 
 
 def swaps(live: int, fraction: float, *, step: int, end: int, decay: str = "cosine") -> int:

@@ -11,7 +11,7 @@ of |pre-activation| over examples and positions: `updates["activations"][group.n
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -88,6 +88,7 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
         {"depth": 12, "heads": 6, "head_units": 64, "mlp_units": 1536, "patch": 16},
     ),
 }
+SHIPPED = dict(MODELS)
 
 
 def options(name: str) -> dict[str, Any]:
@@ -185,3 +186,19 @@ def shapes(module: Model, input_shape: Sequence[int]) -> dict[str, Any]:
         lambda key: init(module, key, input_shape), jax.random.key(0)
     )
     return found
+
+
+def recorded(
+    module: Model, variables: Mapping[str, Any], input_shape: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    """Layers whose activations a model records (`ops.layers.record_activation`) -> their shapes.
+
+    Args:
+      module: any model. variables: its collections, or their shapes. input_shape: of one example.
+    """
+    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    run = lambda v, x: module.apply(v, x, train=False, mutable=["activations"])[1]  # noqa: E731
+    seen = jax.eval_shape(run, dict(variables), x)
+    return {
+        path[-1].key: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(dict(seen))
+    }

@@ -90,6 +90,7 @@ def mlflow(run: EndedRun) -> None:
 
 
 SINKS: dict[str, Callable[[EndedRun], None]] = {"wandb": wandb, "mlflow": mlflow}
+SHIPPED = dict(SINKS)
 
 
 def check(names: Sequence[str]) -> None:

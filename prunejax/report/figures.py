@@ -51,10 +51,12 @@ def arm_legend(study: Study, look: Look, variants: Sequence[str], points: bool =
     return legend(handles, STABILITY if study.has_events else None)
 
 
-def listed(numbers: Sequence[tuple[str, float]], unit: str = "%", most: int = 9) -> str:
+def listed(
+    numbers: Sequence[tuple[str, float]], unit: str = "%", most: int = 9, digits: int = 1
+) -> str:
     """`none 94.1%, L_large 94.2%`; of many arms the lowest and the highest."""
     known = [(label, x) for label, x in numbers if isfinite(x)]
-    told = [f"{label} {words.minus(f'{x:.1f}')}{unit}" for label, x in known]
+    told = [f"{label} {words.minus(f'{x:.{digits}f}')}{unit}" for label, x in known]
     if len(known) > most:
         values = [x for _, x in known]
         low, high = values.index(min(values)), values.index(max(values))

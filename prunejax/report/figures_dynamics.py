@@ -1,10 +1,15 @@
-"""Accuracy over epochs: figure 2 (left), and figures 5 and D2 under noise."""
+"""Accuracy over epochs: figure 2 (left), and figures 5 and D2 under noise.
+
+Of a regression, which has no accuracy, the test loss.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from prunejax.measures import statistics
 from prunejax.measures.columns import by_variant, number
@@ -13,24 +18,45 @@ from prunejax.report.results import Study
 from prunejax.report.style import BASELINE, Look, label_ends, panel
 from prunejax.report.words import MINUS, TARGETS
 
-_EPOCH = "epoch (from 0)"
 _MANY = 9  # more arms than this do not go into one panel
+
+
+class Shown(NamedTuple):
+    """What is drawn over epochs: `test_NAME`, and at events `pre_NAME` and `post_NAME`."""
+
+    name: str
+    factor: int  # on the numbers of the tables
+    axis: str
+    unit: str  # behind a number
+    difference: str  # unit of a difference, in words
+    digits: int  # of a number
+
+
+ACCURACY = Shown("accuracy", 100, "test accuracy (%)", "%", "points", 1)
+LOSS = Shown("loss", 1, "test loss (nats)", "", "nats", 3)
+
+
+def shown(study: Study) -> Shown:
+    """Accuracy where any run has one, else the loss."""
+    return ACCURACY if study.has_accuracy else LOSS
 
 
 def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]:
     """(epochs [points], accuracies [runs, points]) with the drop of each event as two points.
 
-    At an event's epoch the curve goes from the accuracy before to the one after pruning.
+    At an event's epoch the curve goes from the accuracy before to the one after pruning. Losses
+    where there are no accuracies: see `shown`.
     """
+    what = shown(study).name
     rows = by_variant(study.epochs).get(variant, [])
     runs = dict.fromkeys(row["run"] for row in rows)
     points: dict[str, dict[tuple[int, int], float]] = {run: {} for run in runs}
     for row in rows:
-        points[row["run"]][int(row["epoch"]), 1] = number(row["test_accuracy"])
+        points[row["run"]][int(row["epoch"]), 1] = number(row[f"test_{what}"])
     for row in by_variant(study.events).get(variant, []):
-        if row["run"] in points and row["pre_accuracy"]:
-            points[row["run"]][int(row["epoch"]), 0] = number(row["pre_accuracy"])
-            points[row["run"]][int(row["epoch"]), 1] = number(row["post_accuracy"])
+        if row["run"] in points and row[f"pre_{what}"]:
+            points[row["run"]][int(row["epoch"]), 0] = number(row[f"pre_{what}"])
+            points[row["run"]][int(row["epoch"]), 1] = number(row[f"post_{what}"])
     keys = sorted({key for run in points.values() for key in run})
     # A run without an event where others have one is flat there.
     curves = [
@@ -40,10 +66,11 @@ def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def by_seed(study: Study, variant: str) -> dict[str, dict[int, float]]:
-    """Seed -> epoch -> test accuracy at its end (after an event)."""
+    """Seed -> epoch -> test accuracy at its end (after an event); see `shown`."""
+    column = f"test_{shown(study).name}"
     found: dict[str, dict[int, float]] = {}
     for row in by_variant(study.epochs).get(variant, []):
-        found.setdefault(row["seed"], {})[int(row["epoch"])] = number(row["test_accuracy"])
+        found.setdefault(row["seed"], {})[int(row["epoch"])] = number(row[column])
     return found
 
 
@@ -70,19 +97,26 @@ def advantage(study: Study, variant: str, baseline: str | None) -> tuple[np.ndar
     return np.array(epochs), statistics.bands(curves)[0]
 
 
+def _over_epochs(ylabel: str, title: str = "") -> tuple[Figure, Axes]:
+    """A panel whose ticks are whole epochs."""
+    made, axes = panel(title=title, xlabel="epoch (from 0)", ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    return made, axes
+
+
 def _whole(study: Study, look: Look, variants: Sequence[str]) -> Figure:
     """Mean accuracy over epochs of each arm, with the drops of its events."""
-    made, axes = panel(title="whole training", xlabel=_EPOCH, ylabel="test accuracy (%)")
-    ends = []
+    what, ends = shown(study), []
+    made, axes = _over_epochs(title="whole training", ylabel=what.axis)
     for variant in variants:
         epochs, curves = accuracy_curves(study, variant)
         if not curves.size:
             continue
-        mean = statistics.bands(curves)[0]
+        mean = what.factor * statistics.bands(curves)[0]
         color = look.color(variant)
-        axes.plot(epochs, 100 * mean, color=color, linestyle=look.line(variant), linewidth=1.2)
+        axes.plot(epochs, mean, color=color, linestyle=look.line(variant), linewidth=1.2)
         known = mean[np.isfinite(mean)]
-        ends += [(100 * known[-1], variant, color)] if known.size else []
+        ends += [(known[-1], variant, color)] if known.size else []
     axes.margins(x=0.01)
     label_ends(axes, ends)
     return made
@@ -92,8 +126,9 @@ def _differences(study: Study, look: Look, variants: Sequence[str], title: str =
     """Each arm minus the baseline of the same seeds, smoothed, with its name at its end."""
     baseline = study.baselines.get(variants[0]) if variants else None
     baseline = baseline if baseline in by_variant(study.epochs) else None
-    word = f"accuracy {MINUS} {baseline}'s (points)" if baseline else "test accuracy (%)"
-    made, axes = panel(xlabel=_EPOCH, ylabel=word)
+    what = shown(study)
+    word = f"{what.name} {MINUS} {baseline}'s ({what.difference})" if baseline else what.axis
+    made, axes = _over_epochs(ylabel=word)
     ends, late = [], []
     width = 1
     for variant in variants:
@@ -103,7 +138,7 @@ def _differences(study: Study, look: Look, variants: Sequence[str], title: str =
         if not mean.size:
             continue
         width = 1 + 2 * round(mean.size / 24)
-        curve = 100 * smooth(mean, width)
+        curve = what.factor * smooth(mean, width)
         color = look.color(variant)
         axes.plot(epochs, curve, color=color, linestyle=look.line(variant), linewidth=1.5)
         known = curve[np.isfinite(curve)]
@@ -114,13 +149,13 @@ def _differences(study: Study, look: Look, variants: Sequence[str], title: str =
         low, high = np.percentile(late, 3), np.percentile(late, 97)
         low, high = min(low, *(end[0] for end in ends)), max(high, *(end[0] for end in ends))
         low, high = (min(low, 0.0), max(high, 0.0)) if baseline else (low, high)
-        spread = max(high - low, 0.5)
+        spread = max(high - low, 0.005 * what.factor)
         axes.set_ylim(low - 0.15 * spread, high + 0.15 * spread)
     if baseline:
         axes.axhline(0, color=BASELINE, linewidth=1)
         ends.append((0.0, baseline, BASELINE))
     over = f" (mean of {width} epochs)" if width > 1 else ""
-    head = f"minus {baseline}{over}" if baseline else f"accuracy{over}"
+    head = f"minus {baseline}{over}" if baseline else f"{what.name}{over}"
     axes.set_title("\n".join(text for text in (title, head) if text))
     axes.margins(x=0.01)
     label_ends(axes, ends)
@@ -133,18 +168,19 @@ _CAPTION = (
     "are cut off. "
 )
 _DROPS = (
-    "Vertical drops of the left panel are pruning events: test accuracy right before and right "
+    "Vertical steps of the left panel are pruning events: test {} right before and right "
     "after, without training in between. "
 )
 
 
 def _ends(study: Study, variants: Sequence[str]) -> str:
     """What the curves come to."""
-    found = []
+    what, found = shown(study), []
     for variant in variants:
         mean = advantage(study, variant, None)[1]
-        found.append((variant, 100 * float(mean[-1]) if mean.size else np.nan))
-    return f"Mean test accuracy at the end of the curves: {listed(found)}."
+        found.append((variant, what.factor * float(mean[-1]) if mean.size else np.nan))
+    told = listed(found, what.unit, digits=what.digits)
+    return f"Mean test {what.name} at the end of the curves: {told}."
 
 
 def dynamics(study: Study, look: Look) -> Drawing | None:
@@ -153,7 +189,8 @@ def dynamics(study: Study, look: Look) -> Drawing | None:
     variants = [v for v in study.variants if v in recorded]
     if not variants:
         return None
-    title, alt = "Accuracy over epochs", _ends(study, variants)
+    what = shown(study).name
+    title, alt = f"{what.capitalize()} over epochs", _ends(study, variants)
     arms = {name: [v for v in group if v in recorded] for name, group in study.groups.items()}
     arms = {name: group for name, group in arms.items() if group}
     if len(arms) == 1 and len(variants) > _MANY:
@@ -166,7 +203,7 @@ def dynamics(study: Study, look: Look) -> Drawing | None:
     panels = [_whole(study, look, variants)]
     if len(variants) > 1:
         panels.append(_differences(study, look, variants))
-    return Drawing(panels, title, _CAPTION + _DROPS, alt)
+    return Drawing(panels, title, _CAPTION + _DROPS.format(what), alt)
 
 
 def _by_target(study: Study, variants: Sequence[str]) -> dict[str, list[str]]:
@@ -211,11 +248,11 @@ def noise(study: Study, look: Look) -> Drawing | None:
     if not arms:
         return None
     panels = [_differences(study, look, group, title) for title, group in arms.items()]
-    shown = list(dict.fromkeys(v for group in arms.values() for v in group))
-    panels.append(arm_legend(study, look, shown, points=False))
+    drawn = list(dict.fromkeys(v for group in arms.values() for v in group))
+    panels.append(arm_legend(study, look, drawn, points=False))
     return Drawing(
         panels,
-        "Accuracy over epochs under noise",
+        f"{shown(study).name.capitalize()} over epochs under noise",
         _CAPTION + "If the gain of pruning comes from instability and not from having fewer "
         "weights, noise that lasts long enough does the same.",
         _ends(study, variants),

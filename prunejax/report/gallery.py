@@ -64,12 +64,19 @@ FIGURES: dict[str, Draw] = {
     "forecast": figures_arrays.forecast,
     "normality": figures_arrays.normality,
 }
+SHIPPED = dict(FIGURES)
 # Shown only if asked for; the others whenever the study has what they show.
 _ON_REQUEST = {
     "rate": ("rate", "rate_scatter"),
     "predictors": ("predictors",),
     "double_descent": ("double_descent",),
 }
+# What they draw is an accuracy, which a regression has not.
+_OF_ACCURACY = (
+    *("stability", "scatter", "gap", "rate", "rate_scatter", "corners", "density", "flops"),
+    *("sanity", "recall", "balance", "classes", "tickets", "before_training", "group_scatter"),
+    *("barriers", "paths", "matrix"),
+)
 _NEEDS = {
     "predictors": f"at least {ranking.LEAST} networks that have ended, fields in which they "
     "differ, evaluate_train=True",
@@ -125,8 +132,13 @@ def choose(study: Study) -> Choice:
 
 def make(name: str, study: Study, look: Look) -> Drawing | str | None:
     """A figure; None: the study has nothing that it shows; a string: what went wrong."""
+    if name in _OF_ACCURACY and FIGURES[name] is SHIPPED[name] and not study.has_accuracy:
+        return None
     try:
         made = FIGURES[name](study, look)
+        if not isinstance(made, Drawing | None):
+            kind = type(made).__name__
+            raise TypeError(f"it gives a {kind}; report.figures.Drawing is needed, or None")
     except Exception as error:  # one figure, maybe somebody's own, must not cost the page
         why = " ".join(str(error).split())
         return f"Figure {name!r} could not be drawn: {type(error).__name__}: {why}."

@@ -45,17 +45,26 @@ def _over(text: str, *below: str) -> Markup:
     return Markup("{}{}").format(text, small(*below))
 
 
+def _shown(value: float, digits: str) -> str:
+    """The number in a format; counts of weights and the like in full, not as `4.096e+04`."""
+    full = digits.endswith("g") and 1e4 <= abs(value) < 1e9
+    return f"{value:,.0f}" if full else format(value, digits)
+
+
 def _mean(found: Found | None, column: str, digits: str, runs: int) -> str | Markup:
     """`93.12 ± 0.40` with the interval below, and n where it is not the number of runs."""
     if not found or found["mean"] is None:
         return DASH
     times = factor(column)
-    text = format(times * found["mean"], digits)
+    text = _shown(times * found["mean"], digits)
     if found["std"] is not None:
-        text += f" ± {times * found['std']:{digits}}"
+        # equal numbers whose mean was rounded: a spread of 1e-14 is none
+        std = found["std"] if found["std"] > 1e-12 * abs(found["mean"]) else 0.0
+        text += f" ± {_shown(times * std, digits)}"
     below = ""
     if found["low"] is not None:
-        below = f"[{times * found['low']:{digits}}, {times * found['high']:{digits}}]"
+        low, high = (_shown(times * found[end], digits) for end in ("low", "high"))
+        below = f"[{low}, {high}]"
     count = f"n = {found['n']}" if found["n"] != runs else ""
     return _over(minus(text), minus(below), count)
 

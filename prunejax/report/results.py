@@ -164,6 +164,13 @@ class Study:
         """Whether a completed run had an event; else all are stable, which says nothing."""
         return any(number(row.get("events")) > 0 for row in self.good)
 
+    @functools.cached_property
+    def has_accuracy(self) -> bool:
+        """Whether any run has one; else the study is a regression."""
+        return any(row.get("final_test_accuracy") for row in self.runs) or any(
+            row.get("test_accuracy") for row in self.epochs
+        )
+
     @property
     def outcomes(self) -> tuple[str, ...]:
         """Columns of the page's tables of arms."""

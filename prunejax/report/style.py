@@ -198,10 +198,9 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         limit = 1.0 if i + 1 == len(places) else places[i + 1] - gap
         places[i] = min(places[i], limit) if over else places[i]
     for place, (_, text, color) in zip(places, order, strict=True):
-        axes.text(
-            1.015, place, textwrap.shorten(text, 20, placeholder="…"), color=color,
-            transform=axes.transAxes, va="center",
-        )  # fmt: skip
+        # Both ends: labels of a product begin alike, or end alike.
+        name = text if len(text) <= 20 else f"{text[:9]}…{text[-10:]}"
+        axes.text(1.015, place, name, color=color, transform=axes.transAxes, va="center")
 
 
 def plain_numbers(axis: Axis) -> None:

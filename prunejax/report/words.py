@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from prunejax.measures.columns import OUTCOMES, by_variant, grouped, number
@@ -126,8 +127,9 @@ def arms(study: "Study") -> dict[str, str]:
         if own.get("start.scale", 1) != 1:
             found[label] += f", initial weights times {own['start.scale']:.3g}"
         found[label] = _origin(own, found[label])
+    said_of = list(found.values())  # as they are before any is told apart: the last of them, too
     for label, own in changes.items():  # and what tells alike ones apart
-        if list(found.values()).count(found[label]) > 1 and study.attribute(label, "target"):
+        if said_of.count(found[label]) > 1 and study.attribute(label, "target"):
             said = {*_SAID, *_TOLD} if _named(own) else _SAID
             told = [f"{k.split('.')[-1].replace('_', ' ')} {_plain(own[k])}" for k in varied
                     if k in own and k.startswith("prune.") and k not in said]  # fmt: skip
@@ -169,8 +171,8 @@ def _named(own: Mapping[str, Any]) -> str:
 
 
 def _origin(own: Mapping[str, Any], words: str) -> str:
-    """The words of an arm that starts from another run: whose state, and what becomes of it."""
-    run = own.get("start.run")
+    """The words of an arm that starts from another run, or a ticket: and what becomes of it."""
+    run = own.get("start.run") or PurePath(own.get("start.ticket", "")).name  # a file's name alone
     if not run:
         return words
     take = own.get("start.take")
@@ -184,6 +186,8 @@ def _origin(own: Mapping[str, Any], words: str) -> str:
         parts.append("weights drawn anew")
     if own.get("start.rewind_run"):
         parts.append(f"back to {_state(own.get('start.rewind_at', 'start'))}")
+    if own.get("start.redraw"):
+        parts.append(f"{own['start.redraw']} drawn anew")
     if own.get("start.copy"):
         parts.append(f"streams {own['start.copy']}")
     return ", ".join([*parts, words] if words != "no pruning" else parts)
@@ -264,7 +268,9 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]], of: s
     steps = {b - a for a, b in itertools.pairwise(epochs)}
     step = steps.pop()
     rhythm = f"in {len(epochs)} events" if steps else f"every {step} epochs"
-    return [f"{share} an event", "every epoch" if not steps and step == 1 else rhythm]
+    taken = [number(row["targeted"]) for row in run if row["layer"] == layer]
+    mean = " on average" if max(taken) > 1.5 * min(taken) else ""  # as of a cubic schedule
+    return [f"{share} an event{mean}", "every epoch" if not steps and step == 1 else rhythm]
 
 
 def _intervention(about: Mapping[str, Any]) -> list[str]:

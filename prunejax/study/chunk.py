@@ -151,7 +151,7 @@ class Chunk:
         steps = (last + 1 - epoch) * per_epoch
         full = steps - (1 if program.last_batch < program.batch_size else 0)
         done = self._done(states) - epoch * per_epoch  # above 0 in a resumed epoch
-        on, at_last = self.population.training(epoch)
+        (train, train_last), data = self.population.training(epoch), self.population.data
         size = smaller.sizes(program, epoch) or ""  # a smaller network is another compilation
         begun = epoch * per_epoch
         stops = {*self._events.between, *self._handover.steps}  # calls end there
@@ -161,15 +161,15 @@ class Chunk:
             begin = time.perf_counter()
             warm = f"training{size}" in self._warm
             with self._once(f"training{size}"):
-                states = jax.block_until_ready(on(states, self.population.data, np.int32(count)))
+                states = jax.block_until_ready(train(states, data, np.int32(count)))
             seconds = time.perf_counter() - begin
             self._reached(states, epoch, begun + done + count)
             self._pace.took(count, seconds)
             done += count
             if done < full:  # it takes more than one call: how it goes so far
                 with self._once("how it goes"):
-                    train = self.population.summary(states)[0]
-                    self._stand(train.loss, "train", train.accuracy)
+                    so_far = self.population.summary(states)[0]
+                    self._stand(so_far.loss, "train", so_far.accuracy)
             self.progress.advance(count * len(self.members), self._text(last), timed=warm)
             states = self._arrived(states, begun + done)
             if done < steps:
@@ -177,7 +177,7 @@ class Chunk:
         if done == full < steps:
             warm = f"last batch{size}" in self._warm
             with self._once(f"last batch{size}"):
-                states = jax.block_until_ready(at_last(states, self.population.data))
+                states = jax.block_until_ready(train_last(states, data))
             self._reached(states, epoch, begun + steps)
             self.progress.advance(len(self.members), self._text(epoch), timed=warm)
             states = self._arrived(states, begun + steps)

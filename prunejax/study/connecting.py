@@ -3,6 +3,7 @@
 Both tables follow from the states that the runs leave; they are written whole, after the last run.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -173,7 +174,7 @@ class Lines:
         return found[0], found[1]
 
     def _lines(self, a: Network, b: Network, *, matched: bool) -> Iterator[tuple[Row, list[Row]]]:
-        c, ends = self._chosen, self._ends(a, b)
+        c, ends, classes = self._chosen, self._ends(a, b), self._program.has_classes
         answers = [
             # The ends with their own statistics, also where the points of a line get new ones.
             np.concatenate(
@@ -182,7 +183,7 @@ class Lines:
             for n in ends
         ]
         apart: Row = {
-            "disagreement": connectivity.disagreement(*answers),
+            "disagreement": connectivity.disagreement(*answers) if classes else math.nan,
             "distance": connectivity.distance(a.params, b.params),
             "cosine": connectivity.cosine(a.params, b.params),
         }
@@ -216,11 +217,16 @@ def _outputs(program: Program, network: Any, images: jax.Array) -> jax.Array:
 
 
 def _evaluate(program: Program, *given: Any) -> dict[str, jax.Array]:
-    """`(variables, batch)` or `(variables, stats, batch)` -> means over the batch."""
+    """`(variables, batch)` or `(variables, stats, batch)` -> means over the batch.
+
+    Of a regression, which has no right answers, the accuracy is NaN: its cells stay empty.
+    """
     *parts, batch = given
     network = connectivity.State(*parts) if len(parts) == 2 else parts[0]
     z = _outputs(program, network, batch[0])
     loss = losses.objective(program.loss, z, batch[1])
     # Means of a batch: the line weighs the last, smaller one by its examples.
     accuracy = jnp.mean(losses.hits(z, batch[1]).astype(loss.dtype))
+    if not program.has_classes:
+        accuracy = jnp.full_like(accuracy, jnp.nan)
     return {"loss": jnp.mean(loss), "accuracy": accuracy}

@@ -2,36 +2,47 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from prunejax import data, losses, models, schedules, scores, trees
+from prunejax import models, scores, trees
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
+from prunejax.measures import columns as measure_columns
 from prunejax.measures import suite
 from prunejax.methods import evidence
 from prunejax.record import columns as columns_lib
-from prunejax.record import sinks
-from prunejax.study import presets
 from prunejax.train import probes, trackers
 
-KINDS: tuple[tuple[str, Mapping[str, Any], type], ...] = (
-    ("scores.SCORES", scores.SCORES, scores.Score),
-    ("methods.evidence.EVIDENCE", evidence.EVIDENCE, evidence.NetworkScore),
-    ("measures.suite.MEASURES", suite.MEASURES, suite.Measure),
-    ("train.probes.PROBES", probes.PROBES, probes.Probe),
-    ("train.trackers.TRACKERS", trackers.TRACKERS, trackers.Tracker),
-    ("study.presets.METHODS", presets.METHODS, dict),
-)
-FUNCTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
-    ("data.DATASETS", data.DATASETS),
-    ("losses.LOSSES", losses.LOSSES),
-    ("schedules.SCHEDULES", schedules.SCHEDULES),
-    ("record.sinks.SINKS", sinks.SINKS),
-)
+# Every table that others may add to -> what it holds; None: a function. Beside each its module
+# keeps SHIPPED, a copy of what the package put in.
+REGISTRIES: dict[str, type | None] = {
+    "models.MODELS": object,  # judged by `_models`
+    "data.DATASETS": None,
+    "losses.LOSSES": None,
+    "scores.SCORES": scores.Score,
+    "methods.evidence.EVIDENCE": evidence.NetworkScore,
+    "schedules.SCHEDULES": None,
+    "allocate.ALLOCATIONS": None,
+    "methods.growth.DECAYS": None,
+    "train.optim.OPTIMIZERS": None,
+    "study.presets.METHODS": dict,
+    "measures.suite.MEASURES": suite.Measure,
+    "train.probes.PROBES": probes.Probe,
+    "train.trackers.TRACKERS": trackers.Tracker,
+    "record.sinks.SINKS": None,
+    "report.gallery.FIGURES": None,
+}
+# Columns of runs.csv and measures.csv that are no measure's, and those that a page adds.
+_OF_RUNS = {
+    *(*columns_lib.RUNS, *columns_lib.STRUCTURE, *columns_lib.FIT, columns_lib.LOSS_SUM),
+    *(*columns_lib.SPENT, columns_lib.PRUNABLE, columns_lib.STOPPED),
+    *(*measure_columns.STUDY, *measure_columns.CONTEXT, *measure_columns.LABELS),
+}
 
 
 def check() -> None:
@@ -40,15 +51,10 @@ def check() -> None:
     Raises:
       ConfigError: names the registry, the entry, and what it must be.
     """
-    for registry, table, kind in KINDS:
-        for name, entry in table.items():
-            if not isinstance(entry, kind):
-                _refuse(registry, name, entry, f"a {kind.__name__}")
-            _columns(registry, name, getattr(entry, "columns", ()))
-    for registry, table in FUNCTIONS:
-        for name, entry in table.items():
-            if not callable(entry):
-                _refuse(registry, name, entry, "a function")
+    for where, kind in REGISTRIES.items():
+        for name, entry in _table(where)[0].items():
+            if not (callable(entry) if kind is None else isinstance(entry, kind)):
+                _refuse(where, name, entry, f"a {kind.__name__}" if kind else "a function")
     for name, score in scores.SCORES.items():
         for need in score.needs:
             if need not in scores.NEEDS:
@@ -65,20 +71,58 @@ def check() -> None:
         if not callable(tracker.check):
             raise ConfigError(f"train.trackers.TRACKERS[{name!r}].check is no function")
     _models()
-    _measures()
+    _columns("measures.suite.MEASURES", suite.MEASURES, "runs", _OF_RUNS)
+    _columns("train.trackers.TRACKERS", trackers.TRACKERS, "trackers", trackers.KEYS)
+    _columns("train.probes.PROBES", probes.PROBES, "", probes.KEYS)
     _probes()
 
 
-def _refuse(registry: str, name: str, entry: Any, what: str) -> None:
+def _table(where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A registry, and what the package put in; both empty where nobody has loaded its module."""
+    module, _, name = where.rpartition(".")
+    loaded = sys.modules.get(f"prunejax.{module}")  # figures come with matplotlib: not for this
+    return (getattr(loaded, name), loaded.SHIPPED) if loaded else ({}, {})
+
+
+def added(where: str) -> list[str]:
+    """Names of a registry whose entry is new, or is in the place of one of the package.
+
+    By entry, not by where its code is from: a model of the package with other attributes is an
+    entry of others, too.
+    """
+    table, shipped = _table(where)
+    return [name for name, x in table.items() if name not in shipped or x is not shipped[name]]
+
+
+def _refuse(where: str, name: str, entry: Any, what: str) -> None:
     found = "a function" if callable(entry) else repr(entry)
-    raise ConfigError(f"{registry}[{name!r}] is {found}; it must be {what}, see docs/plugins.md")
+    raise ConfigError(f"{where}[{name!r}] is {found}; it must be {what}, see docs/plugins.md")
 
 
-def _columns(registry: str, name: str, columns: Any) -> None:
-    if not isinstance(columns, tuple) or not all(isinstance(c, str) for c in columns):
-        raise ConfigError(
-            f"{registry}[{name!r}] has columns {columns!r}; give a tuple of names: ('entropy',)"
-        )
+def _columns(where: str, table: Mapping[str, Any], file: str, taken: Collection[str]) -> None:
+    """Refuses entries whose columns are no names, or stand in their file already.
+
+    Args:
+      where, table: the registry.
+      file: that the columns of all its entries go to; "": a file each.
+      taken: columns that every such file has.
+    """
+    for name, entry in table.items():
+        columns = entry.columns
+        if not isinstance(columns, tuple) or not all(isinstance(c, str) for c in columns):
+            raise ConfigError(
+                f"{where}[{name!r}] has columns {columns!r}; give a tuple of names: ('entropy',)"
+            )
+    for name, entry in table.items():
+        others: set[str] = set()
+        if file and name in added(where):  # those of the package share some on purpose
+            others = {c for other in table if other != name for c in table[other].columns}
+        twice = {c for c in entry.columns if entry.columns.count(c) > 1}
+        for column in sorted({*taken, *others, *twice} & set(entry.columns)):
+            raise ConfigError(
+                f"{where}[{name!r}] has a column {column!r}, which is one of "
+                f"{file or entry.table}.csv already; give it another name"
+            )
 
 
 def _models() -> None:
@@ -93,17 +137,6 @@ def _models() -> None:
             raise ConfigError(
                 f"models.MODELS[{name!r}] fixes {attribute!r}, which is no attribute of "
                 f"{kind.__name__}"
-            )
-
-
-def _measures() -> None:
-    taken = {*columns_lib.RUNS, *columns_lib.STRUCTURE, *columns_lib.FIT, columns_lib.LOSS_SUM}
-    taken |= {*columns_lib.SPENT, columns_lib.PRUNABLE, columns_lib.STOPPED}
-    for name, measure in suite.MEASURES.items():
-        for column in taken & set(measure.columns):
-            raise ConfigError(
-                f"measures.suite.MEASURES[{name!r}] has a column {column!r}, which is one of "
-                "runs.csv already; give it another name"
             )
 
 

@@ -148,9 +148,9 @@ def layers(arm: Arm, live: Mapping[str, int]) -> dict[str, Layer]:
         if len(p.fraction) != 1 or p.scope == "global" or p.granularity != "weight":
             raise ConfigError(
                 f"config.prune.allocation = {p.allocation!r} (variant {label!r}) shares one "
-                f"fraction of single weights out over layers; prune.fraction = "
-                f"{tuple(p.fraction)}, prune.scope = {p.scope!r} and prune.granularity = "
-                f"{p.granularity!r} must be one number, 'layer' and 'weight'"
+                "fraction of single weights out over layers: give prune.fraction one number, and "
+                "set prune.scope = 'layer' and prune.granularity = 'weight'; they are "
+                f"{tuple(p.fraction)}, {p.scope!r} and {p.granularity!r}"
             )
         shapes = {name: trees.get(params, of[name].kernel).shape for name in rules}
         total = sum(number.values())
@@ -158,7 +158,7 @@ def layers(arm: Arm, live: Mapping[str, int]) -> dict[str, Layer]:
             keep = schedules.kept(total, p.fraction[0] if share is None else share)
         else:
             keep = int(total * (1 - ratio.of_live(p.fraction[0], total, p.times)))
-        kept = allocate.ALLOCATIONS[p.allocation](shapes, keep)
+        kept = allocate.allocated(p.allocation, shapes, keep)
         parts = {name: Fraction(number[name] - kept[name], number[name]) for name in rules}
     return {name: Layer(name, number[name], rules[name], parts[name]) for name in rules}
 

@@ -40,7 +40,8 @@ def variables(
             raise
         raise ConfigError(
             f"config.model.name = {settings.model.name!r} does not take the examples of {name!r}, "
-            f"of shape {shape}: {' '.join(str(error).split())[:120]}; try 'mlp'"
+            f"floats of shape {shape}: {' '.join(str(error).split())[:120].rstrip('.')}; try "
+            "'mlp', or in a model of tokens x.astype(int)"
         ) from None
     labels = jax.ShapeDtypeStruct(
         (2,) if dataset.has_classes else (2, dataset.num_classes),
@@ -65,6 +66,28 @@ def variables(
             + " ".join(str(error).split())
         ) from None
     return variables
+
+
+def activations(
+    module: models.Model, variables: Any, shape: Sequence[int], groups: Sequence[Group]
+) -> None:
+    """Refuses a score of activations where the model records none of a layer.
+
+    Args:
+      module: the model. variables: its collections, or their shapes. shape: of one example.
+      groups: the layers of its program.
+
+    Raises:
+      ConfigError: names the model and the layer.
+    """
+    found = models.recorded(module, variables, shape)
+    for g in groups:
+        if found.get(g.name) != (g.units,):
+            raise ConfigError(
+                f"config.prune.score: model {type(module).__name__} records no activations of "
+                f"layer {g.name!r}, a number for each of its {g.units} units, as "
+                "prunejax.ops.layers.record_activation does (docs/plugins.md); choose another score"
+            )
 
 
 def score(

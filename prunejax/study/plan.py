@@ -40,6 +40,7 @@ ARRAYS = {
         *("threshold", "penalty"),
     ),
 }
+# What tells no programs apart: no step reads it, it is arrays of a run, or of the whole study.
 NOT_STATIC = (
     *("seeds", "first_seed", "variants", "name", "report", "population", "checkpoint"),
     *("measures", "intervention", "start", "keep", "connect"),

@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "movement_soft": _WEIGHTS
     | {"schedule": "threshold", "score": "learnt", "forward": "movement", "refresh_every": 10},
 }
-SHIPPED = frozenset(METHODS)
+SHIPPED = dict(METHODS)
 
 
 def apply(prune: ConfigDict, defaults: ConfigDict, own: Collection[str]) -> None:

@@ -46,8 +46,8 @@ class Member:
     evaluate_between: bool = False  # whether events between epochs are evaluated as others are
     start: Start = Start()  # noqa: RUF009 (frozen)
     keep: tuple[int, ...] = ()  # steps whose states it leaves (`lineage.END`: the last)
+    asked: tuple[int, ...] = ()  # those of `keep` whose states stay when no run needs them more
     layers: tuple[str, ...] = ()  # whose units may be dead
-    asked: tuple[int, ...] = ()  # of them those that stay when no run needs them any more
     init_seed: int | None = None  # of the initial weights: the run's own, unless drawn anew
     gradient_updates: int = 0  # passes with a dense gradient that its growth takes
     data_seed: int | None = None  # of order, augmentation and dropout: the run's own, unless a copy
@@ -65,7 +65,8 @@ class Member:
     @functools.cached_property  # asked for after every epoch
     def events(self) -> np.ndarray:
         """Rows of the table in which something is asked for (row e + 1 follows epoch e)."""
-        of_step = self.table.ids > len(self.hyper.learning_rate)  # recorded, also where none swaps
+        # Rows beyond those of epochs are events also where none swaps: updates.csv has them.
+        of_step = self.table.ids > len(self.hyper.learning_rate)
         return np.flatnonzero(self.table.counts.any(axis=1) | of_step)
 
     def is_between(self, row: int) -> bool:
@@ -214,6 +215,8 @@ def batch(
         for arm in arms
         for seed in seeds
     )
+    if program.needs_activations:
+        fit_check.activations(of.module, of.variables, dataset.image_shape, groups)
     if not program.weights:
         unit_check.check(of.module, of.variables, dataset.image_shape, groups)
     idle = [note for arm in arms for note in event_plan.idle_layers(of.arm(arm))]

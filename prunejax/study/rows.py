@@ -57,7 +57,7 @@ def tables(arms: Sequence[Variant], programs: Sequence[Program]) -> dict[str, tu
         found["costs"] = columns_lib.COSTS
         found["runs"] += (*columns_lib.SPENT, columns_lib.PRUNABLE)
     if settings.trackers:
-        found["trackers"] = (*columns_lib.EPOCHS[:5], *trackers.columns(settings.trackers))
+        found["trackers"] = (*trackers.KEYS, *trackers.columns(settings.trackers))
     if any(p.features.growth for p in programs):
         found["updates"] = columns_lib.UPDATES
     if settings.measures.forecast:

@@ -226,15 +226,15 @@ def _train(
         progress.message(f"{directory.mirror.url}: worked on in {directory.path}")
     c = settings.checkpoint
     policy = Policy(c.every_epochs, c.every_minutes, c.at_events, c.keep, stop_requested)
-    people = Arrangement(batches, mine, settings, directory, progress)
+    arrangement = Arrangement(batches, mine, settings, directory, progress)
     measure = functools.cache(
         lambda b: measuring.Hook(batches[b], settings, directory, progress.message)
     )
     number = 0
     tracking = sinks.Tracking(directory.path, settings.record.sinks, progress.message)
     times = Times(directory, jax.device_count())
-    for b, wave in people.order:
-        for part, size in people.chunks(b, wave):
+    for b, wave in arrangement.order:
+        for part, size in arrangement.chunks(b, wave):
             done = [m.run for m in part if m.run in finished]
             if len(done) == len(part):
                 progress.advance(steps[b] * len(part), "finished before", timed=False)
@@ -247,7 +247,7 @@ def _train(
                 index=number,
                 members=part,
                 size=size,
-                population=people.population(b),
+                population=arrangement.population(b),
                 directory=directory,
                 checkpoints=Checkpoints(directory.path / "checkpoints" / f"chunk-{number}", c.keep),
                 policy=policy,
@@ -265,7 +265,7 @@ def _train(
             number += 1
             if begun != chunk.index:  # tables as they are before its first row
                 directory.save_json("progress.json", {"chunk": chunk.index, **directory.marks()})
-            people.foresee(b)
+            arrangement.foresee(b)
             with times.counted():
                 chunk.run()
             directory.save_json("progress.json", {"chunk": number, **directory.marks()})

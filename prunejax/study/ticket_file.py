@@ -95,6 +95,12 @@ def check(settings: ConfigDict, label: str, of: Outline) -> Live | None:
                     f"{where}: the mask of {name!r} is of shape {mask.shape}, the leaf of "
                     f"{shapes[name]}"
                 )
+            if settings.prune.granularity == "filter" and mask.size != kernels[name].units:
+                raise ConfigError(
+                    f"{where}: the mask of {name!r} is of shape {mask.shape}, and one entry for "
+                    f"each of {kernels[name].units} filters is needed; of single weights it goes "
+                    "with config.prune.granularity = 'weight'"
+                )
         if "weights" in settings.start.take:
             for name, shape in shapes.items():
                 value = saved.get(f"weights/{name}")

@@ -99,8 +99,8 @@ def _check_first_reader(
         raise ConfigError(
             f"model {type(module).__name__}: with the last unit of layer {group.name!r} masked "
             f"({with_it}), {name!r} still reads {rest:.3g} where the unit was, and not 0; let "
-            f"`prunable` name what follows the layer, e.g. ({group.name!r}, 'bn1'), see "
-            "prunejax.groups"
+            f"`prunable` name what follows the layer, e.g. ({group.name!r}, 'bn1'), or put a "
+            "gate behind a skip connection: docs/plugins.md"
         )
 
 

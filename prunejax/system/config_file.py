@@ -29,6 +29,28 @@ def describe(file: str | os.PathLike[str]) -> dict[str, str]:
     return {"path": os.path.abspath(file), "sha256": digest}
 
 
+def _found(workdir: Path, file: Path, digest: str) -> Path:
+    """The file with the bytes that the study was run by: where it was, or in the run directory."""
+    changed = False
+    # In it, since a run directory may have come from another machine; or in that of all its shards.
+    for place in (file, workdir / file.name, workdir.parent.parent / file.name):
+        try:
+            content = place.read_bytes()
+        except OSError:
+            continue
+        # the bytes decide, not the time: a study is what its file said
+        if hashlib.sha256(content).hexdigest() == digest:
+            return place
+        changed |= place == file
+    why = "it is not there"
+    if changed:
+        why = f"it was changed since (SHA-256 {digest[:12]}... then)"
+    raise ConfigError(
+        f"{workdir} needs what {file} registers, and {why}; restore it, or put it, as it was, into "
+        f"{workdir}"
+    )
+
+
 def restore(workdir: Path) -> None:
     """Runs the config file of a study again where the study needs what it registers.
 
@@ -43,20 +65,7 @@ def restore(workdir: Path) -> None:
         return  # no study: told by who reads it
     if not known or known["sha256"] in _loaded:
         return
-    file, digest = Path(known["path"]), known["sha256"]
-    way_out = f"restore it, or write its new place into {workdir / 'study.json'}"
-    try:
-        content = file.read_bytes()
-    except OSError:
-        raise ConfigError(
-            f"{workdir} needs what {file} registers, and it is not there; {way_out}"
-        ) from None
-    # the bytes decide, not the time: a study is what its file said
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise ConfigError(
-            f"{workdir} needs what {file} registered, and it was changed since (SHA-256 "
-            f"{digest[:12]}... then); {way_out}"
-        )
+    digest, file = known["sha256"], _found(workdir, Path(known["path"]), known["sha256"])
     name = f"prunejax_config_{digest[:12]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

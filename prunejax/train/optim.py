@@ -26,7 +26,8 @@ def _sgd(momentum: float, nesterov: bool) -> optax.GradientTransformation:
     return optax.trace(momentum, nesterov) if momentum else optax.identity()
 
 
-OPTIMIZERS = {"adam": _adam, "sgd": _sgd}
+OPTIMIZERS: dict[str, Make] = {"adam": _adam, "sgd": _sgd}
+SHIPPED = dict(OPTIMIZERS)
 SCHEDULES = ("constant", "multistep", "cosine")
 
 

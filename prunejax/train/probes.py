@@ -103,9 +103,14 @@ PROBES: dict[str, Probe] = {
     "classes": Probe(_classes, "classes", ("class", "count", "correct"), _class_rows, classes=True),
     "predictions": Probe(_predictions, arrays=lambda sums, _: dict(sums), classes=True),
 }
+SHIPPED = dict(PROBES)
 ALWAYS = ("loss", "accuracy")  # what tables of epochs and events are made of
 KEYS = ("run", "variant", "seed", "epoch", "step", "when")  # of every row
-TAKEN = ("epochs", "events", "runs", "layers", "updates", "measures", "recalls")  # tables of others
+# Tables of a study, a measure or a page, whether this one has them or not.
+TAKEN = (
+    *("epochs", "events", "runs", "layers", "updates", "costs", "trackers", "measures"),
+    *("recalls", "tickets", "overlaps", "barriers", "paths", "predictors"),
+)
 
 
 def tables(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType as ReadOnly
 from typing import NamedTuple
 
 import jax
@@ -22,7 +23,8 @@ from prunejax.train.step import (
 Array = jax.Array
 
 SMALLEST, RANDOM, LARGEST = range(3)
-TARGETS = {"smallest": SMALLEST, "random": RANDOM, "largest": LARGEST}
+# Read-only: an event would take the smallest for a target that it does not know.
+TARGETS = ReadOnly({"smallest": SMALLEST, "random": RANDOM, "largest": LARGEST})
 
 
 class Event(NamedTuple):
@@ -273,6 +275,7 @@ def _rechosen(
         kept = {n: updates.above(s, table.threshold) for n, s in state.learnt.items()}
         dead = {n: jnp.where(table.threshold >= 0, ~kept[n], dead[n]) for n in dead}
     dead = forward.others_stay(table, windows, dead)
+    # A row of its own (`Table.ids`) chooses again even where it asks that nothing be dead.
     happens = jnp.any(table.counts[event] > 0) | (table.ids[event] > program.epochs)
     after, dropped, grown = forward.choose(windows, dead, happens)
     number = functools.partial(_number, program)

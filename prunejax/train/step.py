@@ -76,13 +76,13 @@ def masks(program: Program, state: TrainState) -> Tree:
 def variables(program: Program, state: TrainState, params: Tree | None = None) -> dict[str, Tree]:
     """The model's variable collections with the masks applied."""
     params = state.params if params is None else params
-    found = {
+    collections = {
         "params": masks_lib.apply(masks(program, state), params),
         "gates": interventions.gates(program.groups, state.windows, state.table),
     }
     if state.batch_stats:
-        found["batch_stats"] = state.batch_stats
-    return found
+        collections["batch_stats"] = state.batch_stats
+    return collections
 
 
 def inputs(program: Program, images: Array) -> Array:
@@ -116,18 +116,18 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         counter=state.step,
         opening=False,
     )
-    collections = ["batch_stats"] + (["activations"] if program.needs_activations else [])
+    written = ["batch_stats"] + (["activations"] if program.needs_activations else [])
     key = rng.at(state.seeds.data, "dropout", state.step)  # by the step alone: resuming repeats it
     hidden = program.forward != "masked"  # then gradients are by masked weights, of dead ones too
     trained = masks_lib.apply(masks(program, state), params) if hidden else params
 
     def loss_fn(params: Tree, batch: tuple[Array, Array], key: Array) -> tuple[Array, Tree]:
-        found = variables(program, state, params)
+        given = variables(program, state, params)
         outputs, updated = program.module.apply(
-            found | {"params": params} if hidden else found,  # masked before: no second mask
+            given | {"params": params} if hidden else given,  # masked before: no second mask
             batch[0],
             train=True,
-            mutable=collections,
+            mutable=written,
             rngs={"dropout": key},
         )
         values = losses.objective(program.loss, outputs, batch[1], program.label_smoothing)
@@ -135,21 +135,21 @@ def train_step(program: Program, state: TrainState, images: Array, labels: Array
         return jnp.mean(values), (correct, updated)
 
     slope = jax.value_and_grad(loss_fn, has_aux=True)
-    split = program.split or (lambda gradients: gradients)
+    split = program.split or (lambda gradients: gradients)  # over devices, as parameters are
 
     def of_part(part: tuple[Array, Array], number: Array) -> tuple[Any, Tree]:
-        found, gradients = slope(trained, part, jax.random.fold_in(key, number))
-        return found, split(gradients)
+        values, gradients = slope(trained, part, jax.random.fold_in(key, number))
+        return values, split(gradients)
 
     parts = microbatch.parts(images.shape[0], program.microbatch)
     if parts == 1:
         (loss, (correct, updated)), gradients = slope(trained, batch, key)
         gradients = split(gradients)
     else:
-        found = microbatch.mean_over_parts(of_part, batch, parts)
-        (loss, (correct, updated)), gradients = found
+        means = microbatch.mean_over_parts(of_part, batch, parts)
+        (loss, (correct, updated)), gradients = means
     epoch = jnp.minimum(state.step // program.steps_per_epoch, program.epochs - 1)
-    live, learnt = masks(program, state), state.learnt
+    live, learnt = masks(program, state), state.learnt  # of this step: windows move on below
     if hidden:
         gradients, live, learnt = forward.steer(
             program.forward, groups, params, gradients, live, learnt, table
@@ -250,10 +250,10 @@ def _taken(program: Program, state: TrainState, data: Data, indices: Array) -> t
 
 
 def _hardened(program: Program, state: TrainState, x: Array, labels: Array) -> Array:
-    found = variables(program, state)
+    given = variables(program, state)
 
     def outputs(z: Array) -> Array:
-        return jnp.asarray(program.module.apply(found, z, train=False))  # eval: statistics stay
+        return jnp.asarray(program.module.apply(given, z, train=False))  # eval: statistics stay
 
     return program.harden.harden(
         x,

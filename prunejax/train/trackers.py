@@ -97,6 +97,8 @@ TRACKERS: dict[str, Tracker] = {
         _check_signal_noise,
     )
 }
+SHIPPED = dict(TRACKERS)
+KEYS = ("run", "variant", "seed", "epoch", "step")  # of every row of trackers.csv
 
 
 def columns(names: tuple[str, ...]) -> tuple[str, ...]:
