@@ -239,12 +239,13 @@ def nm(scores: Tree, n: int | Array, m: int, *, axis: int = -2, masks: Tree | No
       masks: the masks so far; pruned units stay pruned, so blocks may keep fewer than n.
 
     Raises:
-      ValueError: an axis is not divisible by m, or n is not in 0..m.
+      ValueError: an axis is not divisible by m, n is not in 0..m, or scores do not compare.
     """
-    traced = isinstance(n, jax.core.Tracer) and jnp.issubdtype(n.dtype, jnp.integer)
-    whole = (traced or isinstance(n, numbers.Integral)) and isinstance(m, numbers.Integral)
-    if not whole or m < 1 or not (traced or 0 <= n <= m):
-        raise ValueError(f"N:M sparsity {n}:{m}: m is an integer of at least 1, n one in 0..m")
+    whole = all(isinstance(x, numbers.Integral) for x in (m, axis)) and counting.is_count(n)
+    if not whole or m < 1 or not (isinstance(n, jax.core.Tracer) or 0 <= n <= m):
+        raise ValueError(
+            f"N:M sparsity {n}:{m}: m is an integer of at least 1, n one in 0..m; axis {axis!r} one"
+        )
 
     def blocks(path: str, score: Array, mask: Array) -> Array:
         if not jnp.ndim(score):

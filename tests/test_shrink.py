@@ -308,6 +308,22 @@ def test_sparse_matrices_are_the_masked_products():
         np.testing.assert_array_equal(found["a"]["b"], params["a"]["b"])
         assert found["c"].shape == (12, 4)
         assert len(found["c"].data) == masks["c"].sum()
+    with pytest.raises(ValueError, match=r"the masks must have the structure.*missing c"):
+        form(params, {"a": masks["a"]})
+    with pytest.raises(ValueError, match=r"leaf 'c': a mask of shape \(3, 5\)"):
+        form(params, masks | {"c": np.ones((3, 5), bool)})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sparse_matrices_of_16_bits(dtype):
+    r = np.random.default_rng(1)
+    w, mask = jnp.asarray(r.normal(size=(6, 5)), dtype), r.random((6, 5)) < 0.4
+    found = sparsity.bcoo({"w": w}, {"w": mask})["w"]
+    assert found.dtype == w.dtype
+    assert found.nse == mask.sum()
+    np.testing.assert_array_equal(found.todense(), jnp.where(mask, w, 0))
+    with pytest.raises(ValueError, match=f"leaf 'w' is {dtype}, of which SciPy makes no sparse"):
+        sparsity.csr({"w": w}, {"w": mask})
 
 
 def test_kept():

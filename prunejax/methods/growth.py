@@ -67,8 +67,11 @@ def swaps(live: int, fraction: float, *, step: int, end: int, decay: str = "cosi
     rule = registry.lookup(DECAYS, decay, "decay of the drop fraction")
     if not isinstance(fraction, numbers.Real) or not 0 <= fraction <= 1:
         raise ValueError(f"drop = {fraction!r} is not in [0, 1]: it is the share that is swapped")
-    if not 0 <= step <= end:
-        raise ValueError(f"an update at step {step}: drop fractions are defined for 0 to {end}")
+    whole = isinstance(step, numbers.Integral) and isinstance(end, numbers.Integral)
+    if not whole or not 0 <= step <= end:
+        raise ValueError(
+            f"an update at step {step}: drop fractions are defined for integers of 0 to {end}"
+        )
     part = rule(Fraction(step, max(end, 1)))
     # Cosines of thirds come out beside the exact number, which floor must not see.
     exact = Fraction(str(fraction)) * live * (round(part, 12) if isinstance(part, float) else part)
@@ -110,10 +113,12 @@ def drop_and_grow(
       ValueError: as in `masks.prune` and `masks.grow`.
     """
     rank = jax.tree.map(jnp.ndim, drop)
-    masks = jax.tree.map(
-        lambda m, s: jnp.broadcast_to(m, jnp.shape(s)) if jnp.ndim(s) else jnp.asarray(m),
-        masks,
-        drop,
+    masks = jax.tree.unflatten(
+        jax.tree.structure(drop),
+        [
+            jnp.broadcast_to(jnp.asarray(m, bool), jnp.shape(s)) if jnp.ndim(s) else jnp.asarray(m)
+            for s, m in zip(jax.tree.leaves(drop), trees.aligned(drop, masks, "masks"), strict=True)
+        ],
     )
     shapes = zip(jax.tree.leaves(masks), jax.tree.leaves(rank), strict=True)
     units = [m for m, r in shapes if r]

@@ -44,6 +44,14 @@ def per_layer(
     return {i: found[i] for i in units}
 
 
+def is_count(count: Any) -> bool:
+    """Whether `count` is one integer: Python's (but no truth value), NumPy's, or JAX's."""
+    kind = getattr(count, "dtype", None)
+    if kind is not None:
+        return kind.kind in "iu" and not jnp.shape(count)
+    return isinstance(count, numbers.Integral) and not isinstance(count, bool)
+
+
 def check(
     count: Any,
     scores: Sequence[Array],
@@ -65,10 +73,7 @@ def check(
     Raises:
       ValueError: no integer, or more than there is.
     """
-    kind = getattr(count, "dtype", None)
-    whole = kind.kind in "iu" if kind is not None else isinstance(count, numbers.Integral)
-    whole &= not jnp.shape(count) if kind is not None else True
-    if not whole or isinstance(count, bool):
+    if not is_count(count):
         raise ValueError(
             f"{what} = {count!r} for {where} is no integer: it is a count of units; for a fraction "
             "use masks.keep_count(scores, sparsity)"
