@@ -281,9 +281,8 @@ def from_units(
         raise ValueError(
             f"no layer {sorted(unknown)[0]!r}; there are: {', '.join(g.name for g in groups)}"
         )
-    for g in groups:
-        if g.name not in units:
-            continue
+    for g in (g for g in groups if g.name in units):
+        trees.demand(params, (g.kernel, *g.affine), f"group {g.name!r}")
         live = jnp.asarray(units[g.name], bool)
         shape = trees.get(params, g.kernel).shape
         if live.shape == shape:

@@ -197,7 +197,9 @@ def bcoo(params: Tree, masks: Tree) -> Tree:
 
     def make(path: str, matrix: np.ndarray) -> Any:
         places = np.argwhere(matrix).astype(np.int32)  # not by SciPy, which has no 16-bit floats
-        return sparse.BCOO((jnp.asarray(matrix[tuple(places.T)]), places), shape=matrix.shape)
+        return sparse.BCOO(
+            (jnp.asarray(matrix[tuple(places.T)]), jnp.asarray(places)), shape=matrix.shape
+        )
 
     return _sparse(params, masks, make)
 

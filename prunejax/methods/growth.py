@@ -180,7 +180,7 @@ def with_counters(state: Any, others: Any, params: Tree) -> Any:
     Learning-rate schedules inside the optimizer so stay in step with the loop.
     """
     leaves, structure = jax.tree.flatten(state)
-    moment = [at is not None for at in _whose(state, params)]
+    moment = [at is not None for at in trees.owners(state, params)]
     pairs = zip(leaves, jax.tree.leaves(others), moment, strict=True)
     return jax.tree.unflatten(structure, [x if m else y for x, y, m in pairs])
 
@@ -206,34 +206,10 @@ def zero_moments(state: Any, where: Tree) -> Any:
         shape, flag = jnp.shape(x), flags[at]
         if not jnp.ndim(flag):
             flag = jnp.broadcast_to(flag, shape)
-        elif not _broadcasts(jnp.shape(flag), shape):
+        elif not trees.ends_like(shape, jnp.shape(flag)):
             # A factored moment of that parameter: no entry is one weight's.
             return x
         return jnp.where(flag, jnp.zeros((), jnp.result_type(x)), x)
 
-    found = zip(leaves, _whose(state, where), strict=True)
+    found = zip(leaves, trees.owners(state, where), strict=True)
     return jax.tree.unflatten(structure, [forget(x, at) for x, at in found])
-
-
-def _broadcasts(flag: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether flags of a parameter go with an array of its shape, further axes in front aside."""
-    tail = shape[len(shape) - len(flag) :] if len(shape) >= len(flag) else ()
-    return len(tail) == len(flag) and all(f in (1, n) for f, n in zip(flag, tail, strict=True))
-
-
-def _whose(state: Any, params: Tree) -> list[int | None]:
-    """For each leaf of an optimizer's state the number of the parameter that it belongs to.
-
-    A moment's path ends with its parameter's (the longest one that fits); counters have others.
-    One bare array has no path: what has its shape is a moment.
-    """
-    known = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
-
-    def owner(path: tuple[Any, ...], x: Any) -> int | None:
-        if () in known:
-            return 0 if _broadcasts(jnp.shape(params), jnp.shape(x)) else None
-        # The longest first: a moment's path ends with the whole path of its parameter.
-        ends = (path[i:] for i in range(len(path)))
-        return next((known[end] for end in ends if end in known), None)
-
-    return [owner(path, x) for path, x in jax.tree_util.tree_leaves_with_path(state)]

@@ -29,7 +29,7 @@ def pairs(
         found = sorted((step, count) for step, count in events if count or zeros)
     except (TypeError, ValueError):
         found = [(-1, -1)]  # as wrong as what is no pair
-    whole = all(isinstance(x, numbers.Integral) and 0 <= x < 2**31 for p in found for x in p)
+    whole = all(isinstance(x, numbers.Integral) and 0 <= int(x) < 2**31 for p in found for x in p)
     nothing = needed and not found
     if nothing or not whole:
         raise ValueError(
