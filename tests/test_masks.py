@@ -403,3 +403,10 @@ def test_masks_that_are_numbers_are_live_where_they_are_not_zero():
         a, b = {"w": x.astype(kind)}, {"w": y.astype(kind)}
         assert sparsity.overlap(a, b, p) == 2 / 4
         assert masks.count(a, p) == {"w": (3, 5)}
+
+
+@pytest.mark.parametrize("of", [masks.count, masks.report])
+def test_masks_that_are_traced_are_told_in_a_line(of):
+    p = {"w": jnp.ones((2, 3))}
+    with pytest.raises(TypeError, match="counted on the host: count and report outside"):
+        jax.jit(lambda q: of(masks.of(q), q))(p)

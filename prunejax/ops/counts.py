@@ -122,7 +122,12 @@ def among(masks: Sequence[Array], together: bool) -> list[Array]:
 
 
 def live(mask: Any) -> int:
-    """How many entries of `mask` [...] are True, exact at any size."""
+    """How many entries of `mask` [...] are True, exact at any size; TypeError if it is traced."""
+    if isinstance(mask, jax.core.Tracer):
+        raise TypeError(
+            "masks are traced here, and are counted on the host: count and report outside of jit "
+            "and vmap"
+        )
     if not _on_host(mask):
         with jax.enable_x64(True):  # 2^31 of them do not fit into 32 bits
             return int(jnp.count_nonzero(mask))
