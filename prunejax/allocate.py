@@ -131,14 +131,14 @@ def counts(
     Raises:
       ValueError: an unknown allocation, no sparsity, or two of them.
     """
-    if not isinstance(allocation, str):
+    if isinstance(allocation, Mapping):
         if sparsity is not None:
             raise ValueError(
                 f"sparsity {sparsity!r} beside sparsities by leaf {dict(allocation)!r}: give one "
                 "of them"
             )
         return explicit(shapes, allocation)
-    if allocation != "global" and allocation not in ALLOCATIONS:
+    if allocation not in ("global", *ALLOCATIONS):
         raise ValueError(
             f"allocation {allocation!r} is not one of: global, {', '.join(ALLOCATIONS)}, or a dict "
             "from path rule to sparsity"

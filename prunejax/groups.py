@@ -8,6 +8,7 @@ import numpy as np
 
 from prunejax import trees
 from prunejax import wiring as wiring_lib
+from prunejax.trees import whole as whole
 from prunejax.wiring import INPUT as INPUT
 from prunejax.wiring import OUTPUT as OUTPUT
 from prunejax.wiring import Link as Link
@@ -16,7 +17,6 @@ from prunejax.wiring import chain as chain
 from prunejax.wiring import columns as columns
 from prunejax.wiring import kept as kept
 from prunejax.wiring import live as live
-from prunejax.wiring import whole as whole
 
 EPSILON = 1e-5  # of this package's BatchNorm
 Cuts = dict[str, list[tuple[int, np.ndarray]]]  # leaf -> (axis, entries that stay)
@@ -229,6 +229,8 @@ def stated_cuts(
             raise ValueError(
                 f"group {g.name!r} {why}; state the model's wiring, or leave the group out"
             )
+        named = (g.kernel, *g.affine, *(path for path, _ in g.reads))
+        trees.demand(live["params"], named, f"group {g.name!r}")
         kernel = params[g.kernel]
         empty = ~(kernel != 0).any(axis=tuple(range(kernel.ndim - 1)))
         zero = empty & np.all([params[p] == 0 for p in g.affine] or [empty], axis=0)

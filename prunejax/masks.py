@@ -221,12 +221,13 @@ def nm(scores: Tree, n: int | Array, m: int, *, axis: int = -2, masks: Tree | No
       masks: the masks so far; pruned units stay pruned, so blocks may keep fewer than n.
 
     Raises:
-      ValueError: an axis is not divisible by m, or n is not in 0..m.
+      ValueError: an axis is not divisible by m, n is not in 0..m, or scores do not compare.
     """
-    traced = isinstance(n, jax.core.Tracer) and jnp.issubdtype(n.dtype, jnp.integer)
-    whole = (traced or isinstance(n, numbers.Integral)) and isinstance(m, numbers.Integral)
-    if not whole or m < 1 or not (traced or 0 <= n <= m):
-        raise ValueError(f"N:M sparsity {n}:{m}: m is an integer of at least 1, n one in 0..m")
+    whole = all(isinstance(x, numbers.Integral) for x in (m, axis)) and counting.is_count(n)
+    if not whole or m < 1 or not (isinstance(n, jax.core.Tracer) or 0 <= n <= m):
+        raise ValueError(
+            f"N:M sparsity {n}:{m}: m is an integer of at least 1, n one in 0..m; axis {axis!r} one"
+        )
 
     def blocks(path: str, score: Array, mask: Array) -> Array:
         if not jnp.ndim(score):
@@ -253,16 +254,15 @@ def from_units(
         the kernel's shape prunes single weights; norm and bias then stay.
       groups: the model's layers (`prunejax.groups`).
       params: for the structure and the kernels' ranks.
-      norm: whether BatchNorm's scale and bias are masked as well (False: a dead filter still emits
-        its bias).
+      norm: whether BatchNorm's scale and bias are masked, too (else a dead filter emits its bias).
     """
-    unknown = set(units) - {g.name for g in groups}
-    if unknown:
+    if unknown := set(units) - {g.name for g in groups}:
         raise ValueError(
             f"no layer {sorted(unknown)[0]!r}; there are: {', '.join(g.name for g in groups)}"
         )
     found = {name: jnp.asarray(live, bool) for name, live in units.items()}
     for g in (g for g in groups if g.name in found):
+        trees.demand(params, (g.kernel, *g.affine), f"group {g.name!r}")
         live, shape = found[g.name].shape, trees.get(params, g.kernel).shape
         if live not in (shape, (g.units,)):
             raise ValueError(

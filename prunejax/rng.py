@@ -6,6 +6,7 @@ Here every stream is the run's seed folded with the CRC-32 of the stream's *name
 of a stream folds in a counter (step, epoch, event).
 """
 
+import numbers
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +28,17 @@ def stream(seed: int | jax.Array, name: str) -> jax.Array:
     Args:
       seed: an integer scalar, may be traced (a run's seed is data, not code).
       name: the purpose, one of `STREAMS` inside the package; any text for other users.
+
+    Raises:
+      ValueError: the seed is no integer (a key is none).
     """
+    kind = getattr(seed, "dtype", None)
+    whole = (
+        isinstance(seed, numbers.Integral) if kind is None else jnp.issubdtype(kind, jnp.integer)
+    )
+    if not whole or jnp.ndim(seed):
+        text = " ".join(repr(seed).split())  # arrays may take several lines
+        raise ValueError(f"seed {text} must be one integer; streams are derived from it by name")
     # of 32 bits, as `fold_in` takes; `hash` differs between processes
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 

@@ -31,12 +31,22 @@ BEFORE_TRAINING = -1  # the epoch of an event before the first training step
 
 
 def exact(fraction: float | Fraction) -> Fraction:
-    """The decimal number as written: 0.9 -> 9/10, not the nearest binary fraction."""
-    if not isinstance(fraction, numbers.Real) and getattr(fraction, "shape", None) != ():
-        raise ValueError(f"fraction {fraction!r} is no number in [0, 1]")
-    if not 0 <= fraction <= 1:
+    """The decimal number as written: 0.9 -> 9/10, not the nearest binary fraction.
+
+    Raises:
+      ValueError: it is outside of [0, 1], no number (a truth value is none), or traced.
+    """
+    try:
+        inside = bool(0 <= fraction <= 1)
+        number = Fraction(str(fraction)) if inside else Fraction(0)  # str: the shortest decimal
+    except (TypeError, ValueError):  # that a value is traced is a TypeError, too
+        raise ValueError(
+            f"fraction {fraction!r} is no number in [0, 1] that is known here: counts are made of "
+            "it on the host, outside of jit"
+        ) from None
+    if not inside:
         raise ValueError(f"fraction {fraction!r} is not in [0, 1]: it is the part that is removed")
-    return Fraction(str(fraction))  # str gives the shortest decimal that reads back as it
+    return number
 
 
 def _check(units: int, start: int, end: int, period: int) -> None:
@@ -226,10 +236,16 @@ def counts(events: Events, epochs: int) -> np.ndarray:
     """Events as an int32 array [epochs + 1]: row 0 before training, row e + 1 after epoch e.
 
     Raises:
-      ValueError: an event with a count falls after the last epoch, or before epoch -1.
+      ValueError: an event with a count falls after the last epoch, or before epoch -1; a count
+        that is below 0, no integer, or too large for int32 together with others of its epoch.
     """
-    table = np.zeros(epochs + 1, np.int32)
+    table = np.zeros(epochs + 1, np.int64)
     for epoch, count in events:
+        if not isinstance(count, numbers.Integral) or not 0 <= count < 2**31:
+            raise ValueError(
+                f"an event that removes {count!r} units at epoch {epoch!r}: a count is an integer "
+                "of at least 0, below 2^31"
+            )
         if epoch >= epochs:
             if count == 0:
                 continue
@@ -242,7 +258,9 @@ def counts(events: Events, epochs: int) -> np.ndarray:
                 f"an event at epoch {epoch}: epochs count from 0, -1 is before training"
             )
         table[epoch + 1] += count  # events of one epoch add up
-    return table
+    if table.max() >= 2**31:
+        raise ValueError(f"{table.max()} units in one epoch do not fit into 32 bits")
+    return table.astype(np.int32)
 
 
 def iterative_rate(fraction: float, events: int) -> float:

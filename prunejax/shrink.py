@@ -19,10 +19,10 @@ without either, through groups that name their readers:
                                      rebuild=lambda sizes: Net(hidden=sizes["l1"]))
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -86,9 +86,10 @@ def with_optimizer(
 ) -> tuple[Any, dict[str, Any], Tree]:
     """`shrink` for training on: the state of an optax optimizer is cut with the parameters.
 
-    Every tree in it that has the structure of the parameters (momentum, second moments, traces)
-    is cut as they are; counts and everything else stay. A step of the smaller network is then the
-    masked step, up to rounding, while the masks do not change.
+    What belongs to a parameter by its path (moments, traces, masks; histories of several too, and
+    inside `optax.masked` or `optax.partition`) is cut as the parameter is; counts and everything
+    else stay. A step of the smaller network is then the masked step, up to rounding, while the
+    masks do not change.
 
     Args:
       model, variables, masks, constants, example, groups, rebuild: as of `shrink`.
@@ -98,13 +99,34 @@ def with_optimizer(
       The smaller model, its variables, and the optimizer's state for them.
 
     Raises:
-      ValueError: as `shrink`.
+      ValueError: as `shrink`, or a part of the state has no entry for each weight (Adafactor's).
     """
     small, found, cuts = _shrunk(
         model, variables, masks, False, constants, example, groups, rebuild
     )
-    cut = functools.partial(groups_lib.cut, cuts=cuts)
-    return small, found, trees.map_alike(cut, variables["params"], state)
+    return small, found, _cut_state(state, variables["params"], cuts)
+
+
+def _cut_state(state: Tree, params: Tree, cuts: Cuts) -> Tree:
+    """An optimizer's state for the smaller parameters."""
+    known, names = trees.leaves_with_paths(params), trees.paths(state)
+    leaves, structure = jax.tree.flatten(state)
+    for i, at in enumerate(trees.owners(state, params)):
+        path, shape = ("", ()) if at is None else (known[at][0], np.shape(known[at][1]))
+        whole = np.shape(leaves[i])
+        if not whole or path not in cuts:
+            continue
+        if not trees.ends_like((*whole[: len(whole) - len(shape)], *shape), whole):
+            raise ValueError(
+                f"the optimizer's state has {names[i]!r} of shape {whole} for {path!r} {shape}: no "
+                "entry for each weight, so that it cannot be cut; shrink, and begin it anew"
+            )
+        for axis, index in cuts[path]:
+            place = axis % len(shape) - len(shape)  # from behind: histories have axes in front
+            if whole[place] != 1 or shape[place] == 1:
+                leaves[i] = np.take(np.asarray(leaves[i]), index, axis=place)
+        leaves[i] = jnp.asarray(leaves[i])
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _shrunk(

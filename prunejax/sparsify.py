@@ -1,7 +1,5 @@
 """Pruning inside anybody's optax loop: a transformation that carries the masks in its state."""
 
-import numbers
-import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,12 +12,11 @@ from prunejax import masks as masks_lib
 from prunejax import methods, trees
 from prunejax import scores as scores_lib
 from prunejax.methods.transformation import SparsifyState, transformation
-from prunejax.methods.updates import among, where
+from prunejax.methods.updates import among, masked_out, pairs, where
 from prunejax.methods.updates import live as live_entries
 from prunejax.methods.windows import windows as windows
 
 Tree = Any
-_MOST = 2**31 - 1  # of steps and counts, which run on devices
 
 
 def sparsify(
@@ -117,18 +114,7 @@ def _by_events(
     masks: Tree | None,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of `sparsify` with events."""
-    try:
-        pairs = sorted((step, count) for step, count in events if count)
-    except (TypeError, ValueError):
-        pairs = [(-1, -1)]  # as wrong as what is no pair
-    whole = all(isinstance(x, numbers.Integral) and 0 <= x <= _MOST for pair in pairs for x in pair)
-    nothing = not pairs and masks is None
-    if nothing or not whole:
-        raise ValueError(
-            f"events {reprlib.repr(events)}: (step >= 0, count > 0) pairs of integers below 2^31, "
-            "at least one" + (" (or masks= to be kept)" if nothing else "")
-        )
-    events = pairs
+    events = pairs(events, needed=masks is None, instead=" (or masks= to be kept)")
     if scope not in masks_lib.SCOPES:
         raise ValueError(f"scope {scope!r} is not one of: {', '.join(masks_lib.SCOPES)}")
     steps = np.array([step for step, _ in events], np.int32)
@@ -192,7 +178,7 @@ def _by_events(
             live = jax.lax.cond(due > 0, lambda: shrink(live, params, due), lambda: state.masks)
         gradients = where(live, gradients)  # before the optimizer: dead moments only decay
         updates, inner = optimizer.update(gradients, state.inner, params, **extra)
-        updates = where(live, updates, jax.tree.map(jnp.negative, params))  # w + -w is exactly 0
+        updates = masked_out(live, updates, params)
         return updates, SparsifyState(inner, live, state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]

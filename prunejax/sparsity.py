@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from prunejax import trees
@@ -170,7 +172,7 @@ def overlap(a: Tree, b: Tree, params: Tree) -> float:
     ):
         for mask in (x, y):
             trees.fits(path, mask, np.shape(leaf), "its leaf")
-        x, y = np.broadcast_to(x, np.shape(leaf)), np.broadcast_to(y, np.shape(leaf))
+        x, y = (np.broadcast_to(np.asarray(m, bool), np.shape(leaf)) for m in (x, y))
         both += int(np.count_nonzero(x & y))
         either += int(np.count_nonzero(x | y))
     return both / either if either else 1.0
@@ -187,28 +189,48 @@ def bcoo(params: Tree, masks: Tree) -> Tree:
         convolution kernel [height, width, in, out] as the matrix [height * width * in, out] of its
         products with patches. All other leaves are masked and stay dense, as NumPy arrays.
       masks: of the parameters.
+
+    Raises:
+      ValueError: masks that do not fit.
     """
     from jax.experimental import sparse  # late: with scipy.sparse half a second
-    from scipy.sparse import coo_array
 
-    return _sparse(params, masks, lambda matrix: sparse.BCOO.from_scipy_sparse(coo_array(matrix)))
+    def make(path: str, matrix: np.ndarray) -> Any:
+        places = np.argwhere(matrix).astype(np.int32)  # not by SciPy, which has no 16-bit floats
+        return sparse.BCOO(
+            (jnp.asarray(matrix[tuple(places.T)]), jnp.asarray(places)), shape=matrix.shape
+        )
+
+    return _sparse(params, masks, make)
 
 
 def csr(params: Tree, masks: Tree) -> Tree:
-    """As `bcoo`, with `scipy.sparse.csr_array` (on the host)."""
+    """As `bcoo`, with `scipy.sparse.csr_array` (on the host), which has no 16-bit floats.
+
+    Raises:
+      ValueError: masks that do not fit, or a leaf of a dtype that SciPy has not.
+    """
     from scipy.sparse import csr_array
 
-    return _sparse(params, masks, csr_array)
+    def make(path: str, matrix: np.ndarray) -> Any:
+        try:
+            return csr_array(matrix)
+        except ValueError:
+            raise ValueError(
+                f"leaf {path!r} is {matrix.dtype}, of which SciPy makes no sparse matrix; give "
+                "float32, or take sparsity.bcoo"
+            ) from None
+
+    return _sparse(params, masks, make)
 
 
-def _sparse(params: Tree, masks: Tree, make: Callable[[np.ndarray], Any]) -> Tree:
-    of = dict(trees.leaves_with_paths(masks))
-
-    def one(path: str, leaf: Any) -> Any:
-        mask, weights = np.asarray(of[path]), np.asarray(leaf)
-        live = np.where(mask, weights, np.zeros((), weights.dtype))
-        if live.ndim < 2 or mask.shape != live.shape:
-            return live
-        return make(live.reshape(-1, live.shape[-1]))
-
-    return trees.map_with_path(one, params)
+def _sparse(params: Tree, masks: Tree, make: Callable[[str, np.ndarray], Any]) -> Tree:
+    found, structure = trees.leaves_with_paths(params), jax.tree.structure(params)
+    result = []
+    for (path, leaf), mask in zip(found, trees.aligned(params, masks, "the masks"), strict=True):
+        trees.fits(path, mask, np.shape(leaf), "its leaf")
+        weights = np.asarray(leaf)
+        live = np.where(np.asarray(mask, bool), weights, np.zeros((), weights.dtype))
+        whole = live.ndim >= 2 and np.shape(mask) == live.shape
+        result.append(make(path, live.reshape(-1, live.shape[-1])) if whole else live)
+    return jax.tree.unflatten(structure, result)

@@ -213,3 +213,54 @@ def fits(path: str, mask: Any, shape: tuple[int, ...], what: str) -> None:
             f"leaf {path!r}: a mask of shape {np.shape(mask)} does not broadcast against {what} "
             f"of shape {shape}"
         )
+
+
+def whole(params: Tree, masks: Tree) -> dict[str, np.ndarray]:
+    """Path -> the mask of a leaf in the leaf's shape, on the host.
+
+    Raises:
+      ValueError: the masks lack the structure of the parameters, or one does not broadcast.
+    """
+    shapes = {path: tuple(np.shape(x)) for path, x in leaves_with_paths(params)}
+    found = {}
+    for path, mask in zip(shapes, aligned(params, masks, "the masks"), strict=True):
+        fits(path, mask, shapes[path], "its leaf")
+        found[path] = np.broadcast_to(np.asarray(mask, bool), shapes[path])
+    return found
+
+
+def demand(tree: Tree, wanted: Iterable[str], of: str) -> None:
+    """Refuses paths that no leaf of `tree` has; `of` says who names them.
+
+    Raises:
+      ValueError: with the first such path, and those that there are.
+    """
+    known = paths(tree)
+    for path in wanted:
+        if path not in known:
+            raise ValueError(f"{of}: no leaf {path!r}; there are: {shown(known) or 'none'}")
+
+
+def owners(state: Any, params: Tree) -> list[int | None]:
+    """For each leaf of an optimizer's state the number of the parameter that it belongs to.
+
+    A moment's path ends with its parameter's (the longest one that fits), inside `optax.masked` and
+    `optax.partition` too; counters have others. One bare array has no path: what has its shape,
+    further axes in front aside, is a moment.
+    """
+    known = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
+
+    def owner(path: tuple[Any, ...], x: Any) -> int | None:
+        if () in known:
+            return 0 if ends_like(np.shape(x), np.shape(params)) else None
+        # The longest first: a moment's path ends with the whole path of its parameter.
+        ends = (path[i:] for i in range(len(path)))
+        return next((known[end] for end in ends if end in known), None)
+
+    return [owner(path, x) for path, x in jax.tree_util.tree_leaves_with_path(state)]
+
+
+def ends_like(shape: tuple[int, ...], flags: tuple[int, ...]) -> bool:
+    """Whether `flags` broadcast against an array of `shape`, further axes in front of it aside."""
+    tail = shape[len(shape) - len(flags) :] if len(shape) >= len(flags) else ()
+    return len(tail) == len(flags) and all(f in (1, n) for f, n in zip(flags, tail, strict=True))

@@ -106,20 +106,6 @@ def kept(gone: Bools) -> np.ndarray:
     return found if found.size else np.zeros(1, int)
 
 
-def whole(params: Tree, masks: Tree) -> dict[str, Bools]:
-    """Path -> the mask of a leaf in the leaf's shape, on the host.
-
-    Raises:
-      ValueError: the masks lack the structure of the parameters, or one does not broadcast.
-    """
-    shapes = {path: tuple(np.shape(x)) for path, x in trees.leaves_with_paths(params)}
-    found = {}
-    for path, mask in zip(shapes, trees.aligned(params, masks, "the masks"), strict=True):
-        trees.fits(path, mask, shapes[path], "its leaf")
-        found[path] = np.broadcast_to(np.asarray(mask, bool), shapes[path])
-    return found
-
-
 def live(
     links: Sequence[Link],
     params: Tree,
@@ -138,14 +124,10 @@ def live(
     Raises:
       ValueError: links name a leaf or a stream that is not there, or sizes do not fit.
     """
-    full = whole(params, masks)
+    full = trees.whole(params, masks)
     for link in links:
-        for path in filter(None, (link.kernel, *link.leaves)):
-            if path not in full:
-                raise ValueError(
-                    f"link {link.source} -> {link.target}: no leaf {path!r}; there are: "
-                    + trees.shown(full)
-                )
+        named = filter(None, (link.kernel, *link.leaves))
+        trees.demand(params, named, f"link {link.source} -> {link.target}")
     net = _Net(links, full, {k: np.asarray(v, bool) for k, v in (gates or {}).items()})
     return net.result()
 
@@ -183,24 +165,37 @@ class _Net:
     def _sizes(self) -> dict[str, int]:
         sizes: dict[str, int] = {}
         for link in self.links:
-            if link.source != INPUT and link.source not in sizes:
-                raise ValueError(
-                    f"link {link.source} -> {link.target}: no earlier link leads to "
-                    f"{link.source!r}; give them in forward order, the first from {INPUT!r}"
-                )
+            for stream in filter(None, (link.source, link.times)):
+                if stream not in (INPUT, *sizes):
+                    text = (
+                        f"link {link.source} -> {link.target}: no earlier link leads to {stream!r}"
+                    )
+                    raise ValueError(
+                        f"{text}; give them in forward order, the first from {INPUT!r}"
+                    )
             if link.kernel:
-                first, last = link.columns or (0, self.masks[link.kernel].shape[-1])
-                size = last - first
+                size = columns(link, self.masks[link.kernel]).shape[-1]
             elif link.take is not None:
                 size = len(link.take)
             else:
                 size = sizes.get(link.target, sizes[link.source])
-            if sizes.setdefault(link.target, size) != size:
-                raise ValueError(
-                    f"link {link.source} -> {link.target}: {size} units; other links lead to "
-                    f"{sizes[link.target]}"
-                )
+            self._check(link, size, sizes)
+            sizes[link.target] = size
         return sizes
+
+    def _check(self, link: Link, size: int, sizes: Mapping[str, int]) -> None:
+        """Refuses leaves and units that do not go with a link of `size` units."""
+        wrong = [p for p in link.leaves if columns(link, self.masks[p]).shape[-1:] != (size,)]
+        text = f"{wrong[0]!r} has not {size} entries along its last axis" if wrong else ""
+        first, last = link.columns or (0, size)
+        if last - first != size or (link.kernel and self.masks[link.kernel].ndim < 2):
+            text = f"{link.kernel!r} has fewer than two axes, or no columns {link.columns}"
+        if link.take and max(link.take) >= sizes.get(link.source, max(link.take) + 1):
+            text = f"take names unit {max(link.take)} of {sizes[link.source]}"
+        if sizes.get(link.target, size) != size:
+            text = f"{size} units; other links lead to {sizes[link.target]}"
+        if text:
+            raise ValueError(f"link {link.source} -> {link.target}: {text}")
 
     def kernel(self, link: Link) -> Bools:
         """[units of the source, units of the target]; the input counts as one unit."""

@@ -78,3 +78,8 @@ def test_a_count_is_an_integer(name):
 
 def test_python_numbers_have_no_shape():
     assert allocate.shapes_of({"a": 3.0, "b": jnp.ones((2, 3)), "c": None}) == {"b": (2, 3)}
+
+
+def test_sparsities_are_a_dict():
+    with pytest.raises(ValueError, match="or a dict from path rule to sparsity"):
+        allocate.counts({"a": (3, 4)}, None, [("a", 0.5)])

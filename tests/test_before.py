@@ -296,3 +296,51 @@ def test_an_axis_that_a_kernel_has_not_is_refused():
     masks = {"w": jnp.ones((3, 4), bool)}
     with pytest.raises(ValueError, match="axis 2 is out of bounds for array of dimension 2"):
         before.sparse_fan_in(params, masks, axis=2)
+
+
+def test_the_best_of_a_leaf_stay_and_the_rest_is_ranked_exactly():
+    # Numbers that single precision does not tell apart: the third digit beyond it decides.
+    r = np.random.default_rng(5)
+    wide = {"a": 1 + r.permutation(40).reshape(8, 5) * 1e-12, "v": 1e-9 * r.random((4, 3))}
+    whole = {"a": 2**25 + r.permutation(40).reshape(8, 5), "v": r.permutation(12).reshape(4, 3)}
+    with jax.enable_x64(True):
+        for numbers, score in ((wide, "magnitude"), (whole, "magnitude")):
+            p = jax.tree.map(jnp.asarray, numbers)
+            live = before.prune(p, score, sparsity=0.5, min_per_layer=2)
+            best = {k: np.sort(np.ravel(v))[::-1] for k, v in numbers.items()}
+            # v is below a throughout: its two best stay, and the 24 best of a
+            assert set(numbers["v"][np.asarray(live["v"])]) == set(best["v"][:2])
+            assert set(numbers["a"][np.asarray(live["a"])]) == set(best["a"][:24])
+
+
+def test_inverted_scores_of_whole_numbers():
+    p = {"w": jnp.array([[0, 5, 3], [7, 0, 1]], jnp.uint8), "v": jnp.array([[2], [200]], jnp.uint8)}
+    live = before.prune(p, "magnitude", sparsity=0.5, invert=True)
+    assert live["w"].tolist() == [[True, False, False], [False, True, True]]
+    assert live["v"].tolist() == [[True], [False]]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rounds": 1.5}, "rounds = 1.5 must be at least 1, an integer"),
+        ({"min_per_layer": -1}, "min_per_layer = -1 must be at least 0"),
+        ({"min_per_layer": 1, "allocation": "erk"}, "is of a global ranking"),
+        ({"sparsity": None, "nm": (1, 2, 3)}, r"nm = \(1, 2, 3\) must be a pair"),
+        ({"sparsity": None, "nm": 2}, "nm = 2 must be a pair"),
+        ({"score": lambda _: 3}, "scores must have the structure"),
+        ({"score": "snip", "loss": lambda p: p["l0"]["bias"]}, "loss= must give one scalar"),
+        ({"score": "random", "seed": "a"}, "seed 'a' must be one integer"),
+        ({"score": "random", "seed": jax.random.key(0)}, "must be one integer"),
+    ],
+)
+def test_what_is_asked_wrongly_is_told_in_a_line(options, text):
+    with pytest.raises(ValueError, match=text) as error:
+        before.prune(net(), **({"score": "magnitude", "sparsity": 0.5} | options))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("labels", "n"), [([], 1), ([0, 1], 0), ([0, 1], -1), (np.eye(2), 1)])
+def test_balanced_batches_need_labels_and_a_count(labels, n):
+    with pytest.raises(ValueError, match="of one label per example"):
+        before.balanced_batch(labels, per_class=n, seed=0)

@@ -198,3 +198,135 @@ def test_wrong_orders_are_named():
         curvature.hessian_trace(PARAMS, LOSS, BATCH, key=KEY)
     with pytest.raises(ValueError, match=r"before .*batches"):
         curvature.hvp(LOSS, PARAMS, BATCH, PARAMS)
+
+
+W = {"w": jnp.array([[1.0, 2.0], [0.5, -1.0]])}
+XY = (jnp.arange(10.0).reshape(5, 2) / 10, jnp.ones((5, 2)))
+KEY = jax.random.key(0)
+
+
+def _each(p, batch):
+    return jnp.mean((jnp.tanh(batch[0] @ p["w"]) - batch[1]) ** 2, -1)
+
+
+def _mean(p, batch):
+    return jnp.mean(_each(p, batch))
+
+
+@pytest.mark.parametrize(
+    ("ask", "text"),
+    [
+        (
+            lambda: curvature.hessian_trace(_mean, W, XY, key=KEY, probes=1.5),
+            "probes is of type float",
+        ),
+        (lambda: curvature.hessian_trace(_mean, W, XY, key=KEY, chunk="2"), "chunk is of type str"),
+        (lambda: curvature.hessian_trace(_mean, W, XY, key=0), "key is 0; give a key"),
+        (lambda: curvature.hessian_trace(_mean, W, XY, key=None), "key is None; give a key"),
+        (lambda: curvature.hessian_diagonal(_mean, W, XY, key=KEY, probes=2.5), "no integer"),
+        (
+            lambda: curvature.top_eigenpairs(_mean, W, 1, XY, key=KEY, max_products=9.5),
+            "max_products",
+        ),
+        (
+            lambda: curvature.deflated_power_iteration(_mean, W, 1, XY, key=KEY, steps=1.5),
+            "steps is",
+        ),
+        (lambda: curvature.spectral_density(_mean, W, XY, key=KEY, starts=1.5), "starts is"),
+        (lambda: curvature.sharpness(_mean, W, XY, key=KEY, radius=1, restarts=1.5), "restarts is"),
+        (
+            lambda: curvature.average_sharpness(_mean, W, XY, key=KEY, sigma=1, samples=2.5),
+            "samples is",
+        ),
+        (lambda: curvature.tic(_each, W, XY, key=KEY, probes=2.5), "probes is"),
+        (lambda: curvature.hvp(3, W, W, XY), "a loss or model is a function, got int"),
+        (lambda: curvature.ggn_product(_mean, 3, W, W, XY), "is a function, got int"),
+    ],
+)
+def test_arguments_of_another_kind_are_told_in_a_line(ask, text):
+    with pytest.raises(TypeError, match=text) as error:
+        ask()
+    assert "\n" not in str(error.value)
+
+
+def _grid(grid):
+    return lambda: curvature.spectral_density(_mean, W, XY, key=KEY, steps=2, grid=grid)
+
+
+def _first(n):
+    return jax.tree.map(lambda x: x[:n], XY)
+
+
+def _weighted(weights):
+    return lambda: curvature.hvp(_mean, W, W, [XY, XY], weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("ask", "text"),
+    [
+        (_weighted([1.0, np.nan]), "weights must be >= 0 with a positive, finite sum"),
+        (_weighted([1.0, np.inf]), "weights must be"),
+        (_weighted([]), "weights must be"),
+        (_weighted(2.0), "1 weights for 2 batches"),
+        (_grid(0), "grid must be finite numbers"),
+        (_grid(-1), "grid must be"),
+        (_grid([0.0, np.nan]), "grid must be"),
+        (_grid(np.zeros((2, 2))), "grid must be"),
+        (
+            lambda: curvature.spectral_density(_mean, W, XY, key=KEY, sigma=np.inf),
+            "sigma must be positive and finite",
+        ),
+        (
+            lambda: curvature.top_eigenpairs(_mean, W, 1, XY, key=KEY, tolerance=np.nan),
+            "tolerance must be at least 0, got nan",
+        ),
+        (
+            lambda: curvature.deflated_power_iteration(_mean, W, 1, XY, key=KEY, tolerance=-1),
+            "tolerance must be at least 0",
+        ),
+        (lambda: curvature.tic(_each, W, XY, eigenpairs=[]), "has no eigenvalue"),
+        (
+            lambda: curvature.tic(
+                _each, W, XY, key=KEY, probes=2,
+                moment=curvature.gradient_second_moment(_each, W, _first(3)),
+            ),
+            "moment= is of 3 examples, the batches have 5",
+        ),
+        (
+            lambda: curvature.from_matvec(lambda v: v["w"], W).matvec(W),
+            "what matvec returns has structure",
+        ),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_told_in_a_line(ask, text):
+    with pytest.raises(ValueError, match=text) as error:
+        ask()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (lambda p, b: _mean(p, b) * 1j, "a real number; got complex64"),
+        (lambda p, b: jnp.sum(_each(p, b) > 0), "a real number; got int32"),
+        (lambda p, b: None, "must return one scalar"),
+        (lambda p, b: {"loss": _mean(p, b)}, "must return one scalar"),
+    ],
+)
+def test_a_loss_that_is_no_real_number_has_no_curvature(loss, text):
+    # Traces of the first two were 0 without a word: imaginary parts fell away.
+    for ask in (curvature.hessian_trace, curvature.spectral_density):
+        with pytest.raises(ValueError, match=text):
+            ask(loss, W, XY, key=KEY)
+    with pytest.raises(ValueError, match=text):
+        curvature.quadratic_form(loss, W, W, XY)
+    with pytest.raises(ValueError, match=text):
+        curvature.average_sharpness(loss, W, XY, key=KEY, sigma=0.1, samples=2)
+
+
+def test_a_grid_of_numpys_integers():
+    at = {"steps": 2, "starts": 2}
+    ours, theirs = (
+        curvature.spectral_density(_mean, W, XY, key=KEY, grid=n, **at) for n in (7, np.int64(7))
+    )
+    np.testing.assert_array_equal(ours.density, theirs.density)

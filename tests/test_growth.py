@@ -169,3 +169,16 @@ def test_moments_of_what_grows(optimizer, whole):
         moment = np.shape(x)[-2:] in (w["a"].shape, w["b"].shape)
         if moment or not np.shape(x):
             np.testing.assert_array_equal(z, x if moment else y)
+
+
+def test_masks_that_are_numbers_and_trees_that_differ():
+    scores = {"w": jnp.array([[1.0, 2.0, 3.0]])}
+    number = growth.drop_and_grow({"w": jnp.array([[2, 1, 0]])}, scores, scores, 1)
+    truth = growth.drop_and_grow({"w": jnp.array([[True, True, False]])}, scores, scores, 1)
+    for a, b in zip(jax.tree.leaves(number), jax.tree.leaves(truth), strict=True):
+        assert a.dtype == bool
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match=r"masks must have the structure.*missing w"):
+        growth.drop_and_grow({"v": True}, scores, scores, 1)
+    with pytest.raises(ValueError, match="for integers of 0 to 4"):
+        growth.swaps(10, 0.3, step=0.5, end=4)

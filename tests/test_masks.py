@@ -364,3 +364,49 @@ def test_masks_of_saved_parameters():
     assert m["bias"].shape == ()
     with pytest.raises(ValueError, match="a/kernel"):
         masks.of(p, "kernel")
+
+
+@pytest.mark.parametrize("count", [jnp.int32, jnp.uint8, np.int64, int])
+def test_n_of_m_takes_counts_of_every_kind(count):
+    s = jnp.asarray(np.random.default_rng(4).normal(size=(8, 3)))
+    wanted = np.zeros((8, 3), bool)
+    for block in (slice(0, 4), slice(4, 8)):
+        best = np.argsort(-np.asarray(s[block]), axis=0)[:2]
+        np.put_along_axis(wanted[block], best, True, axis=0)
+    np.testing.assert_array_equal(masks.nm(s, count(2), 4), wanted)
+    np.testing.assert_array_equal(jax.jit(lambda n: masks.nm(s, n, 4))(count(2)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"n": jnp.array([1, 2])}, "one in 0..m"),
+        ({"n": jnp.float32(2)}, "one in 0..m"),
+        ({"n": True}, "one in 0..m"),
+        ({"axis": 0.0}, r"axis 0\.0 one"),
+        ({"scores": jnp.ones((4, 1), complex)}, "complex64.* do not compare"),
+    ],
+)
+def test_n_of_m_refuses_in_a_line(options, text):
+    given = {"scores": jnp.ones((4, 1)), "n": 2, "m": 4} | options
+    with pytest.raises(ValueError, match=text):
+        masks.nm(**given)
+    if not isinstance(given["n"], bool) and "axis" not in options:
+        with pytest.raises(ValueError, match=text):
+            jax.jit(lambda n: masks.nm(given["scores"], n, 4))(given["n"])
+
+
+def test_masks_that_are_numbers_are_live_where_they_are_not_zero():
+    x, y = np.array([1, 0, 2, 0, 4]), np.array([2, 0, 1, 3, 0])  # x & y of the bits: nothing
+    p = {"w": jnp.ones(5)}
+    for kind in (int, float, bool):
+        a, b = {"w": x.astype(kind)}, {"w": y.astype(kind)}
+        assert sparsity.overlap(a, b, p) == 2 / 4
+        assert masks.count(a, p) == {"w": (3, 5)}
+
+
+@pytest.mark.parametrize("of", [masks.count, masks.report])
+def test_masks_that_are_traced_are_told_in_a_line(of):
+    p = {"w": jnp.ones((2, 3))}
+    with pytest.raises(TypeError, match="counted on the host: count and report outside"):
+        jax.jit(lambda q: of(masks.of(q), q))(p)

@@ -269,3 +269,14 @@ def test_meshes_give_the_same_masks_and_gather_nothing():
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"},
         cwd=os.path.dirname(os.path.dirname(__file__)),
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint8", "bool"])
+def test_the_opposite_order_ranks_the_smallest_first(dtype):
+    numbers = (
+        np.array([0, 3, 1, 1, 0, 2]) if dtype != "int8" else np.array([-128, 127, 0, -1, 5, 0])
+    )
+    x = jnp.asarray(numbers).astype(dtype)
+    kept = np.asarray(ranking.top([radix.opposite(x)], 3)[0])
+    smallest = np.argsort(np.asarray(x).astype(float), kind="stable")[:3]
+    np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(smallest))

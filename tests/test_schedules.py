@@ -3,6 +3,7 @@
 import doctest
 from math import ceil
 
+import jax
 import numpy as np
 import pytest
 
@@ -168,3 +169,25 @@ def test_counts_and_epochs_are_integers(name):
 def test_an_event_long_before_training_is_refused():
     with pytest.raises(ValueError, match="epoch -5"):
         schedules.counts([(-5, 1)], 3)
+
+
+@pytest.mark.parametrize(
+    "fraction", [True, np.bool_(0), np.complex64(0.5), np.ones(2), None, "0.5"]
+)
+def test_what_is_no_fraction_is_told_in_a_line(fraction):
+    with pytest.raises(ValueError, match=r"is no number in \[0, 1\] that is known here"):
+        schedules.kept(10, fraction)
+
+
+def test_a_traced_fraction_is_told_in_a_line():
+    with pytest.raises(ValueError, match="made of it on the host, outside of jit") as error:
+        jax.jit(lambda f: schedules.kept(10, f))(0.5)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("count", [1.5, -1, 2**31, "2"])
+def test_counts_of_events_are_counts(count):
+    with pytest.raises(ValueError, match="a count is an integer of at least 0"):
+        schedules.counts([(0, count)], 3)
+    with pytest.raises(ValueError, match="do not fit into 32 bits"):
+        schedules.counts([(0, 2**30)] * 2, 3)

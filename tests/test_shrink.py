@@ -13,6 +13,7 @@ import pytest
 from prunejax import masks as masks_lib
 from prunejax import models, rng, shrink, sparsity, trees, wiring
 from prunejax.groups import Group
+from prunejax.sparsify import sparsify
 from tests.test_models import INPUTS
 from tests.test_wiring import SMALL, drawn, masks_at_random
 
@@ -294,6 +295,69 @@ def test_a_step_of_the_smaller_network_is_the_masked_step():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
+def two_layers():
+    """Parameters of two layers, the masks of half of the hidden units, and how they are cut."""
+    r = np.random.default_rng(7)
+    draw = lambda *shape: jnp.asarray(r.normal(size=shape), jnp.float32)  # noqa: E731
+    params = {"l1": {"w": draw(3, 4), "b": draw(4)}, "l2": {"w": draw(4, 2)}}
+    group = Group("l1", "l1/w", (), (), None, 4, bias=("l1/b",), reads=(("l2/w", 0),))
+    masks = masks_lib.from_units({"l1": jnp.array([1, 0, 1, 0])}, [group], params)
+    return params, masks, {"groups": [group], "rebuild": lambda sizes: sizes}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda masks: optax.masked(optax.adam(0.1), {"l1": True, "l2": False}),
+        lambda masks: optax.partition(
+            {"a": optax.adam(0.1), "b": optax.sgd(0.1, 0.9)}, {"l1": "a", "l2": "b"}
+        ),
+        lambda masks: optax.lbfgs(0.1, 3, linesearch=None),
+        lambda masks: sparsify(optax.adam(0.1), masks=masks),
+        lambda masks: sparsify(optax.adam(0.1), masks=masks, rules=["l2/w"]),
+    ],
+    ids=["masked", "partition", "lbfgs", "sparsify", "sparsify, broadcast masks"],
+)
+def test_what_belongs_to_a_parameter_is_cut_as_it_is(optimizer):
+    """The next update of the smaller network is the cut of the whole network's."""
+    params, masks, how = two_layers()
+    tx = optimizer(masks)
+    live = masks_lib.apply(masks, params)
+    gradients = masks_lib.apply(masks, jax.tree.map(jnp.cos, params))
+    gradients["l2"]["w"] = gradients["l2"]["w"] * jnp.array([1, 0, 1, 0])[:, None]
+    live["l2"]["w"] = live["l2"]["w"] * jnp.array([1, 0, 1, 0])[:, None]
+    _, state = tx.update(gradients, tx.init(live), live)
+    _, found, cut = shrink.with_optimizer(None, {"params": live}, state, masks, **how)
+
+    def small(tree):
+        w, b, v = tree["l1"]["w"], tree["l1"]["b"], tree["l2"]["w"]
+        return {"l1": {"w": w[:, ::2], "b": b[::2]}, "l2": {"w": v[::2]}}
+
+    whole, _ = tx.update(gradients, state, live)
+    part, after = tx.update(small(gradients), cut, found["params"])
+    expected = small(whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), part, expected)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, cut)
+
+
+def test_a_state_without_an_entry_for_each_weight_is_refused():
+    params, masks, how = two_layers()
+    state = optax.adafactor(0.1, min_dim_size_to_factor=1).init(params)
+    with pytest.raises(ValueError, match="no entry for each weight"):
+        shrink.with_optimizer(None, {"params": params}, state, masks, **how)
+
+
+def test_leaves_that_groups_name_are_there():
+    params, masks, how = two_layers()
+    (group,) = how.pop("groups")
+    for wrong in ({"kernel": "l3/w"}, {"bias": ("l3/w",)}, {"reads": (("l3/w", 0),)}):
+        with pytest.raises(ValueError, match="group 'l1': no leaf 'l3/w'; there are: l1/b"):
+            shrink.shrink(None, {"params": params}, masks, groups=[group._replace(**wrong)], **how)
+    for wrong in ({"kernel": "l3/w"}, {"bias": ("l3/w",)}):  # a bias was left live, untold
+        with pytest.raises(ValueError, match="group 'l1': no leaf 'l3/w'"):
+            masks_lib.from_units({"l1": jnp.ones(4, bool)}, [group._replace(**wrong)], params)
+
+
 def test_sparse_matrices_are_the_masked_products():
     r = np.random.default_rng(0)
     params = {"a": {"w": r.normal(size=(6, 5)), "b": r.normal(size=5)}, "c": np.ones((2, 2, 3, 4))}
@@ -308,6 +372,22 @@ def test_sparse_matrices_are_the_masked_products():
         np.testing.assert_array_equal(found["a"]["b"], params["a"]["b"])
         assert found["c"].shape == (12, 4)
         assert len(found["c"].data) == masks["c"].sum()
+    with pytest.raises(ValueError, match=r"the masks must have the structure.*missing c"):
+        form(params, {"a": masks["a"]})
+    with pytest.raises(ValueError, match=r"leaf 'c': a mask of shape \(3, 5\)"):
+        form(params, masks | {"c": np.ones((3, 5), bool)})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sparse_matrices_of_16_bits(dtype):
+    r = np.random.default_rng(1)
+    w, mask = jnp.asarray(r.normal(size=(6, 5)), dtype), r.random((6, 5)) < 0.4
+    found = sparsity.bcoo({"w": w}, {"w": mask})["w"]
+    assert found.dtype == w.dtype
+    assert found.nse == mask.sum()
+    np.testing.assert_array_equal(found.todense(), jnp.where(mask, w, 0))
+    with pytest.raises(ValueError, match=f"leaf 'w' is {dtype}, of which SciPy makes no sparse"):
+        sparsity.csr({"w": w}, {"w": mask})
 
 
 def test_kept():

@@ -8,7 +8,7 @@ import pytest
 
 from prunejax import masks, schedules
 from prunejax.methods import growth
-from prunejax.sparsify import masked, masks_of, sparsify
+from prunejax.sparsify import forward, masked, masks_of, sparsify, windows
 
 
 def params():
@@ -242,3 +242,45 @@ def test_events_are_held_to_counts_of_any_size(monkeypatch):
         sparsify(optax.sgd(0.1), events).init(params())
     monkeypatch.setattr("prunejax.sparsify.live_entries", lambda mask: 2**31)
     sparsify(optax.sgd(0.1), events).init(params())
+
+
+def odd():
+    """Parameters beside what is not trained: truth values, whole numbers, a random key."""
+    trained = {"w": jnp.arange(1.0, 13).reshape(3, 4), "empty": jnp.zeros((0, 4))}
+    return trained, trained | {
+        "flags": jnp.array([[True, False]]), "steps": jnp.arange(3), "key": jax.random.key(0),
+        "nothing": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tx, rules: sparsify(tx, [(1, 5)], rules=rules),
+        lambda tx, rules: sparsify(tx, "once", sparsity=0.4, start=1, rules=rules),
+        lambda tx, rules: sparsify(tx, "ste", sparsity=0.4, every=1, forward=forward, rules=rules),
+        lambda tx, rules: sparsify(tx, "rigl", sparsity=0.4, every=1, end=2, seed=0, rules=rules),
+        lambda tx, rules: windows(tx, [(1, 5)], rules=rules),
+    ],
+    ids=["events", "once", "ste", "rigl", "windows"],
+)
+def test_what_is_not_trained_may_be_of_any_kind(make, request):
+    alone, whole = odd()
+    found = []
+    for p in (alone, whole):
+        tx = make(optax.sgd(0.1), ["w", "empty"])
+        state = tx.init(p)
+
+        @jax.jit
+        def step(p, state, tx=tx):
+            g = {k: jnp.ones_like(v) if k in alone else None for k, v in p.items()}
+            u, state = tx.update(g, state, p)
+            assert all(u[k] is None for k in p if k not in alone)
+            return {k: v if u[k] is None else v + u[k] for k, v in p.items()}, state
+
+        for _ in range(3):
+            p, state = step(p, state)
+        found.append({k: np.asarray(p[k]) for k in alone})
+    np.testing.assert_array_equal(found[0]["w"], found[1]["w"])
+    if "ste" not in request.node.callspec.id:  # there the dead train on
+        assert (found[0]["w"] == 0).sum() in (5, 4)  # 60 % of 12 stay, rounded up

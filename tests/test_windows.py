@@ -105,9 +105,46 @@ def test_random_targets_and_each_unit_once():
         ({"events": [(0, 99)]}, "target 99 units; there are"),
         ({"events": [(0, 9)], "scope": "layer"}, "layer scope"),
         ({"events": [(0, 0.5)]}, "pairs of integers"),
+        ({"events": [3]}, "pairs of integers"),
+        ({"events": None}, "pairs of integers"),
+        ({"events": [(i, -1) for i in range(1000)]}, r"\.\.\..*pairs of integers"),
+        ({"duration": 1.5}, r"duration 1\.5: an integer of at least 1 step"),
+        ({"duration": "3"}, "duration '3'"),
+        ({"duration": 2**31}, "below 2.30"),
+        ({"noise_scale": float("nan")}, "noise_scale nan: a finite number"),
+        ({"noise_scale": -1.0}, r"noise_scale -1\.0"),
+        (
+            {"rules": ["b/bias"], "events": [(0, 5)]},
+            "target 5 units; there are 4 in all, 'b/bias': 4",
+        ),
         ({"score": lambda w: jnp.sum(w, 1)}, "one number per weight"),
     ],
 )
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
         windows(optax.sgd(RATE), **({"events": [(0, 1)]} | options)).init(START)
+
+
+def test_no_leaf_to_target_is_told():
+    with pytest.raises(ValueError, match="no leaf is pruned"):
+        windows(optax.sgd(RATE), [(0, 1)]).init({"bias": jnp.ones(3)})
+
+
+def test_events_of_numpy_are_those_of_python():
+    number = np.int64
+    ours, theirs = (
+        go(windows(optax.sgd(RATE), [pair]), 3)[-1] for pair in ((1, 2), (number(1), number(2)))
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert sum((x["kernel"] == 0).sum() for x in ours.values()) == 2
+
+
+def test_the_largest_of_unsigned_scores():
+    def whole(w):  # 0 is the least of them, and no target
+        return jnp.round(16 * jnp.abs(w)).astype(jnp.uint8) // 2
+
+    tx = windows(optax.sgd(0.0), [(0, 2)], target="largest", rules=["b/kernel"], score=whole)
+    gone = go(tx, 1)[0]["b"]["kernel"] == 0
+    worth = np.round(16 * np.abs(START["b"]["kernel"])) // 2
+    assert gone.sum() == 2
+    assert worth[gone].min() >= worth[~gone].max()

@@ -235,6 +235,11 @@ def test_bad_links():
     check(Link("b", "output", "b/kernel"), message="no earlier link leads to 'b'")
     check(first, Link("a", "output", "b/kernel"), message="4 entries, no multiple of the 3 units")
     check(first, Link("a", "s"), Link("a", "s", take=(0, 1)), message="2 units; other links lead")
+    check(first, Link("a", "s", take=(0, 3)), message="a -> s: take names unit 3 of 3")
+    check(first, Link("a", "a", times="q"), message="no earlier link leads to 'q'")
+    check(first._replace(columns=(1, 9)), message=r"'a/kernel' has .* no columns \(1, 9\)")
+    check(first._replace(gains=("b/kernel",)), message="'b/kernel' has not 3 entries")
+    check(first._replace(biases=("b/kernel",)), message="'b/kernel' has not 3 entries")
     check(first, Link("a", "s", blocks=2), message="do not divide into 2 blocks")
     check(first, gates={"a": np.ones(2, bool)}, message=r"gate 'a' has shape \(2,\)")
 

@@ -57,7 +57,12 @@ def as_argument(fn: Callable[..., Any]) -> Callable[..., Any]:
     Kernels are compiled once per function, what it refers to, and shapes; not once per call. A
     `jax.tree_util.Partial(fn, statistics)` carries its arrays as *data*: a loss that closes over
     new BatchNorm statistics at every call should be given so, it is then compiled once.
+
+    Raises:
+      TypeError: it is no function.
     """
+    if not callable(fn):
+        raise TypeError(f"a loss or model is a function, got {type(fn).__name__}")
     data = jax.Array | np.ndarray | np.generic | int | float | complex
     if all(isinstance(leaf, data) for leaf in jax.tree.leaves(fn)):
         return fn  # a Partial or another registered callable whose leaves are data
@@ -164,6 +169,11 @@ def has_custom_vjp(fn: Callable[..., Any], *arguments: Any) -> bool:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# Arguments of estimators that are whole numbers, by name.
+COUNTS = {
+    *("k", "probes", "max_probes", "chunk", "memory_bytes", "max_products", "basis_size"),
+    *("steps", "starts", "restarts", "samples", "batch_size", "ddof"),
+}
 TRACEABLE = (
     "curvature.hvp, quadratic_form, ggn_product, fisher_product, and matvec and quadratic_forms of "
     "an operator such as curvature.Hessian"
@@ -246,11 +256,17 @@ def _bound(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> d
             f"{name}: {first} is of type {type(value).__name__} and no function; the order is "
             f"({order})"
         )
-    if not isinstance(given.get("k", 1), numbers.Integral):
-        raise TypeError(
-            f"{name}: k is of type {type(given['k']).__name__} and no integer; the order is "
-            f"({order})"
-        )
+    for count in COUNTS & set(given):
+        if given[count] is not None and not isinstance(given[count], numbers.Integral):
+            raise TypeError(
+                f"{name}: {count} is of type {type(given[count]).__name__} and no integer; the "
+                f"order is ({order})"
+            )
+    if not given.get("tolerance", 0) >= 0:
+        raise ValueError(f"{name}: tolerance must be at least 0, got {given['tolerance']}")
+    needed = signature.parameters["key"].default is inspect.Parameter.empty if "key" in given else 0
+    if needed and not hasattr(given["key"], "dtype"):
+        raise TypeError(f"{name}: key is {given['key']!r}; give a key, as of jax.random.key(0)")
     return given
 
 

@@ -8,6 +8,7 @@ the smoothed spectrum (Ubaru, Chen, Saad 2017; Ghorbani, Krishnan, Xiao 2019).
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from prunejax.curvature import splits, vectors
-from prunejax.curvature.callables import on_host
+from prunejax.curvature.callables import check_positive, on_host
 from prunejax.curvature.krylov import Krylov
 from prunejax.curvature.operators import Operator, as_operator
 from prunejax.curvature.trace import mean_and_stderr
@@ -102,12 +103,20 @@ def estimate_density(
       distribution: "rademacher" or "gaussian" start vectors.
       sigma: width of the smoothing in units of eigenvalues; default 1% of the range of the nodes.
       grid: where to evaluate: values [g], or how many between the extreme nodes, 5 sigma wider.
+
+    Raises:
+      ValueError: steps, starts, sigma or a grid that cannot be; no live coordinate.
     """
     vectors.check_law(distribution)
     if steps < 1 or starts < 1:
         raise ValueError(f"steps and starts must be at least 1, got {steps} and {starts}")
-    if sigma is not None and not sigma > 0:
-        raise ValueError(f"sigma must be positive, got {sigma}")
+    if sigma is not None:
+        check_positive(sigma=sigma)
+    size = grid if isinstance(grid, numbers.Integral) else np.size(grid)
+    points = np.zeros(1) if isinstance(grid, numbers.Integral) else np.asarray(grid, np.float64)
+    if size < 1 or points.ndim != 1 or not np.isfinite(points).all():
+        text = " ".join(repr(grid).split())[:80]
+        raise ValueError(f"grid must be finite numbers [g], or how many, at least 1; got {text}")
     dim = operator.nonempty_dim()
     operator.check_symmetric()
     m = min(steps, dim)  # a Krylov space has no more vectors
@@ -126,12 +135,12 @@ def estimate_density(
     if sigma is None:
         # where all nodes are one number: 1 % of that
         sigma = 0.01 * (high - low) or 0.01 * max(abs(high), 1.0)
-    if isinstance(grid, int):
-        grid = np.linspace(low - 5 * sigma, high + 5 * sigma, grid)
-    value, stderr = smoothed(nodes, weights, np.asarray(grid, np.float64), sigma)
+    if isinstance(grid, numbers.Integral):
+        points = np.linspace(low - 5 * sigma, high + 5 * sigma, int(grid))
+    value, stderr = smoothed(nodes, weights, points, sigma)
     mean, mean_stderr = mean_and_stderr(np.sum(weights * nodes, axis=1))
     return Density(
-        grid=np.asarray(grid, np.float64), density=value, stderr=stderr, sigma=sigma, nodes=nodes,
+        grid=points, density=value, stderr=stderr, sigma=sigma, nodes=nodes,
         weights=weights, trace=dim * mean, trace_stderr=dim * mean_stderr, steps=m, starts=starts,
         products=products, examples=operator.examples, live_dim=dim,
     )  # fmt: skip

@@ -72,14 +72,19 @@ _ADJOINT_FROM = 4
 
 
 def scalar(loss: Callable[..., Any], batch: Tree) -> Callable[[Tree], jax.Array]:
-    """The loss as a function of params alone; ValueError unless it is a scalar."""
+    """The loss as a function of params alone; ValueError unless it is one real scalar."""
 
     def value(params: Tree) -> jax.Array:
         out = call(loss, params, batch)
-        if isinstance(out, tuple) or jnp.shape(out) != ():
+        if isinstance(out, tuple | list | dict | None) or jnp.shape(out) != ():
             raise ValueError(
                 "the loss must return one scalar, the mean over the batch; got shapes "
                 f"{jax.tree.map(jnp.shape, out)}. Drop auxiliary outputs, take the mean"
+            )
+        if not jnp.issubdtype(jnp.result_type(out), jnp.floating):
+            raise ValueError(
+                "the loss must return one scalar that is a real number; got "
+                f"{jnp.result_type(out)}, of which no curvature is taken"
             )
         return out
 

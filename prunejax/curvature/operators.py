@@ -140,6 +140,7 @@ class _Matvec(Operator):
 
     def matvec(self, v: Tree) -> Tree:
         out = self._matvec(vectors.cast_like(vectors.project(self.masks, v), self.like))
+        vectors.check_like(out, self.like, "what matvec returns")
         return vectors.project(self.masks, vectors.upcast(out))
 
 
@@ -165,8 +166,7 @@ class Averaged(Operator):
         if cores is kernels.EMPIRICAL and batches is None:
             raise ValueError("the empirical Fisher matrix needs examples: give batches=")
         super().__init__(params, masks)
-        self._functions = tuple(as_argument(fn) for fn in functions)
-        self._product, self._forms = cores
+        self._functions, (self._product, self._forms) = tuple(map(as_argument, functions)), cores
         self._stream = splits.Stream(batches, weights)
 
     @property

@@ -231,6 +231,8 @@ def tic(
         )
         return from_forms(moment, forms, confidence)
     values = np.asarray(getattr(eigenpairs, "values", eigenpairs), np.float64).ravel()
+    if not values.size:
+        raise ValueError("eigenpairs= has no eigenvalue: their sum is Tr(H)")
     by_example: np.ndarray | None = None
     stack = getattr(eigenpairs, "vectors", None)
     if stack is not None:
@@ -260,6 +262,8 @@ def _ratio(
 ) -> Tic:  # fmt: skip
     """The ratio and its uncertainty; `left` is the interaction of examples and probes [N, K]."""
     n, k = moment.examples, len(probe_values)
+    if by_example is not None and len(by_example) != n:
+        raise ValueError(f"moment= is of {n} examples, the batches have {len(by_example)}")
     # no curvature: infinite, or nothing over nothing
     value = moment.value / total if total else float("inf" if moment.value else "nan")
     top = moment.contributions * n / (n - moment.ddof)

@@ -124,9 +124,11 @@ class Stream:
             self.examples = None if batches is None else sum(sizes)
             self.single = (found[0],) if len(found) == 1 else None
         self.weighted = weights is not None
-        self._weights = None if weights is None else [float(w) for w in weights]
-        if self._weights is not None and (min(self._weights) < 0 or sum(self._weights) <= 0):
-            raise ValueError(f"weights must be >= 0 with a positive sum, got {self._weights}")
+        self._weights = None if weights is None else np.ravel(weights).astype(float).tolist()
+        if self._weights is not None and (
+            not 0 < sum(self._weights) < np.inf or min(self._weights) < 0  # NaN is in no range
+        ):
+            raise ValueError(f"weights must be >= 0 with a positive, finite sum, got {weights}")
 
     def first(self) -> Tree:
         """The first batch."""

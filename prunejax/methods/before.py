@@ -8,6 +8,7 @@ Controls (Frankle et al. 2021): `shuffled(live, seed=...)`, `prune(..., invert=T
 mask on freshly drawn weights, which the caller draws.
 """
 
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,9 @@ from numpy.lib.array_utils import normalize_axis_tuple
 from prunejax import allocate, rng, schedules, trees
 from prunejax import masks as masks_lib
 from prunejax.methods.evidence import Evidence, demand
-from prunejax.ops import ranking
+from prunejax.methods.table import pair
+from prunejax.ops import counts as counting
+from prunejax.ops import radix, ranking
 
 Array = jax.Array
 Tree = Any
@@ -70,27 +73,35 @@ def prune(
       Masks: of the weights' shape at prunable leaves, the scalar True elsewhere.
 
     Raises:
-      ValueError: unknown names; an ingredient, or the sparsity, is missing; too few rounds.
+      ValueError: unknown names; an ingredient, or the sparsity, is missing; too few rounds; a
+        score of another structure; parts that do not go together.
     """
     given = {"loss": loss, "output": output, "seed": seed}
     entry = demand(score, given) if isinstance(score, str) else None
     fn: Callable[[Evidence], Tree] = entry.fn if entry else score  # type: ignore[assignment]
     rounds = (entry.rounds if entry else 1) if rounds is None else rounds
-    if rounds < 1:
-        raise ValueError(f"rounds = {rounds} must be at least 1")
+    for name, number, least in (("rounds", rounds, 1), ("min_per_layer", min_per_layer, 0)):
+        if not isinstance(number, numbers.Integral) or number < least:
+            raise ValueError(f"{name} = {number!r} must be at least {least}, an integer")
+    if min_per_layer and (nm is not None or allocation != "global"):
+        raise ValueError(
+            f"min_per_layer = {min_per_layer} is of a global ranking; nm = {nm} and allocation "
+            f"{allocation!r} say themselves what a leaf keeps"
+        )
     chosen = trees.prunable(params, rules)
+    structure: Any = jax.tree.structure(chosen)
     start = full(params, chosen, masks)
     shapes = shapes_of(params, chosen)
 
     def scored(live: Tree) -> Tree:
         e = Evidence(params, rules=rules, masks=live, loss=loss, output=output, seed=seed)
-        found = fn(e)
-        return jax.tree.map(jnp.negative, found) if invert else found  # NaN goes first all the same
+        found = structure.unflatten(trees.aligned(chosen, fn(e), "scores"))
+        return jax.tree.map(radix.opposite, found) if invert else found
 
     if nm is not None:
         if sparsity is not None:
             raise ValueError(f"nm = {nm} and sparsity = {sparsity}: n of every m is a sparsity")
-        n, m = nm
+        n, m = pair(nm)
         steps = [k for k in dict.fromkeys(schedules.by_rate(m, n, rounds)) if n < k < m]
 
         def blocks(live: Tree, kept: Any) -> Tree:
@@ -121,7 +132,7 @@ def prune(
         found = scored(live)
         row = jnp.asarray(table)[i]  # counts by round are data: one body for all
         if isinstance(keep, int):
-            return masks_lib.prune(_floored(found, live, min_per_layer), row, masks=live)
+            return _ranked(found, live, row, min_per_layer)
         counts = {path: row[j] for j, path in enumerate(keep)}
         return masks_lib.prune(found, counts, masks=live, scope="layer")
 
@@ -130,19 +141,19 @@ def prune(
     return jax.jit(lambda live: lax.fori_loop(0, rounds, once, live))(start)
 
 
-def _floored(scores: Tree, live: Tree, least: int) -> Tree:
-    """Scores in which the `least` best of every leaf outrank everything."""
+def _ranked(scores: Tree, live: Tree, keep: Any, least: int) -> Tree:
+    """The `keep` best of all that is live, the `least` best of every leaf among them."""
     if not least:
-        return scores
-
-    def lift(s: Array, m: Array) -> Array:
-        if not jnp.ndim(s):
-            return s
-        best = ranking.top(s, least, eligible=m)
-        # A score that is infinite of itself must not outrank what has to stay; NaN stays NaN.
-        return jnp.where(best, jnp.inf, jnp.minimum(s.astype(jnp.float32), jnp.finfo("f").max))
-
-    return jax.tree.map(lift, scores, live)
+        return masks_lib.prune(scores, keep, masks=live)
+    # Set aside, not lifted above the others: that would change numbers, and what ties.
+    best = jax.tree.map(
+        lambda s, m: ranking.top(s, least, eligible=m) if jnp.ndim(s) else m, scores, live
+    )
+    units = [b for s, b in zip(*map(jax.tree.leaves, (scores, best)), strict=True) if jnp.ndim(s)]
+    left = keep - counting.among(units, together=True)[0].astype(keep.dtype)
+    rest = jax.tree.map(lambda s, m, b: m & ~b if jnp.ndim(s) else m, scores, live, best)
+    more = masks_lib.prune(scores, left, masks=rest)
+    return jax.tree.map(jnp.logical_or, best, more)
 
 
 def full(params: Tree, chosen: Tree, masks: Tree | None = None) -> Tree:
@@ -225,9 +236,15 @@ def balanced_batch(labels: Sequence[int] | np.ndarray, *, per_class: int, seed: 
     """Indices [classes * per_class] by `labels` [n]: examples drawn without repetition, by class.
 
     Raises:
-      ValueError: a class has fewer examples.
+      ValueError: a class has fewer examples, or there are no labels.
     """
     labels = np.asarray(labels)
+    whole = isinstance(per_class, numbers.Integral) and per_class > 0
+    if not whole or labels.ndim != 1 or not labels.size:
+        raise ValueError(
+            f"per_class = {per_class!r} of labels of shape {labels.shape}: an integer of at least "
+            "1, of one label per example"
+        )
     found = []
     for c in np.unique(labels):
         where = np.flatnonzero(labels == c)

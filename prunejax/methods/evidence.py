@@ -105,8 +105,14 @@ class Evidence:
         return self.map(lambda path, w: scores.random(rng.at(seed, "mask", path), w))
 
     def loss(self, params: Tree) -> Array:
-        """The loss at `params`, a scalar."""
-        return self.need("loss")(params)
+        """The loss at `params`, a scalar; ValueError where it gives anything else."""
+        value = self.need("loss")(params)
+        if isinstance(value, tuple) or jnp.shape(value) != ():
+            raise ValueError(
+                "loss= must give one scalar, the mean over its batch; got shapes "
+                f"{jax.tree.map(jnp.shape, value)}. Drop auxiliary outputs, take the mean"
+            )
+        return value
 
     def need(self, name: str) -> Any:
         """The ingredient `name`; ValueError where the caller gave none."""

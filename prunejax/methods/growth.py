@@ -68,8 +68,11 @@ def swaps(live: int, fraction: float, *, step: int, end: int, decay: str = "cosi
     rule = registry.lookup(DECAYS, decay, "decay of the drop fraction")
     if not isinstance(fraction, numbers.Real) or not 0 <= fraction <= 1:
         raise ValueError(f"drop = {fraction!r} is not in [0, 1]: it is the share that is swapped")
-    if not 0 <= step <= end:
-        raise ValueError(f"an update at step {step}: drop fractions are defined for 0 to {end}")
+    whole = isinstance(step, numbers.Integral) and isinstance(end, numbers.Integral)
+    if not whole or not 0 <= step <= end:
+        raise ValueError(
+            f"an update at step {step}: drop fractions are defined for integers of 0 to {end}"
+        )
     part = rule(Fraction(step, max(end, 1)))
     # Cosines of thirds come out beside the exact number, which floor must not see.
     exact = Fraction(str(fraction)) * live * (round(part, 12) if isinstance(part, float) else part)
@@ -111,10 +114,12 @@ def drop_and_grow(
       ValueError: as in `masks.prune` and `masks.grow`.
     """
     rank = jax.tree.map(jnp.ndim, drop)
-    masks = jax.tree.map(
-        lambda m, s: jnp.broadcast_to(m, jnp.shape(s)) if jnp.ndim(s) else jnp.asarray(m),
-        masks,
-        drop,
+    masks = jax.tree.unflatten(
+        jax.tree.structure(drop),
+        [
+            jnp.broadcast_to(jnp.asarray(m, bool), jnp.shape(s)) if jnp.ndim(s) else jnp.asarray(m)
+            for s, m in zip(jax.tree.leaves(drop), trees.aligned(drop, masks, "masks"), strict=True)
+        ],
     )
     shapes = zip(jax.tree.leaves(masks), jax.tree.leaves(rank), strict=True)
     units = [m for m, r in shapes if r]
@@ -176,7 +181,7 @@ def with_counters(state: Any, others: Any, params: Tree) -> Any:
     Learning-rate schedules inside the optimizer so stay in step with the loop.
     """
     leaves, structure = jax.tree.flatten(state)
-    moment = [at is not None for at in _whose(state, params)]
+    moment = [at is not None for at in trees.owners(state, params)]
     pairs = zip(leaves, jax.tree.leaves(others), moment, strict=True)
     return jax.tree.unflatten(structure, [x if m else y for x, y, m in pairs])
 
@@ -202,34 +207,10 @@ def zero_moments(state: Any, where: Tree) -> Any:
         shape, flag = jnp.shape(x), flags[at]
         if not jnp.ndim(flag):
             flag = jnp.broadcast_to(flag, shape)
-        elif not _broadcasts(jnp.shape(flag), shape):
+        elif not trees.ends_like(shape, jnp.shape(flag)):
             # A factored moment of that parameter: no entry is one weight's.
             return x
         return jnp.where(flag, jnp.zeros((), jnp.result_type(x)), x)
 
-    found = zip(leaves, _whose(state, where), strict=True)
+    found = zip(leaves, trees.owners(state, where), strict=True)
     return jax.tree.unflatten(structure, [forget(x, at) for x, at in found])
-
-
-def _broadcasts(flag: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether flags of a parameter go with an array of its shape, further axes in front aside."""
-    tail = shape[len(shape) - len(flag) :] if len(shape) >= len(flag) else ()
-    return len(tail) == len(flag) and all(f in (1, n) for f, n in zip(flag, tail, strict=True))
-
-
-def _whose(state: Any, params: Tree) -> list[int | None]:
-    """For each leaf of an optimizer's state the number of the parameter that it belongs to.
-
-    A moment's path ends with its parameter's (the longest one that fits); counters have others.
-    One bare array has no path: what has its shape is a moment.
-    """
-    known = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
-
-    def owner(path: tuple[Any, ...], x: Any) -> int | None:
-        if () in known:
-            return 0 if _broadcasts(jnp.shape(params), jnp.shape(x)) else None
-        # The longest first: a moment's path ends with the whole path of its parameter.
-        ends = (path[i:] for i in range(len(path)))
-        return next((known[end] for end in ends if end in known), None)
-
-    return [owner(path, x) for path, x in jax.tree_util.tree_leaves_with_path(state)]

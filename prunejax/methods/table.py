@@ -9,10 +9,10 @@ describes each.
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from prunejax import registry
+from prunejax import allocate, registry, schedules
 from prunejax.methods import growth
 from prunejax.methods.evidence import EVIDENCE, NEEDS
 
@@ -216,20 +216,58 @@ def _ingredients(m: Method) -> list[str]:
     return [*found, "forward"] if m.dead != "zero" else found
 
 
+def pair(nm: Any) -> tuple[int, int]:
+    """N:M as (n, m): n of every m.
+
+    Raises:
+      ValueError: it is no such pair.
+    """
+    found = tuple(nm) if isinstance(nm, tuple | list) else ()
+    whole = len(found) == 2 and all(isinstance(x, numbers.Integral) for x in found)
+    if not whole or not 0 <= found[0] <= found[1] or found[1] < 1:
+        raise ValueError(f"nm = {nm!r} must be a pair of integers (n, m), 0 <= n <= m, m >= 1")
+    return found[0], found[1]
+
+
 def _numbers(name: str, m: Method) -> None:
-    for field, least in (("start", 0), ("end", 0), ("every", 1), ("average", 1), ("rounds", 1)):
+    """Refuses settings that are not of their kind, each by its name."""
+    least = {"start": 0, "end": 0, "every": 1, "average": 1, "rounds": 1, "axis": -math.inf}
+    for field, bound in least.items():
         value = getattr(m, field)
-        if value is not None and not (isinstance(value, numbers.Integral) and int(value) >= least):
-            raise ValueError(f"{name}: {field} = {value!r} must be an integer of at least {least}")
+        if value is not None and not (isinstance(value, numbers.Integral) and int(value) >= bound):
+            limit = f" of at least {bound}" if bound > -math.inf else ""
+            raise ValueError(f"{name}: {field} = {value!r} must be an integer{limit}")
     for field in ("dead_decay", "score_rate", "penalty", "threshold"):
         value = getattr(m, field)
-        if isinstance(value, numbers.Real) and not 0 <= float(value) < math.inf:
+        known = isinstance(value, numbers.Real)
+        of_device = getattr(value, "shape", None) == ()  # may be traced
+        if value is not None and not (of_device or (known and 0 <= float(value) < math.inf)):
             raise ValueError(f"{name}: {field} = {value!r} must be a finite number of at least 0")
+    for field in ("redistribute", "gradient_step"):
+        if not isinstance(getattr(m, field), bool):
+            raise ValueError(f"{name}: {field} = {getattr(m, field)!r} must be True or False")
+    named = not isinstance(m.allocation, Mapping)
+    if named and m.allocation not in ("global", *allocate.ALLOCATIONS):
+        raise ValueError(
+            f"{name}: allocation {m.allocation!r} is not one of: global, "
+            f"{', '.join(allocate.ALLOCATIONS)}, or a dict from path rule to sparsity"
+        )
+    by_leaf = {} if named else {f"sparsity of {rule!r}": x for rule, x in m.allocation.items()}  # type: ignore[union-attr]
+    parts = {field: getattr(m, field) for field in ("sparsity", "jump_sparsity", "drop")}
+    for field, value in (parts | by_leaf).items():
+        if value is not None:
+            try:
+                schedules.exact(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {field} = {value!r}: {error}") from None
+    if m.nm is not None:
+        pair(m.nm)
     if m.phases is not None:
-        steps = list(m.phases)
-        if len(steps) % 2 == 0 or steps != sorted(set(steps)) or steps[0] < 0:
+        steps = list(m.phases) if isinstance(m.phases, Iterable) else []
+        whole = all(isinstance(x, numbers.Integral) for x in steps)
+        if not whole or len(steps) % 2 == 0 or steps != sorted(set(steps)) or steps[0] < 0:
             raise ValueError(
-                f"{name}: phases = {steps} must be an odd number of rising steps: compress, "
+                f"{name}: phases = {m.phases!r} must be an odd number of rising steps: compress, "
                 "release, ..., compress"
             )
 

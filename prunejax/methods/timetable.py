@@ -1,6 +1,7 @@
 """When a method changes masks, and to which counts: exact integers by step, before any training."""
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,10 +21,13 @@ def alternate(*, total: int, warmup: int, sparse: int, dense: int, final: int) -
     Raises:
       ValueError: phases do not fill the time between warm-up and the final phase.
     """
-    if min(warmup, sparse, dense, final) < 1 or (total - warmup - final) % (sparse + dense):
+    given = (total, warmup, sparse, dense, final)
+    if not all(isinstance(x, numbers.Integral) and x > 0 for x in given) or (
+        total - warmup - final
+    ) % (sparse + dense):
         raise ValueError(
             f"{total} steps less {warmup} (warm-up) and {final} (final) are no multiple of "
-            f"{sparse} + {dense}; change one of them"
+            f"{sparse} + {dense}, or one of them is no integer above 0; change one of them"
         )
     found = [warmup]
     for _ in range((total - warmup - final) // (sparse + dense)):

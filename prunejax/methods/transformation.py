@@ -116,7 +116,7 @@ def transformation(
         if m.dead == "trained":  # masks that fit the parameters after the update
             steered = updates_lib.steered(m, gradients, state.masks, params)
             updates, inner = optimizer.update(steered, state.inner, params, **extra)
-            live, grown = changed(optax.apply_updates(params, updates))
+            live, grown = changed(updates_lib.applied(params, updates))
         else:
             live, grown = changed(params)
             inner = _forget(m, state.inner, live, grown, due)
@@ -131,10 +131,9 @@ def transformation(
             if m.dead == "frozen":
                 updates = where(live, updates)
             else:  # dead weights go to 0, grown ones begin there
-                back = jax.tree.map(jnp.negative, params)
                 if m.growth is not None:
-                    updates = updates_lib.begun(grown, updates, back)
-                updates = where(live, updates, back)
+                    updates = updates_lib.begun(grown, updates, params)
+                updates = updates_lib.masked_out(live, updates, params)
         return updates, SparsifyState(inner, live, state.step + 1, learnt, window, state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]

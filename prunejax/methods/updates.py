@@ -1,9 +1,12 @@
 """What masks make of gradients and of an optimizer's updates."""
 
+import numbers
+import reprlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from prunejax import masks as masks_lib
 from prunejax.methods.table import Method
@@ -31,28 +34,74 @@ def above(scores: Array, threshold: Array | float) -> Array:
     return least | (jax.nn.sigmoid(scores) > threshold)
 
 
-def where(masks: Tree, tree: Tree, other: Tree | None = None) -> Tree:
-    """`tree` where masks are live, else `other` (0); None, the gradient of no number, stays."""
+def pairs(
+    events: Any, *, zeros: bool = False, needed: bool = True, instead: str = ""
+) -> list[tuple[int, int]]:
+    """Events as (step, count) pairs, sorted; those of count 0 only if `zeros`.
 
-    def choose(mask: Array, x: Any, y: Any = None) -> Any:
-        if x is None:
-            return None
-        if mask.ndim not in (0, jnp.ndim(x)):
-            mask = jnp.broadcast_to(mask, jnp.shape(x))
-        # Of the update's own type: nothing is promoted.
-        y = jnp.zeros((), jnp.result_type(x)) if y is None else y.astype(jnp.result_type(x))
-        return jnp.where(mask, x, y)
+    Raises:
+      ValueError: they are no such pairs, or there is none where one is `needed`; `instead` tells
+        what could be given.
+    """
+    try:
+        found = sorted((step, count) for step, count in events if count or zeros)
+    except (TypeError, ValueError):
+        found = [(-1, -1)]  # as wrong as what is no pair
+    whole = all(isinstance(x, numbers.Integral) and 0 <= int(x) < 2**31 for p in found for x in p)
+    nothing = needed and not found
+    if nothing or not whole:
+        raise ValueError(
+            f"events {reprlib.repr(events)}: (step >= 0, count > 0) pairs of integers below 2^31, "
+            f"at least one{instead if nothing else ''}"
+        )
+    return [(int(step), int(count)) for step, count in found]
 
-    return jax.tree.map(choose, masks, tree, *(() if other is None else (other,)))
+
+def where(masks: Tree, tree: Tree) -> Tree:
+    """`tree` where masks are live, else 0; None, the gradient of no number, stays."""
+
+    def choose(mask: Array, x: Any) -> Any:
+        return None if x is None else _chosen(mask, x, jnp.zeros((), jnp.result_type(x)))
+
+    return jax.tree.map(choose, masks, tree)
 
 
-def begun(grown: Tree, updates: Tree, back: Tree) -> Tree:
+def masked_out(masks: Tree, updates: Tree, params: Tree) -> Tree:
+    """Updates that take what is dead to 0: w + -w is exactly 0. None stays."""
+
+    def choose(mask: Array, u: Any, w: Any) -> Any:
+        return None if u is None else _chosen(mask, u, _back(u, w))
+
+    return jax.tree.map(choose, masks, updates, params)
+
+
+def applied(params: Tree, updates: Tree) -> Tree:
+    """Parameters after their updates; what has none (None) stays as it is."""
+
+    def one(w: Any, u: Any) -> Any:
+        return w if u is None else optax.apply_updates(w, u)
+
+    return jax.tree.map(one, params, updates)
+
+
+def begun(grown: Tree, updates: Tree, params: Tree) -> Tree:
     """Updates that first take what has grown to 0, from wherever it was dropped."""
 
-    def shifted(flags: Array, u: Any, b: Array) -> Any:
-        return u if u is None or not flags.ndim else jnp.where(flags, u + b.astype(u.dtype), u)
+    def shifted(flags: Array, u: Any, w: Any) -> Any:
+        return u if u is None or not flags.ndim else jnp.where(flags, u + _back(u, w), u)
 
-    return jax.tree.map(shifted, grown, updates, back)
+    return jax.tree.map(shifted, grown, updates, params)
+
+
+def _back(u: Any, w: Any) -> Array:
+    """-w in the type of its update, so that nothing is promoted; only what is trained has one."""
+    return jnp.negative(w).astype(jnp.result_type(u))
+
+
+def _chosen(mask: Array, x: Any, y: Array) -> Array:
+    if mask.ndim not in (0, jnp.ndim(x)):
+        mask = jnp.broadcast_to(mask, jnp.shape(x))
+    return jnp.where(mask, x, y)
 
 
 def steered(m: Method, gradients: Tree, masks: Tree, params: Tree) -> Tree:

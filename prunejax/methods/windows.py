@@ -6,6 +6,7 @@ What studies do with `config.intervention` (`prunejax.interventions`), here on a
 """
 
 import math
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,10 @@ from prunejax import interventions, registry, rng, trees
 from prunejax import masks as masks_lib
 from prunejax import scores as scores_lib
 from prunejax.groups import Group
+from prunejax.methods import before
+from prunejax.methods import updates as updates_lib
 from prunejax.ops import counts as counting
+from prunejax.ops import radix
 
 Array = jax.Array
 Tree = Any
@@ -59,7 +63,8 @@ def windows(
 
     Args:
       optimizer: any optax transformation.
-      events: (step, count) pairs, units to target at that update.
+      events: (step, count) pairs, units to target at that update; what has no gradient (None) gets
+        no update.
       kind: "zero", or "gaussian": N(0, (noise_scale * s)^2), drawn anew at every step, s the
         standard deviation of the leaf's first filter that is no target (of all its weights that
         are none, where units are weights).
@@ -73,20 +78,24 @@ def windows(
       seed: of noise and random targets.
 
     Raises:
-      ValueError: an unknown word, a duration below 1, events that are no pairs of such integers;
-        from `init`: more targets than units, or a score of another shape; from `update`: no
-        parameters.
+      ValueError: an unknown word, a duration below 1, a noise scale below 0, events that are no
+        pairs of such integers; from `init`: nothing to target, more targets than units, or a score
+        of another shape; from `update`: no parameters.
     """
     for value, known, what in (
         (kind, KINDS, "kind"), (target, TARGETS, "target"), (restore, RESTORES, "restore"),
         (scope, masks_lib.SCOPES, "scope"),
     ):  # fmt: skip
         registry.lookup(dict.fromkeys(known, value), value, what)
-    if duration is not None and duration < 1:
-        raise ValueError(f"duration {duration!r}: at least 1 step, or None for ever")
-    pairs = sorted((step, count) for step, count in events)
-    if not pairs or any(not isinstance(x, int) or not 0 <= x < 2**31 for p in pairs for x in p):
-        raise ValueError(f"events {events!r}: (step >= 0, count >= 0) pairs of integers below 2^31")
+    whole = isinstance(duration, numbers.Integral) and 1 <= duration < interventions.FOREVER
+    if duration is not None and not whole:
+        raise ValueError(
+            f"duration {duration!r}: an integer of at least 1 step, below 2^30, or None for ever"
+        )
+    real = isinstance(noise_scale, numbers.Real) or getattr(noise_scale, "shape", None) == ()
+    if not real or not 0 <= noise_scale < math.inf:
+        raise ValueError(f"noise_scale {noise_scale!r}: a finite number of at least 0")
+    pairs = updates_lib.pairs(events, zeros=True)
     steps, counts = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
     table = interventions.Table(
         kind=np.int32(interventions.KINDS[kind]),
@@ -110,19 +119,18 @@ def windows(
     inner = optax.with_extra_args_support(optimizer)
 
     def groups_of(params: Tree) -> tuple[Group, ...]:
-        chosen = trees.leaves_with_paths(trees.prunable(params, rules))
-        return tuple(
-            Group(path, path, (), (), None, np.shape(trees.get(params, path))[-1])
-            for path, picked in chosen
-            if picked
-        )
+        shapes = before.shapes_of(params, trees.prunable(params, rules))
+        return tuple(Group(path, path, (), (), None, s[-1]) for path, s in shapes.items())
 
     def init(params: Tree) -> WindowsState:
         groups = groups_of(params)
         shapes = {g.name: _units(g, trees.get(params, g.kernel), score) for g in groups}
-        asked, there = int(counts.sum()), [math.prod(s) for s in shapes.values()]
-        if asked > (sum(there) if scope == "global" else min(there, default=0)):
-            raise ValueError(f"events target {asked} units; there are {there} ({scope} scope)")
+        asked, there = int(counts.sum(dtype=np.int64)), {n: math.prod(s) for n, s in shapes.items()}
+        if asked > (sum(there.values()) if scope == "global" else min(there.values(), default=0)):
+            raise ValueError(
+                f"events target {asked} units; there are {sum(there.values())} in all, "
+                f"{trees.shown(f'{n!r}: {size}' for n, size in there.items())} ({scope} scope)"
+            )
         saved = {n: trees.get(params, n) for n in shapes} if features.restore else {}
         empty = {n: jnp.zeros(s, bool) for n, s in shapes.items()}
         left = {n: jnp.zeros(s, jnp.int32) for n, s in shapes.items()}
@@ -138,7 +146,7 @@ def windows(
         if target == "random":
             worth = rng.uniform(rng.at(seed, "mask", state.step), worth)
         elif target == "largest":
-            worth = {n: -w for n, w in worth.items()}  # -NaN is NaN: it goes first all the same
+            worth = {n: radix.opposite(w) for n, w in worth.items()}
         left = counting.among(eligible, together=scope == "global")
         after = [n - due.astype(n.dtype) for n in left]
         keep: Any = after if scope == "layer" else after[0]
@@ -154,7 +162,7 @@ def windows(
         updates, inside = inner.update(gradients, state.inner, params, **extra)
         # Windows end, and give back, before an event looks at what is there.
         new, _, held = interventions.advance(
-            groups, optax.apply_updates(params, updates), {}, state.windows, table, features
+            groups, updates_lib.applied(params, updates), {}, state.windows, table, features
         )
         due = jnp.sum(jnp.where(steps == state.step, counts, 0))  # several pairs may name one step
 
@@ -170,7 +178,9 @@ def windows(
         new = interventions.act(
             groups, new, held, table, features, seed=own, counter=state.step + 1, opening=False
         )
-        changed = jax.tree.map(jnp.subtract, new, params)
+        changed = jax.tree.map(
+            lambda w, x, u: None if u is None else jnp.subtract(x, w), params, new, updates
+        )
         return changed, WindowsState(inside, held, state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]

@@ -44,6 +44,14 @@ def per_layer(
     return {i: found[i] for i in units}
 
 
+def is_count(count: Any) -> bool:
+    """Whether `count` is one integer: Python's (but no truth value), NumPy's, or JAX's."""
+    kind = getattr(count, "dtype", None)
+    if kind is not None:
+        return kind.kind in "iu" and not jnp.shape(count)
+    return isinstance(count, numbers.Integral) and not isinstance(count, bool)
+
+
 def check(
     count: Any,
     scores: Sequence[Array],
@@ -65,10 +73,7 @@ def check(
     Raises:
       ValueError: no integer, or more than there is.
     """
-    kind = getattr(count, "dtype", None)
-    whole = kind.kind in "iu" if kind is not None else isinstance(count, numbers.Integral)
-    whole &= not jnp.shape(count) if kind is not None else True
-    if not whole or isinstance(count, bool):
+    if not is_count(count):
         raise ValueError(
             f"{what} = {count!r} for {where} is no integer: it is a count of units; for a fraction "
             "use masks.keep_count(scores, sparsity)"
@@ -117,7 +122,12 @@ def among(masks: Sequence[Array], together: bool) -> list[Array]:
 
 
 def live(mask: Any) -> int:
-    """How many entries of `mask` [...] are True, exact at any size."""
+    """How many entries of `mask` [...] are True, exact at any size; TypeError if it is traced."""
+    if isinstance(mask, jax.core.Tracer):
+        raise TypeError(
+            "masks are traced here, and are counted on the host: count and report outside of jit "
+            "and vmap"
+        )
     if not _on_host(mask):
         with jax.enable_x64(True):  # 2^31 of them do not fit into 32 bits
             return int(jnp.count_nonzero(mask))

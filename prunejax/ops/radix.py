@@ -39,6 +39,13 @@ def widened(x: Array) -> Array:
     return x
 
 
+def opposite(x: Array) -> Array:
+    """Numbers in the opposite order of `x` [...]: NaN stays NaN, which goes first all the same."""
+    x = jnp.asarray(x)
+    whole = x.dtype == jnp.bool_ or jnp.issubdtype(x.dtype, jnp.integer)
+    return ~x if whole else -x  # -0 is the least unsigned number as 0 is; the complement is not
+
+
 def sortable(x: Array) -> Array:
     """Unsigned integers in the order of the numbers `x` (`widened`), equal where they are equal.
 

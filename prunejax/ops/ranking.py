@@ -255,7 +255,7 @@ def of_blocks(score: Array, live: Array, n: int | Array, m: int, axis: int) -> A
       live: bool of that shape.
       n: an integer that may be traced.
     """
-    keys = jnp.moveaxis(radix.sortable(jnp.asarray(score)), axis, -1)
+    keys = jnp.moveaxis(radix.sortable(_scores([score])[0]), axis, -1)
     size = keys.shape[-1]
     keys = keys.reshape(*keys.shape[:-1], size // m, m)
     live = jnp.moveaxis(live, axis, -1).reshape(keys.shape)
