@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from prunejax.measures.columns import OUTCOMES, by_variant, grouped, number
+from prunejax.measures.columns import OUTCOMES, grouped, number
 from prunejax.report.names import NAMES
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def arms(study: "Study") -> dict[str, str]:
     """Each arm in words: "largest E[BN], 27 % of dense3 an event, every 18 epochs"."""
     changes = {v: _own(study, v) for v in study.variants}
-    events = by_variant(study.events)
+    events = study.events_of
     found = {
         v: _named(changes[v]) or _treatment(study, v, events.get(v, [])) for v in study.variants
     }
@@ -141,7 +141,7 @@ def _own(study: "Study", label: str) -> dict[str, Any]:
     found = {f"start.{name}": item for name, item in start.items() if name != "take"}
     if study.attribute(label, "target") and prune.get("method", "none") != "none":
         found |= {f"prune.{name}": prune[name] for name in ("method", "fraction")}
-    return found | flat(study.overrides.get(label, {}))
+    return found | flat(study.attribute(label, "overrides") or {})
 
 
 # What is told of a way of pruning besides its name and how much it leaves, if an arm sets it.
