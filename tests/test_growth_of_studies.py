@@ -8,6 +8,7 @@ import json
 import sys
 import types
 import weakref
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -17,7 +18,17 @@ from prunejax import measure
 from prunejax.measures import columns as columns_lib
 from prunejax.record import scalars, sinks
 from prunejax.report import figures_dynamics, tables, words
-from prunejax.study import arrangement, chunk, final, handover, happening, lineage, live, step_plan
+from prunejax.study import (
+    arrangement,
+    chunk,
+    final,
+    handover,
+    happening,
+    lineage,
+    live,
+    step_plan,
+    watching,
+)
 from prunejax.study import targets as targets_lib
 from prunejax.study.decision import Decision
 from prunejax.study.live import Live
@@ -110,6 +121,89 @@ def test_waves_begin_as_soon_as_what_they_need_is_done_and_stay_with_a_program()
         assert [(b, [m.run for m in wave]) for b, wave in found] == wanted
 
 
+def arranged(members):
+    decision = dataclasses.asdict(Decision("vectorized", 1, "cpu", 8, ""))
+    directory: object = types.SimpleNamespace(
+        load_json=lambda name: {"0": decision}, on_main=lambda call: True
+    )
+    settings = types.SimpleNamespace(population=types.SimpleNamespace(data_parallel=1))
+    batch = types.SimpleNamespace(members=members)
+    return arrangement.Arrangement([batch], [members], settings, directory, None)  # type: ignore[arg-type, list-item]
+
+
+def test_what_comes_next_is_not_sought_from_the_start(monkeypatch):
+    def work(size):
+        members = [run_of(run, *others) for run, others in a_chain(size, False).items()]
+        people = arranged(members)
+        return bytecodes(lambda: [people.foresee(0) for _ in members])  # type: ignore[func-returns-value]
+
+    linear(work, 50)
+
+
+def test_data_of_each_seed_adds_nothing_to_the_layouts_on_record(monkeypatch):
+    """Batches that differ in their data alone follow the first one's layout."""
+    written, shape = [], types.SimpleNamespace(shape=(2,), dtype="float32")
+    monkeypatch.setattr(arrangement, "device_data", lambda dataset: arrangement.Data(*[shape] * 6))
+    program = object()
+    decision = Decision("sequential", 1, "cpu", 1, "")
+    monkeypatch.setattr(arrangement.layout, "decide", lambda *args: (decision, None))
+    parts = [[run_of(f"a-{i}")] for i in range(5)]
+    monkeypatch.setattr(arrangement.Arrangement, "_foreseen", lambda self, b: None)
+    monkeypatch.setattr(arrangement.Arrangement, "_known", lambda self, b: None)
+    directory: object = types.SimpleNamespace(
+        load_json=lambda name: {},
+        on_main=lambda call: False,
+        save_json=lambda name, content: written.append(content),
+    )
+    progress: object = types.SimpleNamespace(
+        excluded=lambda text: nullcontext(), message=lambda text: None
+    )
+    settings = types.SimpleNamespace(population=types.SimpleNamespace(data_parallel=1))
+    batches: object = [
+        types.SimpleNamespace(program=program, members=part, dataset=i)
+        for i, part in enumerate(parts)
+    ]
+    people = arrangement.Arrangement(batches, parts, settings, directory, progress)  # type: ignore[arg-type]
+    for b, wave in people.order:
+        assert [[m.run for m in part] for part, _ in people.chunks(b, wave)] == [[f"a-{b}"]]
+    assert written == [{"0": dataclasses.asdict(decision)}]
+
+
+@pytest.mark.parametrize("beside", [1, 3])
+def test_members_are_measured_without_looking_at_all_that_follow(monkeypatch, beside):
+    monkeypatch.setattr(watching, "side_by_side", lambda people: beside)
+
+    def work(size):
+        begun, recorded = [], []
+
+        def begin(state):
+            begun.append(state)
+            return types.SimpleNamespace(result=lambda: state)
+
+        made = object.__new__(watching.Watch)
+        made._measure = types.SimpleNamespace(  # type: ignore[assignment]
+            compiled=True, begin=begin, compute=lambda state: begun.append(state) or state,
+            record=lambda found, member, epoch: recorded.append(found) or {"tic": 1.0},
+        )  # fmt: skip
+        made.members = [types.SimpleNamespace(run=f"a-{i}") for i in range(size)]  # type: ignore[misc]
+        made._places, made._running = range(size), {}
+        made.population = types.SimpleNamespace(member=lambda states, place: place)  # type: ignore[assignment]
+        made.saving = types.SimpleNamespace(measured={}, long=lambda *a: nullcontext())  # type: ignore[assignment]
+        bad = np.full(size, -1)
+        bad[2] = 5  # not asked for
+
+        def all_of_it():
+            for i in range(size):
+                if bad[i] < 0:
+                    made.measures(None, i, 0, bad)  # type: ignore[arg-type]
+
+        code = bytecodes(all_of_it)
+        assert begun == recorded == [i for i in range(size) if i != 2]
+        return code
+
+    linear(work, 20)
+
+
 def test_each_wave_of_a_chain_is_divided_once(monkeypatch):
     divided, real = [], arrangement.chunks
 
@@ -119,13 +213,7 @@ def test_each_wave_of_a_chain_is_divided_once(monkeypatch):
 
     monkeypatch.setattr(arrangement, "chunks", counted)
     members = [run_of(run, *others) for run, others in a_chain(30, False).items()]
-    decision = dataclasses.asdict(Decision("vectorized", 1, "cpu", 8, ""))
-    directory: object = types.SimpleNamespace(
-        load_json=lambda name: {"0": decision}, on_main=lambda call: True
-    )
-    settings = types.SimpleNamespace(population=types.SimpleNamespace(data_parallel=1))
-    batch = types.SimpleNamespace(members=members)
-    people = arrangement.Arrangement([batch], [members], settings, directory, None)  # type: ignore[arg-type, list-item]
+    people = arranged(members)
     found = [people.chunks(b, wave) for b, wave in people.order]
     assert [[[m.run for m in part] for part, _ in parts] for parts in found] == [
         [[m.run]] for m in members

@@ -162,6 +162,7 @@ class Arrangement:
             self._waves[b].append(wave)
         self._widest = [max(parts, key=len, default=[]) for parts in self._waves]
         self._parts: dict[int, dict[int, list[tuple[list[Member], int]]]] = {}
+        self._next = 0  # in `order`: the first wave whose layout is not decided
         self._made: dict[int, Population] = {}
         self._efforts: dict[int, object] = {}
         self._soon: dict[int, Future[tuple[layout.Decision, Population]]] = {}
@@ -194,7 +195,7 @@ class Arrangement:
         """Members of a wave that train together, and the size of their stack."""
         first = self._like(b)
         if b not in self._decided and first in self._decided:
-            self._decide(b, self._decided[first])
+            self._decided[b] = self._decided[first]  # follows: not written for each of them
         if b not in self._decided:
             with self._progress.excluded("choosing a layout"):
                 found, self._made[b] = self._foreseen(b) or layout.decide(
@@ -232,7 +233,9 @@ class Arrangement:
         That is the case where the network was decided on before and the data are the same and in
         memory (a population of a streamed set holds a few of its examples only).
         """
-        after = next((i for i, _ in self.order if i not in self._decided), None)
+        while self._next < len(self.order) and self.order[self._next][0] in self._decided:
+            self._next += 1
+        after = self.order[self._next][0] if self._next < len(self.order) else None
         if after is None or after in self._soon or not ahead.threads():
             return
         known, dataset = self._known(after), self._batches[after].dataset
