@@ -4,6 +4,7 @@ By counts of work, of the same thing at one size and at four times that.
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 import types
@@ -16,6 +17,7 @@ import pytest
 
 from prunejax import measure
 from prunejax.measures import columns as columns_lib
+from prunejax.record import directory as directory_lib
 from prunejax.record import scalars, sinks
 from prunejax.report import figures_dynamics, tables, words
 from prunejax.study import (
@@ -509,3 +511,26 @@ def test_a_tracker_is_given_what_is_new(tmp_path, monkeypatch):
     assert work(40) <= 1.2 * 4 * one
     assert given == [f"a-{i}" for i in range(50)]
     assert count <= 2
+
+
+def test_short_chunks_are_not_sent_one_by_one(tmp_path, monkeypatch):
+    """Each time all files there are so far are listed: so many chunks that are done."""
+    clock = 0.0
+    monkeypatch.setattr(directory_lib.time, "monotonic", lambda: clock)
+
+    def sent(size, seconds):
+        nonlocal clock
+        made, at = directory_lib.SharedDirectory(tmp_path, {}), []
+        made.mirror = types.SimpleNamespace(push=lambda: at.append(done))  # type: ignore[assignment]
+        for done in range(1, size + 1):
+            clock += seconds
+            made.publish(done)
+        made.publish()
+        return at
+
+    linear(lambda size: sum(sent(size, 0.1)), 200, slack=1.15)
+    assert sent(31, 0.1) == [*range(1, 32), 31]
+    assert sent(500, 61) == [*range(1, 501), 500]  # nothing that took long is at risk
+    often = sent(500, 0.1)
+    assert max(b - a for a, b in itertools.pairwise(often)) <= 500 // directory_lib.SHARE
+    assert often[-1] == 500
