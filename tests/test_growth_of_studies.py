@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from prunejax import measure
+from prunejax import interventions, measure
 from prunejax.measures import columns as columns_lib
 from prunejax.record import directory as directory_lib
 from prunejax.record import scalars, sinks
@@ -23,11 +23,14 @@ from prunejax.report import figures_dynamics, tables, words
 from prunejax.study import (
     arrangement,
     chunk,
+    endings,
     final,
     handover,
     happening,
     lineage,
     live,
+    pairs,
+    preview,
     step_plan,
     watching,
 )
@@ -534,3 +537,86 @@ def test_short_chunks_are_not_sent_one_by_one(tmp_path, monkeypatch):
     often = sent(500, 0.1)
     assert max(b - a for a, b in itertools.pairwise(often)) <= 500 // directory_lib.SHARE
     assert often[-1] == 500
+
+
+@pytest.mark.parametrize("axis", ["runs", "layers"])
+def test_costs_of_runs_that_update_are_counted_from_their_own_rows(monkeypatch, axis):
+    monkeypatch.setattr(endings.groups_lib, "wiring", lambda module: ())
+    monkeypatch.setattr(endings, "live_paths", lambda *a: ({}, []))
+    numbers = {"targeted": 1, "dropped": 1, "grown": 1}
+
+    def work(size):
+        runs, layers = (size, 2) if axis == "runs" else (2, size)
+        names = [f"l{i}" for i in range(layers)]
+        known = {f"{name}/kernel": 6 for name in names}
+        monkeypatch.setattr(endings.costs, "work", lambda program: known)
+        groups = [
+            types.SimpleNamespace(name=n, layer=n, kernel=f"{n}/kernel", units=3) for n in names
+        ]
+        program = types.SimpleNamespace(
+            groups=groups, weights=True, epochs=1, steps_per_epoch=10, forward="masked", module=None
+        )
+        rows = [
+            {
+                "run": f"a-{i}",
+                "layer": name,
+                "step": str(step),
+                "live": str(3 + step % 2),
+                **numbers,
+            }
+            for step in (2, 4, 6)
+            for i in range(runs)
+            for name in names
+        ]
+        left = np.tile([[0, 1, 0], [0, 1, 1]], (runs, 1, 1))
+        none: dict = {}
+        windows = interventions.Windows(none, dict.fromkeys(names, left), none, none, none)
+        directory: object = types.SimpleNamespace(
+            tables=("costs", "updates"), rows=lambda table, since: rows
+        )
+        states: object = types.SimpleNamespace(params={}, windows=windows, table=())
+        population: object = types.SimpleNamespace(program=program)
+        start = types.SimpleNamespace(step=0)
+        found = []
+
+        def all_of_it():
+            ends = endings.Endings(population, directory, states, {})  # type: ignore[arg-type]
+            for i in range(runs):
+                member: object = types.SimpleNamespace(
+                    run=f"a-{i}", variant="a", seed=i, start=start, gradient_updates=0
+                )
+                ends.of(i, member, [])  # type: ignore[arg-type]
+            found.extend(ends._tables["costs"])
+
+        code = bytecodes(all_of_it)
+        assert [(row["run"], row["layer"]) for row in found] == [
+            (f"a-{i}", name) for i in range(runs) for name in names
+        ]
+        assert {row["mean_live"] for row in found} == {3.0}
+        return code
+
+    linear(work, 40 if axis == "runs" else 10)
+
+
+def test_arms_and_pairs_of_runs_are_found_without_a_search(monkeypatch):
+    def work(size):
+        runs = [(f"a{i}", seed, f"a{i}-{seed}") for i in range(size) for seed in (0, 1)]
+        names = [*(f"a{i}:a{i + 1}" for i in range(size - 1)), "a0", "a1:elsewhere"]
+        batch: object = types.SimpleNamespace(
+            members=[types.SimpleNamespace(variant=label, seed=s) for label, s, _ in runs]
+        )
+        found = []
+
+        def all_of_it():
+            found.extend(pairs.pairs(names, runs))
+            of = preview._by_arm([batch])  # type: ignore[list-item]
+            assert [(k, [m.seed for m in own]) for k, (_, own) in of.items()] == [
+                (f"a{i}", [0, 1]) for i in range(size)
+            ]
+
+        code = bytecodes(all_of_it)
+        wanted = [(f"a{i}-{s}", f"a{i + 1}-{s}") for i in range(size - 1) for s in (0, 1)]
+        assert [(p.a, p.b) for p in found] == [*wanted, ("a0-0", "a0-1")]
+        return code
+
+    linear(work, 20)
