@@ -154,9 +154,9 @@ def with_events(
                     f"remove {count} units {where}, of which {left.get(name, 0)} are live; lower "
                     "the fraction, or give it of what is live (prune.of = 'live')"
                 )
-        for counts, sign in ((named(drop), -1), (named(grow), 1)):
-            left.update({n: left[n] + sign * k for n, k in counts.items() if n in left})
+        for units, sign in ((named(drop), -1), (named(grow), 1)):
+            left.update({n: left[n] + sign * k for n, k in units.items() if n in left})
     if pooled:  # from here on only the sum is known
-        together = [(step, {ALL: sum(counts.values())}) for step, counts in after]
+        together = [(step, {ALL: sum(each.values())}) for step, each in after]
         return Live(start.names, {ALL: sum(start.counts.values())}, tuple(together))
     return start._replace(changes=(*start.changes, *after))
