@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from prunejax.measures.columns import OUTCOMES, grouped, number
+from prunejax.measures.columns import OUTCOMES, by_variant, grouped, number
 from prunejax.report.names import NAMES
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def arms(study: "Study") -> dict[str, str]:
     """Each arm in words: "largest E[BN], 27 % of dense3 an event, every 18 epochs"."""
     changes = {v: _own(study, v) for v in study.variants}
-    events = study.events_of
+    events = by_variant(study.events)
     found = {
         v: _named(changes[v]) or _treatment(study, v, events.get(v, [])) for v in study.variants
     }
