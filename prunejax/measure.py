@@ -13,7 +13,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,29 @@ class Results:
     """`measures/RUN.npz` and `measures.csv` of a run directory."""
 
     def __init__(self, path: Path) -> None:
-        """Reads what was measured before."""
+        """Reads nothing yet."""
         self.path = path
-        file = path / TABLE
+        self._read: Any = ()  # of what file `_rows` are
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._names: list[str] = []
+
+    def _refresh(self) -> None:
+        """Reads what was measured before, unless the table is as it was left here."""
+        if self._state() == self._read:
+            return
+        file = self.path / TABLE
         with file.open(newline="") if file.exists() else io.StringIO() as text:
-            self._rows = {row["run"]: dict(row) for row in csv.DictReader(text)}
+            reader = csv.DictReader(text)
+            self._rows = {row["run"]: dict(row) for row in reader}
+            self._names = list(reader.fieldnames or ())
+        self._read = self._state()
+
+    def _state(self) -> tuple[int, ...] | None:
+        try:
+            found = (self.path / TABLE).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_size, found.st_mtime_ns, found.st_ino
 
     def add(self, member: Member, values: Mapping[str, float], arrays: dict[str, Any]) -> bool:
         """Writes a run's numbers beside those it has, in their place if those are of other data.
@@ -84,6 +102,7 @@ class Results:
         Returns:
           Whether there were numbers of other data.
         """
+        self._refresh()
         file = self.path / "measures" / f"{files.plain_name(member.run)}.npz"
         old: dict[str, Any] = {}
         if file.exists():
@@ -93,22 +112,28 @@ class Results:
         merged = arrays if other else old | arrays
         # before the table, which never names what is not there
         files.replace(file, lambda f: np.savez_compressed(f, **merged))
+        new = member.run not in self._rows
         row = {} if other else self._rows.get(member.run, {})
         labels = {"run": member.run, "variant": member.variant, "seed": member.seed}
         context = {k: arrays[k] for k in CONTEXT}
         self._rows[member.run] = row | {
             k: files.cell(v) for k, v in (labels | context | dict(values)).items()
         }
-        self._write()
+        row = self._rows[member.run]
+        if new and self._names and row.keys() <= set(self._names):
+            files.append(self.path / TABLE, self._text([row]))
+        else:
+            self._names = list(dict.fromkeys(k for row in self._rows.values() for k in row))
+            head = (",".join(self._names) + "\n").encode()
+            content = head + self._text(self._rows.values())
+            files.replace(self.path / TABLE, lambda f: f.write(content))
+        self._read = self._state()
         return other
 
-    def _write(self) -> None:
-        names = list(dict.fromkeys(k for row in self._rows.values() for k in row))
+    def _text(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
         text = io.StringIO()
-        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows.values())
-        files.replace(self.path / TABLE, lambda f: f.write(text.getvalue().encode()))
+        csv.DictWriter(text, self._names, restval="", lineterminator="\n").writerows(rows)
+        return text.getvalue().encode()
 
 
 def measure(
@@ -151,11 +176,12 @@ def measure(
         )
     failures = 0
     measurers: dict[int, measuring.Measurer] = {}
+    results = {path: Results(path) for path, *_ in chosen}
     for path, settings, batch, member, state in chosen:
         with locked(path):
             measurer = measurers.setdefault(id(batch), measuring.Measurer(batch, settings))
             values, arrays, failed = measurer.measure(state())
-            replaced = Results(path).add(member, values, arrays)
+            replaced = results[path].add(member, values, arrays)
         tell(f"{member.run}: {_text(values)}")
         if replaced:
             tell(f"{member.run}: earlier measures were of other examples and are replaced")

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.configs import default
@@ -31,10 +32,22 @@ def exchanged(compiled):
     return found
 
 
-def built():
+MAGNITUDE = PRUNE | {"layers": ("dense1", "dense2"), "score": "magnitude"}
+# Arms whose states hold more for each weight: scores, saved weights, when windows end, what grew.
+MORE = {
+    "movement": {"prune": {"method": "movement", "fraction": (0.5,), "start": (1,), "end": (2,)}},
+    "rigl": {"prune": {"method": "rigl", "fraction": (0.5,), "update_every": 2}},
+    "noise": {
+        "prune": MAGNITUDE,
+        "intervention": {"kind": "gaussian", "duration": 3, "restore": "weights"},
+    },
+    "adam": {"prune": MAGNITUDE, "optimizer": {"name": "adam", "clip_norm": 1.0}},
+}
+
+
+def built(arm):
     """The population of a run whose single weights are pruned, split over all devices."""
-    prune = PRUNE | {"layers": ("dense1", "dense2"), "score": "magnitude"}
-    c = tiny(S={"prune": prune})
+    c = tiny(S=arm)
     c.prune.granularity, c.seeds, c.model.width = "weight", 1, 2.0
     c.population.data_parallel, c.population.shard_params = DEVICES, True
     arms = config.variants(c, default.get_config())
@@ -44,6 +57,22 @@ def built():
         batch.program, data, "sharded", jax.devices(), batch.members[0], shard_params=True
     )
     return people, batch, arms[0].settings
+
+
+def split_sizes(people):
+    """Entries of each parameter that devices split."""
+    params = jax.tree.leaves(people._one.params)
+    return [x.size for x in params if mesh_lib.split_spec(x.shape, DEVICES)]
+
+
+def check_states(name, people):
+    """All that is held for each weight is split, whatever part of the state it is in."""
+    shapes = {x.shape for x in jax.tree.leaves(people._one.params)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(people.abstract(1)):
+        wanted = mesh_lib.split_spec(leaf.shape[1:], DEVICES)
+        if leaf.shape[1:] in shapes and wanted:
+            place = f"{name}{jax.tree_util.keystr(path)}"
+            assert leaf.sharding.spec == PartitionSpec("member", *wanted), place
 
 
 def check_training(people, states, split):
@@ -93,9 +122,17 @@ def check_products(people, batch, settings):
 
 
 def check():
-    people, batch, settings = built()
-    params = jax.tree.leaves(people._one.params)
-    split = [x.size for x in params if mesh_lib.split_spec(x.shape, DEVICES)]
+    for name, arm in MORE.items():
+        people, _, _ = built(arm)
+        check_states(name, people)
+        if name == "movement":
+            split = [
+                x.size for x in jax.tree.leaves(people._one.params) if x.size >= mesh_lib.SMALL
+            ]
+            check_training(people, people.abstract(1), split)
+    people, batch, settings = built({"prune": MAGNITUDE})
+    check_states("masked", people)
+    split = split_sizes(people)
     assert len(split) >= 3, split
     states = people.abstract(1)
     check_event(people, states, split)

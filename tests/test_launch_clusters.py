@@ -147,6 +147,33 @@ def test_slurm_array(clone):
     ]
 
 
+def test_slurm_puts_no_numbers_into_the_name_of_a_directory(clone):
+    """In the name of a log "%j" is the job's number; "%%" is one of these signs."""
+    for which in ("--shards=4", "--nodes=2"):
+        rest = (STUDY[0], "--workdir=/runs/50%j it's", "--dry-run")
+        printed = commands(clone.run(SLURM[0], which, *rest).stdout)
+        assert ["mkdir", "-p", "/runs/50%j it's/logs"] in printed
+        jobs = [words for words in printed if "sbatch" in words]
+        assert len(jobs) == (2 if which == "--shards=4" else 1)
+        for job in jobs:
+            (output,) = [word for word in job if word.startswith("--output=")]
+            assert output.startswith("--output=/runs/50%%j it's/logs/slurm-")
+            assert job[-1].endswith("/runs/50%j it's")
+
+
+@pytest.mark.parametrize(
+    ("array", "fits"),
+    [("3", 1), ("0,2-3", 1), ("0-3:2%1", 1), (",", 0), ("1-", 0), ("%2", 0), ("0-1-2", 0),
+     ("1%0", 0), ("a", 0), ("0-4", 0), ("0;id", 0)],
+)  # fmt: skip
+def test_slurm_tasks_of_an_array(clone, array, fits):
+    result = clone.run(*SLURM, f"--array={array}", "--dry-run")
+    assert result.returncode == (0 if fits else 2)
+    told = f"submit.sh: --array={array}: give tasks from 0 to 3, for example 0,2-3\n"
+    assert fits or result.stderr == told
+    assert not fits or f"--array={array} " in result.stdout
+
+
 def test_slurm_report_that_is_not_taken(clone):
     clone.program(
         "sbatch", '#!/bin/sh\ncase "$*" in *report.sbatch*) exit 1 ;; *) echo 7 ;; esac\n'

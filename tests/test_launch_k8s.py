@@ -1,3 +1,5 @@
+import re
+
 import jsonschema
 import pytest
 import yaml
@@ -133,6 +135,19 @@ def test_gpu_jobset(clone):
     }
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 2}
     assert job["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == "c"
+
+
+def test_arguments_reach_the_container_as_they_were_given(clone):
+    """Kubernetes puts variables in for "$(NAME)", the secret among them, and "$" for "$$"."""
+    given = ["--workdir=/runs/$(PRUNEJAX_SECRET)", "--config.a=$(JAX_PROCESS_COUNT) $$ $x $"]
+    _, container = check_jobset(rendered(clone, "gpu", *STUDY[:2], *given))
+    values = {entry["name"]: entry["value"] for entry in container["env"]}
+
+    def expanded(text):  # third_party/forked/golang/expansion of Kubernetes
+        put = lambda m: "$" if m[0] == "$$" else values.get(m[1], m[0])  # noqa: E731
+        return re.sub(r"\$\$|\$\(([^)]*)\)", put, text)
+
+    assert [expanded(text) for text in container["args"]] == [STUDY[1], *given]
 
 
 def test_tpu_jobset(clone):

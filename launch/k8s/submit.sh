@@ -75,12 +75,15 @@ esac
 # A YAML string. Values reach awk through the environment, which leaves them as they are.
 text() { printf "'%s'" "${1//\'/$TWO_QUOTES}"; }
 TWO_QUOTES="''"
+# The same as an argument of a container, where "$(NAME)" is a variable and "$$" one dollar sign.
+argument() { text "${1//$DOLLAR/$DOLLAR$DOLLAR}"; }
+DOLLAR='$'
 flags=''
-for flag in ${ARGS[@]+"${ARGS[@]}"}; do flags+="- $(text "$flag")"$'\n'; done
+for flag in ${ARGS[@]+"${ARGS[@]}"}; do flags+="- $(argument "$flag")"$'\n'; done
 manifest() {
   # shellcheck disable=SC2016
   env set_name="$NAME" set_pods="$PODS" set_image="$(text "$IMAGE")" set_flags="$flags" \
-    set_config="$(text "--config=$config")" set_workdir="$(text "--workdir=$WORKDIR")" \
+    set_config="$(argument "--config=$config")" set_workdir="$(argument "--workdir=$WORKDIR")" \
     set_coordinator="$NAME-workers-0-0.$NAME:55527" set_count="'$PODS'" set_secret="$(new_secret)" set_gpus="$GPUS" \
     set_accelerator="$(text "$TYPE")" set_topology="$(text "$TOPOLOGY")" set_chips="$CHIPS" \
     set_claim="$(text "$CLAIM")" \

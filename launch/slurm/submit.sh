@@ -37,6 +37,10 @@ cluster_arguments "$@"
 if [ -n "$SHARDS" ] && [ -n "$NODES" ]; then refuse "--shards and --nodes exclude each other"; fi
 if [ -z "$SHARDS$NODES" ]; then refuse "give --shards=N (an array of jobs) or --nodes=N (one job)"; fi
 if [ -n "$ARRAY" ] && [ -z "$SHARDS" ]; then refuse "--array=$ARRAY needs --shards=N"; fi
+item='[0-9]+(-[0-9]+(:[1-9][0-9]*)?)?'
+if [ -n "$ARRAY" ] && ! [[ $ARRAY =~ ^$item(,$item)*(%[1-9][0-9]*)?$ ]]; then
+  refuse "--array=$ARRAY: give tasks from 0 to $((SHARDS - 1)), for example 0,2-3"
+fi
 tasks=${ARRAY%%%*} # without "%LIMIT"
 for task in ${tasks//[,-]/ }; do
   task=${task%%:*} # without ":STEP"
@@ -60,6 +64,7 @@ fi
 [ -n "${PRUNEJAX_COMMAND-}" ] || make_environment "$(study_extra)"
 here=$ROOT/launch/slurm
 logs=$WORKDIR/logs
+pattern=${logs//%/%%}/slurm # sbatch puts numbers in for "%j" and its like, also in a directory's name
 run mkdir -p "$logs"
 
 # submit COMMAND: prints the job's id.
@@ -82,13 +87,13 @@ options=(--parsable ${SBATCH[@]+"${SBATCH[@]}"})
 
 if [ -n "$NODES" ]; then
   job=$(submit "${common[@]}" sbatch "${options[@]}" "--nodes=$NODES" \
-    "--ntasks-per-node=${TASKS:-1}" "--output=$logs/slurm-%j.log" \
+    "--ntasks-per-node=${TASKS:-1}" "--output=$pattern-%j.log" \
     "$here/study_nodes.sbatch" "${flags[@]}")
   say "job ${job%%;*}: $NODES nodes; log $logs/slurm-${job%%;*}.log"
   exit 0
 fi
 job=$(submit "${common[@]}" "PRUNEJAX_SHARDS=$SHARDS" sbatch "${options[@]}" \
-  "--array=${ARRAY:-0-$((SHARDS - 1))}" "--output=$logs/slurm-%A_%a.log" \
+  "--array=${ARRAY:-0-$((SHARDS - 1))}" "--output=$pattern-%A_%a.log" \
   "$here/study_array.sbatch" "${flags[@]}")
 job=${job%%;*}
 # The report needs no accelerator, but the same account and queue.
@@ -103,7 +108,7 @@ done
 say "array $job: $SHARDS shards; logs in $logs"
 report=$(submit "${common[@]}" sbatch --parsable ${here_too[@]+"${here_too[@]}"} \
   "--dependency=afterok:$job" "--kill-on-invalid-dep=yes" \
-  "--output=$logs/slurm-report-%j.log" "$here/report.sbatch" "$WORKDIR") || {
+  "--output=$pattern-report-%j.log" "$here/report.sbatch" "$WORKDIR") || {
   say "the report was not submitted: when the shards are done, run $(quoted \
     "$VENV/bin/python" -m prunejax.report "$WORKDIR")"
   exit 1

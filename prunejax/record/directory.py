@@ -1,6 +1,7 @@
 """The run directory as all processes of a study use it: process 0 reads and writes for all."""
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -12,6 +13,7 @@ from prunejax.record.run_directory import RunDirectory
 
 P = ParamSpec("P")
 R = TypeVar("R")
+SHARE, LATE = 16, 60.0  # of the chunks that are done; seconds
 
 
 def _on_main(
@@ -38,6 +40,7 @@ class SharedDirectory:
         self.path, self.tables = path, tables
         self.mirror: Mirror | None = None  # of one process alone
         self._held: RunDirectory | None = None
+        self._sent, self._sent_at = 0, time.monotonic()  # chunks that were done; when
 
     @classmethod
     def open(
@@ -76,10 +79,23 @@ class SharedDirectory:
                 raise
         return directory
 
-    def publish(self) -> None:
-        """Sends what stands to where the workdir's URL says; nothing of one that is a path."""
-        if self.mirror is not None:
-            self.mirror.push()
+    def publish(self, chunks: int | None = None) -> None:
+        """Sends what stands to where the workdir's URL says; nothing of one that is a path.
+
+        Args: chunks: how many are done. To send is to list all files, those of the chunks before as
+        well: of many short ones not each is sent, but one in `SHARE` of those that are done, and
+        all that take longer than `LATE` seconds.
+        """
+        if self.mirror is None:
+            return
+        now = time.monotonic()
+        if chunks is not None:
+            few = chunks - self._sent < max(1, chunks // SHARE)
+            if few and now - self._sent_at < LATE:
+                return
+            self._sent = chunks
+        self.mirror.push()
+        self._sent_at = now
 
     def on_main(self, fn: Callable[[RunDirectory], Any]) -> Any:
         """`fn(run directory)` in process 0; every process gets the result."""

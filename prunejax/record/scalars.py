@@ -32,12 +32,13 @@ class Scalars:
           tables: name -> CSV file.
         """
         for table, file in tables.items():
-            for row in self._new_rows(table, file):
+            for row in self.new_rows(table, file):
                 step, values = self._scalars(table, row)
                 if values:
                     yield row["run"], step, values
 
-    def _new_rows(self, table: str, file: Path) -> Iterator[dict[str, str]]:
+    def new_rows(self, table: str, file: Path) -> Iterator[dict[str, str]]:
+        """The whole rows of a table that were not asked for before."""
         with file.open("rb") as handle:
             handle.seek(self._offsets.get(table, 0))
             content = handle.read()

@@ -10,7 +10,6 @@ study that is continued sends no run twice. A tracker that fails ends no study: 
 run was not sent, and `send` sends it later.
 """
 
-import csv
 import dataclasses
 import json
 import os
@@ -125,6 +124,10 @@ class Tracking:
         self._scalars = scalars.Scalars()
         self._rows: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
         self._failed: set[tuple[str, str]] = set()  # not tried again by this process
+        # Read once: what grows with the runs must not be read again for each of them.
+        self._sent: dict[str, list[str]] | None = None
+        self._had: set[tuple[str, str]] = set()  # the same as pairs
+        self._about: tuple[str, Mapping[str, Mapping[str, Any]]] | None = None
 
     def send(self) -> None:
         """Sends what has ended and was not sent yet."""
@@ -133,16 +136,20 @@ class Tracking:
         tables = {p.stem: p for p in sorted(self._path.glob("*.csv")) if _is_of_runs(p)}
         for run, step, values in self._scalars.new(tables):
             self._rows.setdefault(run, []).append((step, values))
-        for row in _read(self._path / "runs.csv"):
+        if self._sent is None:
+            self._sent = _sent(self._path)
+            self._had = {(name, run) for name, runs in self._sent.items() for run in runs}
+        for row in self._scalars.new_rows("runs", self._path / "runs.csv"):
             # A setting, not a result.
             numbers = {k: float(v) for k, v in row.items() if k != "seed" and _number(v)}
-            self._send(row, numbers)
+            self._send(row, numbers, self._sent)
 
-    def _send(self, row: Mapping[str, str], summary: Mapping[str, float]) -> None:
-        sent: dict[str, list[str]] = _sent(self._path)
+    def _send(
+        self, row: Mapping[str, str], summary: Mapping[str, float], sent: dict[str, list[str]]
+    ) -> None:
         run = row["run"]
         for name in self._names:
-            if run in sent.get(name, []) or (name, run) in self._failed:
+            if (name, run) in self._had or (name, run) in self._failed:
                 continue
             try:
                 SINKS[name](self._ended(row, summary))
@@ -155,22 +162,26 @@ class Tracking:
                 )
                 continue
             sent.setdefault(name, []).append(run)
+            self._had.add((name, run))
             # After it: an end in between sends a run twice, not never.
             files.save_json(self._path / FILE, sent)
         self._rows.pop(run, None)
 
     def _ended(self, row: Mapping[str, str], summary: Mapping[str, float]) -> EndedRun:
-        config = json.loads((self._path / "config.json").read_text())
-        study = self._path / "study.json"
-        about = files.read_object(study).get("variants") if study.exists() else None
-        settings = scalars.hyperparameters(config, about).get(row["variant"], {})
+        if self._about is None:
+            config = json.loads((self._path / "config.json").read_text())
+            study = self._path / "study.json"
+            stated = files.read_object(study).get("variants") if study.exists() else None
+            name = str(config.get("name") or "prunejax")
+            self._about = name, scalars.hyperparameters(config, stated)
+        name, settings = self._about
         return EndedRun(
-            study=str(config.get("name") or "prunejax"),
+            study=name,
             workdir=self._path,
             run=row["run"],
             variant=row["variant"],
             seed=int(row["seed"]),
-            settings=settings | {"seed": int(row["seed"])},
+            settings={**settings.get(row["variant"], {}), "seed": int(row["seed"])},
             scalars=_by_step(self._rows.get(row["run"], [])),
             summary=summary,
         )
@@ -201,11 +212,6 @@ def _is_of_runs(file: Path) -> bool:
     """Whether rows belong to runs; `runs.csv` itself is the summary."""
     with file.open() as rows:
         return rows.readline().split(",")[0] == "run" and file.stem != "runs"
-
-
-def _read(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as rows:
-        return list(csv.DictReader(rows))
 
 
 def _number(text: str) -> bool:

@@ -202,7 +202,7 @@ def _against_stability(
     """One panel per column. Nothing for groups of arms: pooled, they would show the groups."""
     if len(study.groups) > 1 or len(study.good) < 2 or not study.has_events:
         return None
-    variants = [v for v in study.variants if v in by_variant(study.good)]
+    variants = [v for v in study.variants if v in study.good_of]
     columns = [c for c in columns if any(isfinite(value(r, c)) for r in study.good)]
     if not columns:
         return None

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prunejax.measures import statistics
-from prunejax.measures.columns import by_variant, number
+from prunejax.measures.columns import number
 from prunejax.report.figures import Drawing, arm_legend, listed
 from prunejax.report.results import Study
 from prunejax.report.style import BASELINE, Look, label_ends, panel
@@ -48,12 +48,12 @@ def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]
     where there are no accuracies: see `shown`.
     """
     what = shown(study).name
-    rows = by_variant(study.epochs).get(variant, [])
+    rows = study.epochs_of.get(variant, [])
     runs = dict.fromkeys(row["run"] for row in rows)
     points: dict[str, dict[tuple[int, int], float]] = {run: {} for run in runs}
     for row in rows:
         points[row["run"]][int(row["epoch"]), 1] = number(row[f"test_{what}"])
-    for row in by_variant(study.events).get(variant, []):
+    for row in study.events_of.get(variant, []):
         if row["run"] in points and row[f"pre_{what}"]:
             points[row["run"]][int(row["epoch"]), 0] = number(row[f"pre_{what}"])
             points[row["run"]][int(row["epoch"]), 1] = number(row[f"post_{what}"])
@@ -69,7 +69,7 @@ def by_seed(study: Study, variant: str) -> dict[str, dict[int, float]]:
     """Seed -> epoch -> test accuracy at its end (after an event); see `shown`."""
     column = f"test_{shown(study).name}"
     found: dict[str, dict[int, float]] = {}
-    for row in by_variant(study.epochs).get(variant, []):
+    for row in study.epochs_of.get(variant, []):
         found.setdefault(row["seed"], {})[int(row["epoch"])] = number(row[column])
     return found
 
@@ -125,7 +125,7 @@ def _whole(study: Study, look: Look, variants: Sequence[str]) -> Figure:
 def _differences(study: Study, look: Look, variants: Sequence[str], title: str = "") -> Figure:
     """Each arm minus the baseline of the same seeds, smoothed, with its name at its end."""
     baseline = study.baselines.get(variants[0]) if variants else None
-    baseline = baseline if baseline in by_variant(study.epochs) else None
+    baseline = baseline if baseline in study.epochs_of else None
     what = shown(study)
     word = f"{what.name} {MINUS} {baseline}'s ({what.difference})" if baseline else what.axis
     made, axes = _over_epochs(ylabel=word)
@@ -185,7 +185,7 @@ def _ends(study: Study, variants: Sequence[str]) -> str:
 
 def dynamics(study: Study, look: Look) -> Drawing | None:
     """Figure 2, left: accuracy over epochs."""
-    recorded = by_variant(study.epochs)
+    recorded = study.epochs_of
     variants = [v for v in study.variants if v in recorded]
     if not variants:
         return None
@@ -236,7 +236,7 @@ def _restores(arm: Arm) -> bool:
 
 def noise(study: Study, look: Look) -> Drawing | None:
     """Figures 5 and D2: accuracy over epochs under noise of several durations."""
-    variants = [v for v in study.variants if v in by_variant(study.epochs)]
+    variants = [v for v in study.variants if v in study.epochs_of]
     kinds = {v: study.attribute(v, "kind") for v in variants}
     first = [v for v in variants if v == study.baseline]
     first += [v for v in variants if v not in first and kinds[v] == "prune"]

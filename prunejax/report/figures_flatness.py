@@ -2,7 +2,7 @@
 
 import re
 
-from prunejax.measures.columns import by_variant, measure_columns, numeric_columns
+from prunejax.measures.columns import measure_columns, numeric_columns
 from prunejax.report.figures import Drawing, arm_legend, look_of, scatter_panel
 from prunejax.report.results import Study
 from prunejax.report.style import Look
@@ -35,7 +35,7 @@ def _measures(study: Study, look: Look, name: str, title: str, more: str = "") -
     found = [scatter_panel(study.good, x, y, look_of(look)) for x, y in pairs if {x, y} <= known]
     if not found:
         return None
-    variants = [v for v in study.variants if v in by_variant(study.good)]
+    variants = [v for v in study.variants if v in study.good_of]
     return Drawing(
         [made for made, _ in found] + [arm_legend(study, look, variants)],
         title,

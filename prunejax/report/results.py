@@ -109,6 +109,21 @@ class Study:
         """The rows of runs that completed."""
         return [row for row in self.runs if is_completed(row)]
 
+    @functools.cached_property
+    def epochs_of(self) -> dict[str, list[Row]]:
+        """Rows of `epochs` by arm: asked for by every arm, so grouped once."""
+        return by_variant(self.epochs)
+
+    @functools.cached_property
+    def events_of(self) -> dict[str, list[Row]]:
+        """Rows of `events` by arm."""
+        return by_variant(self.events)
+
+    @functools.cached_property
+    def good_of(self) -> dict[str, list[Row]]:
+        """Rows of `good` by arm."""
+        return by_variant(self.good)
+
     @property
     def overrides(self) -> dict[str, Any]:
         """What each arm sets itself: what a page says of it. What it is: `settings`."""
@@ -178,12 +193,12 @@ class Study:
 
     def mean_stability(self, variant: str) -> float:
         """Mean over an arm's runs (fraction); NaN without runs, or where no arm has an event."""
-        rows = [row for row in self.good if row["variant"] == variant and self.has_events]
+        rows = self.good_of.get(variant, []) if self.has_events else []
         return statistics.mean([value(row, "mean_stability") for row in rows]).mean
 
     def gain(self, variant: str, column: str) -> statistics.Comparison:
         """The arm minus its baseline, paired by seed."""
-        arms = by_variant(self.good)
+        arms = self.good_of
         baseline = self.baselines.get(variant, "")
         return statistics.paired(*pairs(arms.get(variant, []), arms.get(baseline, []), column))
 

@@ -143,7 +143,7 @@ def _own(study: "Study", label: str) -> dict[str, Any]:
     found = {f"start.{name}": item for name, item in start.items() if name != "take"}
     if study.attribute(label, "target") and prune.get("method", "none") != "none":
         found |= {f"prune.{name}": prune[name] for name in ("method", "fraction")}
-    return found | flat(study.overrides.get(label, {}))
+    return found | flat(study.attribute(label, "overrides") or {})
 
 
 # What is told of a way of pruning besides its name and how much it leaves, if an arm sets it.

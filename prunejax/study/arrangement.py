@@ -1,6 +1,8 @@
 """The order in which a study's members are trained, and the layout of each batch of them."""
 
 import dataclasses
+import heapq
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -17,6 +19,8 @@ from prunejax.study.plan import Batch, Member
 from prunejax.study.population import Population
 from prunejax.train import step
 from prunejax.train.step import Data, Program, TrainState
+
+_Key = tuple[int, int, int]  # depth, batch, first step
 
 
 def device_data(dataset: Dataset | StreamedSet) -> Data | StreamedSet:
@@ -51,21 +55,35 @@ def waves(
       members: of each batch.
     """
     depth = lineage.depths({m.run: m.needs for part in members for m in part})
-    found: dict[tuple[int, int, int], list[Member]] = {}
+    found: dict[_Key, list[Member]] = {}
     for b, part in enumerate(members):
         for m in part:
             found.setdefault((depth[m.run], b, m.start.step), []).append(m)
-    missing, last = set(depth), 0
-    order: list[tuple[int, list[Member]]] = []
-    left = sorted(found)  # by depth, so that parents come first
-    while left:
-        ready = [key for key in left if not any(missing & m.needs for m in found[key])]
-        key = next((k for k in ready if k[1] == last), ready[0])
-        left.remove(key)
-        last = key[1]
-        missing -= {m.run for m in found[key]}
-        order.append((last, found[key]))
-    return order
+    home = {m.run: key for key, wave in found.items() for m in wave}
+    left, after = dict[_Key, int](), {key: set[_Key]() for key in found}
+    for key, wave in found.items():
+        first = {home[run] for m in wave for run in m.needs if run in home}
+        left[key] = len(first)  # waves that have to come before
+        for other in first:
+            after[other].add(key)
+    # By depth, so that parents come first: those that may begin, of all batches and of each.
+    ready = [key for key in sorted(found) if not left[key]]
+    of_batch: list[list[_Key]] = [[] for _ in members]
+    for key in ready:
+        of_batch[key[1]].append(key)
+    taken, last = dict[_Key, int](), 0
+    while len(taken) < len(found):
+        queue = of_batch[last] or ready
+        key = heapq.heappop(queue)
+        if key in taken:  # by way of the other queue
+            continue
+        last = taken[key] = key[1]
+        for other in after[key]:
+            left[other] -= 1
+            if not left[other]:
+                heapq.heappush(ready, other)
+                heapq.heappush(of_batch[other[1]], other)
+    return [(b, found[key]) for key, b in taken.items()]
 
 
 PADDING = 1.25  # times the members: padding that is cheaper than compiling for one more size
@@ -139,8 +157,12 @@ class Arrangement:
         self._batches, self._settings = batches, settings
         self._directory, self._progress = directory, progress
         self.order = waves(members)
-        of_batch = [[wave for b, wave in self.order if b == i] for i in range(len(members))]
-        self._widest = [max(parts, key=len, default=[]) for parts in of_batch]
+        self._waves: list[list[list[Member]]] = [[] for _ in members]
+        for b, wave in self.order:
+            self._waves[b].append(wave)
+        self._widest = [max(parts, key=len, default=[]) for parts in self._waves]
+        self._parts: dict[int, dict[int, list[tuple[list[Member], int]]]] = {}
+        self._next = 0  # in `order`: the first wave whose layout is not decided
         self._made: dict[int, Population] = {}
         self._efforts: dict[int, object] = {}
         self._soon: dict[int, Future[tuple[layout.Decision, Population]]] = {}
@@ -173,7 +195,7 @@ class Arrangement:
         """Members of a wave that train together, and the size of their stack."""
         first = self._like(b)
         if b not in self._decided and first in self._decided:
-            self._decide(b, self._decided[first])
+            self._decided[b] = self._decided[first]  # follows: not written for each of them
         if b not in self._decided:
             with self._progress.excluded("choosing a layout"):
                 found, self._made[b] = self._foreseen(b) or layout.decide(
@@ -185,21 +207,25 @@ class Arrangement:
                 )
             self._progress.message(found.why)
             self._decide(b, found)
-        found = self._decided[b]
+        if b not in self._parts:  # once for all waves of a batch: each depends on those before
+            self._parts[b] = self._divided(b)
+        return self._parts[b][id(wave)]
+
+    def _divided(self, b: int) -> dict[int, list[tuple[list[Member], int]]]:
+        """The chunks of each wave of a batch, by its identity."""
+        found, waves = self._decided[b], self._waves[b]
         across, sizes = found.devices // found.share, list[int]()
-        of_batch = [before for other, before in self.order if other == b]
         together = lifting.vectorizes(found.layout, found.platform == "cpu")
         idle = lifting.padding_is_idle(together, found.share)
         if idle:  # what is compiled first serves the smaller waves, too
             widest = chunks(self._widest[b], found.layout, across, found.fits)
             sizes += [size for _, size in widest[:1]]
-        for before in of_batch:  # from the first on, also where a study is continued
-            alike = sum(len(w) == len(before) for w in of_batch)
-            parts = chunks(before, found.layout, across, found.fits, sizes, alike, idle)
-            if before is wave:
-                return parts
+        alike, divided = Counter(map(len, waves)), {}
+        for wave in waves:
+            parts = chunks(wave, found.layout, across, found.fits, sizes, alike[len(wave)], idle)
+            divided[id(wave)] = parts
             sizes += [size for _, size in parts if size not in sizes]
-        raise AssertionError("the wave is none of this batch")
+        return divided
 
     def foresee(self, b: int) -> None:
         """While batch `b` trains, another thread compiles what comes next, if it can be told.
@@ -207,7 +233,9 @@ class Arrangement:
         That is the case where the network was decided on before and the data are the same and in
         memory (a population of a streamed set holds a few of its examples only).
         """
-        after = next((i for i, _ in self.order if i not in self._decided), None)
+        while self._next < len(self.order) and self.order[self._next][0] in self._decided:
+            self._next += 1
+        after = self.order[self._next][0] if self._next < len(self.order) else None
         if after is None or after in self._soon or not ahead.threads():
             return
         known, dataset = self._known(after), self._batches[after].dataset

@@ -1,5 +1,6 @@
 """Trains one chunk of members from start (or checkpoint) to end: the only training loop."""
 
+import bisect
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -75,6 +76,8 @@ class Chunk:
             self.probing,
         )
         self._handover = Handover(self.directory, self._real, self.population)
+        # Steps at which calls end, each once: looked up by the next one, not gone through.
+        self._stops = sorted({*self._events.between, *self._handover.steps})
         self._watch = Watch(self, self._padded, self._places, self._saving)
         self._standing = ""  # loss and accuracy, for the progress line
 
@@ -154,10 +157,10 @@ class Chunk:
         (train, train_last), data = self.population.training(epoch), self.population.data
         size = smaller.sizes(program, epoch) or ""  # a smaller network is another compilation
         begun = epoch * per_epoch
-        stops = {*self._events.between, *self._handover.steps}  # calls end there
-        ends = [s - begun for s in stops if 0 < s - begun <= full]
         while done < full:
-            count = min([self._pace.steps, full - done, *(s - done for s in ends if s > done)])
+            after = bisect.bisect_right(self._stops, begun + done)  # a call ends at the next stop
+            ends = [s - begun - done for s in self._stops[after : after + 1]]
+            count = min(self._pace.steps, full - done, *ends)
             begin = time.perf_counter()
             warm = f"training{size}" in self._warm
             with self._once(f"training{size}"):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax.interventions import Windows
+from prunejax.measures.columns import grouped
 from prunejax.methods import cost
 from prunejax.record.columns import PRUNABLE, SPENT
 from prunejax.study.programs import Member
@@ -81,11 +82,11 @@ def of_run(
     density: dict[str, float] = {}
     mean: dict[str, float] = {}
     total = program.epochs * program.steps_per_epoch
-    rows = happened(member.run, events, updates)
+    of = grouped(happened(member.run, events, updates), "layer")
     for g in program.groups if program.weights else ():
         live = np.asarray(windows.remaining[g.name]) == 0
-        of = [row for row in rows if row["layer"] == g.layer]
-        average = mean_live(of, int(live.sum()), member.start.step, total)
+        own = of.get(g.layer, [])
+        average = mean_live(own, int(live.sum()), member.start.step, total)
         density[g.kernel], mean[g.kernel] = int(live.sum()) / live.size, average / live.size
         ever = windows.ever.get(g.name)
         found.append(

@@ -11,6 +11,7 @@ from prunejax import interventions, trees
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.groups import OUTPUT, Group, Link, Live
 from prunejax.interventions import Table, Windows
+from prunejax.measures.columns import grouped
 from prunejax.record.directory import SharedDirectory
 from prunejax.study import costs
 from prunejax.study.population import Population
@@ -42,7 +43,8 @@ class Endings:
         # Only where a method is named.
         self._work = costs.work(population.program) if "costs" in directory.tables else None
         kept = self._work is not None and "updates" in directory.tables
-        self._updates = directory.rows("updates", begins.get("updates", 0)) if kept else []
+        updates = directory.rows("updates", begins.get("updates", 0)) if kept else []
+        self._updates = grouped(updates, "run")  # once: each run looks at its own
         self._tables: dict[str, list[Row]] = {"layers": [], "costs": []}
         # At once for all: to take one run from the stack is a program for each shape of it.
         windows = states.windows._replace(targeted={}, saved={}, grown={})
@@ -59,7 +61,9 @@ class Endings:
         self._tables["layers"] += [member.keys | row for row in found]
         if self._work is not None:
             rows, spent = costs.of_run(
-                self._program, member, windows, events, self._updates, self._work
+                *(self._program, member, windows, events),
+                self._updates.get(member.run, []),
+                self._work,
             )
             self._tables["costs"] += rows
             columns = columns | spent

@@ -36,14 +36,22 @@ def states(
     completed = {row["run"] for row in tables.read_csv(path / "runs.csv") if is_completed(row)}
     folders = sorted((path / "checkpoints").glob("final-*"), key=lambda p: int(p.name[6:]))
     found: list[Any] = []
+    held: dict[Path, TrainState] = {}  # one at most: all would fill the memory; read in order
+
+    def state(folder: Path, size: int, run: str, index: int) -> TrainState:
+        if folder not in held:
+            held.clear()
+            held[folder] = _stack(Checkpoints(folder, keep=1), size, *members[run])
+        one: TrainState = jax.tree.map(lambda leaf: leaf[index], held[folder])
+        return one
+
     for folder in folders:
-        checkpoints = Checkpoints(folder, keep=1)
-        for number in checkpoints.numbers()[-1:]:
+        for number in Checkpoints(folder, keep=1).numbers()[-1:]:
             facts = tables.read_json(folder / str(number) / "facts.json")
-            stack = _stack(checkpoints, facts["size"], *members[facts["runs"][0]])
+            of = functools.partial(state, folder, facts["size"], facts["runs"][0])
             places = facts.get("places", range(len(facts["runs"])))
             found += [
-                (*members[run], functools.partial(stack, index))
+                (*members[run], functools.partial(of, index))
                 for index, run in zip(places, facts["runs"], strict=True)
                 if run in completed
             ]
@@ -52,26 +60,19 @@ def states(
     return found
 
 
-def _stack(
-    checkpoints: Checkpoints, size: int, batch: Batch, member: Member
-) -> Callable[[int], TrainState]:
-    """Reads the final state at a place of a chunk's stack, on the host; the stack is read once."""
-
-    @functools.cache
-    def states() -> TrainState:
-        # On the host, whatever devices the states were saved from.
-        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype, sharding=host),
-            arrangement.shapes(batch.program, member),
+def _stack(checkpoints: Checkpoints, size: int, batch: Batch, member: Member) -> TrainState:
+    """The final states of a chunk's stack, on the host, whatever devices they were saved from."""
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype, sharding=host),
+        arrangement.shapes(batch.program, member),
+    )
+    found = checkpoints.restore(like)
+    if found is None or found.states is None:
+        raise RecordError(
+            errno.EIO,
+            f"no whole final states in {checkpoints.directory}: "
+            + "; ".join(found.damaged if found else ["nothing is there"]),
         )
-        found = checkpoints.restore(like)
-        if found is None or found.states is None:
-            raise RecordError(
-                errno.EIO,
-                f"no whole final states in {checkpoints.directory}: "
-                + "; ".join(found.damaged if found else ["nothing is there"]),
-            )
-        return found.states
-
-    return lambda index: jax.tree.map(lambda leaf: np.asarray(leaf)[index], states())
+    whole: TrainState = jax.tree.map(np.asarray, found.states)
+    return whole

@@ -95,8 +95,12 @@ class Handover:
         population: Population,
     ) -> None:
         """Args: real: members, without padding, with their places in the stack."""
-        self._directory, self._real, self._population = directory, real, population
-        self.steps = sorted({step for _, m in real for step in m.keep if step > 0})
+        self._directory, self._population = directory, population
+        self._leaving: dict[int, list[tuple[int, Member]]] = {}  # step -> who leaves a state
+        for i, m in real:
+            for step in m.keep:
+                self._leaving.setdefault(step, []).append((i, m))
+        self.steps = sorted(step for step in self._leaving if step > 0)
 
     def leave(self, states: TrainState, step: int) -> None:
         """Writes the states that members have to leave at a step (`lineage.END`: after all).
@@ -104,12 +108,11 @@ class Handover:
         Raises:
           RecordError: a file cannot be written.
         """
-        if not any(step in m.keep for _, m in self._real):
+        if step not in self._leaving:
             return
         host = mesh_lib.fetch(states)  # at once: each run by itself would be a call, and fetches
-        for i, m in self._real:
-            if step in m.keep:
-                self._write(name(m.run, step), self._arrays(jax.tree.map(itemgetter(i), host)))
+        for i, m in self._leaving[step]:
+            self._write(name(m.run, step), self._arrays(jax.tree.map(itemgetter(i), host)))
 
     def _write(self, file: str, arrays: Arrays) -> None:
         path = self._directory.path / file

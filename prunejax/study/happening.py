@@ -33,7 +33,8 @@ class Happening:
         self.members = [m for _, m in self.real]
         table = self.members[0].table  # the members of a program share the steps of its events
         self.between: dict[int, list[int]] = {}  # step -> rows that are none at an epoch's end
-        for row in range(self.population.program.epochs + 1, len(table.steps)):
+        # Rows in which nobody here is asked for anything are those of other chunks' arms.
+        for row in sorted({row for m in self.members for row in m.events if m.is_between(row)}):
             self.between.setdefault(int(table.steps[row]), []).append(row)
 
     @property

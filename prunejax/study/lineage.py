@@ -8,7 +8,7 @@ targets it replays (`intervention.twin`).
 import dataclasses
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -61,30 +61,43 @@ def ordered(arms: Mapping[str, ConfigDict]) -> list[str]:
     Raises:
       ConfigError: an arm needs one that is not there, or itself by some way round.
     """
-    done: list[str] = []
-    trail: list[str] = []
-
-    def visit(label: str) -> None:
-        if label in done:
-            return
-        if label in trail:
-            way = " -> ".join([*trail[trail.index(label) :], label])
-            raise ConfigError(f"variants need each other in a circle: {way}; break it")
-        trail.append(label)
-        for field, name in (
-            ("start.run", arms[label].start.run),
-            ("start.rewind_run", arms[label].start.rewind_run),
-            ("intervention.twin", arms[label].intervention.twin),
-        ):
+    needs: dict[str, list[str]] = {}
+    for label, settings in arms.items():
+        named = {
+            "start.run": settings.start.run,
+            "start.rewind_run": settings.start.rewind_run,
+            "intervention.twin": settings.intervention.twin,
+        }
+        for field, name in named.items():
             if name:
                 registry.known(f"{field} (variant {label!r})", [name], arms)
-                visit(name)
-        trail.pop()
-        done.append(label)
+        needs[label] = [name for name in named.values() if name]
+    return _after_needs(needs)
 
-    for label in arms:
-        visit(label)
-    return done
+
+def _after_needs(needs: Mapping[str, Iterable[str]]) -> list[str]:
+    """Names, each after those that it needs; chains may be longer than Python's stack is deep.
+
+    Raises:
+      ConfigError: one needs itself by some way round.
+    """
+    done: dict[str, None] = {}
+    trail: dict[str, Iterator[str]] = {}  # what is being visited, and what it needs besides
+    for first in needs:
+        trail |= {} if first in done else {first: iter(needs[first])}
+        while trail:
+            label, rest = next(reversed(trail.items()))
+            name = next((n for n in rest if n in needs and n not in done), None)
+            if name is None:
+                del trail[label]
+                done[label] = None
+            elif name in trail:
+                circle = list(trail)[list(trail).index(name) :]
+                way = " -> ".join([*circle, name])
+                raise ConfigError(f"variants need each other in a circle: {way}; break it")
+            else:
+                trail[name] = iter(needs[name])
+    return list(done)
 
 
 def check(arms: Mapping[str, ConfigDict]) -> None:
@@ -186,15 +199,9 @@ def depths(needs: Mapping[str, Iterable[str]]) -> dict[str, int]:
       needs: run -> the runs that it needs, without circles; others than the keys are there.
     """
     found: dict[str, int] = {}
-
-    def depth(run: str) -> int:
-        if run not in found:
-            found[run] = 1 + max((depth(x) for x in needs[run] if x in needs), default=-1)
-        return found[run]
-
-    for run in needs:
-        depth(run)
-    return found
+    for run in _after_needs(needs):
+        found[run] = 1 + max((found[x] for x in needs[run] if x in needs), default=-1)
+    return {run: found[run] for run in needs}
 
 
 def families(needs: Mapping[str, Iterable[str]]) -> dict[str, str]:
@@ -203,6 +210,7 @@ def families(needs: Mapping[str, Iterable[str]]) -> dict[str, str]:
 
     def find(run: str) -> str:
         while root[run] != run:
+            root[run] = root[root[run]]  # shorter for whoever asks next
             run = root[run]
         return run
 

@@ -1,7 +1,8 @@
 """How many units of each layer are live when a run begins, and after each of its events."""
 
-from collections import Counter
+import bisect
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,16 +20,13 @@ class Live(NamedTuple):
 
     names: tuple[str, ...]  # layers whose units may be dead
     counts: Mapping[str, int]  # at the beginning, by name or under ALL
-    changes: tuple[tuple[int, Mapping[str, int]], ...]  # (step, net drops, by name or under ALL)
+    changes: tuple[tuple[int, Mapping[str, int]], ...]  # (step, counts after it), steps rise
     unknown: bool = False  # scores decide how many are live
 
     def at(self, step: float) -> dict[str, int]:
         """Live units after the events up to a step."""
-        gone: Counter[str] = Counter()
-        for when, drops in self.changes:  # events on that step are in
-            if when <= step:
-                gone.update(drops)
-        return {name: count - gone[name] for name, count in self.counts.items()}
+        place = bisect.bisect_right(self.changes, step, key=itemgetter(0))  # those on it are in
+        return dict(self.changes[place - 1][1] if place else self.counts)
 
 
 def begin(arm: Arm, parent: Live | None, at: float) -> Live:
@@ -143,9 +141,11 @@ def with_events(
     changes = [(row.step, row.drop, row.grow) for row in rows if not pooled or ALL not in row.drop]
     for name, counts in at_epochs.items():
         changes += [(e * per_epoch, {name: int(k)}, {}) for e, k in enumerate(counts) if k]
-    found = start
-    for step, drop, grow in sorted(changes, key=lambda change: change[0]):
-        left = found.at(step)
+    left, after = dict(start.counts), list[tuple[int, dict[str, int]]]()
+    for step, drop, grow in sorted(changes, key=itemgetter(0)):
+        if not after or after[-1][0] != step:  # one entry for all that falls on a step
+            left = dict(left)
+            after.append((step, left))
         for name, count in named(drop).items():
             if count > left.get(name, 0):
                 where = "of all chosen layers" if name == ALL else f"of layer {name!r}"
@@ -154,10 +154,9 @@ def with_events(
                     f"remove {count} units {where}, of which {left.get(name, 0)} are live; lower "
                     "the fraction, or give it of what is live (prune.of = 'live')"
                 )
-        net = Counter(named(drop))
-        net.subtract(named(grow))
-        found = found._replace(changes=(*found.changes, (step, dict(net))))
+        for units, sign in ((named(drop), -1), (named(grow), 1)):
+            left.update({n: left[n] + sign * k for n, k in units.items() if n in left})
     if pooled:  # from here on only the sum is known
-        together = [(step, {ALL: sum(net.values())}) for step, net in found.changes]
-        found = Live(found.names, {ALL: sum(found.counts.values())}, tuple(together))
-    return found
+        together = [(step, {ALL: sum(each.values())}) for step, each in after]
+        return Live(start.names, {ALL: sum(start.counts.values())}, tuple(together))
+    return start._replace(changes=(*start.changes, *after))

@@ -61,8 +61,11 @@ def pairs(names: Sequence[str], runs: Sequence[tuple[str, int, str]]) -> Iterato
       names: entries of `connect.pairs`.
       runs: (variant, seed, run) of those that are here.
     """
+    by_arm: dict[str, dict[int, str]] = {}
+    for label, s, run in runs:
+        by_arm.setdefault(label, {})[s] = run
     for name in names:
-        of = [{s: run for label, s, run in runs if label == own} for own in name.split(":")]
+        of = [by_arm.get(own, {}) for own in name.split(":")]
         if len(of) == 1:
             for x, y in itertools.combinations(of[0], 2):
                 yield Pair(name, of[0][x], of[0][y], x, y)

@@ -77,7 +77,10 @@ class Population:
         )
         whole, parts = (mesh_lib.stacked(self.mesh, self._one, s) for s in (False, shard_params))
         self._states: TrainState = whole._replace(
-            params=parts.params, opt_state=parts.opt_state, windows=parts.windows
+            params=parts.params,
+            opt_state=parts.opt_state,
+            windows=parts.windows,
+            learnt=parts.learnt,  # a score for each weight
         )
         # What an event targeted lies where its parameters do.
         event: Tree = Event(*[self._members] * len(Event._fields))  # type: ignore[arg-type]

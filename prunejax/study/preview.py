@@ -28,8 +28,9 @@ def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
     arms, batches = run.judged(config, defaults)
     runs = sum(len(b.members) for b in batches)
     found = [f"study     {arms[0].settings.name}: {len(arms)} arms, {runs} runs"]
+    of = _by_arm(batches)
     for arm in arms:
-        found.append(f"arm       {arm.label}: {_arm(*_of(batches, arm.label))}")
+        found.append(f"arm       {arm.label}: {_arm(*of[arm.label])}")
     for i, b in enumerate(batches, 1):
         found.append(f"program   {i} of {len(batches)}: {_program(b)}")
     notes = dict.fromkeys(note for b in batches for note in b.notes)
@@ -40,10 +41,13 @@ def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
     return found
 
 
-def _of(batches: Sequence[Batch], label: str) -> tuple[Batch, list[Member]]:
-    """An arm's runs, and a program of them: with `data.by_seed` each seed has its own batch."""
-    found = [(b, m) for b in batches for m in b.members if m.variant == label]
-    return found[0][0], [m for _, m in found]
+def _by_arm(batches: Sequence[Batch]) -> dict[str, tuple[Batch, list[Member]]]:
+    """Arms' runs, and a program of them: with `data.by_seed` each seed has its own batch."""
+    found: dict[str, tuple[Batch, list[Member]]] = {}
+    for b in batches:
+        for m in b.members:
+            found.setdefault(m.variant, (b, []))[1].append(m)
+    return found
 
 
 def _arm(batch: Batch, members: Sequence[Member]) -> str:

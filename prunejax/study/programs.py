@@ -63,11 +63,15 @@ class Member:
         return self.start.runs | ({self.twin} if self.twin else set())
 
     @functools.cached_property  # asked for after every epoch
-    def events(self) -> np.ndarray:
-        """Rows of the table in which something is asked for (row e + 1 follows epoch e)."""
+    def events(self) -> dict[int, None]:
+        """Rows of the table in which something is asked for (row e + 1 follows epoch e), in order.
+
+        A dict, since "is there an event in this row?" is asked for each row.
+        """
         # Rows beyond those of epochs are events also where none swaps: updates.csv has them.
         of_step = self.table.ids > len(self.hyper.learning_rate)
-        return np.flatnonzero(self.table.counts.any(axis=1) | of_step)
+        found = np.flatnonzero(self.table.counts.any(axis=1) | of_step)
+        return dict.fromkeys(found.tolist())
 
     def is_between(self, row: int) -> bool:
         """Whether a row is none of those before training and after epochs, one each."""

@@ -270,7 +270,7 @@ def _train(
                 chunk.run()
             directory.save_json("progress.json", {"chunk": number, **directory.marks()})
             chunk.checkpoints.clear()  # after it is on record that the chunk is done
-            directory.publish()
+            directory.publish(number)
             distributed.on_main(tracking.send)
     distributed.on_main(tracking.send)  # runs that an earlier start did not get to send
     connecting.close(batches, mine, settings, directory, progress.message)

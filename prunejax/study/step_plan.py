@@ -258,6 +258,7 @@ def fill(
     free: dict[int, list[int]] = {}
     for place, step in enumerate(steps):
         free.setdefault(step, []).append(base + place)
+    column = {name: i for i, name in enumerate(names)} | {ALL: 0}
     for number, row in enumerate(rows_of_arm):
         place = free[row.step].pop(0)
         filled.ids[place], filled.updates[place] = base + number, row.update
@@ -265,5 +266,5 @@ def fill(
         drop = row.drop if row.dead is None else row.dead
         for table, counts in ((filled.counts, drop), (filled.grow, row.grow)):
             for name, count in counts.items():
-                table[place, 0 if name == ALL else names.index(name)] = count
+                table[place, column[name]] = count
     return filled

@@ -65,7 +65,8 @@ class Targets:
             run: {name: _Packed(*packed) for name, packed in events.items()}
             for run, events in distributed.on_main(read).items()
         }
-        self._saved = {run: set(events) for run, events in self._events.items()}
+        # What no file has yet, in order: each save looks at that alone.
+        self._new: dict[str, dict[str, None]] = {run: {} for run in runs}
         self._added: dict[str, int] = {}  # parts of a run that are there: not looked up every time
 
     def require(self) -> None:
@@ -117,7 +118,7 @@ class Targets:
                         name = f"{m.table.ids[row] - 1}/{layer}"
                         new, known = _Packed.of(chosen[i]), self._events[m.run].get(name)
                         if known is None or not np.array_equal(new.bits, known.bits):
-                            self._saved[m.run].discard(name)  # done anew, in another layout maybe
+                            self._new[m.run][name] = None  # maybe done anew, in another layout
                         self._events[m.run][name] = new
 
     def replay(self, members: Sequence[Member], row: int, like: dict[str, Any]) -> Any:
@@ -150,7 +151,7 @@ class Targets:
             events, file = self._events[run], self._file(run)
             if run not in self._added:
                 self._added[run] = len(self._parts(run))
-            new = [name for name in events if name not in self._saved[run]]
+            new = list(self._new[run])
             if not file.exists() or (whole and (self._added[run] or new)):
                 self._write(file, events, events)
                 while self._added[run]:  # the last first: those that are left are still found
@@ -159,7 +160,7 @@ class Targets:
             elif new:
                 self._write(self._part(run, self._added[run] + 1), events, new)
                 self._added[run] += 1
-            self._saved[run].update(new)
+            self._new[run].clear()
 
     @staticmethod
     def _write(file: Path, events: Mapping[str, _Packed], names: Collection[str]) -> None:

@@ -1,6 +1,7 @@
 """What is watched of a chunk of members beside the test set: training loss, stops, trackers."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -134,21 +135,23 @@ class Watch:
         if key not in known:
             which = f"{index + 1} of {len(self.members)}"
             with self.saving.long("measuring", f"measuring {m.run} ({which})"):
-                following = range(index + 1, len(self.members))
-                later = [i for i in following if bad[self._places[i]] < 0]
-                left = [i for i in later if f"{self.members[i].run}/{epoch}" not in known]
+                left = (  # looked at as far as they are begun, not all of them for each
+                    i
+                    for i in range(index + 1, len(self.members))
+                    if bad[self._places[i]] < 0 and f"{self.members[i].run}/{epoch}" not in known
+                )
                 found = self._found(states, index, epoch, left)
                 columns = self._measure.record(found, m, epoch)
             known[key] = {name: float(value) for name, value in columns.items()}
         return known[key]
 
-    def _found(self, states: TrainState, index: int, epoch: int, following: Sequence[int]) -> Found:
+    def _found(self, states: TrainState, index: int, epoch: int, following: Iterable[int]) -> Found:
         assert self._measure is not None
         # Alone until everything is compiled, lest two threads compile the same.
         beside = side_by_side(self.population) - 1 if self._measure.compiled else 0
         if not beside and (index, epoch) not in self._running:
             return self._measure.compute(self.population.member(states, self._places[index]))
-        for i in (index, *following[:beside]):
+        for i in (index, *itertools.islice(following, beside)):
             if (i, epoch) not in self._running:
                 state = self.population.member(states, self._places[i])
                 self._running[i, epoch] = self._measure.begin(state)
