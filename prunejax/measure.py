@@ -5,7 +5,7 @@ Reads the final states of the runs (`checkpoints/final-*`) and the config, compu
 report takes before the columns of `runs.csv`; then builds the report anew, in the run directory or
 in `--output=DIR`. The other `measures.*` settings are flags, too; `--run=REGEX` chooses runs.
 
-Exit codes: 0 done, 2 bad request, 1 failure.
+Exit codes: 0 done, 2 bad request, 1 failure, 75 interrupted: what was measured is kept.
 """
 
 import csv
@@ -32,7 +32,7 @@ from prunejax.report import tables
 from prunejax.study import final, measuring, plan
 from prunejax.study.final import states as final_states
 from prunejax.study.plan import Batch, Member
-from prunejax.system import command, files, limits
+from prunejax.system import command, files, limits, signals
 
 __all__ = ["MEASURES", "main", "measure"]
 TABLE = "measures.csv"
@@ -111,11 +111,15 @@ class Results:
         files.replace(self.path / TABLE, lambda f: f.write(text.getvalue().encode()))
 
 
+def _say(text: str) -> None:
+    signals.tell(text, sys.stdout)
+
+
 def measure(
     workdir: str | Path,
     run: str = ".*",
     changes: Mapping[str, Any] | None = None,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = _say,
     output: str | Path | None = None,
 ) -> int:
     """Measures runs of a finished study and builds its report anew.
@@ -204,13 +208,14 @@ def define_flags(values: flags.FlagValues) -> None:
         define[type(usual)](name, None, f"As config.measures.{name}.", flag_values=values)
 
 
+@signals.listening("what was measured is kept")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     values = flags.FlagValues()
     define_flags(values)
     argv = list(sys.argv if argv is None else argv)
     if {"--help", "-h"} & set(argv):
-        print(f"{__doc__}\n{values.get_help()}")
+        signals.tell(f"{__doc__}\n{values.get_help()}", sys.stdout)
         return 0
     try:
         limits.check_addresses()
