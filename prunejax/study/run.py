@@ -196,7 +196,7 @@ def _verify(directory: SharedDirectory) -> None:
         what = "is missing, and there are rows already"
         if not any(directory.rows(table) for table in directory.tables):
             return
-    elif isinstance(known, dict) and isinstance(known.get("sizes"), dict):
+    elif ledger.is_marks(known, directory.tables):
         directory.verify(known["sizes"], known.get("digests", {}))
         return
     raise WorkdirError(
