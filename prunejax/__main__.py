@@ -121,11 +121,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 _WITHOUT_FLAGS = ("list", "show", "export")  # all that there is to say stands above
 
 
+@signals.listening("give the same command again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("--help", "-h", "help"):
-        print(__doc__)
+        signals.tell(__doc__ or "", sys.stdout)
         return 0 if words else command.BAD_REQUEST
     name, *rest = words
     try:

@@ -115,11 +115,11 @@ def _with_shipped(argv: Sequence[str]) -> list[str]:
 def _help() -> int:
     values = flags.FlagValues()
     define_flags(values, [])
-    print(
+    signals.tell(
         f"{__doc__}\nconfigs/default.py documents every field; --config.FIELD=VALUE overrides "
-        "one;\n--sweep FIELD=V1,V2 makes variants of its values."
+        f"one;\n--sweep FIELD=V1,V2 makes variants of its values.\n{values.get_help()}",
+        sys.stdout,
     )
-    print(values.get_help())
     return 0
 
 

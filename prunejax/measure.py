@@ -6,7 +6,7 @@ report takes before the columns of `runs.csv`; then builds the report anew, in t
 in `--output=DIR`. The other `measures.*` settings are flags, too, also those that a config file
 declared; `--run=REGEX` chooses runs.
 
-Exit codes: 0 done, 2 bad request, 1 failure.
+Exit codes: 0 done, 2 bad request, 1 failure, 75 interrupted: what was measured is kept.
 """
 
 import csv
@@ -33,7 +33,7 @@ from prunejax.report import tables
 from prunejax.study import final, measuring, plan
 from prunejax.study.final import states as final_states
 from prunejax.study.plan import Batch, Member
-from prunejax.system import command, config_file, files, limits
+from prunejax.system import command, config_file, files, limits, signals
 
 __all__ = ["MEASURES", "main", "measure"]
 TABLE = "measures.csv"
@@ -136,11 +136,15 @@ class Results:
         return text.getvalue().encode()
 
 
+def _say(text: str) -> None:
+    signals.tell(text, sys.stdout)
+
+
 def measure(
     workdir: str | Path,
     run: str = ".*",
     changes: Mapping[str, Any] | None = None,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = _say,
     output: str | Path | None = None,
 ) -> int:
     """Measures runs of a finished study and builds its report anew.
@@ -246,13 +250,14 @@ def define_flags(values: flags.FlagValues) -> None:
         define[type(usual)](name, None, f"As config.measures.{name}.", flag_values=values)
 
 
+@signals.listening("what was measured is kept")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     values = flags.FlagValues()
     argv = list(sys.argv if argv is None else argv)
     if {"--help", "-h"} & set(argv):
         define_flags(values)
-        print(f"{__doc__}\n{values.get_help()}")
+        signals.tell(f"{__doc__}\n{values.get_help()}", sys.stdout)
         return 0
     try:
         limits.check_addresses()

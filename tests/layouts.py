@@ -4,6 +4,7 @@ import dataclasses
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -151,6 +152,34 @@ def check_that_a_member_is_taken_where_it_lies(people, members, split):
         assert split or len({d for x in jax.tree.leaves(one) for d in x.devices()}) == 1
 
 
+def check_that_members_may_differ(devices):
+    """An event of one member only, whose scores take a gradient: no device waits for the others.
+
+    On a CPU a collective permutation has all devices meet, in whatever branch it stands.
+    """
+    prune = {"schedule": "one_shot", "unit": "step", "fraction": (0.5,), "granularity": "weight"}
+    prune |= {"score": "weight_saliency"}
+    c = tiny(
+        a={"prune": prune | {"start": (3,), "end": (3,)}},
+        b={"prune": prune | {"start": (5,), "end": (5,)}},
+    )
+    c.seeds, c.prune.granularity, c.prune.saliency_examples = 1, "weight", 64
+    c.optimizer.name, c.optimizer.learning_rate = "sgd", 0.05
+    (found,) = plan.build(config.variants(c, default.get_config()))
+    rows = sorted({row for m in found.members for row in m.events})
+    assert len(rows) == 2
+    live = []
+    for count, name, share in ((1, "vectorized", 1), (4, "sharded", 2)):
+        program = dataclasses.replace(found.program, data_parallel=share)
+        data: Any = arrangement.device_data(found.dataset)
+        people = population.Population(program, data, name, devices[:count], found.members[0])
+        states = people.initial(found.members)
+        for row in rows:
+            states, _ = people.event(people.train(states, people.data, np.int32(1)), row)
+        live.append(jax.vmap(lambda s, p=program: step.masks(p, s))(mesh.fetch(states)))
+    jax.tree.map(np.testing.assert_array_equal, *live)
+
+
 def check():
     """Meshes of two and of four devices give what one device gives."""
     check_that_gathers_are_seen(jax.devices())
@@ -173,6 +202,7 @@ def check():
             largest = max(leaf.size for leaf in jax.tree.leaves(people._one.params))
             print("largest gather", max(gathered(event)), "of", largest, flush=True)
             assert max(gathered(event)) < largest
+    check_that_members_may_differ(jax.devices())
     check_that_idle_devices_share()
     print("done")
 

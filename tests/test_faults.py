@@ -229,6 +229,22 @@ def test_runs_that_are_done_are_not_lost_in_silence(reference, moments, names, t
             faults.run(path)
 
 
+def test_progress_of_another_kind_is_told(reference, moments, tmp_path):
+    path = tmp_path / "run"
+    interrupted(path, moments, 250)
+    file, changes = path / "progress.json", [{"chunk": "1"}, {"sizes": None}, {"digests": []}]
+    changes += [{"sizes": sizes} for sizes in ({"epochs": "3"}, {"epochs": -1}, {"nothing": 3})]
+    changes += [{"digests": digests} for digests in ({"epochs": 3}, {"nothing": "3"})]
+    whole = json.loads(file.read_text())
+    for change in changes:
+        file.write_text(json.dumps(whole | change))
+        with pytest.raises(WorkdirError, match=r"progress\.json is not what this program writes"):
+            faults.run(path)
+    file.write_text(json.dumps(whole))
+    faults.run(path)
+    assert faults.content(path) == faults.content(reference)
+
+
 def test_directories_of_an_earlier_version_go_on(reference, moments, tmp_path):
     path = tmp_path / "run"
     interrupted(path, moments, 250)

@@ -279,11 +279,21 @@ def test_a_finished_study_is_told_where_nothing_can_be_written(tmp_path, monkeyp
         assert directory.finished
 
 
+@pytest.mark.parametrize("continued", [3, "x", {}, None])
+def test_environments_of_another_kind_are_told(tmp_path, continued):
+    make(tmp_path).close()
+    file = tmp_path / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"continued": continued}))
+    with pytest.raises(WorkdirError, match=r"environment\.json: 'continued' is .*Restore it"):
+        make(tmp_path)
+
+
 def test_leftovers_of_a_kill_go(tmp_path):
     with make(tmp_path) as directory:
         directory.save_arrays("a", x=np.zeros(1))
-    (tmp_path / "targets").mkdir()
-    for name in ("", "measures", "targets"):
+    for name in ("targets", "states"):
+        (tmp_path / name).mkdir()
+    for name in ("", "measures", "targets", "states"):
         (tmp_path / name / ".tmp-x").touch()
     make(tmp_path).close()
     assert not list(tmp_path.rglob(".tmp-*"))

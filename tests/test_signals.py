@@ -1,5 +1,6 @@
 """Signals end a study at once where nothing is lost, and are kept where something would be."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -123,6 +124,53 @@ def test_a_child_keeps_its_signals_to_itself():
         print("went on")
         """
     assert program(body, "SIGURG") == (0, "went on\n")  # a signal that nobody heeds
+
+
+def test_a_child_ends_where_that_is_asked():
+    """As a pool of processes asks it of its others where one was killed."""
+    body = """
+        with signals.listening():
+            child = os.fork()
+            if not child:
+                os.write(1, b"ready\\n")
+                time.sleep(60)
+            time.sleep(0.5)
+            os.kill(child, signal.SIGTERM)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        print("went on")
+        """
+    assert program(body, "SIGURG") == (0, "went on\n")
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("door", "works", "argument", "said"),
+    [
+        ("prunejax.report.__main__", "build", "DIR", "the same command builds the page anew"),
+        ("prunejax.measure", "measure", "--workdir=DIR", "what was measured is kept"),
+        ("prunejax.__main__", "_show", "show", "give the same command again"),
+    ],
+)
+def test_every_command_ends_at_once_with_a_line(door, works, argument, said, number):
+    body = f"""
+        import importlib
+        door = importlib.import_module({door!r})
+        def waits(*_, **__):
+            print("ready")
+            COMPILED
+        door.{works} = waits
+        if hasattr(door, "COMMANDS"):
+            door.COMMANDS["show"] = waits
+        sys.exit(door.main(["prunejax"] * ({works!r} == "measure") + [{argument!r}]))
+        """
+    assert program(body, number) == (signals.INTERRUPTED, f"prunejax: interrupted; {said}\n")
+
+
+def test_a_line_that_its_stream_has_no_characters_for_is_told():
+    for encoding, shown in (("ascii", "runs/\\xe9\\u2603\\udcff\n"), ("utf-8", "runs/é☃\\udcff\n")):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        signals.tell("runs/é☃\udcff", stream)
+        assert stream.buffer.getvalue().decode(encoding) == shown
 
 
 def test_what_was_there_before_comes_back():

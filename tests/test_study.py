@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from prunejax.configs import default
-from prunejax.errors import ConfigError, Interrupted
+from prunejax.errors import ConfigError, Interrupted, ReportError
+from prunejax.report import tables
 from prunejax.study import attributes, host_devices, plan
 from prunejax.study import config as config_lib
 from prunejax.study import run as study
@@ -336,6 +337,22 @@ def test_shards_partition_the_members_and_keep_twins_together():
     for part in parts:
         names = {m.run for m in part}
         assert all(m.twin in names for m in part if m.twin)
+
+
+def test_finished_shards_are_read_together_and_say_what_they_lost(tmp_path):
+    for index in (1, 2, 3):
+        go(tiny(a={}, b={"start": {"run": "a"}}), tmp_path / "run", shard_of=(index, 3))
+    whole = tables.load([tmp_path / "run"])
+    assert sorted(row["run"] for row in whole.runs) == ["a-0", "a-1", "b-0", "b-1"]
+    assert not whole.unfinished
+    assert whole.missing_shards == []
+    part = tmp_path / "run" / "shards" / "2-of-3"
+    assert {row["run"] for row in rows(part, "runs")} == {"a-1", "b-1"}
+    assert go(tiny(a={}, b={"start": {"run": "a"}}), tmp_path / "run", shard_of=(2, 3)).rebuilt
+    lines = (part / "runs.csv").read_text().splitlines(keepends=True)
+    (part / "runs.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(ReportError, match=r"1 of the 2 runs of a finished study"):
+        tables.load([tmp_path / "run"])
 
 
 def test_a_shard_without_runs_is_finished_at_once(tmp_path):

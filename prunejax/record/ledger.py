@@ -92,6 +92,19 @@ class Tables:
             )
 
 
+def is_marks(known: Mapping[str, Any], tables: Collection[str]) -> bool:
+    """Whether this is what `progress.json` holds: a chunk's number, and `Tables.marks`."""
+    sizes, digests = known.get("sizes"), known.get("digests", {})
+    return (
+        type(known.get("chunk", 0)) is int
+        and isinstance(sizes, dict)
+        and isinstance(digests, dict)
+        and all(type(size) is int and size >= 0 for size in sizes.values())
+        and all(isinstance(digest, str) for digest in digests.values())
+        and {*sizes, *digests} <= {*tables}
+    )
+
+
 def entries(path: Path, tables: Iterable[str]) -> dict[str, list[Any] | None]:
     """What `status.json` remembers of a finished study: file -> [size, SHA-256].
 

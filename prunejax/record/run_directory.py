@@ -98,9 +98,9 @@ class RunDirectory:
 
     def _prepare(self, config: Mapping[str, Any], environment: dict[str, Any]) -> None:
         """Writes what a new directory needs; mends the tables of an interrupted one."""
-        for folder in (self.path, *(self.path / f for f in ("measures", "targets", "figures"))):
-            for leftover in folder.glob(".tmp-*"):
-                leftover.unlink()
+        for pattern in (".tmp-*", "*/.tmp-*"):
+            for leftover in self.path.glob(pattern):
+                leftover.unlink(missing_ok=True)
         for name, columns in self.tables.items():
             file, header = self._file(name), (",".join(columns) + "\n").encode()
             content = file.read_bytes() if file.exists() else b""
@@ -120,6 +120,11 @@ class RunDirectory:
             return
         first = self.load_json("environment.json") or {}
         continued = first.pop("continued", [])
+        if not isinstance(continued, list):
+            raise WorkdirError(
+                f"{self.path / 'environment.json'}: 'continued' is {continued!r:.40}, not a list: "
+                "it was changed or damaged. Restore it, or start over in a new workdir"
+            )
         if environment not in [first, *continued]:
             first["continued"] = [*continued, environment]
             self.save_json("environment.json", first)

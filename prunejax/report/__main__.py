@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from prunejax.report import build
-from prunejax.system import command
+from prunejax.system import command, signals
 
 
 class _Parser(argparse.ArgumentParser):
@@ -15,8 +15,12 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(command.tell(message, command.BAD_REQUEST))
 
 
+@signals.listening("the same command builds the page anew")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for directories that cannot be reported on, 1 for a failure."""
+    """Returns the exit code: 0, 2 for directories that cannot be reported on, 1 for a failure.
+
+    75: interrupted, by SIGINT or SIGTERM say.
+    """
     command.collect_less()
     parser = _Parser(
         prog="python -m prunejax.report",
@@ -33,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return command.end(error)
     for shard in json.loads(page.with_name("summary.json").read_text())["missing_shards"]:
-        print(f"missing: shard {shard}; its runs are not in any number", file=sys.stderr)
-    print(page)
+        signals.tell(f"missing: shard {shard}; its runs are not in any number", sys.stderr)
+    signals.tell(str(page), sys.stdout)
     return 0
 
 

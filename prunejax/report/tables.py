@@ -23,7 +23,7 @@ _NAMES = ("run", "variant", "run_a", "run_b")  # columns that name runs and arms
 # What parts of a run directory's JSON files have to be.
 _PARTS: dict[str, dict[str, type]] = {
     "config.json": {"variants": dict, "report": dict, "measures": dict, "prune": dict},
-    "study.json": {"variants": dict, "runs": list},
+    "study.json": {"variants": dict, "runs": list, "here": list},
     "environment.json": {"packages": dict, "devices": list, "continued": list},
 }
 
@@ -87,7 +87,7 @@ def load(directories: Sequence[str | Path]) -> Study:
     tables = {path: {name: read_csv(path / f"{name}.csv") for name in _TABLES} for path in paths}
     stated = {path: read_json(path / "study.json") for path in paths}
     for path in paths:
-        promised = stated[path].get("runs", ()) if read_json(path / "status.json") else ()
+        promised = _promised(stated[path]) if read_json(path / "status.json") else ()
         about = stated[path].get("variants")
         intact.rows(path, configs[str(path)], tables[path], promised, about)
         _remeasured(path, tables[path]["runs"])
@@ -179,6 +179,12 @@ def _renamed(row: Row, prefix: str) -> Row:
     if "pair" in row:
         named["pair"] = ":".join(f"{prefix}{label}" for label in row["pair"].split(":"))
     return row | named
+
+
+def _promised(stated: Mapping[str, Any]) -> Sequence[str]:
+    """The runs that a finished study, or a shard of one, has; of an earlier version's shard: ()."""
+    known: Sequence[str] = stated.get("here", ())
+    return known or (stated.get("runs", ()) if stated.get("shard", "1/1") == "1/1" else ())
 
 
 def _shared(values: Sequence[int]) -> int:

@@ -108,6 +108,7 @@ class Chunk:
                 if stopped:
                     left = (program.epochs - epoch) * program.steps_per_epoch * len(self.members)
                     self.progress.advance(left, "stopped", timed=False)
+                    self._skip(states)
                     break
                 self._maybe_save(states, epoch, epoch_done=True)
             self._finish(states)
@@ -203,6 +204,12 @@ class Chunk:
             self._saving.reached(states, epoch)
         return states
 
+    def _skip(self, states: TrainState) -> None:
+        """Leaves what others take at later steps, of runs that all stopped: only these count on."""
+        done = self._done(states)
+        for step in [s for s in self._handover.steps if s > done]:
+            self._handover.leave(states._replace(step=states.step + (step - done)), step)
+
     def _end_epoch(self, states: TrainState, epoch: int) -> tuple[TrainState, bool]:
         """Evaluation, measures, events, rows. Returns the states and whether all runs stopped."""
         train, bad, steps, sparsity = self.population.summary(states)
@@ -212,7 +219,8 @@ class Chunk:
             self._saving.keep()
         states, pre = self._events.test(states, after_event=False)  # right before the event
         if epoch in self.measure_epochs and epoch + 1 < self.population.program.epochs:
-            self._watch.measure_all(states, bad, epoch)  # the end is measured later
+            # Those that are over are measured at their end, as all are, and no more on the way.
+            self._watch.measure_all(states, np.where(over, 0, bad), epoch)
         states, post = self._events.at_epoch(states, epoch, pre)
         if post is None and released:  # the released loop evaluates twice in every epoch
             states, post = self._events.test(states, after_event=True)
@@ -223,21 +231,19 @@ class Chunk:
         for i, m in self._real:
             if bad[i] >= epoch * self.population.program.steps_per_epoch:
                 self.progress.message(f"{m.run}: stopped, the loss is not finite at step {bad[i]}")
-        whole = [(i, m) for i, m in self._real if bad[i] < 0]  # no rows of diverged runs
+        # No rows of diverged runs; the last row of those that are over is there.
+        whole = [(i, m) for i, m in self._real if bad[i] < 0 and not over[i]]
         of = partial(rows_lib.of_epoch, epoch=epoch, train=train, test=post, validation=validation)
-        rows = [
-            of(m, i, step=steps[i], sparsity=sparsity[i])
-            for i, m in whole
-            if not over[i]  # the last row of others is there
-        ]
+        rows = [of(m, i, step=steps[i], sparsity=sparsity[i]) for i, m in whole]
         self.directory.append("epochs", rows)
         self._watch.track(states, epoch, over)
-        end = {"end": post} if epoch + 1 == self.population.program.epochs else {}
-        self.probing.record(whole, {"epoch": post, **end}, epoch, steps)
+        self.probing.record(whole, {"epoch": post}, epoch, steps)
         self._stand(train.loss, "test", post.accuracy)
         states = self._watch.stop(states, epoch)  # last: the row is of the epoch it stopped in
-        ended = (bad >= 0) | self._watch.over(states)
-        return states, bool(np.all(ended[self._places]))
+        over, last = self._watch.over(states), epoch + 1 == self.population.program.epochs
+        ending = [(i, m) for i, m in whole if last or over[i]]
+        self.probing.record(ending, {"end": post}, epoch, steps)
+        return states, bool(np.all(((bad >= 0) | over)[self._places]))
 
     # -- parts ------------------------------------------------------------------------------
 

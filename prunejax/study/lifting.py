@@ -89,10 +89,16 @@ class Lift:
 
     def stacked(self, fn: Callable[..., Tree]) -> Callable[[Tree, tuple[Any, ...]], Tree]:
         """The function of the stack and of what its members share, not compiled."""
+        # Of members that several devices share each, on as many groups of devices as there are:
+        # what the compiler sends may have all devices meet. So none may take another branch than
+        # the others (`vmap`, of one member at a time: both are computed, and one is chosen).
+        alike = 1 if 1 not in self._mesh.shape.values() else None
 
         def each(members: Tree, shared: tuple[Any, ...]) -> Tree:
             one = lambda m: fn(m, *shared)  # noqa: E731
-            return jax.vmap(one)(members) if self._vectorized else jax.lax.map(one, members)
+            if self._vectorized:
+                return jax.vmap(one)(members)
+            return jax.lax.map(one, members, batch_size=alike)
 
         # Profiles and lists of compiled programs show it.
         own = fn.func if isinstance(fn, functools.partial) else fn

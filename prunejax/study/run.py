@@ -154,6 +154,7 @@ def run(
                 "variants": attributes.of_arms(arms, batches),
                 "shard": f"{index}/{count}",
                 "runs": [m.run for b in batches for m in b.members],
+                "here": [m.run for members in mine for m in members],  # of this shard
                 "test_examples": tested.pop() if len(tested) == 1 else 0,
                 "notes": _notes(batches),
                 "command": command,
@@ -196,7 +197,7 @@ def _verify(directory: SharedDirectory) -> None:
         what = "is missing, and there are rows already"
         if not any(directory.rows(table) for table in directory.tables):
             return
-    elif isinstance(known, dict) and isinstance(known.get("sizes"), dict):
+    elif ledger.is_marks(known, directory.tables):
         directory.verify(known["sizes"], known.get("digests", {}))
         return
     raise WorkdirError(

@@ -19,6 +19,7 @@ _ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _lock = threading.Lock()
 _deferred = False  # an end has to wait: something is not saved yet
 _requested = False
+_told = ""  # of who listens: what is left, and what the same command does
 
 
 def requested() -> bool:
@@ -32,9 +33,14 @@ class listening(ContextDecorator):
     For the main thread; what was there before comes back at the end.
     """
 
+    def __init__(self, said: str = "the same command continues from what is saved") -> None:
+        """Args: said: what a process that is ended at once tells besides."""
+        self._said = said
+
     def __enter__(self) -> None:
-        global _requested, _deferred
+        global _requested, _deferred, _told
         _requested = _deferred = False
+        self._told, _told = _told, self._said
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._before: dict[int, object] = {}
@@ -42,11 +48,12 @@ class listening(ContextDecorator):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, _nothing)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        # A child would wake this process with signals of its own.
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+        os.register_at_fork(after_in_child=_in_child)
         threading.Thread(target=_listen, args=(read,), name="signals", daemon=True).start()
 
     def __exit__(self, *_: object) -> None:
+        global _told
+        _told = self._told
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -78,6 +85,13 @@ def _during(deferred_there: bool) -> Iterator[None]:
             _deferred = before
 
 
+def _in_child() -> None:
+    """A child would wake its parent with signals of its own, and has to end where that asks."""
+    signal.set_wakeup_fd(-1)
+    if signal.getsignal(signal.SIGTERM) is _nothing:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _nothing(number: int, frame: FrameType | None) -> None:
     """Only a signal with a handler of Python's wakes the thread."""
 
@@ -95,7 +109,7 @@ def _listen(read: int) -> None:
 
 def _leave() -> None:
     """Ends the process, whatever its main thread is doing and whoever reads what it says."""
-    text = "prunejax: interrupted; the same command continues from what is saved\n"
+    text = f"prunejax: interrupted; {_told}\n"
     end = threading.Timer(1.0, os._exit, [INTERRUPTED])  # should the line find no reader
     end.daemon = True
     end.start()
@@ -105,9 +119,14 @@ def _leave() -> None:
 
 
 def tell(text: str, stream: TextIO) -> None:
-    """Prints a line; where the stream is gone, with its terminal or reader, nothing happens."""
+    """Prints a line; where the stream is gone, with its terminal or reader, nothing happens.
+
+    What the stream has no characters for, of a path say, is escaped.
+    """
     try:
-        print(text, file=stream, flush=True)
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        shown = text.encode(encoding, "backslashreplace").decode(encoding)
+        print(shown, file=stream, flush=True)
     except (OSError, ValueError):
         # What is left in its buffer goes nowhere, and the exit code stays what it is.
         with suppress(OSError, ValueError):

@@ -10,7 +10,6 @@ import numpy as np
 
 from prunejax import data as data_lib
 from prunejax import interventions, losses
-from prunejax.train import stopping
 from prunejax.train.probes import ALWAYS, PROBES, Seen
 from prunejax.train.step import (
     Program,
@@ -68,11 +67,8 @@ def _nothing(x: jax.ShapeDtypeStruct) -> Array:
 
 
 def evaluate_running(program: Program, state: TrainState, images: Array, labels: Array) -> Metrics:
-    """`evaluate`; of padding, and of a run that has stopped (its last row is there), NaN at once.
-
-    Probes are asked at the end for every run, so with any of them only padding is left out.
-    """
-    needed = state.stopped != stopping.PADDING if program.probes else state.stopped == -1
+    """`evaluate`; of padding, and of a run that has stopped (its rows are there), NaN at once."""
+    needed = state.stopped == -1
     whole = functools.partial(evaluate, program, state, images, labels)
     nothing = jax.tree.map(_nothing, jax.eval_shape(whole))
     # Under vmap both are computed: it is saved where members go one by one.
