@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -137,6 +138,12 @@ def test_another_python_draws_the_same_bytes_or_leaves_them_to_this_one(what, mo
     assert list(found) == ["b", "a", "c", "none"]
     assert found == alone(**options)
     assert (helper._process.returncode == 0) == (what != "dies")
+
+
+def test_a_python_that_draws_alone_imports_nothing_that_only_makes_figures():
+    code = "import sys, prunejax.report.drawing; print({'scipy', 'jinja2', 'jax'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=drawing.ROOT, capture_output=True)
+    assert done.stdout.decode() == "set()\n", done.stderr.decode()
 
 
 def test_shares_have_as_many_panels():

@@ -2,7 +2,7 @@
 
 Forked processes have the study. Where this process cannot be forked another Python is started,
 which knows of drawing alone (`python -m prunejax.report.drawing`): figures go to it and come back
-as bytes.
+as bytes. It imports while figures are made, so that nothing here may import what only makes them.
 """
 
 import gc
@@ -16,13 +16,25 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 
+from matplotlib.figure import Figure
+
 from prunejax.report import style
-from prunejax.report.figures import Drawing
 from prunejax.system import limits
+
+
+@dataclass
+class Drawing:
+    """A figure with the words around it."""
+
+    panels: list[Figure]
+    title: str
+    caption: str
+    alt: str  # what it shows: the finding
+
 
 Rendered = tuple[bytes, bytes, list[str]]  # what `style.render` returns
 Make = Callable[[str], Drawing | str | None]
