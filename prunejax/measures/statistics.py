@@ -121,6 +121,12 @@ def mean(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Mea
     return Mean(n, center, std, center - half, center + half)
 
 
+def center(values: ArrayLike) -> float:
+    """The mean of what is finite of `values` [n]; NaN of nothing."""
+    (x,) = finite(values)
+    return float(x.mean()) if x.size else nan
+
+
 def means(values: ArrayLike) -> np.ndarray:
     """[...]: means over the first axis of `values` [n, ...], of what is finite; NaN of nothing.
 

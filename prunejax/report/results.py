@@ -175,7 +175,7 @@ class Study:
     def mean_stability(self, variant: str) -> float:
         """Mean over an arm's runs (fraction); NaN without runs, or where no arm has an event."""
         rows = [row for row in self.good if row["variant"] == variant and self.has_events]
-        return statistics.mean([value(row, "mean_stability") for row in rows]).mean
+        return statistics.center([value(row, "mean_stability") for row in rows])
 
     def gain(self, variant: str, column: str) -> statistics.Comparison:
         """The arm minus its baseline, paired by seed."""
