@@ -1,13 +1,18 @@
 """Figures drawn by several processes: the bytes of one."""
 
 import contextlib
+import io
 import os
+import subprocess
 import sys
 
+import numpy as np
 import pytest
+from matplotlib import text
 from matplotlib.backends.backend_agg import RendererAgg
+from PIL import Image
 
-from prunejax.report import drawing, style
+from prunejax.report import drawing, png, style
 from prunejax.report.figures import Drawing
 from prunejax.system import limits
 
@@ -26,9 +31,9 @@ def drawn(panels=(1, 1), holding=None):
     return figures
 
 
-def draw(processes, **options):
+def draw(processes, meanwhile=lambda: None, **options):
     figures = drawn(**options)
-    return drawing.draw(figures.get, [*figures, "none"], processes)
+    return drawing.draw(figures.get, [*figures, "none"], processes, meanwhile)
 
 
 def alone(**options):
@@ -54,14 +59,48 @@ def test_texts_measured_once_a_page_give_the_same_bytes(monkeypatch):
     assert len(asked) > len(set(asked))
 
 
+@pytest.mark.skipif(not hasattr(text, "get_font"), reason="this matplotlib reads no heights")
+def test_heights_of_fonts_are_read_once_a_page(monkeypatch):
+    asked, get_font = [], text.get_font
+    monkeypatch.setattr(text, "get_font", lambda files: asked.append(str(files)) or get_font(files))
+    counted = text.get_font
+    kept = alone(panels=(2, 1))
+    assert text.get_font is counted  # as it was
+    assert len(asked) == len(set(asked)) > 0
+    asked.clear()
+    monkeypatch.setattr(style, "texts_once", contextlib.nullcontext)
+    assert alone(panels=(2, 1)) == kept
+    assert len(asked) > len(set(asked))
+
+
+def test_a_sheet_has_the_pixels_of_its_pictures():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 256, (2, 40, 30, 4), np.uint8)
+    sheet = png.Sheet(60, 50)
+    sheet.paste(first, 5, 0)
+    sheet.paste(second, 30, 25)  # beyond both edges
+    expected = np.full((60, 50, 3), 255, np.uint8)
+    expected[5:45, :30] = first[..., :3]
+    expected[30:, 25:] = second[:30, :25, :3]
+    with Image.open(io.BytesIO(sheet.png())) as image:
+        image.verify()  # checksums
+    image = Image.open(io.BytesIO(sheet.png()))
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), expected)
+    blank = png.Sheet(600, 1000).png()
+    assert len(blank) < 10_000
+
+
 def test_forked_processes_draw_the_same_bytes(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
     assert drawing.workers(9) == 1  # its threads hold locks: no fork beside them
     monkeypatch.delitem(sys.modules, "jax")
     assert 1 <= drawing.workers(2) <= 2
+    times = []
     with style.context():
-        beside = draw(2)
-    assert alone() == beside
+        beside = draw(2, lambda: times.append(1))
+    assert alone(meanwhile=lambda: times.append(1)) == beside
+    assert len(times) == 2
     assert list(beside) == ["b", "a", "none"]
     assert beside["none"] is None
     here, render = os.getpid(), style.render
@@ -69,7 +108,17 @@ def test_forked_processes_draw_the_same_bytes(monkeypatch):
         style, "render", lambda *a: render(*a) if os.getpid() == here else os._exit(9)
     )
     with style.context():
-        assert draw(2) == beside  # killed, as for want of memory
+        assert draw(2, lambda: times.append(1)) == beside  # killed, as for want of memory
+    assert len(times) == 3
+
+
+def test_what_is_raised_beside_the_drawing_is_raised():
+    def fails():
+        raise KeyError("words")
+
+    for processes in (1, 2):
+        with style.context(), pytest.raises(KeyError, match="words"):
+            draw(processes, fails)
 
 
 @pytest.mark.parametrize("what", ["draws", "dies", "is another program", "cannot be told"])
@@ -83,10 +132,18 @@ def test_another_python_draws_the_same_bytes_or_leaves_them_to_this_one(what, mo
             helper._process.kill()
             helper._process.wait()
         figures = drawn(**options)
-        found = helper.draw(figures.get, [*figures, "none"])
+        times = []
+        found = helper.draw(figures.get, [*figures, "none"], lambda: times.append(1))
+    assert len(times) == 1
     assert list(found) == ["b", "a", "c", "none"]
     assert found == alone(**options)
     assert (helper._process.returncode == 0) == (what != "dies")
+
+
+def test_a_python_that_draws_alone_imports_nothing_that_only_makes_figures():
+    code = "import sys, prunejax.report.drawing; print({'scipy', 'jinja2', 'jax'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=drawing.ROOT, capture_output=True)
+    assert done.stdout.decode() == "set()\n", done.stderr.decode()
 
 
 def test_shares_have_as_many_panels():

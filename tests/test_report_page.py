@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -369,13 +370,19 @@ def test_facts_tell_time_command_and_files(tmp_path, blank):
     assert f"to repeat {command} --workdir=run" in text
 
 
-def test_a_broken_installation_shows_before_training(monkeypatch):
+def test_a_broken_installation_shows_before_training(tmp_path, monkeypatch):
     def broken():
         raise ImportError("no module named\n'matplotlib'")
 
     report.check(tiny().report, ["a", "b"])
     monkeypatch.setattr(report, "_page", broken)
     with pytest.raises(ConfigError, match="report could not be drawn: ImportError: no module"):
+        report.check(tiny().report, ["a", "b"])
+    monkeypatch.undo()
+    (tmp_path / "jinja2.py").write_text("raise ImportError('no module\\nmarkupsafe')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "jinja2", raising=False)
+    with pytest.raises(ConfigError, match="report could not be drawn: ImportError: no module mark"):
         report.check(tiny().report, ["a", "b"])
 
 

@@ -287,3 +287,11 @@ def test_no_coefficient_is_beyond_one():
         for kind in ("pearson", "spearman", "kendall"):
             found = correlation.coefficient(x, -3 * x + 0.1, kind)
             assert -1 <= found < -1 + 1e-12
+
+
+def test_the_center_is_the_mean_of_what_is_finite():
+    drawn = np.random.default_rng(0).normal(size=9)
+    for values in ([], [np.nan], [1.5], [1.0, np.inf, 4.0], drawn):
+        np.testing.assert_array_equal(s.center(values), s.mean(values).mean)
+    assert np.isnan(s.center([np.nan]))
+    assert s.center([1.0, np.inf, 4.0]) == 2.5

@@ -253,7 +253,7 @@ def barrier_matrix(
             line = path(evaluate, networks[i], networks[j], batches, **options)
             matrix[i, j] = matrix[j, i] = line.barrier(name)
             ends[i], ends[j], policy = line.values[name][0], line.values[name][-1], line.policy
-    mean = statistics.mean(matrix[np.triu_indices(n, 1)]).mean  # of the lines that have a number
+    mean = statistics.center(matrix[np.triu_indices(n, 1)])  # of the lines that have a number
     return Barriers(matrix, ends, mean, name, policy)
 
 

@@ -16,9 +16,8 @@ from math import atanh, inf, isnan, nan, sqrt, tanh
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
-from prunejax.measures.statistics import LEAST, finite, is_rounding, t_factor
+from prunejax.measures.statistics import LEAST, finite, is_rounding, t_factor, t_tails
 
 LEAST_RANKED = 8  # below, Fisher's z of a rank correlation covers 60 to 87 % instead of 95 %
 PAIRWISE = 1000  # more pairs are sorted, by SciPy: here n pairs take n^2 numbers
@@ -103,6 +102,8 @@ def _correlate(kind: str, x: ArrayLike, y: ArrayLike, level: float) -> Correlati
         return Correlation(n, nan, nan, nan, nan)
     p, half = _p(kind, a, b), nan
     if kind == "pearson" and n > 3:
+        from scipy import special  # late, as in `t_factor`
+
         # Normal quantile: the variance of z is known and not estimated.
         half = float(special.ndtri((1 + level) / 2)) / sqrt(n - 3)
     elif kind != "pearson" and n >= LEAST_RANKED:
@@ -147,7 +148,7 @@ def clustered(
     s, center = found.size, float(z[-1])
     error = sqrt((s - 1) * float(np.var(z[:-1])))  # (S - 1)/S times the sum of squares
     half = t_factor(s - 1, level) * error
-    p = 2 * float(special.stdtr(s - 1, -abs(center) / error))
+    p = t_tails(s - 1, center / error)
     return Correlation(a.size, value, tanh(center - half), tanh(center + half), p)
 
 

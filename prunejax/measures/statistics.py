@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -91,7 +90,16 @@ def is_rounding(x: np.ndarray, resolution: float = 0.0, size: float = 0.0) -> bo
 @functools.cache
 def t_factor(degrees: float, level: float) -> float:
     """Half of a t interval, in standard errors; NaN without degrees of freedom."""
+    from scipy import special  # late: a third of what a Python imports that draws figures alone
+
     return float(special.stdtrit(degrees, (1 + level) / 2)) if degrees > 0 else nan
+
+
+def t_tails(degrees: float, t: float) -> float:
+    """Two-sided p of a value of Student's t."""
+    from scipy import special  # late, as in `t_factor`
+
+    return 2 * float(special.stdtr(degrees, -abs(t)))
 
 
 def mean(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Mean:
@@ -111,6 +119,12 @@ def mean(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Mea
         return Mean(n, center, std, nan, nan)
     half = t_factor(n - 1, level) * std / sqrt(n)
     return Mean(n, center, std, center - half, center + half)
+
+
+def center(values: ArrayLike) -> float:
+    """The mean of what is finite of `values` [n]; NaN of nothing."""
+    (x,) = finite(values)
+    return float(x.mean()) if x.size else nan
 
 
 def means(values: ArrayLike) -> np.ndarray:
@@ -138,7 +152,7 @@ def _compare(
         return Comparison(n, difference, nan, nan, nan, nan, nan, nan)
     t = difference / error
     half = t_factor(degrees, level) * error
-    p = 2 * float(special.stdtr(degrees, -abs(t)))
+    p = t_tails(degrees, t)
     return Comparison(n, difference, difference - half, difference + half, p, t, degrees, d)
 
 

@@ -33,6 +33,7 @@ def check(options: Any, labels: Sequence[str]) -> None:
     """
     try:
         _page()
+        importlib.import_module("jinja2")
     except ConfigError:
         raise
     except Exception as error:  # of a broken installation: before training, not after it

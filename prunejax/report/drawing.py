@@ -2,9 +2,10 @@
 
 Forked processes have the study. Where this process cannot be forked another Python is started,
 which knows of drawing alone (`python -m prunejax.report.drawing`): figures go to it and come back
-as bytes.
+as bytes. It imports while figures are made, so that nothing here may import what only makes them.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -15,13 +16,25 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 
+from matplotlib.figure import Figure
+
 from prunejax.report import style
-from prunejax.report.figures import Drawing
 from prunejax.system import limits
+
+
+@dataclass
+class Drawing:
+    """A figure with the words around it."""
+
+    panels: list[Figure]
+    title: str
+    caption: str
+    alt: str  # what it shows: the finding
+
 
 Rendered = tuple[bytes, bytes, list[str]]  # what `style.render` returns
 Make = Callable[[str], Drawing | str | None]
@@ -56,7 +69,13 @@ def _one(name: str) -> Outcome:
     return _drawn(name, _make)
 
 
-def draw(make: Make, names: Sequence[str], processes: int) -> dict[str, Outcome]:
+def _nothing() -> None:
+    pass
+
+
+def draw(
+    make: Make, names: Sequence[str], processes: int, meanwhile: Callable[[], object] = _nothing
+) -> dict[str, Outcome]:
     """Makes and renders each figure, in the order given.
 
     Making takes an eighth of the time of rendering: the processes do both.
@@ -65,23 +84,30 @@ def draw(make: Make, names: Sequence[str], processes: int) -> dict[str, Outcome]
       make: the figure of a name; what is none is handed back as it is.
       names: of the figures.
       processes: at most so many draw; see `workers`.
+      meanwhile: called once, beside them; what it raises is raised.
     """
     global _make
     if processes < 2 or len(names) < 2:
+        meanwhile()
         return {name: _drawn(name, make) for name in names}
     _make = make
+    gc.freeze()  # no search for garbage writes to memory that the processes share
     try:
         with warnings.catch_warnings():
             # Python 3.12 warns of threads at a fork: those of numpy's products, idle here.
             warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
             with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
                 begun = sorted(names, key=_LIGHT.__contains__)
-                found = dict(zip(begun, pool.map(_one, begun), strict=True))
+                drawn = pool.map(_one, begun)
+                meanwhile, work = _nothing, meanwhile  # once, should a process be killed
+                work()
+                found = dict(zip(begun, drawn, strict=True))
                 return {name: found[name] for name in names}
     except BrokenProcessPool:  # one was killed, for its memory say: alone it takes less
-        return draw(make, names, 1)
+        return draw(make, names, 1, meanwhile)
     finally:
         _make = None
+        gc.unfreeze()
 
 
 def _rendered(drawings: Mapping[str, Drawing], names: Sequence[str]) -> dict[str, Rendered]:
@@ -109,17 +135,21 @@ class Helper:
         with self._process:  # closes its pipes, waits
             pass
 
-    def draw(self, make: Make, names: Sequence[str]) -> dict[str, Outcome]:
+    def draw(
+        self, make: Make, names: Sequence[str], meanwhile: Callable[[], object] = _nothing
+    ) -> dict[str, Outcome]:
         """As the function `draw`."""
         made = {name: make(name) for name in names}
         drawings = {name: one for name, one in made.items() if isinstance(one, Drawing)}
-        found = self.render(drawings)
+        found = self.render(drawings, meanwhile)
         return {
             name: (replace(one, panels=[]), found[name]) if isinstance(one, Drawing) else one
             for name, one in made.items()
         }
 
-    def render(self, drawings: Mapping[str, Drawing]) -> dict[str, Rendered]:
+    def render(
+        self, drawings: Mapping[str, Drawing], meanwhile: Callable[[], object] = _nothing
+    ) -> dict[str, Rendered]:
         """`style.render` of each figure, in the order given, about half of them there.
 
         Whatever keeps it from drawing them, this process draws those, too.
@@ -132,6 +162,7 @@ class Helper:
         answer = Future[bytes]()
         Thread(target=lambda: answer.set_result(self._ask(sent)), daemon=True).start()
         found = _rendered(drawings, here)
+        meanwhile()
         try:
             found |= pickle.loads(answer.result())
         except Exception:  # it ended before all was drawn, or was no such Python

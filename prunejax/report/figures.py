@@ -5,7 +5,6 @@ where the study has nothing to show. `FIGURES` in `prunejax.report.gallery` list
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -16,20 +15,10 @@ from matplotlib.figure import Figure
 from prunejax.measures import correlation, statistics
 from prunejax.measures.columns import by_variant, number, value
 from prunejax.report import words
+from prunejax.report.drawing import Drawing as Drawing
 from prunejax.report.results import Row, Study
 from prunejax.report.style import COLORS, FEW, GREY, Look, legend, panel
 from prunejax.report.words import percent
-
-
-@dataclass
-class Drawing:
-    """A figure with the words around it."""
-
-    panels: list[Figure]
-    title: str
-    caption: str
-    alt: str  # what it shows: the finding
-
 
 Draw = Callable[[Study, Look], Drawing | None]
 PointStyle = Callable[[str], tuple[str, str]]  # arm -> colour, marker

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
 from prunejax.measures import statistics
 from prunejax.measures.columns import grouped, number
@@ -103,7 +102,7 @@ def instability(study: Study, _look: Look) -> Drawing | None:
         seeds(axes, [(x, ys) for x, ys, _ in points], color, marker)
         seeds(beside, [(x, ends) for x, _, ends in points], color, marker)
         handles.append(line_handle(name, color, marker))
-        numbers += [(f"{name} at {x:g}", statistics.mean(ys).mean) for x, ys, _ in points]
+        numbers += [(f"{name} at {x:g}", statistics.center(ys)) for x, ys, _ in points]
     return Drawing(
         [made, other, legend(handles)],
         "Instability",
@@ -127,14 +126,16 @@ def paths(study: Study, _look: Look) -> Drawing | None:
         made, axes = panel(3.6)
         for index, (name, line) in enumerate(lines.items()):
             color, style = COLORS[index % len(COLORS)], LINES[(index // len(COLORS)) % len(LINES)]
-            axes.plot(list(line), [_of(ys) for ys in line.values()], color=color, linestyle=style)
+            axes.plot(
+                list(line), [*map(statistics.center, line.values())], color=color, linestyle=style
+            )
             if split == "test":
                 handles.append(line_handle(name, color, line=style))
         axes.set_xlabel("place on the line, from the first network to the second")
         axes.set_ylabel(f"{split} error, %")
         panels.append(made)
     highest = [
-        (name, max((y for y in map(_of, line.values()) if isfinite(y)), default=nan))
+        (name, max((y for y in map(statistics.center, line.values()) if isfinite(y)), default=nan))
         for name, line in found["test"].items()
     ]
     return Drawing(
@@ -173,7 +174,7 @@ def matrix(study: Study, _look: Look) -> Drawing | None:
             name = pair + (", units matched" if matched == "1" else "")
             axes.set_title(name)
             panels.append(made)
-            numbers.append((name, _of(values[np.triu_indices(len(runs), 1)])))
+            numbers.append((name, statistics.center(values[np.triu_indices(len(runs), 1)])))
     if not panels:
         return None
     return Drawing(
@@ -223,11 +224,7 @@ def table(study: Study) -> Table | None:
 
 
 def _mean(rows: Sequence[Row], column: str) -> float:
-    return _of([number(r[column]) for r in rows])
-
-
-def _of(values: ArrayLike) -> float:
-    return statistics.mean(values).mean  # of the lines that have a number
+    return statistics.center([number(r[column]) for r in rows])
 
 
 def _barrier(rows: Sequence[Row], pair: str) -> str:

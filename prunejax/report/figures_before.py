@@ -60,12 +60,12 @@ def arms(study: Study) -> dict[float, dict[str, Points]]:
 
 
 def _mean(rows: Sequence[Row]) -> float:
-    return statistics.mean(percents(rows)).mean  # of the runs that have a number
+    return statistics.center(percents(rows))  # of the runs that have a number
 
 
 def _fits(rows: Sequence[Row]) -> bool:
     found = [value(row, "final_train_accuracy") for row in rows]
-    return not statistics.mean(found).mean < FITS  # where it was not recorded nothing is known
+    return not statistics.center(found) < FITS  # where it was not recorded nothing is known
 
 
 def _style(kind: str) -> tuple[str, str]:

@@ -142,7 +142,7 @@ def density(study: Study, _look: Look) -> Drawing | None:
         found = lines if column == _ACCURACY else _points(study, column)
         made, handles = _panel(study, column, found)
         panels.append(made)
-        lowest = [(name, statistics.mean(points[0][1]).mean) for name, points in found.items()]
+        lowest = [(name, statistics.center(points[0][1])) for name, points in found.items()]
         told.append((f"{words.name(column)}: " if more else "") + listed(lowest))
     return Drawing(
         [*panels, legend(handles)],

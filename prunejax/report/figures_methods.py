@@ -26,7 +26,7 @@ def flops(study: Study, _look: Look) -> Drawing | None:
     """Final accuracy against the multiply-adds of training, relative to dense training."""
     lines: dict[str, list[tuple[float, statistics.Mean]]] = {}
     for variant, rows in by_variant(study.good).items():
-        cost = statistics.mean([value(row, "training_flops") for row in rows]).mean
+        cost = statistics.center([value(row, "training_flops") for row in rows])
         if variant != study.baseline and isfinite(cost) and not parts(variant)[1]:
             mean = statistics.mean(percents(rows))
             lines.setdefault(family(variant), []).append((cost, mean))
@@ -129,7 +129,7 @@ def _share(rows: Sequence[Mapping[str, str]], layer: str) -> float:
     own = [
         100 * number(r["live_weights"]) / number(r["weights"]) for r in rows if r["layer"] == layer
     ]
-    return statistics.mean(own).mean
+    return statistics.center(own)
 
 
 def updates(study: Study, _look: Look) -> Drawing | None:

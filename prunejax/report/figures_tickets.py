@@ -102,7 +102,7 @@ def _gain(study: Study) -> str:
     chain = [level for level in chain if family(level.variant) == "ticket"]
     if not longer or not chain or study.baseline not in found:
         return ""
-    means = {x.variant: statistics.mean(x.values("final_test_accuracy")).mean for x in chain}
+    means = {x.variant: x.mean("final_test_accuracy") for x in chain}
     name = statistics.largest(means)
     if name is None:
         return ""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from matplotlib import text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
@@ -59,18 +60,22 @@ _OF_TEXTS = (
     (TextToPath, "get_text_width_height_descent"),
     (FontManager, "_find_fonts_by_props"),
 )
+_FONTS = (text, "get_font")  # the fonts that texts read their heights of
 
 
 @contextmanager
 def texts_once() -> Iterator[None]:
     """Sizes of texts and files of fonts are kept for the length of a page.
 
-    Panels share most of their words, and matplotlib measures each anew for every panel. The last
-    name is matplotlib's own: where a version has another, files are looked up each time.
+    Panels share most of their words, and matplotlib measures each anew for every panel. Two names
+    are matplotlib's own: where a version has others, files are looked up and read each time.
     """
-    kept = [(owner, name, vars(owner)[name]) for owner, name in _OF_TEXTS if name in vars(owner)]
+    kept = [
+        (owner, name, vars(owner)[name]) for owner, name in (*_OF_TEXTS, _FONTS)
+        if name in vars(owner)
+    ]  # fmt: skip
     for owner, name, method in kept:
-        setattr(owner, name, _by_value(method))
+        setattr(owner, name, (_fonts if (owner, name) == _FONTS else _by_value)(method))
     try:
         yield
     finally:
@@ -93,6 +98,23 @@ def _by_value(method: Callable[..., Any]) -> Callable[..., Any]:
         return known[key]
 
     return kept
+
+
+class _Font:
+    """A font whose tables are read once: matplotlib reads two of them for each text."""
+
+    def __init__(self, font: Any) -> None:
+        self._font = font
+        self.get_sfnt_table = functools.cache(font.get_sfnt_table)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._font, name)
+
+
+def _fonts(get_font: Callable[..., Any]) -> Callable[..., Any]:
+    """`get_font`, each once for the same files."""
+    known = functools.cache(lambda files: _Font(get_font(files)))
+    return lambda files: known(tuple(files) if isinstance(files, list) else files)
 
 
 class DrawnAxes(Axes):

@@ -20,6 +20,7 @@ from prunejax.report.words import DASH, percent
 from prunejax.system import files
 
 MARGIN = 0.01  # of accuracy: a ticket within a point of dense has lost nothing
+_OF_RUNS = ("effective_sparsity", "sparsity", "distance_to_init", "cosine_to_init")
 Masks = dict[str, np.ndarray]
 
 
@@ -64,7 +65,7 @@ class Level:
 
     def mean(self, column: str) -> float:
         """Mean of a column over the runs that have a number."""
-        return _mean(self.values(column))
+        return statistics.center(self.values(column))
 
     def overlap(self) -> tuple[float, float]:
         """(Jaccard index of masks, its value by chance), means over pairs of seeds."""
@@ -81,10 +82,6 @@ def overlap(a: Masks, b: Masks, sizes: Mapping[str, int]) -> tuple[float, float]
     """
     own, other = ({k: int(m[k].sum()) for k in m} for m in (a, b))
     return tickets.jaccard(a, b), tickets.chance_jaccard(own, other, sizes)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.mean(values).mean  # of the runs that have a number
 
 
 def _masks(study: Study, run: str) -> Masks | None:
@@ -151,17 +148,9 @@ def records(study: Study) -> list[Mapping[str, Any]]:
             mean = statistics.mean(level.values(column))  # a seed is the replication
             row |= {column: mean.mean, f"{column}_low": mean.low, f"{column}_high": mean.high}
         row |= {
-            "early_stop_step": _mean([s[1] for s in stops]) if stops else None,
-            "early_stop_test_accuracy": _mean([s[2] for s in stops]) if stops else None,
-            **{
-                column: level.mean(column)
-                for column in (
-                    "effective_sparsity",
-                    "sparsity",
-                    "distance_to_init",
-                    "cosine_to_init",
-                )
-            },
+            "early_stop_step": statistics.center([s[1] for s in stops]) if stops else None,
+            "early_stop_test_accuracy": statistics.center([s[2] for s in stops]) if stops else None,
+            **{column: level.mean(column) for column in _OF_RUNS},
             "overlap": found,
             "overlap_chance": chance,
             "within_dense_std": None if test is None else test.within_std,
@@ -179,7 +168,7 @@ def table(study: Study) -> Table | None:
     for variant, level in of(study).items():
         found, chance = level.overlap()
         live = level.live
-        stopped = [_mean(part) for part in zip(*level.stops.values(), strict=True)]
+        stopped = [*map(statistics.center, zip(*level.stops.values(), strict=True))]
         rows.append({
             "arm": variant,
             "live weights": f"{min(live):,}" + f" to {max(live):,}" * (len(set(live)) > 1),

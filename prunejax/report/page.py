@@ -7,13 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from prunejax.errors import FigureError
-from prunejax.measures.claims import MECHANICS, UNFINISHED
-from prunejax.measures.forecasts import forecasts
-from prunejax.measures.summary import summarize
 from prunejax.report import (
     drawing,
     figures_barriers,
@@ -29,7 +25,7 @@ from prunejax.report import (
     units,
 )
 from prunejax.report.figures import Drawing
-from prunejax.report.results import Study
+from prunejax.report.results import Study, summary
 from prunejax.report.style import Look, context, with_words
 from prunejax.report.tables import load
 from prunejax.system import files
@@ -46,13 +42,6 @@ class Figure:
     alt: str
 
 
-def _withheld(study: Study) -> str:
-    """Why the page gives no verdicts; empty: it does."""
-    if study.report_option("mechanics_only", False):
-        return MECHANICS
-    return UNFINISHED if study.unfinished else ""
-
-
 def write(directories: Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Builds figures, summary and page; see `prunejax.report.build`."""
     study = load(directories)
@@ -62,15 +51,21 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
     with files.writing(target):
         target.mkdir(parents=True, exist_ok=True)
     with drawing.helper(len(study.runs)) as helper, context():
-        summary = _summary(study)
-        study.relations = summary["relations"]
         look = Look(study.variants, set(study.baselines.values()) or {study.baseline})
         choice = gallery.choose(study)
         make = partial(gallery.make, study=study, look=look)
+        content: dict[str, Any] = {}  # of the page, without the figures
+
+        def write_words() -> None:
+            files.save_json(target / "summary.json", summary(study))
+            _views(study, target)
+            content.update(_content(study, summary(study), target))
+
         if helper is not None:
-            drawn = helper.draw(make, choice.names)
+            drawn = helper.draw(make, choice.names, write_words)
         else:
-            drawn = drawing.draw(make, choice.names, drawing.workers(len(choice.names)))
+            processes = drawing.workers(len(choice.names))
+            drawn = drawing.draw(make, choice.names, processes, write_words)
     figures = {
         name: _figure(name, *found, target)
         for name, found in drawn.items()
@@ -80,33 +75,18 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
     more = [figure for name, figure in figures.items() if name not in choice.asked]
     failed = [found for found in drawn.values() if isinstance(found, str)]
     study.notes += failed
-    files.save_json(target / "summary.json", summary)
-    _views(study, target)
-    text = _page(study, summary, asked, more, choice.empty(drawn), target)
+    text = content["template"].render(
+        content,
+        notes=[*study.notes, *summary(study).get("notes", ())],
+        figures=asked,
+        more=more,
+        empty=choice.empty(drawn),
+    )
     page = target / "report.html"
     files.replace(page, lambda file: file.write(text.encode()))
     if failed:
         raise FigureError(failed, page)
     return page
-
-
-def _summary(study: Study) -> dict[str, Any]:
-    summary = summarize(
-        study.runs,
-        baseline=study.baseline,
-        baselines=study.baselines,
-        selected=study.report_option("correlate", ()),
-        groups=study.groups if len(study.groups) > 1 else None,
-        comparisons=study.tests,
-        claims=study.claims,
-        test_examples=study.test_examples,
-        withheld=_withheld(study),
-    )
-    return summary | {
-        "forecasts": forecasts(study.events),
-        "directories": list(study.directories),
-        "missing_shards": study.missing_shards,
-    }
 
 
 def _views(study: Study, target: Path) -> None:
@@ -131,26 +111,22 @@ def _figure(name: str, made: Drawing, rendered: drawing.Rendered, target: Path) 
     return Figure(f"figure-{name}", made.title, made.caption, svgs, made.alt)
 
 
-def _page(
-    study: Study,
-    summary: Mapping[str, Any],
-    asked: Sequence[Figure],
-    more: Sequence[Figure],
-    empty: Sequence[str],
-    target: Path,
-) -> str:
+def _content(study: Study, found: Mapping[str, Any], target: Path) -> dict[str, Any]:
+    """The template, and what it takes but for figures and notes."""
+    import jinja2  # late: in the time of the processes that draw
+
     # The arms of a grid are points of a ranking, not treatments beside a control.
-    compared = [] if ranking.of(study) else headline.columns(summary)
-    plots = {column: headline.forest(study, summary, column) for column in compared}
+    compared = [] if ranking.of(study) else headline.columns(found)
+    plots = {column: headline.forest(study, found, column) for column in compared}
     whole = {column: plot for column, plot in plots.items() if plot}
-    forests = [headline.brief(study, summary, column, plot) for column, plot in whole.items()]
-    results = headline.results(study, summary)
+    forests = [headline.brief(study, found, column, plot) for column, plot in whole.items()]
+    results = headline.results(study, found)
     own = (levels.table(study), overlaps.table(study), figures_barriers.table(study))
-    tables = [*panels.all_of(study, summary), *filter(None, own)]
-    pairs = panels.correlations(summary)
+    tables = [*panels.all_of(study, found), *filter(None, own)]
+    pairs = panels.correlations(found)
     if not study.in_nats:
-        results = [replace(found, text=units.without(found.text)) for found in results]
-        tables = [units.table(found) for found in tables]
+        results = [replace(result, text=units.without(result.text)) for result in results]
+        tables = [units.table(table) for table in tables]
         pairs = pairs and units.table(pairs)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("prunejax.report", ""),
@@ -160,17 +136,14 @@ def _page(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["slug"] = lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    return environment.get_template("page.html").render(
+    return dict(
+        template=environment.get_template("page.html"),
         title=study.title,
         lead=headline.lead(study),
-        notes=[*study.notes, *summary.get("notes", ())],
         results=results,
         forests=forests,
         whole=[plot for plot in whole.values() if plot not in forests],
         progress=so_far.progress(study) if study.unfinished else None,
-        figures=asked,
-        more=more,
-        empty=empty,
         tables=tables,
         correlations=pairs,
         facts=provenance.facts(study, target),

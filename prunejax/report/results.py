@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prunejax.measures import statistics
-from prunejax.measures.claims import Claim
+from prunejax.measures.claims import MECHANICS, UNFINISHED, Claim
 from prunejax.measures.columns import (
     LOSS,
     OUTCOMES,
@@ -19,6 +19,8 @@ from prunejax.measures.columns import (
     pairs,
     value,
 )
+from prunejax.measures.forecasts import forecasts
+from prunejax.measures.summary import summarize
 from prunejax.record.arms import settings as settings_of
 
 Row = dict[str, str]
@@ -75,7 +77,6 @@ class Study:
     layers: list[Row] = field(default_factory=list)  # layers.csv
     costs: list[Row] = field(default_factory=list)  # costs.csv, a row for each layer and run
     updates: list[Row] = field(default_factory=list)  # updates.csv, where units come back
-    relations: list[dict[str, Any]] = field(default_factory=list)  # of the summary
     known: dict[str, Any] = field(default_factory=dict, init=False)  # of `once`
 
     @property
@@ -136,7 +137,9 @@ class Study:
 
     def relation(self, x: str, y: str, scope: str) -> dict[str, Any]:
         """The summary's relation of two columns over some runs; empty if it has none."""
-        alike = (r for r in self.relations if (r["x"], r["y"], r["scope"]) == (x, y, scope))
+        alike = (
+            r for r in summary(self)["relations"] if (r["x"], r["y"], r["scope"]) == (x, y, scope)
+        )
         return next(alike, {})
 
     def attribute(self, variant: str, name: str, default: Any = None) -> Any:
@@ -194,7 +197,7 @@ class Study:
     def mean_stability(self, variant: str) -> float:
         """Mean over an arm's runs (fraction); NaN without runs, or where no arm has an event."""
         rows = self.good_of.get(variant, []) if self.has_events else []
-        return statistics.mean([value(row, "mean_stability") for row in rows]).mean
+        return statistics.center([value(row, "mean_stability") for row in rows])
 
     def gain(self, variant: str, column: str) -> statistics.Comparison:
         """The arm minus its baseline, paired by seed."""
@@ -264,3 +267,25 @@ def iterative_rate(events: Sequence[Mapping[str, Any]]) -> float | None:
         if isfinite(units) and units > 0:
             rates.append((sum(targeted) / units, sum(targeted) / units / len(rows)))
     return max(rates)[1] if rates else None
+
+
+@once
+def summary(study: Study) -> dict[str, Any]:
+    """The content of `summary.json`; of processes that draw, only those work it out that ask."""
+    withheld = UNFINISHED if study.unfinished else ""
+    found = summarize(
+        study.runs,
+        baseline=study.baseline,
+        baselines=study.baselines,
+        selected=study.report_option("correlate", ()),
+        groups=study.groups if len(study.groups) > 1 else None,
+        comparisons=study.tests,
+        claims=study.claims,
+        test_examples=study.test_examples,
+        withheld=MECHANICS if study.report_option("mechanics_only", False) else withheld,
+    )
+    return found | {
+        "forecasts": forecasts(study.events),
+        "directories": list(study.directories),
+        "missing_shards": study.missing_shards,
+    }

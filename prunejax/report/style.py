@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
-from PIL import Image
 
 from prunejax.measures import statistics
+from prunejax.report import png
 from prunejax.report.fit import DrawnAxes, Fit, texts_once
 
 # Told apart by colour-blind readers (after Okabe and Ito), each with a contrast of at least 3:1
@@ -222,30 +222,25 @@ def render(panels: Sequence[Figure], name: str = "figure") -> tuple[bytes, bytes
       panels: in reading order; up to three stand side by side in the files.
       name: goes in front of the ids in the SVG, which are the page's as well.
     """
-    pictures, drawings = [], []
-    for index, made in enumerate(panels):
-        # The canvases are driven by hand because `savefig` draws everything twice.
-        canvas, svg = FigureCanvasAgg(made), io.BytesIO()
-        canvas.draw()
-        made.set_layout_engine("none")  # laid out for good: that takes as long as drawing
-        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
-        FigureCanvasSVG(made).print_svg(svg, metadata={"Date": None, "Creator": "prunejax"})
-        drawings.append(_inline(svg.getvalue().decode(), f"{name}-{index}-"))
+    drawings, places = [], []  # places: (x, y) in inches
     count = len(panels)
     if count > 1 and panels[-1].get_figheight() < _LEGEND:  # it goes below, into a row of its own
         count -= 1
     wide = 2 if count == 4 else min(3, count)
-    places = []  # (x, y) in inches
     top = 0.0
     for start in range(0, len(panels), wide):
         row = panels[start : start + wide]
         places += [(WIDTH * i, top) for i in range(len(row))]
         top += max(made.get_figheight() for made in row)
-    sheet = Image.new("RGB", (round(150 * WIDTH * wide), round(150 * top)), "white")
-    for picture, (x, y) in zip(pictures, places, strict=True):
-        sheet.paste(picture, (round(150 * x), round(150 * y)))
-    png = io.BytesIO()
-    sheet.save(png, format="png")
+    sheet = png.Sheet(round(150 * top), round(150 * WIDTH * wide))
+    for index, (made, (x, y)) in enumerate(zip(panels, places, strict=True)):
+        # The canvases are driven by hand because `savefig` draws everything twice.
+        canvas, svg = FigureCanvasAgg(made), io.BytesIO()
+        canvas.draw()
+        made.set_layout_engine("none")  # laid out for good: that takes as long as drawing
+        sheet.paste(np.asarray(canvas.buffer_rgba()), round(150 * y), round(150 * x))
+        FigureCanvasSVG(made).print_svg(svg, metadata={"Date": None, "Creator": "prunejax"})
+        drawings.append(_inline(svg.getvalue().decode(), f"{name}-{index}-"))
     parts = [
         drawing.replace("<svg ", f'<svg x="{72 * x:g}" y="{72 * y:g}" '
                         f'width="{72 * WIDTH:g}" height="{72 * made.get_figheight():g}" ', 1)
@@ -257,7 +252,7 @@ def render(panels: Sequence[Figure], name: str = "figure") -> tuple[bytes, bytes
         f'width="{size[0]}pt" height="{size[1]}pt" viewBox="0 0 {size[0]} {size[1]}">'
         + "".join(parts) + "</svg>\n"
     )  # fmt: skip
-    return png.getvalue(), whole.encode(), drawings
+    return sheet.png(), whole.encode(), drawings
 
 
 def _inline(svg: str, prefix: str) -> str:
