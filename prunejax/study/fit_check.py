@@ -67,15 +67,12 @@ def variables(
     return variables
 
 
-def score(
-    arm: Variant, together: Sequence[Group], groups: Sequence[Group], params: Any, examples: int
-) -> None:
+def score(arm: Variant, groups: Sequence[Group], params: Any, examples: int) -> None:
     """Refuses a score that the layers or the examples do not serve.
 
     Args:
       arm: whose score.
-      together: the layers of its program.
-      groups: those of the model.
+      groups: the layers of the model.
       params: shapes of the parameters.
       examples: in the training set.
 
@@ -84,7 +81,7 @@ def score(
     """
     score = scores_lib.SCORES[arm.settings.prune.score]
     rules = event_plan.layer_rules(arm.settings, groups)
-    groups = [g for g in together if g.name in rules]
+    groups = [g for g in groups if g.name in rules]
     asked = arm.settings.prune.saliency_examples
     if "gradient" in score.needs and asked > examples:
         raise ConfigError(
@@ -119,12 +116,12 @@ def score(
                 f"{', '.join(able)}"
             )
         entries.score(name, groups, params)
-        size = sum(int(np.prod(trees.get(params, g.kernel).shape)) for g in together)
+        size = sum(int(np.prod(trees.get(params, g.kernel).shape)) for g in groups)
         if name in modes.SCORES and size > modes.LIMIT:
             raise ConfigError(
                 f"config.prune.{field} = {name!r} (variant {arm.label!r}): the exact Hessian is "
-                f"for {modes.LIMIT} weights at most, and prune.layers of the arms that train with "
-                f"this one have {size}; name fewer layers, or set a smaller model.width"
+                f"for {modes.LIMIT} weights at most, and its prune.layers have {size}; name fewer "
+                "layers, or set a smaller model.width"
             )
 
 
