@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from prunejax import data as data_lib
-from prunejax import interventions, models, rng
+from prunejax import interventions, losses, models, rng
 from prunejax import masks as masks_lib
 from prunejax.cluster import distributed, mesh
 from prunejax.errors import ConfigError
@@ -113,7 +113,7 @@ class Measurer:
             state.params, state.batch_stats, state.windows, state.table
         )
 
-        begin = state.seed, state.table, state.hyper, state.seeds
+        begin, loss = (state.seed, state.table, state.hyper, state.seeds), self.program.loss
 
         def network() -> suite.Network:
             module = self.program.module.clone(dropout=0.0)
@@ -151,6 +151,7 @@ class Measurer:
             initial=partial(self._initial, *begin),
             kernels=self._kernels,
             network=network,
+            loss_of=None if loss == "cross_entropy" else partial(losses.objective, loss),
             options=chosen.to_dict(),
         )
 
