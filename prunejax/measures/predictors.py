@@ -51,8 +51,8 @@ def predictions(context: Any) -> tuple[Columns, Arrays]:
 def prunability(context: Any) -> tuple[Columns, Arrays]:
     """The smallest fraction of weights that keeps the loss within a tenth (Kuhn et al. 2021).
 
-    Magnitudes, one ranking over all kernels, no training after; on the examples of
-    `measures.split`. What is dead stays dead and counts. `core_fraction`: accuracy falls by at
+    Magnitudes, one ranking over all kernels, no training after; on the examples of the training
+    set. What is dead stays dead and counts. `core_fraction`: accuracy falls by at
     most five points. `prunability_area`: under min(loss, cap), see `constant_guess`. Both NaN where
     targets are numbers. Arrays: the curve; whether the loss was so small that an absolute tolerance
     was taken; layers of which nothing is left.

@@ -3,6 +3,11 @@
 A measure is a function of a `Context` (a loss with parameters, masks and data; no model class, no
 config) that gives columns of `runs.csv` and arrays of `measures/RUN.npz`. Measures share what they
 have in common (per-example forms, eigenpairs) through the context, which computes each once.
+
+On which examples: curvature, gradients, sharpness, normality, robustness and smoothing on those of
+`measures.split` (test by default, as the paper has its flatness; "train" for that of what was
+trained); predictions and epsilon-flatness on the whole test set; what predicts generalization by
+its definition (`training`: prunability, norms, margins, PAC-Bayes) on the training set alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,6 +39,7 @@ class Measure(NamedTuple):
     columns: tuple[str, ...]  # of runs.csv, known before training
     running_only: bool = False  # not with the statistics of batches
     classes: bool = False  # not where targets are numbers
+    training: bool = False  # of the training set by definition: not with measures.split "test"
 
 
 def _hessian_trace(context: Context) -> tuple[Columns, Arrays]:
@@ -170,10 +176,10 @@ MEASURES: dict[str, Measure] = {
     ),
     "spectral_density": Measure(_spectral_density, ()),
     "predictions": Measure(predictors.predictions, predictors.PREDICTIONS, classes=True),
-    "prunability": Measure(predictors.prunability, predictors.PRUNABILITY),
+    "prunability": Measure(predictors.prunability, predictors.PRUNABILITY, training=True),
     "ticket": Measure(predictors.ticket, predictors.TICKET),
-    "prunability_forms": Measure(predictors.prunability_forms, predictors.FORMS),
-    "rivals": Measure(predictors.rival_measures, rivals.COLUMNS, True),
+    "prunability_forms": Measure(predictors.prunability_forms, predictors.FORMS, training=True),
+    "rivals": Measure(predictors.rival_measures, rivals.COLUMNS, True, training=True),
     "robustness": Measure(robustness.attacked, robustness.ATTACKED, True, True),
     "smoothing": Measure(robustness.smoothed, robustness.SMOOTHED, True, True),
     "normality": Measure(

@@ -56,6 +56,13 @@ def check(settings: ConfigDict, batches: list[Batch]) -> None:
                 f"config.measures.eigenpairs = {chosen.eigenpairs} is more than the model's "
                 f"{size} parameters; lower it"
             )
+        of_training = [name for name in chosen.names if suite.MEASURES[name].training]
+        if of_training and chosen.split != "train":
+            raise ConfigError(
+                f"config.measures.split = {chosen.split!r}: {', '.join(of_training)} predict how a "
+                "network generalizes from its training set; set it to 'train', and take other "
+                "measures of the test set by themselves (`prunejax measure --split=test`)"
+            )
         of_classes = [name for name in chosen.names if suite.MEASURES[name].classes]
         if of_classes and not batch.dataset.has_classes:
             raise ConfigError(
