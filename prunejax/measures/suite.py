@@ -204,7 +204,8 @@ def _checked(name: str, result: Any) -> tuple[Columns, Arrays]:
     Raises:
       ConfigError: it is not what its entry announces.
     """
-    pair = isinstance(result, tuple) and len(result) == 2 and hasattr(result[0], "items")
+    pair = isinstance(result, tuple) and len(result) == 2
+    pair = pair and all(hasattr(part, "items") for part in result)
     kind = type(result).__name__
     registry.demand(pair, f"measure {name!r} gives {kind}; give two dicts, (columns, arrays)")
     known, more = MEASURES[name].columns, result[0].keys() - {*MEASURES[name].columns}
@@ -218,6 +219,10 @@ def _checked(name: str, result: Any) -> tuple[Columns, Arrays]:
             not np.ndim(value),
             f"measure {name!r}: column {column!r} has shape {np.shape(value)}; a number is needed "
             "(arrays are the second thing that it gives)",
+        )
+        registry.demand(
+            np.asarray(value).dtype.kind in "biuf" or hasattr(value, "dtype"),
+            f"measure {name!r}: column {column!r} is {value!r}; a number is needed",
         )
     arrays = {key: np.asarray(value) for key, value in result[1].items()}
     return {column: float(value) for column, value in result[0].items()}, arrays

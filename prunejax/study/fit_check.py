@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
@@ -50,15 +51,21 @@ def variables(
     if not type(module).__module__.startswith("prunejax."):
         given = jax.ShapeDtypeStruct((2, *shape), np.float32)
         of: Any = jax.eval_shape(lambda v, x: module.apply(v, x, train=False), variables, given)
-        if getattr(of, "shape", None) != outputs.shape:
+        told = str(getattr(of, "shape", f"a {type(of).__name__}"))
+        numbers = jnp.issubdtype(getattr(of, "dtype", np.float32), jnp.floating)
+        if told != str(outputs.shape) or not numbers:
+            told = told if numbers else f"{of.dtype} {told}"
             raise ConfigError(
-                f"config.model.name = {settings.model.name!r} gives {getattr(of, 'shape', of)} for "
+                f"config.model.name = {settings.model.name!r} gives {told} for "
                 f"2 examples of {name!r}; {outputs.shape} is needed, a number for each output"
             )
     try:
         values = jax.eval_shape(lambda z, y: losses.objective(settings.loss, z, y), outputs, labels)
-        if values.shape != (2,):
-            raise ValueError(f"it gives {values.shape} for 2 examples, not one number each")
+        told = getattr(values, "shape", f"a {type(values).__name__}")
+        if told != (2,):
+            raise ValueError(f"it gives {told} for 2 examples, not one number each")
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            raise ValueError(f"it gives {values.dtype}, which has no gradient")
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"config.loss = {settings.loss!r} does not fit the data set {name!r}: "
