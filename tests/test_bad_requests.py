@@ -256,6 +256,17 @@ def test_whole_numbers_beyond_64_bits_name_their_field(field):
         assert len(text) < 200
 
 
+@pytest.mark.parametrize("name", ["prunability", "prunability_forms", "rivals"])
+def test_predictors_of_generalization_are_of_the_training_set(name):
+    config = tiny(a={})
+    config.measures.names, config.measures.examples = (name, "hessian_trace"), 50
+    assert config.measures.split == "test"  # the default
+    with pytest.raises(ConfigError, match=rf"config\.measures\.split = 'test': {name} predict"):
+        study.judged(config, default.get_config())
+    config.measures.split = "train"
+    study.judged(config, default.get_config())
+
+
 def test_more_examples_than_there_are(tmp_path):
     """None is cut in silence: both numbers are told."""
     for field, value, numbers in (

@@ -17,6 +17,7 @@ MAGNITUDE = {
     "of": "live",
     "fraction": (0.2,),
 }
+LATER = PRUNE | {"score": "activations", "start": (2,), "end": (3,)}
 WEIGHT = {"prune": {"granularity": "weight", "scope": "global"}}
 
 
@@ -191,7 +192,7 @@ ALL = ("weights", "statistics", "optimizer", "masks", "scores", "step")
 )
 def test_scores_that_training_gathers_go_on_in_a_child(tmp_path, now):
     """A child that takes all is its parent from there on; one may prune at once by its scores."""
-    event = now | {"unit": "step", "start": (11,), "end": (11,)}
+    event = now | {"unit": "step", "start": (21,), "end": (21,)}
     on = {"prune": event, "start": {"run": "whole", "at": "step:10", "take": ALL}}
     new = {"prune": event, "start": on["start"] | {"take": tuple(p for p in ALL if p != "scores")}}
     at_once = event | {"start": (0,), "end": (0,)}
@@ -202,6 +203,7 @@ def test_scores_that_training_gathers_go_on_in_a_child(tmp_path, now):
         at_once={"prune": at_once, "start": {"run": "whole", "take": ("weights", "scores")}},
     )
     config.seeds, config.keep, config.model.name = 1, ("end",), "mlp64_64"
+    config.epochs = 6  # so that who begins at step 10 has an update of activations, too
     config.optimizer.name, config.optimizer.learning_rate = "sgd", 0.05
     go(config, tmp_path / "run")
     end = {name: state(tmp_path / "run", f"{name}-0@end") for name in config.variants}
@@ -286,6 +288,36 @@ def test_shards_keep_families_together():
             },
             "before 10 training steps are done",
         ),
+        (  # 4 steps an epoch: the first update of the mean is in the third
+            {"a": {"prune": LATER | {"start": (1,)}}},
+            "event after step 8: before 10 training steps are done",
+        ),
+        (  # the last update was at step 10, before it begins
+            {
+                "a": {},
+                "b": {"prune": LATER | {"unit": "step", "start": (15,), "end": (15,)}}
+                | {"start": {"run": "a", "at": "epoch:3", "take": ("weights", "step")}},
+            },
+            "event after step 15: before 20 training steps are done",
+        ),
+        (  # those of its parent are 0 at that step
+            {
+                "a": {"prune": LATER},
+                "b": {"prune": LATER | {"schedule": "scratch"}}
+                | {"start": {"run": "a", "at": "epoch:2", "take": ("weights", "scores")}},
+            },
+            "event after step 0: before 10",
+        ),
+        (
+            {
+                "a": {
+                    "prune": PRUNE
+                    | {"schedule": "scratch", "grow": "gradient", "update_every": 5, "score": "l2"}
+                    | {"update_score": "activations"}
+                }
+            },
+            "prune.update_score = 'activations' .* event after step 5",
+        ),
         (
             {
                 "a": {"prune": MAGNITUDE},
@@ -351,3 +383,18 @@ def test_a_state_is_measured_as_often_however_many_are_kept(monkeypatch):
         recent.add(f"{number}", {"weights/w": np.zeros(12, np.float32)})
     assert len(recent.arrays) == 100
     assert len(measured) == 200  # what a name had before, and what it has now
+
+
+def test_scores_that_training_gathers_are_there_from_their_first_update_on():
+    # 4 steps an epoch, an update at step 10: in time for the event after the third epoch,
+    # for a child from there on, and for twins, which choose nothing.
+    early = LATER | {"start": (0,)}
+    planned(
+        a={"prune": LATER},
+        b={"prune": early, "start": {"run": "a", "at": "epoch:3", "take": ("weights", "scores")}},
+        c={"prune": early | {"target": "random"}},
+        d={
+            "prune": early,
+            "intervention": {"twin": "c", "kind": "zero", "duration": 3, "mask_norm": False},
+        },
+    )

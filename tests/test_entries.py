@@ -66,6 +66,8 @@ def study(kind):
         config.trackers = ("mine",)
     if kind == "model":
         config.model.name = "mine"
+    if kind == "loss":
+        config.loss = "mine"
     if kind == "data":
         config.data.name = "mine"
     if kind == "optimizer":
@@ -123,6 +125,43 @@ class Wide(Silent):
     @nn.compact
     def __call__(self, x, train=False):
         return nn.Dense(self.num_classes + 1)(x.reshape(len(x), -1))
+
+
+class Untrained(Silent):
+    """Knows of no `train`."""
+
+    def prunable(self):
+        return ()
+
+    @nn.compact
+    def __call__(self, x):
+        return self.logits(x.reshape(len(x), -1))
+
+
+class Several(Silent):
+    """Outputs, and more."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.logits(x.reshape(len(x), -1)), x
+
+
+class Counting(Silent):
+    """Outputs that are no numbers with a slope."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.logits(x.reshape(len(x), -1)).astype(jnp.int32)
+
+
+def lists(alone=False):
+    pair = ([[0.0]], [0])
+    return dataset.make("mine", pair[:1] if alone else pair, pair, 2, prepare=abs)
+
+
+def untyped():
+    x, y = np.zeros((20, 5), np.float32), np.arange(20) % 2  # int64
+    return dataset.make("mine", (x, y), (x, y), 2, prepare=dataset.Standardize.of(x))
 
 
 REFUSED = [
@@ -187,6 +226,39 @@ REFUSED = [
         lambda shapes, keep: dict.fromkeys([*shapes, "b"], 1),
         "a whole number for each",
     ),
+    # called otherwise than they can be
+    ("data", lambda: None, r"DATASETS\['mine'\] takes \(\), and is called with \(data_dir\)"),
+    ("data", lambda data_dir, *, size: None, "missing a required argument: 'size'"),
+    ("loss", lambda outputs: outputs, "is called with .outputs, targets."),
+    ("sink", lambda: None, "is called with .run."),
+    ("score", scores.Score(lambda kernel, bias: kernel), r"\.fn takes .kernel, bias., and is"),
+    ("score", scores.Score(3), r"SCORES\['mine'\].fn is no function: 3"),
+    ("evidence", evidence.NetworkScore(lambda: None, "loss"), "is called with .evidence."),
+    ("measure", suite.Measure(lambda: ({}, {}), ("x",)), r"\.run takes \(\), and is called"),
+    ("probe", probe()._replace(sums=lambda a, b: a), r"\.sums takes \(a, b\)"),
+    ("probe", probe(rows=lambda total: []), r"\.rows takes \(total\)"),
+    ("tracker", trackers.Tracker(lambda state: 0, ("x",)), r"\.run takes \(state\)"),
+    (
+        "model",
+        (Untrained, {}),
+        r"MODELS\['mine'\].__call__ takes \(self, x\).* \(self, x, train=\)",
+    ),
+    # what they give
+    ("model", (Several, {}), "gives a tuple for 2 examples"),
+    ("model", (Counting, {}), r"gives int32 \(2, 10\) for"),
+    ("loss", lambda z, y: (z[:, 0], y), "it gives a tuple for 2 examples"),
+    ("loss", lambda z, y: y, "it gives int32, which has no gradient"),
+    ("loss", lambda z, y: z.mean(), r"it gives \(\) for 2 examples"),
+    ("data", lambda data_dir: lists(), "train examples are list; a NumPy array is needed"),
+    ("data", lambda data_dir: lists(alone=True), r"train must be a pair of \(examples, targets\)"),
+    ("data", lambda data_dir: untyped(), "train_labels are int64"),
+    (
+        "evidence",
+        evidence.NetworkScore(lambda e: e.map(lambda _, w: w[0]), "loss"),
+        r"gives float32 \(16,\) for layer 'dense1'; .* \(64, 16\)",
+    ),
+    ("evidence", evidence.NetworkScore(lambda e: (1, 2), "loss"), "cannot score this network"),
+    ("evidence", evidence.NetworkScore(lambda e: e.slope, "loss"), "no attribute 'slope'"),
 ]
 
 
@@ -199,6 +271,8 @@ def name(case):
 @pytest.mark.parametrize(("kind", "entry", "message"), REFUSED, ids=name)
 def test_refused_before_training(monkeypatch, kind, entry, message):
     monkeypatch.setitem(REGISTRIES[kind], "mine", entry)
+    if kind == "evidence":
+        monkeypatch.setitem(scores.SCORES, "mine", scores.of_network("mine"))
     study_of = small(a={"prune": {"method": "mine"}}) if kind == "method" else study(kind)
     with pytest.raises(ConfigError, match=message) as error:
         run.judged(study_of, default.get_config())
@@ -262,6 +336,8 @@ def test_probes_know_every_table_of_a_study():
         ("measure", suite.Measure(lambda c: ({"y": 1.0}, {}), ("x",)), "gives y.*columns: x"),
         ("measure", suite.Measure(lambda c: {"x": 1.0}, ("x",)), "gives dict; give two dicts"),
         ("measure", suite.Measure(lambda c: ({"x": np.ones(3)}, {}), ("x",)), r"shape \(3,\)"),
+        ("measure", suite.Measure(lambda c: ({"x": "much"}, {}), ("x",)), "'x' is 'much'"),
+        ("measure", suite.Measure(lambda c: ({"x": 1}, [1]), ("x",)), "gives tuple; give two di"),
         ("probe", probe(rows=lambda total, n: [{"y": 1}]), "have y; .* is needed: x"),
         ("probe", probe(rows=lambda total, n: {"x": 1}), "have 'x'; a list of dicts"),
         (

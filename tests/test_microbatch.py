@@ -15,9 +15,8 @@ from tests.studies import PRUNE, tiny
 
 
 def study(name="lenet300", size=8, **changes):
-    c = tiny(
-        S={"prune": PRUNE | {"score": "activations", "layers": ("dense1", "dense2")}}, **changes
-    )
+    prune = PRUNE | {"score": "activations", "layers": ("dense1", "dense2"), "start": (2, 3)}
+    c = tiny(S={"prune": prune}, **changes)
     c.model.name, c.population.microbatch = name, size
     return c, config.variants(c, default.get_config())
 

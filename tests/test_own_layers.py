@@ -1,15 +1,20 @@
 """What a run prunes does not depend on the layers of other runs that share its program."""
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import models, trees
+from prunejax import models, scores, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.models.base import Model
 from prunejax.study import config as config_lib
 from prunejax.study import plan
+from prunejax.study.arrangement import device_data
+from prunejax.train import prune as prune_lib
+from prunejax.train import step
 from tests.studies import go, planned, rows, small
 
 WEIGHTS = {"granularity": "weight", "schedule": "scratch", "score": "magnitude", "fraction": (0.5,)}
@@ -147,3 +152,109 @@ def test_a_score_of_batch_norm_beside_an_arm_of_a_layer_without(tmp_path, monkey
         ("a-0", "first", "4"),
         ("b-0", "second", "4"),
     }
+
+
+def scored(config, label):
+    """Layer -> scores of the first event of an arm, in its initial state, and its batch."""
+    (batch,) = planned(config)
+    (member,) = [m for m in batch.members if m.variant == label]
+    state = step.initial_state(batch.program, jnp.uint32(3), member.table, member.hyper)
+    data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
+    row = int(member.events[0])
+    found = jax.jit(lambda s, d: prune_lib.unit_scores(batch.program, s, d, row))(state, data)
+    return jax.tree.map(np.asarray, found), batch, state, data
+
+
+def arm(score, layers, fraction=0.5):
+    kind = {"granularity": "weight"} if scores.SCORES[score].per_weight else {}
+    gathers = {"activations": {"schedule": "linear", "start": (3,), "end": (3,)}}
+    if score.startswith("learnt"):
+        gathers[score] = {"forward": "movement", "schedule": "linear", "unit": "step",
+                          "start": (1,), "end": (1,)}  # fmt: skip
+    when = gathers.get(score, {"schedule": "scratch"})
+    return {
+        "prune": kind | when | {"score": score, "layers": layers, "fraction": (fraction,)},
+        "optimizer": {"weight_decay": 1e-3},
+    }
+
+
+def small_hessians(**arms):
+    config = study(**arms)
+    config.model.name, config.model.width = "mlp", 0.06  # three layers of 8 units, BatchNorm
+    config.prune.saliency_examples, config.epochs = 64, 4
+    return config
+
+
+@pytest.mark.parametrize("score", [n for n in scores.SCORES if "stability" not in n])
+def test_a_score_is_of_the_arm_s_own_layers(score):
+    a, b = arm(score, ONE), arm(score, ("dense2",), 0.25)
+    alone, *_ = scored(small_hessians(a=a), "a")
+    beside, *_ = scored(small_hessians(a=a, b=b), "a")
+    assert (set(alone), set(beside)) == ({"dense1"}, {"dense1", "dense2"})  # they do meet
+    np.testing.assert_array_equal(beside["dense1"], alone["dense1"])
+    other, *_ = scored(small_hessians(b=b), "b")
+    np.testing.assert_array_equal(
+        scored(small_hessians(a=a, b=b), "b")[0]["dense2"], other["dense2"]
+    )
+
+
+def in_float64(batch, state, data, path):
+    """Gradient and Hessian of the mean cross entropy by one kernel, flat: with BatchNorm in
+    training form and float64, written anew.
+    """
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), state.params)
+        n = batch.program.saliency_examples
+        x = np.asarray(data.train_images[:n], np.float64).reshape(n, -1) / 255
+        x = (x - batch.program.mean[0]) / batch.program.std[0]
+        y = np.asarray(data.train_labels[:n])
+        kernel = trees.get(wide, path)
+
+        def loss(flat, scale):
+            p = trees.replace(wide, {path: flat.reshape(kernel.shape)})
+            h = jnp.asarray(x)
+            for i in (1, 2, 3):
+                h = h @ p[f"dense{i}"]["kernel"]
+                h = (h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-5)
+                h = jnp.maximum(h * p[f"bn{i}"]["scale"] + p[f"bn{i}"]["bias"], 0)
+            z = (h @ p["classifier"]["kernel"] + p["classifier"]["bias"]) / scale
+            return jnp.mean(jax.nn.logsumexp(z, axis=1) - z[jnp.arange(n), y])
+
+        flat = kernel.ravel()
+        return [
+            np.asarray(f(flat, scale))
+            for scale in (200.0, 1.0)
+            for f in (jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss)))
+        ] + [np.asarray(flat)]
+
+
+@pytest.mark.parametrize("layer", ["dense1", "dense2"])
+def test_hessians_are_those_among_the_arm_s_own_weights(layer, monkeypatch):
+    monkeypatch.setattr("prunejax.methods.modes.FAST", 2)
+    found = {}
+    for score in ("grasp", "curvature", "curvature_saliency", "mode_leverage"):
+        config = small_hessians(
+            a=arm(score, (layer,)), b=arm(score, BOTH, 0.25), c=arm("magnitude", BOTH)
+        )
+        scores_of, *of = scored(config, "a")
+        found[score] = scores_of[layer].ravel()
+        assert set(scores_of) == set(BOTH)
+    small_g, small_h, _, h, w = in_float64(*of, f"{layer}/kernel")
+    close = {"rtol": 2e-3, "atol": 2e-3}
+    scaled = lambda x: x / np.abs(x).max()  # noqa: E731
+    np.testing.assert_allclose(scaled(found["grasp"]), scaled(w * (small_h @ small_g)), **close)
+    np.testing.assert_allclose(scaled(found["curvature"]), scaled(np.diag(h)), **close)
+    np.testing.assert_allclose(
+        scaled(found["curvature_saliency"]), scaled(np.diag(h) * w**2), **close
+    )
+    values, modes = np.linalg.eigh(h)
+    assert values[-2] - values[-3] > 1e-2 * values[-1]  # two modes that are apart
+    np.testing.assert_allclose(found["mode_leverage"], (modes[:, -2:] ** 2).sum(1), **close)
+
+
+def test_the_limit_of_the_exact_hessian_is_of_the_arm_s_own_weights(monkeypatch):
+    monkeypatch.setattr("prunejax.methods.modes.LIMIT", 64)  # dense1 has 512
+    a, b = arm("mode_leverage", ("dense2",)), arm("magnitude", BOTH)
+    scored(small_hessians(a=a, b=b), "a")
+    with pytest.raises(ConfigError, match=r"64 weights at most, and its prune\.layers have 576"):
+        planned(small_hessians(a=arm("mode_leverage", BOTH), b=b))

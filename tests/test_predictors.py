@@ -25,7 +25,7 @@ def study(tmp_path_factory):
     arms = {f"mp-{p}": {"prune": WEIGHTS | {"fraction": (p / 100,)}} for p in (50, 80)}
     config = tiny(none={}, **arms)
     config.measures.names = ("predictions", "prunability")
-    config.measures.examples = 64
+    config.measures.examples, config.measures.split = 64, "train"
     config.probes.names, config.probes.at = ("loss", "accuracy", "predictions"), ("end",)
     config.report.figures = ("recall", "density")
     run.run(config, path, default.get_config(), quiet=True)

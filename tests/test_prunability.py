@@ -1,5 +1,7 @@
 """Prunability against NumPy, made curves and brute force over every count."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 from scipy import stats
 
-from prunejax import scores
+from prunejax import losses, scores
 from prunejax.measures import predictors
 from prunejax.measures.prunability import GRID, prunability, prune_curve
 from prunejax.measures.pruned_evaluation import _scores, evaluated
@@ -236,6 +238,30 @@ def test_where_targets_are_numbers_there_is_no_accuracy_to_keep():
     columns, _ = predictors.prunability(Context)
     assert columns["prunability"] == 1
     assert np.isnan([columns["prunability_area"], columns["core_fraction"]]).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "cap"), [("cross_entropy", np.log(5)), ("mse", 1 / 5), ("hinge", 1.0), ("own", 3.0)]
+)
+def test_areas_end_at_the_loss_of_a_constant_guess(loss, cap, monkeypatch):
+    """By closed form; every network of this curve is worse than that but the whole one."""
+    monkeypatch.setitem(losses.LOSSES, "own", lambda z, y: 3.0 + jnp.sum(z, -1) + 0.0 * y)
+    table = table_of([7, 7, 0.1])
+    curve = prune_curve(
+        lambda p: {"loss": table(p), "accuracy": jnp.float32(0.5)}, weights(2), grid=[0, 0.5]
+    )
+    labels = [jnp.array([0, 1, 4]), jnp.array([2])]
+
+    class Context:
+        outputs = staticmethod(lambda params, batch: batch[0])
+        params, batches = None, [(jnp.ones((len(y), 5)), y) for y in labels]
+        loss_of = None if loss == "cross_entropy" else functools.partial(losses.objective, loss)
+
+    Context.curve = curve
+    columns, _ = predictors.prunability(Context)
+    assert columns["prunability_area"] == pytest.approx(cap / 2 + (cap + 0.1) / 4, rel=1e-6)
+    Context.loss_of = staticmethod(lambda z, y: jnp.full(len(y), jnp.inf))
+    assert np.isnan(predictors.prunability(Context)[0]["prunability_area"])
 
 
 def test_area_and_collapse():

@@ -70,6 +70,57 @@ def test_noise_spares_what_is_pruned_and_counts_are_of_live_weights(network):
     assert "kernel_distance_to_init" not in rivals.of_weights(params, layers)
 
 
+def test_distances_and_bounds_of_a_pruned_network_are_those_of_the_smaller_one(network):
+    """Without the units that are gone, cut out of the arrays: no weight, no move, no count."""
+    module, variables, initial, batches, *_ = network
+    units = np.array([1, 2, 4])
+    gone = np.setdiff1d(np.arange(6), units)
+
+    def masked(v):
+        p = v["params"]
+        norm = {k: x.at[gone].set(0) for k, x in p["bn1"].items()}
+        kernels = {"dense1": p["dense1"]["kernel"].at[:, gone].set(0)}
+        kernels["classifier"] = p["classifier"]["kernel"].at[gone].set(0)
+        new = {n: p[n] | {"kernel": k} for n, k in kernels.items()}
+        return v | {"params": p | new | {"bn1": norm}}
+
+    def cut(v):
+        p = v["params"]
+        new = {
+            "dense1": {"kernel": p["dense1"]["kernel"][:, units]},
+            "bn1": {k: x[units] for k, x in p["bn1"].items()},
+            "classifier": p["classifier"] | {"kernel": p["classifier"]["kernel"][units]},
+        }
+        stats = {"bn1": {k: x[units] for k, x in v["batch_stats"]["bn1"].items()}}
+        return {"params": new, "batch_stats": stats}
+
+    options = {"key": jax.random.key(0), "draws": 2, "steps": 6}
+    found = rivals.of_linen(module, masked(variables), initial, batches, **options)
+    smaller = module.clone(hidden=(3,))
+    known = rivals.of_linen(smaller, cut(variables), cut(initial), batches, **options)
+    noise = {c for c in rivals.COLUMNS if c.startswith("pac_bayes")}  # drawn in other shapes
+    for column in set(rivals.COLUMNS) - noise:
+        assert found[column] == pytest.approx(known[column], rel=1e-5), column
+
+    bounds = {}
+    for name, mlp, v in (("whole", module, masked(variables)), ("cut", smaller, cut(variables))):
+        layers = folding.layers(mlp, v, (4,))
+        start = initial if name == "whole" else cut(initial)
+        params, begun = (folding.fold(x, layers)["params"] for x in (v, start))
+        live = jax.tree.map(lambda w: w != 0, params)
+        bounds[name] = rivals.pac_bayes_bounds(
+            params, begun, layers, sigma=0.1, magnitude_sigma=0.2, examples=60, masks=live
+        )
+    assert bounds["whole"] == pytest.approx(bounds["cut"], rel=1e-6)
+    sigmas = {k: found[f"pac_bayes_{k}flatness"] ** -0.5 for k in ("", "magnitude_")}
+    layers = folding.layers(smaller, cut(variables), (4,))
+    folded = [folding.fold(cut(v), layers)["params"] for v in (variables, initial)]
+    expected = rivals.pac_bayes_bounds(
+        *folded, layers, sigma=sigmas[""], magnitude_sigma=sigmas["magnitude_"], examples=60
+    )
+    assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-5)
+
+
 def test_of_a_regression_norms_stand_and_margins_are_empty(network):
     module, variables, initial, batches, *_ = network
     numbers = [(x, jnp.zeros((len(x), 1))) for x, _ in batches]

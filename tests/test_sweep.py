@@ -10,7 +10,7 @@ from prunejax.configs import before_training, default
 from prunejax.errors import ConfigError
 from prunejax.study import arrangement, plan, preview, sweep
 from prunejax.study.config import variants
-from tests.studies import PRUNE, tiny
+from tests.studies import PRUNE, small, tiny
 
 # ml_collections loads a config file so.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -78,6 +78,8 @@ def test_sweeps_that_cannot_be(texts, message):
         ("report.claims=('none > gone',)", "config.report.claims"),
         ("report.figures=('picture',)", "config.report.figures"),
         ("record.sinks=('paper',)", "unknown tracker 'paper'"),
+        ("population.data_parallel=5", "does not divide config.batch_size"),
+        ("population.shard_params=True", "needs config.population.data_parallel of 2"),
     ],
 )
 def test_the_plan_refuses_what_the_study_would_refuse(override, message, tmp_path, capsys):
@@ -89,6 +91,25 @@ def test_the_plan_refuses_what_the_study_would_refuse(override, message, tmp_pat
     assert message in told[0]
     assert told[0] == told[1]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"population.microbatch": 5}, "microbatch = 5 has to divide config.batch_size = 32"),
+        (
+            {"model.name": "resnet20", "connect.pairs": ("a",), "connect.matching": True},
+            "config.connect.matching = True: layer .* feeds a residual sum",
+        ),
+    ],
+)
+def test_what_no_device_and_no_training_can_mend_is_refused_by_the_plan(changes, message):
+    """The second was refused after all runs were trained."""
+    config = small(a={})
+    config.seeds = 2
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError, match=message):
+        preview.lines(config, default.get_config())
 
 
 def test_the_plan_tells_arms_events_and_work_and_trains_nothing(tmp_path, capsys):

@@ -44,6 +44,15 @@ def make(devices: Sequence[jax.Device], data_parallel: int = 1) -> Mesh:
     return Mesh(np.array(devices).reshape(-1, data_parallel), AXES)
 
 
+def check_split(shard_params: bool, share: int) -> None:
+    """Refuses parameters that are split over one device (ConfigError); see `used_by`."""
+    if shard_params and share == 1:
+        raise ConfigError(
+            "config.population.shard_params = True needs config.population.data_parallel of 2 or "
+            "more: with 1 the mesh has no devices to split the parameters over"
+        )
+
+
 def used_by(
     layout: str, devices: Sequence[jax.Device], share: int, shard_params: bool
 ) -> list[jax.Device]:
@@ -58,11 +67,7 @@ def used_by(
     Raises:
       ConfigError: the devices do not divide, or there are none to split over.
     """
-    if shard_params and share == 1:
-        raise ConfigError(
-            "config.population.shard_params = True needs config.population.data_parallel of 2 or "
-            "more: with 1 the mesh has no devices to split the parameters over"
-        )
+    check_split(shard_params, share)
     if len(devices) < share:
         raise ConfigError(
             f"config.population.data_parallel = {share} is more than the {len(devices)} devices "

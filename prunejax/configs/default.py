@@ -245,7 +245,7 @@ FIELDS: dict[str, Any] = {
         "names": many((), str, "names"),  # see prunejax.measures.suite.MEASURES
         # epochs after which to measure; the end is always measured
         "epochs": many((), int, "whole epochs"),
-        "split": word("test", "train", "test"),  # train | test
+        "split": word("test", "train", "test"),  # prunability, its forms, rivals: train
         # first examples of the split; 0: all (not of streamed sets)
         "examples": number(512, 0, None, "examples; 0: all"),
         # eval (running statistics) | train (batch statistics)

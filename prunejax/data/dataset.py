@@ -46,6 +46,9 @@ class Dataset:
     ranked: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for field in ("images", "labels"):
+            for split in ("train", "validation", "test"):
+                _need_array(self.name, f"{split}_{field}", getattr(self, f"{split}_{field}"))
         like = self.train_images
         for split in ("train", "validation", "test"):
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
@@ -114,6 +117,13 @@ class Dataset:
         return images[: count or None], labels[: count or None]
 
 
+def _need_array(name: str, what: str, array: Any) -> None:
+    if not isinstance(array, np.ndarray):
+        raise ValueError(
+            f"data set {name!r}: {what} are {type(array).__name__}; a NumPy array is needed"
+        )
+
+
 def make(
     name: str,
     train: tuple[np.ndarray, np.ndarray],
@@ -131,7 +141,10 @@ def make(
       ValueError: examples or targets that are not finite; see `Dataset` for the rest.
     """
     for split, arrays in (("train", train), ("test", test)):
-        for array in arrays:
+        if not isinstance(arrays, tuple | list) or len(arrays) != 2:
+            raise ValueError(f"data set {name!r}: {split} must be a pair of (examples, targets)")
+        for array, what in zip(arrays, ("examples", "targets"), strict=True):
+            _need_array(name, f"{split} {what}", array)
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"data set {name!r}: of the {split} split not all are finite")
         if prepare is None and arrays[0].dtype != np.uint8:

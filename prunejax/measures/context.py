@@ -68,6 +68,7 @@ class Context:
       initial: gives the run's initial parameters, without masks.
       kernels: paths of the kernels of prunable layers.
       network: see `Network`.
+      loss_of: `(outputs, targets) -> [examples]` of the loss; None: cross entropy.
       options: the fields of `config.measures`, for what only one measure asks; a measure that is
         not of the package declares its own (`prunejax.configs.fields.declare`).
     """
@@ -88,6 +89,7 @@ class Context:
     initial: Callable[[], Tree] | None = None
     kernels: Sequence[str] | None = None
     network: Callable[[], Network] | None = None
+    loss_of: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @once

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from prunejax import masks as masks_lib
@@ -50,20 +51,19 @@ def predictions(context: Any) -> tuple[Columns, Arrays]:
 def prunability(context: Any) -> tuple[Columns, Arrays]:
     """The smallest fraction of weights that keeps the loss within a tenth (Kuhn et al. 2021).
 
-    Magnitudes, one ranking over all kernels, no training after; on the examples of
-    `measures.split`. What is dead stays dead and counts. `core_fraction`: accuracy falls by at
-    most five points. `prunability_area`: under min(loss, log C). Both NaN where targets are
-    numbers. Arrays: the curve; whether the loss was so small that an absolute tolerance was taken;
-    layers of which nothing is left.
+    Magnitudes, one ranking over all kernels, no training after; on the examples of the training
+    set. What is dead stays dead and counts. `core_fraction`: accuracy falls by at
+    most five points. `prunability_area`: under min(loss, cap), see `constant_guess`. Both NaN where
+    targets are numbers. Arrays: the curve; whether the loss was so small that an absolute tolerance
+    was taken; layers of which nothing is left.
     """
     curve = context.curve
     classes = math.isfinite(curve.values["accuracy"][-1])
     found = curve.at()
-    shape = jax.eval_shape(context.outputs, context.params, context.test[0]).shape
     columns = {
         "prunability": found.value,
         "prunability_monotone": found.monotone,
-        "prunability_area": curve.area(math.log(shape[-1])) if classes else math.nan,
+        "prunability_area": curve.area(constant_guess(context)) if classes else math.nan,
         "core_fraction": curve.core() if classes else math.nan,
     }
     return columns, {
@@ -73,6 +73,23 @@ def prunability(context: Any) -> tuple[Columns, Arrays]:
         SWITCHED: np.array(found.switched),
         "prunability_collapsed": np.array(found.collapsed, dtype=str),
     }
+
+
+def constant_guess(context: Any) -> float:
+    """The mean loss of outputs that are all 0, which prefer no class: the most an area counts.
+
+    log C for cross entropy over C classes, 1 / C for the mean squared error to one-hot vectors, 1
+    for the hinge; of another loss what it is on the examples of `measures.split`, NaN where that
+    is no number.
+    """
+    shape = jax.eval_shape(context.outputs, context.params, context.batches[0]).shape
+    if context.loss_of is None:
+        return math.log(shape[-1])
+    total = count = 0.0
+    for _, targets in context.batches:
+        values = np.asarray(context.loss_of(jnp.zeros((len(targets), shape[-1])), targets))
+        total, count = total + float(values.sum(dtype=np.float64)), count + len(targets)
+    return total / count if math.isfinite(total) else math.nan
 
 
 def ticket(context: Any) -> tuple[Columns, Arrays]:
@@ -107,7 +124,8 @@ def ticket(context: Any) -> tuple[Columns, Arrays]:
 def prunability_forms(context: Any) -> tuple[Columns, Arrays]:
     """Prunability with other tolerances, scopes and masks (systems page, 2.1).
 
-    `prunability_relative1`: loss <= 2 L. `prunability_absolute`: loss <= L + 0.1 nats.
+    `prunability_relative1`: loss <= 2 L. `prunability_absolute`: loss <= L + 0.1, in nats for
+    cross entropy, in its own unit for any other loss.
     `prunability_layerwise`: the same share of each layer, loss <= 1.1 L. `prunability_random`:
     random masks (the mean loss of 4 draws), loss <= 2 L. `prunability_count`: weights kept at
     `prunability`, which grow with the network.

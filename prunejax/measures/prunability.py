@@ -144,7 +144,8 @@ class Curve:
         """Area under min(loss, cap) over the fraction kept, from the smallest of the grid to 1.
 
         Args:
-          cap: log C for C classes, the loss of a constant guess; a loss that is not finite is cap.
+          cap: the loss of a constant guess, log C for cross entropy over C classes (of others see
+            `predictors.constant_guess`); a loss that is not finite is cap. NaN gives NaN.
         """
         loss = np.where(np.isfinite(self.values["loss"]), self.values["loss"], inf)
         return float(np.trapezoid(np.minimum(loss, cap), self.fractions))

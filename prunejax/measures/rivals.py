@@ -6,7 +6,8 @@ The other functions are for any folded parameters. L2 norm, distances and PAC-Ba
 over the kernels, BatchNorm folded, biases left out, as in the code of Dziugaite et al. 2020; the
 gains of a BatchNorm that reads a sum are a kernel, of a diagonal map (`folding`). There
 every measure v is divided by the sample size m at last, sqrt(v / m) or (v - log m) / 2, with
-squared norms in v: no matter for ranks within one m.
+squared norms in v: no matter for ranks within one m. Of a pruned network all of them, distances and
+bounds too, are of the live weights: a masked weight is no parameter.
 """
 
 import functools
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import losses, trees
+from prunejax import masks as masks_lib
 from prunejax.curvature import splits
 from prunejax.measures import folding, norms
 from prunejax.measures.folding import Layer
@@ -54,7 +56,8 @@ def of_weights(
     Args:
       params: folded and masked.
       layers: from `folding.layers`.
-      initial: folded parameters of the untrained network; None leaves the distances out.
+      initial: folded parameters of the untrained network, masked alike; None leaves the distances
+        out.
 
     Returns:
       parameters (entries of kernels that are not 0), l2_norm, log_spectral_product (exact for each
@@ -104,15 +107,34 @@ def pac_bayes_bounds(
     magnitude_sigma: float,
     examples: int,
     epsilon: float = EPSILON,
+    masks: Tree | None = None,
 ) -> dict[str, float]:
     """PAC-Bayes bounds around the init and the origin, up to constants (Jiang et al. 2020).
 
     |w - r|^2 / (4 sigma^2) + log(m / sigma) + 10 for r the init or 0; magnitude-aware with n
     weights: sum_i log((e^2 + (s^2 + 1) |w - r|^2 / n) / (e^2 + s^2 (w_i - w0_i)^2)) / 4
     + log(m / s) + 10. inf where no noise was borne (sigma 0).
+
+    Of a pruned network w, r and n are of live weights: the bound is that of the smaller network,
+    for a mask that is given beforehand. A masked weight is no random variable of either
+    distribution (one fixed at 0 while the prior has a density would be infinitely far from it).
+    What it costs to tell which weights are live, at most log C(weights, n), is left out.
+
+    Args:
+      params, initial: folded.
+      layers: from `folding.layers`.
+      sigma, magnitude_sigma: of the noise that is borne, see `pac_bayes_flatness`.
+      examples: m.
+      epsilon: e.
+      masks: what is live, a tree like `params`; None: all.
     """
+    live = masks if masks is not None else jax.tree.map(lambda _: True, params)
+    of = _kernels(params, layers)
+    marks = [np.broadcast_to(trees.get(live, x.kernel), k.shape)
+             for x, k in zip(layers, of, strict=True)]  # fmt: skip
     w, start = (
-        np.concatenate([k.ravel() for k in _kernels(tree, layers)]) for tree in (params, initial)
+        np.concatenate([k[mark] for k, mark in zip(kernels, marks, strict=True)])
+        for kernels in (of, _kernels(initial, layers))
     )
     move = w - start
     found: dict[str, float] = {}
@@ -123,7 +145,7 @@ def pac_bayes_bounds(
             plain = square / (4 * sigma**2) + log(examples / sigma) + 10
         if magnitude_sigma > 0:
             s = magnitude_sigma**2
-            top = epsilon**2 + (s + 1) * square / w.size
+            top = epsilon**2 + (s + 1) * square / max(w.size, 1)
             # The init's moves in both bounds: that of the origin differs in the numerator alone.
             terms = np.log(top / (epsilon**2 + s * move**2))
             aware = float(terms.sum()) / 4 + log(examples / magnitude_sigma) + 10
@@ -171,7 +193,7 @@ def of_linen(
     Args:
       module: in evaluation mode unless told otherwise.
       variables: trained and masked: "params", and "batch_stats" where it has them.
-      initial: the untrained variables.
+      initial: the untrained variables; they are masked as the trained ones are.
       batches: the training set, batches (x, labels, ...).
       key: of the noise, which goes to weights that are not 0.
       draws, steps: of `pac_bayes.pac_bayes_flatness`.
@@ -186,7 +208,9 @@ def of_linen(
     exact, _ = _applied(_in_float32(module))
     apply = functools.partial(compiled, rest)
     params = trained["params"]
-    columns = of_weights(params, layers, start["params"])
+    live = jax.tree.map(lambda mask, w: mask & (w != 0), folding.weights(params, layers), params)
+    begun = masks_lib.apply(live, start["params"])
+    columns = of_weights(params, layers, begun)
     numbers = {k: trained[k] for k in ("params", "batch_stats") if k in trained}  # and no gates
     whole = lambda v, x: exact({k: v.get(k, rest[k]) for k in rest}, v["params"], x)  # noqa: E731
     paths = folding.has_paths(module, variables, shape)
@@ -197,7 +221,6 @@ def of_linen(
     logits = np.concatenate([np.asarray(apply(params, batch[0])) for batch in found])
     columns |= over_margin(columns, norms.inverse_margin(logits, labels))
 
-    live = jax.tree.map(lambda mask, w: mask & (w != 0), folding.weights(params, layers), params)
     options: dict[str, Any] = {"key": key, "draws": draws, "steps": steps, "masks": live}
     accuracy = jax.tree_util.Partial(evaluate, rest)
     # the same draws of noise in both forms
@@ -207,8 +230,8 @@ def of_linen(
         "pac_bayes_flatness": plain.value,
         "pac_bayes_magnitude_flatness": aware.value,
         **pac_bayes_bounds(
-            params, start["params"], layers, sigma=plain.sigma, magnitude_sigma=aware.sigma,
-            examples=labels.size,
+            params, begun, layers, sigma=plain.sigma, magnitude_sigma=aware.sigma,
+            examples=labels.size, masks=live,
         ),
     }  # fmt: skip
     return columns

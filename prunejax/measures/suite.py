@@ -3,6 +3,11 @@
 A measure is a function of a `Context` (a loss with parameters, masks and data; no model class, no
 config) that gives columns of `runs.csv` and arrays of `measures/RUN.npz`. Measures share what they
 have in common (per-example forms, eigenpairs) through the context, which computes each once.
+
+On which examples: curvature, gradients, sharpness, normality, robustness and smoothing on those of
+`measures.split` (test by default, as the paper has its flatness; "train" for that of what was
+trained); predictions and epsilon-flatness on the whole test set; what predicts generalization by
+its definition (`training`: prunability, norms, margins, PAC-Bayes) on the training set alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,6 +40,7 @@ class Measure(NamedTuple):
     columns: tuple[str, ...]  # of runs.csv, known before training
     running_only: bool = False  # not with the statistics of batches
     classes: bool = False  # not where targets are numbers
+    training: bool = False  # of the training set by definition: not with measures.split "test"
 
 
 def _hessian_trace(context: Context) -> tuple[Columns, Arrays]:
@@ -171,10 +177,10 @@ MEASURES: dict[str, Measure] = {
     ),
     "spectral_density": Measure(_spectral_density, ()),
     "predictions": Measure(predictors.predictions, predictors.PREDICTIONS, classes=True),
-    "prunability": Measure(predictors.prunability, predictors.PRUNABILITY),
+    "prunability": Measure(predictors.prunability, predictors.PRUNABILITY, training=True),
     "ticket": Measure(predictors.ticket, predictors.TICKET),
-    "prunability_forms": Measure(predictors.prunability_forms, predictors.FORMS),
-    "rivals": Measure(predictors.rival_measures, rivals.COLUMNS, True),
+    "prunability_forms": Measure(predictors.prunability_forms, predictors.FORMS, training=True),
+    "rivals": Measure(predictors.rival_measures, rivals.COLUMNS, True, training=True),
     "robustness": Measure(robustness.attacked, robustness.ATTACKED, True, True),
     "smoothing": Measure(robustness.smoothed, robustness.SMOOTHED, True, True),
     "normality": Measure(
@@ -200,7 +206,8 @@ def _checked(name: str, result: Any) -> tuple[Columns, Arrays]:
     Raises:
       ConfigError: it is not what its entry announces.
     """
-    pair = isinstance(result, tuple) and len(result) == 2 and hasattr(result[0], "items")
+    pair = isinstance(result, tuple) and len(result) == 2
+    pair = pair and all(hasattr(part, "items") for part in result)
     kind = type(result).__name__
     registry.demand(pair, f"measure {name!r} gives {kind}; give two dicts, (columns, arrays)")
     known, more = MEASURES[name].columns, result[0].keys() - {*MEASURES[name].columns}
@@ -214,6 +221,10 @@ def _checked(name: str, result: Any) -> tuple[Columns, Arrays]:
             not np.ndim(value),
             f"measure {name!r}: column {column!r} has shape {np.shape(value)}; a number is needed "
             "(arrays are the second thing that it gives)",
+        )
+        registry.demand(
+            np.asarray(value).dtype.kind in "biuf" or hasattr(value, "dtype"),
+            f"measure {name!r}: column {column!r} is {value!r}; a number is needed",
         )
     arrays = {key: np.asarray(value) for key, value in result[1].items()}
     return {column: float(value) for column, value in result[0].items()}, arrays

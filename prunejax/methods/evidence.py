@@ -192,7 +192,8 @@ def grasp(e: Evidence) -> Tree:
     """W (H g): the largest are kept, which preserves gradient flow (Wang et al. 2020).
 
     The paper divides logits by 200 and keeps the smallest of -w (H g): the loss that the caller
-    gives does the first, the sign here the second.
+    gives does the first, the sign here the second. H and g are of the weights that may be pruned
+    (`rules`; in a study the arm's `prune.layers`), as in the paper's code: others are constants.
     """
     return e.map(lambda _, w, h: scores.product(w, h), e.hessian_gradient)
 

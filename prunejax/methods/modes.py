@@ -3,7 +3,9 @@
     masks.prune(mode_leverage(evidence), keep=...)
 
 Used by the reconstruction of inertial-manifold pruning (`configs/manifold.py`). The Hessian is that
-of the evidence's loss among all prunable weights, dense, so that `LIMIT` bounds its side.
+of the evidence's loss among the weights that may be pruned (`rules`; in a study the arm's own
+`prune.layers`), dead ones too, dense, so that `LIMIT` bounds its side. All others are constants:
+the diagonal does not know of them, the modes are those of this block.
 """
 
 from typing import Any

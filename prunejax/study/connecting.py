@@ -92,33 +92,46 @@ def close(
     handover.clear(directory, here)
 
 
+def check(settings: ConfigDict, batches: Sequence[Batch]) -> None:
+    """Refuses lines that cannot be drawn, before the runs that they connect are trained.
+
+    Raises:
+      ConfigError: all examples of a streamed set, or units that cannot be permuted.
+    """
+    ends = {label for pair in settings.connect.pairs for label in pair.split(":")}
+    for batch in batches:
+        if not ends & {m.variant for m in batch.members}:
+            continue
+        if isinstance(batch.dataset, StreamedSet) and not settings.connect.examples:
+            raise ConfigError("config.connect.examples = 0 (all) of a streamed set; give a number")
+        if settings.connect.matching:
+            _chain(batch.program)
+
+
+def _chain(program: Program) -> tuple[matching.Permutation, ...]:
+    variables = models.shapes(program.module, program.image_shape)
+    try:
+        groups = models.groups(program.module, variables)
+        return tuple(matching.permutations(groups, variables["params"]))
+    except ValueError as error:
+        raise ConfigError(f"config.connect.matching = True: {error}") from None
+
+
 class Lines:
     """Draws lines between networks of one program."""
 
     def __init__(self, batch: Batch, settings: ConfigDict) -> None:
-        """Reads the examples; compiles nothing yet.
-
-        Raises:
-          ConfigError: fewer examples than asked for, or units that cannot be permuted.
-        """
+        """Reads the examples; compiles nothing yet."""
         self._program, self._chosen = batch.program, settings.connect
         program, dataset, count = batch.program, batch.dataset, settings.connect.examples
         size = program.eval_batch_size
-        if isinstance(dataset, StreamedSet) and not count:
-            raise ConfigError("config.connect.examples = 0 (all) of a streamed set; give a number")
         self._splits = {s: on_device(*dataset.first(s, count), size) for s in ("train", "test")}
         # BatchNorm's statistics are of training examples, whichever split is tested.
         self._pool = on_device(*dataset.first("train", self._chosen.statistics_examples), size)
         variables = models.shapes(program.module, program.image_shape)
         self._like = {k: variables[k] for k in ("params", "batch_stats") if k in variables}
         self._has_norm = "batch_stats" in self._like
-        self._chain: tuple[matching.Permutation, ...] = ()
-        if self._chosen.matching:
-            groups = models.groups(program.module, variables)
-            try:
-                self._chain = matching.permutations(groups, variables["params"])
-            except ValueError as error:
-                raise ConfigError(f"config.connect.matching = True: {error}") from None
+        self._chain = _chain(program) if self._chosen.matching else ()
         self._evaluate = Partial(partial(_evaluate, program))
         self._predict = jax.jit(
             lambda net, images: losses.predicted(_outputs(program, net, images))

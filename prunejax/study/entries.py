@@ -1,6 +1,7 @@
 """Checks of what others put into the registries: in a line, before anything is trained."""
 
 import dataclasses
+import inspect
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -43,6 +44,21 @@ _OF_RUNS = {
     *(*columns_lib.SPENT, columns_lib.PRUNABLE, columns_lib.STOPPED),
     *(*measure_columns.STUDY, *measure_columns.CONTEXT, *measure_columns.LABELS),
 }
+# Registry, the attribute of an entry that is called ("": itself), and with what; "x=": by name.
+CALLED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("data.DATASETS", "", ("data_dir",)),
+    ("losses.LOSSES", "", ("outputs", "targets")),
+    ("record.sinks.SINKS", "", ("run",)),
+    ("scores.SCORES", "fn", ("inputs",)),
+    ("methods.evidence.EVIDENCE", "fn", ("evidence",)),
+    ("measures.suite.MEASURES", "run", ("context",)),
+    ("train.probes.PROBES", "sums", ("seen",)),
+    ("train.probes.PROBES", "rows", ("total", "examples")),
+    ("train.probes.PROBES", "arrays", ("total", "examples")),
+    ("train.trackers.TRACKERS", "run", ("program", "state", "x", "targets")),
+    ("train.trackers.TRACKERS", "check", ("program",)),
+)
+CALL_OF_MODELS = ("self", "x", "train=")
 
 
 def check() -> None:
@@ -55,6 +71,12 @@ def check() -> None:
         for name, entry in _table(where)[0].items():
             if not (callable(entry) if kind is None else isinstance(entry, kind)):
                 _refuse(where, name, entry, f"a {kind.__name__}" if kind else "a function")
+    for where, attribute, given in CALLED:
+        for name, entry in _table(where)[0].items():
+            what = f"{where}[{name!r}]" + (f".{attribute}" if attribute else "")
+            fn = getattr(entry, attribute) if attribute else entry
+            if fn is not None or attribute not in ("rows", "arrays"):  # a probe may do without
+                _callable_with(what, fn, given)
     for name, score in scores.SCORES.items():
         for need in score.needs:
             if need not in scores.NEEDS:
@@ -67,10 +89,9 @@ def check() -> None:
                 f"scores.SCORES[{name!r}] needs 'network', and methods.evidence.EVIDENCE has no "
                 "entry of that name, which computes it"
             )
-    for name, tracker in trackers.TRACKERS.items():
-        if not callable(tracker.check):
-            raise ConfigError(f"train.trackers.TRACKERS[{name!r}].check is no function")
     _models()
+    for name, (kind, _) in models.MODELS.items():
+        _callable_with(f"models.MODELS[{name!r}].__call__", kind.__call__, CALL_OF_MODELS)
     _columns("measures.suite.MEASURES", suite.MEASURES, "runs", _OF_RUNS)
     _columns("train.trackers.TRACKERS", trackers.TRACKERS, "trackers", trackers.KEYS)
     _columns("train.probes.PROBES", probes.PROBES, "", probes.KEYS)
@@ -92,6 +113,26 @@ def added(where: str) -> list[str]:
     """
     table, shipped = _table(where)
     return [name for name, x in table.items() if name not in shipped or x is not shipped[name]]
+
+
+def _callable_with(what: str, fn: Any, given: tuple[str, ...]) -> None:
+    """Refuses a function that cannot be called with these arguments: by place, "x=" by name."""
+    if not callable(fn):
+        raise ConfigError(f"{what} is no function: {fn!r}; see docs/plugins.md")
+    if str(getattr(fn, "__module__", "")).startswith("prunejax."):
+        return
+    try:
+        signature = inspect.signature(fn)
+    except (ValueError, TypeError):  # of C, which tells none
+        return
+    places = [name for name in given if not name.endswith("=")]
+    try:
+        signature.bind(*places, **{name[:-1]: None for name in given if name.endswith("=")})
+    except TypeError as error:
+        raise ConfigError(
+            f"{what} takes {signature}, and is called with ({', '.join(given)}): {error}; "
+            "see docs/plugins.md"
+        ) from None
 
 
 def _refuse(where: str, name: str, entry: Any, what: str) -> None:
@@ -161,7 +202,10 @@ def score(name: str, groups: Sequence[Group], params: Any) -> None:
       ConfigError: what it gives, or the error that it raises, and what it got.
     """
     entry = scores.SCORES[name]
-    if str(getattr(entry.fn, "__module__", "")).startswith("prunejax.") or "network" in entry.needs:
+    if "network" in entry.needs:
+        _of_network(name, groups, params)
+        return
+    if str(getattr(entry.fn, "__module__", "")).startswith("prunejax."):
         return
     for g in groups:
         kernel = trees.get(params, g.kernel)
@@ -193,4 +237,35 @@ def score(name: str, groups: Sequence[Group], params: Any) -> None:
                 f"scores.SCORES[{name!r}] gives {dtype or type(found).__name__} {shape or ''} for "
                 f"layer {g.name!r}; a number for each {'weight' if entry.per_weight else 'filter'} "
                 f"is needed: {wanted}"
+            )
+
+
+def _of_network(name: str, groups: Sequence[Group], params: Any) -> None:
+    """As `score`, of a score of the whole network: a loss stands for that of the study."""
+    fn = evidence.EVIDENCE[name].fn
+    if str(getattr(fn, "__module__", "")).startswith("prunejax."):
+        return
+
+    def total(p: Any) -> jax.Array:
+        return sum(jnp.sum(x) for x in jax.tree.leaves(p))  # type: ignore[return-value]
+
+    def scored(p: Any) -> Any:
+        rules = [re.escape(g.kernel) for g in groups]
+        tree = fn(evidence.Evidence(p, rules=rules, loss=total, output=total))
+        return {g.name: trees.get(tree, g.kernel) for g in groups}
+
+    try:
+        found = jax.eval_shape(scored, params)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ConfigError(
+            f"methods.evidence.EVIDENCE[{name!r}] cannot score this network: "
+            f"{' '.join(str(error).split())[:200]}; give a tree of the parameters' structure, as "
+            "`Evidence.map` does"
+        ) from None
+    for g in groups:
+        wanted, got = trees.get(params, g.kernel).shape, found[g.name]
+        if getattr(got, "shape", None) != wanted or got.dtype == jnp.bool_:
+            raise ConfigError(
+                f"methods.evidence.EVIDENCE[{name!r}] gives {got.dtype} {got.shape} for layer "
+                f"{g.name!r}; a number for each weight is needed: {wanted}"
             )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
@@ -51,15 +52,21 @@ def variables(
     if not type(module).__module__.startswith("prunejax."):
         given = jax.ShapeDtypeStruct((2, *shape), np.float32)
         of: Any = jax.eval_shape(lambda v, x: module.apply(v, x, train=False), variables, given)
-        if getattr(of, "shape", None) != outputs.shape:
+        told = str(getattr(of, "shape", f"a {type(of).__name__}"))
+        numbers = jnp.issubdtype(getattr(of, "dtype", np.float32), jnp.floating)
+        if told != str(outputs.shape) or not numbers:
+            told = told if numbers else f"{of.dtype} {told}"
             raise ConfigError(
-                f"config.model.name = {settings.model.name!r} gives {getattr(of, 'shape', of)} for "
+                f"config.model.name = {settings.model.name!r} gives {told} for "
                 f"2 examples of {name!r}; {outputs.shape} is needed, a number for each output"
             )
     try:
         values = jax.eval_shape(lambda z, y: losses.objective(settings.loss, z, y), outputs, labels)
-        if values.shape != (2,):
-            raise ValueError(f"it gives {values.shape} for 2 examples, not one number each")
+        told = getattr(values, "shape", f"a {type(values).__name__}")
+        if told != (2,):
+            raise ValueError(f"it gives {told} for 2 examples, not one number each")
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            raise ValueError(f"it gives {values.dtype}, which has no gradient")
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"config.loss = {settings.loss!r} does not fit the data set {name!r}: "
@@ -90,15 +97,12 @@ def activations(
             )
 
 
-def score(
-    arm: Variant, together: Sequence[Group], groups: Sequence[Group], params: Any, examples: int
-) -> None:
+def score(arm: Variant, groups: Sequence[Group], params: Any, examples: int) -> None:
     """Refuses a score that the layers or the examples do not serve.
 
     Args:
       arm: whose score.
-      together: the layers of its program.
-      groups: those of the model.
+      groups: the layers of the model.
       params: shapes of the parameters.
       examples: in the training set.
 
@@ -107,7 +111,7 @@ def score(
     """
     score = scores_lib.SCORES[arm.settings.prune.score]
     rules = event_plan.layer_rules(arm.settings, groups)
-    groups = [g for g in together if g.name in rules]
+    groups = [g for g in groups if g.name in rules]
     asked = arm.settings.prune.saliency_examples
     if "gradient" in score.needs and asked > examples:
         raise ConfigError(
@@ -142,12 +146,12 @@ def score(
                 f"{', '.join(able)}"
             )
         entries.score(name, groups, params)
-        size = sum(int(np.prod(trees.get(params, g.kernel).shape)) for g in together)
+        size = sum(int(np.prod(trees.get(params, g.kernel).shape)) for g in groups)
         if name in modes.SCORES and size > modes.LIMIT:
             raise ConfigError(
                 f"config.prune.{field} = {name!r} (variant {arm.label!r}): the exact Hessian is "
-                f"for {modes.LIMIT} weights at most, and prune.layers of the arms that train with "
-                f"this one have {size}; name fewer layers, or set a smaller model.width"
+                f"for {modes.LIMIT} weights at most, and its prune.layers have {size}; name fewer "
+                "layers, or set a smaller model.width"
             )
 
 

@@ -30,10 +30,10 @@ LONG = 60.0  # seconds of training from which on it pays to compile one more can
 
 
 def check(settings: ConfigDict) -> None:
-    """Refuses what the devices cannot do, before anything is written or compiled.
+    """Refuses what no devices can do, whichever there are.
 
     Raises:
-      ConfigError: see `available`, `mesh.make` and `population.Population`.
+      ConfigError: numbers that do not divide each other, or parameters split over one device.
     """
     p = settings.population
     if settings.batch_size % p.data_parallel:
@@ -47,6 +47,16 @@ def check(settings: ConfigDict) -> None:
             f"{settings.batch_size} and be a multiple of config.population.data_parallel = "
             f"{p.data_parallel}"
         )
+    mesh.check_split(p.shard_params, p.data_parallel)
+
+
+def check_devices(settings: ConfigDict) -> None:
+    """Refuses what the devices here cannot do, before anything is written or compiled.
+
+    Raises:
+      ConfigError: see `available`, `mesh.make` and `population.Population`.
+    """
+    p = settings.population
     mesh.used_by(p.layout, available(settings), p.data_parallel, p.shard_params)
 
 

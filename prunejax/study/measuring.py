@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from prunejax import data as data_lib
-from prunejax import interventions, models, rng
+from prunejax import interventions, losses, models, rng
 from prunejax import masks as masks_lib
 from prunejax.cluster import distributed, mesh
 from prunejax.errors import ConfigError
@@ -55,6 +55,13 @@ def check(settings: ConfigDict, batches: list[Batch]) -> None:
             raise ConfigError(
                 f"config.measures.eigenpairs = {chosen.eigenpairs} is more than the model's "
                 f"{size} parameters; lower it"
+            )
+        of_training = [name for name in chosen.names if suite.MEASURES[name].training]
+        if of_training and chosen.split != "train":
+            raise ConfigError(
+                f"config.measures.split = {chosen.split!r}: {', '.join(of_training)} predict how a "
+                "network generalizes from its training set; set it to 'train', and take other "
+                "measures of the test set by themselves (`prunejax measure --split=test`)"
             )
         of_classes = [name for name in chosen.names if suite.MEASURES[name].classes]
         if of_classes and not batch.dataset.has_classes:
@@ -113,7 +120,7 @@ class Measurer:
             state.params, state.batch_stats, state.windows, state.table
         )
 
-        begin = state.seed, state.table, state.hyper, state.seeds
+        begin, loss = (state.seed, state.table, state.hyper, state.seeds), self.program.loss
 
         def network() -> suite.Network:
             module = self.program.module.clone(dropout=0.0)
@@ -151,6 +158,7 @@ class Measurer:
             initial=partial(self._initial, *begin),
             kernels=self._kernels,
             network=network,
+            loss_of=None if loss == "cross_entropy" else partial(losses.objective, loss),
             options=chosen.to_dict(),
         )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from prunejax import models
+from prunejax import models, scores
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.groups import Group, of_kernels
@@ -76,6 +76,7 @@ class Events(NamedTuple):
     at_epochs: Mapping[str, np.ndarray]
     between: Sequence[Row]  # see `step_plan.rows`
     live: Live
+    gathered: int  # training steps done from which on there are scores that training gathers
 
     @property
     def growth(self) -> bool:
@@ -83,7 +84,14 @@ class Events(NamedTuple):
         return any(any(row.grow.values()) for row in self.between)
 
 
-def events(arm: Variant, of: Outline, parent: Live | None, at: float, begins: int) -> Events:
+def events(
+    arm: Variant,
+    of: Outline,
+    parent: Live | None,
+    at: float,
+    begins: int,
+    taken: tuple[bool, bool] = (False, False),
+) -> Events:
     """The events of an arm.
 
     Args:
@@ -92,6 +100,8 @@ def events(arm: Variant, of: Outline, parent: Live | None, at: float, begins: in
       parent: of the run whose masks it takes, None without one.
       at: the step of that run's state.
       begins: training steps that count as done when training begins.
+      taken: whether it has scores of another run that training gathered, at its events before
+        training, and from then on.
 
     Raises:
       ConfigError: layers, counts or times that cannot be.
@@ -110,11 +120,14 @@ def events(arm: Variant, of: Outline, parent: Live | None, at: float, begins: in
             "(prune.schedule = 'scratch')"
         )
     _averaged(arm, of, between)
+    period = 1 if arm.settings.prune.forward == "movement" else scores.ACTIVATION_PERIOD
+    gathered = 0 if taken[1] else begins // period * period + period
+    _scored(arm, [of.per_epoch * e for e in sorted(at_epochs)], between, taken[0], gathered)
     live = live_lib.with_events(start, arm.label, counts, between, of.per_epoch)
     live = live._replace(unknown=live.unknown or arm.settings.prune.schedule == "threshold")
     if live_lib.counts_dead(arm.settings.prune):
         counts = live_lib.dead_after(counts, live_lib.dead(own, start))
-    return Events(counts, between, live)
+    return Events(counts, between, live, gathered)
 
 
 def _averaged(arm: Variant, of: Outline, between: Sequence[Row]) -> None:
@@ -132,3 +145,32 @@ def _averaged(arm: Variant, of: Outline, between: Sequence[Row]) -> None:
             f"grows, at step {growing[0]}, has {there} full batches before it; average no more, "
             "or let it come later (prune.update_every, prune.start)"
         )
+
+
+def _scored(
+    arm: Variant, at_epochs: Sequence[int], between: Sequence[Row], taken: bool, first: int
+) -> None:
+    """Refuses a choice by scores that training gathers before there are any: it would go by place.
+
+    Args:
+      arm: label and settings.
+      at_epochs: steps after which events of the schedule come.
+      between: the other events.
+      taken: whether there are scores of another run before training.
+      first: see `Events.gathered`.
+    """
+    p, masked = arm.settings.prune, arm.settings.prune.forward == "masked"
+    own = "" if p.target == "random" or arm.settings.intervention.twin else "score"
+    steps = [(step, own) for step in at_epochs]
+    for row in between:
+        if any(row.drop.values()) or not masked:  # else units only come back
+            steps.append((row.step, "update_score" if row.update else own))
+    for step, field in steps:
+        gathers = field and scores.SCORES[p[field]].needs & {"activations", "learnt"}
+        if gathers and step < first and not (taken and not step):
+            raise ConfigError(
+                f"config.prune.{field} = {p[field]!r} (variant {arm.label!r}), and an event after "
+                f"step {step}: before {first} training steps are done these scores are all 0 and "
+                "would choose by place alone; let the first event come later (prune.start), or "
+                "take 'scores' of another run that has some (start.take)"
+            )

@@ -14,7 +14,7 @@ from prunejax.errors import ConfigError
 from prunejax.study import batch_check, lineage, outline, programs, ticket_file
 from prunejax.study import config as config_lib
 from prunejax.study.config import Variant
-from prunejax.study.lineage import Start
+from prunejax.study.lineage import Source, Start
 from prunejax.study.outline import Events, Outline
 from prunejax.study.programs import Batch, Member
 
@@ -216,5 +216,15 @@ def _events(
         elif start.source is not None and "masks" in start.source.parts:
             parent = planned[settings.start.run].live  # -0.5: left before that step's events
             at = start.source.done if start.source.step == lineage.END else start.source.step - 0.5
-        planned[label] = outline.events(arms[label], of[label], parent, at, start.step)
+        back = start.rewind  # after the events before training
+        later = back if back is not None and "scores" in back.parts else start.source
+        taken = _gathered(start.source, planned), _gathered(later, planned)
+        planned[label] = outline.events(arms[label], of[label], parent, at, start.step, taken)
     return planned
+
+
+def _gathered(source: Source | None, planned: Mapping[str, Events]) -> bool:
+    """Whether scores that training gathers are taken from a state that has some."""
+    if source is None or "scores" not in source.parts:
+        return False
+    return planned[source.run.rpartition("-")[0]].gathered <= source.done

@@ -121,7 +121,7 @@ def batch(
     )
     for arm in arms:
         if counted[arm.label]:
-            fit_check.score(arm, groups, of.groups, of.params, dataset.train_examples)
+            fit_check.score(arm, of.groups, of.params, dataset.train_examples)
     rows = settings.epochs + 1
     stacked = {
         a.label: np.stack(
@@ -183,6 +183,7 @@ def batch(
     program = shrinking.with_cuts(program, arms, planned, per_epoch, dataset)
     steps = step_plan.shared_steps(list(between.values()))
     names, own = [g.name for g in groups], tables_lib.own_layers(arms, program, of.groups)
+    program = dataclasses.replace(program, domains=tables_lib.domains(arms, own))
     tables = {
         a.label: tables_lib.table(
             a.settings,

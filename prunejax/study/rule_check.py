@@ -2,7 +2,6 @@
 
 from ml_collections import ConfigDict
 
-from prunejax import scores
 from prunejax.errors import ConfigError
 
 _LEARNT = ("learnt", "learnt_magnitude")
@@ -20,7 +19,6 @@ def check(settings: ConfigDict, where: str) -> None:
     if p.schedule == "none":
         return
     _forward(settings, where)
-    _gathered(settings, where)
     _needs(p, where)
     if p.nm:
         _nm(p, where)
@@ -60,24 +58,6 @@ def _forward(settings: ConfigDict, where: str) -> None:
         raise ConfigError(
             f"config.prune.forward = {p.forward!r}{where} goes with no intervention.twin, "
             "intervention.as_released or measures.forecast: weights come back at its events"
-        )
-
-
-def _gathered(settings: ConfigDict, where: str) -> None:
-    """Before training there are no scores yet of those that training gathers, unless taken."""
-    p, s = settings.prune, settings.start
-    taken = bool(s.run and "scores" in s.take)
-    if taken or p.target == "random" or p.score not in (*_LEARNT, "activations"):
-        return
-    # Steps after which there are some.
-    first = scores.ACTIVATION_PERIOD if p.score == "activations" else 1
-    times = {"scratch": (0,), "phases": p.phases, "threshold": (first,)}  # that one by `_needs`
-    by_step = p.start if p.unit == "step" else (first,)  # epochs are taken to be long enough
-    if min(times.get(p.schedule, by_step), default=first) < first:
-        raise ConfigError(
-            f"config.prune.score = {p.score!r}{where}: before {first} training steps are done "
-            "these scores are all 0 and would choose by place alone; let the first event come at "
-            f"step {first} or later (prune.start), or take 'scores' of another run (start.take)"
         )
 
 

@@ -69,6 +69,9 @@ def judged(config: ConfigDict, defaults: ConfigDict) -> tuple[list[Variant], lis
         sinks.check(settings.record.sinks)
         batches = plan.build(arms)
         measuring.check(settings, batches)
+        connecting.check(settings, batches)
+        for arm in arms:
+            layout.check(arm.settings)
     return arms, batches
 
 
@@ -126,7 +129,7 @@ def run(
     settings = arms[0].settings
     origin = config_file_lib.describe(config_file) if config_file and plugins.registered() else None
     for arm in arms:
-        layout.check(arm.settings)
+        layout.check_devices(arm.settings)
     resolved = resolve(config, defaults, arms[0].label)
     if not distributed.same(repr((resolved, shard_of))):
         raise ConfigError(

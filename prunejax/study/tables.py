@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax import interventions
+from prunejax import scores as scores_lib
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
 from prunejax.interventions import FOREVER, Features, Table
@@ -45,9 +46,11 @@ def own_layers(
     """Label -> `Table.layers`: the layers of the program that an arm's rules choose.
 
     Others may be those of other arms, or came masked from the run that it starts from. () where
-    nothing is ranked over several layers, or all arms that prune choose all: then events need none.
+    nothing is ranked or scored over several layers, or all arms that prune choose all: then events
+    need none.
     """
     over = program.global_scope or program.features.pooled or program.forward != "masked"
+    over = over or any("network" in scores_lib.SCORES[name].needs for name in program.scores)
     names = [g.name for g in program.groups]
     rules = {
         a.label: event_plan.layer_rules(a.settings, groups)
@@ -58,6 +61,24 @@ def own_layers(
         return dict.fromkeys((a.label for a in arms), ())
     of = {a.label: rules.get(a.label, names) for a in arms}
     return {label: np.array([name in of[label] for name in names]) for label in of}
+
+
+def domains(
+    arms: Sequence[Variant], own: Mapping[str, np.ndarray | tuple[()]]
+) -> tuple[tuple[bool, ...], ...]:
+    """The layers, each of the program's in or out, among which scores of the network are taken.
+
+    One entry for each choice of `own_layers` by arms with such a score; () where it is all layers.
+    """
+    found = set()
+    for arm in arms:
+        p = arm.settings.prune
+        used = (p.score, p.update_score) if p.update_every else (p.score,)
+        if p.schedule != "none" and any(
+            "network" in scores_lib.SCORES[name].needs for name in used
+        ):
+            found.add(tuple(bool(x) for x in own[arm.label]))
+    return tuple(sorted(found - {()}))
 
 
 def table(

@@ -125,7 +125,9 @@ def network_scores(
 ) -> dict[str, dict[str, Array]]:
     """Score name -> layer -> score per weight, of the scores that see the whole network.
 
-    `chosen` is the one that is looked at, see `wanted`.
+    `chosen` is the one that is looked at, see `wanted`. Each is that of the layers among which the
+    run's arm chooses, as `Evidence` has it with their `rules`: H g and modes are of the Hessian
+    among those weights, whatever the other arms of the program prune. Layers of others score 0.
 
     BatchNorm uses the statistics of the examples for losses, and is in evaluation form with unit
     scale for SynFlow; the running statistics stay as they are. Dropout is off. GraSP's logits are
@@ -155,14 +157,27 @@ def network_scores(
         outputs: Any = module.clone(dtype=kinds).apply(found | plain, ones)
         return outputs
 
-    rules = [re.escape(g.kernel) for g in program.groups]
     live = masks(program, state)
 
-    def scores(name: str) -> dict[str, Array]:
-        own = partial(loss, scale=200.0) if name == "grasp" else loss
-        e = Evidence(found["params"], rules=rules, masks=live, loss=own, output=output)
+    def among(name: str, domain: tuple[bool, ...]) -> dict[str, Array]:
+        mine = {g.name: g.kernel for g, own in zip(program.groups, domain, strict=True) if own}
+        scaled = partial(loss, scale=200.0) if name == "grasp" else loss
+        rules = [re.escape(path) for path in mine.values()]
+        e = Evidence(found["params"], rules=rules, masks=live, loss=scaled, output=output)
         tree = EVIDENCE[name].fn(e)
-        return {g.name: trees.get(tree, g.kernel) for g in program.groups}
+        own = {layer: trees.get(tree, path) for layer, path in mine.items()}
+        kind = jnp.result_type(*own.values())  # all branches of a switch have the same
+        others = {g.name: trees.get(state.params, g.kernel) for g in program.groups}
+        return {n: jnp.zeros(w.shape, kind) for n, w in others.items()} | own
+
+    domains = program.domains or ((True,) * len(program.groups),)
+
+    def scores(name: str) -> dict[str, Array]:
+        if len(domains) == 1:
+            return among(name, domains[0])
+        own = jnp.all(jnp.array(domains) == state.table.layers[None], axis=1)
+        # Arms that are among none score by something else: what they get is not looked at.
+        return jax.lax.switch(jnp.argmax(own), [partial(among, name, d) for d in domains])
 
     return {name: wanted(program, chosen, name, partial(scores, name)) for name in names}
 

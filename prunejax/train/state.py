@@ -112,6 +112,7 @@ class Program:
     label_smoothing: float = 0.0
     weights: bool = False  # units are single weights
     global_scope: bool = False
+    domains: tuple[tuple[bool, ...], ...] = ()  # see `tables.domains`
     saliency_examples: int = 512
     evidence: str = "first"  # which examples scores see: see `prune.evidence_batch`
     evidence_examples: tuple[int, ...] = ()  # "balanced": their indices
@@ -154,6 +155,7 @@ class Program:
             # Activations are averaged while training, so that their scores stay.
             scores=tuple(s for s in self.scores if "activations" in scores_lib.SCORES[s].needs),
             global_scope=False,
+            domains=(),
             saliency_examples=0,
             evidence="first",
             evidence_examples=(),
