@@ -25,8 +25,8 @@ from prunejax import data as data_lib  # noqa: E402
 from prunejax import models, rng  # noqa: E402
 from prunejax.configs import default  # noqa: E402
 from prunejax.data.dataset import make  # noqa: E402
-from prunejax.study import config as config_lib  # noqa: E402
-from prunejax.study import plan  # noqa: E402
+from prunejax.study.planning import plan  # noqa: E402
+from prunejax.study.settings import config as config_lib  # noqa: E402
 from prunejax.train import step  # noqa: E402
 
 # How far the first step may be from PyTorch's, loss and parameters: in single precision, and where

@@ -21,10 +21,11 @@ import numpy as np
 
 from prunejax.configs import default, digits
 from prunejax.configs.paper import fig2_resnet18, fig2_vgg11
-from prunejax.study import arrangement, memory, plan
-from prunejax.study import config as config_lib
-from prunejax.study.lifting import pad
-from prunejax.study.population import Population
+from prunejax.study.devices import arrangement, memory
+from prunejax.study.devices.lifting import pad
+from prunejax.study.devices.population import Population
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 
 STUDIES: dict[str, Any] = {"vgg11_bn": fig2_vgg11, "resnet18": fig2_resnet18, "mlp": digits}
 

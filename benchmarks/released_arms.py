@@ -33,8 +33,8 @@ from prunejax.configs.paper import (  # fmt: skip
     tableF1,
 )
 from prunejax.data.dataset import make
-from prunejax.study import config as config_lib
-from prunejax.study import plan
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 
 BATCH, TEST_BATCH, TRAIN, TEST, WIDTH = 16, 20, 88, 50, 0.125
 STEPS, TESTS = -(-TRAIN // BATCH), -(-TEST // TEST_BATCH)  # of an epoch; of one evaluation

@@ -9,7 +9,8 @@ import numpy as np
 from released_arms import BATCH, TEST, TEST_BATCH
 
 from prunejax import interventions, trees
-from prunejax.study import arrangement, plan
+from prunejax.study.devices import arrangement
+from prunejax.study.planning import plan
 from prunejax.train import evaluation, prune, step
 
 

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from common import study, synthetic, told
 
-from prunejax.study import arrangement
-from prunejax.study.population import Population
+from prunejax.study.devices import arrangement
+from prunejax.study.devices.population import Population
 
 SHAPES = {"mlp": (8, 8, 1), "vit_s16": (64, 64, 3)}
 BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1, "f64": 8, "s64": 8}

@@ -21,9 +21,9 @@ from scale import exchanged
 
 from prunejax import models, trees
 from prunejax.cluster import mesh as mesh_lib
-from prunejax.study import arrangement
-from prunejax.study.population import Population
-from prunejax.study.programs import Member
+from prunejax.study.devices import arrangement
+from prunejax.study.devices.population import Population
+from prunejax.study.planning.programs import Member
 
 ARMS = {
     "nm": {"method": "nm", "nm": (2, 4)},

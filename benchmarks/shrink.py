@@ -38,9 +38,10 @@ import optax
 from prunejax import masks as masks_lib
 from prunejax import models, rng, shrink, sparsity, trees
 from prunejax.configs import default
-from prunejax.study import arrangement, plan
-from prunejax.study import config as study
-from prunejax.study.population import Population
+from prunejax.study.devices import arrangement
+from prunejax.study.devices.population import Population
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as study
 
 SHAPE = (32, 32, 3)
 

@@ -31,7 +31,8 @@ from common import save
 from prunejax import report
 from prunejax.configs import default, recipes
 from prunejax.data import load
-from prunejax.study import host_devices, memory, run
+from prunejax.study import run
+from prunejax.study.devices import host_devices, memory
 
 LEVELS, FRACTION, STEPS, BATCH = 12, 0.4, 600, 64
 

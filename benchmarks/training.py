@@ -37,9 +37,9 @@ import numpy as np
 
 from prunejax import data as data_lib
 from prunejax import trees
-from prunejax.study.layout import Way
-from prunejax.study.plan import Batch, Member
-from prunejax.study.population import Population
+from prunejax.study.devices.layout import Way
+from prunejax.study.devices.population import Population
+from prunejax.study.planning.plan import Batch, Member
 
 # name -> (model, width, image shape)
 NETWORKS = {

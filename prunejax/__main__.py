@@ -78,7 +78,8 @@ def _show(argv: Sequence[str]) -> int:
 
 
 def _export(argv: Sequence[str]) -> int:
-    from prunejax.study import export, ticket_file
+    from prunejax.study import export
+    from prunejax.study.planning import ticket_file
 
     flags = {"--shrink", "--fold"} & set(argv)
     words = [word for word in argv if word not in flags]

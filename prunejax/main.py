@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from prunejax.configs import default, shipped
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.record import remote
-from prunejax.study import overrides, resolved, sweep
+from prunejax.study.settings import overrides, resolved, sweep
 from prunejax.system import command, limits, signals
 from prunejax.system.command import BAD_REQUEST, FAILURE, REQUEUE
 from prunejax.system.readable import of_config, readable
@@ -162,8 +162,8 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Se
     except ConfigError as error:
         return command.tell(error, BAD_REQUEST)
     from prunejax.cluster import distributed
-    from prunejax.study import host_devices
     from prunejax.study import run as study
+    from prunejax.study.devices import host_devices
     from prunejax.system import compiled
 
     try:

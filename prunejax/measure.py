@@ -30,9 +30,11 @@ from prunejax.measures.columns import CONTEXT
 from prunejax.measures.suite import MEASURES
 from prunejax.record import ledger, remote
 from prunejax.report import tables
-from prunejax.study import final, measuring, plan
+from prunejax.study import final
 from prunejax.study.final import states as final_states
-from prunejax.study.plan import Batch, Member
+from prunejax.study.loop import measuring
+from prunejax.study.planning import plan
+from prunejax.study.planning.plan import Batch, Member
 from prunejax.system import command, config_file, files, limits, signals
 
 __all__ = ["MEASURES", "main", "measure"]

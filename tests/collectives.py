@@ -13,7 +13,10 @@ from jax.sharding import PartitionSpec
 
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.configs import default
-from prunejax.study import arrangement, config, measuring, plan, population
+from prunejax.study.devices import arrangement, population
+from prunejax.study.loop import measuring
+from prunejax.study.planning import plan
+from prunejax.study.settings import config
 from tests.studies import PRUNE, tiny
 
 DEVICES = 8

@@ -12,9 +12,9 @@ from prunejax import main, report
 from prunejax.configs import default
 from prunejax.record import checkpoint
 from prunejax.record import run_directory as record
-from prunejax.study import layout
 from prunejax.study import run as study
-from prunejax.study.population import Population
+from prunejax.study.devices import layout
+from prunejax.study.devices.population import Population
 from tests.studies import PRUNE, PickledCheckpointer, tiny
 
 TABLES = ("epochs", "events", "runs")

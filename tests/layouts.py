@@ -12,7 +12,9 @@ import numpy as np
 from prunejax.cluster import mesh
 from prunejax.configs import default
 from prunejax.record.checkpoint import Checkpoints
-from prunejax.study import arrangement, config, layout, plan, population
+from prunejax.study.devices import arrangement, layout, population
+from prunejax.study.planning import plan
+from prunejax.study.settings import config
 from prunejax.train import step
 from tests.studies import PRUNE, tiny
 

@@ -19,10 +19,12 @@ from prunejax.configs import default
 from prunejax.data import StreamedSet
 from prunejax.record import arms, checkpoint, scalars
 from prunejax.record.run_directory import RunDirectory
-from prunejax.study import config as config_lib
-from prunejax.study import layout, plan, run
-from prunejax.study.arrangement import device_data
-from prunejax.study.population import Population
+from prunejax.study import run
+from prunejax.study.devices import layout
+from prunejax.study.devices.arrangement import device_data
+from prunejax.study.devices.population import Population
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from prunejax.train import prune, step
 
 PRUNE = {

@@ -14,7 +14,11 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.data import StreamedSet
-from prunejax.study import ahead, arrangement, config, layout, plan, population, run, watching
+from prunejax.study import run
+from prunejax.study.devices import ahead, arrangement, layout, population
+from prunejax.study.loop import watching
+from prunejax.study.planning import plan
+from prunejax.study.settings import config
 from tests import streamed_case
 from tests.studies import small, tables, tiny
 

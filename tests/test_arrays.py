@@ -3,8 +3,8 @@ import pytest
 
 from prunejax import data
 from prunejax.configs import default
-from prunejax.study import config as config_lib
-from prunejax.study import plan
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from tests.studies import tiny
 
 DRAW = np.random.default_rng(0)

@@ -12,9 +12,11 @@ from prunejax.errors import ConfigError
 from prunejax.groups import Group
 from prunejax.report import __main__ as report_command
 from prunejax.report import gallery
-from prunejax.study import config as config_lib
-from prunejax.study import event_plan, host_devices, overrides
 from prunejax.study import run as study
+from prunejax.study.devices import host_devices
+from prunejax.study.planning import event_plan
+from prunejax.study.settings import config as config_lib
+from prunejax.study.settings import overrides
 from prunejax.system import readable
 from tests.studies import PRUNE, tiny
 
@@ -414,14 +416,14 @@ def _judged():
 def test_a_fault_while_a_study_is_planned_is_no_bad_request(
     monkeypatch, capsys, tmp_path, fault, plan
 ):
-    monkeypatch.setattr("prunejax.study.plan.build", lambda arms: fault())
+    monkeypatch.setattr("prunejax.study.planning.plan.build", lambda arms: fault())
     monkeypatch.setattr(host_devices, "use", lambda *_: None)
     monkeypatch.setattr("prunejax.cluster.distributed.leave", lambda code: None)
     assert main.main(["prunejax", DIGITS, f"--workdir={tmp_path / 'run'}", *plan]) == 1
     text = capsys.readouterr().err
     assert fault.__name__ in text  # the trace names the place
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("prunejax.study.plan.build", lambda arms: _judged())
+    monkeypatch.setattr("prunejax.study.planning.plan.build", lambda arms: _judged())
     assert main.main(["prunejax", DIGITS, f"--workdir={tmp_path / 'run'}", *plan]) == 2
     assert capsys.readouterr().err == "prunejax: prune.period = 0: at least 1\n"
 

@@ -14,9 +14,11 @@ from prunejax.data.constants import read
 from prunejax.errors import ConfigError, Interrupted, ReportError
 from prunejax.report import figures_before
 from prunejax.report import tables as report_tables
-from prunejax.study import arrangement, plan, run
-from prunejax.study import config as config_lib
-from prunejax.study.population import Population
+from prunejax.study import run
+from prunejax.study.devices import arrangement
+from prunejax.study.devices.population import Population
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from prunejax.train import step
 from tests.studies import tiny
 

@@ -5,8 +5,11 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
-from prunejax.study import config as config_lib
-from prunejax.study import handover, lineage, plan, run
+from prunejax.study import run
+from prunejax.study.loop import handover
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
+from prunejax.study.settings import lineage
 from tests.studies import PRUNE, go, rows, small, tiny
 
 MAGNITUDE = {

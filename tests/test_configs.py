@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from prunejax import interventions, models
 from prunejax.configs import default
 from prunejax.errors import ConfigError
-from prunejax.study import arrangement, plan
-from prunejax.study import config as config_lib
+from prunejax.study.devices import arrangement
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from prunejax.train import step
 from tests import fake_tfds, mechanics
 

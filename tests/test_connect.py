@@ -12,9 +12,9 @@ from prunejax.configs import default, recipes
 from prunejax.errors import ConfigError
 from prunejax.report import figures_barriers
 from prunejax.report.tables import load
-from prunejax.study import config as config_lib
 from prunejax.study import run
-from prunejax.study.pairs import pairs
+from prunejax.study.settings import config as config_lib
+from prunejax.study.settings.pairs import pairs
 from tests.studies import go, tiny, turned
 
 WEIGHT = {"prune": {"granularity": "weight", "scope": "global"}}

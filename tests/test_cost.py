@@ -7,7 +7,7 @@ import pytest
 
 from prunejax import models, trees
 from prunejax.methods import cost
-from prunejax.study import costs
+from prunejax.study.loop import costs
 
 
 def counted(name, shape, **options):

@@ -8,8 +8,9 @@ import pytest
 
 from prunejax import data
 from prunejax.errors import ConfigError, RecordError, WorkdirError
-from prunejax.study import handover, ticket_file
-from prunejax.study.targets import Targets
+from prunejax.study.loop import handover
+from prunejax.study.loop.targets import Targets
+from prunejax.study.planning import ticket_file
 from prunejax.system import files
 
 

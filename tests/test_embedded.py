@@ -11,8 +11,8 @@ import pytest
 from prunejax import data
 from prunejax.configs import default, tradeoff
 from prunejax.data import embedded
-from prunejax.study import config as config_lib
-from prunejax.study import plan
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 
 ROOT = Path(__file__).resolve().parent.parent
 

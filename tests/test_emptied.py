@@ -7,8 +7,9 @@ from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.measures import emptied
 from prunejax.report import tables
-from prunejax.study import config, plan
 from prunejax.study import run as study
+from prunejax.study.planning import plan
+from prunejax.study.settings import config
 from tests.studies import PRUNE, tiny
 
 ALL = PRUNE | {"fraction": (1.0,)}

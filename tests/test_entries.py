@@ -21,7 +21,8 @@ from prunejax.measures import suite
 from prunejax.methods import evidence
 from prunejax.record import sinks
 from prunejax.report import gallery
-from prunejax.study import entries, presets, run
+from prunejax.study import run
+from prunejax.study.settings import entries, presets
 from prunejax.train import optim, probes, trackers
 from tests.studies import go, rows, small
 

@@ -15,10 +15,10 @@ from prunejax.errors import RecordError, WorkdirError
 from prunejax.record import checkpoint
 from prunejax.record.progress import Progress
 from prunejax.record.run_directory import RunDirectory
-from prunejax.study import chunk, saving
 from prunejax.study import run as study
-from prunejax.study.population import Population
-from prunejax.study.saving import Saving
+from prunejax.study.devices.population import Population
+from prunejax.study.loop import chunk, saving
+from prunejax.study.loop.saving import Saving
 from prunejax.system import files
 from tests import faults
 

@@ -19,7 +19,7 @@ from prunejax import curvature, masks
 from prunejax.configs import default
 from prunejax.ops.conv import conv
 from prunejax.record.environment import environment
-from prunejax.study import layout, memory
+from prunejax.study.devices import layout, memory
 from tests import layouts
 from tests.test_conv import CASES, arrays, pair
 

@@ -9,9 +9,9 @@ import pytest
 from prunejax.errors import RecordError, WorkdirError
 from prunejax.record import ledger
 from prunejax.record.run_directory import RunDirectory
-from prunejax.study import rows as rows_lib
-from prunejax.study import targets as targets_lib
-from prunejax.study.targets import Targets
+from prunejax.study.loop import rows as rows_lib
+from prunejax.study.loop import targets as targets_lib
+from prunejax.study.loop.targets import Targets
 from prunejax.system import files
 
 EVENTS = 12
@@ -156,7 +156,7 @@ def test_tables_that_stand_are_not_read_again_and_changed_ones_are(tmp_path, mon
 
 
 def recorded(path, monkeypatch, *, chunks, epochs, events=3, layers=2):
-    """Work where so many chunks of two runs record, as `study.chunk` does, by kinds of it.
+    """Work where so many chunks of two runs record, as `study.loop.chunk` does, by kinds of it.
 
     Bytes of tables read (for digests) and appended, rows read, arrays of targets written, and
     files asked for.

@@ -20,25 +20,16 @@ from prunejax.measures import columns as columns_lib
 from prunejax.record import directory as directory_lib
 from prunejax.record import scalars, sinks
 from prunejax.report import figures_dynamics, tables, words
-from prunejax.study import (
-    arrangement,
-    chunk,
-    endings,
-    final,
-    handover,
-    happening,
-    lineage,
-    live,
-    pairs,
-    preview,
-    step_plan,
-    watching,
-)
-from prunejax.study import targets as targets_lib
-from prunejax.study.decision import Decision
-from prunejax.study.live import Live
-from prunejax.study.pacing import Pace
-from prunejax.study.step_plan import Row
+from prunejax.study import final, preview
+from prunejax.study.devices import arrangement
+from prunejax.study.devices.decision import Decision
+from prunejax.study.loop import chunk, endings, handover, happening, watching
+from prunejax.study.loop import targets as targets_lib
+from prunejax.study.loop.pacing import Pace
+from prunejax.study.planning import live, step_plan
+from prunejax.study.planning.live import Live
+from prunejax.study.planning.step_plan import Row
+from prunejax.study.settings import lineage, pairs
 from prunejax.system import files
 from tests import fake_study
 

@@ -29,6 +29,13 @@ FLOORS = (
     ("study",),
     ("doors",),
 )
+STUDY = (
+    "settings",
+    "planning",
+    "devices",
+    "loop",
+    "",
+)  # floors of `study/`, its files on top
 DOORS = ("main", "measure", "__main__")  # one room: the command lines
 LEVELS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MAX_ARROWS = 110  # between rooms
@@ -133,6 +140,20 @@ def _goes_down(module: str, target: str) -> bool:
     above, below = LEVELS[unit(module)], LEVELS[unit(target)]
     flat = all(name.count(".") == 1 and not _is_folder(name) for name in (module, target))
     return above > below or unit(module) == unit(target) or (above == below and flat)
+
+
+def test_no_import_within_a_study_goes_up():
+    floor = {room: i for i, room in enumerate(STUDY)}
+    own = {m: _within(m) for m in FILES if m.startswith("prunejax.study.")}
+    assert set(own.values()) == set(STUDY)
+    wrong = [(m, t) for m in own for t in GRAPH[m] if t in own and floor[own[t]] > floor[own[m]]]
+    assert wrong == []
+
+
+def _within(module: str) -> str:
+    """The folder of `study/` that a module lies in, "" for its own files."""
+    rest = module.split(".")[2:]
+    return rest[0] if len(rest) > 1 or _is_folder(module) else ""
 
 
 def _is_folder(module: str) -> bool:
@@ -253,7 +274,7 @@ def names_read():
     names = set()
     for module, path in FILES.items():
         if (
-            module in ("prunejax.study.config", "prunejax.study.section_check")
+            module in ("prunejax.study.settings.config", "prunejax.study.settings.section_check")
             or unit(module) == "configs"
         ):
             continue

@@ -19,9 +19,10 @@ from prunejax.measures import suite
 from prunejax.measures.columns import number
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
-from prunejax.study import config as config_lib
-from prunejax.study import measuring, plan
 from prunejax.study import run as study
+from prunejax.study.loop import measuring
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from prunejax.train import evaluation, step
 from tests.studies import PRUNE, tiny
 

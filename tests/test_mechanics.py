@@ -16,8 +16,9 @@ from prunejax import interventions as iv
 from prunejax import schedules, scores
 from prunejax.configs import default
 from prunejax.groups import Group
-from prunejax.study import arrangement, plan
-from prunejax.study import config as config_lib
+from prunejax.study.devices import arrangement
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from prunejax.train import evaluation, prune, step
 from tests import mechanics
 

@@ -9,7 +9,9 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError
-from prunejax.study import arrangement, config, layout, plan
+from prunejax.study.devices import arrangement, layout
+from prunejax.study.planning import plan
+from prunejax.study.settings import config
 from prunejax.train import microbatch, step
 from tests.studies import PRUNE, tiny
 

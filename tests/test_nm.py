@@ -9,7 +9,8 @@ from prunejax import masks as mask_algebra
 from prunejax import trees
 from prunejax.errors import ConfigError
 from prunejax.methods import before, resolve, timetable
-from prunejax.study import loaded, presets
+from prunejax.study import loaded
+from prunejax.study.settings import presets
 from tests.studies import assert_alike, begun, functions, in_layouts, planned, small
 
 STEPS = {"start": (2,), "end": (6,), "period": 2}

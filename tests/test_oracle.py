@@ -61,6 +61,6 @@ def test_a_file_more_or_less_is_told(directories):
 @pytest.mark.parametrize("name", oracle_config.STUDIES)
 def test_every_study_of_the_oracle_is_accepted(name):
     from prunejax.configs import default
-    from prunejax.study import config
+    from prunejax.study.settings import config
 
     assert config.variants(oracle_config.get_config(name), default.get_config())

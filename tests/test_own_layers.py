@@ -10,9 +10,9 @@ from prunejax import models, scores, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.models.base import Model
-from prunejax.study import config as config_lib
-from prunejax.study import plan
-from prunejax.study.arrangement import device_data
+from prunejax.study.devices.arrangement import device_data
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from prunejax.train import prune as prune_lib
 from prunejax.train import step
 from tests.studies import go, planned, rows, small

@@ -6,7 +6,8 @@ import pytest
 
 from prunejax.errors import Interrupted, RecordError, WorkdirError
 from prunejax.record import checkpoint
-from prunejax.study import arrangement, final, lifting
+from prunejax.study import final
+from prunejax.study.devices import arrangement, lifting
 from tests.studies import PRUNE, PickledCheckpointer, go, rows, small, tables
 
 pytestmark = pytest.mark.usefixtures("quick_report")

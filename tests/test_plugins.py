@@ -13,8 +13,8 @@ from prunejax.measure import main as command
 from prunejax.measure import measure
 from prunejax.measures import suite
 from prunejax.report import tables
-from prunejax.study import config as config_lib
-from prunejax.study import entries, plugins, presets
+from prunejax.study.settings import config as config_lib
+from prunejax.study.settings import entries, plugins, presets
 from prunejax.system import config_file
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "docs" / "plugin_config.py"
@@ -78,7 +78,7 @@ import jax.numpy as jnp
 from prunejax import schedules
 from prunejax.configs import default, fields
 from prunejax.measures import suite
-from prunejax.study import presets
+from prunejax.study.settings import presets
 
 fields.declare("measures.power", fields.number(2.0, 1, 8, "exponent"))
 fields.declare("prune.stairs", fields.number(2, 1, 9, "events"))

@@ -10,8 +10,10 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError
-from prunejax.study import arrangement, config, layout, lifting, lineage, memory, plan
-from prunejax.study.plan import Member
+from prunejax.study.devices import arrangement, layout, lifting, memory
+from prunejax.study.planning import plan
+from prunejax.study.planning.plan import Member
+from prunejax.study.settings import config, lineage
 from tests import layouts
 from tests.studies import PRUNE, tiny
 

@@ -107,8 +107,8 @@ def test_a_class_without_test_examples_is_one(study, monkeypatch):
 def test_undecayed_pruning_without_decay_is_refused_and_with_decoupled_decay_noted():
     from prunejax.configs import default
     from prunejax.errors import ConfigError
-    from prunejax.study import config as config_lib
-    from prunejax.study import plan
+    from prunejax.study.planning import plan
+    from prunejax.study.settings import config as config_lib
 
     def planned(optimizer, **prune):
         arm = {"prune": WEIGHTS | {"score": "undecayed"} | prune, "optimizer": optimizer}

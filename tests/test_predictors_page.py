@@ -17,10 +17,12 @@ from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import figures_predictors, ranking, tables
 from prunejax.report.results import Study, attributes_of
 from prunejax.report.style import Look
-from prunejax.study import config as config_lib
-from prunejax.study import measuring, plan, run
-from prunejax.study.arrangement import device_data
-from prunejax.study.population import Population
+from prunejax.study import run
+from prunejax.study.devices.arrangement import device_data
+from prunejax.study.devices.population import Population
+from prunejax.study.loop import measuring
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ from prunejax import trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.methods import evidence
-from prunejax.study import config as config_lib
-from prunejax.study import loaded, plan, presets
+from prunejax.study import loaded
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
+from prunejax.study.settings import presets
 from prunejax.train import prune
 from tests.studies import assert_alike, begun, in_layouts, rows, small
 

@@ -12,9 +12,10 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
-from prunejax.study import config as config_lib
-from prunejax.study import plan, plugins, probing
 from prunejax.study import run as study
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
+from prunejax.study.settings import plugins, probing
 from prunejax.train import evaluation, probes, step
 from prunejax.train.probes import PROBES, Probe
 from tests.studies import PRUNE, tiny

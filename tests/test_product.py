@@ -2,8 +2,8 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError
-from prunejax.study import config as config_lib
-from prunejax.study import plan
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from tests.studies import PRUNE, tiny
 
 

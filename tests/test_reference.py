@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from prunejax.configs import default
-from prunejax.study import ranges, reference
+from prunejax.study import reference
+from prunejax.study.settings import ranges
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 FIELDS = {field.name: field for field in reference.fields()}

@@ -23,8 +23,10 @@ from prunejax.errors import ConfigError
 from prunejax.measures import suite
 from prunejax.record import summary
 from prunejax.report import figures_dynamics, gallery, panels, style, tables, units
-from prunejax.study import attributes, measuring, plan, run
-from prunejax.study import config as config_lib
+from prunejax.study import run
+from prunejax.study.loop import measuring
+from prunejax.study.planning import attributes, plan
+from prunejax.study.settings import config as config_lib
 from prunejax.train import optim
 from tests.studies import tiny
 

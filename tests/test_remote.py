@@ -301,7 +301,7 @@ def test_a_store_that_fails_costs_no_row(reference, writes, machine, url, share,
     with pytest.MonkeyPatch.context() as patch:
         failing = Failing(patch, RuntimeError)
         failing.at = max(1, int(share * writes))
-        patch.setattr("prunejax.study.saving.Saving.rescued", lambda self: nullcontext())
+        patch.setattr("prunejax.study.loop.saving.Saving.rescued", lambda self: nullcontext())
         with pytest.raises(RecordError, match=r"the store is away.*same command continues"):
             run(url)
     if where == "elsewhere":

@@ -11,7 +11,7 @@ import pytest
 from prunejax.configs import default
 from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.run_directory import RunDirectory
-from prunejax.study import resolved
+from prunejax.study.settings import resolved
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = {"epochs": EPOCHS, "events": EVENTS, "runs": RUNS}

@@ -10,9 +10,10 @@ from prunejax import losses, rng
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.measures import bounds, smoothing
-from prunejax.study import config as config_lib
-from prunejax.study import measuring, plan
-from prunejax.study.arrangement import device_data
+from prunejax.study.devices.arrangement import device_data
+from prunejax.study.loop import measuring
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from prunejax.train import prune as prune_lib
 from prunejax.train import step
 from prunejax.train.hardening import Harden

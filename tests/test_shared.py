@@ -7,8 +7,8 @@ import pytest
 
 from prunejax import losses
 from prunejax.interventions import ROWS
-from prunejax.study import arrangement, lifting, shared
-from prunejax.study.population import LAYOUTS, Population
+from prunejax.study.devices import arrangement, lifting, shared
+from prunejax.study.devices.population import LAYOUTS, Population
 from prunejax.train import evaluation, prune, step, stopping
 from tests.studies import begun, go, planned, rows, small
 from tests.test_presets import arm

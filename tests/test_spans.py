@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from prunejax.configs import default
-from prunejax.study import arrangement, chunk, lifting, run
-from prunejax.study.population import Population
+from prunejax.study import run
+from prunejax.study.devices import arrangement, lifting
+from prunejax.study.devices.population import Population
+from prunejax.study.loop import chunk
 from tests.studies import planned, small, tables
 
 pytestmark = pytest.mark.usefixtures("quick_report")

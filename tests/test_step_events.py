@@ -11,9 +11,10 @@ import pytest
 from prunejax import schedules, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
-from prunejax.study import config as config_lib
-from prunejax.study import plan, saving, step_plan
-from prunejax.study.population import Population
+from prunejax.study.devices.population import Population
+from prunejax.study.loop import saving
+from prunejax.study.planning import plan, step_plan
+from prunejax.study.settings import config as config_lib
 from prunejax.train import evidence as evidence_lib
 from prunejax.train import prune, step
 from tests.studies import PRUNE, begun, functions, go, rows, tiny

@@ -13,11 +13,13 @@ from prunejax import data, main
 from prunejax.configs import default
 from prunejax.data import StreamedSet, dataset
 from prunejax.errors import ConfigError, Interrupted
-from prunejax.study import config as config_lib
-from prunejax.study import pacing, plan, streamed_population
 from prunejax.study import run as study
-from prunejax.study.streamed_population import StreamedPopulation
-from prunejax.study.windows import part
+from prunejax.study.devices import streamed_population
+from prunejax.study.devices.streamed_population import StreamedPopulation
+from prunejax.study.devices.windows import part
+from prunejax.study.loop import pacing
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from tests import streamed_case
 from tests.streamed_case import BATCH, EXAMPLES, TESTS
 from tests.test_rendezvous import free_port

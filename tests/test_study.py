@@ -9,9 +9,10 @@ import pytest
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted, ReportError
 from prunejax.report import tables
-from prunejax.study import attributes, host_devices, plan
-from prunejax.study import config as config_lib
 from prunejax.study import run as study
+from prunejax.study.devices import host_devices
+from prunejax.study.planning import attributes, plan
+from prunejax.study.settings import config as config_lib
 from prunejax.train import prune, step
 from tests.studies import PRUNE, go, rows, tiny
 

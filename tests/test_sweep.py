@@ -8,8 +8,11 @@ import pytest
 from prunejax import main
 from prunejax.configs import before_training, default
 from prunejax.errors import ConfigError
-from prunejax.study import arrangement, plan, preview, sweep
-from prunejax.study.config import variants
+from prunejax.study import preview
+from prunejax.study.devices import arrangement
+from prunejax.study.planning import plan
+from prunejax.study.settings import sweep
+from prunejax.study.settings.config import variants
 from tests.studies import PRUNE, small, tiny
 
 # ml_collections loads a config file so.
@@ -169,7 +172,7 @@ def test_the_command_that_repeats_a_study_holds_its_sweeps(monkeypatch, tmp_path
         raise ConfigError("enough")
 
     monkeypatch.setattr("prunejax.study.run.run", ran)
-    monkeypatch.setattr("prunejax.study.host_devices.use", lambda *_: None)
+    monkeypatch.setattr("prunejax.study.devices.host_devices.use", lambda *_: None)
     words = ["prunejax", "--config=prunejax:digits", f"--workdir={tmp_path}/a"]
     assert main.main([*words, "--sweep", "epochs=1,2"]) == 2
     assert asked["command"].endswith("--config=prunejax:digits --sweep=epochs=1,2")

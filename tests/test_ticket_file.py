@@ -10,8 +10,9 @@ import pytest
 from prunejax import __main__ as command
 from prunejax.configs import default, recipes
 from prunejax.errors import ConfigError
-from prunejax.study import config as config_lib
-from prunejax.study import plan, run, ticket_file
+from prunejax.study import run
+from prunejax.study.planning import plan, ticket_file
+from prunejax.study.settings import config as config_lib
 from tests.studies import tiny
 
 HEAD = "classifier/.*"

@@ -12,8 +12,9 @@ from prunejax.configs import default, recipes
 from prunejax.measures import tickets
 from prunejax.report import figures_tickets, levels, overlaps, words
 from prunejax.report.tables import load
-from prunejax.study import config as config_lib
-from prunejax.study import plan, run
+from prunejax.study import run
+from prunejax.study.planning import plan
+from prunejax.study.settings import config as config_lib
 from tests.studies import tiny, turned
 
 LEVELS = 2

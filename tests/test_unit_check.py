@@ -8,7 +8,8 @@ from prunejax import models, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.models import MODELS, Bottleneck, ResNet, ViT
-from prunejax.study import config, plan, unit_check
+from prunejax.study.planning import plan, unit_check
+from prunejax.study.settings import config
 from prunejax.train import prune, step
 from tests.studies import tiny
 

@@ -104,8 +104,8 @@ FIELDS: dict[str, Any] = {
     },
     "prune": {
         # none, or a way of pruning that sets what follows where you do not: random, magnitude, nm,
-        # snip, grasp, synflow; static, set, rigl; gradual, gradual_regrow, acdc, ste,
-        "method": word("none", "none", "prunejax.study.presets:METHODS"),  # movement, movement_soft
+        # snip, grasp, synflow; static, set, rigl; gradual[_regrow], acdc, ste, movement[_soft]
+        "method": word("none", "none", "prunejax.study.settings.presets:METHODS"),
         # none | linear | one_shot | scratch | cubic | geometric | phases | threshold
         "schedule": word("none", "none", "prunejax.schedules:SCHEDULES", "phases", "threshold"),
         "unit": word("epoch", "epoch", "step"),  # what `start`, `end` and `period` count

@@ -13,9 +13,10 @@ from prunejax.errors import ConfigError, RecordError
 from prunejax.measures.columns import is_completed
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import tables
-from prunejax.study import arrangement, plan
-from prunejax.study.plan import Batch, Member
-from prunejax.study.saved import arms as arms
+from prunejax.study.devices import arrangement
+from prunejax.study.planning import plan
+from prunejax.study.planning.plan import Batch, Member
+from prunejax.study.settings.saved import arms as arms
 from prunejax.train.step import TrainState
 
 

@@ -23,8 +23,8 @@ from prunejax.errors import ConfigError
 from prunejax.record import scalars
 from prunejax.report import tables
 from prunejax.study import final
-from prunejax.study.programs import Batch, Member
-from prunejax.study.resolved import to_dict
+from prunejax.study.planning.programs import Batch, Member
+from prunejax.study.settings.resolved import to_dict
 from prunejax.system import files, optional
 from prunejax.system.files import plain_name
 from prunejax.train.step import Program, TrainState

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from prunejax import models
 from prunejax.methods import cost
-from prunejax.study import arrangement, memory, run
-from prunejax.study.plan import Batch, Member
+from prunejax.study import run
+from prunejax.study.devices import arrangement, memory
+from prunejax.study.planning.plan import Batch, Member
 
 
 def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:

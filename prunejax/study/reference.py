@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from prunejax.configs import default
 from prunejax.configs.fields import flat
-from prunejax.study import ranges
+from prunejax.study.settings import ranges
 
 HEAD = """# Every field of a study
 

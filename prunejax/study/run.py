@@ -21,16 +21,19 @@ from prunejax.record.directory import SharedDirectory
 from prunejax.record.environment import environment
 from prunejax.record.progress import Progress
 from prunejax.record.times import Times
-from prunejax.study import attributes, connecting, layout, lineage, measuring, plan, plugins
-from prunejax.study import config as config_lib
-from prunejax.study import page as page_lib
-from prunejax.study import rows as rows_lib
-from prunejax.study.arrangement import Arrangement, regrouped
-from prunejax.study.chunk import Chunk, Policy
-from prunejax.study.config import Variant
-from prunejax.study.plan import Batch, Member
-from prunejax.study.probing import Probing
-from prunejax.study.resolved import resolve
+from prunejax.study.devices import layout
+from prunejax.study.devices.arrangement import Arrangement, regrouped
+from prunejax.study.loop import connecting, measuring
+from prunejax.study.loop import page as page_lib
+from prunejax.study.loop import rows as rows_lib
+from prunejax.study.loop.chunk import Chunk, Policy
+from prunejax.study.planning import attributes, plan
+from prunejax.study.planning.plan import Batch, Member
+from prunejax.study.settings import config as config_lib
+from prunejax.study.settings import lineage, plugins
+from prunejax.study.settings.config import Variant
+from prunejax.study.settings.probing import Probing
+from prunejax.study.settings.resolved import resolve
 from prunejax.system import config_file as config_file_lib
 from prunejax.system.files import expand
 from prunejax.system.readable import judging

@@ -1,0 +1,114 @@
+"""The events of a chunk of members as they happen: tests around them, targets, rows."""
+
+import dataclasses
+
+from prunejax import interventions
+from prunejax.measures import emptied
+from prunejax.record.directory import SharedDirectory
+from prunejax.record.progress import Progress
+from prunejax.study.devices.population import Population
+from prunejax.study.loop import rows as rows_lib
+from prunejax.study.loop.saving import Saving
+from prunejax.study.loop.targets import Targets
+from prunejax.study.planning.programs import Member
+from prunejax.study.settings.probing import Probing
+from prunejax.train.evaluation import Metrics
+from prunejax.train.step import TrainState
+
+
+@dataclasses.dataclass
+class Happening:
+    """The members' events, and where what they did is recorded."""
+
+    real: list[tuple[int, Member]]  # with their places in the stack
+    padded: list[Member]
+    population: Population
+    directory: SharedDirectory
+    targets: Targets
+    saving: Saving
+    progress: Progress
+    probing: Probing
+
+    def __post_init__(self) -> None:
+        self.members = [m for _, m in self.real]
+        table = self.members[0].table  # the members of a program share the steps of its events
+        self.between: dict[int, list[int]] = {}  # step -> rows that are none at an epoch's end
+        # Rows in which nobody here is asked for anything are those of other chunks' arms.
+        for row in sorted({row for m in self.members for row in m.events if m.is_between(row)}):
+            self.between.setdefault(int(table.steps[row]), []).append(row)
+
+    @property
+    def own(self) -> bool:
+        """Whether there will be events, none of them replayed."""
+        return any(len(m.events) for m in self.members) and not self.targets.twins
+
+    def test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
+        """Test metrics."""
+        with self.saving.long(f"test {after_event}"):
+            return self.population.evaluate_test(states, after_event)
+
+    def at_epoch(
+        self, states: TrainState, epoch: int, pre: Metrics
+    ) -> tuple[TrainState, Metrics | None]:
+        """The event that follows an epoch, and the test after it; None: there is none."""
+        if not any(epoch + 1 in m.events for m in self.members):
+            return states, None
+        return self._happens(states, epoch, epoch + 1, pre)
+
+    def due(self, states: TrainState, epoch: int, step: int) -> TrainState:
+        """The events that fall on a step between epochs (of step 0, all before training)."""
+        rows = list(self.between.get(step, ()))
+        if step == 0 and any(0 in m.events for m in self.members):
+            rows.insert(0, 0)
+        for row in rows:
+            asked = [m for m in self.members if row in m.events]
+            tested = any(m.evaluate_between or not m.is_between(row) for m in asked)
+            # Stacked members are tested together, also those that do not ask.
+            pre = None
+            if tested:
+                states, pre = self.test(states, after_event=False)
+            states, _ = self._happens(states, epoch, row, pre)
+        return states
+
+    def _happens(
+        self, states: TrainState, epoch: int, row: int, pre: Metrics | None
+    ) -> tuple[TrainState, Metrics | None]:
+        """The event of a row and its records; tested after it if it was before."""
+        self.saving.keep()
+        with self.saving.long("event"):
+            replay = None
+            if self.targets.twins:
+                replay = self.targets.replay(self.padded, row, states.windows.targeted)
+            states, info = self.population.event(states, row, replay)
+            places = [i for i, _ in self.real]
+            # Also those of twins: a run's file says what it did, wherever that came from.
+            self.targets.add(row, {name: x[places] for name, x in info.selected.items()})
+        post = None
+        if pre is not None:
+            states, post = self.test(states, after_event=True)
+        _, bad, steps, _ = self.population.summary(states)
+        program = self.population.program
+        hidden = program.forward != "masked"
+        # Runs with a loss that is not finite leave no rows from there on.
+        asked = [(i, m) for i, m in self.real if bad[i] < 0 and row in m.events]
+        rows = [
+            cells
+            for i, m in asked
+            if pre is not None or not (hidden or m.table.grow[row].any())  # else updates.csv
+            for cells in rows_lib.of_event(
+                program, m, i, epoch, step=steps[i], before=pre, after=post, info=info
+            )
+        ]
+        kinds = {m.variant: interventions.NAMES[int(m.table.kind)] for m in self.members}
+        for text in emptied.at_event(rows, kinds):
+            self.progress.message(text)
+        self.directory.append("events", rows)
+        self.probing.record(asked, {"before": pre, "after": post}, epoch, steps)
+        if info.growth is not None:
+            updates = [
+                cells
+                for i, m in asked
+                for cells in rows_lib.of_update(program.groups, m, i, epoch, row, steps[i], info)
+            ]
+            self.directory.append("updates", updates)
+        return states, post

@@ -1,0 +1,270 @@
+"""Events that fall between epochs: pruning by step, rounds before training, drop and regrow.
+
+A `Row` is one event of an arm: at which step, how many units of each layer are dropped and how
+many come back right after. `event_plan` has the events that follow epochs; both together fill a
+run's `Table`.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from prunejax import schedules
+from prunejax.errors import ConfigError
+from prunejax.methods import growth
+from prunejax.study.planning import event_plan
+from prunejax.study.planning import live as live_lib
+from prunejax.study.planning.event_plan import Arm, Layer
+from prunejax.study.planning.live import ALL, Live
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """An event: counts per layer name (in the global scope all of them under the first layer)."""
+
+    step: int  # training steps done before it
+    drop: Mapping[str, int]
+    grow: Mapping[str, int]
+    update: bool = False  # a drop-and-grow update: its own score, smallest first
+    # where events choose among all units, and with N:M: what is dead after it
+    dead: Mapping[str, int] | None = None
+
+
+def rows(arm: Arm, per_epoch: int, at_epochs: Mapping[str, np.ndarray], start: Live) -> list[Row]:
+    """The events of an arm that are no rows of `event_plan.event_counts`, in order.
+
+    Args:
+      arm: on its model.
+      per_epoch: training steps in an epoch.
+      at_epochs: what `event_plan.event_counts` gave.
+      start: what is live at the beginning.
+
+    Raises:
+      ConfigError: events after the end of training, or growth that cannot be.
+    """
+    p, total = arm.settings.prune, arm.settings.epochs * per_epoch
+    if p.schedule == "none":
+        return []
+    layers = event_plan.layers(arm, start.counts)
+    found = [Row(step, drop, {}) for step, drop in _scheduled(arm, layers, total).items()]
+    if p.rounds > 1:
+        found += _rounds(arm, layers)
+    if p.schedule == "phases":
+        return _phases(arm, layers, total)
+    if p.schedule == "threshold":
+        return [Row(step, {}, {}) for step in range(p.refresh_every, total, p.refresh_every)]
+    if live_lib.counts_dead(p):
+        dead = live_lib.dead(arm, start)
+        return _cumulative(p.refresh_every, found, dead, at_epochs, total)
+    if p.grow == "none":
+        return found
+    _check_growth(arm)
+    live = live_lib.with_events(start, arm.label, at_epochs, found, per_epoch)
+    if p.regrow > 0:
+        found = [_with_regrowth(row, p.regrow, _shares(layers, live, row.step)) for row in found]
+    if p.update_every:
+        found += _updates(arm, layers, live, total)
+    return sorted(found, key=lambda row: row.step)
+
+
+def _scheduled(arm: Arm, layers: Mapping[str, Layer], total: int) -> dict[int, dict[str, int]]:
+    """Step -> counts of the schedule where `prune.unit` is "step"."""
+    p, label = arm.settings.prune, arm.label
+    if p.unit != "step" or p.schedule in ("scratch", "phases", "threshold"):
+        return {}
+    found: dict[int, dict[str, int]] = {}
+    for name, layer in layers.items():
+        when = {
+            "start": event_plan.of_rule(p.start, layer.rule),
+            "end": event_plan.of_rule(p.end, layer.rule),
+        }
+        last = schedules.last_epoch(p.schedule, **when, period=p.period)
+        if last > total:
+            raise ConfigError(
+                f"config.prune.end = {when['end']} (variant {label!r}, layer {name!r}, in steps): "
+                f"the last event would come after step {last}, but training has {total}; end the "
+                "schedule earlier or train longer"
+            )
+        try:
+            events = layer.planned(p.schedule, p, period=p.period, **when)
+        except ValueError as error:
+            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
+        for step, count in events:
+            if count or p.forward != "masked":  # those choose anew, also as many as before
+                found.setdefault(step, {})[name] = count
+    return {step: _in_scope(arm, layers, found[step]) for step in sorted(found)}
+
+
+def _rounds(arm: Arm, layers: Mapping[str, Layer]) -> list[Row]:
+    """`prune.rounds` events before training, each removing the same share of what is left."""
+    p, label = arm.settings.prune, arm.label
+    drops = [dict[str, int]() for _ in range(p.rounds)]
+    for name, layer in layers.items():
+        try:
+            events = layer.planned("geometric", {}, start=0, end=p.rounds - 1, period=1)
+        except ValueError as error:
+            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
+        for number, count in events:
+            drops[number][name] = count
+    return [Row(0, _in_scope(arm, layers, drop), {}) for drop in drops if sum(drop.values())]
+
+
+def _phases(arm: Arm, layers: Mapping[str, Layer], total: int) -> list[Row]:
+    """AC/DC (Peste et al. 2021): at the steps `prune.phases` units go and all come back in turn."""
+    steps, label = list(arm.settings.prune.phases), arm.label
+    if len(steps) % 2 == 0 or steps != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] < total:
+        raise ConfigError(
+            f"config.prune.phases = {tuple(steps)} (variant {label!r}) must be an odd number of "
+            f"rising steps below {total} (go, come back, ..., go)"
+        )
+    gone = {
+        n: layer.units - schedules.kept(layer.units, layer.fraction) for n, layer in layers.items()
+    }
+    counts = _in_scope(arm, layers, gone)
+    _check_kind(arm, "prune.schedule = 'phases'")
+    return [
+        Row(step, {} if number % 2 else counts, counts if number % 2 else {})
+        for number, step in enumerate(steps)
+    ]
+
+
+def _cumulative(
+    every: int,
+    found: Sequence[Row],
+    before: Mapping[str, int],
+    at_epochs: Mapping[str, np.ndarray],
+    total: int,
+) -> list[Row]:
+    """Events that count what is dead after them: those of the schedule, then one `every` steps."""
+    dead = Counter(before)
+    dead.update({name: int(counts.sum()) for name, counts in at_epochs.items()})
+    again: list[Row] = []
+    for row in found:
+        dead.update(row.drop)
+        again.append(dataclasses.replace(row, dead=dict(dead)))
+    last = max((row.step for row in again), default=0)
+    # Dead counts stay: only the choice is new.
+    later = range(last + every, total, every) if every else ()
+    return again + [Row(step, {}, {}, dead=dict(dead)) for step in later]
+
+
+def _in_scope(arm: Arm, layers: Mapping[str, Layer], drop: Mapping[str, int]) -> dict[str, int]:
+    if arm.settings.prune.scope != "global":
+        return dict(drop)
+    return {next(iter(layers)): sum(drop.values())}
+
+
+def _shares(layers: Mapping[str, Layer], live: Live, step: int) -> dict[str, int]:
+    """Live units at a step, under the names that rows count them."""
+    left = live.at(step)
+    first = next(iter(layers))
+    return {first: left[ALL]} if ALL in left else {name: left[name] for name in layers}
+
+
+def _with_regrowth(row: Row, share: float, left: Mapping[str, int]) -> Row:
+    """The event with a share of what it leaves dropped besides and regrown (GraNet's form)."""
+    more = {name: schedules.share(n, share) for name, n in left.items()}
+    grow = {name: more[name] for name in row.drop if more[name]}
+    return Row(row.step, {k: n + grow.get(k, 0) for k, n in row.drop.items()}, grow)
+
+
+def _updates(arm: Arm, layers: Mapping[str, Layer], live: Live, total: int) -> list[Row]:
+    """Drop-and-grow updates: every `update_every` steps up to `update_end` of training."""
+    p, found = arm.settings.prune, []
+    last = schedules.share(total, p.update_end)
+    # Not at 0, where masks are new, nor at the end, where the fraction is 0.
+    for step in range(p.update_every, last, p.update_every):
+        left = _shares(layers, live, step)
+        if p.redistribute:
+            # Layers are ranked together: how many each of them swaps is known only in training.
+            left = {ALL: sum(left.values())}
+        swaps = {
+            name: growth.swaps(n, p.update_fraction, step=step, end=last, decay=p.update_schedule)
+            for name, n in left.items()
+        }
+        found.append(Row(step, swaps, swaps, update=True))
+    return found
+
+
+def _check_kind(arm: Arm, what: str) -> None:
+    i, label = arm.settings.intervention, arm.label
+    if i.kind != "prune" or i.duration >= 0 or i.twin or i.as_released:
+        raise ConfigError(
+            f"config.{what} (variant {label!r}): only what is pruned for good can grow back; set "
+            "intervention.kind = 'prune', intervention.duration = -1, no intervention.twin and "
+            "intervention.as_released = False, or prune.grow = 'none'"
+        )
+
+
+def _check_growth(arm: Arm) -> None:
+    p = arm.settings.prune
+    _check_kind(arm, f"prune.grow = {p.grow!r}")
+    if not p.update_every and not p.regrow:
+        raise ConfigError(
+            f"config.prune.grow = {p.grow!r} (variant {arm.label!r}) never happens: set "
+            "prune.update_every (steps between updates) or prune.regrow (share of what is live)"
+        )
+
+
+def shared_steps(rows_of_arms: Sequence[Sequence[Row]]) -> list[int]:
+    """The steps of the rows that a program's arms share: each as often as some arm needs it."""
+    needed: Counter[int] = Counter()
+    for arm in rows_of_arms:
+        needed |= Counter(row.step for row in arm)  # as often as the arm that needs it most
+    return sorted(needed.elements())
+
+
+class Filled(NamedTuple):
+    """The events of an arm as arrays, one entry a row."""
+
+    steps: np.ndarray  # int32 [rows]
+    ids: np.ndarray  # int32 [rows]: own number of the event; -1: a row of other arms
+    updates: np.ndarray  # bool [rows]
+    counts: np.ndarray  # int32 [rows, layers]
+    grow: np.ndarray  # int32 [rows, layers]
+    pooled: np.ndarray  # bool [rows]: counts, in the first column, are of all layers together
+
+
+def fill(
+    at_epochs: np.ndarray,
+    rows_of_arm: Sequence[Row],
+    steps: Sequence[int],
+    names: Sequence[str],
+    per_epoch: int,
+) -> Filled:
+    """An arm's events: first those at epochs, then the steps that the program's arms share.
+
+    Args:
+      at_epochs: int32 [epochs + 1, layers]: see `outline.Events`.
+      rows_of_arm: see `rows`.
+      steps: see `shared_steps`.
+      names: of the layers, in forward order.
+      per_epoch: training steps in an epoch.
+    """
+    base, extra = len(at_epochs), len(steps)
+    wide = np.zeros((extra, at_epochs.shape[1]), np.int32)
+    filled = Filled(
+        np.concatenate([per_epoch * np.arange(base), np.array(steps, int)]).astype(np.int32),
+        # -1 for rows of other arms: what a run draws must not depend on them.
+        np.concatenate([np.arange(base), np.full(extra, -1)]).astype(np.int32),
+        np.zeros(base + extra, bool),
+        np.concatenate([at_epochs, wide]).astype(np.int32),
+        np.concatenate([np.zeros_like(at_epochs), wide]).astype(np.int32),
+        np.zeros(base + extra, bool),
+    )
+    free: dict[int, list[int]] = {}
+    for place, step in enumerate(steps):
+        free.setdefault(step, []).append(base + place)
+    column = {name: i for i, name in enumerate(names)} | {ALL: 0}
+    for number, row in enumerate(rows_of_arm):
+        place = free[row.step].pop(0)
+        filled.ids[place], filled.updates[place] = base + number, row.update
+        filled.pooled[place] = ALL in row.drop
+        drop = row.drop if row.dead is None else row.dead
+        for table, counts in ((filled.counts, drop), (filled.grow, row.grow)):
+            for name, count in counts.items():
+                table[place, column[name]] = count
+    return filled

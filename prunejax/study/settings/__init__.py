@@ -1,0 +1,1 @@
+"""What a study is asked for: config, arms, and checks that need neither model nor data."""
