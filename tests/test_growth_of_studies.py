@@ -23,7 +23,7 @@ from prunejax.report import figures_dynamics, tables, words
 from prunejax.study import final, preview
 from prunejax.study.devices import arrangement
 from prunejax.study.devices.decision import Decision
-from prunejax.study.loop import chunk, endings, handover, happening, watching
+from prunejax.study.loop import chunk, endings, events, handover, watching
 from prunejax.study.loop import targets as targets_lib
 from prunejax.study.loop.pacing import Pace
 from prunejax.study.planning import live, step_plan
@@ -313,7 +313,7 @@ def test_a_chunk_has_no_events_of_other_arms():
         table=types.SimpleNamespace(steps=steps),
     )  # fmt: skip
     nothing: object = types.SimpleNamespace()
-    made = happening.Happening([(0, own)], [own], *[nothing] * 6)  # type: ignore[list-item, arg-type]
+    made = events.Events([(0, own)], [own], *[nothing] * 6)  # type: ignore[list-item, arg-type]
     assert made.between == {14: [14], 33: [33]}
 
 

@@ -22,8 +22,8 @@ from prunejax.study.devices import ahead, lifting
 from prunejax.study.devices.population import Population
 from prunejax.study.loop import rows as rows_lib
 from prunejax.study.loop.endings import Endings
+from prunejax.study.loop.events import Events
 from prunejax.study.loop.handover import Handover
-from prunejax.study.loop.happening import Happening
 from prunejax.study.loop.measuring import Hook
 from prunejax.study.loop.pacing import Calendar, Pace
 from prunejax.study.loop.saving import Policy as Policy
@@ -66,7 +66,7 @@ class Chunk:
         self._saving = Saving(
             self.directory, self.checkpoints, self._targets, self.progress, self.policy.clock
         )
-        self._events = Happening(
+        self._events = Events(
             self._real,
             self._padded,
             self.population,

@@ -17,7 +17,7 @@ from prunejax.train.step import TrainState
 
 
 @dataclasses.dataclass
-class Happening:
+class Events:
     """The members' events, and where what they did is recorded."""
 
     real: list[tuple[int, Member]]  # with their places in the stack
@@ -53,7 +53,7 @@ class Happening:
         """The event that follows an epoch, and the test after it; None: there is none."""
         if not any(epoch + 1 in m.events for m in self.members):
             return states, None
-        return self._happens(states, epoch, epoch + 1, pre)
+        return self._event(states, epoch, epoch + 1, pre)
 
     def due(self, states: TrainState, epoch: int, step: int) -> TrainState:
         """The events that fall on a step between epochs (of step 0, all before training)."""
@@ -67,10 +67,10 @@ class Happening:
             pre = None
             if tested:
                 states, pre = self.test(states, after_event=False)
-            states, _ = self._happens(states, epoch, row, pre)
+            states, _ = self._event(states, epoch, row, pre)
         return states
 
-    def _happens(
+    def _event(
         self, states: TrainState, epoch: int, row: int, pre: Metrics | None
     ) -> tuple[TrainState, Metrics | None]:
         """The event of a row and its records; tested after it if it was before."""
