@@ -386,7 +386,8 @@ def test_rows_of_a_page_are_grouped_a_few_times_not_for_each_arm(tmp_path, monke
 
 
 def measured(index):
-    member = types.SimpleNamespace(run=f"a-{index}", variant="a", seed=index)
+    keys = {"run": f"a-{index}", "variant": "a", "seed": index}
+    member = types.SimpleNamespace(**keys, keys=keys)
     values = {"tic": index / 7} | ({"late": 1.0} if index == 3 else {})
     context = {k: np.array(1) for k in columns_lib.CONTEXT}
     return member, values, context | {k: np.array(v) for k, v in values.items()}
@@ -573,8 +574,9 @@ def test_costs_of_runs_that_update_are_counted_from_their_own_rows(monkeypatch, 
         def all_of_it():
             ends = endings.Endings(population, directory, states, {})  # type: ignore[arg-type]
             for i in range(runs):
+                keys = {"run": f"a-{i}", "variant": "a", "seed": i}
                 member: object = types.SimpleNamespace(
-                    run=f"a-{i}", variant="a", seed=i, start=start, gradient_updates=0
+                    run=f"a-{i}", keys=keys, start=start, gradient_updates=0
                 )
                 ends.of(i, member, [])  # type: ignore[arg-type]
             found.extend(ends._tables["costs"])
