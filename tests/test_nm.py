@@ -96,7 +96,7 @@ def test_masks_before_training_are_those_of_the_library(name):
         module = program.module.clone(dtype=kind)
         return module.apply({"params": params}, jnp.ones((1, *program.image_shape), kind))
 
-    rounds = batch.members[0].events.size
+    rounds = len(batch.members[0].events)
     assert rounds == 3  # 3, 2 and 1 of 4 stay
     asked = NEEDED.get(name, {}).get("rounds")
     live = before.prune(first, name, nm=(1, 4), rounds=asked, loss=loss, output=output)

@@ -160,7 +160,7 @@ def scored(config, label):
     (member,) = [m for m in batch.members if m.variant == label]
     state = step.initial_state(batch.program, jnp.uint32(3), member.table, member.hyper)
     data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
-    row = int(member.events[0])
+    row = min(member.events)
     found = jax.jit(lambda s, d: prune_lib.unit_scores(batch.program, s, d, row))(state, data)
     return jax.tree.map(np.asarray, found), batch, state, data
 

@@ -159,7 +159,7 @@ def test_a_tolerance_that_switched_is_told(loss):
         return {"loss": jnp.where(whole, loss, 1.0), "accuracy": jnp.where(whole, 1.0, 0.0)}
 
     context = SimpleNamespace(
-        curve=prune_curve(evaluate, params, None), params=params, test=[None],
+        curve=prune_curve(evaluate, params, None), params=params, batches=[[None]], loss_of=None,
         outputs=lambda params, batch: params["w"]["kernel"],
     )  # fmt: skip
     columns, arrays = measured.prunability(context)

@@ -20,10 +20,11 @@ def _on_main(
     method: Callable[Concatenate[RunDirectory, P], R],
 ) -> Callable[Concatenate["SharedDirectory", P], R]:
     """The method of the shared directory: process 0 calls it, every process gets the result."""
+    name = method.__name__  # looked up in each call, so that one may be put in its place
 
     @functools.wraps(method)
     def call(self: "SharedDirectory", *args: P.args, **kwargs: P.kwargs) -> R:
-        found: R = self.on_main(lambda held: method(held, *args, **kwargs))
+        found: R = self.on_main(lambda held: getattr(held, name)(*args, **kwargs))
         return found
 
     return call
