@@ -341,8 +341,8 @@ def test_every_kind_of_program_trains_a_step(data_dir):
             if arg in ("cifar10", "fashion_mnist", "resnet56"):
                 continue
             config = load(name, "small" if arg == "small" else f"small,{arg}")
-            # six steps an epoch: activations are averaged every tenth, before the first event
-            config.seeds, config.batch_size, config.data.train_examples = 1, 16, 96
+            # eleven steps an epoch: activations are averaged every tenth, events come after
+            config.seeds, config.batch_size, config.data.train_examples = 1, 16, 176
             config.data.test_examples = 32
             for batch in planned(config, data_dir):
                 if _kind(batch.program) in done:
