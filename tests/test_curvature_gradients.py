@@ -416,7 +416,7 @@ def test_the_interval_of_the_noise_scale_is_open_where_the_gradient_may_be_zero(
     assert np.isnan(few.interval).all()
     with pytest.raises(ValueError, match="needs at least 2 examples, got 1; give unbiased=False"):
         gradient_noise_scale(_linear, jnp.zeros(3), x[:1], centered=False)
-    with pytest.raises(ValueError, match="needs more than 1 examples, got 1"):
+    with pytest.raises(ValueError, match="needs at least 2 examples, got 1"):
         gradient_noise_scale(_linear, jnp.zeros(3), x[:1])
 
 
