@@ -3,6 +3,9 @@
 Everything is per example first: partial batches, padding and per-example gradients then need no
 second definition.
 
+Class labels are integers from 0 to classes - 1. Others are refused where they are known; where
+they are traced, the loss of such an example is NaN, and its answer wrong.
+
 `LOSSES` is the table that studies choose from by `config.loss`; a loss of your own is a function
 of (outputs [..., n], targets) to one number per example, and its entry there.
 """
@@ -13,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prunejax import registry
 
@@ -34,14 +38,16 @@ def cross_entropy(
       float32 [...], in nats.
 
     Raises:
-      ValueError: smoothing outside [0, 1), or labels that are no integers.
+      ValueError: smoothing outside [0, 1), labels that are no integers, or none of the classes.
     """
     _check_classes(labels, "cross_entropy")
+    check_labels(labels, logits.shape[-1])
     known = not isinstance(smoothing, jax.Array)
     if known and not 0.0 <= smoothing < 1.0:
         raise ValueError(f"label smoothing {smoothing}: must be at least 0 and less than 1")
     log_p = jax.nn.log_softmax(_at_least_float32(logits), axis=-1)
     loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    loss = _of_classes(loss, labels, logits)
     if not known or smoothing:  # a known 0 leaves the term out: 0 times an infinite log p is NaN
         loss = (1.0 - smoothing) * loss - smoothing * log_p.mean(axis=-1)
     return loss
@@ -55,8 +61,12 @@ def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Args:
       logits: [..., classes].
       labels: int [...].
+
+    Raises:
+      ValueError: a label that is none of the classes.
     """
-    return predicted(logits) == labels
+    check_labels(labels, logits.shape[-1])
+    return (predicted(logits) == labels) & (labels >= 0)  # -1 stands for NaN in predictions
 
 
 def mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -68,7 +78,9 @@ def mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """
     outputs = _at_least_float32(outputs)
     if jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == outputs.ndim - 1:
-        targets = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
+        check_labels(targets, outputs.shape[-1])
+        row = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
+        return _of_classes(jnp.square(outputs - row).mean(axis=-1), targets, outputs)
     if targets.shape != outputs.shape:
         raise ValueError(f"outputs {outputs.shape} and targets {targets.shape}: shapes differ")
     return jnp.square(outputs - targets).mean(axis=-1)
@@ -85,12 +97,13 @@ def hinge(outputs: jax.Array, labels: jax.Array) -> jax.Array:
       labels: int [...].
     """
     _check_classes(labels, "hinge")
+    check_labels(labels, outputs.shape[-1])
     outputs = _at_least_float32(outputs)
     own = jax.nn.one_hot(labels, outputs.shape[-1], dtype=bool)
     # below all others, whatever the outputs are
     other = jnp.max(jnp.where(own, -jnp.inf, outputs), axis=-1)
     right = jnp.take_along_axis(outputs, labels[..., None], axis=-1)[..., 0]
-    return jnp.maximum(0.0, 1.0 + other - right)
+    return _of_classes(jnp.maximum(0.0, 1.0 + other - right), labels, outputs)
 
 
 # name -> (outputs [..., n], targets) -> loss per example [...], in at least float32
@@ -157,6 +170,25 @@ def _check_classes(labels: jax.Array, loss: str) -> None:
             f"{loss} needs class labels, integers; these targets are {labels.dtype}: use 'mse', or "
             "a loss of your own"
         )
+
+
+def check_labels(labels: jax.Array, classes: int) -> None:
+    """ValueError for labels [...] that are known (not traced, all here) and none of the classes."""
+    traced = isinstance(labels, jax.core.Tracer) or not is_classes(labels) or not labels.size
+    if traced or not getattr(labels, "is_fully_addressable", True):
+        return
+    known = np.asarray(labels)  # NumPy's: JAX would trace what is closed over
+    low, high = int(known.min()), int(known.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels go from {low} to {high}; classes are 0 to {classes - 1}")
+
+
+def _of_classes(loss: jax.Array, labels: jax.Array, outputs: jax.Array) -> jax.Array:
+    """NaN in place of the losses [...] of labels that are no class (-1 would be the last one).
+
+    The gradient of such an example is 0, so that a loop that leaves it out by `jnp.where` has none.
+    """
+    return jnp.where((labels >= 0) & (labels < outputs.shape[-1]), loss, jnp.nan)
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:

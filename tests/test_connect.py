@@ -156,6 +156,26 @@ def test_lines_of_a_regression_have_losses_and_no_errors(tmp_path, quick_report)
         assert [p["error"] for p in points] == [""] * len(points)
 
 
+@pytest.mark.parametrize(
+    ("connect", "message"),
+    [
+        ({"examples": 91}, "examples = 91: there are 100 training and 90 test .* at most 90"),
+        ({"examples": 90}, ""),
+        ({"statistics_examples": 101}, "statistics_examples = 101: there are 100 training"),
+        ({"statistics_examples": 100}, ""),
+        ({"statistics_examples": 101, "batch_norm": "interpolate"}, ""),  # takes none
+        ({}, ""),
+    ],
+)
+def test_more_examples_than_there_are_are_refused_at_planning(connect, message):
+    made = config(**connect)
+    if not message:
+        assert run.judged(made, default.get_config())
+        return
+    with pytest.raises(ConfigError, match=f"config.connect.{message}"):
+        run.judged(made, default.get_config())
+
+
 def test_barriers_follow_from_the_paths(study):
     for row in rows(study, "barriers"):
         keys = ("pair", "run_a", "run_b", "split", "matched")

@@ -416,7 +416,7 @@ def test_the_interval_of_the_noise_scale_is_open_where_the_gradient_may_be_zero(
     assert np.isnan(few.interval).all()
     with pytest.raises(ValueError, match="needs at least 2 examples, got 1; give unbiased=False"):
         gradient_noise_scale(_linear, jnp.zeros(3), x[:1], centered=False)
-    with pytest.raises(ValueError, match="needs more than 1 examples, got 1"):
+    with pytest.raises(ValueError, match="needs at least 2 examples, got 1"):
         gradient_noise_scale(_linear, jnp.zeros(3), x[:1])
 
 
@@ -491,3 +491,15 @@ def test_numpy_batches_and_sharded_parameters_give_the_same_numbers():
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout.endswith("done\n"), done.stderr
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_the_noise_scale_of_one_example_says_what_it_needs(centered):
+    loss, params, batch = regression_of_tuples()
+    one = vectors.index(batch, slice(0, 1))
+    with pytest.raises(ValueError, match="unbiased=True needs at least 2 examples, got 1"):
+        gradient_noise_scale(loss, params, one, centered=centered)
+    gradient = dense(loss, params, one)[0]
+    found = gradient_noise_scale(loss, params, one, centered=centered, unbiased=False)
+    np.testing.assert_allclose(found.gradient_squared_norm, gradient @ gradient, rtol=1e-9)
+    assert found.value == pytest.approx(0.0 if centered else 1.0, abs=1e-9)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from prunejax import rng
-from prunejax.curvature import splits
+from prunejax.curvature import means
 from prunejax.curvature.directions import filter_normalize, random_directions, unit
 from prunejax.curvature.perturb import (
     PAPER_GRID,
@@ -106,7 +106,7 @@ def test_plain_numpy_batches_and_iterators():
 
 
 def test_equal_batches_share_one_scan():
-    groups = splits.stacked_groups(jnp.arange(10), 4)
+    groups = means.stacked_groups(jnp.arange(10), 4)
     assert [g.shape for g in groups] == [(2, 4), (1, 2)]
 
 
@@ -318,3 +318,12 @@ def test_wrong_inputs_say_what_is_allowed():
         epsilon_flatness(along, quantity="error")
     with pytest.raises(ValueError, match="threshold must be positive"):
         epsilon_flatness(along, threshold=0.0)
+
+
+@pytest.mark.parametrize("base", [np.nan, np.inf])
+def test_nothing_rises_from_a_loss_that_is_not_finite(base):
+    values = {"loss": np.array([[1.0, 2.0]]), "error": np.array([[0.0, 1.0]])}
+    along = Line(np.array([-0.1, 0.1]), values, {"loss": base, "error": 0.0}, 1, 1)
+    with pytest.raises(ValueError, match=f"the loss is {base} at ε = 0"):
+        epsilon_flatness(along)
+    assert epsilon_flatness(along, quantity="error").value == 0.1

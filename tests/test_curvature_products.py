@@ -451,3 +451,36 @@ def test_bad_arguments_are_refused_with_the_way_out():
         curvature.Fisher(case.model, case.output_loss, case.params, kind="empirical")
     with pytest.raises(ValueError, match=r"kind of Fisher matrix 'empiricl'.*Did you mean"):
         curvature.Fisher(case.model, case.output_loss, case.params, case.data, kind="empiricl")
+
+
+def test_a_function_that_gives_one_iterator_again_is_refused():
+    case = cases.mlp(sizes=(5, 2, 4))
+    v = cases.random_like(case.params)
+
+    class Loader:
+        """Its passes share one iterator, as those of some data loaders do."""
+
+        def __init__(self):
+            self.left = iter(case.batches)
+
+        def __iter__(self):
+            return self.left
+
+    for given in (iter(case.batches), Loader()):
+        operator = curvature.Hessian(case.loss, case.params, lambda given=given: given)
+        operator.form_bytes(1)  # takes the first batch
+        with pytest.raises(ValueError, match="one iterator twice"):
+            operator.matvec(v)
+    left = iter(case.batches * 2)  # a new iterator each time, of the same batches
+    taken = curvature.Hessian(case.loss, case.params, lambda: (b for b in left))
+    with pytest.raises(ValueError, match="stream of batches is empty"):
+        [taken.matvec(v) for _ in range(2)]
+    sizes = iter((3, 2))
+    fewer = curvature.Hessian(case.loss, case.params, lambda: iter(case.batches[: next(sizes)]))
+    fewer.matvec(v)
+    with pytest.raises(ValueError, match="had 7 examples, one before it 11"):
+        fewer.matvec(v)
+    whole = cases.flat(curvature.hvp(case.loss, case.params, v, case.data))
+    fresh = curvature.Hessian(case.loss, case.params, lambda: Loader())
+    for _ in range(2):
+        np.testing.assert_allclose(cases.flat(fresh.matvec(v)), whole, atol=1e-13)

@@ -304,3 +304,32 @@ def test_power_iteration_on_the_live_subspace():
     assert np.all(rows(found.vectors, 2)[:, ~alive] == 0)
     with pytest.raises(ValueError, match="steps must be"):
         curvature.deflated_power_iteration(case.loss, case.params, 2, case.data, key=KEY, steps=0)
+
+
+def diagonal(values: Any) -> Any:
+    scale = jnp.asarray(values, jnp.float32)
+    return curvature.from_matvec(lambda v: scale * v, scale)
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0, 0], [0, 3, 0, 0]])
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_power_iteration_gives_unit_vectors_of_the_eigenvalue_0(values: Any, k: int):
+    found = curvature.power_iteration(diagonal(values), k, key=KEY, steps=200)
+    wanted = np.sort(sorted(values, key=abs, reverse=True)[:k])[::-1]
+    np.testing.assert_allclose(found.values, wanted, atol=1e-4)
+    v = np.asarray(found.vectors)
+    np.testing.assert_allclose(v @ v.T, np.eye(k), atol=1e-4)
+    assert np.all(found.residuals < 1e-2)
+    if not any(values):
+        assert found.converged.all()
+        assert np.all(found.values == 0)
+        assert np.all(found.residuals == 0)
+        # its start, and one of its own for each pair
+        assert found.products == 2 * k
+
+
+def test_deflated_power_iteration_of_a_loss_without_curvature():
+    found = curvature.deflated_power_iteration(lambda p: jnp.sum(p), jnp.ones(5), 2, key=KEY)
+    assert found.residuals.tolist() == found.values.tolist() == [0, 0]
+    v = np.asarray(found.vectors)
+    np.testing.assert_allclose(v @ v.T, np.eye(2), atol=1e-6)

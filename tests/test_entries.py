@@ -18,9 +18,10 @@ from prunejax.data import dataset
 from prunejax.errors import ConfigError
 from prunejax.main import main
 from prunejax.measures import suite
-from prunejax.methods import evidence
+from prunejax.methods import evidence, growth, table, timetable
 from prunejax.record import sinks
 from prunejax.report import gallery
+from prunejax.sparsify import sparsify
 from prunejax.study import run
 from prunejax.study.settings import entries, presets
 from prunejax.train import optim, probes, trackers
@@ -43,6 +44,7 @@ REGISTRIES = {
     "allocation": allocate.ALLOCATIONS,
     "optimizer": optim.OPTIMIZERS,
     "figure": gallery.FIGURES,
+    "decay": growth.DECAYS,
 }
 
 pytestmark = pytest.mark.usefixtures("quick_report")
@@ -161,7 +163,7 @@ def lists(alone=False):
 
 
 def untyped():
-    x, y = np.zeros((20, 5), np.float32), np.arange(20) % 2  # int64
+    x, y = np.zeros((20, 5), np.float32), np.arange(20) % 2 + 2**32  # int64, and not int32
     return dataset.make("mine", (x, y), (x, y), 2, prepare=dataset.Standardize.of(x))
 
 
@@ -430,3 +432,69 @@ def test_the_place_in_a_config_file_that_raised_is_told(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "NameError" in told
     assert told.splitlines()[-1].endswith(f"raised by code of the config file: {file}, line 6")
+
+
+@pytest.mark.parametrize("first", ["mine", "hessian_trace"])
+def test_arrays_of_one_name_are_refused_in_either_order(monkeypatch, first):
+    """Where the package's came second, they took the place of the others, untold."""
+
+    def shipped(_):
+        return {}, {"hessian_trace_samples": np.zeros(2)}
+
+    def mine(_):
+        return {}, {"other": np.ones(1), "hessian_trace_samples": np.ones(2)}
+
+    packaged = {name: suite.Measure(shipped, ()) for name in ("hessian_trace", "tic")}
+    for name, entry in packaged.items():
+        monkeypatch.setitem(suite.MEASURES, name, entry)
+        monkeypatch.setitem(suite.SHIPPED, name, entry)
+    monkeypatch.setitem(suite.MEASURES, "mine", suite.Measure(mine, ()))
+    names = sorted(["mine", "hessian_trace"], key=lambda name: name != first)
+    with pytest.raises(ConfigError, match="measure 'mine' gives arrays hessian_trace_samples, wh"):
+        suite.measure(None, names)
+    _, arrays, _ = suite.measure(None, ["hessian_trace", "tic"])  # of the package: on purpose
+    assert arrays["hessian_trace_samples"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("figure", [lambda study: None, lambda study, look, more: None])
+def test_a_figure_with_other_arguments_is_told_at_planning(monkeypatch, figure):
+    monkeypatch.setitem(gallery.FIGURES, "mine", figure)
+    with pytest.raises(
+        ConfigError, match=r"FIGURES\['mine'\] takes .* called with \(study, look\)"
+    ):
+        run.judged(small(a={"prune": ONCE}), default.get_config())
+
+
+def test_a_decay_from_outside_serves_sparsify_as_well(monkeypatch):
+    """Its updates are those of the package's linear one, of which it is a copy."""
+    monkeypatch.setitem(growth.DECAYS, "mine", lambda part: 1 - part)
+    settings = {"sparsity": 0.5, "end": 8, "every": 2, "allocation": "uniform"}
+    swaps = {
+        decay: timetable.plan(table.resolve("set", decay=decay, **settings), {"w": (8, 8)}).swap
+        for decay in ("mine", "linear")
+    }
+    # of 32 live weights three tenths, times 1 - t / 8
+    assert swaps["mine"].ravel().tolist() == swaps["linear"].ravel().tolist() == [7, 4, 2]
+    with pytest.raises(ValueError, match=r"decay 'yours' is not one of: cosine, .*, mine"):
+        sparsify(optax.sgd(0.1), "set", decay="yours", seed=0, **settings)
+    sparsify(optax.sgd(0.1), "set", decay="mine", seed=0, **settings)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "uint64", "int32"])
+def test_labels_of_other_dtypes_are_cast_where_they_keep_their_values(dtype):
+    x, y = np.zeros((20, 5), np.float32), (np.arange(20) % 3).astype(dtype)
+    made = dataset.make("mine", (x, y), (x, y), 3, prepare=dataset.Standardize.of(x))
+    for labels in (made.train_labels, made.test_labels, made.validation_labels):
+        assert labels.dtype == np.int32
+    np.testing.assert_array_equal(made.train_labels, y)
+
+
+def test_targets_of_other_dtypes_are_cast_where_they_keep_their_values():
+    x, y = np.zeros((4, 5), np.float32), np.array([[0.5], [-2.0], [3.0], [0.25]])
+    prepare = dataset.Standardize.of(x)
+    made = dataset.make("mine", (x, y), (x, y.astype(np.float16)), 1, prepare=prepare)
+    assert made.train_labels.dtype == made.test_labels.dtype == np.float32
+    np.testing.assert_array_equal(made.train_labels, y)
+    for more in (0.1, 1e300):
+        with pytest.raises(ValueError, match="train_labels are float64"):
+            dataset.make("mine", (x, y + more), (x, y), 1, prepare=prepare)

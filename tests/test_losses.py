@@ -113,3 +113,33 @@ def test_mse():
     np.testing.assert_array_equal(losses.mse(outputs, jnp.array([[0.0, 1.0]] * 2)), expected)
     with pytest.raises(ValueError, match="shapes differ"):
         losses.mse(outputs, jnp.zeros(2))
+
+
+K = 3
+BAD = [[0, 1, -1], [0, 1, K], [-K, 1, 2], [0, 1, 300]]
+
+
+@pytest.mark.parametrize("labels", BAD)
+@pytest.mark.parametrize("fn", [losses.cross_entropy, losses.hinge, losses.mse, losses.correct])
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_labels_that_are_no_classes(fn, labels, dtype):
+    outputs, labels = jnp.float32(random_logits((3, K))[0]), np.array(labels, dtype)
+    for given in (labels, jnp.asarray(labels)):
+        with pytest.raises(
+            ValueError, match=f"go from {labels.min()} to {labels.max()}; .* 0 to 2"
+        ):
+            fn(outputs, given)
+        with pytest.raises(ValueError, match="classes are 0 to 2"):  # known while others are traced
+            jax.jit(lambda z, given=given: fn(z, given))(outputs)
+    right = (labels >= 0) & (labels < K)
+    known = np.where(right, labels, 0)
+    found = np.asarray(jax.jit(fn)(outputs, labels))
+    if fn is losses.correct:
+        assert not found[~right].any()
+        assert not jax.jit(fn)(jnp.full((3, K), jnp.nan), labels).any()
+    else:
+        assert np.isnan(found[~right]).all()
+        slope = jax.jit(jax.grad(lambda z, y: fn(z, y)[right].sum()))(outputs, labels)
+        wanted = jax.grad(lambda z: fn(z, known)[right].sum())(outputs)
+        np.testing.assert_allclose(slope, wanted, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found[right], np.asarray(fn(outputs, known))[right], rtol=1e-6)

@@ -55,6 +55,11 @@ def _flatness(names):
     assert names["noise"].value > 0
 
 
+DOCUMENTED = {
+    "curvature": {"curvature": "hessian_trace"},
+    "plugins": {"wiring": "live"},
+    "methods": {"methods.evidence": "Evidence", "methods.growth": "drop_and_grow"},
+}
 CHECKS = {"search": _search, "study": _study, "tickets": _tickets, "flatness": _flatness}
 
 
@@ -73,4 +78,19 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     for page in ("", "methods", "tutorials/study", "api/curvature"):
         assert (tmp_path / page / "index.html").exists()
-    assert "hessian_trace" in (tmp_path / "api" / "curvature" / "index.html").read_text()
+    for page, modules in DOCUMENTED.items():
+        text = (tmp_path / "api" / page / "index.html").read_text()
+        for module, name in modules.items():
+            anchor = f'id="prunejax.{module}.{name}"'
+            assert anchor in text, anchor
+
+
+def test_what_others_import_is_on_a_page_of_the_api():
+    """The flat modules of floor 2, which CONTRIBUTING calls what others import."""
+    row = re.search(r"\| 2 \| (.*?); `cluster/`", (ROOT / "CONTRIBUTING.md").read_text())
+    flat = re.findall(r"`(\w+)`", row[1])
+    assert len(flat) > 10
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    given = re.findall(r"^::: prunejax\.(\S+)", "\n".join(p.read_text() for p in pages), re.M)
+    assert sorted({*flat, "methods.evidence", "methods.growth"} - {*given}) == []
+    assert len(given) == len({*given})

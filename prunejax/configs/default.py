@@ -269,9 +269,9 @@ FIELDS: dict[str, Any] = {
         "points": number(21, 2, 10_000, "points"),  # on the line, ends included
         # recompute | interpolate | first: its statistics there
         "batch_norm": word("recompute", "recompute", "interpolate", "first"),
-        # recompute: training examples they are taken of
+        # recompute: training examples they are taken of (2000: or all, where there are fewer)
         "statistics_examples": number(2000, 1, None, "examples"),
-        # first examples of the training and test split; 0: all
+        # first examples of the training and test split, which both have as many; 0: all
         "examples": number(0, 0, None, "examples; 0: all"),
         "matching": False,  # a second line, to b with its units permuted (chains only)
     },

@@ -262,9 +262,9 @@ def _bound(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> d
                 f"{name}: {count} is of type {type(given[count]).__name__} and no integer; the "
                 f"order is ({order})"
             )
-    tolerance = given.get("tolerance", 0)  # a word in `prunability`
-    if not isinstance(tolerance, str) and not tolerance >= 0:
-        raise ValueError(f"{name}: tolerance must be at least 0, got {given['tolerance']}")
+    tolerance = given.get("tolerance", 0)
+    if not isinstance(tolerance, str) and not tolerance >= 0:  # that of prunability is a word
+        raise ValueError(f"{name}: tolerance must be at least 0, got {tolerance}")
     needed = signature.parameters["key"].default is inspect.Parameter.empty if "key" in given else 0
     if needed and not hasattr(given["key"], "dtype"):
         raise TypeError(f"{name}: key is {given['key']!r}; give a key, as of jax.random.key(0)")

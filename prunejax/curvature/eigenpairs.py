@@ -5,8 +5,8 @@ again, so memory is bounded. Fresh directions: one start vector can not see the 
 multiple eigenvalue; when all wanted pairs have converged, a random direction is added and the
 search goes on for some steps, also where the space reached so far is invariant (breakdown).
 
-Deflated power iteration is written again after the released code of Bartoldson et al. (2020), to
-compare their numbers: twenty products a pair leave some unconverged, Lanczos takes fewer for all.
+Deflated power iteration is that of Bartoldson et al. (2020), written after their released code, to
+compare numbers: twenty products a pair leave some unconverged, Lanczos takes fewer for all.
 """
 
 import dataclasses
@@ -194,16 +194,9 @@ def measured(operator: Operator, stack: Tree) -> tuple[np.ndarray, np.ndarray]:
 
 @on_host(eigenpairs)
 def top_eigenpairs(
-    loss: Any,
-    params: Tree = None,
-    k: int = 1,
-    batches: splits.Batches = None,
-    *,
-    key: jax.Array,
-    masks: vectors.Masks = None,
-    weights: Any = None,
-    **options: Any,
-) -> Eigenpairs:
+    loss: Any, params: Tree = None, k: int = 1, batches: splits.Batches = None, *,
+    key: jax.Array, masks: vectors.Masks = None, weights: Any = None, **options: Any,
+) -> Eigenpairs:  # fmt: skip
     """Extreme eigenpairs of P H P; `which="bottom"` or "magnitude" for the other ends.
 
     `loss`, `params`, `batches`, `masks`, `weights` are those of `Hessian`, or `loss` is an
@@ -228,6 +221,13 @@ def _advance(product: Tree, vector: Tree) -> tuple[Tree, jax.Array]:
     return vectors.scale(inverse, product), vectors.dot(vector, product)
 
 
+def _apart(vector: Tree, stack: Tree) -> Tree:
+    """The unit vector that is left of one without its parts along a stack, whose rows may be 0."""
+    ones = jnp.ones(len(jax.tree.leaves(stack)[0]))
+    once = _advance(_deflate(vector, vector, stack, ones), vector)[0]
+    return _advance(_deflate(once, once, stack, ones), once)[0]  # less what rounding left
+
+
 _store = jax.jit(
     lambda stack, i, v: jax.tree.map(lambda rows, x: rows.at[i].set(x), stack, v),
     donate_argnums=0,
@@ -242,27 +242,36 @@ def power_iteration(
 
     A pair takes at most `steps` products and ends when the estimate λ = x'Ax changes by less than
     `tolerance` relative to itself. The first start is uniform on [0, 1) and not normalized, each
-    later one the eigenvector before. No momentum. Deflation subtracts λ v v'. The result is sorted
-    by signed value, descending.
+    later one the eigenvector before. No momentum. Deflation subtracts λ v v'. A product of 0 is
+    followed by a random start orthogonal to the pairs before; if it gives 0, too, it is a vector of
+    the eigenvalue 0, the only one left. The result is sorted by signed value, descending.
 
     Returns:
-      `Eigenpairs` with `which="power"`; `converged` says whether the stopping rule was met within
-      `steps` (the released code does not say), `residuals` are measured afterwards (`checks`).
+      `Eigenpairs` of `which="power"`; `converged`: the stopping rule was met within `steps` (the
+      released code does not say); `residuals` are measured afterwards (`checks`).
     """
     dim = operator.nonempty_dim(k)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     operator.check_symmetric()
-    vector = operator.draw(vectors.named_key(key, "power"), 0, "uniform")
+    key = vectors.named_key(key, "power")
+    vector = operator.draw(key, 0, "uniform")
     stack = jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), vector)
     values, converged, products = np.zeros(k), np.zeros(k, bool), 0  # 0: deflates nothing yet
     for i in range(k):
-        before, known = 0.0, jnp.asarray(values, operator.dtype)
+        before, known, drawn = 0.0, jnp.asarray(values, operator.dtype), False
         for _ in range(steps):
             product = _deflate(operator.matvec(vector), vector, stack, known)
             # of the very first x, which has no unit length, no Rayleigh quotient
-            vector, found = _advance(product, vector)
+            following, found = _advance(product, vector)
             estimate, products = float(found), products + 1
+            if estimate == 0.0 and not float(vectors.norm(following)):
+                converged[i] = drawn
+                if drawn:
+                    break
+                vector, drawn = _apart(operator.draw(key, i + 1, "gaussian"), stack), True
+                continue
+            vector = following
             # with 0 before, the first estimate never ends it: its relative change is 1
             converged[i] = estimate != 0.0 and abs((estimate - before) / estimate) < tolerance
             if converged[i]:
@@ -272,9 +281,8 @@ def power_iteration(
     rayleigh, left = measured(operator, stack)
     # |Av - μv|² = |Av - θv|² + (θ - μ)² for a unit vector v with Rayleigh quotient θ.
     pairs = Eigenpairs(
-        values, stack, np.hypot(left, rayleigh - values), converged,
-        norm=float(np.max(np.abs(values))), tolerance=tolerance, which="power", products=products,
-        checks=k, restarts=0, examples=operator.examples, live_dim=dim,
+        values, stack, np.hypot(left, rayleigh - values), converged, float(np.max(np.abs(values))),
+        tolerance, "power", products, k, 0, examples=operator.examples, live_dim=dim,
     )  # fmt: skip
     # by signed value, as released: the "first ten" are the ten most positive
     return pairs.at(np.argsort(values)[::-1])
@@ -282,19 +290,11 @@ def power_iteration(
 
 @on_host(power_iteration)
 def deflated_power_iteration(
-    loss: Any,
-    params: Tree = None,
-    k: int = 1,
-    batches: splits.Batches = None,
-    *,
-    key: jax.Array,
-    masks: vectors.Masks = None,
-    weights: Any = None,
-    **options: Any,
-) -> Eigenpairs:
+    loss: Any, params: Tree = None, k: int = 1, batches: splits.Batches = None, *,
+    key: jax.Array, masks: vectors.Masks = None, weights: Any = None, **options: Any,
+) -> Eigenpairs:  # fmt: skip
     """The eigenpairs of P H P as the released code finds them; arguments as in `top_eigenpairs`,
     options (steps, tolerance) as in `power_iteration`.
     """
-    return power_iteration(
-        as_operator(loss, params, batches, masks, weights), k, key=key, **options
-    )
+    operator = as_operator(loss, params, batches, masks, weights)
+    return power_iteration(operator, k, key=key, **options)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import splits, vectors
+from prunejax.curvature import means, vectors
 from prunejax.curvature.callables import as_argument, call, on_host
 from prunejax.curvature.directions import Directions, stack_of, unit
 from prunejax.curvature.splits import Batches
@@ -80,7 +80,7 @@ def _evaluate_points(
             one = jax.tree.map(lambda x, m=m: x[which[m]], directions)
             moved = vectors.add(moved, one, step[m])
         point = vectors.cast_like(moved, params)  # cast back once, at the end
-        return splits.over_split(lambda batch: call(evaluate, point, batch), groups)
+        return means.over_split(lambda batch: call(evaluate, point, batch), groups)
 
     return jax.lax.map(at, (index, steps))
 
@@ -90,7 +90,7 @@ def _measure(
     batches: Batches, batch_size: int | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float], int]:  # fmt: skip
     """Values at the points, values at the parameters themselves, and the examples used."""
-    groups = splits.stacked_groups(batches, batch_size)
+    groups = means.stacked_groups(batches, batch_size)
     index = np.concatenate([np.zeros((1, index.shape[1]), index.dtype), index])
     steps = np.concatenate([np.zeros((1, steps.shape[1])), steps])  # step 0 is the first point
     out = _evaluate_points(
@@ -99,7 +99,7 @@ def _measure(
     )  # fmt: skip
     values = {name: np.asarray(value, np.float64) for name, value in out.items()}
     here = {name: float(value[0]) for name, value in values.items()}
-    return {name: value[1:] for name, value in values.items()}, here, splits.examples(groups)
+    return {name: value[1:] for name, value in values.items()}, here, means.examples(groups)
 
 
 def _as_grid(grid: Any, name: str) -> np.ndarray:
@@ -252,12 +252,17 @@ def epsilon_flatness(
       quantity: which of the line's values.
 
     Raises:
-      ValueError: the threshold is not positive, or there is no such quantity.
+      ValueError: the threshold is not positive, there is no such quantity, or it is not finite
+        at ε = 0, where nothing rises from.
     """
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold}")
     if quantity not in along.values:
         raise ValueError(f"no quantity {quantity!r}; the line has: {', '.join(along.values)}")
+    if not np.isfinite(along.base[quantity]):
+        raise ValueError(
+            f"the {quantity} is {along.base[quantity]} at ε = 0; nothing rises from it"
+        )
     increase = along.increase(quantity)
     increase = np.where(np.isnan(increase), np.inf, increase)  # NaN has risen, however far
     best, crossing = (np.inf, -1, 0), np.inf

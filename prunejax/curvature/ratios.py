@@ -101,13 +101,14 @@ def gradient_noise_scale(
     """
     ddof = int(unbiased and centered)
     moment = gradient_second_moment(
-        per_example_loss, params, batches, centered=True, ddof=ddof, chunk=chunk, masks=masks
-    ).of(centered, ddof)
+        per_example_loss, params, batches, centered=True, chunk=chunk, masks=masks
+    )
     n, alignments, square = moment.examples, moment.alignments, moment.mean_gradient_squared_norm
     assert alignments is not None
     assert square is not None
     if unbiased and n < 2:
         raise ValueError(f"unbiased=True needs at least 2 examples, got {n}; give unbiased=False")
+    moment = moment.of(centered, ddof)
     # First-order change of numerator and denominator with the weight of each example.
     numerator = moment.contributions * n / (n - ddof) - moment.value
     slope = 2 * (alignments - square)

@@ -1,4 +1,4 @@
-"""Batches: one or many, streams of them, pieces of one size, stacks for a scan, means over all.
+"""Batches: one or many, streams of them, pieces of one size.
 
 `batches` is one batch (array, tuple, dict or any other pytree, examples along the leading axis of
 every leaf) or a *list* of batches, which may differ in size and in nothing else: means are weighted
@@ -113,6 +113,7 @@ class Stream:
 
     def __init__(self, batches: Any, weights: Any = None) -> None:
         self._source: Callable[[], Iterable[Tree]]
+        self._last: Iterator[Tree] | None = None  # of the pass before
         self.examples: int | None = None
         self.single: tuple[Tree] | None = None  # the one batch there is
         if is_factory(batches):
@@ -132,14 +133,29 @@ class Stream:
 
     def first(self) -> Tree:
         """The first batch."""
-        return next(iter(self._source()))
+        return next(self._pass())
+
+    def _pass(self) -> Iterator[Tree]:
+        """The batches from the first one on.
+
+        Raises:
+          ValueError: the function gave an iterator that a pass before has taken from.
+        """
+        found = iter(self._source())
+        if found is self._last:
+            raise ValueError(
+                "the function that gives batches gave one iterator twice, which has only what is "
+                "left of it; make a new one in each call, or give the iterator itself"
+            )
+        self._last = found
+        return found
 
     def mean(self, part: Callable[[Tree, float], Tree]) -> Tree:
         """The weighted mean of `part(batch, weight)`, which multiplies by its weight itself."""
         if self.single and self._weights is None:
             return part(self.single[0], 1.0)  # not times n and through n, which would round
         total, first, sizes = None, None, []
-        for i, batch in enumerate(self._source()):
+        for i, batch in enumerate(self._pass()):
             first = batch if i == 0 else first
             check_alike(batch, first, i)
             sizes.append(batch_size(batch))
@@ -150,6 +166,11 @@ class Stream:
             raise ValueError("the stream of batches is empty; give at least one batch")
         if self._weights is not None and len(self._weights) != len(sizes):
             raise ValueError(f"{len(self._weights)} weights for {len(sizes)} batches; one for each")
+        if self.examples not in (None, sum(sizes)):
+            raise ValueError(
+                f"a pass over the batches had {sum(sizes)} examples, one before it "
+                f"{self.examples}; the function must give the same batches each time"
+            )
         self.examples = sum(sizes)
         return _scale(1.0 / sum(sizes if self._weights is None else self._weights), total)
 
@@ -229,72 +250,3 @@ def weighted(batches: Batches) -> tuple[list[tuple[Tree, float]], int]:
     sizes = [batch_size(batch) for batch in found]
     shares = [size / sum(sizes) for size in sizes]
     return list(zip(found, shares, strict=True)), 0 if found[0] is None else sum(sizes)
-
-
-def named(values: Any) -> dict[str, jax.Array]:
-    """What an evaluation returns as a dict of scalars; a single scalar is called "loss"."""
-    found = values if isinstance(values, dict) else {"loss": values}
-    for name, value in found.items():
-        if isinstance(value, tuple) or jnp.shape(value) != ():
-            raise ValueError(
-                "evaluate must return scalars (means over the batch), one or a dict of them; "
-                f"{name!r} has shape {jax.tree.map(jnp.shape, value)}"
-            )
-    return found
-
-
-def stacked_groups(batches: Batches, cut: int | None) -> list[Tree]:
-    """Batches of equal size stacked along a new leading axis, for a scan; at least one group.
-
-    Raises:
-      ValueError: `cut`, the examples of a piece, is not positive, or given with a list of batches.
-    """
-    found = batch_list(batches)
-    if found[0] is None:
-        return [None]
-    if cut is not None:
-        if found[0] is not batches:
-            raise ValueError("batch_size cuts one batch; a list of batches is cut already")
-        if cut < 1:
-            raise ValueError(f"batch_size must be at least 1, got {cut}")
-        n = batch_size(batches)
-        found = [vectors.index(batches, slice(i, i + cut)) for i in range(0, n, cut)]
-    sizes = [batch_size(batch) for batch in found]
-    return [
-        vectors.stacked([batch for batch, n in zip(found, sizes, strict=True) if n == size])
-        for size in dict.fromkeys(sizes)  # in order of appearance: the order of the sums
-    ]
-
-
-def over_split(evaluate: Callable[[Tree], Any], groups: list[Tree]) -> dict[str, jax.Array]:
-    """Name -> mean over all examples of `evaluate(batch)`, means over batches weighted by size.
-
-    Args:
-      evaluate: the means, scalars, over one batch (or, for the group None, over all there is).
-      groups: from `stacked_groups`.
-    """
-    totals: Any = None
-    count = 0
-    for group in groups:
-        if group is None:
-            return vectors.upcast(named(evaluate(None)))
-        length, size = jax.tree.leaves(group)[0].shape[:2]
-
-        def add(total: Any, batch: Tree) -> tuple[Any, None]:
-            return vectors.add(total, named(evaluate(batch))), None
-
-        first = vectors.index(group, 0)
-        shapes = jax.eval_shape(lambda batch: vectors.upcast(named(evaluate(batch))), first)
-        # At least float32, whatever `evaluate` returns.
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        # a batch's mean counts by its examples
-        total = vectors.scale(size, jax.lax.scan(add, zeros, group)[0])
-        totals = total if totals is None else vectors.add(totals, total)
-        count += length * size
-    return vectors.scale(1.0 / count, totals)
-
-
-def examples(groups: list[Tree]) -> int:
-    """Examples of a split, 0 where there is no data."""
-    sizes = [jax.tree.leaves(group)[0].shape[:2] for group in groups if group is not None]
-    return sum(count * size for count, size in sizes)

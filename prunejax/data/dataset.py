@@ -135,7 +135,8 @@ def make(
 ) -> Dataset:
     """A whole `Dataset` without validation split.
 
-    Without `prepare`, mean and std of images are measured when not given.
+    Without `prepare`, mean and std of images are measured when not given. Labels of another dtype
+    become int32, or float32, where these hold the same values.
 
     Raises:
       ValueError: examples or targets that are not finite; see `Dataset` for the rest.
@@ -156,8 +157,19 @@ def make(
         mean, std = (), ()
     elif mean is None or std is None:
         mean, std = channel_moments(train[0])
+    train, test = ((x, _exact(y)) for x, y in (train, test))
     none = tuple(array[:0].copy() for array in train)
     return Dataset(name, *train, *test, none[0], none[1], num_classes, mean, std, prepare)
+
+
+def _exact(labels: np.ndarray) -> np.ndarray:
+    """The same values as int32 or float32; as they are where these cannot hold them."""
+    to = {"i": np.int32, "u": np.int32, "f": np.float32}.get(labels.dtype.kind)
+    if to is None or labels.dtype == to:
+        return labels
+    with np.errstate(over="ignore"):
+        cast = labels.astype(to)
+    return cast if np.array_equal(cast, labels) else labels
 
 
 @dataclass(frozen=True)

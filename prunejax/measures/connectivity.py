@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import trees
-from prunejax.curvature import splits, vectors
+from prunejax.curvature import means, splits, vectors
 from prunejax.curvature.callables import as_argument, call, on_host
 from prunejax.measures import statistics
 from prunejax.measures.differences import cosine as cosine
@@ -141,14 +141,14 @@ def _along(
     def at(t: jax.Array) -> dict[str, jax.Array]:
         if not policy:
             params = _between(a, b, t)
-            return splits.over_split(lambda batch: call(evaluate, params, batch), groups)
+            return means.over_split(lambda batch: call(evaluate, params, batch), groups)
         params, stats = _between(a.params, b.params, t), a.stats
         if policy != "first":
             stats = _between(a.stats, b.stats, t)
         if policy == "recompute":
             mixed = stats
             stats = _pooled(lambda batch: statistics(params, mixed, batch), pool, mixed)
-        return splits.over_split(lambda batch: evaluate(params, stats, batch), groups)
+        return means.over_split(lambda batch: evaluate(params, stats, batch), groups)
 
     return jax.lax.map(at, grid)
 
@@ -208,8 +208,8 @@ def path(
                 "or name policy='interpolate' or 'first'"
             )
         of_batch = as_argument(statistics)
-        pool = splits.stacked_groups(statistics_batches, None)
-    groups = splits.stacked_groups(batches, batch_size)
+        pool = means.stacked_groups(statistics_batches, None)
+    groups = means.stacked_groups(batches, batch_size)
     grid = np.linspace(0, 1, points)
     dtype = jnp.result_type(*jax.tree.leaves(vectors.upcast(a)))
     out = _along(
@@ -224,8 +224,8 @@ def path(
     values = {name: np.asarray(value, np.float64) for name, value in out.items()}
     if "accuracy" in values and "error" not in values:
         values["error"] = 1 - values["accuracy"]
-    seen = splits.examples(pool) if pool else 0
-    return Path(grid, values, used, splits.examples(groups), seen)
+    seen = means.examples(pool) if pool else 0
+    return Path(grid, values, used, means.examples(groups), seen)
 
 
 @on_host(path)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax.curvature import splits, vectors
+from prunejax.curvature import means, splits, vectors
 from prunejax.curvature.callables import as_argument, call, check_positive, on_host
 from prunejax.curvature.trace import mean_and_stderr
 
@@ -62,7 +62,7 @@ def _accuracies(
         noise = vectors.project(live, vectors.sample(key, i, wide, "gaussian", dtype))
         moved = jax.tree.map(lambda w, u: w + (deviation(w) * u).astype(w.dtype), wide, noise)
         point = vectors.cast_like(moved, params)
-        found = splits.over_split(lambda batch: call(evaluate, point, batch), groups)
+        found = means.over_split(lambda batch: call(evaluate, point, batch), groups)
         if "accuracy" not in found:
             raise ValueError(f"evaluate must return an 'accuracy', not only {', '.join(found)}")
         return found["accuracy"]
@@ -110,7 +110,7 @@ def pac_bayes_flatness(
     check_positive(drop=drop, draws=draws, upper=upper, steps=steps)
     params = vectors.check_params(params)
     live = vectors.expand_masks(masks, params)
-    groups = splits.stacked_groups(batches, batch_size)
+    groups = means.stacked_groups(batches, batch_size)
     own, index = vectors.named_key(key, "pac_bayes"), jnp.arange(draws)
     aware, floor = jnp.array(magnitude_epsilon is not None), float(magnitude_epsilon or 0.0)
     loss = as_argument(evaluate)
@@ -143,5 +143,5 @@ def pac_bayes_flatness(
     return Flatness(
         value=1 / low**2 if low else inf, sigma=low, drop=mean, stderr=stderr,
         accuracy=accuracy, saturated=saturated, draws=draws,
-        examples=splits.examples(groups), live_dim=vectors.live_dimension(live, params),
+        examples=means.examples(groups), live_dim=vectors.live_dimension(live, params),
     )  # fmt: skip

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prunejax.curvature import splits
+from prunejax.curvature import means, splits
 from prunejax.curvature.callables import on_host
 from prunejax.curvature.trace import mean_and_stderr
 from prunejax.measures.pruned_evaluation import Pruner
@@ -177,7 +177,7 @@ def _curve(pruner: Pruner, grid: Sequence[float]) -> Curve:
     return Curve(
         np.array([float(a) for a in exact]), values, draws,
         dict(zip(pruner.sizes, kept, strict=True)), pruner.units,
-        splits.examples(pruner.groups), pruner.method, pruner.scope,
+        means.examples(pruner.groups), pruner.method, pruner.scope,
     )  # fmt: skip
 
 

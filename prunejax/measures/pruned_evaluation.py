@@ -13,7 +13,7 @@ import numpy as np
 from prunejax import masks as mask_algebra
 from prunejax import scores as score_functions
 from prunejax import trees
-from prunejax.curvature import splits, vectors
+from prunejax.curvature import means, vectors
 from prunejax.curvature.callables import as_argument, call
 from prunejax.ops import counts as counting
 
@@ -32,7 +32,7 @@ def evaluated(
         # A count above the live units is clamped: what is dead stays dead.
         chosen = mask_algebra.prune(scores, keep, masks=live, scope=scope)
         kept = mask_algebra.apply(chosen, params)
-        found = splits.over_split(lambda batch: call(evaluate, kept, batch), groups)
+        found = means.over_split(lambda batch: call(evaluate, kept, batch), groups)
         pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(chosen), strict=True)
         return found, jnp.stack([jnp.sum(m, dtype=kind) for s, m in pairs if jnp.ndim(s)])
 
@@ -51,7 +51,7 @@ class Pruner:
         self.params, self.scope, self.live = jax.tree.map(jnp.asarray, params), scope, masks
         self.evaluate, self.groups = (
             as_argument(evaluate),
-            splits.stacked_groups(batches, batch_size),
+            means.stacked_groups(batches, batch_size),
         )
         self.method = method if isinstance(method, str) else "scores"
         self.scores = _scores(method, self.params, prunable, draws, key)

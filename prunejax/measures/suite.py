@@ -245,6 +245,7 @@ def measure(context: Context, names: Sequence[str]) -> tuple[Columns, Arrays, di
     """
     found: Columns = dict.fromkeys(columns(names), float("nan"))
     arrays: Arrays = {}
+    added: dict[str, str] = {}  # arrays of measures that are not the package's -> the measure
     failed = {}
     for name in names:
         try:
@@ -255,12 +256,16 @@ def measure(context: Context, names: Sequence[str]) -> tuple[Columns, Arrays, di
             failed[name] = str(error)
         else:
             values, more = _checked(name, result)
-            twice = ", ".join(sorted(more.keys() & {*arrays, *CONTEXT}))
+            shipped = MEASURES[name] is SHIPPED.get(name)  # these share some on purpose
+            twice = sorted(more.keys() & ({*added} if shipped else {*arrays, *CONTEXT}))
+            whose = added[twice[0]] if shipped and twice else name
+            other = f" of {name!r}" if shipped else " already"
             registry.demand(
-                not twice or MEASURES[name] is SHIPPED.get(name),
-                f"measure {name!r} gives arrays {twice}, which measures/RUN.npz has already; give "
-                "them other names",
+                not twice,
+                f"measure {whose!r} gives arrays {', '.join(twice)}, which measures/RUN.npz has"
+                f"{other}; give them other names",
             )
+            added |= {} if shipped else dict.fromkeys(more, name)
             found |= values
             arrays |= more
     return found, arrays, failed

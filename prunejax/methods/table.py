@@ -120,7 +120,6 @@ CHOICES = {
     "growth": (None, "random", "gradient"),
     "dead": ("zero", "trained", "frozen"),
     "reset": ("grown", "all"),
-    "decay": tuple(growth.DECAYS),
 }
 SCORES = ("magnitude", "learnt", "learnt_magnitude", "threshold")
 _NEEDED = {  # by schedule
@@ -176,7 +175,7 @@ def resolve(
     if isinstance(parts.get("sparsity"), Mapping):
         parts |= {"allocation": parts["sparsity"], "sparsity": None}
     m = dataclasses.replace(base, **parts)
-    for field, choices in CHOICES.items():
+    for field, choices in (CHOICES | {"decay": tuple(growth.DECAYS)}).items():  # open to others
         if getattr(m, field) not in choices:
             raise ValueError(
                 f"{name}: {field} {getattr(m, field)!r} is not one of: "

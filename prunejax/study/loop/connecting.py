@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from prunejax import interventions, losses, models, trees
 from prunejax import masks as masks_lib
 from prunejax.cluster import distributed
+from prunejax.configs import default
 from prunejax.data import StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.measures import connectivity, matching
@@ -97,15 +98,30 @@ def check(settings: ConfigDict, batches: Sequence[Batch]) -> None:
     """Refuses lines that cannot be drawn, before the runs that they connect are trained.
 
     Raises:
-      ConfigError: all examples of a streamed set, or units that cannot be permuted.
+      ConfigError: all examples of a streamed set, more than there are, or units that cannot be
+        permuted.
     """
+    c = settings.connect
     ends = {label for pair in settings.connect.pairs for label in pair.split(":")}
     for batch in batches:
         if not ends & {m.variant for m in batch.members}:
             continue
-        if isinstance(batch.dataset, StreamedSet) and not settings.connect.examples:
+        if isinstance(batch.dataset, StreamedSet) and not c.examples:
             raise ConfigError("config.connect.examples = 0 (all) of a streamed set; give a number")
-        if settings.connect.matching:
+        train, test = batch.dataset.train_examples, batch.dataset.test_examples
+        if c.examples > min(train, test):
+            raise ConfigError(
+                f"config.connect.examples = {c.examples}: there are {train} training and {test} "
+                f"test examples, and a line is drawn of as many of both; at most {min(train, test)}"
+            )
+        # What nobody asked for is of as many as there are.
+        asked = c.statistics_examples != default.FIELDS["connect"]["statistics_examples"].default
+        if c.batch_norm == "recompute" and asked and c.statistics_examples > train:
+            raise ConfigError(
+                f"config.connect.statistics_examples = {c.statistics_examples}: there are {train} "
+                "training examples; at most as many"
+            )
+        if c.matching:
             _chain(batch.program)
 
 

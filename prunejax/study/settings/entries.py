@@ -57,6 +57,7 @@ CALLED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("train.probes.PROBES", "arrays", ("total", "examples")),
     ("train.trackers.TRACKERS", "run", ("program", "state", "x", "targets")),
     ("train.trackers.TRACKERS", "check", ("program",)),
+    ("report.gallery.FIGURES", "", ("study", "look")),
 )
 CALL_OF_MODELS = ("self", "x", "train=")
 
