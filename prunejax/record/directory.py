@@ -23,7 +23,8 @@ def _on_main(
 
     @functools.wraps(method)
     def call(self: "SharedDirectory", *args: P.args, **kwargs: P.kwargs) -> R:
-        found: R = self.on_main(lambda held: method(held, *args, **kwargs))
+        # By name: the method that the run directory has when it is called.
+        found: R = self.on_main(lambda held: getattr(held, method.__name__)(*args, **kwargs))
         return found
 
     return call
