@@ -1,5 +1,6 @@
 """Nothing is lost: a study that ends at any moment continues to the same bytes."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -282,8 +283,64 @@ def test_a_lost_file_of_targets_is_one_error(reference, moments, names, tmp_path
             faults.run(path)
         moments.at = -1
         (path / "targets" / "S-0.npz").unlink()
-        with pytest.raises(RecordError, match=r"cannot read .*S-0.npz .*No such file"):
+        told = {2: r"cannot read .*S-0.npz .*No such file", 5: r"S-0.npz is missing since its run"}
+        with pytest.raises((RecordError, WorkdirError), match=told[nth]):
             faults.run(path)
+
+
+def leaving(path):
+    """The study with measures on the way and at the end, and states that stay."""
+    config = faults.config()
+    config.measures.names, config.measures.epochs, config.measures.examples = (
+        ("predictions",),
+        (1,),
+        32,
+    )
+    config.keep = ("end", "step:13")
+    return study.run(config, path, default.get_config(), quiet=True)
+
+
+def harms(file):
+    """What can happen to a file: a bit flips, it is cut short, it is lost. Then it is put back."""
+    good = file.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    for bad in (bytes(flipped), good[:-9], None):
+        file.unlink(missing_ok=True)
+        if bad is not None:
+            file.write_bytes(bad)
+        yield
+    file.write_bytes(good)
+
+
+def test_arrays_of_runs_are_not_lost_while_a_study_is_interrupted(reference, tmp_path, monkeypatch):
+    """Of runs that have ended, of those that go on from a checkpoint, and the states of the end."""
+    path, events, event = tmp_path / "run", [], Population.event
+
+    def deadly(self, *args):
+        events.append(args)
+        if len(events) == 7:  # after epoch 2 of the second chunk
+            raise faults.Killed
+        return event(self, *args)
+
+    monkeypatch.setattr(Population, "event", deadly)
+    with pytest.raises(faults.Killed):
+        leaving(path)
+    ended = ("measures/S-0.npz", "states/S-0@end.npz", "states/R-0@step13.npz", "targets/S-0.npz")
+    going = ("measures/noise-0-epoch1.npz", "states/zero-0@step13.npz")
+    first = {ended[0]: 0, going[0]: 1}  # of the last the check sums inside, not of every byte
+    for name in (*ended, *going):
+        for _ in itertools.islice(harms(path / name), first.get(name, 2), None):
+            with pytest.raises(WorkdirError, match=rf"{name} .*(since|when) its run was") as told:
+                leaving(path)
+            assert "\n" not in str(told.value)
+    (path / "checkpoints" / "final-0").rename(path / "aside")
+    with pytest.raises(WorkdirError, match="final-0 holds no whole states any more"):
+        leaving(path)
+    (path / "aside").rename(path / "checkpoints" / "final-0")
+    leaving(path)
+    assert len(list((path / "measures").iterdir())) == len(list((path / "states").iterdir())) == 8
+    assert faults.content(path)["events"] == faults.content(reference)["events"]
 
 
 @pytest.mark.usefixtures("reference")

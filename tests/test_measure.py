@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import functools
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from prunejax import data, measure, models
 from prunejax.configs import default
 from prunejax.curvature import splits
-from prunejax.errors import ConfigError, Interrupted
+from prunejax.errors import ConfigError, Interrupted, WorkdirError
 from prunejax.measures import suite
 from prunejax.measures.columns import number
 from prunejax.record.checkpoint import Checkpoints
@@ -292,9 +294,13 @@ def test_interrupted_while_measuring_continues_to_the_same_bytes(finished, tmp_p
     with pytest.raises(Interrupted):
         go(config(), path, stop_requested=stop)
     assert measured == ["none-0"]
-    (path / "measures" / "none-0.npz").unlink()  # its numbers are in the checkpoint
+    file = path / "measures" / "none-0.npz"  # not written anew: its numbers are in the checkpoint
+    before = file.stat()
+    with pytest.raises(WorkdirError, match=r"none-0\.npz is missing since its run was saved"):
+        go(config(), Path(shutil.copytree(path, tmp_path / "lost", ignore=lambda *_: {file.name})))
     go(config(), path)
-    assert not (path / "measures" / "none-0.npz").exists()
+    assert file.stat().st_ino == before.st_ino
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
     for table in ("runs", "events", "epochs"):
         name = f"{table}.csv"
         assert (path / name).read_bytes() == (finished / name).read_bytes()

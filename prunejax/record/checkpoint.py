@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from prunejax.cluster import distributed
-from prunejax.errors import RecordError
+from prunejax.errors import RecordError, WorkdirError
 from prunejax.record import listing
 from prunejax.system import files
 
@@ -136,6 +136,28 @@ class Checkpoints:
                 "train its runs anew",
             ) from error
         return Restored(states, facts, damaged)
+
+    def facts(self) -> dict[str, Any]:
+        """What the newest one was given beside its states; only the sizes of these are looked at.
+
+        Raises:
+          WorkdirError: there is none, or it is damaged.
+        """
+        for number in reversed(self.numbers()):
+            path = self.directory / str(number)
+            try:
+                written = json.loads((path / MANIFEST).read_text())
+                whole = written["facts.json"] == listing.facts(path / "facts.json")
+                if whole and all((path / n).stat().st_size == f[0] for n, f in written.items()):
+                    found: dict[str, Any] = json.loads((path / "facts.json").read_text())
+                    return found
+            except (OSError, ValueError, TypeError, LookupError, AttributeError):
+                pass
+            break
+        raise WorkdirError(
+            f"{self.directory} holds no whole states any more: lost or damaged since they were "
+            "saved. Restore it, or start over in a new workdir"
+        )
 
     def _newest(self) -> tuple[int | None, dict[str, Any], list[str]]:
         damaged: list[str] = []

@@ -20,11 +20,11 @@ def _on_main(
     method: Callable[Concatenate[RunDirectory, P], R],
 ) -> Callable[Concatenate["SharedDirectory", P], R]:
     """The method of the shared directory: process 0 calls it, every process gets the result."""
-    name = method.__name__  # looked up in each call, so that one may be put in its place
 
     @functools.wraps(method)
     def call(self: "SharedDirectory", *args: P.args, **kwargs: P.kwargs) -> R:
-        found: R = self.on_main(lambda held: getattr(held, name)(*args, **kwargs))
+        # By name: the method that the run directory has when it is called.
+        found: R = self.on_main(lambda held: getattr(held, method.__name__)(*args, **kwargs))
         return found
 
     return call

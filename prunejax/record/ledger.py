@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from prunejax.errors import WorkdirError
+from prunejax.record import listing
 
 JSON_FILES = ("config.json", "study.json", "layout.json", "environment.json")
+MEASURES = "measures"
 PAGE, SUMMARY = "report.html", "summary.json"
 # How whole files end that the report writes and that can be built anew.
 _ENDINGS = {".html": b"</html>", ".svg": b"</svg>", ".png": b"IEND\xaeB`\x82", ".json": b"}"}
@@ -92,6 +94,53 @@ class Tables:
             )
 
 
+class Arrays:
+    """Files of arrays that the runs which train now have left, in `measures/` and `states/`.
+
+    Checkpoints hold their names, so that none is lost in silence while a study is interrupted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """None yet. Args: path: the run directory."""
+        self._path = path
+        self._names: set[str] = set()
+
+    def add(self, name: str) -> None:
+        """A file was written: its path in the run directory."""
+        self._names.add(name)
+
+    def names(self) -> list[str]:
+        """Of all files that were added."""
+        return sorted(self._names)
+
+    def go_on(self, names: Iterable[str] = ()) -> None:
+        """Other runs begin, or go on where these files were there.
+
+        Raises:
+          WorkdirError: as of `check`.
+        """
+        self._names = set(names)
+        self.check(dict.fromkeys(self._names))
+
+    def ended(self, more: Iterable[str]) -> dict[str, list[Any]]:
+        """[size, SHA-256] of the files of runs that have ended, and of `more`."""
+        return {name: listing.facts(self._path / name) for name in sorted({*self._names, *more})}
+
+    def check(self, files: Mapping[str, list[Any] | None]) -> None:
+        """Checks files of runs that were saved.
+
+        Args:
+          files: as of `ended`. None: only the check sums of its own, for a start that ended before
+            its next checkpoint may have written it anew, with the last bits of another machine.
+
+        Raises:
+          WorkdirError: one is missing or was changed.
+        """
+        reason = damage(self._path, {"files": files}, since="its run was saved")
+        if reason:
+            raise WorkdirError(reason)
+
+
 def is_marks(known: Mapping[str, Any], tables: Collection[str]) -> bool:
     """Whether this is what `progress.json` holds: a chunk's number, and `Tables.marks`."""
     sizes, digests = known.get("sizes"), known.get("digests", {})
@@ -116,9 +165,8 @@ def entries(path: Path, tables: Iterable[str]) -> dict[str, list[Any] | None]:
     found: dict[str, list[Any] | None] = {}
     for file in fixed:
         if file.exists():
-            content = Running(file)
-            found[str(file.relative_to(path))] = [content.size, content.digest]
-    arrays = sorted((path / "measures").glob("*.npz"))
+            found[str(file.relative_to(path))] = listing.facts(file)
+    arrays = sorted((path / MEASURES).glob("*.npz"))
     return found | {str(file.relative_to(path)): None for file in arrays}
 
 
@@ -127,6 +175,7 @@ def damage(
     status: Mapping[str, Any],
     shown: Path | None = None,
     only: Collection[str] | None = None,
+    since: str = "the study finished",
 ) -> str | None:
     """What is wrong with the files of a finished study, None if they are as they were left.
 
@@ -135,6 +184,7 @@ def damage(
       status: of `status.json`; one without digests, of an earlier version, is taken at its word.
       shown: how the text calls the directory, `path` by default.
       only: names of the files to look at, all by default.
+      since: when they were as `status` says.
     """
     shown = path if shown is None else shown
     remedy = "Restore it, or start over in a new workdir"
@@ -144,7 +194,7 @@ def damage(
             if only is not None and name not in only:
                 continue
             if not file.is_file():
-                return f"{shown / name} is missing since the study finished. {remedy}"
+                return f"{shown / name} is missing since {since}. {remedy}"
             if known is None:
                 with zipfile.ZipFile(file) as arrays:  # by the check sums in it
                     intact = arrays.testzip() is None
@@ -152,14 +202,14 @@ def damage(
                 content = Running(file)
                 if content.size != known[0]:
                     return (
-                        f"{shown / name} has {content.size} bytes and had {known[0]} when the "
-                        f"study finished: it was changed. {remedy}"
+                        f"{shown / name} has {content.size} bytes and had {known[0]} when {since}: "
+                        f"it was changed. {remedy}"
                     )
                 intact = content.digest == known[1]
             if not intact:
-                return f"{shown / name} was changed since the study finished. {remedy}"
+                return f"{shown / name} was changed since {since}. {remedy}"
     except zipfile.BadZipFile:
-        return f"{shown / name} was damaged since the study finished. {remedy}"
+        return f"{shown / name} was damaged since {since}. {remedy}"
     except (AttributeError, TypeError, ValueError, LookupError) as error:
         return (
             f"{shown / 'status.json'} is not what this program writes ({error}): it was changed. "

@@ -35,6 +35,7 @@ class RunDirectory:
         self.tables = {name: tuple(columns) for name, columns in tables.items()}
         self._lock = lock
         self._ledger = ledger.Tables({name: self._file(name) for name in self.tables})
+        self.arrays = ledger.Arrays(path)
         self._view = TensorBoardView(path / "tb")
 
     @classmethod
@@ -202,10 +203,9 @@ class RunDirectory:
     def save_arrays(self, name: str, **arrays: Any) -> None:
         """Writes `measures/NAME.npz`; characters unfit for a file name become "_"."""
         saved = {key: np.asarray(value) for key, value in arrays.items()}
-        files.replace(
-            self.path / "measures" / f"{files.plain_name(name)}.npz",
-            lambda file: np.savez_compressed(file, **saved),  # type: ignore[arg-type]
-        )
+        file = f"{ledger.MEASURES}/{files.plain_name(name)}.npz"
+        files.replace(self.path / file, lambda opened: np.savez_compressed(opened, **saved))  # type: ignore[arg-type]
+        self.arrays.add(file)
 
     def save_json(self, name: str, content: object) -> None:
         """Writes a JSON file of the run directory, e.g. `study.json`."""

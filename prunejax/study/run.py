@@ -23,7 +23,7 @@ from prunejax.record.progress import Progress
 from prunejax.record.times import Times
 from prunejax.study.devices import layout
 from prunejax.study.devices.arrangement import Arrangement, regrouped
-from prunejax.study.loop import connecting, measuring
+from prunejax.study.loop import connecting, measuring, saving
 from prunejax.study.loop import page as page_lib
 from prunejax.study.loop import rows as rows_lib
 from prunejax.study.loop.chunk import Chunk, Policy
@@ -191,10 +191,11 @@ def _notes(batches: Sequence[Batch]) -> list[str]:
 
 
 def _verify(directory: SharedDirectory) -> None:
-    """Checks what an interrupted study left: the tables as its last chunk of runs found them.
+    """Checks what an interrupted study left: the tables as its last chunk of runs found them, and
+    the files of the runs that have ended.
 
     Raises:
-      WorkdirError: rows are gone or were changed, or what tells so is not there.
+      WorkdirError: rows or files are gone or were changed, or what tells so is not there.
     """
     name = "progress.json"
     known = directory.load_json(name)
@@ -205,6 +206,7 @@ def _verify(directory: SharedDirectory) -> None:
             return
     elif ledger.is_marks(known, directory.tables):
         directory.verify(known["sizes"], known.get("digests", {}))
+        saving.verify(directory, known.get("chunk", 0))
         return
     raise WorkdirError(
         f"{directory.path / name} {what}. Restore it, or start over in a new workdir"

@@ -289,10 +289,8 @@ class Chunk:
                 row |= self._watch.measures(states, k, last, bad)
                 self._maybe_save(states, last + 1, epoch_done=False)
             rows.append(dict.fromkeys(self.directory.tables["runs"]) | row)
-        self._targets.save(whole=True)  # before runs.csv says that they are done
         self._handover.leave(states, lineage.END)  # for children; the row comes after it
-        final = Checkpoints(self.directory.path / "checkpoints" / f"final-{self.index}", keep=1)
         runs = {"runs": [m.run for m in self.members], "places": self._places}
-        final.save(states, runs | {"size": self.size})
+        self._saving.final(self.index, states, runs | {"size": self.size})
         endings.append()
         self.directory.append("runs", rows)  # last: whoever has a row is not trained again

@@ -23,6 +23,7 @@ from prunejax.cluster import mesh as mesh_lib
 from prunejax.errors import RecordError
 from prunejax.interventions import FOREVER, PRUNE, ZERO
 from prunejax.record.directory import SharedDirectory
+from prunejax.record.run_directory import RunDirectory
 from prunejax.study.devices.population import Population
 from prunejax.study.planning import ticket_file
 from prunejax.study.planning.programs import Member
@@ -113,18 +114,21 @@ class Handover:
             return
         host = mesh_lib.fetch(states)  # at once: each run by itself would be a call, and fetches
         for i, m in self._leaving[step]:
-            self._write(name(m.run, step), self._arrays(jax.tree.map(itemgetter(i), host)))
+            arrays = self._arrays(jax.tree.map(itemgetter(i), host))
+            self._write(name(m.run, step), arrays, step in m.asked)
 
-    def _write(self, file: str, arrays: Arrays) -> None:
+    def _write(self, file: str, arrays: Arrays, stays: bool) -> None:
         path = self._directory.path / file
 
-        def write() -> None:
+        def write(held: RunDirectory) -> None:
             path.parent.mkdir(exist_ok=True)  # no parents: a removed directory stays removed
             files.replace(path, lambda opened: np.savez(opened, **arrays))  # type: ignore[arg-type]
             # Behind the write: what is handed on from memory is on disk as well.
             _RECENT.setdefault(self._directory, Recent()).add(file, arrays)
+            if stays:  # others go when the study ends
+                held.arrays.add(file)
 
-        distributed.on_main(write)
+        self._directory.on_main(write)
 
     def _arrays(self, state: TrainState) -> Arrays:
         found: Arrays = {"step": np.asarray(state.step)}

@@ -15,6 +15,7 @@ from prunejax.errors import Interrupted, RecordError
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress
+from prunejax.record.run_directory import RunDirectory
 from prunejax.study.loop.targets import Targets
 from prunejax.study.planning.programs import Member
 from prunejax.system import signals
@@ -47,6 +48,25 @@ class Policy:
         return due or (self.at_events and any(epoch in m.events for m in members))
 
 
+def finals(directory: SharedDirectory, index: int) -> Checkpoints:
+    """Where the states lie in which the runs of a chunk ended."""
+    return Checkpoints(directory.path / "checkpoints" / f"final-{index}", keep=1)
+
+
+def verify(directory: SharedDirectory, done: int) -> None:
+    """Checks what the runs of the first `done` chunks left beside the tables.
+
+    Raises:
+      WorkdirError: files are missing or were changed.
+    """
+
+    def check(held: RunDirectory) -> None:
+        for index in range(done):
+            held.arrays.check(finals(directory, index).facts().get("files", {}))
+
+    directory.on_main(check)
+
+
 @dataclasses.dataclass
 class Saving:
     """The checkpoints of a chunk and the states that the next one may hold."""
@@ -64,6 +84,7 @@ class Saving:
         self._marks: dict[str, Any] = {}  # of the tables, as they go with those states
         self._cost = 0.0  # seconds of the last checkpoint
         self._took: dict[str, float] = {}  # seconds of the last call of what is not training
+        self.directory.on_main(lambda held: held.arrays.go_on())
 
     def rows_written(self) -> None:
         """The tables are those that belong to the states from here on."""
@@ -89,7 +110,8 @@ class Saving:
         begin = time.perf_counter()
         with self.progress.excluded("saving"):
             self.targets.save()  # first: resuming relies on their files
-            facts = {"epoch": epoch, **self._marks, "measured": self.measured}
+            left = self.directory.on_main(lambda held: held.arrays.names())
+            facts = {"epoch": epoch, **self._marks, "measured": self.measured, "files": left}
             self.checkpoints.save(states, facts)
             self.directory.publish()  # last: what is sent is whole
         self.saved_at, self._cost = self.clock(), time.perf_counter() - begin
@@ -101,6 +123,7 @@ class Saving:
 
         Raises:
           RecordError: a file of targets is missing, or the stack is that of another version.
+          WorkdirError: a file that was there is missing or damaged.
         """
         if (mesh_lib.fetch(states.stopped)[list(places)] == stopping.PADDING).any():
             raise RecordError(
@@ -110,8 +133,19 @@ class Saving:
                 "train its runs anew",
             )
         self.targets.require()
+        known = facts.get("files", ())  # earlier versions did not tell
+        self.directory.on_main(lambda held: held.arrays.go_on(known))
         self.measured = facts["measured"]
         return int(facts["epoch"])
+
+    def final(self, index: int, states: TrainState, facts: Mapping[str, Any]) -> None:
+        """Writes the states in which the runs of a chunk ended, and what else they left.
+
+        Before runs.csv says that they are done.
+        """
+        self.targets.save(whole=True)
+        left = self.directory.on_main(lambda held: held.arrays.ended(self.targets.names()))
+        finals(self.directory, index).save(states, {**facts, "files": left})
 
     def keep(self) -> None:
         """Saves what would be lost if the next call failed or a signal came, if that is much.

@@ -83,6 +83,11 @@ class Targets:
 
         distributed.on_main(read)
 
+    def names(self) -> list[str]:
+        """Paths in the run directory of the files of all members with events."""
+        files = [self._file(m.run) for m in self._members if len(m.events)]
+        return [f"{file.parent.name}/{file.name}" for file in files]
+
     def _file(self, run: str) -> Path:
         return self._path / f"{files.plain_name(run)}.npz"
 
