@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 + registry.suggestion(name, COMMANDS)
             )
         if name in _WITHOUT_FLAGS and {"--help", "-h"} & set(rest):
-            print(__doc__)
+            signals.tell(__doc__ or "", sys.stdout)
             return 0
         return COMMANDS[name](rest)
     except Exception as error:

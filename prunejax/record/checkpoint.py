@@ -143,17 +143,15 @@ class Checkpoints:
         Raises:
           WorkdirError: there is none, or it is damaged.
         """
-        for number in reversed(self.numbers()):
-            path = self.directory / str(number)
-            try:
-                written = json.loads((path / MANIFEST).read_text())
-                whole = written["facts.json"] == listing.facts(path / "facts.json")
-                if whole and all((path / n).stat().st_size == f[0] for n, f in written.items()):
-                    found: dict[str, Any] = json.loads((path / "facts.json").read_text())
-                    return found
-            except (OSError, ValueError, TypeError, LookupError, AttributeError):
-                pass
-            break
+        try:
+            path = self.directory / str(self.numbers()[-1])
+            written = json.loads((path / MANIFEST).read_text())
+            whole = written["facts.json"] == listing.facts(path / "facts.json")
+            if whole and all((path / n).stat().st_size == f[0] for n, f in written.items()):
+                found: dict[str, Any] = json.loads((path / "facts.json").read_text())
+                return found
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+            pass  # refused below, as what is not whole
         raise WorkdirError(
             f"{self.directory} holds no whole states any more: lost or damaged since they were "
             "saved. Restore it, or start over in a new workdir"
