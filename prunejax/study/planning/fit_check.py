@@ -10,7 +10,7 @@ import numpy as np
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
-from prunejax import losses, models, trees
+from prunejax import losses, models, registry, trees
 from prunejax import scores as scores_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
@@ -50,7 +50,7 @@ def variables(
         np.int32 if dataset.has_classes else np.float32,
     )
     outputs = jax.ShapeDtypeStruct((2, dataset.num_classes), np.float32)
-    if not type(module).__module__.startswith("prunejax."):
+    if not registry.is_shipped(type(module)):
         given = jax.ShapeDtypeStruct((2, *shape), np.float32)
         of: Any = jax.eval_shape(lambda v, x: module.apply(v, x, train=False), variables, given)
         told = str(getattr(of, "shape", f"a {type(of).__name__}"))

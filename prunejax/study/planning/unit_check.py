@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import interventions, trees
+from prunejax import interventions, registry, trees
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
 from prunejax.interventions import FOREVER, PRUNE, Table
@@ -40,7 +40,7 @@ def check(
     Raises:
       ConfigError: a reader still gets something else than 0 from a masked unit.
     """
-    if not groups or (type(module).__module__.startswith("prunejax.") and not always):
+    if not groups or (registry.is_shipped(type(module)) and not always):
         return
     names: list[str] = []
     owners = {p.rpartition("/")[0] for p, x in trees.leaves_with_paths(variables["params"])

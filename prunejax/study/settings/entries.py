@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax import models, scores, trees
+from prunejax import models, registry, scores, trees
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
 from prunejax.measures import columns as measure_columns
@@ -120,7 +120,7 @@ def _callable_with(what: str, fn: Any, given: tuple[str, ...]) -> None:
     """Refuses a function that cannot be called with these arguments: by place, "x=" by name."""
     if not callable(fn):
         raise ConfigError(f"{what} is no function: {fn!r}; see docs/plugins.md")
-    if str(getattr(fn, "__module__", "")).startswith("prunejax."):
+    if registry.is_shipped(fn):
         return
     try:
         signature = inspect.signature(fn)
@@ -206,7 +206,7 @@ def score(name: str, groups: Sequence[Group], params: Any) -> None:
     if "network" in entry.needs:
         _of_network(name, groups, params)
         return
-    if str(getattr(entry.fn, "__module__", "")).startswith("prunejax."):
+    if registry.is_shipped(entry.fn):
         return
     for g in groups:
         kernel = trees.get(params, g.kernel)
@@ -244,7 +244,7 @@ def score(name: str, groups: Sequence[Group], params: Any) -> None:
 def _of_network(name: str, groups: Sequence[Group], params: Any) -> None:
     """As `score`, of a score of the whole network: a loss stands for that of the study."""
     fn = evidence.EVIDENCE[name].fn
-    if str(getattr(fn, "__module__", "")).startswith("prunejax."):
+    if registry.is_shipped(fn):
         return
 
     def total(p: Any) -> jax.Array:
