@@ -6,6 +6,7 @@ import pytest
 from prunejax import report
 from prunejax.configs import before_training
 from prunejax.errors import ConfigError
+from prunejax.measures.columns import by_variant
 from prunejax.report import figures_before
 from prunejax.report import words as report_words
 
@@ -43,6 +44,7 @@ def test_figures_sort_arms_by_label():
 
     class Fake:
         good, guides = rows_of, ()
+        good_of = property(lambda self: by_variant(self.good))
 
         def report_option(self, name, default):
             return self.guides if name == "guides" else default

@@ -7,6 +7,7 @@ import pytest
 
 from prunejax.errors import ReportError
 from prunejax.measures.claims import Claim
+from prunejax.measures.columns import by_variant
 from prunejax.report import figures_density, intact
 from prunejax.report import figures_methods as figures
 
@@ -48,7 +49,10 @@ def study():
         for step, ever, survival in (("10", "20", ""), ("20", "30", "0.5"), ("30", "45", "0.25"))
         for layer in ("a", "b")
     ]
-    return SimpleNamespace(good=good, baseline="dense", layers=layers, costs=costs, updates=updates)
+    arms = by_variant(good)
+    return SimpleNamespace(
+        good=good, good_of=arms, baseline="dense", layers=layers, costs=costs, updates=updates
+    )
 
 
 def test_labels_have_a_name_a_control_and_a_density():
@@ -90,7 +94,7 @@ def test_what_was_ever_live_is_of_all_layers(study):
 
 
 def test_nothing_to_show():
-    empty = SimpleNamespace(good=[], baseline="dense", layers=[], costs=[], updates=[])
+    empty = SimpleNamespace(good=[], good_of={}, baseline="dense", layers=[], costs=[], updates=[])
     for draw in (figures.flops, figures.sanity, figures.layers, figures.updates):
         assert draw(empty, None) is None
 
@@ -125,7 +129,7 @@ def test_density_shows_the_shares_that_claims_are_about():
             good.append(row)
     columns = ("crown_certified", "final_test_accuracy", "live_weights")
     claims = [Claim("", "snip-20", ">", "dense", c) for c in columns]
-    study = SimpleNamespace(good=good, baseline="dense", claims=claims)
+    study = SimpleNamespace(good=good, good_of=by_variant(good), baseline="dense", claims=claims)
     drawing = figures_density.density(study, None)
     axes = [panel.axes[0] for panel in drawing.panels[:-1]]
     assert [a.get_ylabel() for a in axes] == [

@@ -63,7 +63,7 @@ def dots(axes: Axes, look: Look, variant: str, size: float, x: Any, y: Any) -> N
 
 def stability(study: Study, look: Look) -> Drawing | None:
     """Stability of each arm: a point per run, mean and interval."""
-    recorded = by_variant(study.good)
+    recorded = study.good_of
     arms = {v: recorded[v] for v in study.variants if v in recorded}
     if not study.has_events:
         return None

@@ -34,7 +34,7 @@ from prunejax.system import files
 def arrays(study: Study, *names: str) -> dict[str, list[dict[str, np.ndarray]]]:
     """By arm: the arrays of its completed runs that have all of `names`."""
     found: dict[str, list[dict[str, np.ndarray]]] = {}
-    for variant, rows in by_variant(study.good).items():
+    for variant, rows in study.good_of.items():
         for row in rows:
             path = study.arrays.get(row["run"])
             if path is None:

@@ -47,7 +47,7 @@ def arms(study: Study) -> dict[float, dict[str, Points]]:
     The dense arm keep=1 is the end of both the curve of masks and that of its control.
     """
     found: dict[float, dict[str, Points]] = {}
-    for label, rows in by_variant(study.good).items():
+    for label, rows in study.good_of.items():
         hit = re.fullmatch(r"std=(\d+(?:_\d+)?)-(\w+)=(\d+(?:_\d+)?)", label)
         if hit and hit[2] in KINDS:
             kinds = found.setdefault(_value(hit[1]), {})

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunejax.measures import statistics
-from prunejax.measures.columns import by_variant, measure_columns, value
+from prunejax.measures.columns import measure_columns, value
 from prunejax.report import words
 from prunejax.report.figures import Drawing, listed
 from prunejax.report.results import Row, Study
@@ -101,7 +101,7 @@ def of_baseline(study: Study, column: str = _ACCURACY) -> np.ndarray:
 def _points(study: Study, column: str) -> Points:
     """Family of arms -> (live weights in percent, [seeds] of the column in percent), by density."""
     points: Points = {}
-    runs = by_variant(study.good)
+    runs = study.good_of
     several = Counter(family(variant) for variant in runs)
     for variant, rows in runs.items():
         if parts(variant)[1] and several[family(variant)] == 1:

@@ -25,7 +25,7 @@ from prunejax.report.style import Look, band, legend, line_handle, panel, plain_
 def flops(study: Study, _look: Look) -> Drawing | None:
     """Final accuracy against the multiply-adds of training, relative to dense training."""
     lines: dict[str, list[tuple[float, statistics.Mean]]] = {}
-    for variant, rows in by_variant(study.good).items():
+    for variant, rows in study.good_of.items():
         cost = statistics.center([value(row, "training_flops") for row in rows])
         if variant != study.baseline and isfinite(cost) and not parts(variant)[1]:
             mean = statistics.mean(percents(rows))
@@ -61,7 +61,7 @@ def flops(study: Study, _look: Look) -> Drawing | None:
 
 def sanity(study: Study, _look: Look) -> Drawing | None:
     """Each method with its controls and variants, at one density, beside each other."""
-    runs = by_variant(study.good)
+    runs = study.good_of
     groups: dict[str, dict[str, statistics.Mean]] = {}
     for variant, rows in runs.items():
         name, word, digits = parts(variant)

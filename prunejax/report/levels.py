@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunejax.measures import statistics, tickets
-from prunejax.measures.columns import by_variant, grouped, number, pairs, value
+from prunejax.measures.columns import grouped, number, pairs, value
 from prunejax.report.panels import Table
 from prunejax.report.results import Row, Study, once
 from prunejax.report.words import DASH, percent
@@ -111,7 +111,7 @@ def of(study: Study) -> dict[str, Level]:
     """Arm -> its level, of the arms whose masks were measured; empty for other studies."""
     epochs = grouped(study.epochs, "run")
     found = {}
-    for variant, rows in by_variant(study.good).items():
+    for variant, rows in study.good_of.items():
         masks = {row["seed"]: m for row in rows if (m := _masks(study, row["run"])) is not None}
         if not masks:
             continue

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from prunejax.measures.columns import LOSS, by_variant, measure_columns, number
+from prunejax.measures.columns import LOSS, measure_columns, number
 from prunejax.report.results import Study
 from prunejax.report.words import DASH, MINUS, factor, interval, minus, name, percented
 
@@ -235,7 +235,7 @@ def _two(found: Found) -> str:
 def events(study: Study) -> Table | None:
     """Per arm: events, units removed, mean and largest instability."""
     rows = []
-    for label, own in by_variant(study.events).items():
+    for label, own in study.events_of.items():
         runs = {row["run"] for row in own}
         # layers of one event share its number: once
         drops = {(r["run"], r["epoch"], r["step"]): number(r["instability"]) for r in own}

@@ -2,12 +2,13 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from prunejax.measures.columns import OUTCOMES, by_variant, grouped, number
+from prunejax.measures.columns import OUTCOMES, grouped, number
 from prunejax.report.names import NAMES
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def arms(study: "Study") -> dict[str, str]:
     """Each arm in words: "largest E[BN], 27 % of dense3 an event, every 18 epochs"."""
     changes = {v: _own(study, v) for v in study.variants}
-    events = by_variant(study.events)
+    events = study.events_of
     found = {
         v: _named(changes[v]) or _treatment(study, v, events.get(v, [])) for v in study.variants
     }
@@ -127,9 +128,9 @@ def arms(study: "Study") -> dict[str, str]:
         if own.get("start.scale", 1) != 1:
             found[label] += f", initial weights times {own['start.scale']:.3g}"
         found[label] = _origin(own, found[label])
-    said_of = list(found.values())  # as they are before any is told apart: the last of them, too
+    alike = Counter(found.values())  # as they are before any is told apart: the last of them, too
     for label, own in changes.items():  # and what tells alike ones apart
-        if said_of.count(found[label]) > 1 and study.attribute(label, "target"):
+        if alike[found[label]] > 1 and study.attribute(label, "target"):
             said = {*_SAID, *_TOLD} if _named(own) else _SAID
             told = [f"{k.split('.')[-1].replace('_', ' ')} {_plain(own[k])}" for k in varied
                     if k in own and k.startswith("prune.") and k not in said]  # fmt: skip
