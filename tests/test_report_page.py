@@ -602,7 +602,7 @@ def test_they_have_a_scale_of_their_own():
         settings=lambda *_: {},
         attributes={},
         attribute=lambda *_: None,
-        events=[],
+        events_of={},
         runs=[],
     )
     whole = headline.forest(study, summary, "final_test_accuracy")
