@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prunejax import masks, trees
 from prunejax.groups import Group
@@ -40,16 +41,16 @@ class Table(NamedTuple):
 
     kind: Value  # int32, one of KINDS
     duration: Value  # int32 training steps, FOREVER for a window that never closes
-    cumulative: Value  # bool: an event re-opens the windows of all earlier targets of its layer
-    restore: Value  # int32, one of RESTORES
-    mask_norm: Value  # bool: the BatchNorm scale and bias of a target go as well
-    noise_scale: Value  # float32, multiple of the reference standard deviation
-    replay: Value  # bool: targets come from another run (a twin) and not from the scores
+    cumulative: Value = np.bool_(False)  # an event re-opens its layer's earlier windows
+    restore: Value = np.int32(RESTORE_NO)  # one of RESTORES
+    mask_norm: Value = np.bool_(False)  # the BatchNorm scale and bias of a target go as well
+    noise_scale: Value = np.float32(1)  # multiple of the reference standard deviation
+    replay: Value = np.bool_(False)  # targets are those of another run, its twin
     # Per row, that is per event. Row 0 is before training, row e + 1 follows epoch e; the others
     # fall between, or before training too, and the runs of a program share their steps.
-    target: Value  # int32 [rows]: 0 smallest, 1 random, 2 largest
-    score: Value  # int32 [rows]: index into the program's scores
-    counts: Value  # int32 [rows, layers]: units to target
+    target: Value = ()  # int32 [rows]: 0 smallest, 1 random, 2 largest
+    score: Value = ()  # int32 [rows]: index into the program's scores
+    counts: Value = ()  # int32 [rows, layers]: units to target
     grow: Value = ()  # int32 [rows, layers]: dead units that come back right after
     random_growth: Value = ()  # bool: random units come back, not those of the largest gradient
     steps: Value = ()  # int32 [rows]: training steps done before it

@@ -120,7 +120,7 @@ def prune(scores: Tree, keep: Any, *, masks: Tree | None = None, scope: str = "g
       scope: "global" (one ranking over all leaves) or "layer" (each leaf by itself).
 
     Returns:
-      Masks; leaves have the scores' shapes, the scalar True where scores are scalars.
+      Masks; leaves have the scores' shapes, as given (the scalar True) where scores are scalars.
 
     Raises:
       ValueError: unknown scope or path, masks that do not fit, a count that is no integer, is

@@ -5,15 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from prunejax import masks as masks_lib
 from prunejax import methods, trees
-from prunejax import scores as scores_lib
+from prunejax.methods import timetable
 from prunejax.methods.transformation import SparsifyState, transformation
-from prunejax.methods.updates import among, masked_out, pairs, where
-from prunejax.methods.updates import live as live_entries
+from prunejax.methods.updates import pairs
 from prunejax.methods.windows import windows as windows
 
 Tree = Any
@@ -85,13 +83,13 @@ def sparsify(
         events that remove more units than there are. With a method: what `methods.resolve` says,
         or an ingredient that it needs is missing.
     """
+    made: dict[str, Any] = {"loss": loss, "output": output, "seed": seed}
     if isinstance(events, str | methods.Method):
         name = events if isinstance(events, str) else "this method"
         if scope is not None:
             raise ValueError(f"{name}: scope= goes with events; methods have allocation=")
         parts |= {"score": score} if score is not None else {}
         parts |= {"initial": "masks"} if masks is not None else {}
-        made: dict[str, Any] = {"loss": loss, "output": output, "seed": seed}
         method = methods.resolve(events, ingredients=made | {"forward": forward}, **parts)
         return transformation(optimizer, method, name, rules=rules, masks=masks, **made)
     extra_names = [*parts, *(["score"] if isinstance(score, str) else [])]
@@ -100,88 +98,14 @@ def sparsify(
             f"{extra_names[0]}= is a setting of a method, but the method has no name: "
             'sparsify(tx, "rigl", ...); there are: ' + ", ".join(methods.METHODS)
         )
-    return _by_events(
-        optimizer, events, rules, score or scores_lib.magnitude, scope or "global", masks
-    )
-
-
-def _by_events(
-    optimizer: optax.GradientTransformation,
-    events: Sequence[tuple[int, int]],
-    rules: str | Iterable[str] | None,
-    score: Any,
-    scope: str,
-    masks: Tree | None,
-) -> optax.GradientTransformationExtraArgs:
-    """The transformation of `sparsify` with events."""
-    events = pairs(events, needed=masks is None, instead=" (or masks= to be kept)")
-    if scope not in masks_lib.SCOPES:
+    found = pairs(events, needed=masks is None, instead=" (or masks= to be kept)")
+    if scope not in (None, *masks_lib.SCOPES):
         raise ValueError(f"scope {scope!r} is not one of: {', '.join(masks_lib.SCOPES)}")
-    steps = np.array([step for step, _ in events], np.int32)
-    counts = np.array([count for _, count in events], np.int32)
-    optimizer = optax.with_extra_args_support(optimizer)
-
-    def score_tree(params: Tree) -> Tree:
-        chosen = trees.prunable(params, rules)
-        return jax.tree.map(lambda c, p: score(p) if c else jnp.float32(0), chosen, params)
-
-    def init(params: Tree) -> SparsifyState:
-        chosen = trees.prunable(params, rules)
-        shapes = jax.eval_shape(score_tree, params)
-        for (path, leaf), picked, units in zip(
-            trees.leaves_with_paths(params), *map(jax.tree.leaves, (chosen, shapes)), strict=True
-        ):
-            if picked and not units.shape:
-                raise ValueError(
-                    f"the score of leaf {path!r} is one number: a score gives a number per unit "
-                    "(its shape is the granularity), e.g. scores.magnitude or scores.filter_l2"
-                )
-            trees.fits(path, units, jnp.shape(leaf), "its leaf (its score's shape is its mask's)")
-        given = [True] * len(jax.tree.leaves(params))
-        if masks is not None:
-            given = trees.aligned(params, masks, "masks")
-        live = [
-            _start(path, mask, s.shape, jnp.shape(p))
-            for (path, p), mask, s in zip(
-                trees.leaves_with_paths(params), given, jax.tree.leaves(shapes), strict=True
-            )
-        ]
-        _enough(events, scope, [s.shape for s in jax.tree.leaves(shapes)], live, params)
-        tree = jax.tree.unflatten(jax.tree.structure(params), live)
-        return SparsifyState(optimizer.init(params), tree, jnp.int32(0))
-
-    def shrink(masks: Tree, params: Tree, count: jax.Array) -> Tree:
-        scores = score_tree(params)
-        # A leaf that is not pruned may have come with a mask of its own: it is not looked at.
-        flat = [
-            m if s.ndim else jnp.array(True)
-            for s, m in zip(jax.tree.leaves(scores), jax.tree.leaves(masks), strict=True)
-        ]
-        structure: Any = jax.tree.structure(scores)
-        now = jax.tree.unflatten(structure, flat)
-        live = among([m for m in flat if m.ndim], together=scope == "global")
-        left = [n - count.astype(n.dtype) for n in live]
-        rest = iter([jnp.maximum(n, 0) for n in left])
-        keep = left[0] if scope == "global" else structure.unflatten(
-            [next(rest) if m.ndim else 0 for m in flat])  # fmt: skip
-        pruned = masks_lib.prune(scores, keep, masks=now, scope=scope)
-        return jax.tree.map(lambda s, new, old: new if s.ndim else old, scores, pruned, masks)
-
-    def update(
-        gradients: Tree, state: SparsifyState, params: Tree | None = None, **extra: Any
-    ) -> tuple[Tree, SparsifyState]:
-        if params is None:
-            raise ValueError("sparsify needs the parameters: tx.update(gradients, state, params)")
-        live = state.masks
-        if events:
-            due = jnp.sum(jnp.where(steps == state.step, counts, 0))  # events of one step add up
-            live = jax.lax.cond(due > 0, lambda: shrink(live, params, due), lambda: state.masks)
-        gradients = where(live, gradients)  # before the optimizer: dead moments only decay
-        updates, inner = optimizer.update(gradients, state.inner, params, **extra)
-        updates = masked_out(live, updates, params)
-        return updates, SparsifyState(inner, live, state.step + 1)
-
-    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+    plan = timetable.of_events(found, scope or "global")
+    method = methods.Method(score=score or "magnitude")
+    return transformation(
+        optimizer, method, "events", rules=rules, masks=masks, **made, events=plan
+    )
 
 
 def masked(params: Tree, state: Any) -> Tree:
@@ -240,42 +164,3 @@ def masks_of(state: Any) -> Tree:
             "the state that sparsify(...).init returned, or one that holds it"
         )
     return found[0].masks
-
-
-def _start(path: str, mask: Any, units: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
-    """The first mask of a leaf: of the shape of its units, or as it was given."""
-    trees.fits(path, mask, shape, "its leaf")
-    mask = jnp.asarray(mask, bool)
-    if not units:
-        return mask
-    trees.fits(path, mask, units, "its scores (masks and scores need the same granularity)")
-    return jnp.broadcast_to(mask, units)
-
-
-def _enough(
-    events: Sequence[tuple[int, int]],
-    scope: str,
-    shapes: Sequence[tuple[int, ...]],
-    live: Sequence[jax.Array],
-    params: Tree,
-) -> None:
-    """Refuses events that remove more than there is; masks under a trace count as whole."""
-    asked = sum(count for _, count in events)
-    there = {
-        path: m.size if isinstance(m, jax.core.Tracer) else live_entries(m)
-        for path, shape, m in zip(trees.paths(params), shapes, live, strict=True)
-        if shape
-    }
-    if asked and not there:
-        raise trees.none_pruned(params)
-    small = min(there, key=lambda path: there[path], default="")
-    most, where = (
-        (sum(there.values()), "there are")
-        if scope == "global" or not there
-        else (there[small], f"leaf {small!r}, the smallest, has")
-    )
-    if asked > most:
-        raise ValueError(
-            f"events remove {asked} units in all{' from each leaf' if scope == 'layer' else ''}, "
-            f"but {where} {most}; remove fewer, or name other leaves with rules="
-        )

@@ -240,7 +240,7 @@ def test_events_are_held_to_counts_of_any_size(monkeypatch):
     events = [(0, 2**31 - 1), (1, 2**31 - 1)]
     with pytest.raises(ValueError, match="there are 60"):
         sparsify(optax.sgd(0.1), events).init(params())
-    monkeypatch.setattr("prunejax.sparsify.live_entries", lambda mask: 2**31)
+    monkeypatch.setattr("prunejax.ops.counts.live", lambda mask: 2**31)
     sparsify(optax.sgd(0.1), events).init(params())
 
 

@@ -90,8 +90,8 @@ def prune(
         )
     chosen = trees.prunable(params, rules)
     structure: Any = jax.tree.structure(chosen)
-    start = full(params, chosen, masks)
     shapes = shapes_of(params, chosen)
+    start = full(params, shapes, masks)
 
     def scored(live: Tree) -> Tree:
         e = Evidence(params, rules=rules, masks=live, loss=loss, output=output, seed=seed)
@@ -156,29 +156,32 @@ def _ranked(scores: Tree, live: Tree, keep: Any, least: int) -> Tree:
     return jax.tree.map(jnp.logical_or, best, more)
 
 
-def full(params: Tree, chosen: Tree, masks: Tree | None = None) -> Tree:
-    """Masks in their final shapes: of the weights' at `chosen` leaves, as given elsewhere."""
+def full(params: Tree, shapes: allocate.Shapes, masks: Tree | None = None) -> Tree:
+    """Masks in their final shapes: those of `shapes`, by path; of other leaves as given."""
     given = [True] * len(jax.tree.leaves(params))
     if masks is not None:
         given = trees.aligned(params, masks, "masks")
     found = []
-    flags = jax.tree.leaves(chosen)
-    for (path, p), c, m in zip(trees.leaves_with_paths(params), flags, given, strict=True):
+    for (path, p), m in zip(trees.leaves_with_paths(params), given, strict=True):
         trees.fits(path, m, jnp.shape(p), "its leaf")
         live = jnp.asarray(m, bool)
-        found.append(jnp.broadcast_to(live, jnp.shape(p)) if c else live)
+        if path in shapes:
+            units = tuple(shapes[path])
+            trees.fits(path, live, units, "its scores (masks and scores need the same granularity)")
+            live = jnp.broadcast_to(live, units)
+        found.append(live)
     return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
-def shapes_of(params: Tree, chosen: Tree) -> dict[str, tuple[int, ...]]:
+def shapes_of(params: Tree, chosen: Tree, needed: bool = True) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the leaves that are pruned.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, but one is `needed`.
     """
     pairs = zip(trees.leaves_with_paths(params), jax.tree.leaves(chosen), strict=True)
     shapes = {path: tuple(jnp.shape(p)) for (path, p), c in pairs if c}
-    if not shapes:
+    if needed and not shapes:
         raise trees.none_pruned(params)
     return shapes
 

@@ -113,28 +113,42 @@ def drop_and_grow(
     Raises:
       ValueError: as in `masks.prune` and `masks.grow`.
     """
-    rank = jax.tree.map(jnp.ndim, drop)
-    masks = jax.tree.unflatten(
-        jax.tree.structure(drop),
-        [
-            jnp.broadcast_to(jnp.asarray(m, bool), jnp.shape(s)) if jnp.ndim(s) else jnp.asarray(m)
-            for s, m in zip(jax.tree.leaves(drop), trees.aligned(drop, masks, "masks"), strict=True)
-        ],
-    )
-    shapes = zip(jax.tree.leaves(masks), jax.tree.leaves(rank), strict=True)
-    units = [m for m, r in shapes if r]
+    masks = _whole(masks, drop)
+    kept = dropped(masks, drop, swaps, keep=keep, scope=scope)
+    return update(masks, kept, masks_lib.grow(growth, kept, swaps, scope=scope))
+
+
+def dropped(
+    masks: Tree, scores: Tree, counts: Any, *, keep: Any = None, scope: str = "layer"
+) -> Tree:
+    """Masks without the `counts` live units of the smallest scores, exactly that many.
+
+    Args and errors as in `drop_and_grow`, whose first half it is.
+    """
+    masks = _whole(masks, scores)
+    units = [m for s, m in zip(*map(jax.tree.leaves, (scores, masks)), strict=True) if jnp.ndim(s)]
     if scope == "global":
-        total = counting.among(units, together=True)[0] if keep is None else keep
-        left = total - swaps
+        left = _less(counting.among(units, together=True)[0] if keep is None else keep, counts)
     else:
         found = iter(counting.among(units, together=False))
-        live = jax.tree.map(lambda r: next(found) if r else 0, rank)
-        swaps = _spread(swaps, jax.tree.map(lambda _: 0, live))
+        live = jax.tree.map(lambda s: next(found) if jnp.ndim(s) else 0, scores)
         final = live if keep is None else _spread(keep, live)
-        left = jax.tree.map(lambda k, n: k - n, final, swaps)
-    kept = masks_lib.prune(drop, left, masks=masks, scope=scope)
-    kept = jax.tree.map(lambda s, k, m: k if jnp.ndim(s) else m, drop, kept, masks)
-    return update(masks, kept, masks_lib.grow(growth, kept, swaps, scope=scope))
+        left = jax.tree.map(_less, final, _spread(counts, jax.tree.map(lambda _: 0, live)))
+    return masks_lib.prune(scores, left, masks=masks, scope=scope)
+
+
+def _less(n: Any, gone: Any) -> Any:
+    return n - (jnp.asarray(gone, n.dtype) if isinstance(n, jax.Array) else gone)
+
+
+def _whole(masks: Tree, scores: Tree) -> Tree:
+    """Masks in the shapes of scores, as they are where those are scalars."""
+    given = zip(jax.tree.leaves(scores), trees.aligned(scores, masks, "masks"), strict=True)
+    found = [
+        jnp.broadcast_to(jnp.asarray(m, bool), jnp.shape(s)) if jnp.ndim(s) else jnp.asarray(m)
+        for s, m in given
+    ]
+    return jax.tree.unflatten(jax.tree.structure(scores), found)
 
 
 def _spread(counts: Any, default: Tree) -> Tree:

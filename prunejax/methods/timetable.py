@@ -45,6 +45,19 @@ class Plan(NamedTuple):
     swap: np.ndarray  # [events, columns]: of them regrown by it
     again: int  # steps between further events like the last, 0: none
     reselect: bool  # events choose among all weights, not only among the live
+    relative: bool = False  # `keep` has what an event removes of each leaf (or of all) instead
+
+
+def of_events(events: Sequence[tuple[int, int]], scope: str) -> Plan:
+    """The plan of (step, count) pairs: units that go, of all leaves together or of each."""
+    gone: dict[int, int] = {}
+    for step, count in events:  # those of one step add up
+        gone[step] = gone.get(step, 0) + count
+    counts = np.array([[count] for count in gone.values()], np.int64).reshape(-1, 1)
+    if counts.max(initial=0) < 2**31:
+        counts = counts.astype(np.int32)
+    steps = np.array([*gone], np.int32)
+    return Plan((), scope, steps, counts, 0 * counts, 0, False, relative=True)
 
 
 def plan(

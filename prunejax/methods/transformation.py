@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from prunejax import allocate, rng, scores, trees
 from prunejax import masks as masks_lib
-from prunejax import rng, scores, trees
 from prunejax.methods import before, growth, timetable
 from prunejax.methods import updates as updates_lib
 from prunejax.methods.table import Method
@@ -41,22 +41,33 @@ def transformation(
     loss: Callable[[Tree], Array] | None,
     output: Callable[[Tree], Array] | None,
     seed: int | Array | None,
+    events: timetable.Plan | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation of a resolved method; arguments and errors as in `sparsify`."""
+    """The transformation of a resolved method, or of `events`; arguments are as in `sparsify`."""
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def schedule(params: Tree) -> tuple[timetable.Plan, Tree]:
+    def schedule(params: Tree) -> tuple[timetable.Plan, Tree, dict[str, tuple[int, ...]]]:
         chosen = trees.prunable(params, rules)
-        shapes = before.shapes_of(params, chosen)
-        live = None
+        if events is not None:
+            shapes = before.shapes_of(params, chosen, needed=len(events.steps) > 0)
+            return events, chosen, shapes
+        shapes, live = before.shapes_of(params, chosen), None
         if masks is not None:
             given = zip(trees.paths(params), trees.aligned(params, masks, "masks"), strict=True)
             live = {path: _live(name, m, shapes[path]) for path, m in given if path in shapes}
-        return timetable.plan(m, shapes, live), chosen
+        return timetable.plan(m, shapes, live), chosen, shapes
 
     def init(params: Tree) -> SparsifyState:
-        _, chosen = schedule(params)
-        start = before.full(params, chosen, masks)
+        plan, chosen, shapes = schedule(params)
+        if not isinstance(m.score, str):
+            found = jax.eval_shape(lambda: _scores(m, chosen, params, None))
+            shapes = _units(found, shapes, plan.relative)
+        start = before.full(params, shapes, masks)
+        if plan.relative:
+            found = zip(trees.paths(params), jax.tree.leaves(start), strict=True)
+            updates_lib.enough(
+                "remove", int(plan.keep.sum()), {k: x for k, x in found if k in shapes}, plan.scope
+            )
         if m.initial not in ("dense", "masks"):
             start = before.prune(
                 params,
@@ -87,7 +98,7 @@ def transformation(
         if params is None:
             raise ValueError("sparsify needs the parameters: tx.update(gradients, state, params)")
         # Of shapes alone, so the same in every trace: the state needs to hold no plan.
-        plan, chosen = schedule(params)
+        plan, chosen, _ = schedule(params)
         learnt, window = state.scores, state.gradients
         if m.learnt:
             learnt = _learn(m, learnt, gradients, params, chosen)
@@ -153,6 +164,9 @@ def change(
       towards: growth scores, None without growth.
     """
     keep, swap = jnp.asarray(plan.keep)[row], jnp.asarray(plan.swap)[row]
+    if plan.relative:
+        left = growth.dropped(masks, ranks, keep[0], scope=plan.scope)
+        return growth.update(masks, left, left)
     start = masks
     if plan.reselect:
         start = jax.tree.map(lambda s, x: jnp.ones_like(x) if jnp.ndim(s) else x, ranks, masks)
@@ -173,7 +187,6 @@ def change(
                 zip(plan.paths, [swap[i] for i in columns], strict=True))  # fmt: skip
             return growth.drop_and_grow(masks, ranks, towards, swaps, keep=counts, scope=plan.scope)
         found = masks_lib.prune(ranks, counts, masks=start, scope=plan.scope)
-    found = jax.tree.map(lambda s, new, old: new if jnp.ndim(s) else old, ranks, found, masks)
     return growth.update(masks, jax.tree.map(jnp.logical_and, masks, found), found)
 
 
@@ -207,36 +220,37 @@ def _scores(m: Method, chosen: Tree, params: Tree, learnt: Tree | None) -> Tree:
     if learnt is not None:
         return jax.tree.map(jnp.abs, learnt) if m.score == "learnt_magnitude" else learnt
     fn = scores.magnitude if isinstance(m.score, str) else m.score
+    return jax.tree.map(lambda c, p: fn(p) if c else jnp.float32(0), chosen, params)
 
-    def of(path: str, c: bool, p: Array) -> Array:
-        if not c:
-            return jnp.float32(0)
-        found = fn(p)
-        if jnp.shape(found) != jnp.shape(p):
+
+def _units(found: Tree, shapes: allocate.Shapes, of_events: bool) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of the units that scores `found` are of: single weights, but for events."""
+    units = {path: jnp.shape(x) for path, x in trees.leaves_with_paths(found) if path in shapes}
+    for path, shape in shapes.items():
+        what = f"the score of leaf {path!r}"
+        if not of_events and units[path] != shape:
             raise ValueError(
-                f"the score of leaf {path!r} has the shape {jnp.shape(found)}, the leaf "
-                f"{jnp.shape(p)}: methods prune single weights (of filters: sparsify(tx, events))"
+                f"{what} has the shape {units[path]}, the leaf {shape}: methods prune single "
+                "weights (of filters: sparsify(tx, events))"
             )
-        return found
-
-    return trees.map_with_path(of, chosen, params)
+        if not units[path]:
+            raise ValueError(
+                f"{what} is one number: a score gives a number per unit (its shape is the "
+                "granularity), e.g. scores.magnitude or scores.filter_l2"
+            )
+        like = jax.ShapeDtypeStruct(units[path], bool)
+        trees.fits(path, like, tuple(shape), "its leaf (its score's shape is its mask's)")
+    return units
 
 
 def _learn(m: Method, learnt: Tree, gradients: Tree, params: Tree, chosen: Tree) -> Tree:
-    """Score parameters after a step: S - rate (w dL/d(w m) + penalty d mean sigmoid(S)/dS)."""
+    """Score parameters after a step; the penalty is of the mean over all of them."""
     sizes = [np.size(p) for c, p in zip(*map(jax.tree.leaves, (chosen, params)), strict=True) if c]
-    rate, penalty = m.score_rate, (m.penalty or 0) / sum(sizes)
-
-    def step(c: bool, s: Array, g: Array, w: Array) -> Array:
-        if not c:
-            return s
-        # By the weight at its value, also where it is dead: such scores may rise.
-        slope = scores.product(w, g)
-        if m.score == "threshold":
-            slope += penalty * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
-        return s - (rate or 0) * slope
-
-    return jax.tree.map(step, chosen, learnt, gradients, params)
+    pull = (m.penalty or 0) / sum(sizes) if m.score == "threshold" else None
+    step = functools.partial(updates_lib.learnt, rate=m.score_rate or 0, pull=pull)
+    return jax.tree.map(
+        lambda c, s, g, w: step(s, w, g) if c else s, chosen, learnt, gradients, params
+    )
 
 
 def _summed(

@@ -2,6 +2,7 @@
 
 import numbers
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,20 +10,20 @@ import jax.numpy as jnp
 import optax
 
 from prunejax import masks as masks_lib
+from prunejax import scores
 from prunejax.methods.table import Method
-from prunejax.ops.counts import among as among
-from prunejax.ops.counts import live as live
+from prunejax.ops import counts as counting
 
 Array = jax.Array
 Tree = Any
 LEAST_KEPT = (1, 200)  # by a threshold: the share of a layer that always stays
 
 
-def above(scores: Array, threshold: Array | float) -> Array:
-    """Where sigmoid(scores) exceeds a threshold, and the best 0.5 % of them whatever they are.
+def above(s: Array, threshold: Array | float) -> Array:
+    """Where sigmoid(s) exceeds a threshold, and the best 0.5 % of them whatever they are.
 
     Args:
-      scores: of one layer, float [...] of the kernel's shape.
+      s: scores of one layer, float [...] of the kernel's shape.
       threshold: in [0, 1], a scalar [].
 
     Returns:
@@ -30,8 +31,8 @@ def above(scores: Array, threshold: Array | float) -> Array:
     """
     part, of = LEAST_KEPT
     # Rounded up: one stays of the smallest layer.
-    least = masks_lib.prune(scores, -(-scores.size * part // of))
-    return least | (jax.nn.sigmoid(scores) > threshold)
+    least = masks_lib.prune(s, -(-s.size * part // of))
+    return least | (jax.nn.sigmoid(s) > threshold)
 
 
 def pairs(
@@ -55,6 +56,29 @@ def pairs(
             f"at least one{instead if nothing else ''}"
         )
     return [(int(step), int(count)) for step, count in found]
+
+
+def enough(what: str, asked: int, masks: Mapping[str, Array], scope: str) -> None:
+    """Refuses events that ask for more units than there are.
+
+    Args: what: events do to units. masks: bool [...] by leaf path; traced, they count as whole.
+
+    Raises:
+      ValueError: names the leaf that has too few, with the scope "layer".
+    """
+    there = {
+        path: m.size if isinstance(m, jax.core.Tracer) else counting.live(m)
+        for path, m in masks.items()
+    }
+    most, where, each = sum(there.values()), "there are", ""
+    if scope == "layer" and there:
+        least = min(there, key=lambda path: there[path])
+        most, where, each = there[least], f"leaf {least!r}, the smallest, has", " from each leaf"
+    if asked > most:
+        raise ValueError(
+            f"events {what} {asked} units in all{each}, but {where} {most}; ask for fewer, or name "
+            "other leaves with rules="
+        )
 
 
 def where(masks: Tree, tree: Tree) -> Tree:
@@ -104,16 +128,30 @@ def _chosen(mask: Array, x: Any, y: Array) -> Array:
     return jnp.where(mask, x, y)
 
 
+def learnt(s: Array, w: Array, gradient: Array, rate: Any, pull: Any = None) -> Array:
+    """Score parameters after a step: `S - rate (w dL/d(w m) + pull d sigmoid(S)/dS)`.
+
+    Args: s: [...]. w: [...]. gradient: [...]. rate: a number. pull: one, or None.
+    """
+    # By the weight at its value, also where it is dead: such scores may rise.
+    slope = scores.product(w, gradient)
+    if pull is not None:
+        # The derivative of the sigmoid, without 1 - sigmoid(s), which cancels where s is large.
+        slope += pull * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
+    return s - rate * slope  # plain descent, whatever trains the weights
+
+
+def pulled(mask: Array, gradient: Array, w: Array, decay: Any) -> Array:
+    """`gradient` [...] and `decay` * `w` [...] where `mask` [...] is dead: momentum sees SR-STE."""
+    return jnp.where(mask, gradient, gradient + (decay * w).astype(gradient.dtype))
+
+
 def steered(m: Method, gradients: Tree, masks: Tree, params: Tree) -> Tree:
     """Straight-through gradients with SR-STE's pull of dead weights towards 0."""
     if not m.dead_decay:
         return gradients
 
     def pull(mask: Array, g: Any, w: Array) -> Any:
-        if g is None or not mask.ndim:
-            return g
-        # Before the optimizer: its momentum sees the pull.
-        decayed = (m.dead_decay * w).astype(g.dtype)
-        return jnp.where(mask, g, g + decayed)
+        return g if g is None or not mask.ndim else pulled(mask, g, w, m.dead_decay)
 
     return jax.tree.map(pull, masks, gradients, params)

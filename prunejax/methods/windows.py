@@ -19,9 +19,8 @@ from prunejax import interventions, registry, rng, trees
 from prunejax import masks as masks_lib
 from prunejax import scores as scores_lib
 from prunejax.groups import Group
-from prunejax.methods import before
+from prunejax.methods import before, growth
 from prunejax.methods import updates as updates_lib
-from prunejax.ops import counts as counting
 from prunejax.ops import radix
 
 Array = jax.Array
@@ -100,14 +99,8 @@ def windows(
     table = interventions.Table(
         kind=np.int32(interventions.KINDS[kind]),
         duration=np.int32(interventions.FOREVER if duration is None else duration),
-        cumulative=np.bool_(False),
         restore=np.int32(interventions.RESTORES[restore]),
-        mask_norm=np.bool_(False),
         noise_scale=np.float32(noise_scale),
-        replay=np.bool_(False),
-        target=steps * 0,
-        score=steps * 0,
-        counts=counts,
     )
     features = interventions.Features(
         finite=True,
@@ -125,14 +118,10 @@ def windows(
     def init(params: Tree) -> WindowsState:
         groups = groups_of(params)
         shapes = {g.name: _units(g, trees.get(params, g.kernel), score) for g in groups}
-        asked, there = int(counts.sum(dtype=np.int64)), {n: math.prod(s) for n, s in shapes.items()}
-        if asked > (sum(there.values()) if scope == "global" else min(there.values(), default=0)):
-            raise ValueError(
-                f"events target {asked} units; there are {sum(there.values())} in all, "
-                f"{trees.shown(f'{n!r}: {size}' for n, size in there.items())} ({scope} scope)"
-            )
         saved = {n: trees.get(params, n) for n in shapes} if features.restore else {}
         empty = {n: jnp.zeros(s, bool) for n, s in shapes.items()}
+        whole = {n: ~none for n, none in empty.items()}
+        updates_lib.enough("target", int(counts.sum(dtype=np.int64)), whole, scope)
         left = {n: jnp.zeros(s, jnp.int32) for n, s in shapes.items()}
         state = interventions.Windows(empty, left, saved, {}, {})
         return WindowsState(inner.init(params), state, jnp.int32(0))
@@ -147,10 +136,7 @@ def windows(
             worth = rng.uniform(rng.at(seed, "mask", state.step), worth)
         elif target == "largest":
             worth = {n: radix.opposite(w) for n, w in worth.items()}
-        left = counting.among(eligible, together=scope == "global")
-        after = [n - due.astype(n.dtype) for n in left]
-        keep: Any = after if scope == "layer" else after[0]
-        kept = masks_lib.prune(list(worth.values()), keep, masks=eligible, scope=scope)
+        kept = growth.dropped(eligible, list(worth.values()), due, scope=scope)
         return {n: e & ~k for n, e, k in zip(worth, eligible, kept, strict=True)}
 
     def update(

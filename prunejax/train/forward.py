@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import masks as masks_lib
-from prunejax import scores, trees
+from prunejax import trees
 from prunejax.groups import Group
 from prunejax.interventions import Table, Windows, endless
+from prunejax.methods import updates
 
 Array = jax.Array
 Tree = Any
@@ -59,22 +60,17 @@ def steer(
     if rule == "straight_through":
         changed = {}
         for g in groups:
-            w, slope = (trees.get(t, g.kernel) for t in (params, gradients))
-            pulled = slope + table.dead_decay * w  # part of the gradient: momentum and Adam see it
-            changed[g.kernel] = jnp.where(trees.get(masks, g.kernel), slope, pulled)
+            live, slope, w = (trees.get(t, g.kernel) for t in (masks, gradients, params))
+            changed[g.kernel] = updates.pulled(live, slope, w, table.dead_decay)
         # The optimizer gets no mask: dead weights are trained as well.
         return trees.replace(gradients, changed), masks_lib.ones(params), dict(learnt)
     # Of the arm's own layers: a run does not depend on which arms share its program.
     size = sum(learnt[g.name].size * owned(table, place) for place, g in enumerate(groups))
     found = {}
     for place, g in enumerate(groups):
-        s = learnt[g.name]
-        # By the value at which a dead weight waits, so that its score may bring it back.
-        slope = scores.product(trees.get(params, g.kernel), trees.get(gradients, g.kernel))
-        # The derivative of the sigmoid, without 1 - sigmoid(s), which cancels where s is large.
+        w, slope = (trees.get(t, g.kernel) for t in (params, gradients))
         pull = jnp.where(owned(table, place), table.penalty / size, 0)
-        slope += pull * jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
-        found[g.name] = s - table.score_rate * slope  # plain descent, whatever trains the weights
+        found[g.name] = updates.learnt(learnt[g.name], w, slope, table.score_rate, pull)
     return gradients, masks, found
 
 

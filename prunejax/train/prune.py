@@ -89,9 +89,8 @@ def targets(
       eligible: per layer, the units that may be taken.
       scope: "global" or "layer".
     """
-    left = jnp.stack([jnp.sum(units, dtype=jnp.int32) for units in eligible]) - counts
-    keep = jnp.sum(left) if scope == "global" else list(left)
-    kept = mask_algebra.prune(list(worth), keep, masks=list(eligible), scope=scope)
+    gone = jnp.sum(counts) if scope == "global" else list(counts)
+    kept = growth.dropped(list(eligible), list(worth), gone, scope=scope)
     return [before & ~after for before, after in zip(eligible, kept, strict=True)]
 
 
