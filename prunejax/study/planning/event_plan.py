@@ -1,8 +1,9 @@
 """Which layers a variant prunes, and how many units at which epoch: from settings to counts."""
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -190,30 +191,53 @@ def event_counts(arm: Arm, live: Mapping[str, int] | None = None) -> dict[str, n
     if p.rounds > 1 or at_steps or p.schedule in ("phases", "threshold"):  # see `step_plan`
         return {name: np.zeros(settings.epochs + 1, np.int32) for name in chosen}
     for name, layer in chosen.items():
-        size = layer.units
-        when = {"start": of_rule(p.start, layer.rule), "end": of_rule(p.end, layer.rule)}
-        last = schedules.last_epoch(p.schedule, **when, period=p.period)
-        idle = schedules.kept(size, layer.fraction) == size  # less than a unit
-        if last >= settings.epochs and not idle:  # not listed: there may be billions of events
-            raise ConfigError(
-                f"config.prune.end = {when['end']} (variant {label!r}, layer {name!r}): the last "
-                f"event would follow epoch {last}, but training ends after epoch "
-                f"{settings.epochs - 1} (config.epochs = {settings.epochs}); end the schedule "
-                "earlier or train longer"
-            )
-        try:
-            events = [] if idle else layer.planned(p.schedule, p, period=p.period, **when)
+        events = planned(arm, layer, settings.epochs - 1)
+        with told(label, name):
             counts[name] = schedules.counts(events, settings.epochs)
-        except ValueError as error:
-            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
     _refuse_nothing(settings, label, {n: chosen[n].units for n in counts}, counts)
     if settings.intervention.kind == "gaussian":
         _refuse_noise_on_all(arm, counts)
-    if p.scope == "global":  # one ranking: the layers' counts add up in the first column
-        total = np.sum(list(counts.values()), axis=0)
-        first = next(iter(counts))
-        counts = {name: total if name == first else np.zeros_like(total) for name in counts}
-    return counts
+    return in_scope(arm, chosen, counts)
+
+
+def planned(arm: Arm, layer: Layer, latest: int) -> schedules.Events:
+    """The events of the arm's schedule in a layer, in its `prune.unit`.
+
+    Raises:
+      ConfigError: one comes after the epoch, or step, `latest`, or the schedule cannot be.
+    """
+    p, label = arm.settings.prune, arm.label
+    when = {"start": of_rule(p.start, layer.rule), "end": of_rule(p.end, layer.rule)}
+    last = schedules.last_epoch(p.schedule, **when, period=p.period)
+    # Less than a unit goes; other forward rules choose anew, also as many as before.
+    idle = p.forward == "masked" and schedules.kept(layer.units, layer.fraction) == layer.units
+    if idle:
+        return []
+    if last > latest:  # not listed: there may be billions of events
+        has = f"has {latest}" if p.unit == "step" else f"ends after epoch {latest}"
+        raise ConfigError(
+            f"config.prune.end = {when['end']} (variant {label!r}, layer {layer.name!r}, in "
+            f"{p.unit}s): the last event would come after {p.unit} {last}, but training {has}; end "
+            "the schedule earlier or train longer"
+        )
+    with told(label, layer.name):
+        return layer.planned(p.schedule, p, period=p.period, **when)
+
+
+@contextlib.contextmanager
+def told(label: str, layer: str) -> Iterator[None]:
+    """Errors of a schedule as those of an arm's layer."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"variant {label!r}, layer {layer!r}: {error}") from None
+
+
+def in_scope(arm: Arm, layers: Mapping[str, Layer], counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts by layer; of a global scope their sum, under the name of the arm's first layer."""
+    if arm.settings.prune.scope != "global":
+        return dict(counts)
+    return {next(iter(layers)): sum(counts.values())}
 
 
 def _refuse_nothing(

@@ -72,30 +72,15 @@ def rows(arm: Arm, per_epoch: int, at_epochs: Mapping[str, np.ndarray], start: L
 
 def _scheduled(arm: Arm, layers: Mapping[str, Layer], total: int) -> dict[int, dict[str, int]]:
     """Step -> counts of the schedule where `prune.unit` is "step"."""
-    p, label = arm.settings.prune, arm.label
+    p = arm.settings.prune
     if p.unit != "step" or p.schedule in ("scratch", "phases", "threshold"):
         return {}
     found: dict[int, dict[str, int]] = {}
     for name, layer in layers.items():
-        when = {
-            "start": event_plan.of_rule(p.start, layer.rule),
-            "end": event_plan.of_rule(p.end, layer.rule),
-        }
-        last = schedules.last_epoch(p.schedule, **when, period=p.period)
-        if last > total:
-            raise ConfigError(
-                f"config.prune.end = {when['end']} (variant {label!r}, layer {name!r}, in steps): "
-                f"the last event would come after step {last}, but training has {total}; end the "
-                "schedule earlier or train longer"
-            )
-        try:
-            events = layer.planned(p.schedule, p, period=p.period, **when)
-        except ValueError as error:
-            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
-        for step, count in events:
+        for step, count in event_plan.planned(arm, layer, total):
             if count or p.forward != "masked":  # those choose anew, also as many as before
                 found.setdefault(step, {})[name] = count
-    return {step: _in_scope(arm, layers, found[step]) for step in sorted(found)}
+    return {step: event_plan.in_scope(arm, layers, found[step]) for step in sorted(found)}
 
 
 def _rounds(arm: Arm, layers: Mapping[str, Layer]) -> list[Row]:
@@ -103,13 +88,13 @@ def _rounds(arm: Arm, layers: Mapping[str, Layer]) -> list[Row]:
     p, label = arm.settings.prune, arm.label
     drops = [dict[str, int]() for _ in range(p.rounds)]
     for name, layer in layers.items():
-        try:
+        with event_plan.told(label, name):
             events = layer.planned("geometric", {}, start=0, end=p.rounds - 1, period=1)
-        except ValueError as error:
-            raise ConfigError(f"variant {label!r}, layer {name!r}: {error}") from None
         for number, count in events:
             drops[number][name] = count
-    return [Row(0, _in_scope(arm, layers, drop), {}) for drop in drops if sum(drop.values())]
+    return [
+        Row(0, event_plan.in_scope(arm, layers, drop), {}) for drop in drops if sum(drop.values())
+    ]
 
 
 def _phases(arm: Arm, layers: Mapping[str, Layer], total: int) -> list[Row]:
@@ -123,7 +108,7 @@ def _phases(arm: Arm, layers: Mapping[str, Layer], total: int) -> list[Row]:
     gone = {
         n: layer.units - schedules.kept(layer.units, layer.fraction) for n, layer in layers.items()
     }
-    counts = _in_scope(arm, layers, gone)
+    counts = event_plan.in_scope(arm, layers, gone)
     _check_kind(arm, "prune.schedule = 'phases'")
     return [
         Row(step, {} if number % 2 else counts, counts if number % 2 else {})
@@ -149,12 +134,6 @@ def _cumulative(
     # Dead counts stay: only the choice is new.
     later = range(last + every, total, every) if every else ()
     return again + [Row(step, {}, {}, dead=dict(dead)) for step in later]
-
-
-def _in_scope(arm: Arm, layers: Mapping[str, Layer], drop: Mapping[str, int]) -> dict[str, int]:
-    if arm.settings.prune.scope != "global":
-        return dict(drop)
-    return {next(iter(layers)): sum(drop.values())}
 
 
 def _shares(layers: Mapping[str, Layer], live: Live, step: int) -> dict[str, int]:
