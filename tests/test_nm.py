@@ -17,6 +17,7 @@ STEPS = {"start": (2,), "end": (6,), "period": 2}
 NEEDED = {
     "synflow": {"rounds": 100},
     "snip": {"rounds": 3},
+    "once": {"start": (2,)},
     "gradual": STEPS,
     "acdc": {"phases": (2, 4, 6)},
     "ste": {"refresh_every": 3},

@@ -19,6 +19,7 @@ from tests.studies import assert_alike, begun, in_layouts, rows, small
 NEEDED = {
     "set": {"update_every": 3},
     "rigl": {"update_every": 3},
+    "once": {"start": (3,)},
     "gradual": {"start": (2,), "end": (10,), "period": 2},
     "gradual_regrow": {"start": (2,), "end": (10,), "period": 2},
     "acdc": {"phases": (2, 6, 10)},

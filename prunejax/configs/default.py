@@ -103,8 +103,7 @@ FIELDS: dict[str, Any] = {
         "steps": number(3, 1, 1000, "steps"),  # gradient steps that look for the worst input
     },
     "prune": {
-        # none, or a way of pruning that sets what follows where you do not: random, magnitude, nm,
-        # snip, grasp, synflow; static, set, rigl; gradual[_regrow], acdc, ste, movement[_soft]
+        # none, or a way of pruning that sets what follows where you do not (docs/methods.md)
         "method": word("none", "none", "prunejax.study.settings.presets:METHODS"),
         # none | linear | one_shot | scratch | cubic | geometric | phases | threshold
         "schedule": word("none", "none", "prunejax.schedules:SCHEDULES", "phases", "threshold"),

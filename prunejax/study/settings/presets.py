@@ -1,7 +1,7 @@
 """Ways of pruning by name for studies: what `prune.method` sets of the other fields of `prune`.
 
-Each is the row of `prunejax.methods.METHODS` of that name, as events of a study. Fields that a
-config or an arm sets itself stay as they are, so every part of a method can be replaced.
+Each is made of the row of `prunejax.methods.METHODS` of that name. Fields that a config or an arm
+sets itself stay as they are, so every part of a method can be replaced.
 """
 
 from collections.abc import Collection
@@ -9,34 +9,50 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from prunejax import registry
+from prunejax import methods, registry
 from prunejax.errors import ConfigError
+from prunejax.methods import Method
+from prunejax.methods.evidence import EVIDENCE
 
-_WEIGHTS = {"granularity": "weight", "layers": ("kernel:.*",)}
-_BEFORE = _WEIGHTS | {"schedule": "scratch", "scope": "global"}
-_STATIC = _WEIGHTS | {"schedule": "scratch", "score": "weight_random", "allocation": "erk"}
-_SWAP = _STATIC | {"evidence": "batch", "update_every": 100}
-_GRADUAL = _WEIGHTS | {"schedule": "cubic", "unit": "step", "score": "magnitude", "scope": "global"}
+_SCHEDULES = {  # of a `Method`, by the name that a study has for it
+    **dict.fromkeys(("none", "swaps", "refresh"), "scratch"),
+    **{"once": "one_shot", "cubic": "cubic", "cubic_refresh": "cubic", "phases": "phases"},
+}
+_FORWARD = {"trained": "straight_through", "frozen": "movement"}
+
+
+def fields(m: Method) -> dict[str, Any]:
+    """The fields of `prune` that make a method of the library events of a study.
+
+    Settings that a method leaves to its caller are left to the study, but for intervals, a tenth
+    that grows besides, and the examples that scores see.
+    """
+    threshold = m.score == "threshold"
+    own = m.initial if m.initial in EVIDENCE else "learnt" if threshold else m.score
+    schedule = "threshold" if threshold else _SCHEDULES[m.schedule]
+    entry = EVIDENCE.get(own)  # type: ignore[arg-type]
+    found: dict[str, Any] = {"granularity": "weight", "layers": ("kernel:.*",)}
+    found |= {"schedule": schedule, "score": "weight_random" if own == "random" else own}
+    found |= {"unit": "step"} if schedule in ("cubic", "one_shot") else {}
+    if m.nm:
+        found |= {"nm": m.nm}
+    elif not threshold:  # else what is kept is no count
+        found |= {"scope": "global"} if m.allocation == "global" else {"allocation": m.allocation}
+    if entry and entry.needs == "loss":
+        found |= {"evidence": "balanced"}  # as GraSP's authors draw it
+    if entry and entry.rounds > 1:
+        found |= {"rounds": entry.rounds}
+    if m.growth:
+        found |= {"evidence": "batch", "grow": m.growth}
+        found |= {"update_every": 100} if m.schedule == "swaps" else {"regrow": 0.1}
+    if m.dead != "zero":
+        found |= {"forward": _FORWARD[m.dead], "refresh_every": 10}
+    return found
+
+
+# What another module adds may have any fields of `prune`.
 METHODS: dict[str, dict[str, Any]] = {
-    # before training
-    "random": _STATIC | {"allocation": "uniform"},
-    "magnitude": _BEFORE | {"score": "magnitude"},
-    "nm": _WEIGHTS | {"schedule": "scratch", "score": "magnitude", "nm": (2, 4)},
-    "snip": _BEFORE | {"score": "snip", "evidence": "balanced"},
-    "grasp": _BEFORE | {"score": "grasp", "evidence": "balanced"},  # as its authors draw it
-    "synflow": _BEFORE | {"score": "synflow", "rounds": 100},
-    # sparse throughout
-    "static": _STATIC,
-    "set": _SWAP | {"grow": "random"},
-    "rigl": _SWAP | {"grow": "gradient"},
-    # dense to sparse
-    "gradual": _GRADUAL,
-    "gradual_regrow": _GRADUAL | {"grow": "gradient", "regrow": 0.1, "evidence": "batch"},
-    "acdc": _WEIGHTS | {"score": "magnitude", "scope": "global", "schedule": "phases"},
-    "ste": _BEFORE | {"score": "magnitude", "forward": "straight_through", "refresh_every": 10},
-    "movement": _GRADUAL | {"score": "learnt", "forward": "movement", "refresh_every": 10},
-    "movement_soft": _WEIGHTS
-    | {"schedule": "threshold", "score": "learnt", "forward": "movement", "refresh_every": 10},
+    name: fields(m) for name, m in methods.METHODS.items() if m.schedule in _SCHEDULES
 }
 SHIPPED = dict(METHODS)
 
