@@ -246,15 +246,15 @@ def test_plans_of_step_events_are_linear(axis):
         names = [f"layer{i}" for i in range(layers)]
         start = Live(tuple(names), dict.fromkeys(names, 10_000), ())
         rows = [Row(i, dict.fromkeys(names, 2), dict.fromkeys(names, 1)) for i in range(many)]
-        epochs = {name: np.array([0, 3, 0, 4]) for name in names}  # at steps 0, 7, 14, 21
+        rows += [Row(7 * e, dict.fromkeys(names, n), {}, place=e) for e, n in ((1, 3), (3, 4))]
 
         def all_of_it():
-            found = live.with_events(start, "arm", epochs, rows, 7)
+            found = live.with_events(start, "arm", rows)
             for step in range(-1, many):
                 gone = step + 1 + 3 * (step >= 7) + 4 * (step >= 21)
                 assert found.at(step)["layer0"] == 10_000 - gone
             assert found.at(-0.5) == start.counts
-            step_plan.fill(np.zeros((5, layers), np.int32), rows, range(many), own, 7)
+            step_plan.fill(rows, range(many), own, 4, 7)
 
         own = [Counted(name) for name in names]
         Counted.compared = 0

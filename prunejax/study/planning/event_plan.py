@@ -277,22 +277,3 @@ def _refuse_noise_on_all(arm: Arm, counts: Mapping[str, np.ndarray]) -> None:
                 f"config.prune.layers {where}: a filter of {name!r} is a single weight, which has "
                 "no standard deviation for the noise; leave that layer out"
             )
-
-
-def idle_layers(arm: Arm) -> list[str]:
-    """What a reader must know of an arm: the layers of which its fraction is less than a unit."""
-    settings, label, groups, params = arm
-    p = settings.prune
-    if p.schedule == "none":
-        return []
-    rules, found = layer_rules(settings, groups), []
-    for g in groups:
-        if g.name not in rules:
-            continue
-        size = units(g, settings, params)
-        fraction = float(p.fraction[rules[g.name] % len(p.fraction)])
-        if p.ratio_of == "all":  # then more goes of every layer
-            continue
-        if fraction and schedules.kept(size, fraction) == size:
-            found.append(f"{g.name} ({fraction:g} of {size})")
-    return [f"Arm {label}: no unit is targeted in {', '.join(found)}."] if found else []

@@ -10,7 +10,7 @@ import numpy as np
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
-from prunejax import losses, models, registry, trees
+from prunejax import losses, models, registry, schedules, trees
 from prunejax import scores as scores_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
@@ -198,3 +198,18 @@ def decoupled(arms: Sequence[Variant]) -> tuple[str, ...]:
         f"The score undecayed ({', '.join(found)}) is made for decay that is a part of the "
         "gradient; optimizer.weight_decay_kind = 'decoupled' is not, and its coefficient was used.",
     )
+
+
+def idle_layers(arm: event_plan.Arm) -> list[str]:
+    """What a reader must know of an arm: the layers of which its fraction is less than a unit."""
+    settings, label, groups, params = arm
+    p, found = settings.prune, []
+    if p.schedule == "none" or p.ratio_of == "all":  # then more goes of every layer
+        return []
+    rules = event_plan.layer_rules(settings, groups)
+    for g in (g for g in groups if g.name in rules):
+        size = event_plan.units(g, settings, params)
+        fraction = float(event_plan.of_rule(p.fraction, rules[g.name]))
+        if fraction and schedules.kept(size, fraction) == size:
+            found.append(f"{g.name} ({fraction:g} of {size})")
+    return [f"Arm {label}: no unit is targeted in {', '.join(found)}."] if found else []

@@ -5,9 +5,6 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-import numpy as np
-from ml_collections import ConfigDict
-
 from prunejax.errors import ConfigError
 from prunejax.study.planning import event_plan
 from prunejax.study.planning.event_plan import Arm
@@ -78,27 +75,6 @@ def begin(arm: Arm, parent: Live | None, at: float) -> Live:
     return Live(names, {n: before.get(n, of[n]) for n in names}, ())
 
 
-def counts_dead(prune: ConfigDict) -> bool:
-    """Whether an arm's events count what is dead after them, and not what they drop."""
-    return bool(prune.forward != "masked" or prune.nm)
-
-
-def dead_after(
-    counts: Mapping[str, np.ndarray], before: Mapping[str, int]
-) -> dict[str, np.ndarray]:
-    """Units of each layer that are dead after each event, from what events drop; 0: no event.
-
-    Args:
-      counts: int32 [epochs + 1] of each layer.
-      before: what is dead at the beginning.
-    """
-    happens = np.any(list(counts.values()), axis=0) if counts else False  # in any of its layers
-    return {
-        name: np.where(happens, np.cumsum(drops) + before.get(name, 0), 0).astype(np.int32)
-        for name, drops in counts.items()
-    }
-
-
 def dead(arm: Arm, start: Live) -> dict[str, int]:
     """Units of an arm's layers that are dead when it begins, under the names that rows count them.
 
@@ -114,21 +90,13 @@ def dead(arm: Arm, start: Live) -> dict[str, int]:
     return {name: of[name] - start.counts[name] for name in names}
 
 
-def with_events(
-    start: Live,
-    label: str,
-    at_epochs: Mapping[str, np.ndarray],
-    rows: Sequence[Any],
-    per_epoch: int,
-) -> Live:
+def with_events(start: Live, label: str, rows: Sequence[Any]) -> Live:
     """`start` with the events of the arm.
 
     Args:
       start: see `begin`.
       label: of the arm, for errors.
-      at_epochs: see `event_plan.event_counts`.
       rows: see `step_plan.rows`.
-      per_epoch: training steps in an epoch.
 
     Raises:
       ConfigError: an event drops more than is live.
@@ -139,8 +107,6 @@ def with_events(
 
     pooled = ALL not in start.counts and any(ALL in row.drop for row in rows)
     changes = [(row.step, row.drop, row.grow) for row in rows if not pooled or ALL not in row.drop]
-    for name, counts in at_epochs.items():
-        changes += [(e * per_epoch, {name: int(k)}, {}) for e, k in enumerate(counts) if k]
     left, after = dict(start.counts), list[tuple[int, dict[str, int]]]()
     for step, drop, grow in sorted(changes, key=itemgetter(0)):
         if not after or after[-1][0] != step:  # one entry for all that falls on a step

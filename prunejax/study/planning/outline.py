@@ -1,10 +1,9 @@
 """The model of some arms on their data, and the events of each arm, before anything is compiled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax import models, scores
@@ -72,16 +71,9 @@ def outline(settings: ConfigDict, dataset: Dataset | StreamedSet) -> Outline:
 class Events(NamedTuple):
     """The events of an arm."""
 
-    # See `event_plan.event_counts`; where rows count what is dead (`step_plan.Row`), as those do.
-    at_epochs: Mapping[str, np.ndarray]
-    between: Sequence[Row]  # see `step_plan.rows`
+    rows: Sequence[Row]  # see `step_plan.rows`
     live: Live
     gathered: int  # training steps done from which on there are scores that training gathers
-
-    @property
-    def growth(self) -> bool:
-        """Whether units come back."""
-        return any(any(row.grow.values()) for row in self.between)
 
 
 def events(
@@ -108,33 +100,28 @@ def events(
     """
     own = of.arm(arm)
     start = live_lib.begin(own, parent, at)
-    counts = event_plan.event_counts(own, start.counts)
-    between = step_plan.rows(own, of.per_epoch, counts, start)
-    at_epochs = {int(e) for row in counts.values() for e in np.flatnonzero(row)}
-    steps = [of.per_epoch * e for e in sorted(at_epochs)] + [row.step for row in between]
-    early = [s for s in steps if 0 < s <= begins]
+    rows = step_plan.rows(own, of.per_epoch, start)
+    early = [row.step for row in rows if 0 < row.step <= begins]
     if early:
         raise ConfigError(
             f"config.prune.start (variant {arm.label!r}): an event at step {early[0]}, but its "
             f"training begins at step {begins}; start the schedule later, or prune before training "
             "(prune.schedule = 'scratch')"
         )
-    _averaged(arm, of, between)
+    _averaged(arm, of, rows)
     period = 1 if arm.settings.prune.forward == "movement" else scores.ACTIVATION_PERIOD
     gathered = 0 if taken[1] else begins // period * period + period
-    _scored(arm, [of.per_epoch * e for e in sorted(at_epochs)], between, taken[0], gathered)
-    live = live_lib.with_events(start, arm.label, counts, between, of.per_epoch)
+    _scored(arm, rows, taken[0], gathered)
+    live = live_lib.with_events(start, arm.label, rows)
     live = live._replace(unknown=live.unknown or arm.settings.prune.schedule == "threshold")
-    if live_lib.counts_dead(arm.settings.prune):
-        counts = live_lib.dead_after(counts, live_lib.dead(own, start))
-    return Events(counts, between, live, gathered)
+    return Events(rows, live, gathered)
 
 
-def _averaged(arm: Variant, of: Outline, between: Sequence[Row]) -> None:
+def _averaged(arm: Variant, of: Outline, rows: Sequence[Row]) -> None:
     """Refuses growth before there are as many batches as it averages; see `evidence`."""
     average, size = arm.settings.prune.average, arm.settings.batch_size
     whole = of.dataset.per_epoch(size) // size  # full batches of an epoch
-    growing = [row.step for row in between if any(row.grow.values())]
+    growing = [row.step for row in rows if any(row.grow.values())]
     if average == 1 or not growing:
         return
     epochs, rest = divmod(growing[0], of.per_epoch)
@@ -147,25 +134,21 @@ def _averaged(arm: Variant, of: Outline, between: Sequence[Row]) -> None:
         )
 
 
-def _scored(
-    arm: Variant, at_epochs: Sequence[int], between: Sequence[Row], taken: bool, first: int
-) -> None:
+def _scored(arm: Variant, rows: Sequence[Row], taken: bool, first: int) -> None:
     """Refuses a choice by scores that training gathers before there are any: it would go by place.
 
     Args:
       arm: label and settings.
-      at_epochs: steps after which events of the schedule come.
-      between: the other events.
+      rows: its events.
       taken: whether there are scores of another run before training.
       first: see `Events.gathered`.
     """
     p, masked = arm.settings.prune, arm.settings.prune.forward == "masked"
     own = "" if p.target == "random" or arm.settings.intervention.twin else "score"
-    steps = [(step, own) for step in at_epochs]
-    for row in between:
-        if any(row.drop.values()) or not masked:  # else units only come back
-            steps.append((row.step, "update_score" if row.update else own))
-    for step, field in steps:
+    for row in rows:
+        if masked and not any(row.drop.values()):  # units only come back
+            continue
+        step, field = row.step, "update_score" if row.update else own
         gathers = field and scores.SCORES[p[field]].needs & {"activations", "learnt"}
         if gathers and step < first and not (taken and not step):
             raise ConfigError(

@@ -12,7 +12,7 @@ from prunejax import trees
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.interventions import Table
-from prunejax.study.planning import event_plan, fit_check, scoring, shrinking, step_plan, unit_check
+from prunejax.study.planning import fit_check, scoring, shrinking, step_plan, unit_check
 from prunejax.study.planning import tables as tables_lib
 from prunejax.study.planning.outline import Events, Outline
 from prunejax.study.planning.step_plan import Row
@@ -100,28 +100,18 @@ def batch(
       seeds: of the runs of each arm on this data set.
     """
     settings, dataset, per_epoch = arms[0].settings, of.dataset, of.per_epoch
-    counted = {a.label: planned[a.label].at_epochs for a in arms}
-    between = {a.label: planned[a.label].between for a in arms}
+    rows = {a.label: planned[a.label].rows for a in arms}
+    pruning = [a for a in arms if a.settings.prune.schedule != "none"]
     used = {name for a in arms for name in planned[a.label].live.names}
     groups = tuple(g for g in of.groups if g.name in used)  # forward order, which decides ties
     scores = tuple(
         sorted(  # indices do not depend on the order of arms
-            {a.settings.prune.score for a in arms if counted[a.label]}
-            | {a.settings.prune.update_score for a in arms if _updates(between[a.label])}
+            {a.settings.prune.score for a in pruning}
+            | {a.settings.prune.update_score for a in arms if any(x.update for x in rows[a.label])}
         )
     )
-    for arm in arms:
-        if counted[arm.label]:
-            fit_check.score(arm, of.groups, of.params, dataset.train_examples)
-    rows = settings.epochs + 1
-    stacked = {
-        a.label: np.stack(
-            [counted[a.label].get(g.name, np.zeros(rows, np.int32)) for g in groups], axis=1
-        ).astype(np.int32)
-        if groups
-        else np.zeros((rows, 1), np.int32)  # checkpoints cannot hold empty arrays
-        for a in arms
-    }
+    for arm in pruning:
+        fit_check.score(arm, of.groups, of.params, dataset.train_examples)
     o = settings.optimizer
     decays = _selected(of.params, o.weight_decay_rule, "optimizer.weight_decay_rule")
     frozen = _selected(of.params, o.frozen, "optimizer.frozen") if o.frozen else None
@@ -140,7 +130,7 @@ def batch(
             decoupled=o.weight_decay_kind == "decoupled",
             frozen=frozen,
         ),
-        features=tables_lib.features(arms, stacked, between),
+        features=tables_lib.features(arms, rows),
         scores=scores,
         train_examples=dataset.per_epoch(settings.batch_size),
         image_shape=dataset.image_shape,
@@ -172,19 +162,13 @@ def batch(
         data_parallel=settings.population.data_parallel,
     )
     program = shrinking.with_cuts(program, arms, planned, per_epoch, dataset)
-    steps = step_plan.shared_steps(list(between.values()))
+    steps = step_plan.shared_steps(list(rows.values()))
     names, own = [g.name for g in groups], tables_lib.own_layers(arms, program, of.groups)
     program = dataclasses.replace(program, domains=tables_lib.domains(arms, own))
     tables = {
         a.label: tables_lib.table(
             a.settings,
-            step_plan.fill(
-                stacked[a.label],
-                between[a.label],
-                steps,
-                names,
-                per_epoch,
-            ),
+            step_plan.fill(rows[a.label], steps, names, settings.epochs, per_epoch),
             scores,
             own[a.label],
         )
@@ -204,7 +188,7 @@ def batch(
             keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
             layers=planned[arm.label].live.names,
             asked=asked[f"{arm.label}-{seed}"],
-            gradient_updates=_gradient_updates(arm.settings, between[arm.label]),
+            gradient_updates=_gradient_updates(arm.settings, rows[arm.label]),
             init_seed=lineage.named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
             data_seed=lineage.named(seed, arm.settings.start.copy),
         )
@@ -215,7 +199,7 @@ def batch(
         fit_check.activations(of.module, of.variables, dataset.image_shape, groups)
     if not program.weights:
         unit_check.check(of.module, of.variables, dataset.image_shape, groups)
-    idle = [note for arm in arms for note in event_plan.idle_layers(of.arm(arm))]
+    idle = [note for arm in arms for note in fit_check.idle_layers(of.arm(arm))]
     late = _after_training(arms, settings.epochs * program.steps_per_epoch)
     notes = (*late, *fit_check.decoupled(arms), *idle)
     return Batch(program, dataset, members, notes)
@@ -241,7 +225,3 @@ def _gradient_updates(settings: ConfigDict, rows: Sequence[Row]) -> int:
     p = settings.prune
     growing = sum(any(row.grow.values()) for row in rows)
     return growing * p.average if p.grow == "gradient" else 0
-
-
-def _updates(rows: Sequence[Row]) -> bool:
-    return any(row.update for row in rows)

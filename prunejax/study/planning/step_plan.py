@@ -1,8 +1,7 @@
-"""Events that fall between epochs: pruning by step, rounds before training, drop and regrow.
+"""The events of an arm in order: at epochs, by step, rounds before training, drop and regrow.
 
-A `Row` is one event of an arm: at which step, how many units of each layer are dropped and how
-many come back right after. `event_plan` has the events that follow epochs; both together fill a
-run's `Table`.
+A `Row` is one event: at which step, how many units of each layer are dropped and how many come
+back right after. `event_plan` counts what goes at epochs; rows fill a run's `Table`.
 """
 
 import dataclasses
@@ -31,15 +30,15 @@ class Row:
     update: bool = False  # a drop-and-grow update: its own score, smallest first
     # where events choose among all units, and with N:M: what is dead after it
     dead: Mapping[str, int] | None = None
+    place: int | None = None  # of an event that follows so many epochs: its row; else between
 
 
-def rows(arm: Arm, per_epoch: int, at_epochs: Mapping[str, np.ndarray], start: Live) -> list[Row]:
-    """The events of an arm that are no rows of `event_plan.event_counts`, in order.
+def rows(arm: Arm, per_epoch: int, start: Live) -> list[Row]:
+    """The events of an arm, in order.
 
     Args:
       arm: on its model.
       per_epoch: training steps in an epoch.
-      at_epochs: what `event_plan.event_counts` gave.
       start: what is live at the beginning.
 
     Raises:
@@ -48,7 +47,12 @@ def rows(arm: Arm, per_epoch: int, at_epochs: Mapping[str, np.ndarray], start: L
     p, total = arm.settings.prune, arm.settings.epochs * per_epoch
     if p.schedule == "none":
         return []
+    counts = event_plan.event_counts(arm, start.counts)
     layers = event_plan.layers(arm, start.counts)
+    at_epochs = [
+        Row(e * per_epoch, {n: int(row[e]) for n, row in counts.items()}, {}, place=e)
+        for e in np.flatnonzero(np.any(list(counts.values()), axis=0)).tolist()
+    ]
     found = [Row(step, drop, {}) for step, drop in _scheduled(arm, layers, total).items()]
     if p.rounds > 1:
         found += _rounds(arm, layers)
@@ -56,18 +60,16 @@ def rows(arm: Arm, per_epoch: int, at_epochs: Mapping[str, np.ndarray], start: L
         return _phases(arm, layers, total)
     if p.schedule == "threshold":
         return [Row(step, {}, {}) for step in range(p.refresh_every, total, p.refresh_every)]
-    if live_lib.counts_dead(p):
-        dead = live_lib.dead(arm, start)
-        return _cumulative(p.refresh_every, found, dead, at_epochs, total)
-    if p.grow == "none":
-        return found
-    _check_growth(arm)
-    live = live_lib.with_events(start, arm.label, at_epochs, found, per_epoch)
-    if p.regrow > 0:
-        found = [_with_regrowth(row, p.regrow, _shares(layers, live, row.step)) for row in found]
-    if p.update_every:
-        found += _updates(arm, layers, live, total)
-    return sorted(found, key=lambda row: row.step)
+    if p.forward != "masked" or p.nm:
+        return _cumulative(p.refresh_every, at_epochs + found, live_lib.dead(arm, start), total)
+    if p.grow != "none":
+        _check_growth(arm)
+        live = live_lib.with_events(start, arm.label, at_epochs + found)
+        if p.regrow > 0:
+            found = [_with_regrowth(x, p.regrow, _shares(layers, live, x.step)) for x in found]
+        if p.update_every:
+            found += _updates(arm, layers, live, total)
+    return sorted(at_epochs + found, key=lambda row: row.step)
 
 
 def _scheduled(arm: Arm, layers: Mapping[str, Layer], total: int) -> dict[int, dict[str, int]]:
@@ -120,13 +122,10 @@ def _cumulative(
     every: int,
     found: Sequence[Row],
     before: Mapping[str, int],
-    at_epochs: Mapping[str, np.ndarray],
     total: int,
 ) -> list[Row]:
     """Events that count what is dead after them: those of the schedule, then one `every` steps."""
-    dead = Counter(before)
-    dead.update({name: int(counts.sum()) for name, counts in at_epochs.items()})
-    again: list[Row] = []
+    dead, again = Counter(before), list[Row]()
     for row in found:
         dead.update(row.drop)
         again.append(dataclasses.replace(row, dead=dict(dead)))
@@ -189,10 +188,12 @@ def _check_growth(arm: Arm) -> None:
 
 
 def shared_steps(rows_of_arms: Sequence[Sequence[Row]]) -> list[int]:
-    """The steps of the rows that a program's arms share: each as often as some arm needs it."""
+    """The steps of the rows between epochs that a program's arms share: each as often as some arm
+    needs it.
+    """
     needed: Counter[int] = Counter()
-    for arm in rows_of_arms:
-        needed |= Counter(row.step for row in arm)  # as often as the arm that needs it most
+    for arm in rows_of_arms:  # as often as the arm that needs it most
+        needed |= Counter(row.step for row in arm if row.place is None)
     return sorted(needed.elements())
 
 
@@ -208,39 +209,43 @@ class Filled(NamedTuple):
 
 
 def fill(
-    at_epochs: np.ndarray,
     rows_of_arm: Sequence[Row],
     steps: Sequence[int],
     names: Sequence[str],
+    epochs: int,
     per_epoch: int,
 ) -> Filled:
     """An arm's events: first those at epochs, then the steps that the program's arms share.
 
     Args:
-      at_epochs: int32 [epochs + 1, layers]: see `outline.Events`.
       rows_of_arm: see `rows`.
       steps: see `shared_steps`.
       names: of the layers, in forward order.
+      epochs: of training.
       per_epoch: training steps in an epoch.
     """
-    base, extra = len(at_epochs), len(steps)
-    wide = np.zeros((extra, at_epochs.shape[1]), np.int32)
+    base, many = epochs + 1, epochs + 1 + len(steps)
+    counts, grow = np.zeros(
+        (2, many, max(1, len(names))), np.int32
+    )  # no checkpoint holds empty ones
     filled = Filled(
         np.concatenate([per_epoch * np.arange(base), np.array(steps, int)]).astype(np.int32),
         # -1 for rows of other arms: what a run draws must not depend on them.
-        np.concatenate([np.arange(base), np.full(extra, -1)]).astype(np.int32),
-        np.zeros(base + extra, bool),
-        np.concatenate([at_epochs, wide]).astype(np.int32),
-        np.concatenate([np.zeros_like(at_epochs), wide]).astype(np.int32),
-        np.zeros(base + extra, bool),
+        np.concatenate([np.arange(base), np.full(len(steps), -1)]).astype(np.int32),
+        np.zeros(many, bool),
+        counts,
+        grow,
+        np.zeros(many, bool),
     )
     free: dict[int, list[int]] = {}
     for place, step in enumerate(steps):
         free.setdefault(step, []).append(base + place)
-    column = {name: i for i, name in enumerate(names)} | {ALL: 0}
-    for number, row in enumerate(rows_of_arm):
-        place = free[row.step].pop(0)
-        filled.ids[place], filled.updates[place] = base + number, row.update
+    column, number = {name: i for i, name in enumerate(names)} | {ALL: 0}, base
+    for row in rows_of_arm:
+        place = row.place if row.place is not None else free[row.step].pop(0)
+        if row.place is None:
+            filled.ids[place], number = number, number + 1
+        filled.updates[place] = row.update
         filled.pooled[place] = ALL in row.drop
         drop = row.drop if row.dead is None else row.dead
         for table, counts in ((filled.counts, drop), (filled.grow, row.grow)):

@@ -18,13 +18,9 @@ from prunejax.train import optim, prune
 from prunejax.train.step import Hyper, Program
 
 
-def features(
-    arms: Sequence[Variant],
-    stacked: Mapping[str, np.ndarray],
-    between: Mapping[str, Sequence[Row]],
-) -> Features:
-    """What the arms of a program may do."""
-    acting = [a for a in arms if stacked[a.label].sum() or between[a.label]]
+def features(arms: Sequence[Variant], rows: Mapping[str, Sequence[Row]]) -> Features:
+    """What the arms of a program may do, by the events of each."""
+    acting = [a for a in arms if rows[a.label]]
     finite = [a for a in acting if a.settings.intervention.duration >= 0]
     kinds = {a.settings.intervention.kind for a in acting}
     return Features(
@@ -34,7 +30,7 @@ def features(
         restore=any(a.settings.intervention.restore != "no" for a in finite),
         released=arms[0].settings.intervention.as_released,  # static: all arms of a program agree
         growth=arms[0].settings.prune.forward != "masked"
-        or any(any(row.grow.values()) for rows in between.values() for row in rows),
+        or any(any(row.grow.values()) for own in rows.values() for row in own),
         pooled=any(a.settings.prune.redistribute for a in arms),
         threshold=any(a.settings.prune.schedule == "threshold" for a in arms),
         random=any("random" in (a.settings.prune.target, a.settings.prune.grow) for a in acting),
