@@ -91,7 +91,7 @@ def sparsify(
         parts |= {"score": score} if score is not None else {}
         parts |= {"initial": "masks"} if masks is not None else {}
         method = methods.resolve(events, ingredients=made | {"forward": forward}, **parts)
-        return transformation(optimizer, method, name, rules=rules, masks=masks, **made)
+        return transformation(optimizer, method, name, rules=rules, masks=masks, made=made)
     extra_names = [*parts, *(["score"] if isinstance(score, str) else [])]
     if extra_names:
         raise ValueError(
@@ -104,7 +104,7 @@ def sparsify(
     plan = timetable.of_events(found, scope or "global")
     method = methods.Method(score=score or "magnitude")
     return transformation(
-        optimizer, method, "events", rules=rules, masks=masks, **made, events=plan
+        optimizer, method, "events", rules=rules, masks=masks, made=made, events=plan
     )
 
 

@@ -57,6 +57,35 @@ def test_rigl_grows_the_largest_gradients_of_the_dead(scope):
         assert (np.asarray(u.dropped[k]) == (before & ~now)).all()
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_what_is_dropped_alone_is_the_first_half(scope):
+    """For events by count, windows and studies: the worst of what is live, NaN before all."""
+    _, m, w, g = case(2)
+    w = w | {"a": w["a"].at[np.argwhere(m["a"])[0][0], np.argwhere(m["a"])[0][1]].set(jnp.nan)}
+    counts = {"a": 5, "b": 2} if scope == "layer" else 7
+    ours = growth.dropped(m, w, counts, scope=scope)
+    for k in "ab":
+        assert not (ours[k] & ~m[k]).any()
+    live = [np.flatnonzero(m[k]) for k in "ab"]
+    worth = [np.nan_to_num(np.ravel(w[k])[at], nan=-1) for k, at in zip("ab", live, strict=True)]
+    places = [(x, i) for n, each in enumerate(worth) for i, x in enumerate(each, 1000 * n)]
+    if scope == "global":
+        gone = {i for _, i in sorted(places, key=lambda p: (p[0], -p[1]))[:7]}
+    else:
+        parts = [[p for p in places if p[1] // 1000 == n] for n in range(2)]
+        gone = {i for p, c in zip(parts, (5, 2), strict=True) for _, i in sorted(p)[:c]}
+    found = {
+        1000 * n + i
+        for n, k in enumerate("ab")
+        for i, at in enumerate(live[n])
+        if not np.ravel(ours[k])[at]
+    }
+    assert found == gone
+    assert ours["c"] == m["c"]
+    both = growth.drop_and_grow(m, w, g, counts, scope=scope)
+    assert jax.tree.all(jax.tree.map(lambda k, u: not (k & ~u).any(), ours, both.masks))
+
+
 def test_gradual_with_regrowth_and_counts_by_path():
     _, m, w, g = case(1)
     keep = {"a": 9, "b": 7}

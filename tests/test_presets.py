@@ -1,11 +1,13 @@
 """Every way of pruning by name in a study: counts, scores against the library, a page's arms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import trees
+from prunejax import methods, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError
 from prunejax.methods import evidence
@@ -108,6 +110,21 @@ def test_scores_are_those_of_the_library(name):
         np.testing.assert_allclose(
             ours[g.name], expected, rtol=2e-3, atol=1e-5 * np.abs(expected).max()
         )
+
+
+def test_methods_of_studies_are_rows_of_the_librarys_table():
+    assert set(presets.METHODS) == set(methods.METHODS)
+    weights = {"granularity": "weight", "layers": ("kernel:.*",)}
+    rigl = dataclasses.replace(methods.METHODS["rigl"], allocation="global", initial="magnitude")
+    assert presets.fields(rigl) == weights | {
+        "schedule": "scratch", "score": "magnitude", "scope": "global", "evidence": "batch",
+        "grow": "gradient", "update_every": 100,
+    }  # fmt: skip
+    control = dataclasses.replace(methods.METHODS["movement"], score="learnt_magnitude")
+    assert presets.fields(control) == weights | {
+        "schedule": "cubic", "unit": "step", "score": "learnt_magnitude", "scope": "global",
+        "forward": "movement", "refresh_every": 10,
+    }  # fmt: skip
 
 
 def test_what_an_arm_sets_itself_stays():

@@ -67,6 +67,8 @@ def test_bad_requests():
         sparsify(optax.sgd(0.1), [])
     with pytest.raises(ValueError, match="matches none"):
         sparsify(optax.sgd(0.1), [(0, 1)], rules="conv.*").init(params())
+    with pytest.raises(ValueError, match="the score of leaf 'heat' is one number"):
+        sparsify(optax.sgd(0.1), [(0, 1)], rules="heat").init({"heat": jnp.ones(())})
     tx = sparsify(optax.sgd(0.1), [(0, 1)])
     with pytest.raises(ValueError, match="needs the parameters"):
         tx.update(params(), tx.init(params()))

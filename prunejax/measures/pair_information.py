@@ -9,13 +9,14 @@ Jiang et al., "Fantastic generalization measures and where to find them", ICLR 2
 """
 
 import itertools
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from prunejax.measures import statistics
 
 Axes = Mapping[str, Sequence[Hashable]]
 _NOTHING = 1e-12  # nats: an entropy of rounding
@@ -45,11 +46,6 @@ def codes(values: Sequence[Hashable]) -> np.ndarray:
     """Values as integers [n] by first appearance; equal values (1 and 1.0) have one integer."""
     known: dict[Hashable, int] = {}
     return np.array([known.setdefault(v, len(known)) for v in values], np.int64)
-
-
-def random(seed: int, name: str) -> np.random.Generator:
-    """A NumPy generator of the stream `name`."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
 def check_axes(axes: Axes, n: int) -> dict[str, np.ndarray]:
@@ -153,7 +149,7 @@ def null(
 
     Args: as in `conditional`; `permutations` shuffles of the stream "shuffled measure".
     """
-    rng, x = random(seed, "shuffled measure"), _column(measure, "the measure")
+    rng, x = statistics.random(seed, "shuffled measure"), _column(measure, "the measure")
     found = [
         conditional(rng.permutation(x), target, axes, most=most).value for _ in range(permutations)
     ]

@@ -79,7 +79,7 @@ def _tau(kind: str, sx: np.ndarray, sy: np.ndarray, weights: np.ndarray) -> np.n
 def _resampled(groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """[draws, models]: how often each model is drawn, clusters with replacement."""
     count = int(groups.max()) + 1
-    rng = pair_information.random(seed, "bootstrap over models")
+    rng = statistics.random(seed, "bootstrap over models")
     return rng.multinomial(count, np.full(count, 1 / count), size=draws)[:, groups].astype(float)
 
 

@@ -14,7 +14,6 @@ alpha is this slope is a reading of ours.
 NumPy and SciPy only.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
@@ -80,9 +79,7 @@ def slopes(nb_dense: ArrayLike, nb_pruned: ArrayLike) -> tuple[float, float, flo
     Classes with a value that is not finite do not count. NaN where NB_0 is constant (R^2: for
     fewer than three classes too). Equal slopes where the mean of NB_0 is 0: balanced test sets.
     """
-    x, y = (np.asarray(v, float).reshape(-1) for v in (nb_dense, nb_pruned))
-    keep = np.isfinite(x) & np.isfinite(y)
-    x, y = x[keep], y[keep]
+    x, y = statistics.finite(nb_dense, nb_pruned)
     if not np.any(np.abs(x) > 1e-12):
         return nan, nan, nan
     origin = float(x @ y) / float(x @ x)
@@ -135,7 +132,7 @@ def split_half(
     total = np.bincount(kind)
     starts = np.cumsum(total) - total
     place = np.arange(kind.size) - np.repeat(starts, total)  # within the class
-    rng = np.random.default_rng([seed, zlib.crc32(b"split")])
+    rng = statistics.random(seed, "split")
     found, bad = [], 0
     for _ in range(splits):
         shuffled = np.argsort(kind + rng.random(kind.size))  # by class, and at random within it
@@ -237,7 +234,7 @@ def permutation_test(
         means = [np.maximum(p @ weights, 1e-300) for p in parts]
         return parts[0] / means[0][:, None] - parts[1] / means[1][:, None]
 
-    rng = np.random.default_rng([seed, zlib.crc32(b"permutation")])
+    rng = statistics.random(seed, "permutation")
     observed = difference(count(right0 & ~right)[None])[0]
     drawn = difference(rng.binomial(either, 0.5, size=(permutations, classes)))
     slack = 1e-12  # ties by rounding count as reached

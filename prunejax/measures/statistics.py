@@ -11,6 +11,7 @@ has an interval or a p below n = 3, nor where the spread of the values is roundi
 """
 
 import functools
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan, nan, sqrt
@@ -60,6 +61,11 @@ class Comparison:
     t: float
     degrees: float
     d: float
+
+
+def random(seed: int, name: str) -> np.random.Generator:
+    """A NumPy generator of the stream `name`."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
 def finite(*columns: ArrayLike) -> list[np.ndarray]:

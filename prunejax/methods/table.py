@@ -112,15 +112,6 @@ METHODS: dict[str, Method] = {
     "movement_soft": dataclasses.replace(_learn, score="threshold", schedule="refresh"),
     "nm": Method(initial="magnitude", nm=(2, 4)),
 }
-CHOICES = {
-    "schedule": (
-        *("none", "once", "swaps", "cubic", "accelerated_cubic"),
-        *("refresh", "cubic_refresh", "phases"),
-    ),
-    "growth": (None, "random", "gradient"),
-    "dead": ("zero", "trained", "frozen"),
-    "reset": ("grown", "all"),
-}
 SCORES = ("magnitude", "learnt", "learnt_magnitude", "threshold")
 _NEEDED = {  # by schedule
     "once": ("start",),
@@ -130,6 +121,12 @@ _NEEDED = {  # by schedule
     "refresh": ("every",),
     "cubic_refresh": ("end", "every"),
     "phases": ("phases",),
+}
+CHOICES = {
+    "schedule": ("none", *_NEEDED),
+    "growth": (None, "random", "gradient"),
+    "dead": ("zero", "trained", "frozen"),
+    "reset": ("grown", "all"),
 }
 _MEANING = {
     "start": "the step of the event",

@@ -1,7 +1,7 @@
 """A method as an optax transformation: what `sparsify(tx, "rigl", ...)` returns."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,12 +38,13 @@ def transformation(
     *,
     rules: str | Iterable[str] | None,
     masks: Tree | None,
-    loss: Callable[[Tree], Array] | None,
-    output: Callable[[Tree], Array] | None,
-    seed: int | Array | None,
+    made: Mapping[str, Any],
     events: timetable.Plan | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transformation of a resolved method, or of `events`; arguments are as in `sparsify`."""
+    """The transformation of a resolved method, or of `events`; arguments are as in `sparsify`.
+
+    Args: made: its loss, output and seed.
+    """
     optimizer = optax.with_extra_args_support(optimizer)
 
     def schedule(params: Tree) -> tuple[timetable.Plan, Tree, dict[str, tuple[int, ...]]]:
@@ -59,7 +60,7 @@ def transformation(
 
     def init(params: Tree) -> SparsifyState:
         plan, chosen, shapes = schedule(params)
-        if not isinstance(m.score, str):
+        if plan.relative or not isinstance(m.score, str):
             found = jax.eval_shape(lambda: _scores(m, chosen, params, None))
             shapes = _units(found, shapes, plan.relative)
         start = before.full(params, shapes, masks)
@@ -69,19 +70,8 @@ def transformation(
                 "remove", int(plan.keep.sum()), {k: x for k, x in found if k in shapes}, plan.scope
             )
         if m.initial not in ("dense", "masks"):
-            start = before.prune(
-                params,
-                m.initial,
-                sparsity=m.sparsity,
-                allocation=m.allocation,
-                rounds=m.rounds,
-                nm=m.nm,
-                axis=m.axis,
-                rules=rules,
-                loss=loss,
-                output=output,
-                seed=seed,
-            )
+            own = {x: getattr(m, x) for x in ("sparsity", "allocation", "rounds", "nm", "axis")}
+            start = before.prune(params, m.initial, rules=rules, **own, **made)
         zeros = jax.tree.map(lambda c, p: jnp.zeros(jnp.shape(p) if c else ()), chosen, params)
         return SparsifyState(
             optimizer.init(params),
@@ -89,7 +79,7 @@ def transformation(
             jnp.int32(0),
             zeros if m.learnt else None,
             zeros if m.average > 1 else None,
-            jax.random.key_data(rng.stream(seed, "grow")) if m.growth == "random" else None,  # type: ignore[arg-type]
+            jax.random.key_data(rng.stream(made["seed"], "grow")) if m.growth == "random" else None,
         )
 
     def update(

@@ -8,7 +8,6 @@ gathers for a score: those that movement pruning learns, or running means of act
 
 import errno
 import weakref
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -22,6 +21,7 @@ from prunejax.cluster import distributed
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.errors import RecordError
 from prunejax.interventions import FOREVER, PRUNE, ZERO
+from prunejax.measures import statistics
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.run_directory import RunDirectory
 from prunejax.study.devices.population import Population
@@ -272,8 +272,8 @@ class Handover:
 
 
 def _stream(seed: int, layer: str) -> np.random.Generator:
-    # Named, like all streams: the shuffle of a layer does not depend on which others there are.
-    return np.random.default_rng([seed, zlib.crc32(f"ticket_shuffle/{layer}".encode())])
+    # The shuffle of a layer does not depend on which others there are.
+    return statistics.random(seed, f"ticket_shuffle/{layer}")
 
 
 def _set_dead(host: TrainState, layer: str, i: int, dead: np.ndarray) -> None:
