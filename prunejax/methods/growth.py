@@ -8,6 +8,7 @@ SET grows at random (`random_growth`), RigL by the magnitude of the dense gradie
 the loss at the masked parameters, itself not masked.
 """
 
+import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -126,15 +127,19 @@ def dropped(
     Args and errors as in `drop_and_grow`, whose first half it is.
     """
     masks = _whole(masks, scores)
-    units = [m for s, m in zip(*map(jax.tree.leaves, (scores, masks)), strict=True) if jnp.ndim(s)]
+    leaves, structure = jax.tree.flatten(scores)
+    flags = {i: m for i, m in enumerate(jax.tree.leaves(masks)) if jnp.ndim(leaves[i])}
     if scope == "global":
-        left = _less(counting.among(units, together=True)[0] if keep is None else keep, counts)
-    else:
-        found = iter(counting.among(units, together=False))
-        live = jax.tree.map(lambda s: next(found) if jnp.ndim(s) else 0, scores)
-        final = live if keep is None else _spread(keep, live)
-        left = jax.tree.map(_less, final, _spread(counts, jax.tree.map(lambda _: 0, live)))
-    return masks_lib.prune(scores, left, masks=masks, scope=scope)
+        live = counting.among([*flags.values()], together=True)[0] if keep is None else keep
+        return masks_lib.prune(scores, _less(live, counts), masks=masks, scope=scope)
+    of = functools.partial(
+        counting.per_layer, names=trees.paths(scores), units=[*flags], structure=structure
+    )
+    final = dict(zip(flags, counting.among([*flags.values()], together=False), strict=True))
+    final |= {} if keep is None else of(keep)
+    gone = of(counts, what="swaps")
+    left = [_less(final[i], gone.get(i, 0)) if i in flags else 0 for i in range(len(leaves))]
+    return masks_lib.prune(scores, structure.unflatten(left), masks=masks, scope=scope)
 
 
 def _less(n: Any, gone: Any) -> Any:
@@ -149,16 +154,6 @@ def _whole(masks: Tree, scores: Tree) -> Tree:
         for s, m in given
     ]
     return jax.tree.unflatten(jax.tree.structure(scores), found)
-
-
-def _spread(counts: Any, default: Tree) -> Tree:
-    """Counts in any form of layer scope as a tree; `default` where a dict names no count."""
-    if isinstance(counts, numbers.Integral) or not getattr(counts, "shape", True):
-        return jax.tree.map(lambda _: counts, default)
-    if isinstance(counts, dict) and set(counts) <= set(trees.paths(default)):
-        return trees.map_with_path(lambda path, d: counts.get(path, d), default)
-    structure: Any = jax.tree.structure(default)
-    return structure.unflatten(trees.aligned(default, counts, "counts"))
 
 
 def random_growth(key: Array, like: Tree) -> Tree:
