@@ -60,7 +60,7 @@ def input_seconds(images: jax.Array, batch_size: int, augment: bool, repeats: in
 
         def body(step: jax.Array, previous: jax.Array) -> jax.Array:
             # The batch is carried, not reduced: a float sum would cost more than the batch.
-            indices = data.batch_indices(order, step, batch_size)
+            indices = jax.lax.dynamic_slice(order, (step * batch_size,), (batch_size,))
             return batch_at(images, indices, step, augment)
 
         batch = jnp.zeros((batch_size, *images.shape[1:]))

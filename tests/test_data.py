@@ -467,26 +467,6 @@ def test_order_is_a_permutation_that_depends_on_seed_and_epoch_only():
     assert len(set(orders.values())) == 4
 
 
-def test_batches_of_an_epoch_are_the_order_cut_in_pieces():
-    order = batches.epoch_permutation(0, 3, 103)
-    pieces = [batches.batch_indices(order, step, 20) for step in range(5)]
-    pieces.append(batches.batch_indices(order, 5, 20, partial=True))
-    assert [len(piece) for piece in pieces] == [20] * 5 + [3]
-    np.testing.assert_array_equal(np.concatenate(pieces), order)
-    traced = jax.jit(lambda step: batches.batch_indices(order, step, 20))(4)
-    np.testing.assert_array_equal(traced, pieces[4])
-
-
-@pytest.mark.parametrize(
-    ("examples", "step", "partial"), [(103, 5, False), (103, 4, True), (103, -1, False)]
-)
-def test_batches_that_are_not_there(examples, step, partial):
-    with pytest.raises(ValueError, match=r"full batches 0\.\.4 and the partial batch 5"):
-        batches.batch_indices(jnp.arange(examples), step, 20, partial=partial)
-    with pytest.raises(ValueError, match="no partial batch: 20 divides the 100"):
-        batches.batch_indices(jnp.arange(100), 5, 20, partial=True)
-
-
 @pytest.mark.parametrize(("examples", "size"), [(10, 4), (12, 4), (3, 8), (1, 1), (10, 10)])
 def test_evaluation_batches_count_each_example_once(examples, size):
     indices, weights = batches.evaluation_batches(examples, size)

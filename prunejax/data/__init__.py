@@ -14,11 +14,9 @@ from prunejax import registry
 from prunejax.data import arrays, gaussian, scikit, signal_noise
 from prunejax.data.batches import (
     augment,
-    batch_indices,
     epoch_permutation,
     evaluation_batches,
     normalize,
-    steps_per_epoch,
 )
 from prunejax.data.choices import check_label_noise, take
 from prunejax.data.dataset import Dataset, Directory
@@ -34,14 +32,12 @@ __all__ = [
     "Dataset",
     "StreamedSet",
     "augment",
-    "batch_indices",
     "epoch_permutation",
     "evaluation_batches",
     "load",
     "must_stream",
     "normalize",
     "open_streamed",
-    "steps_per_epoch",
 ]
 
 # Sets that are drawn: constants in their names, by the seed of `load`.

@@ -30,41 +30,6 @@ def epoch_permutation(seed: int | jax.Array, epoch: int | jax.Array, examples: i
     return rng.order(rng.at(seed, "order", epoch), examples)
 
 
-def batch_indices(
-    permutation: jax.Array, step: int | jax.Array, batch_size: int, *, partial: bool = False
-) -> jax.Array:
-    """The examples of one batch: `permutation[step * batch_size : (step + 1) * batch_size]`.
-
-    A batch has exactly the examples it should have, none padded, because padding would enter
-    BatchNorm's statistics. Array sizes are static, so the shorter last batch of an epoch
-    is a second shape and is asked for by name.
-
-    Args:
-      permutation: int32 [examples], from `epoch_permutation`.
-      step: step within the epoch, counted from 0; may be traced.
-      batch_size: examples in a full batch.
-      partial: the last batch, of `examples % batch_size` examples; `step` must be the last.
-
-    Returns:
-      int32 [batch_size], or [examples % batch_size] if partial.
-
-    Raises:
-      ValueError: a Python `step` that the epoch does not have, or `partial` where the batch size
-        divides the number of examples, or `partial` that contradicts `step`.
-    """
-    examples = permutation.shape[0]
-    full, rest = divmod(examples, batch_size)
-    if partial and not rest:
-        raise ValueError(f"no partial batch: {batch_size} divides the {examples} examples")
-    if isinstance(step, int | np.integer) and not (step == full if partial else 0 <= step < full):
-        raise ValueError(
-            f"step={step}, partial={partial}: an epoch of {examples} examples has full batches "
-            f"0..{full - 1}" + (f" and the partial batch {full}" if rest else "")
-        )
-    size = rest if partial else batch_size
-    return jax.lax.dynamic_slice_in_dim(permutation, step * batch_size, size)
-
-
 def evaluation_batches(examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Index and weight arrays to scan over all examples in order, in one compiled call.
 
