@@ -14,7 +14,7 @@ from prunejax.measure import measure
 from prunejax.measures import suite
 from prunejax.report import tables
 from prunejax.study.settings import config as config_lib
-from prunejax.study.settings import entries, plugins, presets
+from prunejax.study.settings import entries, presets
 from prunejax.system import config_file
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "docs" / "plugin_config.py"
@@ -43,9 +43,9 @@ def forget():
 def test_a_file_brings_model_data_score_and_loss(tmp_path, forget):
     file, workdir = tmp_path / "mine.py", tmp_path / "run"
     shutil.copy(TEMPLATE, file)
-    assert plugins.registered() == []
+    assert entries.registered() == []
     assert main(["main", f"--config={file}", f"--workdir={workdir}", "--quiet"]) == 0
-    assert sorted(plugins.registered()) == sorted(name for _, name in TABLES)
+    assert sorted(entries.registered()) == sorted(name for _, name in TABLES)
     kept = json.loads((workdir / "study.json").read_text())["config_file"]
     assert kept["path"] == str(file)
 
@@ -145,7 +145,7 @@ def test_a_measure_a_schedule_and_a_method_declare_their_own_fields(tmp_path, ow
         assert text in error
         assert error.count("\n") == 1
     assert main(run) == 0
-    assert {"classifier_norm", "stairs", "in_stairs", "measures.power"} <= set(plugins.registered())
+    assert {"classifier_norm", "stairs", "in_stairs", "measures.power"} <= set(entries.registered())
     rows = tables.read_csv(workdir / "runs.csv")
     events = tables.read_csv(workdir / "events.csv")
     epochs = {
@@ -172,12 +172,12 @@ def test_every_entry_of_others_is_known(monkeypatch, where):
     """New names and old ones, also of the package's own parts, as (MLP, {"hidden": (9,)}) is."""
     module, _, name = where.rpartition(".")
     table = getattr(importlib.import_module(f"prunejax.{module}"), name)
-    assert plugins.registered() == []
+    assert entries.registered() == []
     old, entry = next(iter(table.items()))
     monkeypatch.setitem(table, "mine", entry)
-    assert plugins.registered() == ["mine"]
+    assert entries.registered() == ["mine"]
     monkeypatch.setitem(table, old, object())
-    assert plugins.registered() == [old, "mine"]
+    assert entries.registered() == [old, "mine"]
 
 
 def test_declarations_that_cannot_be_are_refused(owned):

@@ -15,7 +15,7 @@ from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import run as study
 from prunejax.study.planning import plan
 from prunejax.study.settings import config as config_lib
-from prunejax.study.settings import plugins, probing
+from prunejax.study.settings import entries, probing
 from prunejax.train import evaluation, probes, step
 from prunejax.train.probes import PROBES, Probe
 from tests.studies import PRUNE, tiny
@@ -117,7 +117,7 @@ def test_a_probe_of_ones_own(finished):
     assert tuple(found[0]) == (*probes.KEYS, "confidence")
     assert len(found) == len({(r["run"], r["epoch"], r["when"]) for r in found})
     assert all(0.1 <= float(r["confidence"]) <= 1 for r in found)
-    assert "confidence" in plugins.registered()
+    assert "confidence" in entries.registered()
 
 
 def test_numbers_of_other_tables_do_not_change(finished, tmp_path, monkeypatch):

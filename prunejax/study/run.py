@@ -30,7 +30,7 @@ from prunejax.study.loop.chunk import Chunk, Policy
 from prunejax.study.planning import attributes, plan
 from prunejax.study.planning.plan import Batch, Member
 from prunejax.study.settings import config as config_lib
-from prunejax.study.settings import lineage, plugins
+from prunejax.study.settings import entries, lineage
 from prunejax.study.settings.config import Variant
 from prunejax.study.settings.probing import Probing
 from prunejax.study.settings.resolved import resolve
@@ -65,7 +65,7 @@ def judged(config: ConfigDict, defaults: ConfigDict) -> tuple[list[Variant], lis
       ConfigError: it is not, or does not.
     """
     with judging():  # data sets, models and registries raise errors of their own
-        plugins.check()
+        entries.check()
         arms = config_lib.variants(config, defaults)
         settings = arms[0].settings
         report.check(settings.report, [arm.label for arm in arms])
@@ -130,7 +130,7 @@ def run(
     mirror = remote.mirror(workdir, index, count, jax.process_count())
     arms, batches = judged(config, defaults)
     settings = arms[0].settings
-    origin = config_file_lib.describe(config_file) if config_file and plugins.registered() else None
+    origin = config_file_lib.describe(config_file) if config_file and entries.registered() else None
     for arm in arms:
         layout.check_devices(arm.settings)
     resolved = resolve(config, defaults, arms[0].label)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import models, registry, scores, trees
+from prunejax.configs import fields
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
 from prunejax.measures import columns as measure_columns
@@ -114,6 +115,11 @@ def added(where: str) -> list[str]:
     """
     table, shipped = _table(where)
     return [name for name, x in table.items() if name not in shipped or x is not shipped[name]]
+
+
+def registered() -> list[str]:
+    """Names in the registries (models, data, ..., figures) and fields that are not of here."""
+    return [*(name for where in REGISTRIES for name in added(where)), *fields.OWN]
 
 
 def _callable_with(what: str, fn: Any, given: tuple[str, ...]) -> None:
