@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,24 @@ from prunejax.curvature.gradients import (
 )
 from prunejax.curvature.operators import Hessian
 from prunejax.curvature.trace import estimate_trace
-from prunejax.measures.network import Network as Network
 from prunejax.measures.prunability import Curve, prune_curve
 
 Tree = Any
 TOLERANCE = 1e-3  # of eigenpairs: residual over the largest |eigenvalue|; both are recorded
 
 T = TypeVar("T")
+
+
+class Network(NamedTuple):
+    """A Linen network beside the inputs that measures of itself, not of its loss, are taken on."""
+
+    module: Any
+    variables: Tree  # trained, masks applied
+    untrained: Tree
+    batches: list[Tree]  # (inputs, labels), normalized
+    unit: np.ndarray  # what a change of 1 of a stored pixel in 0..1 is in inputs; 1 of others
+    low: np.ndarray  # least and largest input there is, inf where there is none
+    high: np.ndarray
 
 
 class once(Generic[T]):

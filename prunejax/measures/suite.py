@@ -25,7 +25,7 @@ from prunejax.curvature.trace import mean_and_stderr
 from prunejax.measures import normality, predictors, rivals, robustness
 from prunejax.measures.columns import CONTEXT
 from prunejax.measures.context import Context as Context
-from prunejax.measures.network import Network as Network
+from prunejax.measures.context import Network as Network
 
 Tree = Any
 Columns = dict[str, float]
