@@ -225,15 +225,14 @@ def fill(
       per_epoch: training steps in an epoch.
     """
     base, many = epochs + 1, epochs + 1 + len(steps)
-    counts, grow = np.zeros(
-        (2, many, max(1, len(names))), np.int32
-    )  # no checkpoint holds empty ones
+    # One column at least: checkpoints cannot hold empty arrays.
+    drops, grow = np.zeros((2, many, max(1, len(names))), np.int32)
     filled = Filled(
         np.concatenate([per_epoch * np.arange(base), np.array(steps, int)]).astype(np.int32),
         # -1 for rows of other arms: what a run draws must not depend on them.
         np.concatenate([np.arange(base), np.full(len(steps), -1)]).astype(np.int32),
         np.zeros(many, bool),
-        counts,
+        drops,
         grow,
         np.zeros(many, bool),
     )
