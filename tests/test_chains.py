@@ -247,6 +247,27 @@ def test_shards_keep_families_together():
     assert sum(len(members) for part in parts for members in part) == 12
 
 
+def test_shards_keep_the_ends_of_lines_together():
+    """Lines between runs of different shards were left out, untold."""
+    members = [b.members for b in planned(a={}, b={}, c={})]  # two seeds
+    for lines, families in (
+        ((), 6),
+        (("a:b",), 4),
+        (("a",), 5),
+        (("a", "a:b"), 3),  # all of a and b, and each of c
+    ):
+        parts = [run.shard(members, i, 6, lines) for i in range(6)]
+        runs = [{m.run for members in part for m in members} for part in parts]
+        assert sum(map(bool, runs)) == families
+        assert sorted(run for some in runs for run in some) == sorted(m.run for m in members[0])
+        for line in lines:
+            ends = line.split(":")
+            for part in runs:
+                of = [{int(x[2:]) for x in part if x[0] == end} for end in ends]
+                assert of[0] == of[-1]
+                assert len(ends) == 2 or of[0] in ({0, 1}, set())
+
+
 @pytest.mark.parametrize(
     ("arms", "message"),
     [

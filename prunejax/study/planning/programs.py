@@ -68,6 +68,10 @@ class Member:
         """Whether a row is none of those before training and after epochs, one each."""
         return row > len(self.hyper.learning_rate)
 
+    def is_tested(self, row: int) -> bool:
+        """Whether the test split is looked at right before and after the event of a row."""
+        return self.evaluate_between or not self.is_between(row)
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
