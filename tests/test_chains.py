@@ -238,6 +238,30 @@ def test_copies_differ_in_their_order_alone(tmp_path):
     )  # nobody asked for them
 
 
+@pytest.mark.parametrize("kind", ["none", "prune", "zero"])
+def test_children_count_what_the_masks_of_their_parent_leave(kind):
+    """Targets that only were told, or whose windows end, counted as gone."""
+    prune = PRUNE | {"fraction": (0.75,), "start": (0,), "end": (2,), "score": "l2"}
+    own = {"prune": prune | {"of": "live", "fraction": (0.5,)}, "start": {"run": "p"}}
+    window = {"kind": kind, "mask_norm": False} | ({} if kind == "none" else {"duration": 2})
+    arms = {"p": {"prune": prune, "intervention": window}, "c": own}
+    if kind != "none":  # closed at its end, but not everywhere
+        with pytest.raises(ConfigError, match="windows that end"):
+            planned(**arms)
+        arms["c"]["start"]["take"] = ("weights",)
+    (batch,) = planned(**arms)
+    sums = {m.variant: np.asarray(m.table.counts).sum(axis=0).tolist() for m in batch.members}
+    assert sums == {"p": [12, 12], "c": [8, 8]}  # of 16 each
+    planned(**(arms | {"c": {"start": {"run": "p"}}}))  # without events of its own
+    small_ = {"start": {"run": "p"}, "prune": {"shrink_every": 1}}
+    if kind == "none":
+        (_, batch) = planned(**(arms | {"c": small_}))
+        assert not batch.program.cuts
+        return
+    with pytest.raises(ConfigError, match="known only in training"):  # it would cut live units
+        planned(**(arms | {"c": small_}))
+
+
 def test_shards_keep_families_together():
     batches = planned(**CHAIN)
     parts = [run.shard([b.members for b in batches], i, 2) for i in range(2)]

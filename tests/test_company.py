@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from prunejax import report
+from prunejax.report import figures_dynamics, panels, tables
 from tests.studies import go, rows, small
 
 LAYER = {"layers": ("dense1",), "fraction": (0.5,)}
@@ -20,6 +21,13 @@ ARMS = {
     "wild": WILD,
     "twin": {"prune": EPOCHS, "intervention": REPLAY},
     "masks": {"start": {"run": "wild", "take": ("masks",)}},
+    # Updates on the steps of its other events, all of them tested.
+    "both": {
+        "prune": EPOCHS
+        | {"grow": "random", "update_every": 4, "update_score": "l2", "update_schedule": "constant"}
+        | {"evaluate_between": True}
+    },
+    "mixed": {"start": {"run": "quiet", "shuffle": "global"}},  # of no masks; it was a trace
 }
 
 
@@ -42,8 +50,8 @@ def of(path, table, arm):
 def test_epochs_with_events_of_other_arms_are_not_evaluated(study):
     """They were, in a stack: rows, the best epoch, and whether a run stops followed from it."""
     found = {arm: [int(row["epoch"]) for row in of(study, "epochs", arm)] for arm in ARMS}
-    assert found["quiet"] == found["tested"] == found["masks"] == [2, 3]
-    assert found["S"] == found["twin"] == [0, 1, 2, 3]
+    assert found["quiet"] == found["tested"] == found["masks"] == found["mixed"] == [2, 3]
+    assert found["S"] == found["twin"] == found["both"] == [0, 1, 2, 3]
     assert found["wild"] == []
     assert found["stops"] == [2]
     assert [row["stopped_step"] for row in of(study, "runs", "stops")] == ["12"]
@@ -75,3 +83,29 @@ def test_a_run_that_diverges_leaves_to_others_what_it_leaves_in_company(study):
     assert int(layer["masked_units"]) == int(layer["units"]) // 2  # both events, as planned
     targeted = [int(row["targeted"]) for row in of(study, "events", "twin")]
     assert targeted == [int(row["targeted"]) for row in of(study, "events", "S")]
+
+
+def test_several_events_on_one_step_are_several(study):
+    """The page of such a study was refused, as if its table were damaged; stability was of one."""
+    assert {row["variant"] for row in rows(study, "updates")} == {"both"}
+    own = of(study, "events", "both")
+    assert [row["step"] for row in own] == ["4", "4", "8", "8"]
+    drops = [float(row["instability"]) for row in own]
+    (row,) = of(study, "runs", "both")
+    assert row["events"] == "4"
+    assert float(row["mean_stability"]) == pytest.approx(1 - np.mean(drops))
+    for before, after in (own[:2], own[2:]):
+        assert before["post_loss"] == after["pre_loss"]
+    loaded = tables.load([study])
+    table = panels.events(loaded)
+    (shown,) = (dict(zip(table.head, row, strict=True)) for row in table.rows if row[0] == "both")
+    assert shown["events per run"] == "4"
+    mean = float(shown["mean instability, %"].replace("\u2212", "-"))
+    assert mean == pytest.approx(100 * np.mean(drops), abs=0.005)
+    # The curve goes from before the first to after the last; events amid an epoch have no point.
+    epochs, (curve,) = figures_dynamics.accuracy_curves(loaded, "both")
+    assert [*epochs] == [0, 0, 1, 1, 2, 3]
+    expected = [own[i][f"{when}_accuracy"] for i, when in ((0, "pre"), (1, "post"))]
+    assert [*curve[:2]] == pytest.approx([float(x) for x in expected])
+    epochs, _ = figures_dynamics.accuracy_curves(loaded, "tested")
+    assert [*epochs] == [2, 3]

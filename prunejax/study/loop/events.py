@@ -108,6 +108,7 @@ class Events:
             updates = [
                 cells
                 for i, m in asked
+                if hidden or m.table.grow.any()  # not of arms whose neighbours' units come back
                 for cells in rows_lib.of_update(program.groups, m, i, epoch, row, steps[i], info)
             ]
             self.directory.append("updates", updates)

@@ -1,5 +1,7 @@
 """The model of some arms on their data, and the events of each arm, before anything is compiled."""
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,6 +112,11 @@ def events(
     start = live_lib.begin(own, parent, at)
     counts = event_plan.event_counts(own, start.counts)
     between = step_plan.rows(own, of.per_epoch, counts, start)
+    gone = Counter({name: int(row.sum()) for name, row in counts.items()})
+    for row in between:
+        for name, k in row.drop.items() if not row.update else ():
+            gone[name] += k - row.grow.get(name, 0)  # what comes back is regrown besides
+    event_plan.check_totals(own, start.counts, gone)
     at_epochs = {int(e) for row in counts.values() for e in np.flatnonzero(row)}
     steps = [of.per_epoch * e for e in sorted(at_epochs)] + [row.step for row in between]
     early = [s for s in steps if 0 < s <= begins]
@@ -174,3 +181,33 @@ def _scored(
                 "would choose by place alone; let the first event come later (prune.start), or "
                 "take 'scores' of another run that has some (start.take)"
             )
+
+
+def check_twin(label: str, ours: Events, twin: str, theirs: Events) -> None:
+    """Refuses a twin with other events: it replays the first of them at its own first, and so on.
+
+    Raises:
+      ConfigError: the first that differs.
+    """
+    both = itertools.zip_longest(_counted(ours), _counted(theirs))
+    for number, (own, other) in enumerate(both, 1):
+        if own != other:
+            raise ConfigError(
+                f"variant {label!r} is a twin of {twin!r} but differs in event {number}: "
+                f"{own or 'none'}, and {other or 'none'} there. Twins share all events: give both "
+                "the same of prune.times, ratio_of, nm, phases and forward, prune.grow = 'none', "
+                "and, where fractions are of what is live, the same masks to start with"
+            )
+
+
+def _counted(events: Events) -> list[str]:
+    """How many units each event takes, in words."""
+    rows = {e for counts in events.at_epochs.values() for e in np.flatnonzero(counts).tolist()}
+    found = []
+    for e in sorted(rows):
+        taken = {name: int(counts[e]) for name, counts in events.at_epochs.items()}
+        found.append((f"after epoch {e - 1}" if e else "before training", taken))
+    for row in events.between:
+        found.append((f"at step {row.step}", row.drop if row.dead is None else row.dead))
+    told = [(when, {n: k for n, k in taken.items() if k}) for when, taken in found]
+    return [f"{', '.join(f'{k} of {n}' for n, k in of.items())} {when}" for when, of in told]

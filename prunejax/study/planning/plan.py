@@ -3,17 +3,15 @@ which arrays (intervention table, learning rates) each of them starts.
 """
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from prunejax import data as data_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
-from prunejax.study.planning import batch_check, outline, programs, ticket_file
+from prunejax.study.planning import batch_check, live, outline, programs, ticket_file
 from prunejax.study.planning.outline import Events, Outline
 from prunejax.study.planning.programs import Batch, Member
 from prunejax.study.settings import config as config_lib
@@ -217,7 +215,8 @@ def _events(
         if settings.start.ticket:
             parent = ticket_file.check(settings, label, of[label])
         elif start.source is not None and "masks" in start.source.parts:
-            parent = planned[settings.start.run].live  # -0.5: left before that step's events
+            other = settings.start.run  # -0.5 below: left before that step's events
+            parent = live.handed_on(planned[other].live, arms[other].settings.intervention)
             at = start.source.done if start.source.step == lineage.END else start.source.step - 0.5
         back = start.rewind  # after the events before training
         later = back if back is not None and "scores" in back.parts else start.source
@@ -225,38 +224,8 @@ def _events(
         planned[label] = outline.events(arms[label], of[label], parent, at, start.step, taken)
     for label, arm in arms.items():
         if twin := arm.settings.intervention.twin:
-            _check_twin(label, planned[label], twin, planned[twin])
+            outline.check_twin(label, planned[label], twin, planned[twin])
     return planned
-
-
-def _check_twin(label: str, ours: Events, twin: str, theirs: Events) -> None:
-    """Refuses a twin with other events: it replays the first of them at its own first, and so on.
-
-    Raises:
-      ConfigError: the first that differs.
-    """
-    both = itertools.zip_longest(_counted(ours), _counted(theirs))
-    for number, (own, other) in enumerate(both, 1):
-        if own != other:
-            raise ConfigError(
-                f"variant {label!r} is a twin of {twin!r} but differs in event {number}: "
-                f"{own or 'none'}, and {other or 'none'} there. Twins share all events: give both "
-                "the same of prune.times, ratio_of, nm, phases and forward, prune.grow = 'none', "
-                "and, where fractions are of what is live, the same masks to start with"
-            )
-
-
-def _counted(events: Events) -> list[str]:
-    """How many units each event takes, in words."""
-    rows = {e for counts in events.at_epochs.values() for e in np.flatnonzero(counts).tolist()}
-    found = []
-    for e in sorted(rows):
-        taken = {name: int(counts[e]) for name, counts in events.at_epochs.items()}
-        found.append((f"after epoch {e - 1}" if e else "before training", taken))
-    for row in events.between:
-        found.append((f"at step {row.step}", row.drop if row.dead is None else row.dead))
-    told = [(when, {n: k for n, k in taken.items() if k}) for when, taken in found]
-    return [f"{', '.join(f'{k} of {n}' for n, k in of.items())} {when}" for when, of in told]
 
 
 def _gathered(source: Source | None, planned: Mapping[str, Events]) -> bool:
