@@ -24,7 +24,7 @@ def by_event(rows: Sequence[Row]) -> list[list[Row]]:
     Several events may fall on one step: rounds before training, an update beside a scheduled one.
     """
     found: list[list[Row]] = []
-    seen, last = set[str](), None
+    seen, last = set[str](), list[str | None]()
     for row in rows:
         of = [row.get(name) for name in ("run", "epoch", "step", "pre_loss", "post_loss")]
         layer = row.get("layer", "")

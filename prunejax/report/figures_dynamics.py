@@ -54,10 +54,11 @@ def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]
     ends = {}
     for row in rows:
         points[row["run"]][int(row["epoch"]), 1] = number(row[f"test_{what}"])
-        ends[row["run"], row["epoch"]] = row["step"]
+        ends[row["run"], row["epoch"]] = row.get("step")  # none of earlier versions
     for row in study.events_of.get(variant, []):
         # Amid an epoch: its curve has no point there.
-        amid = row["epoch"] != "-1" and row["step"] != ends.get((row["run"], row["epoch"]))
+        step = row.get("step")
+        amid = step and row["epoch"] != "-1" and step != ends.get((row["run"], row["epoch"]))
         if row["run"] in points and row[f"pre_{what}"] and not amid:
             # Of several on one step the first has what was before them, the last what is after.
             points[row["run"]].setdefault((int(row["epoch"]), 0), number(row[f"pre_{what}"]))

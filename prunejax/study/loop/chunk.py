@@ -231,7 +231,7 @@ class Chunk:
         for i, m in self._real:
             if bad[i] >= epoch * self.population.program.steps_per_epoch:
                 self.progress.message(f"{m.run}: stopped, the loss is not finite at step {bad[i]}")
-        silent = (bad >= 0) | over | ~asks  # the last row of those that are over is there
+        silent = np.asarray(bad >= 0) | over | ~asks  # the last row of those that are over is there
         whole = [(i, m) for i, m in self._real if not silent[i]]
         of = partial(rows_lib.of_epoch, epoch=epoch, train=train, test=post, validation=validation)
         rows = [of(m, i, step=steps[i], sparsity=sparsity[i]) for i, m in whole]

@@ -113,9 +113,9 @@ def events(
     counts = event_plan.event_counts(own, start.counts)
     between = step_plan.rows(own, of.per_epoch, counts, start)
     gone = Counter({name: int(row.sum()) for name, row in counts.items()})
-    for row in between:
-        for name, k in row.drop.items() if not row.update else ():
-            gone[name] += k - row.grow.get(name, 0)  # what comes back is regrown besides
+    for event in between:
+        for name, k in event.drop.items():  # of swaps nothing is gone
+            gone[name] += k - event.grow.get(name, 0)
     event_plan.check_totals(own, start.counts, gone)
     at_epochs = {int(e) for row in counts.values() for e in np.flatnonzero(row)}
     steps = [of.per_epoch * e for e in sorted(at_epochs)] + [row.step for row in between]
@@ -203,7 +203,7 @@ def check_twin(label: str, ours: Events, twin: str, theirs: Events) -> None:
 def _counted(events: Events) -> list[str]:
     """How many units each event takes, in words."""
     rows = {e for counts in events.at_epochs.values() for e in np.flatnonzero(counts).tolist()}
-    found = []
+    found: list[tuple[str, Mapping[str, int]]] = []
     for e in sorted(rows):
         taken = {name: int(counts[e]) for name, counts in events.at_epochs.items()}
         found.append((f"after epoch {e - 1}" if e else "before training", taken))
