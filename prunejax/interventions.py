@@ -183,6 +183,7 @@ def act(
     seed: Array,
     counter: Array,
     opening: bool,
+    before: Windows | None = None,
 ) -> Params:
     """Applies zeroing and noise to the stored parameters, once.
 
@@ -193,6 +194,7 @@ def act(
 
     Args:
       seed: the run's seed, a scalar. counter: row of the event or number of the step, a scalar.
+      before: the windows without this event: noise of one on the same step was drawn by that.
     """
     if not (features.zero or features.gaussian or opening):
         return params
@@ -215,6 +217,8 @@ def act(
             noisy = active & (table.kind == GAUSSIAN)
             if not (features.released or opening):
                 noisy &= ~fresh  # the event drew for their first step; zeroing twice is the same
+            if before is not None:
+                noisy &= before.remaining[g.name] != _first(table, features)
             noisy_units[g.name] = noisy
         kernels[g.name] = kernel
     if noisy_units:

@@ -14,7 +14,7 @@ from prunejax.report import __main__ as report_command
 from prunejax.report import gallery
 from prunejax.study import run as study
 from prunejax.study.devices import host_devices
-from prunejax.study.planning import event_plan
+from prunejax.study.planning import event_plan, plan
 from prunejax.study.settings import config as config_lib
 from prunejax.study.settings import overrides
 from prunejax.system import readable
@@ -293,6 +293,38 @@ def test_more_examples_than_there_are(tmp_path):
 def test_twins_of_twins():
     arms = {a: {"prune": PRUNE, "intervention": {"twin": b}} for a, b in ("RL", "LR")}
     assert "itself a twin of 'R'; name a variant without a twin" in refusal(tiny(**arms))
+
+
+@pytest.mark.parametrize(
+    ("prune", "other", "message"),
+    [
+        # Updates between its events: a twin took their targets for those of its own events.
+        (
+            {"unit": "step", "grow": "random", "update_every": 3},
+            {"grow": "none", "update_every": 0},
+            "differs in event 2: ",
+        ),
+        ({"of": "live", "times": 2}, {"times": 1}, "differs in event 1: "),
+        ({"times": 1}, {"ratio_of": "all"}, "differs in event 1: "),
+        ({"nm": (1, 2), "layers": ("dense2",)}, {"nm": ()}, "differs in event 1: "),
+    ],
+)
+def test_twins_with_other_events(prune, other, message):
+    """They ran, and replayed some of the events of the other arm at some of their own."""
+    prune = PRUNE | {"granularity": "weight", "score": "magnitude", "layers": (".*",)} | prune
+    prune |= {"fraction": (0.25,), "start": (2,), "end": (8,), "period": 2}
+    if "unit" not in prune:
+        prune |= {"start": (0,), "end": (2,)}
+    twin = {"prune": prune | other, "intervention": {"kind": "none", "twin": "S"}}
+    config = tiny(S={"prune": prune}, T=twin)
+    with pytest.raises(ConfigError) as caught:
+        plan.build(config_lib.variants(config, default.get_config()))
+    assert "variant 'T' is a twin of 'S' but " + message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    config.variants.T.prune = prune if "grow" not in prune else prune | {"grow": "none"}
+    if "grow" in prune:
+        config.variants.S.prune.grow = "none"
+    plan.build(config_lib.variants(config, default.get_config()))
 
 
 def test_seeds_stay_below_32_bits():

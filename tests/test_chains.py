@@ -238,6 +238,30 @@ def test_copies_differ_in_their_order_alone(tmp_path):
     )  # nobody asked for them
 
 
+@pytest.mark.parametrize("kind", ["none", "prune", "zero"])
+def test_children_count_what_the_masks_of_their_parent_leave(kind):
+    """Targets that only were told, or whose windows end, counted as gone."""
+    prune = PRUNE | {"fraction": (0.75,), "start": (0,), "end": (2,), "score": "l2"}
+    own = {"prune": prune | {"of": "live", "fraction": (0.5,)}, "start": {"run": "p"}}
+    window = {"kind": kind, "mask_norm": False} | ({} if kind == "none" else {"duration": 2})
+    arms = {"p": {"prune": prune, "intervention": window}, "c": own}
+    if kind != "none":  # closed at its end, but not everywhere
+        with pytest.raises(ConfigError, match="windows that end"):
+            planned(**arms)
+        arms["c"]["start"]["take"] = ("weights",)
+    (batch,) = planned(**arms)
+    sums = {m.variant: np.asarray(m.table.counts).sum(axis=0).tolist() for m in batch.members}
+    assert sums == {"p": [12, 12], "c": [8, 8]}  # of 16 each
+    planned(**(arms | {"c": {"start": {"run": "p"}}}))  # without events of its own
+    small_ = {"start": {"run": "p"}, "prune": {"shrink_every": 1}}
+    if kind == "none":
+        (_, batch) = planned(**(arms | {"c": small_}))
+        assert not batch.program.cuts
+        return
+    with pytest.raises(ConfigError, match="known only in training"):  # it would cut live units
+        planned(**(arms | {"c": small_}))
+
+
 def test_shards_keep_families_together():
     batches = planned(**CHAIN)
     parts = [run.shard([b.members for b in batches], i, 2) for i in range(2)]
@@ -245,6 +269,27 @@ def test_shards_keep_families_together():
         mine = {m.run for members in part for m in members}
         assert all(m.needs <= mine for members in part for m in members)
     assert sum(len(members) for part in parts for members in part) == 12
+
+
+def test_shards_keep_the_ends_of_lines_together():
+    """Lines between runs of different shards were left out, untold."""
+    members = [b.members for b in planned(a={}, b={}, c={})]  # two seeds
+    for lines, families in (
+        ((), 6),
+        (("a:b",), 4),
+        (("a",), 5),
+        (("a", "a:b"), 3),  # all of a and b, and each of c
+    ):
+        parts = [run.shard(members, i, 6, lines) for i in range(6)]
+        runs = [{m.run for members in part for m in members} for part in parts]
+        assert sum(map(bool, runs)) == families
+        assert sorted(run for some in runs for run in some) == sorted(m.run for m in members[0])
+        for line in lines:
+            ends = line.split(":")
+            for part in runs:
+                of = [{int(x[2:]) for x in part if x[0] == end} for end in ends]
+                assert of[0] == of[-1]
+                assert len(ends) == 2 or of[0] in ({0, 1}, set())
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,16 @@ def test_more_examples_than_there_are_are_refused_at_planning(connect, message):
         run.judged(made, default.get_config())
 
 
+def test_seeds_with_data_of_their_own_have_no_line():
+    """Both ends were tested on the data of the first."""
+    made = config()
+    made.data.by_seed = True
+    with pytest.raises(ConfigError, match="'dense': each of its seeds has data of its own"):
+        run.judged(made, default.get_config())
+    made.connect.pairs = ("dense:on",)
+    assert run.judged(made, default.get_config())
+
+
 def test_barriers_follow_from_the_paths(study):
     for row in rows(study, "barriers"):
         keys = ("pair", "run_a", "run_b", "split", "matched")

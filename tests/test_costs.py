@@ -6,7 +6,7 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.study import run
-from tests.studies import tiny
+from tests.studies import go, rows, tiny
 
 
 def test_what_a_run_cost_is_recorded(tmp_path, monkeypatch):
@@ -37,3 +37,28 @@ def test_what_a_run_cost_is_recorded(tmp_path, monkeypatch):
     # 4 steps, one update (at step 2): a pass forward and back with a dense gradient.
     expected = (3 * 0.25 + (2 * 0.25 + 1) / 4) / 3
     assert float(costs["rigl"]["training_flops"]) == pytest.approx(expected)
+
+
+def test_what_an_arm_cost_does_not_depend_on_its_neighbours(tmp_path, monkeypatch):
+    """Its share was of the layers of all arms of the program, and its events were updates, too."""
+    monkeypatch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
+    steps = {"start": (2,), "end": (6,), "period": 2, "layers": ("dense1",), "fraction": (0.5,)}
+    acdc = {"method": "acdc", "phases": (1, 2, 3), "fraction": (0.25,), "layers": ("dense2",)}
+    config = tiny(gradual={"prune": {"method": "gradual", **steps}}, acdc={"prune": acdc})
+    config.prune.granularity = "weight"
+    config.seeds, config.epochs, config.data.train_examples = 1, 2, 128
+    config.model.name = "mlp128_64"
+    go(config, tmp_path / "run")
+    found = {t: rows(tmp_path / "run", t) for t in ("runs", "costs", "updates", "events")}
+    assert {r["variant"] for r in found["updates"]} == {"acdc"}
+    events = [r for r in found["events"] if r["variant"] == "gradual"]
+    assert [int(r["step"]) for r in events] == [2, 4, 6]
+    costs = {(r["variant"], r["layer"]): r for r in found["costs"]}
+    assert set(costs) == {("gradual", "dense1"), ("acdc", "dense2")}
+    shares = {r["variant"]: float(r["prunable_sparsity"]) for r in found["runs"]}
+    assert shares == {"gradual": 0.5, "acdc": 0.25}
+    assert [r["ever_live"] for r in costs.values()] == ["", "128"]
+    targeted = [int(r["targeted"]) for r in events]
+    live = [1024, 1024 - targeted[0], 1024 - sum(targeted[:2]), 512]
+    mean = float(costs["gradual", "dense1"]["mean_live"])
+    assert mean == pytest.approx(sum(2 * n for n in live) / 8, abs=1e-3)

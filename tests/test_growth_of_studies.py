@@ -576,8 +576,9 @@ def test_costs_of_runs_that_update_are_counted_from_their_own_rows(monkeypatch, 
             for i in range(runs):
                 keys = {"run": f"a-{i}", "variant": "a", "seed": i}
                 member: object = types.SimpleNamespace(
-                    run=f"a-{i}", keys=keys, start=start, gradient_updates=0
-                )
+                    run=f"a-{i}", keys=keys, start=start, gradient_updates=0,
+                    layers=names, table=types.SimpleNamespace(grow=np.zeros(1)),
+                )  # fmt: skip
                 ends.of(i, member, [])  # type: ignore[arg-type]
             found.extend(ends._tables["costs"])
 

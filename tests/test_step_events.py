@@ -1,6 +1,7 @@
 """Events between epochs: drop and regrow, rounds before training, resume between any two steps."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -305,3 +306,47 @@ def test_shared_steps_are_multisets():
     some = [step_plan.Row(s, {}, {}) for s in (0, 0, 5)]
     other = [step_plan.Row(s, {}, {}) for s in (0, 3)]
     assert step_plan.shared_steps([some, other]) == [0, 0, 3, 5]
+
+
+BY_STEP = {"schedule": "one_shot", "unit": "step", "start": (3,), "layers": ("dense2",)}
+ROUNDS = {"schedule": "scratch", "rounds": 2, "layers": ("dense2",)}
+NOISE = {"kind": "gaussian", "duration": 3, "mask_norm": False}
+
+
+@pytest.mark.parametrize("when", [BY_STEP, ROUNDS, {"schedule": "one_shot", "layers": ("dense2",)}])
+def test_events_of_nothing_and_noise_on_all_are_refused_whenever_they_are(when):
+    """By step and in rounds the first had no event, and the noise of the second none to add."""
+    for fraction, window, message in (
+        (0.01, {}, "removes no unit of any layer .dense2 of 16.: raise it"),
+        (1.0, NOISE, "leaves 0 untargeted in dense2"),
+    ):
+        if "rounds" in when and fraction == 1:  # no number of rounds reaches it
+            message = "fraction 1.0 cannot be reached in geometric rounds"
+        arm = {"prune": when | {"fraction": (fraction,)}, "intervention": window}
+        with pytest.raises(ConfigError, match=message):
+            begun(tiny(a=arm))
+
+
+def test_rounds_before_training_draw_the_noise_of_a_unit_once():
+    """Those of the first round got noise again in the second: their windows were new, too."""
+    arm = {"prune": ROUNDS | {"score": "random", "fraction": (0.75,)}, "intervention": NOISE}
+    batch, data, state = begun(tiny(a=arm))
+    event, rows_ = functions(batch.program).event, list(batch.members[0].events)
+    one_round, first = event(state, data, rows_[0])
+    both, second = event(one_round, data, rows_[1])
+    kernels = [np.asarray(s.params["dense2"]["kernel"]) for s in (state, one_round, both)]
+    changed = [(a != b).any(axis=0) for a, b in itertools.pairwise(kernels)]
+    for seen, info in zip(changed, (first, second), strict=True):
+        np.testing.assert_array_equal(seen, np.asarray(info.selected["dense2"]))
+
+
+def test_updates_that_never_come_are_told():
+    prune = SET | {"update_every": 12}  # the last one would come before step 12 of 16
+    (batch,) = plan.build(config_lib.variants(tiny(a={"prune": prune}), default.get_config()))
+    assert batch.notes == (
+        "Arm a: no unit is swapped; no update falls into training (prune.update_every = 12, "
+        "prune.update_end = 0.75).",
+    )
+    prune = SET | {"update_every": 11}
+    (batch,) = plan.build(config_lib.variants(tiny(a={"prune": prune}), default.get_config()))
+    assert not batch.notes

@@ -124,7 +124,7 @@ def test_the_plan_tells_arms_events_and_work_and_trains_nothing(tmp_path, capsys
     assert re.match(head, found[2])
     assert "in dense2" in found[2]
     assert "4 epochs of 4 steps of 32, 4 runs" in found[3]
-    # 3 passes of 400 examples, each twice the weights of all matrices.
+    # 3 passes of an example, each twice the weights of all matrices.
     (batch,) = plan.build(variants(config, default.get_config()))
     weights = sum(
         leaf.size
@@ -132,7 +132,8 @@ def test_the_plan_tells_arms_events_and_work_and_trains_nothing(tmp_path, capsys
         for name, leaf in layer.items()
         if name == "kernel"
     )
-    assert preview._work(batch) == 3 * 400 * 2 * weights
+    assert preview._work(batch) == 3 * 2 * weights
+    assert f" {4 * 400:,} examples in training, {3 * 2 * weights * 4 * 400:.3g} " in found[-1]
     file = tmp_path / "c.py"
     file.write_text(
         "from prunejax.configs import default\n\n\ndef get_config():\n"
@@ -162,6 +163,28 @@ def test_the_plan_tells_steps_of_events_and_runs_of_arms_in_several_programs():
     assert f"{len(arms) * runs} runs" in head
     for arm in arms:
         assert f": {runs} runs (seeds {config.first_seed} to {last}), " in arm
+
+
+def test_the_plan_counts_what_is_gone_and_the_steps_that_are_left():
+    """Swaps counted as losses, all layers under the first one, and runs that go on in full."""
+    prune = {"schedule": "linear", "layers": (".*",), "fraction": (0.5,), "end": (3,)}
+    swaps = {"grow": "random", "update_every": 2, "update_end": 0.5, "regrow": 0.25}
+    swaps["update_score"] = "l2"
+    config = tiny(
+        swaps={"prune": prune | swaps},
+        on={"start": {"run": "swaps", "at": "step:7", "take": ("step",)}},
+        stops={"stop_loss": 1.0},
+    )
+    config.seeds = 1
+    of = {line.split()[1]: line for line in preview.lines(config, default.get_config())}
+    half = "8 of 16 in dense1, 8 of 16 in dense2, 8 of 16 in dense3"
+    assert of["swaps:"].endswith(f"7 events each, after step 2 to after epoch 3: {half}")
+    # 100 examples in 4 steps of 32 and fewer: after step 7 the 4 of epoch 1's last batch are left.
+    (work,) = [x for x in preview.lines(config, default.get_config()) if x.startswith("work")]
+    assert work.startswith(f"work      at most {400 + 204 + 400:,} examples in training")
+    config = tiny(all={"prune": prune | {"scope": "global"}})
+    _, told, *_ = preview.lines(config, default.get_config())
+    assert told.endswith("4 events each, after epoch 0 to after epoch 3: 24 in all chosen layers")
 
 
 def test_the_command_that_repeats_a_study_holds_its_sweeps(monkeypatch, tmp_path):

@@ -35,7 +35,9 @@ def points(rows: Sequence[Row], column: str) -> list[tuple[str, float, float]]:
     """
     events: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        events.setdefault((row["run"], row["epoch"], row.get("step", "")), []).append(row)
+        # Several events may fall on one step: then their losses differ.
+        of = (row["run"], row["epoch"], row.get("step", ""), row["pre_loss"], row["post_loss"])
+        events.setdefault(of, []).append(row)
     found = []
     for layers in events.values():
         values = [number(row[column]) for row in layers]

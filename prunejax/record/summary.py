@@ -18,12 +18,31 @@ def _number(text: str) -> float:
     return float(text) if text else math.nan
 
 
+def by_event(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of events.csv, in their order, as one list for each event: its layers.
+
+    Several events may fall on one step: rounds before training, an update beside a scheduled one.
+    """
+    found: list[list[Row]] = []
+    seen, last = set[str](), list[str | None]()
+    for row in rows:
+        of = [row.get(name) for name in ("run", "epoch", "step", "pre_loss", "post_loss")]
+        layer = row.get("layer", "")
+        if of != last or layer in seen - {""}:
+            found.append([])
+            seen, last = set(), of
+        seen.add(layer)
+        found[-1].append(row)
+    return found
+
+
 def mean_stability(events: Sequence[Row]) -> tuple[float, int]:
     """Mean stability over the event epochs of a run (fraction), and their number."""
     # Layers pruned at one event share its accuracies: it counts once.
-    by_event = {(int(e["epoch"]), e.get("step")): 1 - _number(e["instability"]) for e in events}
+    once = [layers[-1] for layers in by_event(events)]
     # Not those before training: the paper gives scratch pruning a stability of 1.
-    values = [v for (epoch, _), v in by_event.items() if epoch >= 0 and not math.isnan(v)]
+    values = [1 - _number(e["instability"]) for e in once if int(e["epoch"]) >= 0]
+    values = [v for v in values if not math.isnan(v)]
     return (sum(values) / len(values) if values else 1.0), len(values)
 
 

@@ -51,11 +51,17 @@ def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]
     rows = study.epochs_of.get(variant, [])
     runs = dict.fromkeys(row["run"] for row in rows)
     points: dict[str, dict[tuple[int, int], float]] = {run: {} for run in runs}
+    ends = {}
     for row in rows:
         points[row["run"]][int(row["epoch"]), 1] = number(row[f"test_{what}"])
+        ends[row["run"], row["epoch"]] = row.get("step")  # none of earlier versions
     for row in study.events_of.get(variant, []):
-        if row["run"] in points and row[f"pre_{what}"]:
-            points[row["run"]][int(row["epoch"]), 0] = number(row[f"pre_{what}"])
+        # Amid an epoch: its curve has no point there.
+        step = row.get("step")
+        amid = step and row["epoch"] != "-1" and step != ends.get((row["run"], row["epoch"]))
+        if row["run"] in points and row[f"pre_{what}"] and not amid:
+            # Of several on one step the first has what was before them, the last what is after.
+            points[row["run"]].setdefault((int(row["epoch"]), 0), number(row[f"pre_{what}"]))
             points[row["run"]][int(row["epoch"]), 1] = number(row[f"post_{what}"])
     keys = sorted({key for run in points.values() for key in run})
     # A run without an event where others have one is flat there.

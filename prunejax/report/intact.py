@@ -167,9 +167,10 @@ def _events(
         by_arm.setdefault(run["variant"], {})[run["run"]] = own
     for variant, found in by_arm.items():
         common = arms.settings(config, variant, stated).get("prune") or {}
-        if common.get("scope", "layer") != "layer":
+        if common.get("scope", "layer") != "layer" or _uneven(common):
             continue  # what a layer loses is up to the scores
-        several = int(common.get("rounds", 1)) > 1  # events of one step
+        # events of one step
+        several = int(common.get("rounds", 1)) > 1 or bool(common.get("update_every"))
         everywhere = dict.fromkeys(key for own in found.values() for key in own)
         for label, own in found.items():
             lost = [key for key in everywhere if key not in own]
@@ -179,3 +180,9 @@ def _events(
                     f"{path / 'events.csv'}: run {label} has {what}, unlike the other seeds of its "
                     f"arm: {_WAY_OUT}"
                 )
+
+
+def _uneven(prune: Mapping[str, Any]) -> bool:
+    """Whether how many units an event takes from a layer differs between the seeds of an arm."""
+    hidden = prune.get("forward", "masked") != "masked"  # as many as are not chosen again
+    return bool(hidden or prune.get("redistribute") or prune.get("nm"))  # of masks that were there

@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from prunejax.measures.columns import LOSS, measure_columns, number
+from prunejax.record.summary import by_event
 from prunejax.report.results import Study
 from prunejax.report.words import DASH, MINUS, factor, interval, minus, name, percented
 
@@ -238,8 +239,8 @@ def events(study: Study) -> Table | None:
     for label, own in study.events_of.items():
         runs = {row["run"] for row in own}
         # layers of one event share its number: once
-        drops = {(r["run"], r["epoch"], r["step"]): number(r["instability"]) for r in own}
-        found = np.array([d for d in drops.values() if isfinite(d)])
+        drops = [number(layers[0]["instability"]) for layers in by_event(own)]
+        found = np.array([d for d in drops if isfinite(d)])
         removed = sum(number(row["targeted"]) for row in own) / len(runs)
         mean, most = (100 * found.mean(), 100 * found.max()) if found.size else (None, None)
         rows.append({

@@ -36,9 +36,11 @@ def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
         found.append(f"program   {i} of {len(batches)}: {_program(b)}")
     notes = dict.fromkeys(note for b in batches for note in b.notes)
     found += [f"note      {note}" for note in notes]
-    total = sum(_work(b) * len(b.members) for b in batches)
-    seen = sum(_seen(b) * len(b.members) for b in batches)
-    found.append(f"work      {seen:,} examples in training, {total:.3g} floating-point operations")
+    seen = [sum(_seen(b, m) for m in b.members) for b in batches]
+    total = sum(_work(b) * n for b, n in zip(batches, seen, strict=True))
+    most = "at most " if any(b.program.stops for b in batches) else ""
+    work = f"{sum(seen):,} examples in training, {total:.3g} floating-point operations"
+    found.append(f"work      {most}{work}")
     return found
 
 
@@ -57,15 +59,18 @@ def _arm(batch: Batch, members: Sequence[Member]) -> str:
     text = f"{len(members)} runs (seeds {seeds[0]} to {seeds[-1]}), "
     if not events:
         return text + "no events"
-    at = [_when(members[0], int(row)) for row in members[0].events]
-    counts = np.asarray(members[0].table.counts)
+    steps = members[0].table.steps
+    at = [_when(members[0], row) for row in sorted(members[0].events, key=lambda r: steps[r])]
+    counts, back = (np.asarray(x) for x in (members[0].table.counts, members[0].table.grow))
     dead = batch.program.nm or batch.program.forward != "masked"  # then that is what they count
-    counts = counts.max(axis=0) if dead else counts.sum(axis=0)
+    counts = counts.max(axis=0) if dead else (counts - back).sum(axis=0)  # what comes back is there
     layers = ", ".join(
         f"{n:,} of {g.units:,} in {g.name}" if not batch.program.weights else f"{n:,} in {g.name}"
         for g, n in zip(batch.program.groups, counts, strict=True)
         if n
     )
+    if batch.program.global_scope and counts.any():  # one ranking: all under the first layer
+        layers = f"{counts.sum():,} in all chosen layers"
     when = at[0] if at[0] == at[-1] else f"{at[0]} to {at[-1]}"
     text += f"{events} events each, {when}" if events > 1 else f"one event {when}"
     return text + (f": {layers}" if layers else "")
@@ -90,12 +95,15 @@ def _program(batch: Batch) -> str:
     )
 
 
-def _seen(batch: Batch) -> int:
-    return batch.program.epochs * batch.program.train_examples
+def _seen(batch: Batch, member: Member) -> int:
+    """Examples that a run sees, from the step on at which its training begins."""
+    p = batch.program
+    begun, steps = divmod(member.start.step, p.steps_per_epoch)
+    return (p.epochs - begun) * p.train_examples - steps * p.batch_size
 
 
 def _work(batch: Batch) -> float:
-    """Floating-point operations in which one run trains: 3 forward passes an example.
+    """Floating-point operations in which a run trains on an example: 3 forward passes.
 
     NaN where a loop of the network multiplies and its length is not known.
     """
@@ -106,4 +114,4 @@ def _work(batch: Batch) -> float:
         products = cost.products(lambda v, x: p.module.apply(v, x, train=False), variables, one)
     except ValueError:
         return math.nan
-    return 3.0 * _seen(batch) * 2 * products  # a multiply-add is two operations
+    return 3.0 * 2 * products  # a multiply-add is two operations

@@ -32,6 +32,7 @@ from prunejax.study.planning.plan import Batch, Member
 from prunejax.study.settings import config as config_lib
 from prunejax.study.settings import entries, lineage
 from prunejax.study.settings.config import Variant
+from prunejax.study.settings.pairs import pairs
 from prunejax.study.settings.probing import Probing
 from prunejax.study.settings.resolved import resolve
 from prunejax.system import config_file as config_file_lib
@@ -78,13 +79,20 @@ def judged(config: ConfigDict, defaults: ConfigDict) -> tuple[list[Variant], lis
     return arms, batches
 
 
-def shard(members: Sequence[Sequence[Member]], index: int, count: int) -> list[list[Member]]:
+def shard(
+    members: Sequence[Sequence[Member]], index: int, count: int, lines: Sequence[str] = ()
+) -> list[list[Member]]:
     """Of the members of each batch those of shard `index` (from 0) of `count`.
 
-    Runs go with those that they need (twins, tickets), whichever batch these are in; with more
-    shards than there are such families some are empty.
+    Runs go with those that they need (twins, tickets), whichever batch these are in, and with those
+    to which lines are drawn (`lines`: `connect.pairs`); with more shards than there are such
+    families some are empty.
     """
-    family = lineage.families({m.run: m.needs for batch in members for m in batch})
+    every = [m for batch in members for m in batch]
+    needs = {m.run: set(m.needs) for m in every}
+    for pair in pairs(lines, [(m.variant, m.seed, m.run) for m in every]):
+        needs[pair.a].add(pair.b)
+    family = lineage.families(needs)
     mine = set(sorted(set(family.values()))[index::count])  # sorted: every shard deals alike
     return [[m for m in batch if family[m.run] in mine] for batch in members]
 
@@ -140,7 +148,7 @@ def run(
             "all of them the same command"
         )
     path = mirror.fetch() if mirror else Path(workdir) / remote.part(index, count)
-    mine = shard([b.members for b in batches], index - 1, count)
+    mine = shard([b.members for b in batches], index - 1, count, settings.connect.pairs)
     with SharedDirectory.open(
         path,
         resolved,

@@ -13,12 +13,7 @@ from prunejax import masks as mask_algebra
 from prunejax import scores as scores_lib
 from prunejax.methods import before, growth, updates
 from prunejax.train import evaluation, evidence, forward, regrowth
-from prunejax.train.step import (
-    Data,
-    Program,
-    TrainState,
-    masks,
-)
+from prunejax.train.step import Data, Program, TrainState, masks
 
 Array = jax.Array
 
@@ -243,6 +238,7 @@ def apply_event(
         seed=state.seed,
         counter=state.table.ids[event],
         opening=True,
+        before=state.windows,
     )
     happens = jnp.any(jnp.stack([jnp.any(s) for s in selected.values()]))  # else fresh windows act
     params = jax.tree.map(lambda new, old: jnp.where(happens, new, old), params, state.params)

@@ -67,18 +67,16 @@ class Chunk:
             self.directory, self.checkpoints, self._targets, self.progress, self.policy.clock
         )
         self._events = Events(
-            self._real,
-            self._padded,
-            self.population,
-            self.directory,
-            self._targets,
-            self._saving,
-            self.progress,
-            self.probing,
+            *(self._real, self._padded, self.population, self.directory),
+            *(self._targets, self._saving, self.progress, self.probing),
         )
         self._handover = Handover(self.directory, self._real, self.population)
         # Steps at which calls end, each once: looked up by the next one, not gone through.
         self._stops = sorted({*self._events.between, *self._handover.steps})
+        # The last step at which something happens. Diverged runs go on to it: what others take of
+        # them must not depend on which runs are beside them.
+        rows = (m.table.steps[row] for m in self.members for row in m.events)
+        self._acts = max((0, *self._stops, *rows))
         self._watch = Watch(self, self._padded, self._places, self._saving)
         self._standing = ""  # loss and accuracy, for the progress line
 
@@ -215,6 +213,7 @@ class Chunk:
         """Evaluation, measures, events, rows. Returns the states and whether all runs stopped."""
         train, bad, steps, sparsity = self.population.summary(states)
         over = self._watch.over(states)
+        asks = np.array([self._calendar.asks(m, epoch) for m in self._padded])
         released = self.population.program.features.released
         if released:  # its evaluation changes the windows
             self._saving.keep()
@@ -232,19 +231,20 @@ class Chunk:
         for i, m in self._real:
             if bad[i] >= epoch * self.population.program.steps_per_epoch:
                 self.progress.message(f"{m.run}: stopped, the loss is not finite at step {bad[i]}")
-        # No rows of diverged runs; the last row of those that are over is there.
-        whole = [(i, m) for i, m in self._real if bad[i] < 0 and not over[i]]
+        silent = np.asarray(bad >= 0) | over | ~asks  # the last row of those that are over is there
+        whole = [(i, m) for i, m in self._real if not silent[i]]
         of = partial(rows_lib.of_epoch, epoch=epoch, train=train, test=post, validation=validation)
         rows = [of(m, i, step=steps[i], sparsity=sparsity[i]) for i, m in whole]
         self.directory.append("epochs", rows)
-        self._watch.track(states, epoch, over)
+        self._watch.track(states, epoch, silent)
         self.probing.record(whole, {"epoch": post}, epoch, steps)
         self._stand(train.loss, "test", post.accuracy)
-        states = self._watch.stop(states, epoch)  # last: the row is of the epoch it stopped in
+        states = self._watch.stop(states, epoch, asks)  # last: the epoch it stopped in has a row
         over, last = self._watch.over(states), epoch + 1 == self.population.program.epochs
         ending = [(i, m) for i, m in whole if last or over[i]]
         self.probing.record(ending, {"end": post}, epoch, steps)
-        return states, bool(np.all(((bad >= 0) | over)[self._places]))
+        idle = (bad >= 0) & ((epoch + 1) * self.population.program.steps_per_epoch >= self._acts)
+        return states, bool(np.all((idle | over)[self._places]))
 
     # -- parts ------------------------------------------------------------------------------
 

@@ -83,12 +83,17 @@ def of_run(
     mean: dict[str, float] = {}
     total = program.epochs * program.steps_per_epoch
     of = grouped(happened(member.run, events, updates), "layer")
+    back = program.forward != "masked" or np.any(member.table.grow)  # else nothing comes back
+    # Layers of other arms in the program are no weights of a run that prunes some of its own.
+    own_layers = member.layers or [g.name for g in program.groups]
     for g in program.groups if program.weights else ():
+        if g.name not in own_layers:
+            continue
         live = np.asarray(windows.remaining[g.name]) == 0
         own = of.get(g.layer, [])
         average = mean_live(own, int(live.sum()), member.start.step, total)
         density[g.kernel], mean[g.kernel] = int(live.sum()) / live.size, average / live.size
-        ever = windows.ever.get(g.name)
+        ever = windows.ever.get(g.name) if back else None
         found.append(
             member.keys
             | {

@@ -61,11 +61,9 @@ class Events:
         if step == 0 and any(0 in m.events for m in self.members):
             rows.insert(0, 0)
         for row in rows:
-            asked = [m for m in self.members if row in m.events]
-            tested = any(m.evaluate_between or not m.is_between(row) for m in asked)
             # Stacked members are tested together, also those that do not ask.
             pre = None
-            if tested:
+            if any(row in m.events and m.is_tested(row) for m in self.members):
                 states, pre = self.test(states, after_event=False)
             states, _ = self._event(states, epoch, row, pre)
         return states
@@ -94,20 +92,23 @@ class Events:
         rows = [
             cells
             for i, m in asked
-            if pre is not None or not (hidden or m.table.grow[row].any())  # else updates.csv
+            if m.is_tested(row) or not (hidden or m.table.grow[row].any())  # else updates.csv
+            for before, after in [(pre, post) if m.is_tested(row) else (None, None)]
             for cells in rows_lib.of_event(
-                program, m, i, epoch, step=steps[i], before=pre, after=post, info=info
+                program, m, i, epoch, step=steps[i], before=before, after=after, info=info
             )
         ]
         kinds = {m.variant: interventions.NAMES[int(m.table.kind)] for m in self.members}
         for text in emptied.at_event(rows, kinds):
             self.progress.message(text)
         self.directory.append("events", rows)
-        self.probing.record(asked, {"before": pre, "after": post}, epoch, steps)
+        looked = [(i, m) for i, m in asked if m.is_tested(row)]
+        self.probing.record(looked, {"before": pre, "after": post}, epoch, steps)
         if info.growth is not None:
             updates = [
                 cells
                 for i, m in asked
+                if hidden or m.table.grow.any()  # not of arms whose neighbours' units come back
                 for cells in rows_lib.of_update(program.groups, m, i, epoch, row, steps[i], info)
             ]
             self.directory.append("updates", updates)

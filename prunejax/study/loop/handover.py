@@ -260,6 +260,8 @@ class Handover:
         # Of other layers in the program this run, which shares it with others, knows nothing.
         names = [g.name for g in self._population.program.groups if g.name in m.layers]
         flat = [(host.windows.remaining[n][i] > 0).ravel() for n in names]
+        if not flat:  # the run whose masks are taken has none
+            return
         if m.start.shuffle == "layer":
             mixed = [
                 _stream(m.seed, n).permutation(dead) for n, dead in zip(names, flat, strict=True)

@@ -43,8 +43,12 @@ class Calendar:
 
     def due(self, epoch: int) -> bool:
         """Whether an epoch ends with tests and rows: every so many, with events, and the last."""
+        return any(self.asks(m, epoch) for m in self.members)
+
+    def asks(self, member: Member, epoch: int) -> bool:
+        """The same of one member: what it records must not depend on which others are beside it."""
         due = (epoch + 1) % self.every == 0 or epoch + 1 == self.population.program.epochs
-        return due or epoch in self.measured or any(epoch + 1 in m.events for m in self.members)
+        return due or epoch in self.measured or epoch + 1 in member.events
 
     def last(self, epoch: int) -> int:
         """The last of the epochs that train without a pause, from this one on."""

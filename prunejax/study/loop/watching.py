@@ -68,8 +68,11 @@ class Watch:
         with self.saving.long("training set"):
             return self.population.evaluate(states, data.train_images, data.train_labels)
 
-    def stop(self, states: TrainState, epoch: int) -> TrainState:
-        """Stops the members whose training loss has come down and that have no event to come."""
+    def stop(self, states: TrainState, epoch: int, asks: np.ndarray) -> TrainState:
+        """Stops the members whose training loss has come down and that have no event to come.
+
+        Args: asks: bool [size], whom the end of this epoch evaluates.
+        """
         if not self.population.program.stops:
             return states
         done = (epoch + 1) * self.population.program.steps_per_epoch
@@ -81,10 +84,10 @@ class Watch:
         ]
         loss = self._fit(states).loss
         with self.saving.long("stopping"):
-            return self.population.stop(states, loss, np.array(ready))
+            return self.population.stop(states, loss, np.array(ready) & asks)
 
-    def track(self, states: TrainState, epoch: int, over: np.ndarray | None = None) -> None:
-        """Rows of `trackers.csv`, but for members that are over."""
+    def track(self, states: TrainState, epoch: int, silent: np.ndarray | None = None) -> None:
+        """Rows of `trackers.csv`, but for members that are `silent`."""
         names = self.population.program.trackers
         if not names:
             return
@@ -95,7 +98,7 @@ class Watch:
         rows = [
             m.keys | {"epoch": epoch, "step": steps[i]} | dict(zip(columns, found[i], strict=True))
             for i, m in zip(self._places, self.members, strict=True)
-            if over is None or not over[i]
+            if silent is None or not silent[i]
         ]
         self.directory.append("trackers", rows)
 

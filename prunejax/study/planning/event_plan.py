@@ -194,9 +194,6 @@ def event_counts(arm: Arm, live: Mapping[str, int] | None = None) -> dict[str, n
         events = planned(arm, layer, settings.epochs - 1)
         with told(label, name):
             counts[name] = schedules.counts(events, settings.epochs)
-    _refuse_nothing(settings, label, {n: chosen[n].units for n in counts}, counts)
-    if settings.intervention.kind == "gaussian":
-        _refuse_noise_on_all(arm, counts)
     return in_scope(arm, chosen, counts)
 
 
@@ -240,27 +237,34 @@ def in_scope(arm: Arm, layers: Mapping[str, Layer], counts: Mapping[str, Any]) -
     return {next(iter(layers)): sum(counts.values())}
 
 
-def _refuse_nothing(
-    settings: ConfigDict, label: str, sizes: Mapping[str, int], counts: Mapping[str, np.ndarray]
-) -> None:
-    """Refuses an arm whose events would target nothing at all."""
-    if any(row.any() for row in counts.values()):
-        return
-    layers = ", ".join(f"{name} of {size}" for name, size in sizes.items())
-    raise ConfigError(
-        f"config.prune.fraction = {tuple(settings.prune.fraction)} (variant {label!r}) removes no "
-        f"unit of any layer ({layers}): raise it, or set config.prune.schedule = 'none'"
-    )
+def check_totals(arm: Arm, live: Mapping[str, int], gone: Mapping[str, int]) -> None:
+    """Refuses an arm whose events, whenever they are, target nothing at all, or with noise all.
 
+    Args:
+      arm: on its model.
+      live: see `event_counts`.
+      gone: units that all its events take from each layer, or together from the first.
 
-def _refuse_noise_on_all(arm: Arm, counts: Mapping[str, np.ndarray]) -> None:
-    """Refuses noise where its scale, the spread of what is not targeted, cannot be had."""
+    Raises:
+      ConfigError: they do.
+    """
     settings, label, groups, params = arm
-    layers = {g.name: g for g in groups}
+    if settings.prune.schedule in ("none", "threshold"):  # scores decide how many
+        return
+    sizes = {name: layer.units for name, layer in layers(arm, live).items()}
+    if not any(gone.values()):
+        told = ", ".join(f"{name} of {size}" for name, size in sizes.items())
+        raise ConfigError(
+            f"config.prune.fraction = {tuple(settings.prune.fraction)} (variant {label!r}) removes "
+            f"no unit of any layer ({told}): raise it, or set config.prune.schedule = 'none'"
+        )
+    if settings.intervention.kind != "gaussian":
+        return
+    # The scale of the noise, the spread of what is not targeted, has to be there.
+    of = {g.name: g for g in groups}
     single = settings.prune.granularity == "weight"
     where = f"(variant {label!r}, intervention.kind = 'gaussian')"
-    sizes = {name: units(layers[name], settings, params) for name in counts}
-    left = {name: sizes[name] - int(row.sum()) for name, row in counts.items()}
+    left = {name: size - gone.get(name, 0) for name, size in sizes.items()}
     if settings.prune.scope == "global":  # the layers' shares are known only in training
         left = {"all layers": sum(left.values())}
     for name, rest in left.items():
@@ -270,8 +274,8 @@ def _refuse_noise_on_all(arm: Arm, counts: Mapping[str, np.ndarray]) -> None:
                 f"untargeted in {name}: the noise has the standard deviation of an untargeted "
                 "filter (or of all untargeted weights), and would be none; lower the fraction"
             )
-    for name in () if single else counts:
-        kernel = trees.get(params, layers[name].kernel)
+    for name in () if single else sizes:
+        kernel = trees.get(params, of[name].kernel)
         if int(np.prod(kernel.shape[:-1])) < 2:
             raise ConfigError(
                 f"config.prune.layers {where}: a filter of {name!r} is a single weight, which has "

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from prunejax.errors import ConfigError
 from prunejax.study.planning import event_plan
 from prunejax.study.planning.event_plan import Arm
@@ -50,8 +52,8 @@ def begin(arm: Arm, parent: Live | None, at: float) -> Live:
             raise ConfigError(
                 f"config.prune (variant {label!r}): how many weights are live in the run it starts "
                 "from is up to scores (prune.schedule = 'threshold', or prune.nm on masks that "
-                "were there), so its own events have no counts; leave 'masks' out of start.take, "
-                "or set prune.schedule = 'none'"
+                "were there) or to windows that end (intervention.duration), so its own events "
+                "have no counts; leave 'masks' out of start.take, or set prune.schedule = 'none'"
             )
         return parent
     before = parent.at(at)
@@ -73,6 +75,14 @@ def begin(arm: Arm, parent: Live | None, at: float) -> Live:
     if together:
         return Live(names, {ALL: sum(before.get(n, of[n]) for n in own)}, ())
     return Live(names, {n: before.get(n, of[n]) for n in names}, ())
+
+
+def handed_on(live: Live, intervention: ConfigDict) -> Live:
+    """What is live for a run that takes the masks of one with this intervention."""
+    if intervention.kind == "none":  # its targets are told, and stay; it cannot have taken masks
+        return Live((), {}, ())
+    ends = intervention.duration >= 0 and bool(live.changes)  # then those units are live again
+    return live._replace(unknown=live.unknown or ends)
 
 
 def dead(arm: Arm, start: Live) -> dict[str, int]:

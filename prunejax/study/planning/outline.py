@@ -1,5 +1,7 @@
 """The model of some arms on their data, and the events of each arm, before anything is compiled."""
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -101,6 +103,11 @@ def events(
     own = of.arm(arm)
     start = live_lib.begin(own, parent, at)
     rows = step_plan.rows(own, of.per_epoch, start)
+    gone = Counter[str]()
+    for row in rows:
+        for name, k in row.drop.items():  # of swaps nothing is gone
+            gone[name] += k - row.grow.get(name, 0)
+    event_plan.check_totals(own, start.counts, gone)
     early = [row.step for row in rows if 0 < row.step <= begins]
     if early:
         raise ConfigError(
@@ -157,3 +164,31 @@ def _scored(arm: Variant, rows: Sequence[Row], taken: bool, first: int) -> None:
                 "would choose by place alone; let the first event come later (prune.start), or "
                 "take 'scores' of another run that has some (start.take)"
             )
+
+
+def check_twin(label: str, ours: Events, twin: str, theirs: Events) -> None:
+    """Refuses a twin with other events: it replays the first of them at its own first, and so on.
+
+    Raises:
+      ConfigError: the first that differs.
+    """
+    both = itertools.zip_longest(_counted(ours), _counted(theirs))
+    for number, (own, other) in enumerate(both, 1):
+        if own != other:
+            raise ConfigError(
+                f"variant {label!r} is a twin of {twin!r} but differs in event {number}: "
+                f"{own or 'none'}, and {other or 'none'} there. Twins share all events: give both "
+                "the same of prune.times, ratio_of, nm, phases and forward, prune.grow = 'none', "
+                "and, where fractions are of what is live, the same masks to start with"
+            )
+
+
+def _counted(events: Events) -> list[str]:
+    """How many units each event takes, in words."""
+    told = []
+    for row in events.rows:
+        taken = row.drop if row.dead is None else row.dead
+        of = ", ".join(f"{k} of {name}" for name, k in taken.items() if k)
+        after = f"after epoch {row.place - 1}" if row.place else "before training"
+        told.append(f"{of} {after if row.place is not None else f'at step {row.step}'}")
+    return told

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from prunejax import data as data_lib
 from prunejax.data import Dataset, StreamedSet
 from prunejax.errors import ConfigError
-from prunejax.study.planning import batch_check, outline, programs, ticket_file
+from prunejax.study.planning import batch_check, live, outline, programs, ticket_file
 from prunejax.study.planning.outline import Events, Outline
 from prunejax.study.planning.programs import Batch, Member
 from prunejax.study.settings import config as config_lib
@@ -215,12 +215,16 @@ def _events(
         if settings.start.ticket:
             parent = ticket_file.check(settings, label, of[label])
         elif start.source is not None and "masks" in start.source.parts:
-            parent = planned[settings.start.run].live  # -0.5: left before that step's events
+            other = settings.start.run  # -0.5 below: left before that step's events
+            parent = live.handed_on(planned[other].live, arms[other].settings.intervention)
             at = start.source.done if start.source.step == lineage.END else start.source.step - 0.5
         back = start.rewind  # after the events before training
         later = back if back is not None and "scores" in back.parts else start.source
         taken = _gathered(start.source, planned), _gathered(later, planned)
         planned[label] = outline.events(arms[label], of[label], parent, at, start.step, taken)
+    for label, arm in arms.items():
+        if twin := arm.settings.intervention.twin:
+            outline.check_twin(label, planned[label], twin, planned[twin])
     return planned
 
 

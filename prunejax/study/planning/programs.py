@@ -68,6 +68,10 @@ class Member:
         """Whether a row is none of those before training and after epochs, one each."""
         return row > len(self.hyper.learning_rate)
 
+    def is_tested(self, row: int) -> bool:
+        """Whether the test split is looked at right before and after the event of a row."""
+        return self.evaluate_between or not self.is_between(row)
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -200,6 +204,7 @@ def batch(
     if not program.weights:
         unit_check.check(of.module, of.variables, dataset.image_shape, groups)
     idle = [note for arm in arms for note in fit_check.idle_layers(of.arm(arm))]
+    idle += [_no_update(a) for a in arms if _never(a.settings.prune, rows[a.label])]
     late = _after_training(arms, settings.epochs * program.steps_per_epoch)
     notes = (*late, *fit_check.decoupled(arms), *idle)
     return Batch(program, dataset, members, notes)
@@ -225,3 +230,16 @@ def _gradient_updates(settings: ConfigDict, rows: Sequence[Row]) -> int:
     p = settings.prune
     growing = sum(any(row.grow.values()) for row in rows)
     return growing * p.average if p.grow == "gradient" else 0
+
+
+def _never(prune: ConfigDict, rows: Sequence[Row]) -> bool:
+    asked = prune.schedule != "none" and prune.grow != "none" and prune.update_every > 0
+    return asked and not any(row.update for row in rows)
+
+
+def _no_update(arm: Variant) -> str:
+    p = arm.settings.prune
+    return (
+        f"Arm {arm.label}: no unit is swapped; no update falls into training "
+        f"(prune.update_every = {p.update_every}, prune.update_end = {p.update_end})."
+    )

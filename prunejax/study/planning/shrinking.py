@@ -37,11 +37,12 @@ def with_cuts(
     where = f"config.prune.shrink_every = {every} (variant {arms[0].label!r})"
     if isinstance(dataset, StreamedSet):
         raise ConfigError(f"{where} needs a data set in memory; this one is streamed")
+    known = not any(planned[a.label].live.unknown for a in arms)
     cuts: list[tuple[int, tuple[int, ...]]] = []
     for epoch in range(0, program.epochs, every):
         # After the events on that step.
         live = [planned[a.label].live.at(epoch * per_epoch) for a in arms]
-        if any(ALL in counts for counts in live):
+        if not known or any(ALL in counts for counts in live):
             raise ConfigError(f"{where}: how many units each layer has is known only in training")
         # One compiled size for all arms: what the one with most needs.
         sizes = tuple(

@@ -46,6 +46,11 @@ def check(arms: Mapping[str, ConfigDict]) -> None:
             raise ConfigError(f"config.connect.pairs: {pair!r}: for pairs of seeds write 'a'")
         if len(labels) == 1 and first.seeds < 2:
             raise ConfigError(f"config.connect.pairs: {pair!r} has one seed; a line has two ends")
+        if len(labels) == 1 and first.data.by_seed:
+            raise ConfigError(
+                f"config.connect.pairs: {pair!r}: each of its seeds has data of its own "
+                "(data.by_seed), and a line is between networks on one data set; name two arms"
+            )
         for field in ("model", "data", "loss"):
             if first[field] != last[field]:
                 raise ConfigError(
