@@ -9,6 +9,7 @@ from scipy import stats
 
 from prunejax.measures import pair_information as info
 from prunejax.measures import ranking_statistics as ranks
+from prunejax.measures import statistics
 from prunejax.measures.ranking_table import rows
 
 
@@ -47,7 +48,7 @@ def test_tau_against_pairs_and_scipy():
 def test_the_bootstrap_is_one_over_models_without_pairs_of_copies():
     x, y = made(12)
     found = ranks.kendall(x, y, draws=50, seed=3)
-    rng = info.random(3, "bootstrap over models")
+    rng = statistics.random(3, "bootstrap over models")
     counts = rng.multinomial(12, np.full(12, 1 / 12), size=50)
     taus = []
     for c in counts:

@@ -139,7 +139,7 @@ def dropped(
     final |= {} if keep is None else of(keep)
     gone = of(counts, what="swaps")
     left = [_less(final[i], gone.get(i, 0)) if i in flags else 0 for i in range(len(leaves))]
-    return masks_lib.prune(scores, structure.unflatten(left), masks=masks, scope=scope)
+    return masks_lib.prune(scores, jax.tree.unflatten(structure, left), masks=masks, scope=scope)
 
 
 def _less(n: Any, gone: Any) -> Any:
