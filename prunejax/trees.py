@@ -131,6 +131,13 @@ def aligned(tree: Tree, other: Tree, what: str) -> list[Any]:
 
 def get(tree: Tree, path: str) -> Any:
     """The leaf at `path`; KeyError with the known paths if there is none."""
+    node, parts = tree, path.split("/")
+    while parts and type(node) is dict and parts[0] in node:  # planning asks for many of a tree
+        if any("/".join(parts[:n]) in node for n in range(2, len(parts) + 1)):
+            break  # a key with slashes: it may read like this path
+        node = node[parts.pop(0)]
+    if not parts and jax.tree_util.all_leaves([node]):
+        return node
     for candidate, leaf in leaves_with_paths(tree):
         if candidate == path:
             return leaf

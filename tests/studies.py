@@ -132,14 +132,17 @@ def tables(path: Path) -> dict[str, bytes]:
 
 
 def in_layouts(config: ConfigDict, root: Path) -> dict[str, Path]:
-    """Directories of one study, its members vectorized and one after another; no page is drawn."""
+    """Directories of one study, its members vectorized and one after another; no page is drawn.
+
+    Who reads their states asks for `plain_checkpoints`.
+    """
     found = {}
     for name in ("vectorized", "sequential"):
         config.population.layout = name
         found[name] = root / name
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(report, "build", lambda paths: paths[0] / "report.html")
-            run.run(config, found[name], default.get_config(), quiet=True)
+            go(config, found[name])
     return found
 
 
@@ -183,6 +186,11 @@ class PickledCheckpointer:
         return jax.device_put(jax.tree.unflatten(structure, leaves), shardings)
 
 
+def plain_checkpoints(patch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are plain files."""
+    patch.setattr(checkpoint.ocp, "StandardCheckpointer", PickledCheckpointer)
+
+
 def go(config: ConfigDict, path: Path, **options: Any) -> run.Result:
     """Runs a study; those of one process with the same program share its compiled functions.
 
@@ -190,7 +198,7 @@ def go(config: ConfigDict, path: Path, **options: Any) -> run.Result:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "_population", _shared)
-        patch.setattr(checkpoint.ocp, "StandardCheckpointer", PickledCheckpointer)
+        plain_checkpoints(patch)
         patch.setattr(RunDirectory, "tensorboard", lambda self: None)
         return run.run(config, path, default.get_config(), quiet=True, **options)
 

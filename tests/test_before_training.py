@@ -20,7 +20,7 @@ from prunejax.study.devices.population import Population
 from prunejax.study.planning import plan
 from prunejax.study.settings import config as config_lib
 from prunejax.train import step
-from tests.studies import tiny
+from tests.studies import go, tiny
 
 KEEP = {"schedule": "scratch", "target": "random", "score": "magnitude"}
 NOISY = "signal_noise:classes=3,dimension=30,train=24,test=40,noise=0.2"
@@ -53,10 +53,6 @@ def planned(config):
 def rows(path, table):
     with open(path / f"{table}.csv", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def go(config, path, **options):
-    return run.run(config, path, default.get_config(), quiet=True, **options)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from prunejax import report
+from prunejax import models, report
 from prunejax.configs import default, recipes
 from prunejax.errors import ConfigError
 from prunejax.report import figures_barriers
@@ -126,7 +126,11 @@ HALF = {"schedule": "scratch", "fraction": (0.5,), "start": (0,)}
         ("mlp64_64", {"method": "ste", "fraction": (0.9,)}),  # dead weights keep a value
     ],
 )
-def test_the_ends_are_the_networks_that_were_tested(model, pruned, tmp_path, quick_report):
+def test_the_ends_are_the_networks_that_were_tested(
+    model, pruned, tmp_path, quick_report, monkeypatch
+):
+    kind, fixed = models.MODELS["resnet20"]  # a block a stage has every kind of sum
+    monkeypatch.setitem(models.MODELS, "resnet20", (kind, fixed | {"blocks": (1, 1, 1)}))
     made = tiny(a={"prune": pruned})
     made.model.name, made.model.width, made.epochs = model, 0.125, 1
     made.connect.pairs, made.connect.points, made.report.baseline = ("a",), 3, "a"

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import datasets
 
 from prunejax import data, rng
-from prunejax.data import batches, cache, choices, dataset, pooled, prepared
+from prunejax.data import batches, cache, choices, dataset, pooled, prepared, scikit
 from tests import fake_tfds
 
 
@@ -86,7 +86,19 @@ def test_mixed_digits_are_the_same_ones_in_another_order():
 def test_digits_without_scikit_learns_file(monkeypatch):
     expected = data.load("digits")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    scikit.table.cache_clear()
     assert same(data.load("digits"), expected)
+
+
+def test_scikit_learns_files_are_read_once_and_their_tables_are_not_changed(monkeypatch):
+    first = data.load("digits_even"), data.load("diabetes")
+    monkeypatch.setattr(np, "loadtxt", no_reading)
+    again = data.load("digits_even"), data.load("diabetes")
+    for one, other in zip(first, again, strict=True):
+        assert same(one, other)
+        assert not np.shares_memory(one.train_images, other.train_images)
+    with pytest.raises(ValueError, match="read-only"):
+        scikit.table("digits", "digits.csv.gz", delimiter=",")[0] = 0
 
 
 def test_prepared_set_holds_what_was_written(prepared_sets):

@@ -58,9 +58,30 @@ def test_two_leaves_with_one_path_are_refused(tree):
         lambda: masks.apply(live, tree),
         lambda: trees.match(tree, ".*"),
         lambda: masks.prune(tree, 1),
+        lambda: trees.get(tree, next(key for key in tree if "/" in key)),
     ):
         with pytest.raises(ValueError, match="two leaves have the path 'a/"):
             act()
+
+
+def test_a_leaf_is_the_one_of_its_path(monkeypatch):
+    x, y, z = (np.full(2, value) for value in (1, 2, 3))
+    plain = {"a": {"kernel": x, "bias": y}, "c": z}
+    odd = {"a": [x, {"b/c": y, "b": {"d": z}}], "e": {"n": None, "o": {}}, "f/g": y, "h": {1: x}}
+    for tree in (plain, odd):
+        for path, leaf in trees.leaves_with_paths(tree):
+            assert trees.get(tree, path) is leaf
+    for tree, path in (
+        (plain, "a"),
+        (plain, "a/kernel/x"),
+        (odd, "e/n"),
+        (odd, "e/o"),
+        (plain, ""),
+    ):
+        with pytest.raises(KeyError, match="no leaf"):
+            trees.get(tree, path)
+    monkeypatch.setattr(trees, "leaves_with_paths", None)  # one leaf of many costs no look at all
+    assert trees.get(plain, "a/bias") is y
 
 
 def test_errors_on_large_trees_are_short():

@@ -498,8 +498,7 @@ def test_sharded_over_two_devices():
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],
         cwd=Path(__file__).parent.parent,
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
         capture_output=True,
         text=True,
     )

@@ -1,7 +1,9 @@
 """Models: sizes, groups, exact zeros of pruned units, and independent forward computations."""
 
 from functools import cache
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,19 +223,18 @@ def test_group_order_is_that_of_the_forward_pass():
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-@pytest.mark.parametrize("size", [8, 28])
-def test_other_image_sizes(name, size):
+@pytest.mark.parametrize(("size", "channels"), [(8, 3), (28, 1)])  # neither knows of the other
+def test_other_image_sizes(name, size, channels):
     if name == "vit_s16":
         with pytest.raises(ValueError, match=rf"images of {size}x{size} pixels .* multiple of 16"):
             shapes(models.create(name), (size, size, 3))
         size *= 4
-    for channels in (1, 3):
-        module = models.create(name, num_classes=7, width=0.25)
-        tree = shapes(module, (size, size, channels))
-        x = jax.ShapeDtypeStruct((5, size, size, channels), "float32")
-        out = jax.eval_shape(lambda v, x, m=module: m.apply(v, x), tree, x)
-        assert out.shape == (5, 7)
-        assert out.dtype == jnp.float32
+    module = models.create(name, num_classes=7, width=0.25)
+    tree = shapes(module, (size, size, channels))
+    x = jax.ShapeDtypeStruct((5, size, size, channels), "float32")
+    out = jax.eval_shape(module.apply, tree, x)
+    assert out.shape == (5, 7)
+    assert out.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -541,6 +542,33 @@ def test_training_moves_the_running_statistics_by_a_tenth():
 
 
 # --- options ----------------------------------------------------------------------------------
+
+
+class Told(models.Model):
+    """Says when it is traced; `sizes` may be a list, which has no hash."""
+
+    sizes: Any = (5,)
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        TRACED.append((self.width, self.sizes))
+        return self.logits(nn.Dense(self.sizes[0], name="fc1")(x.reshape(len(x), -1)))
+
+
+TRACED = []
+
+
+def test_equal_models_are_traced_once_and_others_are_others():
+    TRACED.clear()
+    first, second = (models.init(Told(width=3.0), jax.random.key(i), (2, 2, 1)) for i in range(2))
+    assert TRACED == [(3.0, (5,))]
+    assert (first["params"]["fc1"]["kernel"] != second["params"]["fc1"]["kernel"]).all()
+    for other in (Told(width=4.0), Told(width=3.0, sizes=(6,)), Told(sizes=[7])):
+        found = models.init(other, jax.random.key(0), (2, 2, 1))
+        assert TRACED[-1] == (other.width, tuple(other.sizes))
+        assert found["params"]["fc1"]["kernel"].shape == (4, other.sizes[0])
+    wider = models.init(Told(width=3.0), jax.random.key(0), (3, 2, 1))
+    assert wider["params"]["fc1"]["kernel"].shape == (6, 5)
 
 
 def test_init_is_a_function_of_the_key_and_may_be_vmapped():

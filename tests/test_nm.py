@@ -11,7 +11,15 @@ from prunejax.errors import ConfigError
 from prunejax.methods import before, resolve, timetable
 from prunejax.study import loaded
 from prunejax.study.settings import presets
-from tests.studies import assert_alike, begun, functions, in_layouts, planned, small
+from tests.studies import (
+    assert_alike,
+    begun,
+    functions,
+    in_layouts,
+    plain_checkpoints,
+    planned,
+    small,
+)
 
 STEPS = {"start": (2,), "end": (6,), "period": 2}
 NEEDED = {
@@ -58,7 +66,8 @@ def layouts(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_method_ends_at_one_of_four_in_each_layout(layouts):
+def test_every_method_ends_at_one_of_four_in_each_layout(layouts, monkeypatch):
+    plain_checkpoints(monkeypatch)
     studies = [loaded.load(path) for path in layouts.values()]
     assert {name.rpartition("-")[0] for name in studies[0].names} == set(SERVED)
     for name in studies[0].names:

@@ -154,15 +154,20 @@ def test_a_score_of_batch_norm_beside_an_arm_of_a_layer_without(tmp_path, monkey
     }
 
 
-def scored(config, label):
-    """Layer -> scores of the first event of an arm, in its initial state, and its batch."""
+def scored(config, *labels):
+    """Layer -> scores of the first event of each arm, in its initial state, and what they are of.
+
+    The arms share a program, which is compiled once.
+    """
     (batch,) = planned(config)
-    (member,) = [m for m in batch.members if m.variant == label]
-    state = step.initial_state(batch.program, jnp.uint32(3), member.table, member.hyper)
     data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
-    row = min(member.events)
-    found = jax.jit(lambda s, d: prune_lib.unit_scores(batch.program, s, d, row))(state, data)
-    return jax.tree.map(np.asarray, found), batch, state, data
+    scores_at = jax.jit(lambda s, d, row: prune_lib.unit_scores(batch.program, s, d, row))
+    found = []
+    for label in labels:
+        (member,) = [m for m in batch.members if m.variant == label]
+        state = step.initial_state(batch.program, jnp.uint32(3), member.table, member.hyper)
+        found.append(jax.tree.map(np.asarray, scores_at(state, data, min(member.events))))
+    return found, batch, state, data
 
 
 def arm(score, layers, fraction=0.5):
@@ -188,14 +193,12 @@ def small_hessians(**arms):
 @pytest.mark.parametrize("score", [n for n in scores.SCORES if "stability" not in n])
 def test_a_score_is_of_the_arm_s_own_layers(score):
     a, b = arm(score, ONE), arm(score, ("dense2",), 0.25)
-    alone, *_ = scored(small_hessians(a=a), "a")
-    beside, *_ = scored(small_hessians(a=a, b=b), "a")
+    (alone,), *_ = scored(small_hessians(a=a), "a")
+    (beside, with_a), *_ = scored(small_hessians(a=a, b=b), "a", "b")
     assert (set(alone), set(beside)) == ({"dense1"}, {"dense1", "dense2"})  # they do meet
     np.testing.assert_array_equal(beside["dense1"], alone["dense1"])
-    other, *_ = scored(small_hessians(b=b), "b")
-    np.testing.assert_array_equal(
-        scored(small_hessians(a=a, b=b), "b")[0]["dense2"], other["dense2"]
-    )
+    (other,), *_ = scored(small_hessians(b=b), "b")
+    np.testing.assert_array_equal(with_a["dense2"], other["dense2"])
 
 
 def in_float64(batch, state, data, path):
@@ -228,28 +231,30 @@ def in_float64(batch, state, data, path):
         ] + [np.asarray(flat)]
 
 
-@pytest.mark.parametrize("layer", ["dense1", "dense2"])
-def test_hessians_are_those_among_the_arm_s_own_weights(layer, monkeypatch):
+def test_hessians_are_those_among_the_arm_s_own_weights(monkeypatch):
     monkeypatch.setattr("prunejax.methods.modes.FAST", 2)
     found = {}
     for score in ("grasp", "curvature", "curvature_saliency", "mode_leverage"):
         config = small_hessians(
-            a=arm(score, (layer,)), b=arm(score, BOTH, 0.25), c=arm("magnitude", BOTH)
-        )
-        scores_of, *of = scored(config, "a")
-        found[score] = scores_of[layer].ravel()
-        assert set(scores_of) == set(BOTH)
-    small_g, small_h, _, h, w = in_float64(*of, f"{layer}/kernel")
+            dense1=arm(score, ("dense1",)), dense2=arm(score, ("dense2",)),
+            b=arm(score, BOTH, 0.25), c=arm("magnitude", BOTH),
+        )  # fmt: skip
+        scores_of, *of = scored(config, "dense1", "dense2")
+        found[score] = [found[layer].ravel() for layer, found in zip(BOTH, scores_of, strict=True)]
+        assert all(set(layers) == set(BOTH) for layers in scores_of)
     close = {"rtol": 2e-3, "atol": 2e-3}
     scaled = lambda x: x / np.abs(x).max()  # noqa: E731
-    np.testing.assert_allclose(scaled(found["grasp"]), scaled(w * (small_h @ small_g)), **close)
-    np.testing.assert_allclose(scaled(found["curvature"]), scaled(np.diag(h)), **close)
-    np.testing.assert_allclose(
-        scaled(found["curvature_saliency"]), scaled(np.diag(h) * w**2), **close
-    )
-    values, modes = np.linalg.eigh(h)
-    assert values[-2] - values[-3] > 1e-2 * values[-1]  # two modes that are apart
-    np.testing.assert_allclose(found["mode_leverage"], (modes[:, -2:] ** 2).sum(1), **close)
+    for i, layer in enumerate(BOTH):
+        small_g, small_h, _, h, w = in_float64(*of, f"{layer}/kernel")
+        ours = {score: of_layers[i] for score, of_layers in found.items()}
+        np.testing.assert_allclose(scaled(ours["grasp"]), scaled(w * (small_h @ small_g)), **close)
+        np.testing.assert_allclose(scaled(ours["curvature"]), scaled(np.diag(h)), **close)
+        np.testing.assert_allclose(
+            scaled(ours["curvature_saliency"]), scaled(np.diag(h) * w**2), **close
+        )
+        values, modes = np.linalg.eigh(h)
+        assert values[-2] - values[-3] > 1e-2 * values[-1]  # two modes that are apart
+        np.testing.assert_allclose(ours["mode_leverage"], (modes[:, -2:] ** 2).sum(1), **close)
 
 
 def test_the_limit_of_the_exact_hessian_is_of_the_arm_s_own_weights(monkeypatch):

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from prunejax.errors import Interrupted, RecordError, WorkdirError
-from prunejax.record import checkpoint
 from prunejax.study import final
 from prunejax.study.devices import arrangement, lifting
-from tests.studies import PRUNE, PickledCheckpointer, go, rows, small, tables
+from tests.studies import PRUNE, go, plain_checkpoints, rows, small, tables
 
 pytestmark = pytest.mark.usefixtures("quick_report")
 _chunks, _pad = arrangement.chunks, lifting.pad
@@ -72,7 +71,7 @@ def test_a_study_has_the_same_bytes_wherever_its_runs_stand(tmp_path, monkeypatc
         found = final.states(path, final.programs(path))
         return {m.run: jax.tree.leaves(state().params) for _, m, state in found}
 
-    monkeypatch.setattr(checkpoint.ocp, "StandardCheckpointer", PickledCheckpointer)
+    plain_checkpoints(monkeypatch)
     go(_study(), tmp_path / "plain")
     monkeypatch.setattr(lifting, "pad", apart)
     monkeypatch.setattr(arrangement, "chunks", larger)

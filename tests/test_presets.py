@@ -16,7 +16,7 @@ from prunejax.study.planning import plan
 from prunejax.study.settings import config as config_lib
 from prunejax.study.settings import presets
 from prunejax.train import prune
-from tests.studies import assert_alike, begun, in_layouts, rows, small
+from tests.studies import assert_alike, begun, in_layouts, plain_checkpoints, rows, small
 
 NEEDED = {
     "set": {"update_every": 3},
@@ -50,7 +50,8 @@ def layouts(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_masks_are_those_of_each_layout(layouts):
+def test_masks_are_those_of_each_layout(layouts, monkeypatch):
+    plain_checkpoints(monkeypatch)
     one, other = (loaded.load(path) for path in layouts.values())
     assert {name.rpartition("-")[0] for name in one.names} == set(presets.METHODS)
     for name in one.names:

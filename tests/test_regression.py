@@ -224,11 +224,11 @@ def grid(tmp_path_factory):
         patch.setitem(suite.MEASURES, "sometimes", suite.Measure(sometimes, ("sometimes",)))
         config = regression()
         config.loss, config.epochs, config.evaluate_train = "huber", 2, True
-        config.optimizer.learning_rate = 0.01
         config.measures.names = ("prunability", "rivals", "sometimes", "hessian_trace")
         config.measures.split, config.measures.examples = "train", 50
         config.model.name = "mlp64_64"
-        axes = {"model.width": (0.25, 0.5), "batch_size": (25, 50), "start.scale": (1.0, 3.0)}
+        axes = {"model.width": (0.25, 0.5), "start.scale": (1.0, 3.0)}  # two programs
+        axes["optimizer.learning_rate"] = (0.01, 0.005)
         config.variants = default.product(axes)
         config.report.figures = ("predictors", "table")
         config.report.baseline = next(iter(config.variants))

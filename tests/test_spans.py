@@ -4,12 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from prunejax.configs import default
-from prunejax.study import run
+from prunejax import report
 from prunejax.study.devices import arrangement, lifting
 from prunejax.study.devices.population import Population
 from prunejax.study.loop import chunk
-from tests.studies import planned, small, tables
+from tests.studies import go, planned, small, tables
 
 pytestmark = pytest.mark.usefixtures("quick_report")
 
@@ -23,6 +22,16 @@ def full_batch():
     config.epochs, config.evaluate_every = 10, 4
     config.data.train_examples = config.batch_size = 64
     return config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The tables of the study when nothing breaks it."""
+    path = tmp_path_factory.mktemp("spans") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "build", lambda paths: paths[0] / "report.html")
+        go(full_batch(), path)
+    return tables(path)
 
 
 def test_epochs_of_one_step_train_in_one_call_with_the_same_bytes(tmp_path, monkeypatch):
@@ -39,7 +48,7 @@ def test_epochs_of_one_step_train_in_one_call_with_the_same_bytes(tmp_path, monk
         if not spans:
             monkeypatch.setattr(Population, "spans", False)
         path = tmp_path / str(spans)
-        run.run(full_batch(), path, default.get_config(), quiet=True)
+        go(full_batch(), path)
         found[spans] = tables(path)
         alone = {(0, 3), (4, 7), (8, 9)}  # of arms whose events fall on steps, or that have none
         tested = {(0, 3), (4, 4), (5, 5), (6, 7), (8, 9)}
@@ -48,8 +57,7 @@ def test_epochs_of_one_step_train_in_one_call_with_the_same_bytes(tmp_path, monk
 
 
 @pytest.mark.parametrize("broken", ["_arrived", "_end_epoch", "_finish"])
-def test_broken_inside_several_epochs_and_continued(tmp_path, monkeypatch, broken):
-    run.run(full_batch(), tmp_path / "whole", default.get_config(), quiet=True)
+def test_broken_inside_several_epochs_and_continued(tmp_path, monkeypatch, whole, broken):
     real, left = getattr(chunk.Chunk, broken), iter(range(100))
 
     def breaks(self, states, *rest):
@@ -59,9 +67,9 @@ def test_broken_inside_several_epochs_and_continued(tmp_path, monkeypatch, broke
 
     monkeypatch.setattr(chunk.Chunk, broken, breaks)
     with pytest.raises(KeyboardInterrupt):
-        run.run(full_batch(), tmp_path / "parts", default.get_config(), quiet=True)
-    run.run(full_batch(), tmp_path / "parts", default.get_config(), quiet=True)
-    assert tables(tmp_path / "parts") == tables(tmp_path / "whole")
+        go(full_batch(), tmp_path / "parts")
+    go(full_batch(), tmp_path / "parts")
+    assert tables(tmp_path / "parts") == whole
 
 
 def test_copies_that_fill_a_stack_up_do_not_train():

@@ -22,14 +22,11 @@ from prunejax.study.planning import plan
 from prunejax.study.settings import config as config_lib
 from tests import streamed_case
 from tests.streamed_case import BATCH, EXAMPLES, TESTS
+from tests.studies import go
 from tests.test_rendezvous import free_port
 
 TABLES = ("epochs", "events", "runs")
 EVENT = ("pre_loss", "post_loss", "predicted_first", "predicted_second")
-
-
-def go(config, path, **options):
-    return study.run(config, path, default.get_config(), quiet=True, **options)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 The 8x8 handwritten digits, and the diabetes study, a small regression on tabular data.
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ SPLITS = {"digits": FIRST_TEST_EXAMPLE, "digits_mixed": 1000, "digits_even": 900
 PATIENTS = 92  # of the diabetes study that test, the last ones
 
 
+@functools.cache
 def table(name: str, *files: str, delimiter: str | None = None, **options: Any) -> np.ndarray:
-    """[examples, features + 1]: the features and, in the last column, the target.
+    """[examples, features + 1]: the features and, in the last column, the target; read-only.
 
+    Read once in a process: parsing it takes longer than the rest of a small study's planning.
     Without importing scikit-learn where that can be avoided: its import takes seconds, more than
     the rest of a small study's start.
 
@@ -40,10 +43,16 @@ def table(name: str, *files: str, delimiter: str | None = None, **options: Any) 
         folder = Path(package.origin).parent / "datasets" / "data"
         paths = [folder / file for file in files]
         if all(path.is_file() for path in paths):
-            return np.column_stack([np.loadtxt(path, delimiter=delimiter) for path in paths])
+            return _columns(*(np.loadtxt(path, delimiter=delimiter) for path in paths))
     datasets = optional.need(f"the data set {name!r}", "sklearn.datasets")
     raw = getattr(datasets, f"load_{name}")(**options)
-    return np.column_stack([raw.data, raw.target])
+    return _columns(raw.data, raw.target)
+
+
+def _columns(*parts: np.ndarray) -> np.ndarray:
+    whole = np.column_stack(parts)
+    whole.flags.writeable = False
+    return whole
 
 
 def load_digits(name: str, data_dir: Directory = None) -> Dataset:

@@ -11,7 +11,8 @@ of |pre-activation| over examples and positions: `updates["activations"][group.n
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -167,17 +168,25 @@ def init(module: Model, key: jax.Array, input_shape: Sequence[int]) -> dict[str,
       key: typed PRNG key, e.g. `prunejax.rng.at(seed, "init")`; may be traced.
       input_shape: (height, width, channels) of one example.
     """
-
-    def fresh(key: jax.Array) -> dict[str, Any]:
-        # Zeros: initial values are drawn by shape alone, whatever the input.
-        return dict(module.init({"params": key}, jnp.zeros((1, *input_shape)), train=False))
-
     # Compiled, the forward pass of the initialization is dropped. XLA:CPU takes 0.5 s for each
     # random array at its full optimization level, and a third of that at level 1 (same values).
     # Only an outermost jit may have options.
     outermost = jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer)
     options = {"xla_backend_optimization_level": 1} if outermost else None
+    try:
+        fresh = _fresh(module, tuple(input_shape))
+    except TypeError:  # a module of one's own with a list among its fields has no hash
+        fresh = _fresh.__wrapped__(module, tuple(input_shape))
     return jax.jit(fresh, compiler_options=options)(key)
+
+
+@functools.lru_cache(32)  # one function for equal modules: it is traced and compiled once
+def _fresh(module: Model, input_shape: tuple[int, ...]) -> Callable[[jax.Array], dict[str, Any]]:
+    def fresh(key: jax.Array) -> dict[str, Any]:
+        # Zeros: initial values are drawn by shape alone, whatever the input.
+        return dict(module.init({"params": key}, jnp.zeros((1, *input_shape)), train=False))
+
+    return fresh
 
 
 def shapes(module: Model, input_shape: Sequence[int]) -> dict[str, Any]:

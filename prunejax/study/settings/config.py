@@ -60,7 +60,7 @@ def _merge(
 ) -> None:
     """Writes overrides (nested or flat) into `target`, refusing fields that do not exist."""
     for name, value in _flat(overrides).items():
-        inside = [k for k in known if k.startswith(f"{name}.")]
+        inside = [] if name in known else [k for k in known if k.startswith(f"{name}.")]
         if inside:
             raise ConfigError(
                 f"{where}: {name} = {value!r} is a group of fields; give a dict of some of: "
