@@ -1,5 +1,7 @@
 """Runs stand anywhere in a stack, among copies that fill it up: each is read at its own place."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from prunejax.errors import Interrupted, RecordError, WorkdirError
 from prunejax.study import final
 from prunejax.study.devices import arrangement, lifting
+from prunejax.study.devices.population import Population
+from prunejax.study.loop.saving import Saving
 from tests.studies import PRUNE, go, plain_checkpoints, rows, small, tables
 
 pytestmark = pytest.mark.usefixtures("quick_report")
@@ -20,9 +24,15 @@ def test_each_device_has_as_many_runs(devices, many):
     stack, places = _pad(list(range(many)), size, devices)
     assert [stack[i] for i in places] == list(range(many))
     assert len(stack) == size
-    assert places == sorted(places)
-    each = np.bincount(np.array(places) // (size // devices), minlength=devices)
+    on = np.array(places) // (size // devices)
+    for d in range(devices):  # on each in their order
+        own = [p for p in places if p // (size // devices) == d]
+        assert own == sorted(own)
+    each = np.bincount(on, minlength=devices)
     assert each.max() - each.min() <= 1
+    # Of runs that follow each other, as the seeds of an arm do, every device has as many.
+    for first in range(many - devices + 1):
+        assert sorted(on[first : first + devices]) == list(range(devices))
 
 
 def test_smaller_waves_take_the_size_that_is_compiled_where_padding_is_idle():
@@ -71,8 +81,19 @@ def test_a_study_has_the_same_bytes_wherever_its_runs_stand(tmp_path, monkeypatc
         found = final.states(path, final.programs(path))
         return {m.run: jax.tree.leaves(state().params) for _, m, state in found}
 
+    real, tested = Population.evaluate_test, []
+
+    def seen(self, states, after_event, only=None):
+        tested.append(only)
+        return real(self, states, after_event, only)
+
     plain_checkpoints(monkeypatch)
+    monkeypatch.setattr(Population, "evaluate_test", seen)
     go(_study(), tmp_path / "plain")
+    few = [only for only in tested if only is not None and only.sum() < len(only)]
+    assert few  # of an event's test those that it left as they were are left out
+    assert all(only.any() for only in few)
+    monkeypatch.setattr(Population, "evaluate_test", lambda *a, only=None: real(*a[:3]))
     monkeypatch.setattr(lifting, "pad", apart)
     monkeypatch.setattr(arrangement, "chunks", larger)
     go(_study(), tmp_path / "apart")
@@ -97,6 +118,32 @@ def test_states_that_a_version_stacked_otherwise_are_refused(tmp_path, monkeypat
             go(config, tmp_path, stop_requested=lambda: len(rows(tmp_path, "epochs")) == 2)
     with pytest.raises(RecordError, match=r"stacks runs otherwise.*Continue with that version"):
         go(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("own", "told", "refused"),
+    [
+        ([0, 3, 1, 4], [0, 3, 1, 4], False),
+        ([0, 3, 1, 4], [0, 1, 3, 4], True),
+        ([0, 3, 1, 4], None, True),  # of a version that did not tell: device after device
+        ([0, 1, 2], None, False),
+    ],
+)
+def test_a_checkpoint_tells_where_its_runs_stand(own, told, refused):
+    """At another's place a run would go on with the other's weights."""
+    nothing = types.SimpleNamespace(
+        require=lambda: None, on_main=lambda fn: None, directory="chunk-0"
+    )
+    saving = types.SimpleNamespace(
+        places=own, targets=nothing, directory=nothing, checkpoints=nothing
+    )
+    states = types.SimpleNamespace(stopped=np.full(6, -1, np.int32))
+    facts = {"epoch": 3, "measured": {}} | ({} if told is None else {"places": told})
+    if refused:
+        with pytest.raises(RecordError, match="stacks runs otherwise"):
+            Saving.resume(saving, states, facts)
+    else:
+        assert Saving.resume(saving, states, facts) == 3
 
 
 def test_rows_are_never_doubled_where_a_version_stacked_other_runs_together(tmp_path, monkeypatch):

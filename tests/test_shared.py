@@ -86,6 +86,12 @@ def test_of_a_stack_those_that_have_stopped_and_copies_are_not_tested(layout):
     np.testing.assert_array_equal(np.isfinite(found.accuracy), running)
     np.testing.assert_array_equal(found.loss[running], whole.loss[running])
     np.testing.assert_array_equal(found.accuracy[running], whole.accuracy[running])
+    only = np.array([False, True, True])  # and of the last two one has stopped, one is a copy
+    _, found = people.evaluate_test(states, after_event=True, only=only)
+    looked = only & (stopped == -1) if idle else np.ones(3, bool)
+    np.testing.assert_array_equal(np.isfinite(found.loss), looked)
+    _, found = people.evaluate_test(states, after_event=True, only=~only)
+    np.testing.assert_array_equal(found.loss[0], whole.loss[0])
 
 
 def test_padding_is_idle_where_members_go_one_after_another():

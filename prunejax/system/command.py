@@ -93,7 +93,7 @@ def collect_less() -> None:
     there is stops every thread for a tenth of a second.
     """
     young, middle, _ = gc.get_threshold()
-    gc.set_threshold(max(young, 10_000), max(middle, 20), 100)
+    gc.set_threshold(max(young, 50_000), max(middle, 20), 100)
     atexit.register(gc.freeze)
 
 

@@ -32,13 +32,13 @@ def stack(trees: Sequence[Tree]) -> Tree:
 def pad(members: Sequence[Member], size: int, devices: int = 1) -> tuple[list[Member], list[int]]:
     """A stack of members and of copies that fill it up, and the places of the members.
 
-    On each device stand as many, in their order: copies need not train, and no device waits then.
+    Dealt out to the devices in turn: on each stand as many, and as many of each arm, whose events
+    take all of them the same time. Copies need not train, and no device waits then.
 
     Args: devices: that the stack is spread over; they divide `size`.
     """
     many, each = len(members), size // devices
-    own = [(many + devices - 1 - d) // devices for d in range(devices)]
-    places = [d * each + i for d in range(devices) for i in range(own[d])]
+    places = [k % devices * each + k // devices for k in range(many)]
     stacked = [members[i % many] for i in range(size)]
     for place, m in zip(places, members, strict=True):
         stacked[place] = m

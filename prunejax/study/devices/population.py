@@ -205,11 +205,20 @@ class Population:
         evaluate = self._test if running else self._evaluate
         return mesh_lib.fetch(evaluate(states, images, labels))
 
-    def evaluate_test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
-        """Test metrics; as released, the windows see every test batch."""
+    def evaluate_test(
+        self, states: TrainState, after_event: bool, only: np.ndarray | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """Test metrics; as released, the windows see every test batch.
+
+        Args: only: bool [members], those that are looked at: others may be left out, NaN.
+        """
         images, labels = self.data.test_images, self.data.test_labels
         if not self.program.features.released:
-            return states, self.evaluate(states, images, labels, running=True)
+            seen = states
+            if only is not None:  # left out as padding is, by the same program
+                stopped = np.where(only, mesh_lib.fetch(states.stopped), stopping.PADDING)
+                seen = states._replace(stopped=mesh_lib.put(stopped, self._members))
+            return states, self.evaluate(seen, images, labels, running=True)
         states, metrics = self._released(states, images, labels, np.int32(after_event))
         return states, mesh_lib.fetch(metrics)
 

@@ -174,9 +174,11 @@ class StreamedPopulation(Population):
             total = fn((of, total), *window, np.int32(len(read)))
         return mesh_lib.fetch(total)
 
-    def evaluate_test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
-        """Metrics on the evaluation split, each example counted once."""
-        del after_event
+    def evaluate_test(
+        self, states: TrainState, after_event: bool, only: np.ndarray | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """Metrics on the evaluation split, each example counted once; of all members."""
+        del after_event, only
         members, n = states.step.shape[0], self._source.test_examples
         zero = jax.tree.map(lambda x: np.zeros((members, *x.shape), x.dtype), self._no_sums())
         return states, evaluation.metrics(

@@ -64,7 +64,8 @@ class Chunk:
         self._warm: set[str] = set()
         self._targets = Targets(self.directory.path / "targets", self.members)
         self._saving = Saving(
-            self.directory, self.checkpoints, self._targets, self.progress, self.policy.clock
+            *(self.directory, self.checkpoints, self._targets, self.progress),
+            *(self.policy.clock, self._places),
         )
         self._events = Events(
             *(self._real, self._padded, self.population, self.directory),
@@ -123,7 +124,7 @@ class Chunk:
             self.progress.message(f"damaged checkpoint skipped: {text}")
         if restored is not None and restored.states is not None:
             states, marks = restored.states, restored.facts
-            epoch = self._saving.resume(states, marks, self._places)
+            epoch = self._saving.resume(states, marks)
             many = self._done(states) * len(self.members)
             self.progress.advance(many, "continuing from a checkpoint", timed=False)
         self.directory.truncate(marks["sizes"], marks.get("digests"))  # what follows is made anew

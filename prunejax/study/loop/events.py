@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import jax
+import numpy as np
+
 from prunejax import interventions
 from prunejax.measures import emptied
 from prunejax.record.directory import SharedDirectory
@@ -13,6 +16,7 @@ from prunejax.study.loop.targets import Targets
 from prunejax.study.planning.programs import Member
 from prunejax.study.settings.probing import Probing
 from prunejax.train.evaluation import Metrics
+from prunejax.train.prune import Event
 from prunejax.train.step import TrainState
 
 
@@ -42,10 +46,12 @@ class Events:
         """Whether there will be events, none of them replayed."""
         return any(len(m.events) for m in self.members) and not self.targets.twins
 
-    def test(self, states: TrainState, after_event: bool) -> tuple[TrainState, Metrics]:
-        """Test metrics."""
+    def test(
+        self, states: TrainState, after_event: bool, only: np.ndarray | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """Test metrics; `only`: see `Population.evaluate_test`."""
         with self.saving.long(f"test {after_event}"):
-            return self.population.evaluate_test(states, after_event)
+            return self.population.evaluate_test(states, after_event, only)
 
     def at_epoch(
         self, states: TrainState, epoch: int, pre: Metrics
@@ -68,6 +74,17 @@ class Events:
             states, _ = self._event(states, epoch, row, pre)
         return states
 
+    def _after(
+        self, states: TrainState, row: int, pre: Metrics, info: Event
+    ) -> tuple[TrainState, Metrics]:
+        """The test after an event: those that it left as they were answer as before."""
+        if self.population.program.features.released:  # a test moves the windows of all
+            return self.test(states, after_event=True)
+        changed = np.array([row in m.events for m in self.padded]) | info.targeted.any(axis=1)
+        states, post = self.test(states, after_event=True, only=changed)
+        rows = lambda x: changed.reshape(-1, *[1] * (x.ndim - 1))  # noqa: E731
+        return states, jax.tree.map(lambda new, old: np.where(rows(new), new, old), post, pre)
+
     def _event(
         self, states: TrainState, epoch: int, row: int, pre: Metrics | None
     ) -> tuple[TrainState, Metrics | None]:
@@ -83,7 +100,7 @@ class Events:
             self.targets.add(row, {name: x[places] for name, x in info.selected.items()})
         post = None
         if pre is not None:
-            states, post = self.test(states, after_event=True)
+            states, post = self._after(states, row, pre, info)
         _, bad, steps, _ = self.population.summary(states)
         program = self.population.program
         hidden = program.forward != "masked"

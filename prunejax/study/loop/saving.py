@@ -76,6 +76,7 @@ class Saving:
     targets: Targets
     progress: Progress
     clock: Callable[[], float]
+    places: Sequence[int]  # of the members in the stack
     measured: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,20 +113,21 @@ class Saving:
             self.targets.save()  # first: resuming relies on their files
             left = self.directory.on_main(lambda held: held.arrays.names())
             facts = {"epoch": epoch, **self._marks, "measured": self.measured, "files": left}
-            self.checkpoints.save(states, facts)
+            self.checkpoints.save(states, facts | {"places": list(self.places)})
             self.directory.publish()  # last: what is sent is whole
         self.saved_at, self._cost = self.clock(), time.perf_counter() - begin
 
-    def resume(self, states: TrainState, facts: Mapping[str, Any], places: Sequence[int]) -> int:
+    def resume(self, states: TrainState, facts: Mapping[str, Any]) -> int:
         """The epoch at which a checkpoint's states go on; what was measured is known again.
-
-        Args: places: of the members in the stack.
 
         Raises:
           RecordError: a file of targets is missing, or the stack is that of another version.
           WorkdirError: a file that was there is missing or damaged.
         """
-        if (mesh_lib.fetch(states.stopped)[list(places)] == stopping.PADDING).any():
+        own = list(self.places)
+        # Earlier versions did not tell: theirs stood in their order, device after device.
+        otherwise = facts.get("places", sorted(own)) != own
+        if otherwise or (mesh_lib.fetch(states.stopped)[own] == stopping.PADDING).any():
             raise RecordError(
                 errno.EIO,
                 f"the newest checkpoint in {self.checkpoints.directory} is of a version that "
