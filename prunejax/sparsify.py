@@ -57,7 +57,7 @@ def sparsify(
 
     It has to be the outermost transformation: what comes after it in an `optax.chain` would move
     dead weights (put clipping and the like into `optimizer`). `optax.MultiSteps` goes around it;
-    events then count its updates.
+    events then count its updates. So do `optax.masked` and `optax.partition`, for some parameters.
 
     Args:
       optimizer: any optax transformation.
@@ -126,6 +126,7 @@ def _by_events(
         return jax.tree.map(lambda c, p: score(p) if c else jnp.float32(0), chosen, params)
 
     def init(params: Tree) -> SparsifyState:
+        trees.arrays(params)
         chosen = trees.prunable(params, rules)
         shapes = jax.eval_shape(score_tree, params)
         for (path, leaf), picked, units in zip(
@@ -191,7 +192,7 @@ def masked(params: Tree, state: Any) -> Tree:
       params: the parameters after `optax.apply_updates`.
       state: the optimizer's state, which holds a `SparsifyState` (at any depth).
     """
-    return masks_lib.apply(masks_of(state), params)
+    return masks_lib.apply(masks_of(state, params), params)
 
 
 def forward(params: Tree, state: Any) -> Tree:
@@ -207,8 +208,7 @@ def forward(params: Tree, state: Any) -> Tree:
       params: parameters, dense or masked.
       state: the optimizer's state, which holds a `SparsifyState` (at any depth).
     """
-    masks = masks_of(state)
-    given = trees.aligned(params, masks, "the masks")
+    given = trees.aligned(params, masks_of(state, params), "the masks")
     leaves, structure = jax.tree.flatten(params)
     return jax.tree.unflatten(
         structure,
@@ -226,8 +226,15 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, j
     return _straight(*primals), tangents[1]
 
 
-def masks_of(state: Any) -> Tree:
+def masks_of(state: Any, params: Tree = None) -> Tree:
     """The masks that an optimizer's state carries.
+
+    Parameters that `optax.masked` or `optax.partition` keep from a `sparsify` inside them have the
+    scalar True.
+
+    Args:
+      state: the optimizer's state, which holds a `SparsifyState` (at any depth).
+      params: the parameters; needed where a label of `optax.partition` is that of a subtree.
 
     Raises:
       ValueError: it holds none, or several.
@@ -239,13 +246,20 @@ def masks_of(state: Any) -> Tree:
             f"{len(found)} states of sparsify in this {type(state).__name__}, one is needed: give "
             "the state that sparsify(...).init returned, or one that holds it"
         )
-    return found[0].masks
+    hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    masks = found[0].masks
+    if not any(map(hidden, jax.tree.leaves(masks, is_leaf=hidden))):
+        return masks
+    if params is None:
+        return jax.tree.map(lambda m: jnp.array(True) if hidden(m) else m, masks, is_leaf=hidden)
+    full = lambda m, p: masks_lib.ones(p) if hidden(m) else m  # noqa: E731
+    return jax.tree.map(full, masks, params, is_leaf=hidden)
 
 
 def _start(path: str, mask: Any, units: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
     """The first mask of a leaf: of the shape of its units, or as it was given."""
     trees.fits(path, mask, shape, "its leaf")
-    mask = jnp.asarray(mask, bool)
+    mask = jnp.array(mask, bool)  # a copy: a loop that donates its state ends what is in it
     if not units:
         return mask
     trees.fits(path, mask, units, "its scores (masks and scores need the same granularity)")

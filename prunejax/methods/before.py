@@ -163,9 +163,9 @@ def full(params: Tree, chosen: Tree, masks: Tree | None = None) -> Tree:
         given = trees.aligned(params, masks, "masks")
     found = []
     flags = jax.tree.leaves(chosen)
-    for (path, p), c, m in zip(trees.leaves_with_paths(params), flags, given, strict=True):
+    for (path, p), c, m in zip(trees.arrays(params), flags, given, strict=True):
         trees.fits(path, m, jnp.shape(p), "its leaf")
-        live = jnp.asarray(m, bool)
+        live = jnp.array(m, bool)  # a copy: a loop that donates its state ends what is in it
         found.append(jnp.broadcast_to(live, jnp.shape(p)) if c else live)
     return jax.tree.unflatten(jax.tree.structure(params), found)
 
@@ -222,9 +222,10 @@ def sparse_fan_in(params: Tree, masks: Tree, *, axis: int | tuple[int, ...] = -1
             return p
         units = normalize_axis_tuple(axis, p.ndim, "axis")
         inputs = tuple(a for a in range(p.ndim) if a not in units)
-        live = jnp.sum(jnp.broadcast_to(m, p.shape), inputs, keepdims=True, dtype=jnp.float32)
-        size = np.prod([p.shape[a] for a in inputs])
-        factor = jnp.sqrt(jnp.float32(size) / jnp.where(live == 0, jnp.float32(size), live))
+        kind = jnp.float64 if p.dtype in (jnp.float64, jnp.complex128) else jnp.float32
+        live = jnp.sum(jnp.broadcast_to(m, p.shape), inputs, keepdims=True, dtype=kind)
+        size = jnp.asarray(np.prod([p.shape[a] for a in inputs]), kind)
+        factor = jnp.sqrt(size / jnp.where(live == 0, size, live))
         return (p * factor.astype(p.dtype)).astype(p.dtype)
 
     given = trees.aligned(params, masks, "masks")

@@ -72,12 +72,13 @@ def transformation(
                 seed=seed,
             )
         zeros = jax.tree.map(lambda c, p: jnp.zeros(jnp.shape(p) if c else ()), chosen, params)
+        summed = jax.tree.map(lambda z, p: z + 0j if jnp.iscomplexobj(p) else z, zeros, params)
         return SparsifyState(
             optimizer.init(params),
             start,
             jnp.int32(0),
             zeros if m.learnt else None,
-            zeros if m.average > 1 else None,
+            summed if m.average > 1 else None,
             jax.random.key_data(rng.stream(seed, "grow")) if m.growth == "random" else None,  # type: ignore[arg-type]
         )
 
@@ -119,7 +120,7 @@ def transformation(
             live, grown = changed(updates_lib.applied(params, updates))
         else:
             live, grown = changed(params)
-            inner = _forget(m, state.inner, live, grown, due)
+            inner = _forget(m, optimizer, state.inner, params, live, grown, due)
             # No moment is made of dead weights.
             updates, after = optimizer.update(where(live, gradients), inner, params, **extra)
             if m.schedule == "swaps" and not m.gradient_step and len(plan.steps):
@@ -258,10 +259,13 @@ def _summed(
     return jax.tree.map(add, chosen, window, gradients)
 
 
-def _forget(m: Method, inner: Any, live: Tree, grown: Tree, due: Array) -> Any:
+def _forget(
+    m: Method, optimizer: Any, inner: Any, params: Tree, live: Tree, grown: Tree, due: Array
+) -> Any:
     """The optimizer's state at an event, without the moments that it ends."""
     if m.reset == "all":
         gone = jax.tree.map(lambda x: jnp.broadcast_to(due, x.shape), live)
-        return growth.zero_moments(inner, gone)
-    revives = m.growth is not None or m.schedule == "phases"
-    return growth.zero_moments(inner, grown) if revives else inner
+        return growth.zero_moments(inner, gone, optimizer.init(params))
+    if m.growth is None and m.schedule != "phases":
+        return inner
+    return growth.zero_moments(inner, grown, optimizer.init(growth.zero(params, grown)))

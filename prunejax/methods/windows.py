@@ -123,6 +123,7 @@ def windows(
         return tuple(Group(path, path, (), (), None, s[-1]) for path, s in shapes.items())
 
     def init(params: Tree) -> WindowsState:
+        trees.arrays(params)
         groups = groups_of(params)
         shapes = {g.name: _units(g, trees.get(params, g.kernel), score) for g in groups}
         asked, there = int(counts.sum(dtype=np.int64)), {n: math.prod(s) for n, s in shapes.items()}
@@ -131,7 +132,8 @@ def windows(
                 f"events target {asked} units; there are {sum(there.values())} in all, "
                 f"{trees.shown(f'{n!r}: {size}' for n, size in there.items())} ({scope} scope)"
             )
-        saved = {n: trees.get(params, n) for n in shapes} if features.restore else {}
+        # Copies: loops may donate parameters and state.
+        saved = {n: jnp.array(trees.get(params, n)) for n in shapes if features.restore}
         empty = {n: jnp.zeros(s, bool) for n, s in shapes.items()}
         left = {n: jnp.zeros(s, jnp.int32) for n, s in shapes.items()}
         state = interventions.Windows(empty, left, saved, {}, {})
