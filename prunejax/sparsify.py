@@ -12,7 +12,7 @@ from prunejax import masks as masks_lib
 from prunejax import methods, trees
 from prunejax import scores as scores_lib
 from prunejax.methods.transformation import SparsifyState, transformation
-from prunejax.methods.updates import among, masked_out, pairs, where
+from prunejax.methods.updates import among, listed, masked_out, pairs, where
 from prunejax.methods.updates import live as live_entries
 from prunejax.methods.windows import windows as windows
 
@@ -85,6 +85,7 @@ def sparsify(
         events that remove more units than there are. With a method: what `methods.resolve` says,
         or an ingredient that it needs is missing.
     """
+    rules = listed(rules)
     if isinstance(events, str | methods.Method):
         name = events if isinstance(events, str) else "this method"
         if scope is not None:

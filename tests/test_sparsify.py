@@ -342,3 +342,44 @@ def test_masks_where_others_are_trained_by_another_optimizer(whole):
     assert masks.count(masks_of(alone.init(p), p), p)["b/kernel"] == (20, 20)
     if not whole:
         assert jax.tree.structure(masks_of(state)) == jax.tree.structure(p)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rules: sparsify(optax.sgd(0.1), [(0, 3)], rules=rules),
+        lambda rules: sparsify(optax.sgd(0.1), "once", start=0, sparsity=0.5, rules=rules),
+        lambda rules: sparsify(optax.sgd(0.1), "magnitude", sparsity=0.5, rules=rules),
+        lambda rules: windows(optax.sgd(0.1), [(0, 3)], rules=rules),
+    ],
+    ids=["events", "once", "magnitude", "windows"],
+)
+def test_rules_may_come_from_an_iterator(make):
+    p, found = params(), []
+    for rules in (["a/kernel"], iter(["a/kernel"])):
+        tx = make(rules)
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, p), tx.init(p), p)
+        found.append(optax.apply_updates(p, updates))
+    assert (np.asarray(found[0]["a"]["kernel"]) == 0).sum() in (3, 20)
+    for x, y in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rigl", {"every": 1, "end": 2, "seed": 0}),
+        ("rigl", {"every": 2, "end": 4, "seed": 0, "average": 2}),
+        ("movement", {"end": 1, "score_rate": 1.0, "forward": forward}),
+    ],
+)
+def test_a_leaf_that_is_pruned_by_its_gradient_needs_one(name, options):
+    p = params()
+    tx = sparsify(optax.masked(optax.sgd(0.1), False), name, sparsity=0.5, **options)
+    g = jax.tree.map(jnp.ones_like, p)
+    g["a"]["bias"] = None  # nothing is asked of it
+    state = tx.init(p)
+    tx.update(g, state, p)
+    g["b"]["kernel"] = None
+    with pytest.raises(ValueError, match=f"{name}: leaf 'b/kernel' is pruned by .* has none"):
+        tx.update(g, state, p)

@@ -22,6 +22,7 @@ from prunejax import allocate, rng, schedules, trees
 from prunejax import masks as masks_lib
 from prunejax.methods.evidence import Evidence, demand
 from prunejax.methods.table import pair
+from prunejax.methods.updates import listed
 from prunejax.ops import counts as counting
 from prunejax.ops import radix, ranking
 
@@ -88,6 +89,7 @@ def prune(
             f"min_per_layer = {min_per_layer} is of a global ranking; nm = {nm} and allocation "
             f"{allocation!r} say themselves what a leaf keeps"
         )
+    rules = listed(rules)
     chosen = trees.prunable(params, rules)
     structure: Any = jax.tree.structure(chosen)
     start = full(params, chosen, masks)

@@ -89,6 +89,8 @@ def transformation(
             raise ValueError("sparsify needs the parameters: tx.update(gradients, state, params)")
         # Of shapes alone, so the same in every trace: the state needs to hold no plan.
         plan, chosen = schedule(params)
+        if m.learnt or m.growth == "gradient":
+            _graded(name, chosen, gradients)
         learnt, window = state.scores, state.gradients
         if m.learnt:
             learnt = _learn(m, learnt, gradients, params, chosen)
@@ -187,6 +189,17 @@ def _live(name: str, mask: Any, shape: tuple[int, ...]) -> int:
         )
     trees.fits(name, mask, shape, "its leaf")
     return int(np.count_nonzero(np.broadcast_to(np.asarray(mask, bool), shape)))
+
+
+def _graded(name: str, chosen: Tree, gradients: Tree) -> None:
+    """Refuses leaves without a gradient among those whose gradient decides."""
+    given = trees.aligned(chosen, gradients, "the gradients")
+    for (path, picked), g in zip(trees.leaves_with_paths(chosen), given, strict=True):
+        if picked and g is None:
+            raise ValueError(
+                f"{name}: leaf {path!r} is pruned by what its gradient is, and has none (None): "
+                "train it, or name other leaves with rules="
+            )
 
 
 def _now(plan: timetable.Plan, step: Array) -> tuple[Array, Array]:

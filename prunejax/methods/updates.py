@@ -57,6 +57,11 @@ def pairs(
     return [(int(step), int(count)) for step, count in found]
 
 
+def listed(rules: Any) -> Any:
+    """Path rules to be read again and again: an iterator would be empty the second time."""
+    return rules if rules is None or isinstance(rules, str) else list(rules)
+
+
 def where(masks: Tree, tree: Tree) -> Tree:
     """`tree` where masks are live, else 0; None, the gradient of no number, stays."""
 

@@ -95,7 +95,7 @@ def windows(
     real = isinstance(noise_scale, numbers.Real) or getattr(noise_scale, "shape", None) == ()
     if not real or not 0 <= noise_scale < math.inf:
         raise ValueError(f"noise_scale {noise_scale!r}: a finite number of at least 0")
-    pairs = updates_lib.pairs(events, zeros=True)
+    pairs, rules = updates_lib.pairs(events, zeros=True), updates_lib.listed(rules)
     steps, counts = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
     table = interventions.Table(
         kind=np.int32(interventions.KINDS[kind]),
