@@ -397,7 +397,7 @@ def test_objects_are_what_they_hold_now(make: Any, change: Any):
 
 
 def test_an_object_that_holds_the_same_is_traced_once():
-    """A module that is split anew for each call, and a counter that the loss does not read."""
+    """A module that is split anew for each call; counters that the loss does not read, or sets."""
     traced = itertools.count()
     model, trainer, p = Scale(2.0), Trainer(Slots(2.0)), jnp.ones(2)
 
@@ -413,6 +413,7 @@ def test_an_object_that_holds_the_same_is_traced_once():
     def of_trainer() -> Any:
         def loss(p: Any) -> jax.Array:
             next(traced)
+            trainer.traces = getattr(trainer, "traces", 0) + 1  # type: ignore[attr-defined]
             return trainer.loss(p)
 
         return loss

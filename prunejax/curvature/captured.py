@@ -7,6 +7,7 @@ therefore compares by the function *and* by what its closure, defaults and the g
 now, and what the attributes that its code names hold, of the objects among them.
 """
 
+import dis
 import functools
 import sysconfig
 import types
@@ -70,6 +71,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.names: set[str] = {"__call__"}  # that code of the caller uses
+        self.written: set[str] = set()  # attributes that it sets itself, as counters of calls
         self.objects: dict[int, tuple[Any, int]] = {}
 
     def function(self, fn: Any, depth: int) -> Iterator[Any]:
@@ -83,6 +85,7 @@ class _Walk:
         yield code
         if not _installed(code):
             self.names |= _names(code)
+            self.written |= _written(code)
         for cell in fn.__closure__ or ():
             try:
                 yield from self.values([cell.cell_contents], depth)
@@ -120,7 +123,9 @@ class _Walk:
         """Of the objects what the names in the caller's code are, and what these lead to."""
         seen: set[tuple[int, str]] = set()
         while True:
-            pairs = [(key, name) for key in self.objects for name in sorted(self.names)]
+            pairs = [
+                (key, name) for key in self.objects for name in sorted(self.names - self.written)
+            ]
             new = [pair for pair in pairs if pair not in seen]
             if not new:
                 return
@@ -162,10 +167,20 @@ def _installed(code: types.CodeType) -> bool:
     return code.co_filename.startswith(_INSTALLED)
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """Names of globals and attributes in a function and in the functions defined inside it."""
-    found = set(code.co_names)
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A function's code, and that of the functions defined inside it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            found |= _names(constant)
-    return found
+            yield from _codes(constant)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names of globals and attributes in code."""
+    return {name for part in _codes(code) for name in part.co_names}
+
+
+def _written(code: types.CodeType) -> set[str]:
+    """Names of attributes that code sets."""
+    steps = (step for part in _codes(code) for step in dis.get_instructions(part))
+    return {step.argval for step in steps if step.opname == "STORE_ATTR"}
