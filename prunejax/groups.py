@@ -169,7 +169,9 @@ def feeds(groups: Sequence[Group]) -> dict[str, list[tuple[str, int]]]:
     get those too, and the group is left out. `wiring.live` follows those paths as well.
     """
     return {
-        g.kernel: [*((path, -1) for path in g.affine), *g.reads] for g in groups if g.gate is None
+        g.kernel: [*((path, -1) for path in (*g.norm, *g.bias)), *g.reads]
+        for g in groups
+        if g.gate is None
     }
 
 

@@ -261,7 +261,6 @@ def _attack(
         drawn = jax.random.uniform(
             jax.random.fold_in(key, number), x.shape, minval=low, maxval=high
         )
-        # one program for all restarts: the first draws, too
         start = jnp.clip(jnp.where(number == 0, x, drawn), low, high)
 
         def step(carry: Any, _: jax.Array) -> tuple[Any, None]:
@@ -294,7 +293,8 @@ def survives(
     """Bool [n]: classified right at x and at each input that the attack saw.
 
     Of more than two classes a wrong answer may have a smaller cross entropy than a right one, so
-    that the worst input alone tells too little. Arguments as in `projected_gradient`.
+    that the worst input alone tells too little. Arguments as in `projected_gradient`, `outputs` as
+    a `jax.tree_util.Partial`.
     """
     _, wrong = _attack(outputs, x, labels, low, high, key, steps, restarts)
     return correct(outputs(x), labels) & ~wrong  # x as well, which the box may not hold

@@ -46,13 +46,7 @@ def apply(masks: Tree, tree: Tree) -> Tree:
     """
 
     def where(path: str, x: Any, mask: Any) -> Any:
-        try:
-            kind = jnp.result_type(x)
-        except TypeError:
-            raise ValueError(
-                f"leaf {path!r} is no array but {type(x).__name__}; take the arrays only, e.g. "
-                "equinox.filter(model, equinox.is_array) or nnx.state(model)"
-            ) from None
+        kind = jnp.result_type(x)
         if jnp.issubdtype(kind, jax.dtypes.extended):
             return x
         _fits(path, mask, jnp.shape(x), "its leaf")
@@ -60,7 +54,7 @@ def apply(masks: Tree, tree: Tree) -> Tree:
             mask = jnp.broadcast_to(mask, jnp.shape(x))
         return jnp.where(mask, x, jnp.zeros((), kind))  # a literal 0 would make a bool leaf integer
 
-    found = zip(trees.leaves_with_paths(tree), trees.aligned(tree, masks, "the masks"), strict=True)
+    found = zip(trees.arrays(tree), trees.aligned(tree, masks, "the masks"), strict=True)
     return jax.tree.unflatten(jax.tree.structure(tree), [where(p, x, m) for (p, x), m in found])
 
 
@@ -72,6 +66,7 @@ def of(params: Tree, rules: str | Iterable[str] | None = None) -> Tree:
       rules: path rules (`trees.match`) of the leaves to look at; None: all. Name the prunable
         ones where other leaves may be 0 without being pruned, like fresh biases.
     """
+    trees.arrays(params)
     chosen = jax.tree.map(lambda _: True, params) if rules is None else trees.select(params, rules)
 
     def live(chosen: bool, p: Any) -> Array:

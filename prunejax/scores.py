@@ -121,10 +121,13 @@ def saliency(w: Array, gradient: Array) -> Array:
 
 
 def product(w: Array, gradient: Array) -> Array:
-    """The product `w` * `gradient`, all of the same shape [...], in single precision at least."""
+    """The product `w` * `gradient`, all of the same shape [...], in single precision at least.
+
+    Of complex weights its real part, by which the loss changes: JAX's gradient is dL/dx - i dL/dy.
+    """
     if w.shape != gradient.shape:
         raise ValueError(f"weights of shape {w.shape} and a gradient of shape {gradient.shape}")
-    return _wide(w) * _wide(gradient)
+    return jnp.real(_wide(w) * _wide(gradient))
 
 
 def undecayed(
@@ -155,7 +158,8 @@ def undecayed(
         raise ValueError(f"decay {decay!r} must be at least 0; 0 is `saliency`")
     if grad_of == "total":
         return saliency(w, gradient)
-    return jnp.abs(decay * jnp.square(_wide(w)) - product(w, gradient))
+    squared = jnp.square(jnp.abs(_wide(w)))  # of a complex weight, too
+    return jnp.abs(decay * squared - product(w, gradient))
 
 
 def filter_saliency(w: Array, gradient: Array, axis: Axis = -1) -> Array:

@@ -11,7 +11,7 @@ from prunejax import masks as masks_lib
 from prunejax import methods, trees
 from prunejax.methods import timetable
 from prunejax.methods.transformation import SparsifyState, transformation
-from prunejax.methods.updates import pairs
+from prunejax.methods.updates import listed, pairs
 from prunejax.methods.windows import windows as windows
 
 Tree = Any
@@ -55,7 +55,7 @@ def sparsify(
 
     It has to be the outermost transformation: what comes after it in an `optax.chain` would move
     dead weights (put clipping and the like into `optimizer`). `optax.MultiSteps` goes around it;
-    events then count its updates.
+    events then count its updates. So do `optax.masked` and `optax.partition`, for some parameters.
 
     Args:
       optimizer: any optax transformation.
@@ -83,6 +83,7 @@ def sparsify(
         events that remove more units than there are. With a method: what `methods.resolve` says,
         or an ingredient that it needs is missing.
     """
+    rules = listed(rules)
     made: dict[str, Any] = {"loss": loss, "output": output, "seed": seed}
     if isinstance(events, str | methods.Method):
         name = events if isinstance(events, str) else "this method"
@@ -115,7 +116,7 @@ def masked(params: Tree, state: Any) -> Tree:
       params: the parameters after `optax.apply_updates`.
       state: the optimizer's state, which holds a `SparsifyState` (at any depth).
     """
-    return masks_lib.apply(masks_of(state), params)
+    return masks_lib.apply(masks_of(state, params), params)
 
 
 def forward(params: Tree, state: Any) -> Tree:
@@ -131,8 +132,7 @@ def forward(params: Tree, state: Any) -> Tree:
       params: parameters, dense or masked.
       state: the optimizer's state, which holds a `SparsifyState` (at any depth).
     """
-    masks = masks_of(state)
-    given = trees.aligned(params, masks, "the masks")
+    given = trees.aligned(params, masks_of(state, params), "the masks")
     leaves, structure = jax.tree.flatten(params)
     return jax.tree.unflatten(
         structure,
@@ -150,8 +150,15 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, j
     return _straight(*primals), tangents[1]
 
 
-def masks_of(state: Any) -> Tree:
+def masks_of(state: Any, params: Tree = None) -> Tree:
     """The masks that an optimizer's state carries.
+
+    Parameters that `optax.masked` or `optax.partition` keep from a `sparsify` inside them have the
+    scalar True.
+
+    Args:
+      state: the optimizer's state, which holds a `SparsifyState` (at any depth).
+      params: the parameters; needed where a label of `optax.partition` is that of a subtree.
 
     Raises:
       ValueError: it holds none, or several.
@@ -163,4 +170,11 @@ def masks_of(state: Any) -> Tree:
             f"{len(found)} states of sparsify in this {type(state).__name__}, one is needed: give "
             "the state that sparsify(...).init returned, or one that holds it"
         )
-    return found[0].masks
+    hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    masks = found[0].masks
+    if not any(map(hidden, jax.tree.leaves(masks, is_leaf=hidden))):
+        return masks
+    if params is None:
+        return jax.tree.map(lambda m: jnp.array(True) if hidden(m) else m, masks, is_leaf=hidden)
+    full = lambda m, p: masks_lib.ones(p) if hidden(m) else m  # noqa: E731
+    return jax.tree.map(full, masks, params, is_leaf=hidden)

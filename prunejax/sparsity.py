@@ -71,7 +71,7 @@ def count(masks: Tree, params: Tree) -> dict[str, tuple[int, int]]:
     """Path -> (live, total) entries, exact Python integers at any size."""
     result = {}
     for (path, leaf), mask in zip(
-        trees.leaves_with_paths(params), trees.aligned(params, masks, "the masks"), strict=True
+        trees.arrays(params), trees.aligned(params, masks, "the masks"), strict=True
     ):
         trees.fits(path, mask, np.shape(leaf), "its leaf")
         total, size = math.prod(np.shape(leaf)), math.prod(np.shape(mask))
@@ -165,7 +165,7 @@ def overlap(a: Tree, b: Tree, params: Tree) -> float:
     """Jaccard index of two masks: live in both / live in either (1 if nothing is live)."""
     both = either = 0
     for (path, leaf), x, y in zip(
-        trees.leaves_with_paths(params),
+        trees.arrays(params),
         trees.aligned(params, a, "the first masks"),
         trees.aligned(params, b, "the second masks"),
         strict=True,
@@ -225,7 +225,7 @@ def csr(params: Tree, masks: Tree) -> Tree:
 
 
 def _sparse(params: Tree, masks: Tree, make: Callable[[str, np.ndarray], Any]) -> Tree:
-    found, structure = trees.leaves_with_paths(params), jax.tree.structure(params)
+    found, structure = trees.arrays(params), jax.tree.structure(params)
     result = []
     for (path, leaf), mask in zip(found, trees.aligned(params, masks, "the masks"), strict=True):
         trees.fits(path, mask, np.shape(leaf), "its leaf")

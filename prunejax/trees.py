@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 Tree = Any
+_BOX = jax.tree_util.GetAttrKey("value")
 
 
 def _name(entry: Any) -> str:
@@ -19,13 +20,27 @@ def _name(entry: Any) -> str:
 
 
 def path_string(key_path: tuple[Any, ...]) -> str:
-    """Joins a JAX key path with slashes: `(DictKey("a"), SequenceKey(0))` gives "a/0".
+    """Joins a JAX key path with slashes: `(DictKey("a"), SequenceKey(0))` gives "a/0"."""
+    return "/".join(_name(entry) for entry in key_path)
 
-    The box of a leaf is no part of its path: the attribute `value` that variables of Flax NNX and
-    boxed parameters of Linen end with is left out, so that a state and its pure form agree.
+
+def _found(tree: Tree) -> list[tuple[str, Any]]:
+    """`(path, leaf)` in JAX's leaf order.
+
+    The box of a leaf is no part of its path: the attribute `value`, all that variables of Flax NNX
+    and boxed parameters of Linen hold, is left out, so that a state and its pure form agree. Beside
+    others (of attention, of a critic) `value` is a name like theirs.
     """
-    boxed = len(key_path) > 1 and key_path[-1] == jax.tree_util.GetAttrKey("value")
-    return "/".join(_name(entry) for entry in (key_path[:-1] if boxed else key_path))
+
+    def box(node: Any) -> bool:
+        children = jax.tree_util.default_registry.flatten_one_level_with_keys(node)
+        return node is not tree and children is not None and [k for k, _ in children[0]] == [_BOX]
+
+    return [
+        (path_string(outer if inner == (_BOX,) else outer + inner), leaf)
+        for outer, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=box)
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(node)
+    ]
 
 
 def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
@@ -35,7 +50,7 @@ def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
       ValueError: two leaves have one path, as "a/b" and "b" in "a": counts and rules go by paths.
     """
     # Keys of dicts in sorted order, however they were put in: that order decides ties.
-    found = [(path_string(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
+    found = _found(tree)
     seen: set[str] = set()
     for path, _ in found:
         if path in seen:
@@ -44,6 +59,20 @@ def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
                 "rename one of them (a key with a slash in it reads like two keys)"
             )
         seen.add(path)
+    return found
+
+
+def arrays(tree: Tree) -> list[tuple[str, Any]]:
+    """As `leaves_with_paths`; ValueError where a leaf is no array: a function in a module, say."""
+    found = leaves_with_paths(tree)
+    for path, leaf in found:
+        try:
+            jax.numpy.result_type(leaf)
+        except TypeError:
+            raise ValueError(
+                f"leaf {path!r} is no array but {type(leaf).__name__}; take the arrays only, e.g. "
+                "equinox.filter(model, equinox.is_array) or nnx.state(model)"
+            ) from None
     return found
 
 
@@ -57,19 +86,21 @@ def shown(names: Iterable[str], limit: int = 10) -> str:
 # What norms and biases are called in Linen, NNX, Haiku and by hand. Where layers are stacked by a
 # scan, or kept broadcastable as in Haiku, they have several axes like a kernel.
 _NO_KERNELS = {"bias", "b", "scale", "offset", "beta", "gamma", "mean", "var"}
+_GAIN = re.compile(r"(?i)(.*/)?(\w*norm\w*|[lb]n_?\d*)(/\d+)?/weight")  # of Equinox, of PyTorch
 
 
 def kernels(tree: Tree) -> Tree:
     """A tree of Python bools: True at what is pruned unless rules say otherwise.
 
     Those are numbers with more than one axis that are not called like a norm's or a bias
-    (bias, b, scale, offset, beta, gamma, mean, var).
+    (bias, b, scale, offset, beta, gamma, mean, var; the weight of a layer called norm, ln or bn).
     """
 
     def is_kernel(path: str, leaf: Any) -> bool:
         dtype = getattr(leaf, "dtype", None)
         number = dtype is not None and jax.numpy.issubdtype(dtype, jax.numpy.number)
-        return number and leaf.ndim > 1 and path.rpartition("/")[2] not in _NO_KERNELS
+        gain = path.rpartition("/")[2] in _NO_KERNELS or _GAIN.fullmatch(path)
+        return number and leaf.ndim > 1 and not gain
 
     return map_with_path(is_kernel, tree)
 
@@ -81,7 +112,8 @@ def paths(tree: Tree) -> list[str]:
 
 def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """`jax.tree.map` whose function gets the leaf's path first: `fn(path, leaf, *others)`."""
-    return jax.tree_util.tree_map_with_path(lambda p, *xs: fn(path_string(p), *xs), tree, *rest)
+    names = (path for path, _ in _found(tree))
+    return jax.tree.map(lambda *xs: fn(next(names), *xs), tree, *rest)
 
 
 def map_alike(fn: Callable[..., Any], params: Tree, state: Tree, *rest: Tree) -> Tree:
@@ -252,19 +284,21 @@ def owners(state: Any, params: Tree) -> list[int | None]:
     """For each leaf of an optimizer's state the number of the parameter that it belongs to.
 
     A moment's path ends with its parameter's (the longest one that fits), inside `optax.masked` and
-    `optax.partition` too; counters have others. One bare array has no path: what has its shape,
-    further axes in front aside, is a moment.
+    `optax.partition` too; counters have others. A number is one only in a tree of parameters' names
+    alone: beside "b1" of `optax.inject_hyperparams` is "eps". One bare array has no path: what has
+    its shape, further axes in front aside, is a moment.
     """
     known = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
+    found = jax.tree_util.tree_leaves_with_path(state)
+    mixed = {p[:i] for p, _ in found for i in range(len(p)) if p[i:] not in known}
 
     def owner(path: tuple[Any, ...], x: Any) -> int | None:
         if () in known:
             return 0 if ends_like(np.shape(x), np.shape(params)) else None
-        # The longest first: a moment's path ends with the whole path of its parameter.
-        ends = (path[i:] for i in range(len(path)))
-        return next((known[end] for end in ends if end in known), None)
+        cuts = (i for i in range(len(path)) if np.ndim(x) or path[:i] not in mixed)
+        return next((known[path[i:]] for i in cuts if path[i:] in known), None)
 
-    return [owner(path, x) for path, x in jax.tree_util.tree_leaves_with_path(state)]
+    return [owner(path, x) for path, x in found]
 
 
 def ends_like(shape: tuple[int, ...], flags: tuple[int, ...]) -> bool:

@@ -82,6 +82,34 @@ def test_grasp_against_the_explicit_hessian():
         np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-14)
 
 
+def test_complex_weights_count_by_both_of_their_parts():
+    """SNIP and GraSP against real and imaginary parts as two arrays, SynFlow against moduli."""
+    with jax.enable_x64(True):
+        r = np.random.default_rng(3)
+        parts = tuple(jnp.asarray(r.normal(size=(6, 4))) for _ in "xy")
+        x = jnp.asarray(X)
+
+        def of_parts(x_and_y):
+            return jnp.mean(jnp.abs(jnp.tanh(x @ (x_and_y[0] + 1j * x_and_y[1])) - 1j) ** 2)
+
+        def of_complex(p):
+            return of_parts((p["w"].real, p["w"].imag))
+
+        p = {"w": parts[0] + 1j * parts[1]}
+        e = Evidence(p, loss=of_complex)
+        slopes = jax.grad(of_parts)(parts)
+        expected = sum(w * g for w, g in zip(parts, slopes, strict=True))
+        np.testing.assert_allclose(evidence.snip(e)["w"], np.abs(expected), rtol=1e-12)
+        bent = jax.jvp(jax.grad(of_parts), (parts,), (slopes,))[1]
+        expected = sum(w * h for w, h in zip(parts, bent, strict=True))
+        np.testing.assert_allclose(evidence.grasp(e)["w"], expected, rtol=1e-12, atol=1e-14)
+        ones = lambda p: jnp.ones((1, 6)) @ p["w"]  # noqa: E731
+        flow = [evidence.synflow(Evidence(q, output=ones))["w"] for q in (p, {"w": abs(p["w"])})]
+        np.testing.assert_array_equal(*flow)
+        with pytest.raises(ValueError, match="complex weights have no Hessian here"):
+            before.prune(p, "curvature", sparsity=0.5, loss=of_complex)
+
+
 def test_synflow_is_conserved_at_every_hidden_unit_and_sees_no_data():
     p = net(sizes=(6, 8, 7, 3), bias=0.0)
     found = evidence.synflow(Evidence(p, output=output))
@@ -245,6 +273,10 @@ def test_sparse_fan_in_keeps_the_variance_of_what_a_unit_receives():
     factor = np.sqrt(72 / np.where(live == 0, 72, live))
     np.testing.assert_allclose(ours["conv"], np.asarray(p["conv"]) * factor, rtol=1e-6)
     np.testing.assert_array_equal(ours["b"], p["b"])
+    with jax.enable_x64(True):
+        wide = {"conv": jnp.asarray(np.asarray(p["conv"], np.float64)), "b": p["b"]}
+        found = before.sparse_fan_in(wide, m)["conv"]
+        np.testing.assert_allclose(found, np.asarray(wide["conv"]) * factor, rtol=1e-15)
     turned = before.sparse_fan_in(
         {"w": p["conv"].transpose(3, 0, 1, 2)}, {"w": m["conv"].transpose(3, 0, 1, 2)}, axis=0
     )

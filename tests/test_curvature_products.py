@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import types
 from typing import Any
 
 import jax
@@ -288,6 +289,142 @@ def test_a_loss_that_refers_to_something_else_now_is_traced_again():
     x, box["x"], buffer[:] = x + 5, x + 5, [6, 7]
     for loss in losses:
         np.testing.assert_allclose(curvature.hvp(loss, p, p), [6, 7], err_msg=loss.__name__)
+
+
+class Trainer:
+    """Reads what it holds by its methods, as training loops in classes do."""
+
+    offset = 0.0
+
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+    @property
+    def factor(self) -> Any:
+        return self.part.scale
+
+    def inner(self, p: Any) -> jax.Array:
+        return jnp.sum(self.factor * p**2) / 2 + self.offset
+
+    def loss(self, p: Any) -> jax.Array:
+        return self.inner(p)
+
+    def __call__(self, p: Any) -> jax.Array:
+        return self.inner(p)
+
+
+def scaled(p: Any, holder: Any) -> jax.Array:
+    return jnp.sum(holder.scale * p**2) / 2
+
+
+class Slots:
+    __slots__ = ("scale",)
+
+    def __init__(self, scale: Any) -> None:
+        self.scale = scale
+
+
+class Settings(dict):
+    """A dict whose keys are attributes, by itself or as what another object holds."""
+
+    def __init__(self, scale: Any) -> None:
+        self.scale = scale
+
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__  # type: ignore[assignment]
+
+
+class Wrapped:
+    def __init__(self, scale: Any) -> None:
+        self.__dict__["_fields"] = {"scale": scale}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._fields:
+            raise AttributeError(name)
+        return self._fields[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._fields[name] = value
+
+
+class Scale(nnx.Module):
+    def __init__(self, scale: Any) -> None:
+        self.number, self.held = scale, nnx.Variable(jnp.float64(scale))
+
+
+def of_state(state: Any, p: Any) -> jax.Array:
+    return jnp.sum(state["held"][...] * p**2) / 2
+
+
+def closed_over(held: Any, of: Any) -> Any:
+    return lambda p: of(held, p)
+
+
+SETTINGS = types.ModuleType("settings")
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda o: Trainer(o).loss, Slots),
+        (lambda o: Trainer(o), Slots),
+        (lambda o: closed_over(Trainer(o), lambda t, p: t.loss(p)), Slots),
+        (lambda o: functools.partial(scaled, holder=o), Slots),
+        (lambda o: lambda p: scaled(p, o), Slots),
+        (lambda o: lambda p: scaled(p, o), Settings),
+        (lambda o: lambda p: scaled(p, o), Wrapped),
+        (lambda o: lambda p: scaled(p, SETTINGS), Slots),
+        (lambda o: lambda p: jnp.sum(o.held[...] * p**2) / 2, Scale),
+        (lambda o: lambda p: jnp.sum(o.number * p**2) / 2, Scale),
+        (lambda o: closed_over(nnx.state(o), of_state), Scale),
+    ],
+    ids=["method", "callable", "closed over", "partial", "handed on", "keys", "wrapped", "module",
+         "nnx variable", "nnx attribute", "nnx state"],
+)  # fmt: skip
+def test_objects_are_what_they_hold_now(make: Any, change: Any):
+    """The second and third call, with another number in the same object, see that number."""
+    held = change(1.0)
+    SETTINGS.scale = 1.0  # type: ignore[attr-defined]
+    loss, p = make(held), jnp.ones(2)
+    np.testing.assert_allclose(curvature.hvp(loss, p, p), [1, 1])
+    for scale in (2.0, 3.0):
+        SETTINGS.scale = scale  # type: ignore[attr-defined]
+        if change is Scale:
+            held.number, held.held[...] = scale, jnp.float64(scale)
+        else:
+            held.scale = scale
+        np.testing.assert_allclose(curvature.hvp(loss, p, p), [scale, scale])
+
+
+def test_an_object_that_holds_the_same_is_traced_once():
+    """A module that is split anew for each call; counters that the loss does not read, or sets."""
+    traced = itertools.count()
+    model, trainer, p = Scale(2.0), Trainer(Slots(2.0)), jnp.ones(2)
+
+    def of_state() -> Any:
+        graph, state = nnx.split(model)
+
+        def loss(p: Any) -> jax.Array:
+            next(traced)
+            return jnp.sum(nnx.merge(graph, state).held[...] * p**2) / 2
+
+        return loss
+
+    def of_trainer() -> Any:
+        def loss(p: Any) -> jax.Array:
+            next(traced)
+            trainer.traces = getattr(trainer, "traces", 0) + 1  # type: ignore[attr-defined]
+            return trainer.loss(p)
+
+        return loss
+
+    for make in (of_state, of_trainer):
+        counts = []
+        for i in range(3):
+            trainer.calls = i  # type: ignore[attr-defined]
+            np.testing.assert_allclose(curvature.hvp(make(), p, p), [2, 2])
+            counts.append(next(traced))
+        assert counts[2] - counts[1] == counts[1] - counts[0] == 1
 
 
 def test_arrays_of_a_partial_are_data_and_do_not_recompile():

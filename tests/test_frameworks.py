@@ -1,14 +1,18 @@
 """The loops of docs/frameworks.md, letter by letter; paths, axes and dtypes of other frameworks."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from prunejax import masks, scores, sparsity, trees
+from prunejax import curvature, masks, scores, sparsity, trees
+from prunejax.methods import before
+from prunejax.sparsify import sparsify, windows
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "frameworks.md"
 
@@ -42,6 +46,22 @@ def test_boxes_are_no_part_of_a_path():
     state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
     assert trees.paths(state) == trees.paths(nnx.to_pure_dict(state)) == ["bias", "kernel"]
     assert trees.paths({"value": 1, "a": {"value": 2}}) == ["a/value", "value"]  # a user's own key
+
+
+def test_a_field_called_value_is_a_name_like_others():
+    attention = jax.tree_util.register_dataclass(
+        dataclasses.make_dataclass("Attention", ["query", "key", "value"]),
+        data_fields=["query", "key", "value"],
+        meta_fields=[],
+    )
+    tree = {"a": attention(*(i * jnp.ones((2, 2)) for i in (1, 2, 3))), "out": jnp.ones((2, 2))}
+    found = ["a/query", "a/key", "a/value"]
+    assert trees.paths(tree) == [*found, "out"]
+    assert trees.match(tree, "a/.*") == found
+    assert trees.paths({"a": attention(None, None, jnp.ones(2))}) == ["a/value"]  # as filtered
+    assert trees.replace(tree, {"a/value": 0})["a"].value == 0
+    live = masks.prune(tree, {path: 1 for path in found}, scope="layer")
+    assert sparsity.count(live, tree) == {path: (1, 4) for path in found} | {"out": (4, 4)}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +102,36 @@ def test_a_leaf_is_the_one_of_its_path(monkeypatch):
             trees.get(tree, path)
     monkeypatch.setattr(trees, "leaves_with_paths", None)  # one leaf of many costs no look at all
     assert trees.get(plain, "a/bias") is y
+
+
+def _module():
+    import equinox as eqx
+
+    return eqx.nn.MLP(3, 1, 4, 1, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda net, live: masks.apply(live, net),
+        lambda net, live: masks.of(net),
+        lambda net, live: sparsity.count(live, net),
+        lambda net, live: sparsity.report(live, net),
+        lambda net, live: sparsity.overlap(live, live, net),
+        lambda net, live: sparsity.csr(net, live),
+        lambda net, live: before.prune(net, "magnitude", sparsity=0.5),
+        lambda net, live: sparsify(optax.sgd(0.1), [(0, 1)]).init(net),
+        lambda net, live: sparsify(optax.sgd(0.1), "once", start=0, sparsity=0.5).init(net),
+        lambda net, live: windows(optax.sgd(0.1), [(0, 1)]).init(net),
+        lambda net, live: curvature.hvp(lambda p: 0.0, net, net),
+        lambda net, live: curvature.hessian_trace(lambda p: 0.0, net, key=jax.random.key(0)),
+    ],
+)
+def test_a_module_with_functions_among_its_leaves_is_refused(act):
+    net = _module()
+    with pytest.raises(ValueError, match="leaf 'activation' is no array but") as error:
+        act(net, masks.ones(net))
+    assert "\n" not in str(error.value)
 
 
 def test_errors_on_large_trees_are_short():
@@ -128,10 +178,16 @@ def test_what_is_pruned_by_default():
         "scanned": {"kernel": jnp.ones((7, 4, 4)), "bias": jnp.ones((7, 4))},
         "head": {"w": jnp.ones((4, 1)), "b": jnp.ones(1)},
         "table": jnp.ones((3, 3), bool),
+        "stacked": {  # as of equinox.filter_vmap
+            "norm1": {"weight": jnp.ones((7, 4))},
+            "LayerNorm": [{"weight": jnp.ones((7, 4))}],
+            "ln_2": {"weight": jnp.ones((7, 4)), "bias": jnp.ones((7, 4))},
+            "plan": {"weight": jnp.ones((7, 4, 4))},
+        },
     }
     chosen = trees.kernels(tree)
     assert [p for p, k in trees.leaves_with_paths(chosen) if k] == [
-        *("conv/kernel", "head/w", "scanned/kernel"),
+        *("conv/kernel", "head/w", "scanned/kernel", "stacked/plan/weight"),
     ]
 
 

@@ -9,6 +9,7 @@ from scipy import stats
 
 from prunejax import masks, rng
 from prunejax.methods import growth
+from prunejax.sparsify import sparsify
 
 
 def case(seed=0, density=0.4):
@@ -198,6 +199,49 @@ def test_moments_of_what_grows(optimizer, whole):
         moment = np.shape(x)[-2:] in (w["a"].shape, w["b"].shape)
         if moment or not np.shape(x):
             np.testing.assert_array_equal(z, x if moment else y)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_hyperparameters_are_no_moments_whatever_parameters_are_called():
+    """An AC/DC event ends all moments; "b1" of Adam is no moment of a bias "b1"."""
+    p = {"w1": jnp.ones((3, 2)), "b1": jnp.ones(2), "w2": jnp.ones((2, 2)), "b2": jnp.float32(1)}
+    inner = optax.inject_hyperparams(optax.adam)(0.1, b1=0.8, b2=0.9)
+    tx = sparsify(inner, "acdc", sparsity=0.5, phases=(1, 2, 3))
+    state = jax.tree.map(lambda x: x + 1, inner.init(p))
+    ends = growth.zero_moments(state, jax.tree.map(lambda x: jnp.array(True), p))
+    assert jax.tree.all(jax.tree.map(lambda x, y: x == y, ends.hyperparams, state.hyperparams))
+    for moments in (ends.inner_state[0].mu, ends.inner_state[0].nu):  # of the scalar, too
+        assert all(not x.any() for x in jax.tree.leaves(moments))
+    later = jax.tree.map(lambda x: x + 5, state)
+    mixed = growth.with_counters(state, later, p)
+    assert mixed.hyperparams == later.hyperparams
+    np.testing.assert_array_equal(mixed.inner_state[0].mu["b1"], state.inner_state[0].mu["b1"])
+    state, slopes = tx.init(p), jax.tree.map(jnp.ones_like, p)
+    for _ in range(4):
+        _, state = tx.update(slopes, state, p)
+    assert state.inner.hyperparams["b1"] == jnp.float32(0.8)
+    assert state.inner.hyperparams["b2"] == jnp.float32(0.9)
+
+
+@pytest.mark.parametrize("reset", ["grown", "all"])
+def test_what_an_event_ends_begins_as_the_optimizer_begins_it(reset):
+    """Adagrad's sums at 0.1, schedule-free's copy at the parameters: at none of them is it 0."""
+    p = {"w": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.ones(3)}
+    inner = optax.contrib.schedule_free(optax.adagrad(0.5), 0.5)
+    tx = sparsify(inner, "acdc", sparsity=0.5, phases=(0, 2, 9), reset=reset)
+    state = tx.init(p)
+    slopes = jax.tree.map(jnp.ones_like, p)
+    for _ in range(2):
+        updates, state = tx.update(slopes, state, p)
+        p = optax.apply_updates(p, updates)
+    dead = ~np.asarray(state.masks["w"])
+    assert dead.sum() == 3
+    _, after = tx.update(jax.tree.map(jnp.zeros_like, p), state, p)  # releases, and moves nothing
+    for name, ended in (("w", dead | (reset == "all")), ("b", np.full(3, reset == "all"))):
+        z, before = after.inner.z[name], state.inner.z[name]
+        np.testing.assert_array_equal(z, np.where(ended, p[name], before))
+        sums = after.inner.base_optimizer_state[0].sum_of_squares[name]
+        np.testing.assert_allclose(sums, np.where(ended, 0.1, 2.1), rtol=1e-6)
 
 
 def test_masks_that_are_numbers_and_trees_that_differ():

@@ -76,6 +76,24 @@ def test_with_a_diagonal_hessian_leverage_keeps_the_largest_of_the_diagonal(monk
     np.testing.assert_array_equal(live, by_curvature)
 
 
+def test_weights_of_16_bits_are_scored_in_single_precision():
+    """The loss is in single precision either way, so that scores are those of wide weights."""
+    short = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), short)
+
+    def of(p):
+        return loss(jax.tree.map(lambda x: x.astype(jnp.float32), p))
+
+    with jax.numpy_dtype_promotion("strict"):
+        e = Evidence(short, loss=of)
+        found = {name: EVIDENCE[name].fn(e) for name in modes.SCORES}
+    whole = Evidence(wide, loss=loss)
+    for name in modes.SCORES:
+        assert found[name]["a"]["kernel"].dtype == jnp.float32
+        expected = EVIDENCE[name].fn(whole)
+        np.testing.assert_allclose(flat(found[name]), flat(expected), rtol=0.02, atol=1e-3)
+
+
 def test_by_name_and_not_for_large_networks(monkeypatch):
     live = before.prune(PARAMS, "curvature_saliency", sparsity=0.75, loss=loss)
     assert sum(int(np.sum(m)) for m in jax.tree.leaves(live) if np.ndim(m)) == 5

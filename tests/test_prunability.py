@@ -310,3 +310,12 @@ def test_scores_masks_and_rules(trained):
 def test_bad_requests(options, message):
     with pytest.raises(ValueError, match=message):
         prunability(table_of([1, 1.0]), weights(1), **options)
+
+
+def test_a_tree_of_flags_may_be_a_list():
+    """As the parameters then are one; a list of words is rules."""
+    params = [jnp.arange(1.0, 5.0)[None], jnp.arange(5.0, 9.0)[None]]
+    found = [_scores("magnitude", params, of, 1, None)[0] for of in ([True, False], ["0"], "0")]
+    for scored in found:
+        np.testing.assert_array_equal(scored[0], params[0])
+        assert scored[1].shape == ()

@@ -136,6 +136,9 @@ def test_smoothing_a_half_space_gives_its_distance():
     assert found.abstentions == pytest.approx(1 / 3)
     for i in (0, 2):
         assert 0.8 * distance[i] < found.radii[i] < distance[i]
+    plain = lambda z: outputs(z)  # noqa: E731
+    few = [smoothing.smooth(f, x, 2, 0.5, key=rng.at(0, "p"), draws=9) for f in (outputs, plain)]
+    np.testing.assert_array_equal(*(f.classes for f in few))
     labels = np.array([0, 0, 1])
     assert found.certified(labels) == pytest.approx(2 / 3)
     assert found.certified(labels, radius=0.35) == pytest.approx(1 / 3)

@@ -286,3 +286,102 @@ def test_what_is_not_trained_may_be_of_any_kind(make, request):
     np.testing.assert_array_equal(found[0]["w"], found[1]["w"])
     if "ste" not in request.node.callspec.id:  # there the dead train on
         assert (found[0]["w"] == 0).sum() in (5, 4)  # 60 % of 12 stay, rounded up
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda live: sparsify(optax.sgd(0.1), [(1, 2)], masks=live),
+        lambda live: sparsify(optax.sgd(0.1), "static", masks=live),
+        lambda live: sparsify(optax.sgd(0.1), "rigl", every=1, end=2, masks=live),
+        lambda live: windows(optax.sgd(0.1), [(0, 2)], duration=1, restore="weights"),
+    ],
+    ids=["events", "static", "rigl", "windows"],
+)
+def test_a_loop_may_donate_parameters_and_state(make):
+    """The caller's masks outlive it, though one array of them stands for several leaves."""
+    whole = jnp.array(True)
+    half = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape) % 2 == 0, params())
+    live = {"a": half["a"] | {"bias": whole}, "b": half["b"]}
+    tx, ends = make(live), []
+    for donated in ((), (0, 1)):
+        p = params()
+        state = tx.init(p)
+
+        def step(p, state):
+            updates, state = tx.update(jax.tree.map(jnp.sign, p), state, p)
+            return optax.apply_updates(p, updates), state
+
+        step = jax.jit(step, donate_argnums=donated)
+        for _ in range(3):
+            p, state = step(p, state)
+        ends.append(p)
+        assert not any(x.is_deleted() for x in jax.tree.leaves(live))
+    for x, y in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(x, y)
+    same = {"a": dict.fromkeys(("kernel", "bias"), whole), "b": {"kernel": whole}}
+    state = sparsify(optax.sgd(0.1), masks=same).init(params())
+    places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.masks)]
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["leaves", "subtree"])
+def test_masks_where_others_are_trained_by_another_optimizer(whole):
+    p = params()
+    label = {"kernel": "rest"} if not whole else "rest"
+    labels = {"a": {"kernel": "pruned", "bias": "rest"}, "b": label}
+    pruned = sparsify(optax.sgd(0.1), [(0, 15)])
+    tx = optax.partition({"pruned": pruned, "rest": optax.adam(0.1)}, labels)
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, p), tx.init(p), p)
+    p = optax.apply_updates(p, updates)
+    live = masks_of(state, p)
+    assert masks.count(live, p) == {"a/bias": (5, 5), "a/kernel": (25, 40), "b/kernel": (20, 20)}
+    assert jax.tree.structure(live) == jax.tree.structure(p)
+    for used in (masked(p, state), forward(p, state)):
+        np.testing.assert_array_equal(used["a"]["kernel"], p["a"]["kernel"] * live["a"]["kernel"])
+        np.testing.assert_array_equal(used["b"]["kernel"], p["b"]["kernel"])
+    alone = optax.masked(pruned, jax.tree.map(lambda x: x == "pruned", labels))
+    assert masks.count(masks_of(alone.init(p), p), p)["b/kernel"] == (20, 20)
+    if not whole:
+        assert jax.tree.structure(masks_of(state)) == jax.tree.structure(p)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rules: sparsify(optax.sgd(0.1), [(0, 3)], rules=rules),
+        lambda rules: sparsify(optax.sgd(0.1), "once", start=0, sparsity=0.5, rules=rules),
+        lambda rules: sparsify(optax.sgd(0.1), "magnitude", sparsity=0.5, rules=rules),
+        lambda rules: windows(optax.sgd(0.1), [(0, 3)], rules=rules),
+    ],
+    ids=["events", "once", "magnitude", "windows"],
+)
+def test_rules_may_come_from_an_iterator(make):
+    p, found = params(), []
+    for rules in (["a/kernel"], iter(["a/kernel"])):
+        tx = make(rules)
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, p), tx.init(p), p)
+        found.append(optax.apply_updates(p, updates))
+    assert (np.asarray(found[0]["a"]["kernel"]) == 0).sum() in (3, 20)
+    for x, y in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rigl", {"every": 1, "end": 2, "seed": 0}),
+        ("rigl", {"every": 2, "end": 4, "seed": 0, "average": 2}),
+        ("movement", {"end": 1, "score_rate": 1.0, "forward": forward}),
+    ],
+)
+def test_a_leaf_that_is_pruned_by_its_gradient_needs_one(name, options):
+    p = params()
+    tx = sparsify(optax.masked(optax.sgd(0.1), False), name, sparsity=0.5, **options)
+    g = jax.tree.map(jnp.ones_like, p)
+    g["a"]["bias"] = None  # nothing is asked of it
+    state = tx.init(p)
+    tx.update(g, state, p)
+    g["b"]["kernel"] = None
+    with pytest.raises(ValueError, match=f"{name}: leaf 'b/kernel' is pruned by .* has none"):
+        tx.update(g, state, p)

@@ -222,6 +222,22 @@ def test_stated_groups_of_a_model_of_ones_own():
     }
 
 
+def test_an_own_bias_below_a_norm_goes_with_its_unit():
+    """Its unit is dead by kernel and norm; the bias moves nothing, and is not masked."""
+    shapes = {"a/kernel": (2, 4), "a/bias": (4,), "n/scale": (4,), "n/bias": (4,), "b": (4, 3)}
+    params = {path: np.ones(shape) for path, shape in shapes.items()}
+    norm = ("n/scale", "n/bias")
+    group = models.Group("a", "a/kernel", norm, (), None, 4, bias=("a/bias",), reads=(("b", 0),))
+    live = masks_lib.from_units({"a": np.array([True, False, True, False])}, [group], params)
+    report = sparsity.report(live, params, feeds=groups_lib.feeds([group]))
+    assert report.effective == 1 - (2 * (2 + 1 + 2 + 3)) / 32
+    links = (
+        Link("input", "a", "a/kernel", norm[:1], ("a/bias", norm[1])),
+        Link("a", "output", "b"),
+    )
+    assert wiring.live(links, params, live).sparsity == report.effective
+
+
 def test_bad_links():
     params = {"a": {"kernel": np.ones((2, 3))}, "b": {"kernel": np.ones((4, 2))}}
     masks = jax.tree.map(lambda p: np.ones(p.shape, bool), params)

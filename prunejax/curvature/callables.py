@@ -1,11 +1,7 @@
 """The caller's functions: as keys of compiled kernels, what they compute, where estimators may run.
 
-A loss is `loss(params)` or `loss(params, batch)` and returns the mean over the batch.
-
-Compiled kernels are kept per loss. A loss is usually a closure, and what it closes over may change
-between two calls (`x` rebound in a notebook, a buffer refilled): as with `jax.jit`, the old values
-would then be used without a word. A `Captured` function therefore compares by the function *and*
-by what its closure, defaults and the globals it names hold now.
+A loss is `loss(params)` or `loss(params, batch)` and returns the mean over the batch. Compiled
+kernels are kept per loss and what it refers to (`captured`).
 
 An estimator (`on_host`) decides by values that it computed (when a pair has converged, how many
 probes are enough) and returns NumPy. Under a transformation of the caller there are no values yet:
@@ -15,9 +11,7 @@ it says so in one sentence.
 import functools
 import inspect
 import numbers
-import types
-import zlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -26,29 +20,9 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.tree_util import Partial
 
+from prunejax.curvature.captured import Captured, references
+
 Tree = Any
-_DEPTH = 4  # functions called by functions called by ... the loss
-
-
-class Captured:
-    """A callable with value semantics: see the module's docstring."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.fn = fn
-        # The objects are kept alive with their ids, so that an id can not come to mean another.
-        found = list(references(fn))
-        self._token = tuple(_token(value) for value in found)
-        self._held = found
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Calls the function."""
-        return self.fn(*arguments)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Captured) and self._token == other._token
-
-    def __hash__(self) -> int:
-        return hash(self._token)
 
 
 def as_argument(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,73 +46,6 @@ def as_argument(fn: Callable[..., Any]) -> Callable[..., Any]:
 def call(loss: Callable[..., Any], params: Tree, batch: Tree) -> jax.Array:
     """The scalar `loss(params, batch)`, or `loss(params)` where there is no batch."""
     return loss(params) if batch is None else loss(params, batch)
-
-
-def _token(value: Any) -> Hashable:
-    """What identifies a captured value: small constants by value, NumPy arrays by content."""
-    if isinstance(value, bool | int | float | complex | str | bytes | type(None)):
-        return type(value).__name__, repr(value)  # 1, 1.0 and True are equal, and other programs
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        # an array may be filled anew in its place
-        return id(value), value.shape, value.dtype.str, zlib.crc32(value.tobytes())
-    return id(value)
-
-
-def references(fn: Any, depth: int = _DEPTH) -> Iterator[Any]:
-    """A function, then its closure, defaults and globals, and those of what it calls.
-
-    Containers leaf by leaf, functions recursively.
-    """
-    if isinstance(fn, functools.partial):
-        yield from _values([fn.func, fn.args, fn.keywords], depth)
-        return
-    if isinstance(fn, types.MethodType):
-        yield from _values([fn.__func__, fn.__self__], depth)
-        return
-    if not isinstance(fn, types.FunctionType):
-        yield fn
-        return
-    yield fn.__code__
-    for cell in fn.__closure__ or ():
-        try:
-            yield from _values([cell.cell_contents], depth)
-        except ValueError:  # a cell that is not filled yet
-            yield cell
-    yield from _values([fn.__defaults__, fn.__kwdefaults__], depth)
-    for name in sorted(_names(fn.__code__)):
-        if name in fn.__globals__:
-            yield from _values([fn.__globals__[name]], depth)
-
-
-def _values(values: list[Any], depth: int) -> Iterator[Any]:
-    for value in values:
-        if depth and isinstance(value, types.FunctionType | types.MethodType | functools.partial):
-            yield from references(value, depth - 1)
-        elif isinstance(value, list | tuple | dict):
-            try:
-                leaves, structure = jax.tree.flatten(value, is_leaf=lambda x: x is None)
-            except ValueError:  # keys that have no order: no tree, as in globals of libraries
-                yield f"{type(value).__name__} of {len(value)}"
-                parts = [*value, *value.values()] if isinstance(value, dict) else [*value]
-                yield from _values(parts, depth)
-                continue
-            yield str(structure)
-            for leaf in leaves:
-                if depth and callable(leaf):
-                    yield from references(leaf, depth - 1)
-                else:
-                    yield leaf
-        else:
-            yield value
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Global names used by a function and by the functions defined inside it."""
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= _names(constant)
-    return found
 
 
 def equations(fn: Callable[..., Any], *arguments: Any) -> Iterator[JaxprEqn]:

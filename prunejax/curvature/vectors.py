@@ -34,7 +34,7 @@ HIGHEST = lax.Precision.HIGHEST  # accelerators would round float32 operands
 
 def check_params(params: Tree) -> Tree:
     """`params` as JAX arrays; ValueError unless every leaf is a real floating-point array."""
-    found = trees.leaves_with_paths(params)
+    found = trees.arrays(params)
     if not found:
         raise ValueError("params has no leaves; give a pytree with at least one array")
     for path, leaf in found:

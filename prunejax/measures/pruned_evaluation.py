@@ -104,8 +104,9 @@ def _scores(method: Any, params: Tree, prunable: Any, draws: int, key: Any) -> l
     if prunable is None:
         chosen = trees.kernels(params)
     else:
-        rules = isinstance(prunable, str | list | tuple)
-        chosen = trees.select(params, prunable) if rules else prunable
+        words = isinstance(prunable, list | tuple) and all(isinstance(x, str) for x in prunable)
+        named = words or isinstance(prunable, str)  # the tree of a list of parameters is a list
+        chosen = trees.select(params, prunable) if named else prunable
         trees.aligned(params, chosen, "prunable")
     if method == "magnitude":
         made = [jax.tree.map(score_functions.magnitude, params)]

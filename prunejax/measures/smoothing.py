@@ -16,6 +16,7 @@ import numpy as np
 from scipy import special
 
 from prunejax import losses
+from prunejax.curvature.callables import as_argument
 
 Array = jax.Array
 
@@ -101,10 +102,10 @@ def smooth(
             f"sigma={sigma}, alpha={alpha}, select={select}, draws={draws}: a positive sigma, "
             "alpha in (0, 1) and at least one draw in each sample"
         )
-    size = jnp.float32(sigma)
-    first = _counts(outputs, x, size, jax.random.fold_in(key, 0), select, classes)
+    size, fn = jnp.float32(sigma), as_argument(outputs)
+    first = _counts(fn, x, size, jax.random.fold_in(key, 0), select, classes)
     chosen = np.asarray(first).argmax(1)
-    second = np.asarray(_counts(outputs, x, size, jax.random.fold_in(key, 1), draws, classes))
+    second = np.asarray(_counts(fn, x, size, jax.random.fold_in(key, 1), draws, classes))
     low = clopper_pearson(second[np.arange(len(chosen)), chosen], draws, alpha)
     sure = low > 0.5  # the runner-up may have all that is left
     radii = np.where(sure, sigma * special.ndtri(np.where(sure, low, 0.5)), 0.0)

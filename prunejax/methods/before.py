@@ -22,6 +22,7 @@ from prunejax import allocate, rng, schedules, trees
 from prunejax import masks as masks_lib
 from prunejax.methods.evidence import Evidence, demand
 from prunejax.methods.table import pair
+from prunejax.methods.updates import listed
 from prunejax.ops import counts as counting
 from prunejax.ops import radix, ranking
 
@@ -88,6 +89,7 @@ def prune(
             f"min_per_layer = {min_per_layer} is of a global ranking; nm = {nm} and allocation "
             f"{allocation!r} say themselves what a leaf keeps"
         )
+    rules = listed(rules)
     chosen = trees.prunable(params, rules)
     structure: Any = jax.tree.structure(chosen)
     shapes = shapes_of(params, chosen)
@@ -162,9 +164,9 @@ def full(params: Tree, shapes: allocate.Shapes, masks: Tree | None = None) -> Tr
     if masks is not None:
         given = trees.aligned(params, masks, "masks")
     found = []
-    for (path, p), m in zip(trees.leaves_with_paths(params), given, strict=True):
+    for (path, p), m in zip(trees.arrays(params), given, strict=True):
         trees.fits(path, m, jnp.shape(p), "its leaf")
-        live = jnp.asarray(m, bool)
+        live = jnp.array(m, bool)  # a copy: a loop that donates its state ends what is in it
         if path in shapes:
             units = tuple(shapes[path])
             trees.fits(path, live, units, "its scores (masks and scores need the same granularity)")
@@ -225,9 +227,10 @@ def sparse_fan_in(params: Tree, masks: Tree, *, axis: int | tuple[int, ...] = -1
             return p
         units = normalize_axis_tuple(axis, p.ndim, "axis")
         inputs = tuple(a for a in range(p.ndim) if a not in units)
-        live = jnp.sum(jnp.broadcast_to(m, p.shape), inputs, keepdims=True, dtype=jnp.float32)
-        size = np.prod([p.shape[a] for a in inputs])
-        factor = jnp.sqrt(jnp.float32(size) / jnp.where(live == 0, jnp.float32(size), live))
+        kind = jnp.float64 if p.dtype in (jnp.float64, jnp.complex128) else jnp.float32
+        live = jnp.sum(jnp.broadcast_to(m, p.shape), inputs, keepdims=True, dtype=kind)
+        size = jnp.asarray(np.prod([p.shape[a] for a in inputs]), kind)
+        factor = jnp.sqrt(size / jnp.where(live == 0, size, live))
         return (p * factor.astype(p.dtype)).astype(p.dtype)
 
     given = trees.aligned(params, masks, "masks")

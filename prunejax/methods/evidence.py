@@ -71,7 +71,8 @@ class Evidence:
         part, whole = self.parts(self.weights)
         gradient = jax.grad(lambda p: self.loss(whole(p)))
         live, _ = self.parts(self.masks)
-        along = [jnp.where(m, g, 0) for m, g in zip(live, gradient(part), strict=True)]
+        # conj: of complex weights the way uphill is dL/dx + i dL/dy
+        along = [jnp.where(m, g.conj(), 0) for m, g in zip(live, gradient(part), strict=True)]
         return self.tree(jax.jvp(gradient, (part,), (along,))[1])
 
     @functools.cached_property
@@ -148,9 +149,9 @@ class Evidence:
 
 
 def _wide_magnitude(w: Array) -> Array:
-    if not jnp.issubdtype(jnp.result_type(w), jnp.floating):
+    if not jnp.issubdtype(jnp.result_type(w), jnp.inexact):
         return w
-    return jnp.abs(jnp.asarray(w).astype(jnp.float64))
+    return jnp.abs(jnp.asarray(w)).astype(jnp.float64)
 
 
 def _in_double(fn: Callable[[Tree], list[Array]]) -> Callable[[Tree], list[Array]]:

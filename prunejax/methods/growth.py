@@ -195,31 +195,33 @@ def with_counters(state: Any, others: Any, params: Tree) -> Any:
     return jax.tree.unflatten(structure, [x if m else y for x, y, m in pairs])
 
 
-def zero_moments(state: Any, where: Tree) -> Any:
-    """An optimizer's state with every moment 0 where the flags are True.
+def zero_moments(state: Any, where: Tree, fresh: Any = None) -> Any:
+    """An optimizer's state with every moment as at the beginning where the flags are True.
 
     Momentum, Adam's two moments and histories of several parameters (L-BFGS) are reached, inside
-    `optax.masked` and `optax.partition` too; factored moments (Adafactor) have no entry per weight
-    and stay.
+    `optax.masked` and `optax.partition` too; what has no entry per weight stays (factored moments
+    as Adafactor's, those that `optax.flatten` lays end to end).
 
     Args:
       state: of any optax transformation.
       where: flags of the parameters' structure, each of its parameter's shape (or 1 along some
         axes) or a scalar.
+      fresh: what the optimizer's `init` gives: not all that is kept by weight begins at 0, as
+        Adagrad's sums and the copy of the parameters in schedule-free training. None: 0.
     """
     flags = jax.tree.leaves(where)
     leaves, structure = jax.tree.flatten(state)
+    first = [0] * len(leaves) if fresh is None else jax.tree.leaves(fresh)
 
-    def forget(x: Any, at: int | None) -> Any:
+    def forget(x: Any, start: Any, at: int | None) -> Any:
         if at is None:
             return x
         shape, flag = jnp.shape(x), flags[at]
         if not jnp.ndim(flag):
             flag = jnp.broadcast_to(flag, shape)
         elif not trees.ends_like(shape, jnp.shape(flag)):
-            # A factored moment of that parameter: no entry is one weight's.
             return x
-        return jnp.where(flag, jnp.zeros((), jnp.result_type(x)), x)
+        return jnp.where(flag, jnp.asarray(start, jnp.result_type(x)), x)
 
-    found = zip(leaves, trees.owners(state, where), strict=True)
-    return jax.tree.unflatten(structure, [forget(x, at) for x, at in found])
+    found = zip(leaves, first, trees.owners(state, where), strict=True)
+    return jax.tree.unflatten(structure, [forget(*each) for each in found])

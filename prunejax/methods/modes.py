@@ -35,16 +35,27 @@ def hessian(e: Evidence) -> Array:
             "layers, or use a smaller network"
         )
 
-    def loss(flat: Array) -> Array:
-        return e.loss(whole(_unflat(flat, part)))
+    if any(map(jnp.iscomplexobj, part)):
+        raise ValueError("complex weights have no Hessian here; give their parts as two arrays")
 
-    return jax.hessian(loss)(jnp.concatenate([x.ravel() for x in part]))
+    def loss(flat: Array) -> Array:
+        shaped = zip(_unflat(flat, part), part, strict=True)
+        return e.loss(whole([x.astype(w.dtype) for x, w in shaped]))
+
+    return jax.hessian(loss)(_flat(part))
+
+
+def _flat(part: list[Array]) -> Array:
+    """[n] in single precision at least: of 16 bits there are no eigenvalues, and scores tie."""
+    with jax.numpy_dtype_promotion("standard"):  # callers may ask for strict promotion
+        kind = jnp.result_type(jnp.float32, *part)
+    return jnp.concatenate([x.ravel().astype(kind) for x in part])
 
 
 def _unflat(flat: Array, like: list[Array]) -> list[Array]:
     found, at = [], 0
     for x in like:
-        found.append(flat[at : at + x.size].reshape(x.shape).astype(x.dtype))
+        found.append(flat[at : at + x.size].reshape(x.shape))
         at += x.size
     return found
 
@@ -66,8 +77,7 @@ def curvature_saliency(e: Evidence) -> Tree:
     is missing.
     """
     part, _ = e.parts(e.weights)
-    flat = jnp.concatenate([x.ravel() for x in part])
-    return _scored(e, jnp.diagonal(e.hessian) * jnp.square(flat))
+    return _scored(e, jnp.diagonal(e.hessian) * jnp.square(_flat(part)))
 
 
 def mode_leverage(e: Evidence) -> Tree:

@@ -73,12 +73,13 @@ def transformation(
             own = {x: getattr(m, x) for x in ("sparsity", "allocation", "rounds", "nm", "axis")}
             start = before.prune(params, m.initial, rules=rules, **own, **made)
         zeros = jax.tree.map(lambda c, p: jnp.zeros(jnp.shape(p) if c else ()), chosen, params)
+        summed = jax.tree.map(lambda z, p: z + 0j if jnp.iscomplexobj(p) else z, zeros, params)
         return SparsifyState(
             optimizer.init(params),
             start,
             jnp.int32(0),
             zeros if m.learnt else None,
-            zeros if m.average > 1 else None,
+            summed if m.average > 1 else None,
             jax.random.key_data(rng.stream(made["seed"], "grow")) if m.growth == "random" else None,
         )
 
@@ -89,6 +90,8 @@ def transformation(
             raise ValueError("sparsify needs the parameters: tx.update(gradients, state, params)")
         # Of shapes alone, so the same in every trace: the state needs to hold no plan.
         plan, chosen, _ = schedule(params)
+        if m.learnt or m.growth == "gradient":
+            _graded(name, chosen, gradients)
         learnt, window = state.scores, state.gradients
         if m.learnt:
             learnt = _learn(m, learnt, gradients, params, chosen)
@@ -120,7 +123,7 @@ def transformation(
             live, grown = changed(updates_lib.applied(params, updates))
         else:
             live, grown = changed(params)
-            inner = _forget(m, state.inner, live, grown, due)
+            inner = _forget(m, optimizer, state.inner, params, live, grown, due)
             # No moment is made of dead weights.
             updates, after = optimizer.update(where(live, gradients), inner, params, **extra)
             if m.schedule == "swaps" and not m.gradient_step and len(plan.steps):
@@ -189,6 +192,17 @@ def _live(name: str, mask: Any, shape: tuple[int, ...]) -> int:
         )
     trees.fits(name, mask, shape, "its leaf")
     return int(np.count_nonzero(np.broadcast_to(np.asarray(mask, bool), shape)))
+
+
+def _graded(name: str, chosen: Tree, gradients: Tree) -> None:
+    """Refuses leaves without a gradient among those whose gradient decides."""
+    given = trees.aligned(chosen, gradients, "the gradients")
+    for (path, picked), g in zip(trees.leaves_with_paths(chosen), given, strict=True):
+        if picked and g is None:
+            raise ValueError(
+                f"{name}: leaf {path!r} is pruned by what its gradient is, and has none (None): "
+                "train it, or name other leaves with rules="
+            )
 
 
 def _now(plan: timetable.Plan, step: Array) -> tuple[Array, Array]:
@@ -262,10 +276,13 @@ def _summed(
     return jax.tree.map(add, chosen, window, gradients)
 
 
-def _forget(m: Method, inner: Any, live: Tree, grown: Tree, due: Array) -> Any:
+def _forget(
+    m: Method, optimizer: Any, inner: Any, params: Tree, live: Tree, grown: Tree, due: Array
+) -> Any:
     """The optimizer's state at an event, without the moments that it ends."""
     if m.reset == "all":
         gone = jax.tree.map(lambda x: jnp.broadcast_to(due, x.shape), live)
-        return growth.zero_moments(inner, gone)
-    revives = m.growth is not None or m.schedule == "phases"
-    return growth.zero_moments(inner, grown) if revives else inner
+        return growth.zero_moments(inner, gone, optimizer.init(params))
+    if m.growth is None and m.schedule != "phases":
+        return inner
+    return growth.zero_moments(inner, grown, optimizer.init(growth.zero(params, grown)))

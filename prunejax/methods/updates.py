@@ -81,6 +81,11 @@ def enough(what: str, asked: int, masks: Mapping[str, Array], scope: str) -> Non
         )
 
 
+def listed(rules: Any) -> Any:
+    """Path rules to be read again and again: an iterator would be empty the second time."""
+    return rules if rules is None or isinstance(rules, str) else list(rules)
+
+
 def where(masks: Tree, tree: Tree) -> Tree:
     """`tree` where masks are live, else 0; None, the gradient of no number, stays."""
 

@@ -94,7 +94,7 @@ def windows(
     real = isinstance(noise_scale, numbers.Real) or getattr(noise_scale, "shape", None) == ()
     if not real or not 0 <= noise_scale < math.inf:
         raise ValueError(f"noise_scale {noise_scale!r}: a finite number of at least 0")
-    pairs = updates_lib.pairs(events, zeros=True)
+    pairs, rules = updates_lib.pairs(events, zeros=True), updates_lib.listed(rules)
     steps, counts = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
     table = interventions.Table(
         kind=np.int32(interventions.KINDS[kind]),
@@ -116,9 +116,11 @@ def windows(
         return tuple(Group(path, path, (), (), None, s[-1]) for path, s in shapes.items())
 
     def init(params: Tree) -> WindowsState:
+        trees.arrays(params)
         groups = groups_of(params)
         shapes = {g.name: _units(g, trees.get(params, g.kernel), score) for g in groups}
-        saved = {n: trees.get(params, n) for n in shapes} if features.restore else {}
+        # Copies: loops may donate parameters and state.
+        saved = {n: jnp.array(trees.get(params, n)) for n in shapes if features.restore}
         empty = {n: jnp.zeros(s, bool) for n, s in shapes.items()}
         whole = {n: ~none for n, none in empty.items()}
         updates_lib.enough("target", int(counts.sum(dtype=np.int64)), whole, scope)
