@@ -250,7 +250,7 @@ def side_by_side(
 
     Args:
       run: gives numbers of the examples of a piece, computed on device number `turn`.
-      pieces: (piece, its weights, examples that count), of which the devices each take one in turn.
+      pieces: (piece, its weights [size], examples that count); the devices take them in turn.
       devices: see `placed`.
     """
     parts: list[jax.Array] = []
