@@ -5,7 +5,8 @@
 
 Contenders, on the same weights, BatchNorm statistics (eval mode, of the data) and examples:
 
-    ours        `curvature.gradient_second_moment`, also with mean=True, centered=True
+    ours        `curvature.gradient_second_moment`, also with mean=True, centered=True, and with
+                devices=jax.devices(), one per core, as studies have them
     vmap(grad)  per-example gradients of a chunk stored, squared, summed
     jax 1       a compiled gradient of one example, in a Python loop
     torch 1     zero_grad, forward, backward, sum of squares for each example: the paper's code
@@ -71,6 +72,7 @@ def contenders(
 
     return {
         "ours": ours(),
+        "ours, devices": ours(devices=jax.devices()),
         "ours, mean": ours(mean=True),
         "ours, centered": ours(centered=True),
         "vmap(grad)": lambda b: np.concatenate([np.asarray(stored(params, p)) for p in pieces(b)]),
@@ -170,13 +172,17 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=512)
     parser.add_argument("--chunk", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="of PyTorch, and devices of JAX"
+    )
     parser.add_argument("--skip", type=lambda s: s.split(":"), default=[], help="with colons")
     parser.add_argument(
         "--torch-python", default=sys.executable, metavar="PYTHON", help="empty for no PyTorch"
     )
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
     options = parser.parse_args()
+    if jax.config.jax_platforms in (None, "cpu"):
+        jax.config.update("jax_num_cpu_devices", options.threads)
     jax.config.update("jax_default_matmul_precision", "highest")  # no TF32 on our side either
     rows: list[dict[str, Any]] = []
     for name in options.models.split(","):

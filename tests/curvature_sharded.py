@@ -115,10 +115,38 @@ def check_measures() -> None:
             )
 
 
+def check_devices() -> None:
+    """Tr(C) of chunks that devices take in turn is that of one device."""
+    params = {"w": jnp.ones((3, 8)), "b": jnp.arange(8.0) / 8, "c": jnp.ones(8)}
+    x = np.random.default_rng(1).normal(size=(11, 3))
+    for batches in (x, jnp.asarray(x), iter([x[:5], x[5:]])):
+        found = [
+            curvature.gradient_second_moment(
+                losses, params, x if one else batches, centered=True, chunk=2, devices=devices
+            )
+            for one, devices in ((True, None), (False, jax.devices()))
+        ]
+        for name in ("squared_norms", "alignments", "value", "stderr"):
+            alone, spread = (getattr(moment, name) for moment in found)
+            np.testing.assert_allclose(spread, alone, rtol=1e-11, atol=1e-12, err_msg=name)
+    pieces = [(p, np.ones(2), n) for p, n in splits.chunks(x, 2, 8, 4)]
+    assert [len(p) for p, *_ in pieces] == [4, 4, 4], "two chunks of 11 examples for each of three"
+    seen = []
+
+    def run(turn: int, piece: Any, weight: Any) -> Any:
+        seen.append((turn, piece.devices(), weight.devices()))
+        return piece[:, 0]
+
+    values = splits.side_by_side(run, pieces, jax.devices()[:2])
+    np.testing.assert_array_equal(values, x[:, 0])
+    assert seen == [(i, {jax.devices()[i]}, {jax.devices()[i]}) for i in (0, 1, 0)]
+
+
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_enable_x64", True)
     check_products()
     check_measures()
+    check_devices()
     print("done")

@@ -483,6 +483,18 @@ def test_a_loss_with_reverse_mode_alone_has_centered_moments():
     assert (own.value, own.stderr) == pytest.approx((plain.value, plain.stderr), rel=1e-12)
 
 
+def test_a_device_that_takes_all_chunks_gives_the_same_bits():
+    params, x = normal("p", 3), normal("x", 5, 3)
+    loss = lambda p, b: (b @ p) ** 2  # noqa: E731
+    options = {"centered": True, "chunk": 2}
+    here = gradient_second_moment(loss, params, x, **options)
+    there = gradient_second_moment(loss, params, x, **options, devices=jax.devices()[:1])
+    np.testing.assert_array_equal(there.squared_norms, here.squared_norms)
+    np.testing.assert_array_equal(there.alignments, here.alignments)
+    with pytest.raises(ValueError, match="devices is empty"):
+        gradient_second_moment(loss, params, x, devices=[])
+
+
 @pytest.mark.slow
 def test_numpy_batches_and_sharded_parameters_give_the_same_numbers():
     """Products, forms and all measures on four devices, automatic and explicit mesh axes."""

@@ -11,9 +11,9 @@ examples as a sample: they are those of the sample mean of ||g_i||^2, or of ||g_
 Bartoldson et al., NeurIPS 2020 (flatness); Thomas et al., AISTATS 2020, arXiv 1906.07774.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from prunejax.curvature import kernels, vectors
+from prunejax.curvature import kernels, splits, vectors
 from prunejax.curvature.callables import as_argument, on_host
 from prunejax.curvature.example_gradients import norms_and_sum
 from prunejax.curvature.splits import Batches, batch_list, batch_size, chunk_size, chunks, spread
@@ -162,6 +162,7 @@ def gradient_second_moment(
     mean: bool = False,
     chunk: int | None = None,
     masks: vectors.Masks = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> GradientMoment:
     """Tr(C) of the per-example gradients; see the module for the two variants.
 
@@ -180,38 +181,54 @@ def gradient_second_moment(
         gradients, which the uncentered moment alone does without.
       chunk: examples at once, default 32. Bounds the memory of activations; exact for any value.
       masks: True = live; gradients of dead coordinates do not count.
+      devices: that take the chunks in turn, side by side; each compiles for itself and gets a copy
+        of what it needs. None: where the arrays are. On a CPU one device of JAX per core
+        (`jax_num_cpu_devices`) is faster than one with all cores where convolutions are large.
 
     Returns:
       `GradientMoment`.
 
     Raises:
-      ValueError: no examples, a chunk below 1, or a ddof that does not apply.
+      ValueError: no examples, a chunk below 1, an empty list of devices, or a ddof that does not
+        apply.
     """
+    if devices is not None and not devices:
+        raise ValueError("devices is empty; give at least one, or None for where the arrays are")
     if ddof not in (0, 1) or (ddof and not centered):
         raise ValueError(f"ddof is 0, or 1 with centered=True; got {ddof}, centered={centered}")
     params, live = vectors.checked(params, masks)
     loss, batches = as_argument(per_example_loss), batch_list(batches)
-    pieces = chunks(batches, chunk, 1 if spread((params, list(batches))) else TOGETHER)
+    places: Sequence[jax.Device | None] = devices or [None]
+    together = 1 if spread((params, list(batches))) else TOGETHER
+    pieces = chunks(batches, chunk, together, len(places))
     size = chunk_size(chunk, [batch_size(batch) for batch in batches])
-    dtype, parts = vectors.sum_dtype(params), []
-    both = mean or centered
-    total = jax.tree.map(jnp.zeros_like, vectors.upcast(params)) if both else None
+    dtype, both = vectors.sum_dtype(params), mean or centered
+    zeros = jax.tree.map(jnp.zeros_like, vectors.upcast(params)) if both else None
+    held = [splits.placed((loss, params, live, zeros), place) for place in places]
+    totals = [total for *_, total in held]
     counted = [(p, (np.arange(batch_size(p)) < real).astype(dtype), real) for p, real in pieces]
-    for piece, weight, real in counted:
-        squared, total = norms_and_total(loss, params, piece, weight, live, total, chunk=size)
-        # copies that filled the piece up are left out
-        parts.append(np.asarray(squared, np.float64)[:real])
-    squared_norms = np.concatenate(parts)
+
+    def norms(turn: int, piece: Tree, weight: Any) -> jax.Array:
+        loss, params, live, _ = held[turn]
+        squared, totals[turn] = norms_and_total(
+            loss, params, piece, weight, live, totals[turn], chunk=size
+        )
+        return squared
+
+    squared_norms = splits.side_by_side(norms, counted, places)
     n = len(squared_norms)
     if n <= ddof:
         raise ValueError(f"ddof={ddof} needs more than {ddof} examples, got {n}")
     mean_squared = alignments = None
     if both:
+        total = reduce(vectors.add, [splits.placed(total, places[0]) for total in totals])
         average = vectors.scale(1.0 / n, total)
         mean_squared = float(vectors.squared_norm(average))
     if centered:
-        along = [slopes(loss, params, p, w, average, chunk=size)[:real] for p, w, real in counted]
-        alignments = np.concatenate([np.asarray(x, np.float64) for x in along])
+        means = [splits.placed(average, place) for place in places]
+        alignments = splits.side_by_side(
+            lambda i, p, w: slopes(*held[i][:2], p, w, means[i], chunk=size), counted, places
+        )
     moment = GradientMoment(
         value=0.0, stderr=0.0, centered=False, ddof=0, uncentered=float(squared_norms.mean()),
         mean_gradient_squared_norm=mean_squared, examples=n,

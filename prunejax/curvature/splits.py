@@ -192,7 +192,9 @@ def spread(tree: Tree) -> bool:
     return any(isinstance(x, jax.Array) and not _on_one_device(x) for x in jax.tree.leaves(tree))
 
 
-def chunks(batches: Batches, size: int | None, together: int = 1) -> list[tuple[Tree, int]]:
+def chunks(
+    batches: Batches, size: int | None, together: int = 1, devices: int = 1
+) -> list[tuple[Tree, int]]:
     """Batches cut into pieces of one size: `(piece, examples that count)`.
 
     A short piece is filled up with copies of its last example, so that every piece has the same
@@ -202,6 +204,7 @@ def chunks(batches: Batches, size: int | None, together: int = 1) -> list[tuple[
       batches: one batch or a list of batches, with examples.
       size: examples of a chunk, `DEFAULT_CHUNK` where None.
       together: the most chunks of a piece.
+      devices: that the pieces are for; fewer are then together, so that each device has some.
 
     Raises:
       ValueError: the size is not positive, or a batch has no examples.
@@ -211,7 +214,8 @@ def chunks(batches: Batches, size: int | None, together: int = 1) -> list[tuple[
         raise ValueError("per-example gradients need examples; batches is None")
     sizes = [batch_size(batch) for batch in found]
     size = chunk_size(size, sizes)
-    size *= min(together, -(-max(sizes) // size))
+    each = -(-sum(-(-n // size) for n in sizes) // devices)
+    size *= min(together, each, -(-max(sizes) // size))
     pieces = []
     for batch, n in zip(found, sizes, strict=True):
         on_device = all(_on_one_device(x) for x in jax.tree.leaves(batch))
@@ -230,6 +234,34 @@ def chunks(batches: Batches, size: int | None, together: int = 1) -> list[tuple[
                 )
             pieces.append((piece, real))
     return pieces
+
+
+def placed(tree: Tree, device: jax.Device | None) -> Tree:
+    """A copy of the tree on a device; None: the tree itself, wherever it is."""
+    return tree if device is None else jax.device_put(tree, device)
+
+
+def side_by_side(
+    run: Callable[[int, Tree, Any], jax.Array],
+    pieces: Sequence[tuple[Tree, np.ndarray, int]],
+    devices: Sequence[jax.Device | None],
+) -> np.ndarray:
+    """What `run(turn, piece, weight)` gives of the examples that count: [N], float64.
+
+    Args:
+      run: gives numbers of the examples of a piece, computed on device number `turn`.
+      pieces: (piece, its weights [size], examples that count); the devices take them in turn.
+      devices: see `placed`.
+    """
+    parts: list[jax.Array] = []
+    for i, (piece, weight, _) in enumerate(pieces):
+        if i >= len(devices):  # a device works in the memory of one piece at a time
+            jax.block_until_ready(parts[i - len(devices)])
+        turn = i % len(devices)
+        parts.append(run(turn, *placed((piece, weight), devices[turn])))
+    # copies that filled a piece up are left out
+    real = [np.asarray(x, np.float64)[:n] for x, (_, _, n) in zip(parts, pieces, strict=True)]
+    return np.concatenate(real)
 
 
 def chunk_size(size: int | None, sizes: Sequence[int]) -> int:
