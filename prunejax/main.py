@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv, of_variants = overrides.split(argv)
         logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is told below
         handle = define_flags(values, argv)
-        rest = values(argv)[1:]
+        with warnings.catch_warnings():  # of ml_collections, which loads the config file
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+            rest = values(argv)[1:]
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; all arguments are --flags")
         for name in ("config",) if values.plan else ("config", "workdir"):

@@ -9,6 +9,11 @@ declared; `--run=REGEX` chooses runs.
 Exit codes: 0 done, 2 bad request, 1 failure, 75 interrupted: what was measured is kept.
 """
 
+from prunejax.system import signals
+
+if __name__ == "__main__":  # what follows takes seconds to load
+    signals.listening("give the same command again").__enter__()
+
 import csv
 import io
 import re
@@ -35,7 +40,7 @@ from prunejax.study.final import states as final_states
 from prunejax.study.loop import measuring
 from prunejax.study.planning import plan
 from prunejax.study.planning.plan import Batch, Member
-from prunejax.system import command, config_file, files, limits, signals
+from prunejax.system import command, config_file, files, limits
 
 __all__ = ["MEASURES", "main", "measure"]
 TABLE = "measures.csv"

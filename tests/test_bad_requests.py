@@ -20,9 +20,6 @@ from prunejax.study.settings import overrides
 from prunejax.system import readable
 from tests.studies import PRUNE, tiny
 
-# ml_collections loads config files in an old way.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
@@ -84,6 +81,8 @@ def test_overrides(command, override, message):
         ("import nosuchmodule\n", "line 1: ModuleNotFoundError: No module named 'nosuchmodule'"),
         ("def get_config(arg=''):\n    return 1 / 0\n", "line 2: ZeroDivisionError"),
         ("x = 1\n", "defines no get_config()"),
+        ("x = 1\0\n", "the file is no Python: source code string cannot contain null bytes"),
+        ("def get_config(arg=''):\n    assert not 1\n", "line 2: AssertionError\n"),
         (
             "def get_config(arg=''):\n    return {}\n",
             "not dict; start from prunejax.configs.default",
@@ -105,7 +104,20 @@ def test_what_is_no_file_or_no_directory(command, tmp_path):
     assert "--workdir is missing" in command(DIGITS, workdir="")[1]
     assert "Protocol not known: nowhere" in command(DIGITS, workdir="nowhere://bucket/run")[1]
     assert "File name too long" in command(DIGITS, workdir=tmp_path / ("x" * 300))[1]
+    (file := tmp_path / "file").write_text("")
+    (link := tmp_path / "link").symlink_to(tmp_path / "nothing")
+    broken, taken = f"{link}: a link that leads nowhere", f"{file}: a file, not a directory"
+    assert broken.partition(": ")[2] in command(DIGITS, workdir=link)[1]
+    assert broken in command(DIGITS, workdir=link / "run")[1]
+    assert taken in command(DIGITS, workdir=file / "run")[1]
     assert "--shard=-1/-1: write i/n" in command(DIGITS, "--shard=-1/-1")[1]
+
+
+def test_a_config_without_an_argument_is_given_none(command, tmp_path):
+    (file := tmp_path / "file.py").write_text("def get_config():\n    pass\n")
+    code, text = command(f"--config={file}:small")
+    assert code == main.BAD_REQUEST
+    assert text.startswith("prunejax: --config: TypeError: get_config() takes 0 positional")
 
 
 @pytest.mark.parametrize("command", __main__.COMMANDS)

@@ -68,7 +68,6 @@ def test_show_of_other_contents(tmp_path, capsys):
         (["report"], "DIR"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_bad_requests_are_one_line_and_code_2(words, message, capsys):
     assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -149,7 +148,6 @@ def get_config():
 """
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_few_functions_lie_between_the_command_and_the_loss(tmp_path, monkeypatch):
     """For full batches, the last one and the test set; threads that compile ahead begin later."""
     real, stacks = losses.objective, []

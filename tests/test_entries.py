@@ -421,7 +421,6 @@ def get_config(arg=""):
 """
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_the_place_in_a_config_file_that_raised_is_told(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(OF_A_USER)

@@ -54,7 +54,6 @@ for name in {rooms!r}:
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "jinja2", "tensorboard"])
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_a_study_without_its_packages_is_refused_in_a_line(module, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr("prunejax.cluster.distributed.leave", lambda code: None)

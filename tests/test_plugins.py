@@ -39,7 +39,6 @@ def forget():
 
 
 @pytest.mark.usefixtures("promoting")
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_a_file_brings_model_data_score_and_loss(tmp_path, forget):
     file, workdir = tmp_path / "mine.py", tmp_path / "run"
     shutil.copy(TEMPLATE, file)
@@ -129,7 +128,6 @@ def owned():
     clear()
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_a_measure_a_schedule_and_a_method_declare_their_own_fields(tmp_path, owned, capsys):
     file, workdir = tmp_path / "mine.py", tmp_path / "run"
     file.write_text(OWN)

@@ -99,7 +99,6 @@ def test_commands_read_a_url(commands, monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_the_command_line_tells_in_a_line(commands, monkeypatch, capsys):
     place, folder, _ = commands
     monkeypatch.setenv(mirror.VARIABLE, str(folder / "five"))

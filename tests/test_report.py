@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import json
 import os
@@ -20,6 +21,7 @@ from prunejax.report import __main__ as cli
 from prunejax.report import (
     figures,
     figures_arrays,
+    figures_flatness,
     figures_paper,
     gallery,
     results,
@@ -394,6 +396,29 @@ def test_a_run_without_numbers_is_drawn_as_if_it_were_not_there(tmp_path):
     for row in whole.events:
         row["post_loss"] = "nan"
     assert figures_arrays.forecast(whole, look) is None
+
+
+def test_arms_are_as_hollow_in_the_legend_as_in_the_panel(study):
+    loaded = tables.load([study])
+    panel, *_, key = figures.scatter(loaded, style.Look(loaded.variants, {"none"})).panels
+    (axes,), (told,) = panel.axes, key.legends
+    points = [container.lines[0].get_markerfacecolor() for container in axes.containers]
+    assert [handle.get_markerfacecolor() for handle in told.legend_handles] == points
+    assert points.count("none") == 1
+
+
+def test_what_the_settings_of_an_arm_decide_is_no_measure(study):
+    loaded = tables.load([study])
+    for row in loaded.good:
+        row["dead_units"] = "0" if row["variant"] == "none" else "66"
+    assert figures_flatness.columns_of(loaded, "measures") == ["top_eigenvalue"]
+    loaded.good[0]["dead_units"] = "1"
+    assert "dead_units" in figures_flatness.columns_of(loaded, "measures")
+    assert "dead_units" in figures_flatness.columns_of(one_seed(loaded), "measures")
+
+
+def one_seed(loaded):
+    return dataclasses.replace(loaded, runs=[r for r in loaded.runs if str(r["seed"]) == "0"])
 
 
 def test_unknown_figures_and_bad_pairs_are_refused(tmp_path):

@@ -296,8 +296,11 @@ def test_damaged_tables_are_told_in_a_line(damage, whole, tmp_path, capsys, blan
     assert not (path / "report.html").exists()
 
 
-def test_a_whole_directory_passes(whole, tmp_path, blank):
+def test_a_whole_directory_passes(whole, tmp_path, blank, capsys):
     assert cli.main([str(whole), f"--output={tmp_path / 'out'}"]) == 0
+    (file := tmp_path / "file").write_text("")
+    assert cli.main([str(whole), f"--output={file}"]) == 2
+    assert capsys.readouterr().err == f"prunejax: {file}: a file, not a directory\n"
 
 
 @pytest.mark.parametrize("content", [b"[]", b"3", b"\xff\xfe{}"])

@@ -1,6 +1,7 @@
 """Signals end a study at once where nothing is lost, and are kept where something would be."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -188,3 +189,17 @@ def test_a_line_that_cannot_be_written_changes_no_exit_code():
     ) as process:
         process.stdout.close()
         assert process.wait(timeout=50) == 0
+
+
+def test_a_signal_is_heard_while_measure_is_loaded(tmp_path):
+    lines = ("import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(60)")
+    (tmp_path / "numpy.py").write_text("\n".join(lines))  # takes its place, and long
+    done = subprocess.run(
+        [sys.executable, "-m", "prunejax.measure"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == signals.INTERRUPTED
+    assert done.stderr == "prunejax: interrupted; give the same command again\n"

@@ -83,6 +83,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
         for module, name in modules.items():
             anchor = f'id="prunejax.{module}.{name}"'
             assert anchor in text, anchor
+    fields = (tmp_path / "api" / "plugins" / "index.html").read_text()
+    assert "equal blocks that are mixed: LayerNorm has 1" in fields  # behind `Link.blocks`
+    assert "Refuses, by a ConfigError, programs that" in fields  # above `Tracker.check`
 
 
 def test_what_others_import_is_on_a_page_of_the_api():

@@ -297,7 +297,6 @@ def test_ebn_is_refused_without_batch_norm(sets, tmp_path):
         go(config, tmp_path / "run")
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_command_says_what_is_missing_in_a_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("prunejax.cluster.distributed.leave", lambda code: None)
     words = ["prunejax", "--config=configs/imagenet.py", f"--config.data.data_dir={tmp_path}"]

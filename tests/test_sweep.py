@@ -15,9 +15,6 @@ from prunejax.study.settings import sweep
 from prunejax.study.settings.config import variants
 from tests.studies import PRUNE, small, tiny
 
-# ml_collections loads a config file so.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 
 def swept(config, *texts):
     sweep.apply(config, texts)

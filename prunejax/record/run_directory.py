@@ -68,7 +68,7 @@ class RunDirectory:
         config = json.loads(json.dumps(config))  # as it reads back: tuples are lists there
         try:
             check(path, config, tables, ignore)
-            path.mkdir(parents=True, exist_ok=True)
+            files.folder(path)
             lock = files.acquire(path / ".lock")
         except files.LockedError as holder:
             raise WorkdirError(
@@ -79,7 +79,10 @@ class RunDirectory:
             if error.errno == errno.EROFS and finished.finished:
                 finished._inspect()
                 return finished  # it can be told where nothing can be written
-            raise WorkdirError(f"cannot use workdir {path}: {error.strerror or error}") from error
+            why = error.strerror or error
+            if error.filename and str(error.filename) != str(path):
+                why = f"{error.filename}: {why}"
+            raise WorkdirError(f"cannot use workdir {path}: {why}") from error
         directory = cls(path, tables, lock)
         try:
             if directory.finished:

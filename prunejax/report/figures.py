@@ -4,7 +4,7 @@ A figure is a function of the study and the look of its arms that returns a `Dra
 where the study has nothing to show. `FIGURES` in `prunejax.report.gallery` lists them all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import isfinite
 from typing import Any
 
@@ -34,9 +34,18 @@ def legend_label(study: Study, variant: str) -> str:
     return f"{variant} ({percent(stability)})" if isfinite(stability) else variant
 
 
-def arm_legend(study: Study, look: Look, variants: Sequence[str], points: bool = True) -> Figure:
-    """The legend of arms, with their stabilities."""
+def arm_legend(
+    study: Study,
+    look: Look,
+    variants: Sequence[str],
+    points: bool = True,
+    hollow: Collection[str] = (),
+) -> Figure:
+    """The legend of arms, with their stabilities; those that are drawn hollow are so here, too."""
     handles = [look.handle(v, legend_label(study, v), points=points) for v in variants]
+    for variant, handle in zip(variants, handles, strict=True):
+        if variant in hollow:
+            handle.set_markerfacecolor("none")
     return legend(handles, STABILITY if study.has_events else None)
 
 
@@ -200,7 +209,8 @@ def _against_stability(
         scatter_panel(study.good, "mean_stability", c, look_of(look), fitted=rows, title=scope)
         for c in columns
     ]
-    panels = [made for made, _ in found] + [arm_legend(study, look, variants)]
+    hollow = {*variants} - {row["variant"] for row in rows}
+    panels = [made for made, _ in found] + [arm_legend(study, look, variants, hollow=hollow)]
     alt = f"{scope[0].upper()}{scope[1:]}: {'; '.join(text for _, text in found)}."
     return Drawing(panels, title, caption, alt)
 

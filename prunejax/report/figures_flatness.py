@@ -16,8 +16,17 @@ _FIGURES = {
 
 
 def columns_of(study: Study, name: str) -> list[str]:
-    """The measured columns that figure `name` shows."""
-    columns = measure_columns(study.good)
+    """The measured columns that figure `name` shows: none that the settings of an arm decide.
+
+    Such a column (units that are dead after planned events, say) is the same in all runs of each
+    arm, of which some have several; a line over it would be one over settings.
+    """
+    arms = [rows for rows in study.good_of.values() if len(rows) > 1]
+    columns = [
+        c
+        for c in measure_columns(study.good)
+        if not arms or any(len({row.get(c) for row in rows}) > 1 for rows in arms)
+    ]
     if name in _FIGURES:
         return [c for c in columns if re.fullmatch(_FIGURES[name], c)]
     return [c for c in columns if not any(re.fullmatch(p, c) for p in _FIGURES.values())]

@@ -266,7 +266,9 @@ def group_scatter(study: Study, look: Look) -> Drawing | None:
             )
             panels.append(made)
             texts.append(f"{name}, {text}")
-    panels.append(arm_legend(study, look, [v for arms in groups.values() for v in arms]))
+    drawn = [v for arms in groups.values() for v in arms]
+    eventful = {row["variant"] for row in study.good if number(row.get("events")) > 0}
+    panels.append(arm_legend(study, look, drawn, hollow={*drawn} - eventful))
     return Drawing(
         panels,
         "Accuracy and gap against stability, by group",

@@ -48,8 +48,7 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
     figures_recall.annotate(study)
     figures_barriers.annotate(study)
     target = Path(output) if output is not None else Path(directories[0])
-    with files.writing(target):
-        target.mkdir(parents=True, exist_ok=True)
+    files.folder(target)
     with drawing.helper(len(study.runs)) as helper, context():
         look = Look(study.variants, set(study.baselines.values()) or {study.baseline})
         choice = gallery.choose(study)

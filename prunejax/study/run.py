@@ -250,7 +250,7 @@ def _train(
     number = 0
     tracking = sinks.Tracking(directory.path, settings.record.sinks, progress.message)
     times = Times(directory, jax.device_count())
-    for b, wave in arrangement.order:
+    for b, wave in arrangement.order:  # a wave: runs of batch b that need none of each other
         for part, size in arrangement.chunks(b, wave):
             done = [m.run for m in part if m.run in finished]
             if len(done) == len(part):

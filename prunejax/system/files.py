@@ -149,6 +149,23 @@ def plain_name(text: str) -> str:
     return re.sub(r"^\.|[^\w.+=-]", "_", text) or "_"
 
 
+def folder(path: Path) -> None:
+    """Makes a directory and those above it.
+
+    Raises:
+      OSError: it cannot be made; where a file or a broken link is in the way, that is named.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        for part in (path, *path.parents):
+            if part.is_symlink() and not part.exists():
+                error.filename, error.strerror = str(part), "a link that leads nowhere"
+            elif part.exists() and not part.is_dir():
+                error.filename, error.strerror = str(part), "a file, not a directory"
+        raise
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns an OSError into a RecordError that names the file and the way out."""

@@ -72,6 +72,7 @@ def readable(error: BaseException, argv: Sequence[str]) -> str:
     """What went wrong with command line or config file, in a line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     kind = type(error).__name__
+    said = f"{kind}: {text}" if text else kind
     if "Traceback (most recent call last)" in text:  # ml_collections' words for a config file
         return _of_file(text)
     if isinstance(error, flags.Error | ValueError):
@@ -89,9 +90,11 @@ def readable(error: BaseException, argv: Sequence[str]) -> str:
     if "ml_collections" in place.filename and isinstance(error, AttributeError | KeyError):
         return _unknown_field(text, argv)
     if isinstance(error, SyntaxError):
+        if error.filename is None:  # of what cannot be source: a NUL in it, say
+            return f"--config: the file is no Python: {error.msg}"
         return f"{error.filename}, line {error.lineno}: {kind}: {error.msg}"
     place = ([frame for frame in frames if _is_of_user(frame.filename)] or [place])[-1]
-    return _at(place.filename, place.lineno or 0, f"{kind}: {text}")
+    return _at(place.filename, place.lineno or 0, said)
 
 
 def _is_of_user(file: str) -> bool:
@@ -113,8 +116,10 @@ def _of_file(text: str) -> str:
     frames = re.findall(r'File "(.+?)", line (\d+)', trace)
     places = [place for place in frames if _is_of_user(place[0])]
     raised = re.split(r"\n(?=[\w.]+(?:Error|Exception|Exit|Interrupt)\b)", trace)[-1].strip()
-    if raised.startswith("ValueError: ") or not places:
+    if raised.startswith("ValueError: "):
         return raised.removeprefix("ValueError: ")
+    if not places:  # `get_config` could not be called as it is
+        return f"--config: {raised}"
     return _at(places[-1][0], int(places[-1][1]), raised)
 
 

@@ -18,7 +18,7 @@ from prunejax.train.step import Data, Program, TrainState, masks
 Array = jax.Array
 
 SMALLEST, RANDOM, LARGEST = range(3)
-# Read-only: an event would take the smallest for a target that it does not know.
+# Read-only: events would treat a target that they do not know as "smallest".
 TARGETS = ReadOnly({"smallest": SMALLEST, "random": RANDOM, "largest": LARGEST})
 
 
@@ -42,7 +42,8 @@ class Growth(NamedTuple):
     ever: Array  # units that were live in some training step
 
 
-def _number(program: Program, units: Mapping[str, Array]) -> Array:
+def _count(program: Program, units: Mapping[str, Array]) -> Array:
+    """int32 [layers]: how many of the flags of each layer are true."""
     return jnp.stack([jnp.sum(units[g.name], dtype=jnp.int32) for g in program.groups])
 
 
@@ -181,9 +182,9 @@ def _with_growth(
     program: Program, state: TrainState, data: Data, event: Array
 ) -> tuple[TrainState, Growth]:
     """The state after the drop -> after the growth of row `event`."""
-    number, windows = functools.partial(_number, program), state.windows
+    count, windows = functools.partial(_count, program), state.windows
     alive = {n: g & (windows.remaining[n] == 0) for n, g in windows.grown.items()}
-    last, survived, ever = number(windows.grown), number(alive), number(windows.ever)
+    last, survived, ever = count(windows.grown), count(alive), count(windows.ever)
 
     def back(state: TrainState) -> tuple[TrainState, Array, Array]:
         grown, zero = grow(program, state, data, event)
@@ -191,7 +192,7 @@ def _with_growth(
         where = mask_algebra.spread(grown, program.groups, params, rest=False)
         moments = growth.zero_moments(state.opt_state, where)  # those of the weights that were
         changed = state._replace(params=params, windows=windows, opt_state=moments)
-        return changed, number(grown), zero
+        return changed, count(grown), zero
 
     none = jnp.zeros_like(last)
     happens = jnp.any(state.table.grow[event] > 0)
@@ -256,8 +257,8 @@ def apply_event(
     if program.features.growth:
         state, back = _with_growth(program, state, data, event)
         windows = state.windows
-    live = _number(program, {n: left == 0 for n, left in windows.remaining.items()})
-    return state, Event(selected, _number(program, selected), live, predicted, back)
+    live = _count(program, {n: left == 0 for n, left in windows.remaining.items()})
+    return state, Event(selected, _count(program, selected), live, predicted, back)
 
 
 def _rechosen(
@@ -273,13 +274,13 @@ def _rechosen(
     # A row of its own (`Table.ids`) chooses again even where it asks that nothing be dead.
     happens = jnp.any(table.counts[event] > 0) | (table.ids[event] > program.epochs)
     after, dropped, grown = forward.choose(windows, dead, happens)
-    number = functools.partial(_number, program)
+    count = functools.partial(_count, program)
     alive = {n: g & (after.remaining[n] == 0) for n, g in windows.grown.items()}
     zero = jnp.full(len(program.groups), -1, jnp.int32)  # no gradient was asked
-    last, survived, ever = number(windows.grown), number(alive), number(windows.ever)
-    record = Growth(number(grown), zero, last, survived, ever)
-    live = number({n: left == 0 for n, left in after.remaining.items()})
-    made = Event(dropped, number(dropped), live, jnp.full(2, jnp.nan), record)
+    last, survived, ever = count(windows.grown), count(alive), count(windows.ever)
+    record = Growth(count(grown), zero, last, survived, ever)
+    live = count({n: left == 0 for n, left in after.remaining.items()})
+    made = Event(dropped, count(dropped), live, jnp.full(2, jnp.nan), record)
     return state._replace(windows=after), made
 
 

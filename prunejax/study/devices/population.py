@@ -35,7 +35,8 @@ class Population:
     """The compiled functions of one program for stacked members in one layout.
 
     Every function takes and returns states stacked along a leading member axis whose length is a
-    multiple of `multiple` (pad with copies: `pad`). With several processes all of them call it.
+    multiple of `multiple` (`lifting.pad` fills up with copies). With several processes all of them
+    call it.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class Population:
     def evaluate(
         self, states: TrainState, images: Array, labels: Array, running: bool = False
     ) -> Metrics:
-        """Mean loss and accuracy over a split [members]; `running`: others may be left out, NaN."""
+        """Mean loss and accuracy [members] of a split; `running`: those that stopped may be NaN."""
         evaluate = self._test if running else self._evaluate
         return mesh_lib.fetch(evaluate(states, images, labels))
 

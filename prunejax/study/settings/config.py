@@ -159,8 +159,9 @@ def validate(settings: ConfigDict, label: str) -> None:
         registry.one_of(name, trackers.TRACKERS, told)
     if settings.evaluate_every > 1 and settings.intervention.as_released:
         raise ConfigError(
-            f"config.evaluate_every = {settings.evaluate_every} goes not with config.intervention."
-            "as_released: its evaluations change the network, one after every epoch; set it to 1"
+            f"config.evaluate_every = {settings.evaluate_every} does not go with "
+            "config.intervention.as_released: its evaluations change the network, one after every "
+            "epoch; set it to 1"
         )
     section_check.prune(settings, where)
     rule_check.check(settings, where)

@@ -120,7 +120,7 @@ def check(arms: Mapping[str, ConfigDict]) -> None:
             )
         if s.ticket and settings.prune.schedule != "none":
             raise ConfigError(
-                f"config.start.ticket (variant {label!r}) goes not with prune.schedule = "
+                f"config.start.ticket (variant {label!r}) does not go with prune.schedule = "
                 f"{settings.prune.schedule!r}: train the ticket in an arm of its own, and start "
                 "the pruned one from that"
             )

@@ -38,8 +38,8 @@ def check(settings: ConfigDict) -> None:
     more = [name for name in names if name not in ALWAYS]
     if more and settings.intervention.as_released:
         raise ConfigError(
-            f"config.probes.names: {more[0]!r} goes not with config.intervention.as_released: the "
-            "released evaluation changes the network while it looks; leave it out"
+            f"config.probes.names: {more[0]!r} does not go with config.intervention."
+            "as_released: the released evaluation changes the network while it looks; leave it out"
         )
 
 

@@ -96,11 +96,11 @@ def measures(settings: ConfigDict, where: str) -> None:
     alone = [name for name in m.names if suite.MEASURES[name].running_only]
     if m.batch_norm == "train" and alone:
         raise ConfigError(
-            f"config.measures.batch_norm = 'train' goes not with {', '.join(alone)}: with the "
+            f"config.measures.batch_norm = 'train' does not go with {', '.join(alone)}: with the "
             "statistics of a batch an example has no loss of its own; use 'eval' or leave them out"
         )
     if m.forecast and settings.intervention.as_released:
         raise ConfigError(
-            f"config.measures.forecast = True goes not with config.intervention.as_released{where}:"
-            " the released evaluation itself changes the network between the two losses"
+            "config.measures.forecast = True does not go with config.intervention.as_released"
+            f"{where}: the released evaluation itself changes the network between the two losses"
         )
