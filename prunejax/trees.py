@@ -10,14 +10,6 @@ import numpy as np
 Tree = Any
 
 
-def _name(entry: Any) -> str:
-    """One key-path entry as text: a dict key, an attribute, or an index."""
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
-
-
 def path_string(key_path: tuple[Any, ...]) -> str:
     """Joins a JAX key path with slashes: `(DictKey("a"), SequenceKey(0))` gives "a/0".
 
@@ -25,7 +17,8 @@ def path_string(key_path: tuple[Any, ...]) -> str:
     boxed parameters of Linen end with is left out, so that a state and its pure form agree.
     """
     boxed = len(key_path) > 1 and key_path[-1] == jax.tree_util.GetAttrKey("value")
-    return "/".join(_name(entry) for entry in (key_path[:-1] if boxed else key_path))
+    shown = key_path[:-1] if boxed else key_path
+    return jax.tree_util.keystr(shown, simple=True, separator="/")
 
 
 def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
