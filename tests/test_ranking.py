@@ -117,7 +117,7 @@ def test_one_sort_for_few_scores_and_counting_agree():
             np.testing.assert_array_equal(flat(got), brute(leaves, k, eligible))
 
 
-@pytest.mark.parametrize("method", [None, *ranking.METHODS])
+@pytest.mark.parametrize("method", [None, *radix.METHODS])
 def test_vmap_with_a_count_per_member(method):
     members = [draw("ties", jnp.float32, seed) for seed in range(5)]
     stacked = [jnp.stack(leaves) for leaves in zip(*members, strict=True)]
@@ -129,7 +129,8 @@ def test_vmap_with_a_count_per_member(method):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_large_leaves_are_counted_in_slices(ties):
-    shapes = [(3, 3, 128, 256), (1_200_000,), (1000, 300)]  # one is no multiple of 16
+    shapes = [(3, 3, 128, 256), (1_200_000,), (1000, 300)]  # above _WIDE; one is no multiple of 16
+    assert all(radix._slices(s)[1] for s in shapes)
     r = np.random.default_rng(0)
     leaves = [r.standard_normal(s).astype(np.float32) for s in shapes]
     if ties:
@@ -141,6 +142,19 @@ def test_large_leaves_are_counted_in_slices(ties):
     expected = all_of_them > cut
     expected[np.flatnonzero(all_of_them == cut)[: k - expected.sum()]] = True
     np.testing.assert_array_equal(flat(got), expected)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 3, 512, 512), (2048, 1000), (30_000_000,), (1, 1, 1024, 256), (1_299_709,), (8,)]
+)
+def test_slices_cover_a_shape_and_leave_rows_whole(shape):
+    axis, split = radix._slices(shape)
+    if not split:
+        assert np.prod(shape) < 2**17 or shape == (1_299_709,)  # small, or prime
+        return
+    assert np.prod(split) == np.prod(shape)
+    assert split[axis - 1] >= 16
+    assert 2**15 <= np.prod(split) / split[axis] <= 2**18
 
 
 def test_each_leaf_by_itself():
@@ -186,8 +200,10 @@ MESHES = """
     from jax import lax
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
     from prunejax import masks
-    from prunejax.ops import ranking
+    from prunejax.ops import radix, ranking
 
+    radix.SLICE = 256  # so that members are counted in slices
+    assert radix._slices((128, 64))[1]
     r = np.random.default_rng(0)
     shapes = [(3, 3, 16, 128), (128, 64), (512,)]
     host = [(np.round(r.standard_normal(s) * 50) / 50).astype(np.float32) for s in shapes]

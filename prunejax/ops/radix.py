@@ -6,6 +6,8 @@ digit, and so on: two passes for 32 bits on a CPU. Histograms add up over leaves
 devices, so nothing is concatenated or gathered. `prunejax.ops.ranking` is the interface.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,11 @@ from jax.sharding import AxisType
 
 Array = jax.Array
 
+METHODS = ("scatter", "compare")  # ways to count digits: for CPUs, for accelerators
+
 SLICE = 1 << 16  # numbers counted at a time by scatter: their digits stay in the cache
+_ROWS = 16  # a split axis keeps this many rows or more, so that shards of it stay whole
+_RUN = 256  # contiguous numbers in a slice, at least
 _IDLE = 64  # bins for the numbers out of the race; a single one would serialize its stores
 
 
@@ -63,39 +69,66 @@ def sortable(x: Array) -> Array:
     return jnp.where((bits & ~sign) > infinity, jnp.zeros((), kind), ordered)
 
 
+def digit_width(method: str, total: int) -> int:
+    """Bits a pass settles: wide digits save passes, but their histograms have to pay off."""
+    return 2 if method == "compare" else 16 if total >= 1 << 20 else 11
+
+
 def kth(
-    histograms: Callable[[Any, Array], list[Array]], k: Array, *, bits: int, width: int
+    histograms: Callable[[Any, Array | None], list[Array]],
+    k: Array,
+    *,
+    bits: int,
+    width: int,
+    rolled: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """The k-th largest of the keys that `histograms` counts; one loop over their digits.
+    """The k-th largest of the keys that `histograms` counts.
 
     Args:
       histograms: `(shift, cut) -> ` one histogram (`tally`) per leaf, of the digit that starts at
-        bit `shift`, over the keys whose bits above it equal `cut` (0 at first).
-      k: rank, 1 is the largest; a rank beyond the last means the last. Inside `shard_map` of the
-        type of the counts, as all that a loop carries.
+        bit `shift`, over the keys whose bits above it equal `cut` (None: all keys).
+      k: rank, 1 is the largest; a rank beyond the last means the last.
       bits: keys are below 2^bits.
       width: bits of a digit.
+      rolled: one loop for all digits, compiled once; else the first digit, and few others, are
+        settled outside of a loop, which runs a little faster.
 
     Returns:
       The key; how many of the keys that equal it belong to the k largest (0 if k is 0); how many
       keys equal it, per leaf.
     """
-    kind: Any = jnp.uint64 if bits > 32 else jnp.uint32
 
-    def settle(_: Any, now: tuple[Array, ...]) -> tuple[Array, ...]:
-        k, cut, _, shift = now
+    def settle(shift: Any, k: Array, cut: Array | None, digits: int) -> tuple[Array, Array, Array]:
         counts = histograms(shift, cut)
         histogram = sum(counts[1:], start=counts[0])
-        k = jnp.minimum(k, jnp.sum(histogram, dtype=k.dtype))
-        digit, above = _find(histogram, k)
-        cut, equal = (cut << width) | digit.astype(kind), jnp.stack([h[digit] for h in counts])
-        return (k - above).astype(k.dtype), cut, equal, shift - width
+        if cut is None or rolled:
+            k = jnp.minimum(k, jnp.sum(histogram, dtype=k.dtype))
+        digit, above = _find(histogram[:digits], k)
+        cut = digit.astype(kind) if cut is None else (cut << width) | digit.astype(kind)
+        return (k - above).astype(k.dtype), cut, jnp.stack([h[digit] for h in counts])
 
-    cut = jnp.zeros_like(k, kind)
-    equal = jnp.zeros_like(k, shape=len(jax.eval_shape(histograms, cut, cut)))
-    shifts = range(0, bits, width)
-    start = jnp.full_like(cut, shifts[-1])
-    k, cut, equal, _ = lax.fori_loop(0, len(shifts), settle, (k, cut, equal, start))
+    kind: Any = jnp.uint64 if bits > 32 else jnp.uint32
+    *shifts, first = range(0, bits, width)
+    rolled &= bool(shifts)
+    if rolled:
+        zero = jnp.zeros_like(k, kind)
+        shifts, first = [*shifts, first], first + width
+        equal = jnp.zeros_like(k, shape=len(jax.eval_shape(histograms, zero, zero)))
+        cut = zero
+    else:
+        k, cut, equal = settle(first, k, None, 1 << (bits - first))
+    if len(shifts) <= 2 and not rolled:
+        for shift in reversed(shifts):
+            k, cut, equal = settle(shift, k, cut, 1 << width)
+    else:
+        # The shift is carried, so that in `shard_map` it has the type of the other values.
+        start = jnp.full_like(cut, first - width)
+        k, cut, equal, _ = lax.fori_loop(
+            0,
+            len(shifts),
+            lambda _, now: (*settle(now[3], now[0], now[1], 1 << width), now[3] - width),
+            (k, cut, equal, start),
+        )
     return cut, k, equal
 
 
@@ -121,11 +154,16 @@ def _last(counts: Array, k: Array) -> tuple[Array, Array]:
 
 
 def tally(
-    keys: Array, active: Array | None, shift: Any, cut: Array, *, width: int, count: Any
+    keys: Array,
+    active: Array | None,
+    shift: Any,
+    cut: Array | None,
+    *,
+    width: int,
+    count: Any,
+    method: str,
 ) -> Array:
     """Histogram (2^width counts of dtype `count`) of one digit of a leaf's keys.
-
-    A comparison and a plain reduction per digit: each device counts what it holds.
 
     Args:
       keys: unsigned integers of any shape.
@@ -134,18 +172,38 @@ def tally(
       cut: see `kth`.
       width: bits of the digit.
       count: integer dtype of the counts.
+      method: "compare" sums one comparison per digit, plain reductions; "scatter" adds one at
+        each digit's place, slice by slice.
     """
-    digit = digits(keys, active, shift, cut, width=width)
-    return jnp.stack([jnp.sum(digit == d, dtype=count) for d in range(1 << width)])
+    arrays: tuple[Array, ...] = (keys,) if active is None else (keys, active)
+    if method == "compare":
+        digit = digits(keys, active, shift, cut, width=width)
+        return jnp.stack([jnp.sum(digit == d, dtype=count) for d in range(1 << width)])
+    axis, split = _slices(keys.shape) if on_one_device(keys) else (0, ())
+    if split:
+        arrays = tuple(a.reshape(split) for a in arrays)
+
+    def of_slice(i: Any) -> Array:
+        take = functools.partial(lax.dynamic_index_in_dim, index=i, axis=axis, keepdims=False)
+        keys, *rest = (take(a) if split else a for a in arrays)
+        return digits(keys, rest[0] if rest else None, shift, cut, width=width)
+
+    like = jnp.zeros_like(keys, count, shape=())
+    return accumulate(of_slice, split[axis] if split else 1, like=like, width=width)
 
 
-def digits(keys: Array, active: Array | None, shift: Any, cut: Array, *, width: int) -> Array:
+def digits(
+    keys: Array, active: Array | None, shift: Any, cut: Array | None, *, width: int
+) -> Array:
     """The digit of every key; from 2^width on where a key is out of the race (see `tally`)."""
     shift = jnp.asarray(shift, keys.dtype)
     digit = (keys >> shift).astype(jnp.uint32) & ((1 << width) - 1)
-    # Two shifts: their sum may exceed the bits of a key.
-    agrees = (keys >> shift) >> width == cut.astype(keys.dtype)
-    active = agrees if active is None else agrees & active
+    if cut is not None:
+        # Two shifts: their sum may exceed the bits of a key.
+        agrees = (keys >> shift) >> width == cut.astype(keys.dtype)
+        active = agrees if active is None else agrees & active
+    if active is None:
+        return digit
     return jnp.where(active, digit, (1 << width) | (digit & (_IDLE - 1)))
 
 
@@ -165,11 +223,13 @@ def accumulate(digits: Callable[[Any], Array], slices: Any, *, like: Array, widt
         histogram, digit = carry
         # integers: the order of additions does not matter
         histogram = histogram.at[digit].add(1, mode="promise_in_bounds")
-        return histogram, digits(jnp.minimum(i, slices - 1))
+        return histogram, digit if single else digits(jnp.minimum(i, slices - 1))
 
+    single = isinstance(slices, int) and slices == 1
     # `zeros_like`, not `zeros`: inside `shard_map` a constant has another type.
     carry = jnp.zeros_like(like, shape=((1 << width) + _IDLE,)), digits(0)
-    return lax.fori_loop(1, slices + 1, add, carry)[0][: 1 << width]
+    carry = add(1, carry) if single else lax.fori_loop(1, slices + 1, add, carry)
+    return carry[0][: 1 << width]
 
 
 def on_one_device(x: Array) -> bool:
@@ -194,3 +254,34 @@ def surely_spread(x: Array) -> bool:
 def _shared_axes(mesh: Any) -> bool:
     axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     return any(size > 1 and kind != AxisType.Manual for size, kind in axes)
+
+
+@functools.cache
+def _slices(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """How to cut a shape into slices of about `SLICE` entries without flattening it.
+
+    One axis of size s becomes (rows, slices, run), and a slice takes every row. Wherever the array
+    is sharded, over `rows` devices or fewer, each device then holds its part of every slice.
+
+    Returns:
+      (index of the slices axis, the split shape), or (0, ()) for a shape that stays whole.
+    """
+    size = math.prod(shape)
+    if size < 2 * SLICE:
+        return 0, ()
+    best, found = math.log(size / SLICE), (0, tuple[int, ...]())
+    for axis, length in enumerate(shape):
+        tail = math.prod(shape[axis + 1 :])
+        run = next((d for d in _divisors(length) if d * tail >= _RUN), length)
+        for slices in _divisors(length // run):
+            rows = length // run // slices
+            far = abs(math.log(size / slices / SLICE))
+            if rows % math.gcd(length, _ROWS) == 0 and rows >= _ROWS and far < best - 1e-9:
+                split = (*shape[:axis], rows, slices, run, *shape[axis + 1 :])
+                best, found = far, (axis + 1, split)
+    return found
+
+
+def _divisors(n: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})

@@ -24,8 +24,6 @@ from prunejax.ops import counts as counts_lib
 Array = jax.Array
 Tree = Any
 
-METHODS = ("scatter", "compare")  # ways to count: arrays end to end on a CPU; where they lie
-_WIDTH = 2  # bits that a pass of comparisons settles
 _FEW = 4096  # up to this many numbers a sort compiles and runs faster than counting
 
 
@@ -43,7 +41,8 @@ def top(
       k: how many, one integer, traced or not; clamped to 0 .. number of eligible entries.
       eligible: tree of boolean arrays of the same shapes: the entries that may be chosen.
         None: all.
-      method: one of `METHODS`; None takes what suits the size of the tree and the default backend.
+      method: how to count, one of `radix.METHODS`; None takes what suits the size of the tree and
+        the default backend.
 
     Returns:
       A tree of boolean arrays, exactly `min(k, eligible entries)` of them True.
@@ -116,7 +115,7 @@ def _top(
     chosen = [jnp.zeros(x.shape, bool) for x in scores]
     if full:
         some = [scores[i] for i in full]
-        select: Callable[..., list[Array]] = _counted
+        select: Callable[..., list[Array]] = functools.partial(_counted, method=counting)
         if method is None and total <= _FEW and small:
             select = _sorted
         elif counting == "scatter" and _end_to_end(some):
@@ -149,19 +148,20 @@ def _sorted(scores: list[Array], k: Array, eligible: list[Array | None]) -> list
     return [part.reshape(x.shape) for part, x in zip(parts, scores, strict=True)]
 
 
-@jax.jit
-def _counted(scores: list[Array], k: Array, eligible: list[Array | None]) -> list[Array]:
-    """The choice of `_top` by counting, where arrays stay as they lie on devices."""
+@functools.partial(jax.jit, static_argnames="method")
+def _counted(
+    scores: list[Array], k: Array, eligible: list[Array | None], *, method: str
+) -> list[Array]:
+    """The choice of `_top` by counting."""
     kind = jnp.result_type(*scores)
-    tally = functools.partial(radix.tally, width=_WIDTH, count=k.dtype)
+    width = radix.digit_width(method, sum(x.size for x in scores))
+    tally = functools.partial(radix.tally, width=width, count=k.dtype, method=method)
     keys = [radix.sortable(x.astype(kind)) for x in scores]
-    for x in jax.tree.leaves([keys, eligible]):  # inside `shard_map` a loop carries one type
-        k = k + jnp.zeros_like(x, k.dtype, shape=())
     cut, left, equal = radix.kth(
         lambda shift, cut: [tally(x, a, shift, cut) for x, a in zip(keys, eligible, strict=True)],
         k,
         bits=kind.itemsize * 8,
-        width=_WIDTH,
+        width=width,
     )
 
     # Of the entries that equal the cut `left` are chosen: all of the first leaves, then the
@@ -171,7 +171,7 @@ def _counted(scores: list[Array], k: Array, eligible: list[Array | None]) -> lis
     rest = left - jnp.where(partial > 0, through[partial - 1], 0)
     farthest = max(x.size for x in keys) - 1
 
-    def positions(shift: Any, far: Array) -> list[Array]:
+    def positions(shift: Any, far: Array | None) -> list[Array]:
         def count(leaf: int) -> Array:
             ties, allowed = keys[leaf] == cut, eligible[leaf]
             backwards = farthest - _flat_index(ties.shape)  # the earliest is the largest
@@ -180,7 +180,7 @@ def _counted(scores: list[Array], k: Array, eligible: list[Array | None]) -> lis
         branches = [functools.partial(count, leaf) for leaf in range(len(keys))]
         return [lax.switch(jnp.minimum(partial, len(keys) - 1), branches)]
 
-    far, _, _ = radix.kth(positions, rest, bits=max(farthest.bit_length(), 1), width=_WIDTH)
+    far, _, _ = radix.kth(positions, rest, bits=max(farthest.bit_length(), 1), width=width)
     end = jnp.where(rest > 0, farthest + 1 - far.astype(k.dtype), 0)
     chosen = []
     for leaf, (x, allowed) in enumerate(zip(keys, eligible, strict=True)):
@@ -203,7 +203,7 @@ def _method(method: str | None, scores: Sequence[Array]) -> str:
         # Shards that are to be scattered are gathered first; comparisons are summed where they are.
         cpu = jax.default_backend() == "cpu" and not any(map(radix.surely_spread, scores))
         return "scatter" if cpu else "compare"
-    return registry.lookup(dict.fromkeys(METHODS, method), method, "counting method")
+    return registry.lookup(dict.fromkeys(radix.METHODS, method), method, "counting method")
 
 
 def _scores(leaves: Sequence[Any]) -> list[Array]:

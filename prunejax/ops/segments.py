@@ -173,14 +173,14 @@ def _one(
         keys = radix.sortable(take(flat, begin))
         return keys, inside if allowed is None else inside & take(allowed, begin)
 
-    def histogram(shift: Any, cut: Array) -> list[Array]:
+    def histogram(shift: Any, cut: Array | None) -> list[Array]:
         def digits(j: Any) -> Array:
             keys, active = part(j)
             return radix.digits(keys, active, shift, cut, width=kind.width)
 
         return [radix.accumulate(digits, slices, like=k, width=kind.width)]
 
-    cut, left, _ = radix.kth(histogram, k, bits=bits, width=min(kind.width, bits))
+    cut, left, _ = radix.kth(histogram, k, bits=bits, width=min(kind.width, bits), rolled=True)
 
     def mark(j: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
         marks, left = state
