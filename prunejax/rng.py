@@ -87,39 +87,9 @@ def permutation(key: jax.Array, n: int) -> np.ndarray:
     several = fixed.jax_threefry_partitionable and "fry" in str(key.dtype)
     size = 1 << max(0, n - 1).bit_length() if several else n
     found = np.arange(n)
-    for _ in range(_rounds(n)):
+    # So often JAX sorts by random keys, which may be equal.
+    for _ in range(int(np.ceil(3 * np.log(max(1, n)) / np.log(np.iinfo(np.uint32).max)))):
         key, own = jax.random.split(key)  # as JAX's own shuffle splits
         bits = np.asarray(jax.random.bits(own, (size,)))[:n]
         found = found[np.argsort(bits, kind="stable")]  # as XLA's: equal keys keep their order
     return found
-
-
-def order(key: jax.Array, n: int) -> jax.Array:
-    """`jax.random.permutation(key, n)` [n] inside a program, the same numbers, on a CPU sooner.
-
-    XLA sorts pairs there through a function that compares two, numbers by themselves directly.
-    """
-    if jax.default_backend() != "cpu":
-        return jax.random.permutation(key, n)
-    found = jnp.arange(n)
-    for _ in range(_rounds(n)):
-        key, own = jax.random.split(key)
-        found = _by_keys(jax.random.bits(own, (n,)), found)
-    return found
-
-
-def _rounds(n: int) -> int:
-    """How often JAX sorts n numbers by random keys, which may be equal."""
-    return int(np.ceil(3 * np.log(max(1, n)) / np.log(np.iinfo(np.uint32).max)))
-
-
-def _by_keys(keys: jax.Array, values: jax.Array) -> jax.Array:
-    """`values` [n] in the order of `keys` [n]; where those are equal, in their own."""
-    ordered = jax.lax.sort(keys)
-
-    def placed() -> jax.Array:
-        places = jnp.searchsorted(ordered, keys, method="scan_unrolled")
-        return jnp.zeros_like(values).at[places].set(values, unique_indices=True)
-
-    distinct = jnp.all(ordered[1:] > ordered[:-1])  # equal keys would share a place
-    return jax.lax.cond(distinct, placed, lambda: jax.lax.sort_key_val(keys, values)[1])

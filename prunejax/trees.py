@@ -11,17 +11,9 @@ Tree = Any
 _BOX = jax.tree_util.GetAttrKey("value")
 
 
-def _name(entry: Any) -> str:
-    """One key-path entry as text: a dict key, an attribute, or an index."""
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
-
-
 def path_string(key_path: tuple[Any, ...]) -> str:
     """Joins a JAX key path with slashes: `(DictKey("a"), SequenceKey(0))` gives "a/0"."""
-    return "/".join(_name(entry) for entry in key_path)
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
 def _found(tree: Tree) -> list[tuple[str, Any]]:

@@ -293,26 +293,6 @@ def test_permutations_on_the_host_are_those_of_jax(n):
         np.testing.assert_array_equal(rng.permutation(key, n), expected)
 
 
-@pytest.mark.parametrize("n", [1, 2, 9, 1625, 1700])
-def test_permutations_inside_programs_are_those_of_jax(n):
-    key = rng.at(n, "order", 3)
-    for several in (True, False):
-        with jax.threefry_partitionable(several):
-            found = jax.jit(rng.order, static_argnums=1)(key, n)
-            np.testing.assert_array_equal(found, jax.random.permutation(key, n))
-
-
-@pytest.mark.parametrize("kinds", [3, 2**32])
-def test_equal_keys_leave_values_in_their_order(kinds):
-    keys = np.random.default_rng(0).integers(0, kinds, 200).astype(np.uint32)
-    assert (len(set(keys)) < 200) == (kinds == 3)
-    values = jnp.arange(200)[::-1]
-    expected = np.asarray(values)[np.argsort(keys, kind="stable")]
-    np.testing.assert_array_equal(rng._by_keys(jnp.asarray(keys), values), expected)
-    both = jax.vmap(rng._by_keys, (0, None))(jnp.stack([keys, keys % 7]), values)
-    np.testing.assert_array_equal(both[0], expected)
-
-
 def test_balanced_batches():
     labels = np.random.default_rng(0).integers(0, 4, 200)
     found = before.balanced_batch(labels, per_class=7, seed=1)

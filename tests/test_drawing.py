@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -14,10 +13,9 @@ from PIL import Image
 
 from prunejax.report import drawing, png, style
 from prunejax.report.figures import Drawing
-from prunejax.system import limits
 
 
-def drawn(panels=(1, 1), holding=None):
+def drawn(panels=(1, 1)):
     """Figures "b", "a", ... of so many panels each."""
     figures = {}
     for name, count in zip("bac", panels, strict=False):
@@ -25,7 +23,6 @@ def drawn(panels=(1, 1), holding=None):
         for scale in range(count):
             figure, axes = style.panel()
             axes.plot([0, 1], [2, 10 ** (4 + scale)], label=name)
-            figure.holding = holding
             made.append(figure)
         figures[name] = Drawing(made, name, "", "")
     return figures
@@ -119,52 +116,3 @@ def test_what_is_raised_beside_the_drawing_is_raised():
     for processes in (1, 2):
         with style.context(), pytest.raises(KeyError, match="words"):
             draw(processes, fails)
-
-
-@pytest.mark.parametrize("what", ["draws", "dies", "is another program", "cannot be told"])
-def test_another_python_draws_the_same_bytes_or_leaves_them_to_this_one(what, monkeypatch):
-    if what == "is another program":
-        monkeypatch.setattr(sys, "executable", "/bin/echo")
-    holding = (lambda: 0) if what == "cannot be told" else None
-    options = {"panels": (1, 3, 2), "holding": holding}
-    with style.context(), drawing.Helper() as helper:
-        if what == "dies":
-            helper._process.kill()
-            helper._process.wait()
-        figures = drawn(**options)
-        times = []
-        found = helper.draw(figures.get, [*figures, "none"], lambda: times.append(1))
-    assert len(times) == 1
-    assert list(found) == ["b", "a", "c", "none"]
-    assert found == alone(**options)
-    assert (helper._process.returncode == 0) == (what != "dies")
-
-
-def test_a_python_that_draws_alone_imports_nothing_that_only_makes_figures():
-    code = "import sys, prunejax.report.drawing; print({'scipy', 'jinja2', 'jax'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=drawing.ROOT, capture_output=True)
-    assert done.stdout.decode() == "set()\n", done.stderr.decode()
-
-
-def test_shares_have_as_many_panels():
-    assert drawing.halves(drawn((1, 3, 2))) == (["a"], ["c", "b"])
-    assert drawing.halves({}) == ([], [])
-
-
-def test_another_python_is_for_large_pages_of_processes_that_cannot_be_forked(monkeypatch):
-    def made(runs):
-        with drawing.helper(runs) as helper:
-            return helper is not None
-
-    monkeypatch.setattr(limits, "cores", lambda: 2)
-    monkeypatch.setitem(sys.modules, "jax", None)
-    assert (made(drawing.MANY), made(drawing.MANY - 1)) == (True, False)
-    monkeypatch.setattr(sys, "executable", "/no/python")
-    assert not made(drawing.MANY)
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "jax", None)
-    monkeypatch.setattr(limits, "cores", lambda: 1)
-    assert not made(drawing.MANY)
-    monkeypatch.setattr(limits, "cores", lambda: 2)
-    monkeypatch.delitem(sys.modules, "jax")
-    assert not made(drawing.MANY)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from prunejax.configs import default
-from prunejax.study import reference
 from prunejax.study.settings import ranges
+from tests import reference
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 FIELDS = {field.name: field for field in reference.fields()}
@@ -14,7 +14,7 @@ CHOICES, RANGES, ENTRIES = ranges.choices(), ranges.bounds(), ranges.entries()
 
 
 def test_the_page_is_up_to_date():
-    again = "run: python -m prunejax.study.reference > docs/config.md"
+    again = "run: python -m tests.reference > docs/config.md"
     assert PAGE.read_text() == reference.page(), again
 
 

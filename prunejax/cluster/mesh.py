@@ -79,16 +79,7 @@ def used_by(
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """Leading array axes split over the named mesh axes (None: not split), the rest whole.
-
-    Raises:
-      ConfigError: the mesh has no axis of that name.
-    """
-    for name in axes:
-        if name is not None and name not in mesh.axis_names:
-            raise ConfigError(
-                f"the mesh has no axis {name!r}; there are: {', '.join(mesh.axis_names)}"
-            )
+    """Leading array axes split over the named mesh axes (None: not split), the rest whole."""
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 

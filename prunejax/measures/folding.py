@@ -18,8 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import jaxprs_in_params
 
 from prunejax import trees
+from prunejax.curvature.callables import primitives
 
 Tree = Any
 # Operations that no network of linear layers, ReLUs and pools has, not with BatchNorm either.
@@ -118,21 +120,13 @@ def layers(module: Any, variables: Tree, input_shape: Sequence[int]) -> tuple[La
 
 def _readers(jaxpr: Any) -> Iterator[tuple[str, int]]:
     """(layer, how many operations read its output, a result of the trace counts as one)."""
-    for within, at in _operations(jaxpr):
+    for at in jaxpr.eqns:
         if at.primitive.name == "name":
             out = at.outvars[0]
-            read = [v for e in within.eqns for v in e.invars] + list(within.outvars)
+            read = [v for e in jaxpr.eqns for v in e.invars] + list(jaxpr.outvars)
             yield at.params["name"], sum(v is out for v in read)
-
-
-def _operations(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
-    """(where, what), of what is called inside as well."""
-    for at in jaxpr.eqns:
-        yield jaxpr, at
-        for inner in at.params.values():
-            body = getattr(inner, "jaxpr", inner)
-            if hasattr(body, "eqns"):
-                yield from _operations(body)
+        for inner in jaxprs_in_params(at.params):
+            yield from _readers(inner)
 
 
 def has_paths(module: Any, variables: Tree, input_shape: Sequence[int]) -> bool:
@@ -141,8 +135,7 @@ def has_paths(module: Any, variables: Tree, input_shape: Sequence[int]) -> bool:
     Arguments as in `layers`.
     """
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    traced = jax.make_jaxpr(lambda v, x: module.apply(v, x))(variables, image)
-    return not any(at.primitive.name in _CURVED for _, at in _operations(traced.jaxpr))
+    return not _CURVED & primitives(lambda v, x: module.apply(v, x), variables, image)
 
 
 def _geometry(name: str, module: Any, x: jax.Array) -> dict[str, Any]:

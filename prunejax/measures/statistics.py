@@ -96,7 +96,7 @@ def is_rounding(x: np.ndarray, resolution: float = 0.0, size: float = 0.0) -> bo
 @functools.cache
 def t_factor(degrees: float, level: float) -> float:
     """Half of a t interval, in standard errors; NaN without degrees of freedom."""
-    from scipy import special  # late: a third of what a Python imports that draws figures alone
+    from scipy import special  # late: it takes long to import
 
     return float(special.stdtrit(degrees, (1 + level) / 2)) if degrees > 0 else nan
 

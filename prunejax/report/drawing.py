@@ -1,24 +1,13 @@
-"""Figures drawn side by side in processes of their own, where that is safe; the same bytes.
-
-Forked processes have the study. Where this process cannot be forked another Python is started,
-which knows of drawing alone (`python -m prunejax.report.drawing`): figures go to it and come back
-as bytes. It imports while figures are made, so that nothing here may import what only makes them.
-"""
+"""Figures drawn side by side in processes of their own, where that is safe; the same bytes."""
 
 import gc
 import multiprocessing
-import os
-import pickle
-import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
-from threading import Thread
 
 from matplotlib.figure import Figure
 
@@ -40,10 +29,8 @@ Rendered = tuple[bytes, bytes, list[str]]  # what `style.render` returns
 Make = Callable[[str], Drawing | str | None]
 Outcome = tuple[Drawing, Rendered] | str | None  # the words of a figure, and how it looks
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST = 8  # processes: more would wait for the figure that has the most panels
 _LIGHT = ("stability", "scatter", "gap")  # begun last, so that the processes end together
-MANY = 24  # runs from which on a page takes longer than starting another Python
 _make: Make | None = None  # read by forked processes: studies need not be sent
 
 
@@ -108,99 +95,3 @@ def draw(
     finally:
         _make = None
         gc.unfreeze()
-
-
-def _rendered(drawings: Mapping[str, Drawing], names: Sequence[str]) -> dict[str, Rendered]:
-    return {name: style.render(drawings[name].panels, name) for name in names}
-
-
-class Helper:
-    """A Python that draws, started before there are figures: it imports while they are made."""
-
-    def __init__(self) -> None:
-        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "prunejax.report.drawing"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        )
-
-    def __enter__(self) -> "Helper":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        with self._process:  # closes its pipes, waits
-            pass
-
-    def draw(
-        self, make: Make, names: Sequence[str], meanwhile: Callable[[], object] = _nothing
-    ) -> dict[str, Outcome]:
-        """As the function `draw`."""
-        made = {name: make(name) for name in names}
-        drawings = {name: one for name, one in made.items() if isinstance(one, Drawing)}
-        found = self.render(drawings, meanwhile)
-        return {
-            name: (replace(one, panels=[]), found[name]) if isinstance(one, Drawing) else one
-            for name, one in made.items()
-        }
-
-    def render(
-        self, drawings: Mapping[str, Drawing], meanwhile: Callable[[], object] = _nothing
-    ) -> dict[str, Rendered]:
-        """`style.render` of each figure, in the order given, about half of them there.
-
-        Whatever keeps it from drawing them, this process draws those, too.
-        """
-        here, there = halves(drawings)
-        try:
-            sent = pickle.dumps({name: drawings[name].panels for name in there})
-        except Exception:  # whatever a user's figure holds
-            here, there, sent = list(drawings), [], pickle.dumps({})
-        answer = Future[bytes]()
-        Thread(target=lambda: answer.set_result(self._ask(sent)), daemon=True).start()
-        found = _rendered(drawings, here)
-        meanwhile()
-        try:
-            found |= pickle.loads(answer.result())
-        except Exception:  # it ended before all was drawn, or was no such Python
-            found |= _rendered(drawings, there)
-        return {name: found[name] for name in drawings}
-
-    def _ask(self, sent: bytes) -> bytes:
-        return self._process.communicate(sent)[0]
-
-
-def helper(runs: int) -> AbstractContextManager[Helper | None]:
-    """One for the page of a study of so many runs; None where it would gain nothing."""
-    if "jax" not in sys.modules or runs < MANY or limits.cores() < 2 or not sys.executable:
-        return nullcontext()
-    try:
-        return Helper()
-    except OSError:  # no process can be started
-        return nullcontext()
-
-
-def halves(drawings: Mapping[str, Drawing]) -> tuple[list[str], list[str]]:
-    """The names of figures in two shares with about as many panels each, the larger one first."""
-    shares: tuple[list[str], list[str]] = [], []
-    load = [0, 0]
-    for name in sorted(drawings, key=lambda name: -len(drawings[name].panels)):
-        to = load.index(min(load))
-        shares[to].append(name)
-        load[to] += len(drawings[name].panels)
-    return shares
-
-
-def main() -> None:
-    """Reads figures from standard input, writes to standard output what they are drawn as."""
-    panels = pickle.load(sys.stdin.buffer)
-    with style.context():
-        found = {name: style.render(made, name) for name, made in panels.items()}
-    pickle.dump(found, sys.stdout.buffer)
-
-
-if __name__ == "__main__":
-    main()

@@ -49,7 +49,7 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
     figures_barriers.annotate(study)
     target = Path(output) if output is not None else Path(directories[0])
     files.folder(target)
-    with drawing.helper(len(study.runs)) as helper, context():
+    with context():
         look = Look(study.variants, set(study.baselines.values()) or {study.baseline})
         choice = gallery.choose(study)
         make = partial(gallery.make, study=study, look=look)
@@ -60,11 +60,8 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
             _views(study, target)
             content.update(_content(study, summary(study), target))
 
-        if helper is not None:
-            drawn = helper.draw(make, choice.names, write_words)
-        else:
-            processes = drawing.workers(len(choice.names))
-            drawn = drawing.draw(make, choice.names, processes, write_words)
+        processes = drawing.workers(len(choice.names))
+        drawn = drawing.draw(make, choice.names, processes, write_words)
     figures = {
         name: _figure(name, *found, target)
         for name, found in drawn.items()

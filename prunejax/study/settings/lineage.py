@@ -6,9 +6,10 @@ targets it replays (`intervention.twin`).
 """
 
 import dataclasses
+import graphlib
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -76,28 +77,13 @@ def ordered(arms: Mapping[str, ConfigDict]) -> list[str]:
 
 
 def _after_needs(needs: Mapping[str, Iterable[str]]) -> list[str]:
-    """Names, each after those that it needs; chains may be longer than Python's stack is deep.
-
-    Raises:
-      ConfigError: one needs itself by some way round.
-    """
-    done: dict[str, None] = {}
-    trail: dict[str, Iterator[str]] = {}  # what is being visited, and what it needs besides
-    for first in needs:
-        trail |= {} if first in done else {first: iter(needs[first])}
-        while trail:
-            label, rest = next(reversed(trail.items()))
-            name = next((n for n in rest if n in needs and n not in done), None)
-            if name is None:
-                del trail[label]
-                done[label] = None
-            elif name in trail:
-                circle = list(trail)[list(trail).index(name) :]
-                way = " -> ".join([*circle, name])
-                raise ConfigError(f"variants need each other in a circle: {way}; break it")
-            else:
-                trail[name] = iter(needs[name])
-    return list(done)
+    """Names, each after those that it needs."""
+    known = {name: [other for other in others if other in needs] for name, others in needs.items()}
+    try:
+        return list(graphlib.TopologicalSorter(known).static_order())
+    except graphlib.CycleError as error:
+        way = " -> ".join(reversed(error.args[1]))
+        raise ConfigError(f"variants need each other in a circle: {way}; break it") from None
 
 
 def check(arms: Mapping[str, ConfigDict]) -> None:

@@ -1,6 +1,6 @@
 """The reference page of all fields of a study, made from where each is declared.
 
-    python -m prunejax.study.reference > docs/config.md
+    python -m tests.reference > docs/config.md
 
 All of it stands in `configs/default.py`, the meaning in the comment beside or above a field. That
 is what a study is checked with, so that page, checks and messages agree.
@@ -20,7 +20,7 @@ from prunejax.study.settings import ranges
 
 HEAD = """# Every field of a study
 
-Made by `python -m prunejax.study.reference > docs/config.md`; a test compares. In a config file
+Made by `python -m tests.reference > docs/config.md`; a test compares. In a config file
 `config.prune.period = 4`, on the command line `--config.prune.period=4`, in an arm
 `{"prune": {"period": 4}}`. Sparsities and fractions are fractions removed; epochs count from 0.
 """
