@@ -10,7 +10,7 @@ import pytest
 from prunejax import masks
 from prunejax.ops import eager, ranking
 
-SHAPES = [(3, 3, 40, 64), (7,), (300_000,), (0, 4), (500, 600)]
+SHAPES = [(3, 3, 40, 64), (7,), (300_000,), (0, 4), (500, 600)]  # one is looked at in two chunks
 SIZE = sum(int(np.prod(s)) for s in SHAPES)
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -38,9 +38,15 @@ def same(got, expected):
 COMPILED = jax.jit(functools.partial(ranking.top, method="scatter"))
 
 
+@pytest.fixture
+def bracketed(monkeypatch):
+    """As trees of many millions are: these would be partitioned whole."""
+    monkeypatch.setattr(eager, "_WHOLE", 1 << 18)
+
+
 @pytest.mark.parametrize("dtype", [*FLOATS, jnp.int32, jnp.uint8, jnp.bool_])
 @pytest.mark.parametrize("kind", ["continuous", "ties", "equal", "special", "mostly nan"])
-def test_is_the_compiled_choice(dtype, kind):
+def test_is_the_compiled_choice(dtype, kind, monkeypatch):
     if dtype not in FLOATS and kind not in ("ties", "equal"):
         pytest.skip("whole numbers have neither fractions nor special values")
     leaves = draw(kind, dtype)
@@ -50,11 +56,13 @@ def test_is_the_compiled_choice(dtype, kind):
         for k in (-3, 0, 1, 9_000, SIZE // 2, SIZE - 5, 10**12):
             given = [None] * len(SHAPES) if allowed is everything else allowed
             expected = COMPILED(leaves, jnp.int32(min(k, 2**31 - 1)), eligible=allowed)
-            got = eager.top(leaves, k, given)
-            same(got, expected)
-            assert sum(np.count_nonzero(m) for m in got) == min(
-                max(k, 0), sum(np.count_nonzero(a) for a in allowed)
-            )
+            for most in (SIZE, 1 << 18):  # partitioned whole, and in a bracket
+                monkeypatch.setattr(eager, "_WHOLE", most)
+                got = eager.top(leaves, k, given)
+                same(got, expected)
+                assert sum(np.count_nonzero(m) for m in got) == min(
+                    max(k, 0), sum(np.count_nonzero(a) for a in allowed)
+                )
 
 
 def test_each_leaf_is_ranked_by_itself():
@@ -64,6 +72,40 @@ def test_each_leaf_is_ranked_by_itself():
     for x, k, a, mask in zip(leaves, ks, allowed, got, strict=True):
         same([mask], eager.top([x], k, [a]))
     same(got, jax.jit(ranking.each)(leaves, [jnp.int32(k) for k in ks], allowed))
+
+
+@pytest.mark.usefixtures("bracketed")
+@pytest.mark.parametrize("bracket", [(1.0, 1.5), (-9.0, -8.0), (8.0, 9.0), (-99.0, 99.0)])
+def test_a_bracket_that_missed_costs_time_only(bracket, monkeypatch):
+    leaves = draw("continuous", jnp.float32)
+    expected = eager.top(leaves, SIZE // 2, [None] * len(SHAPES))
+    asked = []
+
+    def missed(chunks, k):
+        asked.append(k)
+        return np.float32(bracket[0]), np.float32(bracket[1])
+
+    monkeypatch.setattr(eager, "_bracket", missed)
+    same(eager.top(leaves, SIZE // 2, [None] * len(SHAPES)), expected)
+    assert asked
+
+
+@pytest.mark.usefixtures("bracketed")
+def test_a_large_tree_is_bracketed_and_little_of_it_is_partitioned(monkeypatch):
+    """By a count of work: what lies in the bracket is a few hundredths of all."""
+    sizes, concatenate = [], np.concatenate
+
+    def counted(parts):
+        sizes.append(sum(len(p) for p in parts))
+        return concatenate(parts)
+
+    leaves = [jnp.asarray(np.random.default_rng(0).standard_normal(2_000_000), jnp.float32)]
+    monkeypatch.setattr(eager.np, "concatenate", counted)
+    got = eager.top(leaves, 200_000, [None])
+    assert np.count_nonzero(got[0]) == 200_000
+    sample, bracket = [n for n in sizes if n > 100]  # no third: it did not miss
+    assert sample <= 1.01 * eager.SAMPLE
+    assert bracket <= 0.06 * 2_000_000
 
 
 def test_double_precision_beyond_single():
