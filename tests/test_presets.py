@@ -10,13 +10,13 @@ import pytest
 from prunejax import methods, trees
 from prunejax.configs import default
 from prunejax.errors import ConfigError
-from prunejax.methods import evidence
+from prunejax.methods import evidence, timetable
 from prunejax.study import loaded
 from prunejax.study.planning import plan
 from prunejax.study.settings import config as config_lib
 from prunejax.study.settings import presets
-from prunejax.train import prune
-from tests.studies import assert_alike, begun, in_layouts, plain_checkpoints, rows, small
+from prunejax.train import prune, step
+from tests.studies import assert_alike, begun, in_layouts, plain_checkpoints, planned, rows, small
 
 NEEDED = {
     "set": {"update_every": 3},
@@ -126,6 +126,28 @@ def test_methods_of_studies_are_rows_of_the_librarys_table():
         "schedule": "cubic", "unit": "step", "score": "learnt_magnitude", "scope": "global",
         "forward": "movement", "refresh_every": 10,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("redistribute", [False, True])
+def test_updates_swap_as_many_as_those_of_the_library(redistribute):
+    """Of a layer that the allocation leaves dense none: its weights would come back as 0."""
+    fields = {"fraction": (0.3,), "update_every": 2, "update_end": 1.0}
+    config = small(a=arm("rigl", **fields, redistribute=redistribute))
+    (batch,) = planned(config)
+    member, program = batch.members[0], batch.program
+    steps, between = program.epochs * program.steps_per_epoch, program.epochs + 1
+    params = step.initial_state(program, 0, member.table, member.hyper).params
+    shapes = {g.kernel: trees.get(params, g.kernel).shape for g in program.groups}
+    method = methods.resolve(
+        "rigl", sparsity=0.3, every=2, end=steps, redistribute=redistribute, ingredients=None
+    )
+    of = timetable.plan(method, shapes)
+    assert redistribute or (of.swap == 0).all(0).any()  # one is dense
+    ours = {int(t): n for t, n in zip(member.table.steps, member.table.grow, strict=True)}
+    for at, swaps in zip(of.steps, of.swap, strict=True):
+        np.testing.assert_array_equal(ours[at][: len(swaps)], swaps)
+    np.testing.assert_array_equal(member.table.counts[between:], member.table.grow[between:])
+    assert np.sum(member.table.grow) == np.sum(of.swap)
 
 
 def test_what_an_arm_sets_itself_stays():

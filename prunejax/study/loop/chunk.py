@@ -63,14 +63,10 @@ class Chunk:
         self._calendar = Calendar(self.population, self.members, *known)
         self._warm: set[str] = set()
         self._targets = Targets(self.directory.path / "targets", self.members)
-        self._saving = Saving(
-            *(self.directory, self.checkpoints, self._targets, self.progress),
-            *(self.policy.clock, self._places),
-        )
-        self._events = Events(
-            *(self._real, self._padded, self.population, self.directory),
-            *(self._targets, self._saving, self.progress, self.probing),
-        )
+        held = self.directory, self.checkpoints, self._targets, self.progress
+        self._saving = Saving(*held, self.policy.clock, self._places)
+        told = self.directory, self._targets, self._saving, self.progress, self.probing
+        self._events = Events(self._real, self._padded, self.population, *told)
         self._handover = Handover(self.directory, self._real, self.population)
         # Steps at which calls end, each once: looked up by the next one, not gone through.
         self._stops = sorted({*self._events.between, *self._handover.steps})

@@ -135,16 +135,17 @@ def _cumulative(
     return again + [Row(step, {}, {}, dead=dict(dead)) for step in later]
 
 
-def _shares(layers: Mapping[str, Layer], live: Live, step: int) -> dict[str, int]:
-    """Live units at a step, under the names that rows count them."""
-    left = live.at(step)
-    first = next(iter(layers))
-    return {first: left[ALL]} if ALL in left else {name: left[name] for name in layers}
+def _shares(layers: Mapping[str, Layer], live: Live, step: int) -> dict[str, tuple[int, int]]:
+    """Live and dead units at a step, under the names that rows count them."""
+    left, units = live.at(step), {name: layer.units for name, layer in layers.items()}
+    if ALL in left:
+        return {next(iter(units)): (left[ALL], sum(units.values()) - left[ALL])}
+    return {name: (left[name], n - left[name]) for name, n in units.items()}
 
 
-def _with_regrowth(row: Row, share: float, left: Mapping[str, int]) -> Row:
+def _with_regrowth(row: Row, share: float, left: Mapping[str, tuple[int, int]]) -> Row:
     """The event with a share of what it leaves dropped besides and regrown (GraNet's form)."""
-    more = {name: schedules.share(n, share) for name, n in left.items()}
+    more = {name: schedules.share(n, share) for name, (n, _) in left.items()}
     grow = {name: more[name] for name in row.drop if more[name]}
     return Row(row.step, {k: n + grow.get(k, 0) for k, n in row.drop.items()}, grow)
 
@@ -158,10 +159,12 @@ def _updates(arm: Arm, layers: Mapping[str, Layer], live: Live, total: int) -> l
         left = _shares(layers, live, step)
         if p.redistribute:
             # Layers are ranked together: how many each of them swaps is known only in training.
-            left = {ALL: sum(left.values())}
+            left = {ALL: (sum(n for n, _ in left.values()), sum(dead for _, dead in left.values()))}
+        decay = {"step": step, "end": last, "decay": p.update_schedule}
+        # No more than are dead: what a dense layer drops would come back at once, as 0.
         swaps = {
-            name: growth.swaps(n, p.update_fraction, step=step, end=last, decay=p.update_schedule)
-            for name, n in left.items()
+            name: min(growth.swaps(n, p.update_fraction, **decay), dead)
+            for name, (n, dead) in left.items()
         }
         found.append(Row(step, swaps, swaps, update=True))
     return found
