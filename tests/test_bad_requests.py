@@ -163,6 +163,15 @@ def test_labels_with_dots_and_spaces_are_told_a_name_that_is_fine(label, offered
     config_lib.variants(config, default.get_config())
 
 
+@pytest.mark.parametrize(("one", "other"), [("s", "S"), ("STRASSE", "straße")])
+def test_labels_that_some_file_systems_take_for_one(one, other):
+    config = tiny()
+    config.variants = default.arms({one: {}, "b": {}})
+    assert len(config_lib.variants(config, default.get_config())) == 2
+    config.variants = default.arms({one: {}, other: {}})
+    assert f"the labels {one!r} and {other!r} name the same files" in refusal(config)
+
+
 def test_labels_in_other_alphabets_are_fine():
     labels = ["größe", "平均", "S_13", "a-1", "1"]
     arms = config_lib.variants(tiny(**{label: {} for label in labels}), default.get_config())

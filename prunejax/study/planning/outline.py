@@ -112,8 +112,8 @@ def events(
     if early:
         raise ConfigError(
             f"config.prune.start (variant {arm.label!r}): an event at step {early[0]}, but its "
-            f"training begins at step {begins}; start the schedule later, or prune before training "
-            "(prune.schedule = 'scratch')"
+            f"training begins at step {begins}; start the schedule later, leave 'step' out of "
+            "start.take, or prune before training (prune.schedule = 'scratch')"
         )
     _averaged(arm, of, rows)
     period = 1 if arm.settings.prune.forward == "movement" else scores.ACTIVATION_PERIOD

@@ -85,6 +85,22 @@ def label(text: Any) -> None:
         )
 
 
+def distinct(labels: Iterable[str]) -> None:
+    """Refuses labels that name the same files where file systems do not tell case apart (macOS).
+
+    Raises:
+      ConfigError: names two of them.
+    """
+    seen: dict[str, str] = {}
+    for text in labels:
+        other = seen.setdefault(text.casefold(), text)
+        if other != text:
+            raise ConfigError(
+                f"variants: the labels {other!r} and {text!r} name the same files on some systems; "
+                "let them differ in more than case"
+            )
+
+
 def changes(variant: str, overrides: Any) -> dict[str, Any]:
     """A variant's overrides as a plain dict.
 

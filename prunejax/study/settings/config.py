@@ -109,6 +109,7 @@ def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
         presets.apply(settings.prune, defaults.prune, set(plain.get("prune") or {}))
         validate(settings, label)
         arms.append(Variant(label, settings))
+    checks.distinct(labels)
     checks.twins({arm.label: to_dict(arm.settings) for arm in arms})
     lineage.check({arm.label: arm.settings for arm in arms})
     pairs.check({arm.label: arm.settings for arm in arms})
