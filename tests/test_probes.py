@@ -183,7 +183,7 @@ def test_bad_requests():
     refused("'clases' is not one of: loss, accuracy.*Did you mean", probes__names=("clases",))
     refused("'always' is not one of: epochs, events, end", probes__at=("always",))
     refused("names something twice", probes__names=("loss", "loss"))
-    refused("goes not with config.intervention.as_released", intervention__as_released=True)
+    refused("does not go with config.intervention.as_released", intervention__as_released=True)
     c = config()
     with pytest.raises(ConfigError, match=r"'classes' counts classes.*leave it out"):
         probing.named(c, SimpleNamespace(has_classes=False))

@@ -312,7 +312,8 @@ def scalars(path):
             found[run, tag] = [(e.step, e.value) for e in multiplexer.Scalars(run, tag)]
         for tag in tags["tensors"]:
             found[run, tag] = [
-                bytes(e.tensor_proto.string_val[0]).decode() for e in multiplexer.Tensors(run, tag)
+                b"".join(e.tensor_proto.string_val).decode()  # hyperparameters are metadata alone
+                for e in multiplexer.Tensors(run, tag)
             ]
     return found
 
