@@ -175,11 +175,13 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
+@functools.lru_cache(1024)  # each call of an estimator asks again
 def _names(code: types.CodeType) -> set[str]:
     """Names of globals and attributes in code."""
     return {name for part in _codes(code) for name in part.co_names}
 
 
+@functools.lru_cache(1024)
 def _written(code: types.CodeType) -> set[str]:
     """Names of attributes that code sets."""
     steps = (step for part in _codes(code) for step in dis.get_instructions(part))
