@@ -17,9 +17,9 @@ Result, mean final test accuracy in percent over 8 seeds; dense 98.0:
     SNIP                  97.2   96.5   94.4   80.1   40.0
     GraSP                 97.3   96.8   96.0   88.0   56.2
     SynFlow               97.3   96.4   94.0   89.1   72.9
-    SET                   96.6   95.0   89.2   31.0
+    SET                   96.7   95.1   89.2   31.0
       scaled to fan-in                  93.0   62.8
-    RigL                  97.2   96.0   95.0   70.8
+    RigL                  96.9   96.0   95.0   70.8
       scaled to fan-in                  94.9   88.2
     gradual               97.7   97.7   97.1   94.6
     AC/DC                 97.5   96.5   95.7   90.9
