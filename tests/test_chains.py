@@ -222,6 +222,36 @@ def test_scores_that_training_gathers_go_on_in_a_child(tmp_path, now):
     assert live.mean() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("begins", [5, 6])
+def test_a_child_goes_on_with_the_updates_of_its_parent(tmp_path, begins):
+    """Those before its training begins do not count; draws are by number, and numbers stay."""
+    swaps = {"grow": "random", "update_every": 2, "update_score": "l2", "update_end": 1.0}
+    by_step = {"unit": "step", "start": (6,), "end": (11,), "period": 5, "score": "l2"}
+    prune = PRUNE | by_step | swaps | {"layers": ("dense1", "dense2")}
+    parts, at = tuple(p for p in ALL if p != "scores"), f"step:{begins}"
+    all_of = lambda run: {"start": {"run": run, "at": at, "take": parts}}  # noqa: E731
+    whole = {"prune": prune}
+    # The second takes the state with which the first begins, which was never left.
+    config = tiny(whole=whole, on=whole | all_of("whole"), again=whole | all_of("on"))
+    config.seeds, config.keep, config.model.name = 1, ("end", at), "mlp64_64"
+    go(config, tmp_path / "run")
+    points = (f"step{begins}", "end")
+    wanted = [state(tmp_path / "run", f"whole-0@{when}") for when in points]
+    for child in ("on-0", "again-0"):
+        for one, when in zip(wanted, points, strict=True):
+            other = state(tmp_path / "run", f"{child}@{when}")
+            assert one.keys() == other.keys()
+            for path, value in one.items():
+                np.testing.assert_array_equal(other[path], value, err_msg=f"{child} {when} {path}")
+    columns = ("step", "layer", "dropped", "grown", "live")
+    found = {"whole-0": [], "on-0": [], "again-0": []}
+    for row in rows(tmp_path / "run", "updates"):
+        found[row["run"]].append(tuple(row[c] for c in columns))
+    later = [cells for cells in found["whole-0"] if int(cells[0]) >= begins]
+    assert found["on-0"] == found["again-0"] == later != []
+    assert any(int(grown) for *_, grown, _ in later)
+
+
 def test_copies_differ_in_their_order_alone(tmp_path):
     begin = {"run": "dense", "at": "step:2", "take": ("weights", "statistics", "optimizer", "step")}
     arms = {n: WEIGHT | {"start": begin | {"copy": c}} for n, c in (("same", ""), ("a", "copy_a"))}

@@ -18,7 +18,7 @@ from prunejax.study.planning import plan, step_plan
 from prunejax.study.settings import config as config_lib
 from prunejax.train import evidence as evidence_lib
 from prunejax.train import prune, step
-from tests.studies import PRUNE, begun, functions, go, rows, tiny
+from tests.studies import PRUNE, begun, functions, go, planned, rows, tiny
 
 ERK = {
     "schedule": "scratch",
@@ -252,7 +252,7 @@ def test_pruning_by_step_and_rounds_before_training_count_exactly(tmp_path):
 
 def test_shares_are_of_the_decimal_number():
     assert 0.29 * 100 < 29  # in binary
-    regrown = step_plan._with_regrowth(step_plan.Row(3, {"a": 5}, {}), 0.29, {"a": 100})
+    (regrown,) = step_plan._with_regrowth([step_plan.Row(3, {"a": 5}, {})], 0.29, {"a": 105})
     assert (regrown.drop, regrown.grow) == ({"a": 34}, {"a": 29})
     config = tiny(rigl={"prune": {"method": "rigl", "fraction": (0.5,), "update_every": 1}})
     config.prune.update_end, config.epochs = 0.29, 25  # of 100 steps
@@ -338,6 +338,61 @@ def test_rounds_before_training_draw_the_noise_of_a_unit_once():
     changed = [(a != b).any(axis=0) for a, b in itertools.pairwise(kernels)]
     for seen, info in zip(changed, (first, second), strict=True):
         np.testing.assert_array_equal(seen, np.asarray(info.selected["dense2"]))
+
+
+UNITS = {"layers": ("dense2",), "grow": "random", "update_score": "l2"}  # 16 of them
+ON_EPOCHS = UNITS | {"schedule": "linear", "end": (2,), "fraction": (0.75,)}
+HALF = {"update_every": 2, "update_fraction": 0.5, "update_schedule": "constant"}
+
+
+def in_order(member):
+    """Step, drop and growth of each event of a run in dense2, in the order in which they come."""
+    steps, drop, grow = member.table.steps, member.table.counts.sum(1), member.table.grow.sum(1)
+    last = lambda row: steps[row] > 0 and not member.is_between(row)  # noqa: E731
+    order = sorted(member.events, key=lambda row: (steps[row], last(row), row))
+    return [(int(steps[row]), int(drop[row]), int(grow[row])) for row in order]
+
+
+@pytest.mark.parametrize(
+    ("arms", "live"),
+    [
+        # On an epoch's last step they come before its event, and counted what that leaves.
+        ({"a": {"prune": ON_EPOCHS | HALF}}, 16),
+        ({"a": {"prune": ON_EPOCHS | HALF | {"unit": "step", "end": (8,), "period": 4}}}, 16),
+        # What was dead at the beginning is dead, too.
+        (
+            {
+                "p": {"prune": UNITS | HALF | {"schedule": "scratch", "fraction": (0.5,)}},
+                "a": {"prune": ON_EPOCHS | HALF | {"of": "live"}, "start": {"run": "p"}},
+            },
+            8,
+        ),
+    ],
+)
+def test_updates_swap_of_what_is_live_when_they_come(arms, live):
+    (batch,) = planned(tiny(**arms))
+    member = next(m for m in batch.members if m.variant == "a")
+    found, updates = in_order(member), 0
+    for step_, drop, grown in found:
+        if grown or not drop:  # an update
+            assert grown == drop == min(live // 2, 16 - live), (step_, found)
+            updates += 1
+        live += grown - drop
+    assert updates == 5
+
+
+def test_each_event_grows_its_share_of_what_it_leaves():
+    """At epochs nothing came back, untold; in rounds the share was of what the last one leaves."""
+    regrow = UNITS | {"regrow": 0.5}
+    arms = {
+        "epochs": regrow | {"schedule": "linear", "end": (1,), "fraction": (0.5,)},
+        "rounds": regrow | {"schedule": "scratch", "rounds": 2, "fraction": (0.75,)},
+    }
+    (batch,) = planned(tiny(**{name: {"prune": p} for name, p in arms.items()}))
+    found = {m.variant: in_order(m) for m in batch.members}
+    # 16 -> 12 -> 8, and 16 -> 8 -> 4
+    assert found["epochs"] == [(4, 4 + 6, 6), (8, 4 + 4, 4)]
+    assert found["rounds"] == [(0, 8 + 4, 4), (0, 4 + 2, 2)]
 
 
 def test_updates_that_never_come_are_told():

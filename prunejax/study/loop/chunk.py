@@ -137,6 +137,10 @@ class Chunk:
             done = self._done(states)
             epoch = done // self.population.program.steps_per_epoch
             if done:
+                self._handover.leave(states, done)  # as any state: before the events of its step
+                states = self._events.due(
+                    states, (done - 1) // self.population.program.steps_per_epoch, done
+                )
                 self.progress.advance(done * len(self.members), "begins later", timed=False)
         self._saving.rows_written()
         return states, epoch

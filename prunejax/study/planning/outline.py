@@ -76,6 +76,7 @@ class Events(NamedTuple):
     rows: Sequence[Row]  # see `step_plan.rows`
     live: Live
     gathered: int  # training steps done from which on there are scores that training gathers
+    past: int = 0  # updates of its course that fall before its training begins
 
 
 def events(
@@ -108,7 +109,12 @@ def events(
         for name, k in row.drop.items():  # of swaps nothing is gone
             gone[name] += k - row.grow.get(name, 0)
     event_plan.check_totals(own, start.counts, gone)
-    early = [row.step for row in rows if 0 < row.step <= begins]
+    # Who goes on from a step goes on with the updates, too.
+    ahead = [row for row in rows if not (row.update and row.step < begins)]
+    rows, past = ahead, len(rows) - len(ahead)
+    # A state is from before the events of its step; those that follow its epoch are over.
+    over = lambda row: row.step < begins or (row.step == begins and row.place)  # noqa: E731
+    early = [row.step for row in rows if row.step and over(row)]
     if early:
         raise ConfigError(
             f"config.prune.start (variant {arm.label!r}): an event at step {early[0]}, but its "
@@ -121,7 +127,7 @@ def events(
     _scored(arm, rows, taken[0], gathered)
     live = live_lib.with_events(start, arm.label, rows)
     live = live._replace(unknown=live.unknown or arm.settings.prune.schedule == "threshold")
-    return Events(rows, live, gathered)
+    return Events(rows, live, gathered, past)
 
 
 def _averaged(arm: Variant, of: Outline, rows: Sequence[Row]) -> None:

@@ -172,7 +172,9 @@ def batch(
     tables = {
         a.label: tables_lib.table(
             a.settings,
-            step_plan.fill(rows[a.label], steps, names, settings.epochs, per_epoch),
+            step_plan.fill(
+                rows[a.label], steps, names, settings.epochs, per_epoch, planned[a.label].past
+            ),
             scores,
             own[a.label],
         )

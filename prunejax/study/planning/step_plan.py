@@ -65,11 +65,15 @@ def rows(arm: Arm, per_epoch: int, start: Live) -> list[Row]:
     if p.grow != "none":
         _check_growth(arm)
         live = live_lib.with_events(start, arm.label, at_epochs + found)
+        begin = _left(layers, start, 0)
         if p.regrow > 0:
-            found = [_with_regrowth(x, p.regrow, _shares(layers, live, x.step)) for x in found]
+            again = _with_regrowth(at_epochs + found, p.regrow, begin)
+            at_epochs, found = again[: len(at_epochs)], again[len(at_epochs) :]
         if p.update_every:
-            found += _updates(arm, layers, live, total)
-    return sorted(at_epochs + found, key=lambda row: row.step)
+            units = {name: begin[name] + n for name, n in live_lib.dead(arm, start).items()}
+            found += _updates(arm, layers, live, units, total)
+    # What falls on the last step of an epoch comes before the event that follows the epoch.
+    return sorted(at_epochs + found, key=lambda row: (row.step, bool(row.place)))
 
 
 def _scheduled(arm: Arm, layers: Mapping[str, Layer], total: int) -> dict[int, dict[str, int]]:
@@ -135,36 +139,47 @@ def _cumulative(
     return again + [Row(step, {}, {}, dead=dict(dead)) for step in later]
 
 
-def _shares(layers: Mapping[str, Layer], live: Live, step: int) -> dict[str, tuple[int, int]]:
-    """Live and dead units at a step, under the names that rows count them."""
-    left, units = live.at(step), {name: layer.units for name, layer in layers.items()}
-    if ALL in left:
-        return {next(iter(units)): (left[ALL], sum(units.values()) - left[ALL])}
-    return {name: (left[name], n - left[name]) for name, n in units.items()}
+def _left(layers: Mapping[str, Layer], live: Live, step: float) -> dict[str, int]:
+    """Live units at a step, under the names that rows count them."""
+    left = live.at(step)
+    first = next(iter(layers))
+    return {first: left[ALL]} if ALL in left else {name: left[name] for name in layers}
 
 
-def _with_regrowth(row: Row, share: float, left: Mapping[str, tuple[int, int]]) -> Row:
-    """The event with a share of what it leaves dropped besides and regrown (GraNet's form)."""
-    more = {name: schedules.share(n, share) for name, (n, _) in left.items()}
-    grow = {name: more[name] for name in row.drop if more[name]}
-    return Row(row.step, {k: n + grow.get(k, 0) for k, n in row.drop.items()}, grow)
+def _with_regrowth(rows: Sequence[Row], share: float, live: Mapping[str, int]) -> list[Row]:
+    """The events, each with a share of what it leaves dropped besides and regrown (GraNet's form).
+
+    Args: live: units before the first of them.
+    """
+    left, again = dict(live), list[Row]()
+    for row in rows:
+        left.update({name: left[name] - n for name, n in row.drop.items()})
+        shares = {name: schedules.share(left[name], share) for name, n in row.drop.items() if n}
+        grow = {name: n for name, n in shares.items() if n}
+        drop = {name: n + grow.get(name, 0) for name, n in row.drop.items()}
+        again.append(dataclasses.replace(row, drop=drop, grow=grow))
+    return again
 
 
-def _updates(arm: Arm, layers: Mapping[str, Layer], live: Live, total: int) -> list[Row]:
+def _updates(
+    arm: Arm, layers: Mapping[str, Layer], live: Live, units: Mapping[str, int], total: int
+) -> list[Row]:
     """Drop-and-grow updates: every `update_every` steps up to `update_end` of training."""
     p, found = arm.settings.prune, []
     last = schedules.share(total, p.update_end)
     # Not at 0, where masks are new, nor at the end, where the fraction is 0.
     for step in range(p.update_every, last, p.update_every):
-        left = _shares(layers, live, step)
+        # After the events of its own step, but before the one that follows its epoch.
+        left = _left(layers, live, step - 0.5 if p.unit == "epoch" else step)
+        dead = {name: units[name] - n for name, n in left.items()}
         if p.redistribute:
             # Layers are ranked together: how many each of them swaps is known only in training.
-            left = {ALL: (sum(n for n, _ in left.values()), sum(dead for _, dead in left.values()))}
+            left, dead = {ALL: sum(left.values())}, {ALL: sum(dead.values())}
         decay = {"step": step, "end": last, "decay": p.update_schedule}
         # No more than are dead: what a dense layer drops would come back at once, as 0.
         swaps = {
-            name: min(growth.swaps(n, p.update_fraction, **decay), dead)
-            for name, (n, dead) in left.items()
+            name: min(growth.swaps(n, p.update_fraction, **decay), dead[name])
+            for name, n in left.items()
         }
         found.append(Row(step, swaps, swaps, update=True))
     return found
@@ -217,6 +232,7 @@ def fill(
     names: Sequence[str],
     epochs: int,
     per_epoch: int,
+    past: int = 0,
 ) -> Filled:
     """An arm's events: first those at epochs, then the steps that the program's arms share.
 
@@ -226,6 +242,8 @@ def fill(
       names: of the layers, in forward order.
       epochs: of training.
       per_epoch: training steps in an epoch.
+      past: events of its course that are over: their numbers stay theirs, so that a run that goes
+        on from a step draws as that run would have.
     """
     base, many = epochs + 1, epochs + 1 + len(steps)
     # One column at least: checkpoints cannot hold empty arrays.
@@ -242,7 +260,7 @@ def fill(
     free: dict[int, list[int]] = {}
     for place, step in enumerate(steps):
         free.setdefault(step, []).append(base + place)
-    column, number = {name: i for i, name in enumerate(names)} | {ALL: 0}, base
+    column, number = {name: i for i, name in enumerate(names)} | {ALL: 0}, base + past
     for row in rows_of_arm:
         place = row.place if row.place is not None else free[row.step].pop(0)
         if row.place is None:
