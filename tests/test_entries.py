@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -25,6 +26,7 @@ from prunejax.sparsify import sparsify
 from prunejax.study import run
 from prunejax.study.settings import entries, presets
 from prunejax.train import optim, probes, trackers
+from prunejax.wiring import Link
 from tests.studies import go, rows, small
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +60,7 @@ def study(kind):
         "method": {"method": "mine"},
         "schedule": {"schedule": "mine"},
         "allocation": {"allocation": "mine", "granularity": "weight", "score": "magnitude"},
+        "decay": {"method": "set", "update_every": 2, "update_schedule": "mine"},
     }.get(kind, {})
     config = small(a={"prune": prune})
     config.epochs = 2
@@ -122,6 +125,16 @@ class Unrecorded(Silent):
         return self.logits(nn.relu(nn.Dense(8, name="hidden")(x.reshape(len(x), -1))))
 
 
+IN = Link("input", "hidden", "hidden/kernel", (), ("hidden/bias",))
+OUT = Link("hidden", "output", "classifier/kernel", (), ("classifier/bias",))
+
+
+def wired(*links):
+    """A model with these links."""
+    own = {"wiring": lambda self: links or None, "__module__": __name__}
+    return type("Wired", (Unrecorded,), own), {}
+
+
 class Wide(Silent):
     """One output too many."""
 
@@ -165,6 +178,12 @@ def lists(alone=False):
 def untyped():
     x, y = np.zeros((20, 5), np.float32), np.arange(20) % 2 + 2**32  # int64, and not int32
     return dataset.make("mine", (x, y), (x, y), 2, prepare=dataset.Standardize.of(x))
+
+
+def stateless(update):
+    """An optimizer whose updates are `update` of each gradient."""
+    made = optax.stateless(lambda u, _: jax.tree.map(update, u))
+    return lambda momentum, nesterov: made
 
 
 REFUSED = [
@@ -246,7 +265,33 @@ REFUSED = [
         (Untrained, {}),
         r"MODELS\['mine'\].__call__ takes \(self, x\).* \(self, x, train=\)",
     ),
+    ("allocation", lambda shapes: {}, r"takes .shapes., and is called with .shapes, keep."),
+    ("decay", lambda: 1, r"DECAYS\['mine'\] takes \(\), and is called with .part."),
+    ("optimizer", lambda momentum: optax.identity(), "is called with .momentum, nesterov."),
     # what they give
+    ("decay", lambda part: -1, "decay 'mine' gives -1 at step 2 of "),
+    ("optimizer", lambda m, n: None, r"OPTIMIZERS\['mine'\] gives NoneType; an optax"),
+    ("optimizer", lambda m, n: optax.scale_by_adam, "gives function; an optax"),
+    ("optimizer", lambda m, n: optax.adam(1e-3), r"its updates add up to -\d.* no rate and s"),
+    ("optimizer", lambda m, n: optax.scale(np.nan), "ones its updates add up to nan"),
+    ("optimizer", lambda m, n: optax.stateless(lambda u, _: 1.0), "dtypes of its updates are not"),
+    ("optimizer", stateless(jnp.sum), "dtypes of its updates are not"),
+    (
+        "optimizer",
+        lambda m, n: optax.GradientTransformation(lambda p: 0, lambda u, s, p=None: (u, (s, s))),
+        "dtypes of its state are not those that it had before",
+    ),
+    ("optimizer", lambda m, n: optax.scale_by_polyak(), r"cannot train this network: .*'value'"),
+    ("model", wired(), "Wired.wiring is none of this network: .*NoneType"),
+    ("model", wired(("input", "hidden")), "Wired.wiring is none of this network"),
+    ("model", wired(OUT, IN), "network: link hidden -> output: no earlier link leads to 'hidden'"),
+    ("model", wired(IN, OUT._replace(kernel="out/kernel")), "network: .*no leaf 'out/kernel'"),
+    ("model", wired(IN), r"wiring: no links lead .* 8 of the 8 units of 'hidden' to 'output'"),
+    (
+        "model",
+        (type("Twice", (Unrecorded,), {"prunable": lambda self: ("hidden", "hidden")}), {}),
+        "Twice.prunable names 'hidden' twice",
+    ),
     ("model", (Several, {}), "gives a tuple for 2 examples"),
     ("model", (Counting, {}), r"gives int32 \(2, 10\) for"),
     ("loss", lambda z, y: (z[:, 0], y), "it gives a tuple for 2 examples"),
@@ -289,6 +334,14 @@ def test_a_model_that_takes_integers_is_told_what_it_is_given(monkeypatch):
     config.data.name, config.data.train_examples, config.data.test_examples = "mine", 0, 0
     with pytest.raises(ConfigError, match=r"floats of shape \(5,\): .*an integer.*x\.astype"):
         run.judged(config, default.get_config())
+
+
+def test_links_of_others_are_taken_where_they_are_those_of_the_network(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "mine", wired(IN, OUT))
+    config = study("model")
+    for arm in config.variants.values():
+        arm.prune.layers = ("hidden",)
+    run.judged(config, default.get_config())
 
 
 def test_a_score_of_activations_wants_a_model_that_records_them(monkeypatch):

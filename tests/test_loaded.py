@@ -14,7 +14,7 @@ from jax import export as jax_export
 
 import prunejax
 from prunejax import __main__ as cli
-from prunejax import masks, trees
+from prunejax import masks, registry, trees
 from prunejax.errors import ConfigError, RecordError, ReportError, WorkdirError
 from prunejax.study import export
 from prunejax.study import run as study
@@ -160,6 +160,19 @@ def test_files_of_a_network(path, tmp_path):
     by_others = pytest.importorskip("safetensors.numpy").load_file(tmp_path / "a.safetensors")
     for name, value in expected.items():
         np.testing.assert_array_equal(by_others[name], value)
+
+
+def test_smaller_forms_of_others_models_are_compared(path, monkeypatch):
+    """One that keeps other units was handed out, and exported, without a word."""
+    found = prunejax.load(path)
+    kind = type(found.model("S-0"))
+    own, (small, _) = kind.shrunk, found.shrunk("S-0")
+    monkeypatch.setattr(registry, "is_shipped", lambda code: False)
+    assert found.shrunk("S-0")[0] == small
+    wrong = lambda self, gone: own(self, {name: ~units for name, units in gone.items()})  # noqa: E731
+    monkeypatch.setattr(kind, "shrunk", wrong)
+    with pytest.raises(ValueError, match=r"the smaller network's outputs differ by .* `shrunk`"):
+        found.shrunk("S-0")
 
 
 def test_a_file_of_a_shrunken_network_says_how_to_build_it(path, tmp_path):

@@ -49,6 +49,9 @@ _OF_RUNS = {
 CALLED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("data.DATASETS", "", ("data_dir",)),
     ("losses.LOSSES", "", ("outputs", "targets")),
+    ("allocate.ALLOCATIONS", "", ("shapes", "keep")),
+    ("methods.growth.DECAYS", "", ("part",)),
+    ("train.optim.OPTIMIZERS", "", ("momentum", "nesterov")),
     ("record.sinks.SINKS", "", ("run",)),
     ("scores.SCORES", "fn", ("inputs",)),
     ("methods.evidence.EVIDENCE", "fn", ("evidence",)),
