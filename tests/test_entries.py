@@ -170,8 +170,8 @@ class Counting(Silent):
         return self.logits(x.reshape(len(x), -1)).astype(jnp.int32)
 
 
-def lists(alone=False):
-    pair = ([[0.0]], [0])
+def lists(alone=False, dtype=None):
+    pair = ([[0.0]], [0]) if dtype is None else (np.zeros((1, 1), dtype), np.zeros(1, np.int32))
     return dataset.make("mine", pair[:1] if alone else pair, pair, 2, prepare=abs)
 
 
@@ -282,6 +282,19 @@ REFUSED = [
         "dtypes of its state are not those that it had before",
     ),
     ("optimizer", lambda m, n: optax.scale_by_polyak(), r"cannot train this network: .*'value'"),
+    ("score", scores.Score(lambda i: i.kernel[0] + 1j), "gives complex64"),
+    ("score", scores.Score(lambda i: i.kernel[0, 0, 0]), "cannot score layer 'dense1' .*Too many"),
+    ("score", scores.Score(lambda i: i.kernel, ["gradient"]), r"needs is \['gradient'\]; a frozen"),
+    (
+        "evidence",
+        evidence.NetworkScore(lambda e: e, "lossy"),
+        "is not one of: .*mean 'loss",
+    ),
+    ("probe", probe()._replace(sums=lambda seen: "much"), "'mine' gives no sums of a batch: "),
+    ("probe", probe()._replace(sums=lambda seen: seen.logits), "no attribute 'logits'"),
+    ("measure", suite.Measure(lambda c: ({}, {}), ("",)), "has columns .*; give a tuple of names"),
+    ("method", {3: (0.25,)}, "'mine' sets 3, which is no field"),
+    ("data", lambda data_dir: lists(dtype=object), "train examples are object; numbers are needed"),
     ("model", wired(), "Wired.wiring is none of this network: .*NoneType"),
     ("model", wired(("input", "hidden")), "Wired.wiring is none of this network"),
     ("model", wired(OUT, IN), "network: link hidden -> output: no earlier link leads to 'hidden'"),
@@ -550,3 +563,42 @@ def test_targets_of_other_dtypes_are_cast_where_they_keep_their_values():
     for more in (0.1, 1e300):
         with pytest.raises(ValueError, match="train_labels are float64"):
             dataset.make("mine", (x, y + more), (x, y), 1, prepare=prepare)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda x: x[:1],
+        lambda x: x.mean(0),
+        lambda x: (x, x),
+        lambda x: None,
+        lambda x: np.asarray(x),
+        lambda: None,
+        dataset.Standardize((0.0,) * 4, (1.0,) * 4),
+        type("Unhashable", (), {"__hash__": None, "__call__": lambda self, x: x})(),
+        "abs",
+    ],
+)
+def test_what_makes_inputs_is_judged_with_the_data(prepare):
+    """`x[:1]` trained on one example a batch, where the loss broadcast; most others were traces."""
+    x, y = np.zeros((20, 5), np.float32), np.arange(20, dtype=np.int32) % 3
+    with pytest.raises(
+        ValueError, match=r"'mine': prepare makes no inputs of .*32 \(5,\): "
+    ) as told:
+        dataset.make("mine", (x, y), (x, y), 3, prepare=prepare)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows", "message"),
+    [
+        *((classes, 20, "classes .or outputs.; a whole number") for classes in (3.0, "3", True, 0)),
+        (3, 0, "the test split has no examples"),
+    ],
+)
+def test_classes_are_a_count_and_splits_have_examples(classes, rows, message):
+    x, y = np.zeros((20, 5), np.float32), np.arange(20, dtype=np.int32) % 3
+    made = {"train": (x, y), "test": (x[:rows], y[:rows]), "prepare": dataset.Standardize.of(x)}
+    with pytest.raises(ValueError, match=message):
+        dataset.make("mine", num_classes=classes, **made)
+    assert dataset.make("mine", num_classes=np.int64(3), **made | {"test": (x, y)}).num_classes == 3

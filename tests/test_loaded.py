@@ -211,6 +211,20 @@ class Scaled:
         return 1e-6 * x.sum((1, 2, 3))[:, None] * variables["w"]
 
 
+class Sized(Scaled):
+    """A network that asks for the size of its batch as a number."""
+
+    def apply(self, variables, x, train):
+        return x.reshape(len(x), -1) @ variables["w"]
+
+
+def test_a_network_of_batches_of_a_known_size_is_told():
+    pytest.importorskip("flatbuffers", reason="what JAX writes programs with")
+    network = SimpleNamespace(module=Sized(), variables={"w": np.ones((4, 2), np.float32)})
+    with pytest.raises(ConfigError, match=r"any size, and Sized does not .*x.shape\[0\] for len"):
+        export.stablehlo(network, (2, 2, 1))
+
+
 def test_a_program_with_other_outputs_is_refused_however_small_they_are(monkeypatch):
     pytest.importorskip("flatbuffers", reason="what JAX writes programs with")
     network = SimpleNamespace(module=Scaled(), variables={"w": np.ones((1, 2), np.float32)})

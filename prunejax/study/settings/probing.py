@@ -56,7 +56,13 @@ def named(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[str, ..
                 f"config.probes.names: {name!r} counts classes, and the targets of "
                 f"{settings.data.name!r} are numbers; leave it out"
             )
-        few, more = (_sums(name, dataset, batch) for batch in (2, 3))
+        try:
+            few, more = (_sums(name, dataset, batch) for batch in (2, 3))
+        except (TypeError, AttributeError, LookupError) as error:
+            raise ConfigError(
+                f"config.probes.names: {name!r} gives no sums of a batch: "
+                + " ".join(str(error).split())[:200]
+            ) from error
         if few != more:
             raise ConfigError(
                 f"config.probes.names: {name!r} gives {few} for a batch of 2 examples and {more} "
