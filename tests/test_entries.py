@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -22,9 +23,10 @@ from prunejax.measures import suite
 from prunejax.methods import evidence, growth, table, timetable
 from prunejax.record import sinks
 from prunejax.report import gallery
+from prunejax.report.drawing import Drawing
 from prunejax.sparsify import sparsify
 from prunejax.study import run
-from prunejax.study.settings import entries, presets
+from prunejax.study.settings import entries, presets, probing
 from prunejax.train import optim, probes, trackers
 from prunejax.wiring import Link
 from tests.studies import go, rows, small
@@ -602,3 +604,31 @@ def test_classes_are_a_count_and_splits_have_examples(classes, rows, message):
     with pytest.raises(ValueError, match=message):
         dataset.make("mine", num_classes=classes, **made)
     assert dataset.make("mine", num_classes=np.int64(3), **made | {"test": (x, y)}).num_classes == 3
+
+
+@pytest.mark.parametrize("panels", [None, [], [3]])
+@pytest.mark.parametrize("words", [("a", "b", "c"), ("a", 3, None)])
+def test_a_drawing_that_is_none_costs_no_page(monkeypatch, panels, words):
+    """It was a trace in place of the page."""
+    monkeypatch.setitem(gallery.FIGURES, "mine", lambda study, look: Drawing(panels, *words))
+    told = gallery.make("mine", SimpleNamespace(in_nats=True), None)
+    assert told.startswith("Figure 'mine' could not be drawn: TypeError: its Drawing needs")
+    good = Drawing([SimpleNamespace(savefig=print)], "a", "b", "c")
+    monkeypatch.setitem(gallery.FIGURES, "mine", lambda study, look: good)
+    assert gallery.make("mine", SimpleNamespace(in_nats=True), None) is good
+
+
+def test_what_could_be_no_cell_of_a_table_is_told_where_it_is_given(monkeypatch):
+    monkeypatch.setitem(probes.PROBES, "mine", probe())
+    for given in (None, [{"x": np.ones(2)}], [{"x": [1]}]):
+        with pytest.raises(ConfigError, match="a list of dicts with its columns, a number each"):
+            probing._rows("mine", given)
+    assert probing._rows("mine", [{"x": 1}, {"x": None}]) == [{"x": 1}, {"x": None}]
+    many = trackers.Tracker(lambda *_: 1j * jnp.ones(1), ("u",))
+    monkeypatch.setitem(trackers.TRACKERS, "mine", many)
+    with pytest.raises(ConfigError, match=r"gives \(1,\); one array \[1\] is needed, of real numb"):
+        trackers.track(SimpleNamespace(trackers=("mine",)), None, None, None)
+    objects = suite.Measure(lambda c: ({}, {"z": [object()]}), ())
+    monkeypatch.setitem(suite.MEASURES, "mine", objects)
+    with pytest.raises(ConfigError, match="'mine': array 'z' holds objects, not numbers"):
+        suite.measure(None, ["mine"])
