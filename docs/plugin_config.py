@@ -24,7 +24,7 @@ class TwoLayers(Model):
     @nn.compact
     def __call__(self, x, train=False):
         """Outputs [batch, num_classes]."""
-        x = nn.relu(nn.Dense(self.scaled(16), name="hidden")(x.reshape(len(x), -1)))
+        x = nn.relu(nn.Dense(self.scaled(16), name="hidden")(x.reshape(x.shape[0], -1)))
         return self.logits(x)
 
 

@@ -109,33 +109,33 @@ def _leaves(module: Any, entry: Any, params: Mapping[str, Any]) -> tuple[str, st
 def groups(module: Any, variables: Mapping[str, Any]) -> tuple[Group, ...]:
     """The prunable groups of a model of this package, in forward order.
 
-    For VGG all convolutions, for ResNets the convolutions of each block (never the stem, the
-    shortcuts, or the linear layer), for ViT the first layer of each MLP, for the others all hidden
-    layers. What else goes with a unit is found by name, as this package names its layers: the
-    BatchNorm "bn1" of "conv1" or "dense1", the layer's own "bias". An entry of `prunable` may say
-    it: ("fc1", "bn1") for a layer and its norm, ("fc1", "") for one without, ("fc1", "", "shift/b")
-    for a bias elsewhere.
+    For VGG all convolutions, for ResNets those of each block (never stem, shortcuts or linear
+    layer), for ViT the first layer of each MLP, for the others all hidden layers. What else goes
+    with a unit is found by name: the BatchNorm "bn1" of "conv1" or "dense1", the layer's own
+    "bias"; or an entry of `prunable` says it (`models.base.Model`).
 
     Args:
       module: a model made by `prunejax.models.create`, or any with a method `prunable`.
       variables: its variables; "params" is needed, "batch_stats" and "gates" where it has them.
 
     Raises:
-      ValueError: the module does not say what is prunable, or `variables` are not its own.
+      ValueError: the module does not say what is prunable, once, or `variables` are not its own.
     """
     if not hasattr(module, "prunable"):
         raise ValueError(
             f"{type(module).__name__} has no method `prunable` that lists its prunable layers; "
             "make the groups by hand: prunejax.models.Group(name, kernel, norm, ...)"
         )
-    params = dict(trees.leaves_with_paths(variables["params"]))
-    links = wiring(module)
+    params, links = dict(trees.leaves_with_paths(variables["params"])), wiring(module)
     stats = set(trees.paths(variables.get("batch_stats", {})))
     gates = variables.get("gates", {})
-    found = []
-    for entry in module.prunable():
+    found: list[Group] = []
+    entries = module.prunable()
+    for entry in (entries,) if isinstance(entries, str | None) else entries:
         name, norm, bias = _leaves(module, entry, params)
         kernel = f"{name}/kernel"
+        if name in {g.name for g in found}:
+            raise ValueError(f"{type(module).__name__}.prunable names {name!r} twice")
         found.append(
             Group(
                 name=name,

@@ -11,14 +11,10 @@ whose gate is shut goes in that block, whatever the others do.
 `with_optimizer` cuts the state of an optax optimizer as well, so that training goes on.
 
 A model of your own takes part by a method `shrunk` beside `wiring` (see `models.base.Model`), or
-without either, through groups that name their readers:
-
-    groups = [Group("l1", "l1/kernel", norm=(), stats=(), gate=None, units=64,
-                    bias=("l1/bias",), reads=(("l2/kernel", 0),))]
-    small, variables = shrink.shrink(net, variables, masks, groups=groups,
-                                     rebuild=lambda sizes: Net(hidden=sizes["l1"]))
+without either, through groups that name their readers (docs/shrink.md has an example).
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -180,17 +176,19 @@ def _applied(masks: Mapping[str, Array], params: Tree) -> Tree:
 
 
 def _compare(model: Any, live: Tree, small: Any, found: Tree, example: Any) -> None:
-    before, after = (np.asarray(m.apply(v, example)) for m, v in ((model, live), (small, found)))
+    before = np.asarray(model.apply(live, example))
+    try:
+        after = np.asarray(small.apply(found, example))
+    except Exception as error:  # of whatever framework
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"the smaller model does not take its arrays: {why}") from error
     worst = float(np.max(np.abs(before - after), initial=0))
     largest = float(np.max(np.abs(before), initial=0))
     if not worst <= TOLERANCE * largest:  # NaN is refused as well
         raise ValueError(
             f"the smaller network's outputs differ by {worst:.2g} where the largest is "
-            f"{largest:.2g}; check that groups name all that reads their units"
+            f"{largest:.2g}; check that groups, or `wiring` and `shrunk`, name all that reads units"
         )
-
-
-# -- models of this package ----------------------------------------------------------------------
 
 
 def _of_links(
@@ -200,9 +198,9 @@ def _of_links(
     gates = groups_lib.host(live.get("gates", {}))
     net = groups_lib.live(links, live["params"], masks, gates=gates)
     zero = _zeros(links, live, masks, gates, net.read if constants == "refuse" else {})
-    small, kept = model.shrunk({s: zero[s] | ~net.read[s] for s in zero if s != OUTPUT})
+    small, kept = _kept(model, {s: zero[s] | ~net.read[s] for s in zero if s != OUTPUT})
     whole = {s: np.arange(z.size) for s, z in zero.items()}
-    index = whole | dict(kept)
+    index = whole | kept
     shapes = {path: x.shape for path, x in trees.leaves_with_paths(live["params"])}
     cuts: Cuts = {}
     for path, axes in groups_lib.unit_axes(links).items():
@@ -220,6 +218,21 @@ def _of_links(
     return small, found, cuts
 
 
+def _kept(model: Any, gone: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
+    """What `model.shrunk(gone)` gives: the smaller model, and stream -> units that it keeps."""
+    found = model.shrunk(gone)
+    with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError):
+        small, kept = found
+        index = {s: np.arange(gone[s].size)[np.asarray(units)] for s, units in kept.items()}
+        if all(units.ndim == 1 and units.size for units in index.values()):
+            return small, index
+    raise ValueError(
+        f"{type(model).__name__}.shrunk gives ... {' '.join(repr(found).split())[-60:]}; a pair is "
+        "needed: the smaller model, and which units it keeps of streams that it cuts, at least one "
+        f"each; there are: {', '.join(gone)}"
+    )
+
+
 def _zeros(
     links: Sequence[Link],
     live: Mapping[str, Any],
@@ -229,10 +242,8 @@ def _zeros(
 ) -> dict[str, Array]:
     """Stream -> the units that are exactly 0 behind their activation, whatever the input.
 
-    Args:
-      links, live, masks, gates: of the network; `live` with masked parameters.
-      refused: stream -> units that are read: if the kernel of one is wholly masked, and it is not
-        0 all the same, ValueError tells so.
+    ValueError tells of a unit of `refused` (stream -> units that are read) whose kernel is wholly
+    masked, and that is not 0 all the same. `live` has masked parameters.
     """
     params, stats = groups_lib.host(live["params"]), groups_lib.host(live.get("batch_stats", {}))
     masked = groups_lib.whole(live["params"], masks)
@@ -282,12 +293,8 @@ def _folded(model: Any, variables: Mapping[str, Any]) -> tuple[Any, dict[str, An
         own = params.get(f"{layer}/bias", np.zeros_like(gain))
         params[link.kernel] = params[link.kernel] * gain
         params[f"{layer}/bias"] = params.pop(f"{norm}/bias") + gain * (own - stats[f"{norm}/mean"])
-    nested: dict[str, Any] = {}
-    for path, leaf in params.items():
-        *parents, name = path.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = jnp.asarray(leaf)
+    from flax.traverse_util import unflatten_dict  # not for who folds nothing
+
+    nested = unflatten_dict({p: jnp.asarray(leaf) for p, leaf in params.items()}, sep="/")
     found = {k: v for k, v in variables.items() if k != "batch_stats"} | {"params": nested}
     return model.clone(folded=True), found

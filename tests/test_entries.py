@@ -4,8 +4,10 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -21,10 +23,12 @@ from prunejax.measures import suite
 from prunejax.methods import evidence, growth, table, timetable
 from prunejax.record import sinks
 from prunejax.report import gallery
+from prunejax.report.drawing import Drawing
 from prunejax.sparsify import sparsify
 from prunejax.study import run
-from prunejax.study.settings import entries, presets
+from prunejax.study.settings import entries, presets, probing
 from prunejax.train import optim, probes, trackers
+from prunejax.wiring import Link
 from tests.studies import go, rows, small
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +62,7 @@ def study(kind):
         "method": {"method": "mine"},
         "schedule": {"schedule": "mine"},
         "allocation": {"allocation": "mine", "granularity": "weight", "score": "magnitude"},
+        "decay": {"method": "set", "update_every": 2, "update_schedule": "mine"},
     }.get(kind, {})
     config = small(a={"prune": prune})
     config.epochs = 2
@@ -122,6 +127,16 @@ class Unrecorded(Silent):
         return self.logits(nn.relu(nn.Dense(8, name="hidden")(x.reshape(len(x), -1))))
 
 
+IN = Link("input", "hidden", "hidden/kernel", (), ("hidden/bias",))
+OUT = Link("hidden", "output", "classifier/kernel", (), ("classifier/bias",))
+
+
+def wired(*links):
+    """A model with these links."""
+    own = {"wiring": lambda self: links or None, "__module__": __name__}
+    return type("Wired", (Unrecorded,), own), {}
+
+
 class Wide(Silent):
     """One output too many."""
 
@@ -157,14 +172,20 @@ class Counting(Silent):
         return self.logits(x.reshape(len(x), -1)).astype(jnp.int32)
 
 
-def lists(alone=False):
-    pair = ([[0.0]], [0])
+def lists(alone=False, dtype=None):
+    pair = ([[0.0]], [0]) if dtype is None else (np.zeros((1, 1), dtype), np.zeros(1, np.int32))
     return dataset.make("mine", pair[:1] if alone else pair, pair, 2, prepare=abs)
 
 
 def untyped():
     x, y = np.zeros((20, 5), np.float32), np.arange(20) % 2 + 2**32  # int64, and not int32
     return dataset.make("mine", (x, y), (x, y), 2, prepare=dataset.Standardize.of(x))
+
+
+def stateless(update):
+    """An optimizer whose updates are `update` of each gradient."""
+    made = optax.stateless(lambda u, _: jax.tree.map(update, u))
+    return lambda momentum, nesterov: made
 
 
 REFUSED = [
@@ -246,7 +267,46 @@ REFUSED = [
         (Untrained, {}),
         r"MODELS\['mine'\].__call__ takes \(self, x\).* \(self, x, train=\)",
     ),
+    ("allocation", lambda shapes: {}, r"takes .shapes., and is called with .shapes, keep."),
+    ("decay", lambda: 1, r"DECAYS\['mine'\] takes \(\), and is called with .part."),
+    ("optimizer", lambda momentum: optax.identity(), "is called with .momentum, nesterov."),
     # what they give
+    ("decay", lambda part: -1, "decay 'mine' gives -1 at step 2 of "),
+    ("optimizer", lambda m, n: None, r"OPTIMIZERS\['mine'\] gives NoneType; an optax"),
+    ("optimizer", lambda m, n: optax.scale_by_adam, "gives function; an optax"),
+    ("optimizer", lambda m, n: optax.adam(1e-3), r"its updates add up to -\d.* no rate and s"),
+    ("optimizer", lambda m, n: optax.scale(np.nan), "ones its updates add up to nan"),
+    ("optimizer", lambda m, n: optax.stateless(lambda u, _: 1.0), "dtypes of its updates are not"),
+    ("optimizer", stateless(jnp.sum), "dtypes of its updates are not"),
+    (
+        "optimizer",
+        lambda m, n: optax.GradientTransformation(lambda p: 0, lambda u, s, p=None: (u, (s, s))),
+        "dtypes of its state are not those that it had before",
+    ),
+    ("optimizer", lambda m, n: optax.scale_by_polyak(), r"cannot train this network: .*'value'"),
+    ("score", scores.Score(lambda i: i.kernel[0] + 1j), "gives complex64"),
+    ("score", scores.Score(lambda i: i.kernel[0, 0, 0]), "cannot score layer 'dense1' .*Too many"),
+    ("score", scores.Score(lambda i: i.kernel, ["gradient"]), r"needs is \['gradient'\]; a frozen"),
+    (
+        "evidence",
+        evidence.NetworkScore(lambda e: e, "lossy"),
+        "is not one of: .*mean 'loss",
+    ),
+    ("probe", probe()._replace(sums=lambda seen: "much"), "'mine' gives no sums of a batch: "),
+    ("probe", probe()._replace(sums=lambda seen: seen.logits), "no attribute 'logits'"),
+    ("measure", suite.Measure(lambda c: ({}, {}), ("",)), "has columns .*; give a tuple of names"),
+    ("method", {3: (0.25,)}, "'mine' sets 3, which is no field"),
+    ("data", lambda data_dir: lists(dtype=object), "train examples are object; numbers are needed"),
+    ("model", wired(), "Wired.wiring is none of this network: .*NoneType"),
+    ("model", wired(("input", "hidden")), "Wired.wiring is none of this network"),
+    ("model", wired(OUT, IN), "network: link hidden -> output: no earlier link leads to 'hidden'"),
+    ("model", wired(IN, OUT._replace(kernel="out/kernel")), "network: .*no leaf 'out/kernel'"),
+    ("model", wired(IN), r"wiring: no links lead .* 8 of the 8 units of 'hidden' to 'output'"),
+    (
+        "model",
+        (type("Twice", (Unrecorded,), {"prunable": lambda self: ("hidden", "hidden")}), {}),
+        "Twice.prunable names 'hidden' twice",
+    ),
     ("model", (Several, {}), "gives a tuple for 2 examples"),
     ("model", (Counting, {}), r"gives int32 \(2, 10\) for"),
     ("loss", lambda z, y: (z[:, 0], y), "it gives a tuple for 2 examples"),
@@ -289,6 +349,14 @@ def test_a_model_that_takes_integers_is_told_what_it_is_given(monkeypatch):
     config.data.name, config.data.train_examples, config.data.test_examples = "mine", 0, 0
     with pytest.raises(ConfigError, match=r"floats of shape \(5,\): .*an integer.*x\.astype"):
         run.judged(config, default.get_config())
+
+
+def test_links_of_others_are_taken_where_they_are_those_of_the_network(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "mine", wired(IN, OUT))
+    config = study("model")
+    for arm in config.variants.values():
+        arm.prune.layers = ("hidden",)
+    run.judged(config, default.get_config())
 
 
 def test_a_score_of_activations_wants_a_model_that_records_them(monkeypatch):
@@ -497,3 +565,70 @@ def test_targets_of_other_dtypes_are_cast_where_they_keep_their_values():
     for more in (0.1, 1e300):
         with pytest.raises(ValueError, match="train_labels are float64"):
             dataset.make("mine", (x, y + more), (x, y), 1, prepare=prepare)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda x: x[:1],
+        lambda x: x.mean(0),
+        lambda x: (x, x),
+        lambda x: None,
+        lambda x: np.asarray(x),
+        lambda: None,
+        dataset.Standardize((0.0,) * 4, (1.0,) * 4),
+        type("Unhashable", (), {"__hash__": None, "__call__": lambda self, x: x})(),
+        "abs",
+    ],
+)
+def test_what_makes_inputs_is_judged_with_the_data(prepare):
+    """`x[:1]` trained on one example a batch, where the loss broadcast; most others were traces."""
+    x, y = np.zeros((20, 5), np.float32), np.arange(20, dtype=np.int32) % 3
+    with pytest.raises(
+        ValueError, match=r"'mine': prepare makes no inputs of .*32 \(5,\): "
+    ) as told:
+        dataset.make("mine", (x, y), (x, y), 3, prepare=prepare)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows", "message"),
+    [
+        *((classes, 20, "classes .or outputs.; a whole number") for classes in (3.0, "3", True, 0)),
+        (3, 0, "the test split has no examples"),
+    ],
+)
+def test_classes_are_a_count_and_splits_have_examples(classes, rows, message):
+    x, y = np.zeros((20, 5), np.float32), np.arange(20, dtype=np.int32) % 3
+    made = {"train": (x, y), "test": (x[:rows], y[:rows]), "prepare": dataset.Standardize.of(x)}
+    with pytest.raises(ValueError, match=message):
+        dataset.make("mine", num_classes=classes, **made)
+    assert dataset.make("mine", num_classes=np.int64(3), **made | {"test": (x, y)}).num_classes == 3
+
+
+@pytest.mark.parametrize("panels", [None, [], [3]])
+@pytest.mark.parametrize("words", [("a", "b", "c"), ("a", 3, None)])
+def test_a_drawing_that_is_none_costs_no_page(monkeypatch, panels, words):
+    """It was a trace in place of the page."""
+    monkeypatch.setitem(gallery.FIGURES, "mine", lambda study, look: Drawing(panels, *words))
+    told = gallery.make("mine", SimpleNamespace(in_nats=True), None)
+    assert told.startswith("Figure 'mine' could not be drawn: TypeError: its Drawing needs")
+    good = Drawing([SimpleNamespace(savefig=print)], "a", "b", "c")
+    monkeypatch.setitem(gallery.FIGURES, "mine", lambda study, look: good)
+    assert gallery.make("mine", SimpleNamespace(in_nats=True), None) is good
+
+
+def test_what_could_be_no_cell_of_a_table_is_told_where_it_is_given(monkeypatch):
+    monkeypatch.setitem(probes.PROBES, "mine", probe())
+    for given in (None, [{"x": np.ones(2)}], [{"x": [1]}]):
+        with pytest.raises(ConfigError, match="a list of dicts with its columns, a number each"):
+            probing._rows("mine", given)
+    assert probing._rows("mine", [{"x": 1}, {"x": None}]) == [{"x": 1}, {"x": None}]
+    many = trackers.Tracker(lambda *_: 1j * jnp.ones(1), ("u",))
+    monkeypatch.setitem(trackers.TRACKERS, "mine", many)
+    with pytest.raises(ConfigError, match=r"gives \(1,\); one array \[1\] is needed, of real numb"):
+        trackers.track(SimpleNamespace(trackers=("mine",)), None, None, None)
+    objects = suite.Measure(lambda c: ({}, {"z": [object()]}), ())
+    monkeypatch.setitem(suite.MEASURES, "mine", objects)
+    with pytest.raises(ConfigError, match="'mine': array 'z' holds objects, not numbers"):
+        suite.measure(None, ["mine"])

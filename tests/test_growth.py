@@ -1,5 +1,7 @@
 """Drops and growths against brute force; exact counts; moments of what grows."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,6 +161,24 @@ def test_bad_fractions():
         growth.swaps(3, 0.5, step=3, end=1)
     with pytest.raises(ValueError, match="unknown decay of the drop fraction 'cosin'"):
         growth.swaps(3, 0.5, step=0, end=1, decay="cosin")
+
+
+@pytest.mark.parametrize(
+    "factor", [-1, 4, np.nan, np.inf, "much", None, 1j, np.ones(2)], ids=lambda x: str(x)[:4]
+)
+def test_decays_of_others_that_give_no_factor_are_told(monkeypatch, factor):
+    """-1 gave -30 swaps, 4 more than are live; NaN and the others an error of Python."""
+    monkeypatch.setitem(growth.DECAYS, "mine", lambda part: factor)
+    with pytest.raises(ValueError, match=r"decay 'mine' gives .* at step 2 of 8; a number is need"):
+        growth.swaps(100, 0.3, step=2, end=8, decay="mine")
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, jnp.float32, Fraction, np.array])
+def test_a_factor_is_any_number(monkeypatch, kind):
+    monkeypatch.setitem(growth.DECAYS, "mine", lambda part: kind(float(part) / 2))
+    assert growth.swaps(100, 0.5, step=2, end=8, decay="mine") == 6  # of 50 an eighth
+    monkeypatch.setitem(growth.DECAYS, "mine", lambda part: kind(2 * float(part) + 1))
+    assert growth.swaps(100, 0.5, step=4, end=8, decay="mine") == 100
 
 
 @pytest.mark.parametrize(

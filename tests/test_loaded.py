@@ -14,7 +14,7 @@ from jax import export as jax_export
 
 import prunejax
 from prunejax import __main__ as cli
-from prunejax import masks, trees
+from prunejax import masks, registry, trees
 from prunejax.errors import ConfigError, RecordError, ReportError, WorkdirError
 from prunejax.study import export
 from prunejax.study import run as study
@@ -162,6 +162,19 @@ def test_files_of_a_network(path, tmp_path):
         np.testing.assert_array_equal(by_others[name], value)
 
 
+def test_smaller_forms_of_others_models_are_compared(path, monkeypatch):
+    """One that keeps other units was handed out, and exported, without a word."""
+    found = prunejax.load(path)
+    kind = type(found.model("S-0"))
+    own, (small, _) = kind.shrunk, found.shrunk("S-0")
+    monkeypatch.setattr(registry, "is_shipped", lambda code: False)
+    assert found.shrunk("S-0")[0] == small
+    wrong = lambda self, gone: own(self, {name: ~units for name, units in gone.items()})  # noqa: E731
+    monkeypatch.setattr(kind, "shrunk", wrong)
+    with pytest.raises(ValueError, match=r"the smaller network's outputs differ by .* `shrunk`"):
+        found.shrunk("S-0")
+
+
 def test_a_file_of_a_shrunken_network_says_how_to_build_it(path, tmp_path):
     words = ["export", f"--workdir={path}", "--run=half-0", f"--output={tmp_path}/a.npz"]
     assert cli.main([*words, "--shrink"]) == 0
@@ -196,6 +209,20 @@ class Scaled:
 
     def apply(self, variables, x, train):
         return 1e-6 * x.sum((1, 2, 3))[:, None] * variables["w"]
+
+
+class Sized(Scaled):
+    """A network that asks for the size of its batch as a number."""
+
+    def apply(self, variables, x, train):
+        return x.reshape(len(x), -1) @ variables["w"]
+
+
+def test_a_network_of_batches_of_a_known_size_is_told():
+    pytest.importorskip("flatbuffers", reason="what JAX writes programs with")
+    network = SimpleNamespace(module=Sized(), variables={"w": np.ones((4, 2), np.float32)})
+    with pytest.raises(ConfigError, match=r"any size, and Sized does not .*x.shape\[0\] for len"):
+        export.stablehlo(network, (2, 2, 1))
 
 
 def test_a_program_with_other_outputs_is_refused_however_small_they_are(monkeypatch):

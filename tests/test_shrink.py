@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -406,3 +407,45 @@ def test_the_page_runs():
     np.testing.assert_allclose(outputs(names["folded"], names["plain"], x), expected, atol=1e-5)
     assert names["cut"]["params"]["w2"].shape == (4, 2)
     assert names["smaller"].hidden == 4
+
+
+class Own(models.Model):
+    """A hidden layer whose last two units are dead."""
+
+    hidden: int = 4
+
+    def wiring(self):
+        return wiring.chain(["hidden"], norm=False, bias=True)
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.logits(nn.relu(nn.Dense(self.hidden, name="hidden")(x)))
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"hidden": [0, 1]}, ""),
+        ({"hidden": [True, True, False, False]}, ""),
+        ({}, "does not take its arrays: .*shape"),
+        ({"hidden": [2, 3]}, r"outputs differ by .*`wiring` and `shrunk`"),
+        ({"fc1": [0, 1]}, r"Own.shrunk gives \.\.\. .*\{'fc1': \[0, 1\]\}\); a pair .*: hidden"),
+        *(({"hidden": k}, "a pair is needed") for k in ([], [0, 9], [0.0, 1.0], 1, None)),
+        (None, "a pair is needed"),
+    ],
+)
+def test_what_shrunk_of_others_gives_is_judged(monkeypatch, kept, message):
+    """These ended in errors of NumPy, Flax and Python."""
+    r = np.random.default_rng(0)
+    live = np.array([1, 1, 0, 0], np.float32)
+    hidden = {"kernel": r.normal(size=(3, 4)) * live, "bias": r.normal(size=4) * live}
+    classifier = {"kernel": r.normal(size=(4, 10)), "bias": r.normal(size=10)}
+    params = jax.tree.map(np.float32, {"hidden": hidden, "classifier": classifier})
+    found = lambda self, gone: None if kept is None else (self.clone(hidden=2), kept)  # noqa: E731
+    monkeypatch.setattr(Own, "shrunk", found)
+    of = {"model": Own(), "variables": {"params": params}, "example": inputs(5, (3,))}
+    if not message:
+        assert shrink.shrink(**of)[0].hidden == 2
+        return
+    with pytest.raises(ValueError, match=message):
+        shrink.shrink(**of)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -139,13 +140,23 @@ def make(
     become int32, or float32, where these hold the same values.
 
     Raises:
-      ValueError: examples or targets that are not finite; see `Dataset` for the rest.
+      ValueError: examples or targets that are not finite, a split without any, classes that are no
+        count, a `prepare` that cannot be; see `Dataset` for the rest.
     """
+    if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 1:
+        raise ValueError(
+            f"data set {name!r}: {num_classes!r} classes (or outputs); a whole number is needed, "
+            "at least 1"
+        )
     for split, arrays in (("train", train), ("test", test)):
         if not isinstance(arrays, tuple | list) or len(arrays) != 2:
             raise ValueError(f"data set {name!r}: {split} must be a pair of (examples, targets)")
         for array, what in zip(arrays, ("examples", "targets"), strict=True):
             _need_array(name, f"{split} {what}", array)
+            if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != np.bool_:
+                raise ValueError(
+                    f"data set {name!r}: {split} {what} are {array.dtype}; numbers are needed"
+                )
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(f"data set {name!r}: of the {split} split not all are finite")
         if prepare is None and arrays[0].dtype != np.uint8:
@@ -153,13 +164,34 @@ def make(
                 f"data set {name!r}: {split} examples are {arrays[0].dtype}; without `prepare` "
                 "they must be uint8 [n, height, width, channels]"
             )
+        if not len(arrays[0]):
+            raise ValueError(f"data set {name!r}: the {split} split has no examples")
     if prepare is not None:
+        _judge(name, prepare, train[0])
         mean, std = (), ()
     elif mean is None or std is None:
         mean, std = channel_moments(train[0])
     train, test = ((x, _exact(y)) for x, y in (train, test))
     none = tuple(array[:0].copy() for array in train)
     return Dataset(name, *train, *test, none[0], none[1], num_classes, mean, std, prepare)
+
+
+def _judge(name: str, prepare: Callable[[jax.Array], jax.Array], examples: np.ndarray) -> None:
+    """Refuses a `prepare` that has no hash, or does not give as many inputs as examples."""
+    why = "it does not give one array with an input for each example"
+    try:
+        hash(prepare)
+        batches = [jax.ShapeDtypeStruct((n, *examples.shape[1:]), examples.dtype) for n in (2, 3)]
+        if all(jax.eval_shape(prepare, x).shape[:1] == x.shape[:1] for x in batches):
+            return
+    except (TypeError, ValueError, LookupError) as error:
+        why = " ".join(str(error).split())[:150]
+    except AttributeError:  # of what is no array
+        pass
+    raise ValueError(
+        f"data set {name!r}: prepare makes no inputs of examples {examples.dtype} "
+        f"{examples.shape[1:]}: {why}"
+    )
 
 
 def _exact(labels: np.ndarray) -> np.ndarray:

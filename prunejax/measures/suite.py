@@ -227,6 +227,9 @@ def _checked(name: str, result: Any) -> tuple[Columns, Arrays]:
             f"measure {name!r}: column {column!r} is {value!r}; a number is needed",
         )
     arrays = {key: np.asarray(value) for key, value in result[1].items()}
+    for key, value in arrays.items():
+        numbers = value.dtype != object
+        registry.demand(numbers, f"measure {name!r}: array {key!r} holds objects, not numbers")
     return {column: float(value) for column, value in result[0].items()}, arrays
 
 

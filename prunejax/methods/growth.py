@@ -64,7 +64,7 @@ def swaps(live: int, fraction: float, *, step: int, end: int, decay: str = "cosi
       decay: a name in DECAYS.
 
     Raises:
-      ValueError: a fraction or a step out of range, an unknown decay.
+      ValueError: a fraction or a step out of range, an unknown decay, or one that gives no factor.
     """
     rule = registry.lookup(DECAYS, decay, "decay of the drop fraction")
     if not isinstance(fraction, numbers.Real) or not 0 <= fraction <= 1:
@@ -74,10 +74,18 @@ def swaps(live: int, fraction: float, *, step: int, end: int, decay: str = "cosi
         raise ValueError(
             f"an update at step {step}: drop fractions are defined for integers of 0 to {end}"
         )
-    part = rule(Fraction(step, max(end, 1)))
-    # Cosines of thirds come out beside the exact number, which floor must not see.
-    exact = Fraction(str(fraction)) * live * (round(part, 12) if isinstance(part, float) else part)
-    return math.floor(round(exact, 9))
+    found = rule(Fraction(step, max(end, 1)))
+    try:  # cosines of thirds come out beside the exact number, which floor must not see
+        part = found if isinstance(found, numbers.Rational) else round(float(found), 12)
+        inside = 0 <= part * Fraction(str(fraction)) <= 1
+    except (TypeError, ValueError):
+        inside = False
+    if not inside:
+        raise ValueError(
+            f"decay {decay!r} gives {found!r} at step {step} of {end}; a number is needed by which "
+            f"the share that is swapped, drop = {fraction}, stays in [0, 1]"
+        )
+    return math.floor(round(Fraction(str(fraction)) * live * part, 9))
 
 
 class Update(NamedTuple):

@@ -130,6 +130,14 @@ def choose(study: Study) -> Choice:
     return Choice(wanted, asked, [n for n in FIGURES if n in asked or n not in left_out])
 
 
+def _judge(made: Drawing) -> None:
+    """TypeError unless a drawing has what `Drawing` says: the page would be lost with it."""
+    panels, words = made.panels, (made.title, made.caption, made.alt)
+    figures = isinstance(panels, list | tuple) and all(hasattr(p, "savefig") for p in panels)
+    if not figures or not panels or not all(isinstance(word, str) for word in words):
+        raise TypeError("its Drawing needs figures of matplotlib, and title, caption, alt as text")
+
+
 def make(name: str, study: Study, look: Look) -> Drawing | str | None:
     """A figure; None: the study has nothing that it shows; a string: what went wrong."""
     if name in _OF_ACCURACY and FIGURES[name] is SHIPPED[name] and not study.has_accuracy:
@@ -139,6 +147,8 @@ def make(name: str, study: Study, look: Look) -> Drawing | str | None:
         if not isinstance(made, Drawing | None):
             kind = type(made).__name__
             raise TypeError(f"it gives a {kind}; report.figures.Drawing is needed, or None")
+        if made is not None:
+            _judge(made)
     except Exception as error:  # one figure, maybe somebody's own, must not cost the page
         why = " ".join(str(error).split())
         return f"Figure {name!r} could not be drawn: {type(error).__name__}: {why}."

@@ -196,7 +196,7 @@ def stablehlo(network: Network, shape: Sequence[int]) -> bytes:
       shape: of one input.
 
     Raises:
-      ConfigError: flatbuffers is missing.
+      ConfigError: flatbuffers is missing, or the model wants batches of a size that is known.
       RecordError: it does not give the network's outputs back.
     """
     optional.check("a .stablehlo file", "flatbuffers")
@@ -209,6 +209,14 @@ def stablehlo(network: Network, shape: Sequence[int]) -> bytes:
 
     (batch,) = jax_export.symbolic_shape("batch")
     like = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    try:
+        jax.eval_shape(outputs, like)
+    except Exception as error:  # of whatever its code does with a size that is no number
+        raise ConfigError(
+            f"a .stablehlo file takes batches of any size, and {type(module).__name__} does not "
+            f"({' '.join(str(error).split())[:100]}); write x.shape[0] for len(x), or choose "
+            "another kind of file"
+        ) from error
     content = bytes(jax_export.export(jax.jit(outputs), platforms=PLATFORMS)(like).serialize())
     read = jax_export.deserialize(bytearray(content))
     x = jax.random.normal(jax.random.key(1), (8, *shape))

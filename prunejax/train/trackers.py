@@ -111,10 +111,10 @@ def track(program: Program, state: TrainState, images: Array, labels: Array) -> 
     found = []
     for name in program.trackers:
         values, columns = TRACKERS[name].run(program, state, images, labels), TRACKERS[name].columns
-        if getattr(values, "shape", None) != (len(columns),):
+        if getattr(values, "shape", None) != (len(columns),) or jnp.iscomplexobj(values):
             raise ConfigError(
                 f"config.trackers: {name!r} gives {getattr(values, 'shape', values)}; one array "
-                f"[{len(columns)}] is needed, for {', '.join(columns)}"
+                f"[{len(columns)}] is needed, of real numbers, for {', '.join(columns)}"
             )
         found.append(values)
     return jnp.concatenate(found)

@@ -10,6 +10,7 @@ import numpy as np
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
+from prunejax import groups as groups_lib
 from prunejax import losses, models, registry, schedules, trees
 from prunejax import scores as scores_lib
 from prunejax.data import Dataset, StreamedSet
@@ -19,6 +20,7 @@ from prunejax.methods import modes
 from prunejax.study.planning import event_plan
 from prunejax.study.settings import entries
 from prunejax.study.settings.config import Variant
+from prunejax.train import optim
 
 
 def variables(
@@ -61,6 +63,7 @@ def variables(
                 f"config.model.name = {settings.model.name!r} gives {told} for "
                 f"2 examples of {name!r}; {outputs.shape} is needed, a number for each output"
             )
+        _wiring(module, variables["params"])
     try:
         values = jax.eval_shape(lambda z, y: losses.objective(settings.loss, z, y), outputs, labels)
         told = getattr(values, "shape", f"a {type(values).__name__}")
@@ -74,6 +77,24 @@ def variables(
             + " ".join(str(error).split())
         ) from None
     return variables
+
+
+def _wiring(module: models.Model, params: Any) -> None:
+    """Refuses links that are not those of the network: of a dense one every unit is live."""
+    where = f"{type(module).__name__}.wiring"
+    try:
+        links = groups_lib.wiring(module)
+        dense = jax.tree.map(lambda _: np.True_, params)
+        found = groups_lib.live(links, params, dense).units if links else {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{where} is none of this network: {error}") from None
+    for stream, live in found.items():
+        if not live.all():
+            raise ConfigError(
+                f"{where}: no links lead from 'input' through {int(np.sum(~live))} of the "
+                f"{live.size} units of {stream!r} to 'output', though nothing is pruned; name "
+                "every layer that writes or reads them"
+            )
 
 
 def activations(
@@ -198,6 +219,57 @@ def decoupled(arms: Sequence[Variant]) -> tuple[str, ...]:
         f"The score undecayed ({', '.join(found)}) is made for decay that is a part of the "
         "gradient; optimizer.weight_decay_kind = 'decoupled' is not, and its coefficient was used.",
     )
+
+
+def optimizer(name: str, transform: Any, params: Any) -> None:
+    """Refuses an optimizer of others that gives no steps downhill for these parameters.
+
+    Args:
+      name: of OPTIMIZERS.
+      transform: what that entry gives.
+      params: shapes of the parameters.
+
+    Raises:
+      ConfigError: what it gives.
+    """
+    if registry.is_shipped(optim.OPTIMIZERS[name]):
+        return
+    where = f"train.optim.OPTIMIZERS[{name!r}]"
+    if not all(callable(getattr(transform, part, None)) for part in ("init", "update")):
+        raise ConfigError(
+            f"{where} gives {type(transform).__name__}; an optax transformation is needed, as "
+            "optax.scale_by_lion()"
+        )
+
+    def first(p: Any) -> Any:
+        state = transform.init(p)
+        return state, *transform.update(p, state, p)
+
+    def kinds(tree: Any) -> Any:
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+    try:
+        state, updates, after = (kinds(x) for x in jax.eval_shape(first, params))
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ConfigError(
+            f"{where} cannot train this network: {' '.join(str(error).split())[:200]}"
+        ) from None
+    if updates != kinds(params) or state != after:
+        what = "state" if updates == kinds(params) else "updates"
+        like = {"state": "those that it had before", "updates": "those of the parameters"}[what]
+        raise ConfigError(f"{where}: shapes and dtypes of its {what} are not {like}")
+
+    def along(p: Any) -> jax.Array:  # of a gradient of ones
+        _, u, _ = first(p)
+        return sum(jnp.sum(x) for x in jax.tree.leaves(u))  # type: ignore[return-value]
+
+    total = jax.jit(along)(jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), params))
+    if not total >= 0:  # NaN, too
+        raise ConfigError(
+            f"{where}: of a gradient of ones its updates add up to {float(total):.3g}. Training "
+            "subtracts them, times optimizer.learning_rate: give what has no rate and sign of its "
+            "own (optax.scale_by_lion()), or append optax.scale(-1)"
+        )
 
 
 def idle_layers(arm: event_plan.Arm) -> list[str]:

@@ -165,6 +165,7 @@ def batch(
         microbatch=settings.population.microbatch,
         data_parallel=settings.population.data_parallel,
     )
+    fit_check.optimizer(o.name, program.optimizer.transform, of.params)
     program = shrinking.with_cuts(program, arms, planned, per_epoch, dataset)
     steps = step_plan.shared_steps(list(rows.values()))
     names, own = [g.name for g in groups], tables_lib.own_layers(arms, program, of.groups)

@@ -49,6 +49,9 @@ _OF_RUNS = {
 CALLED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("data.DATASETS", "", ("data_dir",)),
     ("losses.LOSSES", "", ("outputs", "targets")),
+    ("allocate.ALLOCATIONS", "", ("shapes", "keep")),
+    ("methods.growth.DECAYS", "", ("part",)),
+    ("train.optim.OPTIMIZERS", "", ("momentum", "nesterov")),
     ("record.sinks.SINKS", "", ("run",)),
     ("scores.SCORES", "fn", ("inputs",)),
     ("methods.evidence.EVIDENCE", "fn", ("evidence",)),
@@ -80,6 +83,10 @@ def check() -> None:
             if fn is not None or attribute not in ("rows", "arrays"):  # a probe may do without
                 _callable_with(what, fn, given)
     for name, score in scores.SCORES.items():
+        if not isinstance(score.needs, frozenset | set):
+            raise ConfigError(
+                f"scores.SCORES[{name!r}].needs is {score.needs!r}; a frozenset of names is needed"
+            )
         for need in score.needs:
             if need not in scores.NEEDS:
                 raise ConfigError(
@@ -91,6 +98,9 @@ def check() -> None:
                 f"scores.SCORES[{name!r}] needs 'network', and methods.evidence.EVIDENCE has no "
                 "entry of that name, which computes it"
             )
+    for name, entry in evidence.EVIDENCE.items():
+        where = f"methods.evidence.EVIDENCE[{name!r}].needs = {entry.needs!r} is not one of"
+        registry.one_of(entry.needs, ("", *evidence.NEEDS), where)
     _models()
     for name, (kind, _) in models.MODELS.items():
         _callable_with(f"models.MODELS[{name!r}].__call__", kind.__call__, CALL_OF_MODELS)
@@ -157,7 +167,7 @@ def _columns(where: str, table: Mapping[str, Any], file: str, taken: Collection[
     """
     for name, entry in table.items():
         columns = entry.columns
-        if not isinstance(columns, tuple) or not all(isinstance(c, str) for c in columns):
+        if not isinstance(columns, tuple) or not all(isinstance(c, str) and c for c in columns):
             raise ConfigError(
                 f"{where}[{name!r}] has columns {columns!r}; give a tuple of names: ('entropy',)"
             )
@@ -230,7 +240,7 @@ def score(name: str, groups: Sequence[Group], params: Any) -> None:
         }
         try:
             found = jax.eval_shape(lambda given: entry.fn(scores.ScoreInputs(**given)), given)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
             absent = ", ".join(key for key, value in given.items() if value is None)
             raise ConfigError(
                 f"scores.SCORES[{name!r}] cannot score layer {g.name!r} of shape {kernel.shape}: "
@@ -239,12 +249,17 @@ def score(name: str, groups: Sequence[Group], params: Any) -> None:
             ) from None
         wanted = kernel.shape if entry.per_weight else kernel.shape[-1:]
         shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
-        if shape != wanted or dtype == jnp.bool_:
+        if shape != wanted or not _ranks(dtype):
             raise ConfigError(
                 f"scores.SCORES[{name!r}] gives {dtype or type(found).__name__} {shape or ''} for "
                 f"layer {g.name!r}; a number for each {'weight' if entry.per_weight else 'filter'} "
                 f"is needed: {wanted}"
             )
+
+
+def _ranks(dtype: Any) -> bool:
+    """Whether numbers of this dtype have an order worth pruning by."""
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
 def _of_network(name: str, groups: Sequence[Group], params: Any) -> None:
@@ -271,7 +286,7 @@ def _of_network(name: str, groups: Sequence[Group], params: Any) -> None:
         ) from None
     for g in groups:
         wanted, got = trees.get(params, g.kernel).shape, found[g.name]
-        if getattr(got, "shape", None) != wanted or got.dtype == jnp.bool_:
+        if getattr(got, "shape", None) != wanted or not _ranks(got.dtype):
             raise ConfigError(
                 f"methods.evidence.EVIDENCE[{name!r}] gives {got.dtype} {got.shape} for layer "
                 f"{g.name!r}; a number for each weight is needed: {wanted}"

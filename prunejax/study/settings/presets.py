@@ -74,7 +74,7 @@ def apply(prune: ConfigDict, defaults: ConfigDict, own: Collection[str]) -> None
         if field not in defaults:
             raise ConfigError(
                 f"config.prune.method = {prune.method!r} sets {field!r}, which is no field of "
-                f"config.prune." + registry.suggestion(field, defaults)
+                f"config.prune." + registry.suggestion(str(field), defaults)
             )
         # A study that sets a field to its default cannot be told from one that does not.
         if field not in own and prune[field] == defaults[field]:

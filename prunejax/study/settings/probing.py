@@ -56,7 +56,13 @@ def named(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[str, ..
                 f"config.probes.names: {name!r} counts classes, and the targets of "
                 f"{settings.data.name!r} are numbers; leave it out"
             )
-        few, more = (_sums(name, dataset, batch) for batch in (2, 3))
+        try:
+            few, more = (_sums(name, dataset, batch) for batch in (2, 3))
+        except (TypeError, AttributeError, LookupError) as error:
+            raise ConfigError(
+                f"config.probes.names: {name!r} gives no sums of a batch: "
+                + " ".join(str(error).split())[:200]
+            ) from error
         if few != more:
             raise ConfigError(
                 f"config.probes.names: {name!r} gives {few} for a batch of 2 examples and {more} "
@@ -78,14 +84,17 @@ def _sums(name: str, dataset: Dataset | StreamedSet, batch: int) -> Any:
     return jax.tree.map(lambda x: x.shape, found)
 
 
-def _check_rows(name: str, found: Sequence[Any]) -> None:
-    for row in found:
-        if not isinstance(row, Mapping) or set(row) != set(PROBES[name].columns):
+def _rows(name: str, found: Any) -> list[Mapping[str, Any]]:
+    columns = set(PROBES[name].columns)
+    rows = list(found) if isinstance(found, Iterable) else [found]
+    for row in rows:
+        if not isinstance(row, Mapping) or set(row) != columns or any(map(np.ndim, row.values())):
             given = ", ".join(row) if isinstance(row, Mapping) else repr(row)
             raise ConfigError(
                 f"config.probes.names: the rows of {name!r} have {given}; a list of dicts with its "
-                f"columns is needed: {', '.join(PROBES[name].columns)}"
+                f"columns, a number each, is needed: {', '.join(PROBES[name].columns)}"
             )
+    return rows
 
 
 class Probing:
@@ -136,8 +145,7 @@ class Probing:
                 probe, total = PROBES[name], metrics.probed[name]
                 total = jax.tree.map(lambda x, i=i: np.asarray(x)[i], total)
                 if probe.rows is not None:
-                    found = list(probe.rows(total, self._examples))
-                    _check_rows(name, found)
+                    found = _rows(name, probe.rows(total, self._examples))
                     rows.setdefault(probe.table, []).extend(keys | row for row in found)
                 if probe.arrays is not None:
                     arrays |= probe.arrays(total, self._examples)
