@@ -16,6 +16,7 @@ import numpy as np
 from prunejax.measures import correlation
 from prunejax.measures.columns import number
 from prunejax.measures.summary import jsonable
+from prunejax.record.summary import by_event
 
 COLUMNS = {"first": "predicted_first", "second": "predicted_second"}  # order -> column
 
@@ -33,13 +34,8 @@ def points(rows: Sequence[Row], column: str) -> list[tuple[str, float, float]]:
     Layers of one event share the measured change. They share the prediction too if it was made
     for the event as a whole; predictions of single layers are added.
     """
-    events: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        # Several events may fall on one step: then their losses differ.
-        of = (row["run"], row["epoch"], row.get("step", ""), row["pre_loss"], row["post_loss"])
-        events.setdefault(of, []).append(row)
     found = []
-    for layers in events.values():
+    for layers in by_event(rows):
         values = [number(row[column]) for row in layers]
         predicted = values[0] if len(set(values)) == 1 else sum(values)
         # of the evaluation before and after, no step in between

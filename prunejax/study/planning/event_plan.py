@@ -251,15 +251,16 @@ def check_totals(arm: Arm, live: Mapping[str, int], gone: Mapping[str, int]) -> 
     settings, label, groups, params = arm
     if settings.prune.schedule in ("none", "threshold"):  # scores decide how many
         return
+    noisy = settings.intervention.kind == "gaussian"
+    if any(gone.values()) and not noisy:
+        return
     sizes = {name: layer.units for name, layer in layers(arm, live).items()}
     if not any(gone.values()):
-        told = ", ".join(f"{name} of {size}" for name, size in sizes.items())
+        there = ", ".join(f"{name} of {size}" for name, size in sizes.items())
         raise ConfigError(
             f"config.prune.fraction = {tuple(settings.prune.fraction)} (variant {label!r}) removes "
-            f"no unit of any layer ({told}): raise it, or set config.prune.schedule = 'none'"
+            f"no unit of any layer ({there}): raise it, or set config.prune.schedule = 'none'"
         )
-    if settings.intervention.kind != "gaussian":
-        return
     # The scale of the noise, the spread of what is not targeted, has to be there.
     of = {g.name: g for g in groups}
     single = settings.prune.granularity == "weight"
