@@ -17,7 +17,7 @@ from prunejax.study.loop import saving
 from prunejax.study.planning import plan, step_plan
 from prunejax.study.settings import config as config_lib
 from prunejax.train import evidence as evidence_lib
-from prunejax.train import prune, step
+from prunejax.train import optim, prune, step
 from tests.studies import PRUNE, begun, functions, go, planned, rows, tiny
 
 ERK = {
@@ -119,6 +119,23 @@ def test_what_comes_back_is_zero_without_moments_and_may_go_again(rigl):
         assert not np.asarray(after.windows.targeted[g.name])[grown].any()
         assert live(after)[g.name][grown].all()
         assert live(after)[g.name].sum() == live(before)[g.name].sum()
+
+
+def test_sums_of_what_comes_back_begin_as_the_optimizer_begins_them(monkeypatch):
+    """Adagrad's are 0.1 at first; at 0 the first step of a grown weight is far larger."""
+    monkeypatch.setitem(optim.OPTIMIZERS, "rss", lambda momentum, nesterov: optax.scale_by_rss(0.1))
+    config = tiny(a={"prune": SET})
+    config.optimizer.name = "rss"
+    batch, data, state = begun(config)
+    before = trained(batch, data, state, 2)
+    after, _ = functions(batch.program).event(before, data, row_at(batch, 2))
+    sums, old = (optax.tree_utils.tree_get(s.opt_state, "sum_of_squares") for s in (after, before))
+    for g in batch.program.groups:
+        grown = np.asarray(after.windows.grown[g.name])
+        now, then = (np.asarray(trees.get(tree, g.kernel)) for tree in (sums, old))
+        assert grown.any()
+        assert (now[grown] == np.float32(0.1)).all()
+        np.testing.assert_array_equal(now[~grown], then[~grown])
 
 
 def test_dead_weights_have_a_dense_gradient_and_none_through_the_mask(rigl):

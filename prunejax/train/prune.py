@@ -190,7 +190,8 @@ def _with_growth(
         grown, zero = grow(program, state, data, event)
         params, windows = regrowth.regrow(program.groups, state.params, state.windows, grown)
         where = mask_algebra.spread(grown, program.groups, params, rest=False)
-        moments = growth.zero_moments(state.opt_state, where)  # those of the weights that were
+        fresh = program.optimizer.init(params)
+        moments = growth.zero_moments(state.opt_state, where, fresh)  # were of the weights before
         changed = state._replace(params=params, windows=windows, opt_state=moments)
         return changed, count(grown), zero
 
