@@ -13,6 +13,8 @@ Contenders, on the same weights, BatchNorm statistics (eval mode, of the data) a
     torch.func  vmap(grad) of `torch.func`, chunk by chunk: how one writes it in PyTorch today
     gradient    for scale: the ordinary gradient of the mean loss over all examples, in chunks
 
+Chunks are of `--chunk` examples, ours of the size that the library takes where none is given.
+
 Before a clock is read, the squared norms of 16 examples in float64 by one backward pass each (in
 JAX and in PyTorch) must agree with ours to 1e-4. What the timed ones lose in float32 stands in the
 table: `differs` is the largest difference from ours, of the same round, over ours. Each contender
@@ -62,9 +64,7 @@ def contenders(
 
     def ours(**options: Any) -> Norms:
         return lambda batch: (
-            curvature.gradient_second_moment(
-                per_example, params, batch, chunk=chunk, **options
-            ).squared_norms
+            curvature.gradient_second_moment(per_example, params, batch, **options).squared_norms
         )
 
     def singly(batch: Any) -> np.ndarray:

@@ -267,6 +267,25 @@ def test_chunks_of_one_call_share_its_memory_and_those_without_examples_are_not_
     assert working(8) < 0.4 * working(64)
 
 
+@pytest.mark.parametrize(
+    ("width", "parameters", "backend", "chunk"),
+    [
+        (2**17, 2**17, "cpu", 16),  # 1 MiB of products an example, as many parameters
+        (2**16, 2**16, "cpu", 32),  # small activations
+        (2**17, 2**20, "cpu", 32),  # each chunk goes through eight times as many parameters
+        (2**17, 2**17, "gpu", 32),
+    ],
+)
+def test_the_chunk_of_devices_side_by_side_fits_the_network(
+    monkeypatch, width, parameters, backend, chunk
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    batch = np.broadcast_to(np.float64(1), (40, width))  # no memory is behind it
+    params = {"w": np.broadcast_to(np.float64(1), parameters)}
+    loss = callables.as_argument(lambda p, x: jnp.exp(x) @ p["w"][:width])
+    assert gradients._side_by_side(loss, params, batch) == chunk
+
+
 def test_the_factored_path_is_taken_where_it_should_be(monkeypatch):
     """Dense and convolution kernels come as factors; a depthwise kernel and a table do not."""
     from prunejax.curvature import example_gradients as module
