@@ -80,7 +80,7 @@ def test_controls_stand_beside_their_method(study):
 
 def test_densities_by_layer_of_the_density_that_most_share(study):
     found = figures.layers(study, None)
-    assert "arms of 05 %" in found.caption
+    assert "arms that end in -05" in found.caption
     assert "(12 in all runs" in found.caption
     assert found.alt == "Sparsest layer of each: snip-05 5.0%, rigl-05 5.0%."
 

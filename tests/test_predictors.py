@@ -168,6 +168,7 @@ def test_predictions_of_the_probe_serve_as_well(study, tmp_path):
 
 def test_families_of_arms():
     names = {"ticket12": "ticket", "rigl-05": "rigl", "none": "none", "7": "7", "a_b-3": "a_b"}
+    names |= {"s=0_1-keep=0_05": "s=0_1-keep", "s=0_1-keep=1": "s=0_1-keep"}  # one family
     assert {name: figures_density.family(name) for name in names} == names
 
 

@@ -244,6 +244,34 @@ def test_seeds_in_two_directories_are_one_study(tmp_path):
     assert not found.notes
 
 
+def test_arms_with_other_data_have_a_baseline_of_their_own_or_none(tmp_path):
+    """Accuracies on MNIST less those on Fashion-MNIST were told as differences (`transfer`)."""
+    arms = ["none", "L, every 4", "S, every 4", "S, every 16"]
+    sets = ["fashion", "fashion", "mnist", "mnist"]
+    write(tmp_path, arms={k: fake_study.RATE_ARMS[k] for k in arms}, epochs=20)
+    found = tables.load([tmp_path])
+    for label, name in zip(arms, sets, strict=True):
+        found.attributes[label]["data"] = name
+    assert found.groups == {"fashion": arms[:2], "mnist": arms[2:]}
+    assert found.baselines == dict.fromkeys(arms[:2], "none")
+    del found.groups, found.baselines
+    found.attributes["S, every 16"]["target"] = None  # not pruned
+    assert found.baselines == dict.fromkeys(arms[:2], "none") | dict.fromkeys(arms[2:], arms[3])
+
+
+def test_an_arm_alone_with_a_setting_is_no_group(tmp_path):
+    """Of a study with two arms with weight decay (`before_training`) each was its own baseline,
+    and had an empty panel of every figure that shows groups."""
+    arms = ["none", "L, every 4", "S, every 4", "S, every 16"]
+    write(tmp_path, arms={k: fake_study.RATE_ARMS[k] for k in arms}, epochs=20)
+    for decays, groups in (((0, 0, 0.1, 0.03), 1), ((0, 0, 0.1, 0.1), 2)):
+        found = tables.load([tmp_path])
+        for label, decay in zip(arms, decays, strict=True):
+            found.attributes[label]["weight_decay"] = decay
+        assert len(found.groups) == groups
+        assert set(found.baselines.values()) == {"none"}
+
+
 @pytest.mark.usefixtures("blank")
 def test_directories_with_other_configs_become_groups(tmp_path):
     for model in ("resnet18", "resnet20"):

@@ -164,7 +164,8 @@ def test_arms_in_words(tmp_path):
     write(tmp_path / "a", arms=ARMS, epochs=30)
     told = words.arms(tables.load([tmp_path / "a"]))
     assert told["none"] == "no pruning"
-    assert told["L"] == "largest E[BN], 27 % of conv8 an event, every 10 epochs"
+    rhythm = "27 % of conv8 (the most of 2 layers) an event, every 10 epochs"
+    assert told["L"] == f"largest E[BN], {rhythm}"
     assert told["S"].startswith("smallest E[BN], ")
     write(tmp_path / "b", arms=fake_study.NOISE_ARMS, epochs=20,
           variants=fake_study.noise_variants())  # fmt: skip
@@ -228,6 +229,18 @@ def test_uneven_events_are_told_as_a_mean(taken, told):
         for i, k in enumerate(taken)
     ]
     assert words._rhythm({}, rows, "") == [told, "every epoch"]
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [(("30", "60"), "60 % of the weights of x (the most of 2 layers) at once"),
+     (("54", "36"), "60 % of the weights of each of 2 layers at once")],
+)  # fmt: skip
+def test_what_an_event_takes_of_several_layers_is_not_told_as_of_one(second, told):
+    """6 of 10, and 30 or 54 of 90; it named the layer that loses most, as if no other did."""
+    rows = [{"run": "a-0", "layer": layer, "epoch": "3", "targeted": targeted, "live": live}
+            for layer, targeted, live in (("x", "6", "4"), ("y", *second))]  # fmt: skip
+    assert words._rhythm({}, rows, "the weights of ") == [told, "epoch 3"]
 
 
 def change(path, table, edit):

@@ -83,8 +83,14 @@ def test_an_event_of_a_model_with_other_names_masks_what_belongs_to_a_unit(monke
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (FC | {"entries": ("fc1",)}, "last unit of layer 'fc1' masked .*'fc2' still reads"),
-        (FC | {"entries": (("fc1", "bn2"),)}, "layer 'fc1' masked .*'fc2' still reads"),
+        (
+            FC | {"norms": ("one", "norm_fc1"), "entries": ("fc1",)},
+            "last unit of layer 'fc1' masked .*'fc2' still reads .* e.g. \\('fc1', 'norm_fc1'\\)",
+        ),
+        (
+            FC | {"entries": (("fc1", "bn2"),)},
+            "layer 'fc1' masked .*'fc2' still reads .* e.g. \\('fc1', 'bn1'\\)",
+        ),
         ({"entries": (("h1", "", ""),)}, "layer 'h1' masked .*'h2' still reads"),
         ({"activation": "sigmoid"}, "layer 'h1' masked .*'h2' still reads 0.5"),
         ({"entries": (("h2", "", "h1/bias"), "h1")}, "layer 'h2' masked .* still reads"),

@@ -41,8 +41,9 @@ and learning rate by .007 to .009. Kendall's tau-a [95 %]:
 Networks that need fewer weights make fewer errors: the published form (loss x 1.1, by magnitude)
 orders test error as well as norms do, and the absolute form better than norms without a margin, by
 the estimates; their intervals overlap. The grid is small, and one axis carries the error.
-A third width was left out for time before any statistic was computed; run again from start to end,
-the page has the same coefficients. Cost (measured): 336 seconds of processor time.
+A third width was left out for time before any statistic was computed. With AVX-512 (run 2026-11-30)
+the published form has +.67 [.52, .80] and +.75 [.61, .85], path norm over margin +.72 [.50, .85]
+and +.86 [.74, .95]. Cost (measured): 336 seconds of processor time.
 
 Before, on seed 800, 72 networks of scales 1, 2, 3, rates .01 and .03 and two decays, of which 64
 reached the loss: the scale moved the error by .026 alone, and with it tau was +.34 [.20, .46]

@@ -21,10 +21,10 @@ the mean), in brackets the final accuracy in percent; dense 84.8:
 
 Confirmed (Holm): mp at 98 % above 1 and above mp at 75 %; random above mp at every ratio. That
 Undecayed Pruning has the lower alpha, as published, was not reproduced: at 95 % it differs from mp
-by +0.017 [-0.051, +0.086]; it equals gp. All this in the layout `sequential`, which `auto` chose
-(`layout.json`); an earlier run, whose layout was not noted, differed in the second decimal and had
-the same verdicts. Split halves give alphas higher by 0.001 to 0.015: with 1,000 test images a
-class the plain slope is hardly pulled towards 0.
+by +0.017 [-0.051, +0.086]; it equals gp. With AVX-512 (run 2026-11-30) alpha of mp at 98 % is 1.301
+[1.234, 1.368] and that difference +0.023 [-0.018, +0.063]: the same verdicts. Split halves give
+alphas higher by 0.001 to 0.015: with 1,000 test images a class the plain slope is hardly pulled
+towards 0.
 
 `:quick` has 2 seeds, 2 ratios, 1,000 images and 3 epochs (mechanics only). `:synthetic` has ten
 Gaussian classes of unequal spread, 12 seeds from 520, and a network of a quarter of the width

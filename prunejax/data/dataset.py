@@ -25,7 +25,7 @@ class Dataset:
         splits. Without `prepare` uint8 [n, height, width, channels]. No validation split held
         out: length 0.
       train_labels, validation_labels, test_labels: int32 [n], 0 <= label < num_classes; or, of a
-        regression, float32 [n, num_classes], for which there is no accuracy.
+        regression or of several labels an example, float32 [n, num_classes]: no accuracy then.
       num_classes: number of classes, or of numbers to predict: the width of the output.
       mean, std: per channel, of pixel / 255, for `batches.normalize`.
       prepare: what makes a network's input (float [batch, ...]) of stored examples [batch, ...],
@@ -70,8 +70,8 @@ class Dataset:
             if shapes.get(labels.dtype) != labels.shape:
                 raise ValueError(
                     f"data set {self.name!r}: {split}_labels are {labels.dtype} {labels.shape}; "
-                    f"int32 ({len(images)},), or of a regression float32 ({len(images)}, "
-                    f"{self.num_classes})"
+                    f"int32 ({len(images)},), or of a regression, or several labels an example, "
+                    f"float32 ({len(images)}, {self.num_classes})"
                 )
             if labels.dtype == np.int32 and len(labels):
                 low, high = int(labels.min()), int(labels.max())
@@ -137,7 +137,7 @@ def make(
     """A whole `Dataset` without validation split.
 
     Without `prepare`, mean and std of images are measured when not given. Labels of another dtype
-    become int32, or float32, where these hold the same values.
+    become int32 [n] or float32 [n, num_classes] where these hold the same values.
 
     Raises:
       ValueError: examples or targets that are not finite, a split without any, classes that are no
@@ -196,7 +196,8 @@ def _judge(name: str, prepare: Callable[[jax.Array], jax.Array], examples: np.nd
 
 def _exact(labels: np.ndarray) -> np.ndarray:
     """The same values as int32 or float32; as they are where these cannot hold them."""
-    to = {"i": np.int32, "u": np.int32, "f": np.float32}.get(labels.dtype.kind)
+    whole = np.int32 if labels.ndim < 2 else np.float32  # several an example: numbers
+    to = {"i": whole, "u": whole, "f": np.float32}.get(labels.dtype.kind)
     if to is None or labels.dtype == to:
         return labels
     with np.errstate(over="ignore"):

@@ -38,6 +38,11 @@ class Evidence:
       output: parameters -> the network's outputs for an input of ones, norms in eval form with
         unit scale (SynFlow).
       seed: of random numbers, an integer that may be traced.
+
+    Attributes:
+      weights: `params` with dead weights 0, where scores are taken: `jax.grad(e.loss)(e.weights)`.
+      chosen: of the structure of `params`, True at the leaves that are pruned.
+      masks: those given, or all live.
     """
 
     def __init__(

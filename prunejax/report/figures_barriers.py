@@ -102,7 +102,7 @@ def instability(study: Study, _look: Look) -> Drawing | None:
         seeds(axes, [(x, ys) for x, ys, _ in points], color, marker)
         seeds(beside, [(x, ends) for x, _, ends in points], color, marker)
         handles.append(line_handle(name, color, marker))
-        numbers += [(f"{name} at {x:g}", statistics.center(ys)) for x, ys, _ in points]
+        numbers += [(f"{name} from step {x:g}:", statistics.center(ys)) for x, ys, _ in points]
     return Drawing(
         [made, other, legend(handles)],
         "Instability",

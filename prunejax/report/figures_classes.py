@@ -41,6 +41,7 @@ def balance(study: Study, _look: Look) -> Drawing | None:
     for name, arms in _families(study, found).items():
         words = {"xlabel": "normalized balance, dense", "ylabel": "normalized balance, pruned"}
         made, axes = panel(3.6, title=name, **words)
+        told = ""
         for index, variant in enumerate(arms):
             color, marker = nth(index)
             x, y = statistics.finite(*(_mean(found[variant], n) for n in ("nb_dense", "nb_pruned")))
@@ -52,7 +53,8 @@ def balance(study: Study, _look: Look) -> Drawing | None:
             axes.plot(span, slope * span, color=color, linewidth=1.1)
             ending = variant.removeprefix(name).strip("-_=") or variant
             handles.setdefault(ending, line_handle(ending, color, marker))
-            sentences.append(f"{variant} {slope:.2f}")
+            told = f"{variant} {slope:.2f}"
+        sentences += [told] if told else []
         axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1)
         axes.locator_params(axis="x", nbins=5)
         panels.append(made)
@@ -62,7 +64,7 @@ def balance(study: Study, _look: Look) -> Drawing | None:
         "A point a class: recall over accuracy, less one, mean over seeds; the line through the "
         "origin that fits; dashed: no distortion. Slopes of means over seeds: the means of "
         "slopes are in the figure Recall distortion.",
-        "Slopes: " + "; ".join(sentences) + ".",
+        "Slopes at the lowest density of each: " + "; ".join(sentences) + ".",
     )
 
 
@@ -92,7 +94,9 @@ def classes(study: Study, _look: Look) -> Drawing | None:
 
 
 def _map(values: np.ndarray, columns: Sequence[str], kinds: Sequence[int], title: str) -> Figure:
-    made, axes = panel(max(2.2, 0.9 + 0.27 * len(kinds)), title=title, ylabel="class")
+    made, axes = panel(
+        max(2.2, 0.9 + 0.27 * len(kinds)), title=f"{title}: recall, %", ylabel="class"
+    )
     axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     axes.grid(visible=False)
     if len(kinds) <= 20 and len(columns) <= 9:

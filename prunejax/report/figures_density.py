@@ -53,8 +53,8 @@ def looks(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def family(label: str) -> str:
-    """What arms of several densities share: "ticket12" -> "ticket", "rigl-05" -> "rigl"."""
-    return re.sub(r"[-_=]?\d+$", "", label) or label
+    """What arms of several densities share: "ticket12" -> "ticket", "a-keep=0_5" -> "a-keep"."""
+    return re.sub(r"(=\d+_\d+|[-_=]?\d+)$", "", label) or label
 
 
 def ticks_apart(values: Iterable[float], ratio: float) -> list[float]:

@@ -19,7 +19,7 @@ from prunejax.report.figures_density import (
     percents,
 )
 from prunejax.report.results import Study
-from prunejax.report.style import Look, band, legend, line_handle, panel, plain_numbers
+from prunejax.report.style import GREY, Look, band, legend, line_handle, panel, plain_numbers
 
 
 def flops(study: Study, _look: Look) -> Drawing | None:
@@ -77,14 +77,17 @@ def sanity(study: Study, _look: Look) -> Drawing | None:
     for place, (label, of) in enumerate(groups.items()):
         for word, mean in of.items():
             color, marker, _ = style[word]
-            at = place + 0.12 * (words.index(word) - len(words) / 2)
+            at = place + 0.7 * ((words.index(word) + 0.5) / len(words) - 0.5)  # in its own row
             if isfinite(mean.low):
                 axes.plot([mean.low, mean.high], [at, at], color=color, linewidth=1.2)
             axes.plot(mean.mean, at, marker=marker, color=color, markersize=5, linestyle="none")
         beside = ", ".join(f"{w} {of[w].mean:.1f}%" for w in of if w)
         sentences.append(f"{label} {of[''].mean:.1f}% ({beside})")
     axes.set_yticks(range(len(groups)), list(groups))
-    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    for place in range(1, len(groups)):
+        axes.axhline(place - 0.5, color=GREY, linewidth=0.4)
     handles = [line_handle(CONTROLS.get(w, "as it is"), *style[w][:2], "none") for w in words]
     return Drawing(
         [made, legend(handles)],
@@ -118,9 +121,9 @@ def layers(study: Study, _look: Look) -> Drawing | None:
     return Drawing(
         [made, legend(handles)],
         "Densities by layer",
-        f"Share of each layer's weights that is live after training, mean over seeds, arms of "
-        f"{common} %. layers.csv has every run, and units on no live path ({dead:.0f} in all runs "
-        "of these methods together).",
+        "Share of each layer's weights that is live after training, mean over seeds, arms that "
+        f"end in -{common}. layers.csv has every run, and units on no live path ({dead:.0f} in "
+        "all runs of these methods together).",
         f"Sparsest layer of each: {listed(sentences)}.",
     )
 
@@ -144,7 +147,7 @@ def updates(study: Study, _look: Look) -> Drawing | None:
     ends = []
     for column, words in (
         ("ever_live", "weights that were ever live, %"),
-        ("survival", "grown weights live at the next update, %"),
+        ("survival", "grown and not dropped next, %"),
     ):
         made, axes = panel(3.2, xlabel="training step", ylabel=words)
         for variant, (color, _, line) in style.items():

@@ -130,13 +130,13 @@ def recall_distortion(study: Study, _look: Look) -> Drawing | None:
     handles, sentences = [], []
     for index, (name, arms) in enumerate(families(study, found).items()):
         color, marker = nth(index)
-        points = []
+        points, told = [], ""
         for variant in arms:
             runs = list(found[variant].values())
             alphas = recall.alphas(runs)
             test = recall.neutral(alphas)
             if not isfinite(test.difference):
-                sentences.append(f"{variant} at chance")
+                told = f"{variant} at chance"
                 continue
             accuracy = 100 * float(np.mean([d.accuracy_pruned for d in runs]))
             points.append((live[variant], 1 + test.difference, 1 + test.low, 1 + test.high))
@@ -145,9 +145,8 @@ def recall_distortion(study: Study, _look: Look) -> Drawing | None:
                 [live[variant]] * len(runs), [100 * d.accuracy_pruned for d in runs], ".",
                 color=color, ms=3, alpha=0.5,
             )  # fmt: skip
-            sentences.append(
-                f"{variant} {_words(points[-1][1], test, runs)} at {accuracy:.1f}% accuracy"
-            )
+            told = f"{variant} {_words(points[-1][1], test, runs)} at {accuracy:.1f}% accuracy"
+        sentences.append(told)
         if not points:
             continue
         xs, means, low, high = map(np.asarray, zip(*points, strict=True))
@@ -171,7 +170,7 @@ def recall_distortion(study: Study, _look: Look) -> Drawing | None:
         "every seed, 95 % interval as a band. Small test sets pull alpha towards 0; split halves "
         "do not. Accuracy beside it: alpha of a network that has forgotten much means little. "
         "recalls.csv has every class. " + _undecayed(study, found),
-        "alpha of " + "; ".join(sentences) + ".",
+        "alpha at the lowest density of each: " + "; ".join(sentences) + ".",
     )
 
 

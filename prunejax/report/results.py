@@ -1,6 +1,7 @@
 """What a report shows: the merged tables of a study and what is known of its arms."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -28,6 +29,7 @@ Row = dict[str, str]
 # Settings that make groups of arms where they vary, and how their values are called.
 GROUPED_BY: dict[str, Callable[[Any], str]] = {
     "group": str,
+    "data": str,  # accuracies on other test sets are no difference
     "model": str,
     "optimizer": str,
     "weight_decay": lambda x: f"weight decay {x:g}" if x else "no weight decay",
@@ -152,17 +154,19 @@ class Study:
         directories = {str(self.attribute(v, "group")) for v in self.variants}
         varied = ["group"] if len(directories) > 1 else []
         for name in GROUPED_BY:
-            # What differs from one directory to the next, but not inside, goes without saying.
-            both = {
-                (self.attribute(v, "group"), str(self.attribute(v, name))) for v in self.variants
-            }
-            if len(both) > len(directories):
+            # What differs from one directory to the next, but not inside, goes without saying. An
+            # arm alone is no group to compare in; one with other data compares with none at all.
+            counts = [Counter(str(self.attribute(v, name)) for v in self.variants
+                              if str(self.attribute(v, "group")) == directory)
+                      for directory in directories]  # fmt: skip
+            sizes = [n for count in counts if len(count) > 1 for n in count.values()]
+            if sizes and (name == "data" or min(sizes) > 1):
                 varied.append(name)
-        found: dict[str, list[str]] = {}
+        groups: dict[str, list[str]] = {}
         for variant in self.variants:
             parts = [GROUPED_BY[name](self.attribute(variant, name)) for name in varied]
-            found.setdefault(", ".join(parts), []).append(variant)
-        return found
+            groups.setdefault(", ".join(parts), []).append(variant)
+        return groups
 
     @functools.cached_property
     def baselines(self) -> dict[str, str]:
@@ -174,7 +178,8 @@ class Study:
             if unpruned:
                 found.update(dict.fromkeys(arms, unpruned[0]))
             elif self.baseline in self.variants:
-                found.update(dict.fromkeys(arms, self.baseline))
+                data = self.attribute(self.baseline, "data")
+                found |= {v: self.baseline for v in arms if self.attribute(v, "data") == data}
         return found
 
     @functools.cached_property
@@ -244,6 +249,7 @@ def attributes_of(
             "twin": setting("intervention.twin"),
             "overrides": (config.get("variants") or {}).get(label) or {},
             "settings": settings,
+            "data": setting("data.name"),
             "model": setting("model.name"),
             "optimizer": setting("optimizer.name"),
             "weight_decay": setting("optimizer.weight_decay"),

@@ -76,7 +76,17 @@ def check(
             last = np.zeros(g.units, np.int32)
             last[-1] = FOREVER
             part = [np.asarray(v) for v in compiled(random, none | {g.name: last}, x)]
-            _check_first_reader(module, g, names, whole, part)
+            _check_first_reader(module, g, names, whole, part, _norm(g, groups, variables))
+
+
+def _norm(group: Group, groups: Sequence[Group], variables: Mapping[str, Tree]) -> str:
+    """A norm as wide as `group` that belongs to none: what a model that does not say may mean."""
+    owned = {path for g in groups for path in g.norm}
+    wide = [path.removesuffix("/scale") for path, x in trees.leaves_with_paths(variables["params"])
+            if path.endswith("/scale") and path not in owned
+            and tuple(x.shape) == (group.units,)]  # fmt: skip
+    named = [norm for norm in wide if group.name in norm]
+    return next(iter([*named, *wide, "bn1"]))
 
 
 def _check_first_reader(
@@ -85,6 +95,7 @@ def _check_first_reader(
     names: Sequence[str],
     whole: Sequence[np.ndarray],
     part: Sequence[np.ndarray],
+    norm: str,
 ) -> None:
     """Of the readers whose input the mask changes, the first gets the unit itself: it must be 0."""
     # Exact: the same program, of the same inputs, gives the same bits where nothing changed.
@@ -99,8 +110,8 @@ def _check_first_reader(
         raise ConfigError(
             f"model {type(module).__name__}: with the last unit of layer {group.name!r} masked "
             f"({with_it}), {name!r} still reads {rest:.3g} where the unit was, and not 0; let "
-            f"`prunable` name what follows the layer, e.g. ({group.name!r}, 'bn1'), or put a "
-            "gate behind a skip connection: docs/plugins.md"
+            f"`prunable` name the norm behind the layer, e.g. ({group.name!r}, {norm!r}), take an "
+            "activation that is 0 at 0, or put a gate behind a skip connection: docs/plugins.md"
         )
 
 
