@@ -185,6 +185,8 @@ def measure(
             f"--run={run!r} matches no run of {workdir}; there are: {', '.join(names)}."
             + registry.suggestion(run, names)
         )
+    if output:
+        files.folder(Path(files.expand(output)))  # what cannot be is told before the work
     failures = 0
     measurers: dict[int, measuring.Measurer] = {}
     results = {path: Results(path) for path, *_ in chosen}
@@ -235,7 +237,7 @@ def _restore(argv: Sequence[str]) -> None:
     """Runs the config file of the study again where it declared settings, which are flags, too."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
-    values(argv, known_only=True)  # which others there are is known afterwards
+    command.parsed(values, argv, known_only=True)  # others are known afterwards
     with suppress(ReportError):  # no run directory: `measure` tells it
         for path in tables.find([values.workdir] if values.workdir else []):
             config_file.restore(path)
@@ -271,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = command.arguments(argv)
         _restore(argv)
         define_flags(values)
-        rest = values(argv)[1:]
+        rest = command.parsed(values, argv)
         if rest or values.workdir is None:
             what = f"unexpected argument {rest[0]!r}" if rest else "--workdir is missing"
             raise ValueError(f"{what}; e.g. --workdir=runs/digits --run='none-.*' --names=tic")

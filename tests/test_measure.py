@@ -508,6 +508,11 @@ def test_command_refuses_what_cannot_be(finished, tmp_path, capsys):
     assert "no directory" in told(f"--workdir={tmp_path / 'nowhere'}")
     assert "--workdir is missing" in told()
     assert "eval, train" in told(f"--workdir={finished}", "--batch_norm=off")
+    (file := tmp_path / "file").write_text("")
+    assert command(f"--workdir={finished}", f"--output={file}") == 2
+    said = capsys.readouterr()
+    assert "a file, not a directory" in said.err
+    assert not said.out  # told before anything is measured
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.json").write_text((finished / "config.json").read_text())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prunejax.configs import default
-from prunejax.errors import ConfigError, Interrupted, ReportError
+from prunejax.errors import ConfigError, Interrupted, ReportError, WorkdirError
 from prunejax.report import tables
 from prunejax.study import run as study
 from prunejax.study.devices import host_devices
@@ -354,6 +354,21 @@ def test_finished_shards_are_read_together_and_say_what_they_lost(tmp_path):
     (part / "runs.csv").write_text("".join(lines[:-1]))
     with pytest.raises(ReportError, match=r"1 of the 2 runs of a finished study"):
         tables.load([tmp_path / "run"])
+
+
+@pytest.mark.parametrize("parts", [(2, 1), (2, 3), (1, 2)])
+def test_a_workdir_holds_a_study_once(tmp_path, parts):
+    """Its runs were there twice: trained to the end, and then no page of them could be made."""
+    (path := tmp_path / "run").mkdir()
+    where = {n: path / f"shards/1-of-{n}" if n > 1 else path for n in parts}
+    for folder in where.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    (where[parts[0]] / "config.json").write_text("{}")
+    there = "shard 1/2" if parts[0] == 2 else "the whole study"
+    with pytest.raises(WorkdirError, match=f"run holds {there}, and its runs would be there twice"):
+        go(tiny(a={}), path, shard_of=(1, parts[1]))
+    files = [file for file in path.rglob("*") if file.is_file()]
+    assert files == [where[parts[0]] / "config.json"]
 
 
 def test_a_shard_without_runs_is_finished_at_once(tmp_path):

@@ -22,7 +22,7 @@ from prunejax.errors import (
 )
 from prunejax.system import signals
 from prunejax.system.files import expand
-from prunejax.system.readable import meant, of_config
+from prunejax.system.readable import meant, of_config, readable
 
 BAD_REQUEST, FAILURE, REQUEUE = 2, 1, signals.INTERRUPTED
 # A path that cannot be used as it was asked for; any other OSError is a failure.
@@ -30,6 +30,8 @@ _OF_PATHS = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL),
 }
+
+_PLACES = ("workdir", "output")  # flags that name one
 
 
 def tell(error: object, code: int) -> int:
@@ -101,19 +103,33 @@ def arguments(argv: Sequence[str]) -> list[str]:
     """Arguments with "~" expanded where the value of a flag of ours begins with it.
 
     Raises:
-      ConfigError: an argument holds a NUL or is not UTF-8, or there is no such user.
+      ConfigError: an argument holds a NUL or is not UTF-8, there is no such user, or a place has
+        no name (`--output=$OUT` where that is not set): it is not the current directory.
     """
     words = []
     for word in argv:
         if "\0" in word or re.search("[\ud800-\udfff]", word):
             raise ConfigError(f"argument {word!r}: no NUL and nothing but UTF-8 in arguments")
         name, equals, value = word.partition("=")
-        if name.lstrip("-") in ("config", "workdir", "output", "config.data.data_dir") and (
-            value.startswith("~")
-        ):
+        flag = name.lstrip("-")
+        if equals and not value and flag in _PLACES:
+            raise ConfigError(f"{name} is missing: nothing stands behind {word}")
+        if value.startswith("~") and flag in (*_PLACES, "config", "config.data.data_dir"):
             try:
                 word = name + equals + expand(value)
             except ValueError as error:
                 raise ConfigError(f"{name}: {error}") from None
         words.append(word)
     return words
+
+
+def parsed(values: flags.FlagValues, argv: Sequence[str], known_only: bool = False) -> list[str]:
+    """Reads flags; returns the arguments that are none.
+
+    Raises:
+      ConfigError: absl, whose errors are of several kinds, takes a flag or its value for wrong.
+    """
+    try:
+        return list(values(argv, known_only=known_only)[1:])
+    except (flags.Error, ValueError) as error:
+        raise ConfigError(readable(error, argv)) from None

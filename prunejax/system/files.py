@@ -149,6 +149,21 @@ def plain_name(text: str) -> str:
     return re.sub(r"^\.|[^\w.+=-]", "_", text) or "_"
 
 
+def target(output: str | os.PathLike[str]) -> Path:
+    """The file that a command is to write, judged before its work.
+
+    Raises:
+      ConfigError: it is a directory, or there is none to write it into.
+      ValueError: there is no such user (a path that begins with "~").
+    """
+    path = Path(expand(output))
+    if path.is_dir():
+        raise ConfigError(f"--output={path}: a directory; name a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--output={path}: there is no folder {path.parent}")
+    return path
+
+
 def folder(path: Path) -> None:
     """Makes a directory and those above it.
 
