@@ -16,6 +16,7 @@ if __name__ == "__main__":  # what follows takes seconds to load
 
 import csv
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -90,10 +91,11 @@ class Results:
         if self._state() == self._read:
             return
         file = self.path / TABLE
-        with file.open(newline="") if file.exists() else io.StringIO() as text:
-            reader = csv.DictReader(text)
-            self._rows = {row["run"]: dict(row) for row in reader}
-            self._names = list(reader.fieldnames or ())
+        if file.exists():  # without the start of a row that never became whole
+            os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+        rows = tables.read_csv(file)
+        self._rows = {row["run"]: dict(row) for row in rows}
+        self._names = list(rows[0]) if rows else []
         self._read = self._state()
 
     def _state(self) -> tuple[int, ...] | None:

@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,11 @@ from jax.flatten_util import ravel_pytree
 from prunejax import data, measure, models
 from prunejax.configs import default
 from prunejax.curvature import splits
-from prunejax.errors import ConfigError, Interrupted, WorkdirError
+from prunejax.errors import ConfigError, Interrupted, ReportError, WorkdirError
 from prunejax.measures import suite
-from prunejax.measures.columns import number
+from prunejax.measures.columns import CONTEXT, number
 from prunejax.record.checkpoint import Checkpoints
-from prunejax.report import tables
+from prunejax.report import remeasured, tables
 from prunejax.study import run as study
 from prunejax.study.loop import measuring
 from prunejax.study.planning import plan
@@ -462,6 +463,50 @@ def test_command_on_other_examples_reaches_the_report(finished, capsys):
     summary = json.loads((finished / "summary.json").read_text())
     mean = summary["variants"]["none"]["columns"][name]["mean"]
     assert mean == pytest.approx(float(found["none-0"][name]))
+
+
+def test_a_row_that_was_never_whole_is_not_gone_on_with(tmp_path):
+    """The next row was glued to it: no page could be made of the study any more."""
+    results, arrays = measure.Results(tmp_path), dict.fromkeys(CONTEXT, np.array(1))
+    (tmp_path / "measures").mkdir()
+
+    def add(run):
+        member = SimpleNamespace(run=run, variant="a", seed=run[-1])
+        results.add(member, {"tic": 2.0}, {**arrays, "tic": np.array(2.0)})
+
+    add("a-0")
+    whole = (tmp_path / "measures.csv").read_bytes()
+    (tmp_path / "measures.csv").write_bytes(whole + b"a-1,a,1,1")
+    add("a-1")
+    assert (tmp_path / "measures.csv").read_bytes() == whole + whole.splitlines(True)[1].replace(
+        b"a-0,a,0", b"a-1,a,1"
+    )
+    (tmp_path / "measures.csv").write_bytes(b"tic\n3\n")
+    with pytest.raises(ReportError, match=r"measures\.csv has no column run"):
+        add("a-2")
+
+
+def test_pages_say_where_runs_were_measured_on_other_examples():
+    config = {"measures": {"split": "test", "batch_norm": "eval", "examples": 40}}
+    runs = [{"run": name, "tic": "1", "sharpness": ""} for name in ("a-0", "a-1", "b-0")]
+    row = {"run": "a-1", "split": "test", "batch_norm": "eval", "live_dim": "9"}
+
+    def notes(config, **changes):
+        found = {}
+        remeasured.taken(found, config, runs, [row | changes])
+        return remeasured.notes(found)
+
+    (note,) = notes(config, examples="8", tic="2", tic_stderr="1")
+    assert note == (
+        "Taken on other examples in some runs than in others: tic. Examples: 40 of test, BatchNorm "
+        "as in eval (2 runs: a-0, b-0); 8 of test, BatchNorm as in eval (1 runs: a-1)."
+    )
+    assert notes(config, examples="40", tic="2") == []  # on the study's own
+    assert notes(config, examples="8", sharpness="2") == []  # what no other run has
+    assert notes(config, examples="8", tic="") == []  # it could not be taken
+    config["measures"]["examples"] = 0  # all, however many that is
+    assert notes(config, examples="90", tic="2") == []
+    assert notes(config, examples="90", tic="2", split="train") != []
 
 
 def test_command_puts_the_report_elsewhere(finished, tmp_path, capsys):
