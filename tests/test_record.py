@@ -121,6 +121,21 @@ def test_the_same_config_continues_and_another_is_refused_with_the_difference(tm
         make(tmp_path, other, ignore=["model", "epoch", "new"])
 
 
+def test_another_config_that_began_since_it_was_looked_is_refused(tmp_path, monkeypatch):
+    """Between the look and the lock a study may begin and be killed; it was gone on with."""
+    acquire = files.acquire
+
+    def late(path):
+        monkeypatch.undo()
+        make(tmp_path).close()
+        return acquire(path)
+
+    monkeypatch.setattr(files, "acquire", late)
+    with pytest.raises(WorkdirError, match="epochs: 3 -> 4"):
+        make(tmp_path, {**CONFIG, "epochs": 4})
+    make(tmp_path).close()  # the lock is free, and the config the first one's
+
+
 def test_a_new_environment_is_added_not_lost(tmp_path):
     make(tmp_path).close()
     for _ in range(2):

@@ -85,6 +85,8 @@ class RunDirectory:
             raise WorkdirError(f"cannot use workdir {path}: {why}") from error
         directory = cls(path, tables, lock)
         try:
+            # Again, for another process may have begun, and ended, since it was looked at.
+            check(path, config, tables, ignore)
             if directory.finished:
                 directory._inspect()
             else:
