@@ -179,7 +179,7 @@ def measure(
     jobs = []
     for path in tables.find([workdir]):
         batches, settings = read_study(path, changes or {})
-        jobs += [(path, settings, *entry) for entry in final_states(path, batches)]
+        jobs += [(path, settings, *entry) for entry in final_states(path, batches, wanted)]
     chosen = [job for job in jobs if wanted.fullmatch(job[3].run)]
     if not chosen:
         names = [job[3].run for job in jobs]

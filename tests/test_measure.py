@@ -573,9 +573,10 @@ def test_command_tells_damaged_states(finished, tmp_path, capsys):
     assert command(f"--workdir={copy}") == 2
     assert "no final states" in capsys.readouterr().err
     folder = copy / "checkpoints" / "final-0"
-    import shutil
-
     shutil.copytree(finished / "checkpoints" / "final-0", folder)
+    assert command(f"--workdir={copy}") == 2  # of the others there is none
+    assert "no final states (checkpoints/final-*) of " in capsys.readouterr().err
+    shutil.copytree(finished / "checkpoints", copy / "checkpoints", dirs_exist_ok=True)
     victim = next(p for p in (folder / "1" / "states").rglob("*") if p.is_file())
     victim.write_bytes(b"damaged")
     assert command(f"--workdir={copy}") == 1

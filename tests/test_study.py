@@ -1,6 +1,7 @@
 """Studies end to end: records, reproducibility, resume, twins, compilation counts."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted, ReportError, WorkdirError
 from prunejax.report import tables
+from prunejax.study import final
 from prunejax.study import run as study
 from prunejax.study.devices import host_devices
 from prunejax.study.planning import attributes, plan
@@ -347,6 +349,8 @@ def test_finished_shards_are_read_together_and_say_what_they_lost(tmp_path):
     assert sorted(row["run"] for row in whole.runs) == ["a-0", "a-1", "b-0", "b-1"]
     assert not whole.unfinished
     assert whole.missing_shards == []
+    empty = tmp_path / "run" / "shards" / "3-of-3"
+    assert rows(empty, "runs") == final.states(empty, [], re.compile(".*")) == []
     part = tmp_path / "run" / "shards" / "2-of-3"
     assert {row["run"] for row in rows(part, "runs")} == {"a-1", "b-1"}
     assert go(tiny(a={}, b={"start": {"run": "a"}}), tmp_path / "run", shard_of=(2, 3)).rebuilt

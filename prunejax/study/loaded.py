@@ -182,8 +182,8 @@ class Loaded:
         self._check(run)
         if run not in self._finals:
             raise ConfigError(
-                f"run {run!r} has no final state: it stopped early; those that have one: "
-                + ", ".join(self._finals)
+                f"run {run!r} has no final state: it stopped early, or checkpoints/ is not whole; "
+                "those that have one: " + ", ".join(self._finals)
             )
         batch, _, state = self._finals[run]
         return batch, state()
