@@ -1,7 +1,6 @@
 """What the commands share: one table of errors and exit codes, and how arguments are read."""
 
 import atexit
-import errno
 import functools
 import gc
 import os
@@ -20,16 +19,10 @@ from prunejax.errors import (
     UnreadableError,
     WorkdirError,
 )
-from prunejax.system import signals
-from prunejax.system.files import expand
+from prunejax.system import files, signals
 from prunejax.system.readable import meant, of_config, readable
 
 BAD_REQUEST, FAILURE, REQUEUE = 2, 1, signals.INTERRUPTED
-# A path that cannot be used as it was asked for; any other OSError is a failure.
-_OF_PATHS = {
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL),
-}
 
 _PLACES = ("workdir", "output")  # flags that name one
 
@@ -56,7 +49,7 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
         where = (
             f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         )
-        code = BAD_REQUEST if error.errno in _OF_PATHS else FAILURE
+        code = BAD_REQUEST if error.errno in files.OF_PATHS else FAILURE
         return f"{where}{error.strerror or error}", code
     platform = os.environ.get("JAX_PLATFORMS")
     # JAX asserts, without a word, where a platform's plugin is not installed.
@@ -116,7 +109,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
             raise ConfigError(f"{name} is missing: nothing stands behind {word}")
         if value.startswith("~") and flag in (*_PLACES, "config", "config.data.data_dir"):
             try:
-                word = name + equals + expand(value)
+                word = name + equals + files.expand(value)
             except ValueError as error:
                 raise ConfigError(f"{name}: {error}") from None
         words.append(word)

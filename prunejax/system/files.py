@@ -18,6 +18,12 @@ from typing import IO, Any
 
 from prunejax.errors import ConfigError, RecordError, WorkdirError
 
+# A path that cannot be used as it was asked for; any other OSError is a failure.
+OF_PATHS = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL),
+}
+
 
 def expand(path: str | os.PathLike[str]) -> str:
     """A path with a leading `~` or `~user` as the home directory it stands for.
