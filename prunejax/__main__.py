@@ -15,6 +15,7 @@
 0 done, 2 bad request, 1 failure, 75 interrupted with everything saved.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -83,9 +84,11 @@ def _export(argv: Sequence[str]) -> int:
 
     flags = {"--shrink", "--fold"} & set(argv)
     words = [word for word in argv if word not in flags]
-    given = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
+    found = [re.fullmatch("--?([a-z]+)=(.*)", word, re.DOTALL) for word in words]
+    given = {match[1]: match[2] for match in found if match}
     of = "ticket" if "ticket" in given else "run"
-    if set(given) != {of, "workdir", "output"} or len(given) != len(words):
+    whole = of == "run" or not flags  # nothing is left out of a ticket
+    if set(given) != {of, "workdir", "output"} or len(given) != len(words) or not whole:
         raise ConfigError(
             "prunejax export needs --workdir=DIR --output=FILE, and --run=RUN (a network; with "
             "--shrink without its dead units, with --fold without BatchNorm) or --ticket=RUN "
@@ -103,8 +106,9 @@ def _export(argv: Sequence[str]) -> int:
         return 0
     told = ticket_file.export(given["workdir"], given["ticket"], given["output"])
     total = sum(told["size"].values())
+    kind = "filters" if told["granularity"] == "filter" else "weights"
     signals.tell(
-        f"{given['output']}: {told['live_total']:,} of {total:,} weights live, level "
+        f"{given['output']}: {told['live_total']:,} of {total:,} {kind} live, level "
         f"{told['level']} of {told['run']}, start state {told['rewound_to']}",
         sys.stdout,
     )
@@ -139,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in _WITHOUT_FLAGS and {"--help", "-h"} & set(rest):
             signals.tell(__doc__ or "", sys.stdout)
             return 0
-        return COMMANDS[name](rest)
+        return COMMANDS[name](command.arguments(rest))
     except Exception as error:
         return command.end(error)
 

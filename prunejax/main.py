@@ -5,6 +5,7 @@ SIGINT, SIGUSR1 or SIGHUP (unless ignored, as under nohup) with what was trained
 command continues.
 """
 
+import math
 import os
 import shlex
 import sys
@@ -55,6 +56,8 @@ def _shard(text: str) -> tuple[int, int]:
         index, count = (int(part) for part in text.split("/"))
     except ValueError:
         raise ValueError(f"--shard={text!r} must look like 2/8 (the second of eight)") from None
+    if not 1 <= index <= count:  # here, too: a plan asks for no shard
+        raise ValueError(f"--shard={text}: write i/n with i from 1 to n")
     return index, count
 
 
@@ -79,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not values[name].present or (name == "workdir" and not values.workdir):
                 raise ValueError(f"--{name} is missing; see the README for a first command")
         shard = _shard(values.shard)
+        if not math.isfinite(values.connect_seconds):
+            raise ValueError("--connect_seconds must be a finite number")
         config = _loaded(values, handle)
         overrides.apply(config, of_variants)
         sweep.apply(config, sweeps)

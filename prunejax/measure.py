@@ -16,6 +16,7 @@ if __name__ == "__main__":  # what follows takes seconds to load
 
 import csv
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -90,10 +91,11 @@ class Results:
         if self._state() == self._read:
             return
         file = self.path / TABLE
-        with file.open(newline="") if file.exists() else io.StringIO() as text:
-            reader = csv.DictReader(text)
-            self._rows = {row["run"]: dict(row) for row in reader}
-            self._names = list(reader.fieldnames or ())
+        if file.exists():  # without the start of a row that never became whole
+            os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+        rows = tables.read_csv(file)
+        self._rows = {row["run"]: dict(row) for row in rows}
+        self._names = list(rows[0]) if rows else []
         self._read = self._state()
 
     def _state(self) -> tuple[int, ...] | None:
@@ -177,7 +179,7 @@ def measure(
     jobs = []
     for path in tables.find([workdir]):
         batches, settings = read_study(path, changes or {})
-        jobs += [(path, settings, *entry) for entry in final_states(path, batches)]
+        jobs += [(path, settings, *entry) for entry in final_states(path, batches, wanted)]
     chosen = [job for job in jobs if wanted.fullmatch(job[3].run)]
     if not chosen:
         names = [job[3].run for job in jobs]
@@ -185,6 +187,8 @@ def measure(
             f"--run={run!r} matches no run of {workdir}; there are: {', '.join(names)}."
             + registry.suggestion(run, names)
         )
+    if output:
+        files.folder(Path(files.expand(output)))  # what cannot be is told before the work
     failures = 0
     measurers: dict[int, measuring.Measurer] = {}
     results = {path: Results(path) for path, *_ in chosen}
@@ -235,7 +239,7 @@ def _restore(argv: Sequence[str]) -> None:
     """Runs the config file of the study again where it declared settings, which are flags, too."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
-    values(argv, known_only=True)  # which others there are is known afterwards
+    command.parsed(values, argv, known_only=True)  # others are known afterwards
     with suppress(ReportError):  # no run directory: `measure` tells it
         for path in tables.find([values.workdir] if values.workdir else []):
             config_file.restore(path)
@@ -271,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = command.arguments(argv)
         _restore(argv)
         define_flags(values)
-        rest = values(argv)[1:]
+        rest = command.parsed(values, argv)
         if rest or values.workdir is None:
             what = f"unexpected argument {rest[0]!r}" if rest else "--workdir is missing"
             raise ValueError(f"{what}; e.g. --workdir=runs/digits --run='none-.*' --names=tic")

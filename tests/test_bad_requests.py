@@ -110,7 +110,11 @@ def test_what_is_no_file_or_no_directory(command, tmp_path):
     assert broken.partition(": ")[2] in command(DIGITS, workdir=link)[1]
     assert broken in command(DIGITS, workdir=link / "run")[1]
     assert taken in command(DIGITS, workdir=file / "run")[1]
-    assert "--shard=-1/-1: write i/n" in command(DIGITS, "--shard=-1/-1")[1]
+    for shard in ("-1/-1", "0/2", "3/2"):
+        for words in ((), ("--plan",)):  # which trains no shard, and tells of one all the same
+            assert f"--shard={shard}: write i/n" in command(DIGITS, f"--shard={shard}", *words)[1]
+    for seconds in ("nan", "inf"):
+        assert "must be a finite" in command(DIGITS, f"--connect_seconds={seconds}")[1]
 
 
 def test_a_config_without_an_argument_is_given_none(command, tmp_path):
@@ -426,6 +430,19 @@ def test_variants_of_any_label_are_overridden():
     assert config.variants["L-large"].prune.period == 7
     assert config.variants["a=1"].prune.fraction == (0.5,)
     assert config.variants["a=1"].optimizer.nesterov is True
+
+
+def test_overrides_of_variants_in_two_words():
+    """As of all flags: `--config.epochs 3` is `--config.epochs=3`."""
+    words = ["--config.variants.a.epochs", "3", "--config.variants.a.optimizer.nesterov", "--quiet"]
+    rest, found = overrides.split([*words, "--config.variants.b=1.epochs=4"])
+    assert rest == ["--quiet"]
+    assert found == ["a.epochs=3", "a.optimizer.nesterov=true", "b=1.epochs=4"]
+    for word, message in (("a.epochs", "Missing value"), ("a.epoch", "unknown config field")):
+        with pytest.raises(ConfigError, match=message):
+            overrides.split([f"--config.variants.{word}"])
+    with pytest.raises(ConfigError, match="name a field inside of 'a'"):
+        overrides.apply(tiny(a={}), ["a=3"])
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", '"x"', "{", "\xff"])

@@ -66,6 +66,18 @@ def test_show_of_other_contents(tmp_path, capsys):
         (["show", "/nowhere/at/all"], "is no run directory"),
         (["run", "--config=prunejax:digit", "--workdir=x"], "no such study comes with prunejax"),
         (["report"], "DIR"),
+        (["report", "x", "--output="], "--output is missing"),
+        (["show", "a\0b"], "no NUL"),
+        (["export", "--workdir=x", "--run=a-0", "--output=x\0.npz"], "no NUL"),
+        (["export", "--workdir=x", "--run=a-0", "--output="], "--output is missing"),
+        (["export", "workdir=x", "run=a-0", "output=x.npz"], "prunejax export needs"),
+        (["export", "--workdir=x", "--ticket=a-0", "--output=x.npz", "--shrink"], "export needs"),
+        (["export", "--workdir=x", "--ticket=a-0", "--output=/"], "--output=/: a directory"),
+        (["export", "--workdir=x", "--run=a-0", "--output=/"], "--output=/: a directory"),
+        (["export", "--workdir=x", "--ticket=a-0", "--output=/no/x.npz"], "there is no folder /no"),
+        (["measure", "--workdir=x", "--nolive_only=3"], "--nolive_only=3 does not take"),
+        (["measure", "--flagfile=/dev/zero/x"], "Unable to open flagfile"),
+        (["measure", "--workdir="], "--workdir is missing"),
     ],
 )
 def test_bad_requests_are_one_line_and_code_2(words, message, capsys):

@@ -6,6 +6,7 @@ By counts of work, of the same thing at one size and at four times that.
 import dataclasses
 import itertools
 import json
+import re
 import sys
 import types
 import weakref
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from prunejax import interventions, measure
+from prunejax.errors import ConfigError
 from prunejax.measures import columns as columns_lib
 from prunejax.record import directory as directory_lib
 from prunejax.record import scalars, sinks
@@ -467,6 +469,12 @@ def test_one_stack_of_final_states_is_in_memory_at_a_time(tmp_path, monkeypatch)
         assert member.run == runs[k]
         assert int(state()["x"][0]) == k // 2 * 2  # type: ignore[index, call-overload]
     assert len(read) == 3
+    (tmp_path / "checkpoints/final-2/1/facts.json").unlink()
+    (tmp_path / "checkpoints/final-2/1").rmdir()
+    for wanted in ("a-[0-3]", "b.*"):  # nothing is lost of these
+        assert len(final.states(tmp_path, [batch], re.compile(wanted))) == 4  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"no final states \(checkpoints/final-\*\) of a-4, a-5:"):
+        final.states(tmp_path, [batch], re.compile(".*"))  # type: ignore[list-item]
 
 
 def test_a_tracker_is_given_what_is_new(tmp_path, monkeypatch):

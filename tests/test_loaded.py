@@ -97,6 +97,22 @@ def test_networks_are_those_that_were_trained(path):
     np.testing.assert_allclose(small.apply(variables, x, train=False), outputs, atol=1e-5)
 
 
+def test_runs_have_what_was_measured_later_and_keep_what_was_not(tmp_path):
+    """An empty cell of measures.csv, of a run that was not measured so, took a number's place."""
+    (tmp_path / "config.json").write_text("{}")
+    rows = [f"{arm}-0,{arm},0,done,1,0,{i + 1}\n" for i, arm in enumerate("abc")]
+    head = "run,variant,seed,status,mean_stability,events,tic\n"
+    (tmp_path / "runs.csv").write_text(head + "".join(rows))
+    (tmp_path / "measures.csv").write_text(
+        "run,split,examples,tic,sharpness\na-0,test,8,,4\nb-0,test,8,5,\n"
+    )
+    found = prunejax.load(tmp_path).columns("runs", settings=False)
+    assert found["tic"].tolist() == [1, 5, 3]
+    assert found["sharpness"][0] == 4
+    assert np.isnan(found["sharpness"][1:]).all()
+    assert found["split"].tolist() == ["test", "test", ""]
+
+
 def test_what_is_not_there(path, tmp_path):
     found = prunejax.load(path)
     with pytest.raises(ConfigError, match=r"no table 'epoch' .*there are: .*Did you mean 'epochs'"):

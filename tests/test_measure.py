@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,11 @@ from jax.flatten_util import ravel_pytree
 from prunejax import data, measure, models
 from prunejax.configs import default
 from prunejax.curvature import splits
-from prunejax.errors import ConfigError, Interrupted, WorkdirError
+from prunejax.errors import ConfigError, Interrupted, ReportError, WorkdirError
 from prunejax.measures import suite
-from prunejax.measures.columns import number
+from prunejax.measures.columns import CONTEXT, number
 from prunejax.record.checkpoint import Checkpoints
-from prunejax.report import tables
+from prunejax.report import remeasured, tables
 from prunejax.study import run as study
 from prunejax.study.loop import measuring
 from prunejax.study.planning import plan
@@ -464,6 +465,50 @@ def test_command_on_other_examples_reaches_the_report(finished, capsys):
     assert mean == pytest.approx(float(found["none-0"][name]))
 
 
+def test_a_row_that_was_never_whole_is_not_gone_on_with(tmp_path):
+    """The next row was glued to it: no page could be made of the study any more."""
+    results, arrays = measure.Results(tmp_path), dict.fromkeys(CONTEXT, np.array(1))
+    (tmp_path / "measures").mkdir()
+
+    def add(run):
+        member = SimpleNamespace(run=run, variant="a", seed=run[-1])
+        results.add(member, {"tic": 2.0}, {**arrays, "tic": np.array(2.0)})
+
+    add("a-0")
+    whole = (tmp_path / "measures.csv").read_bytes()
+    (tmp_path / "measures.csv").write_bytes(whole + b"a-1,a,1,1")
+    add("a-1")
+    assert (tmp_path / "measures.csv").read_bytes() == whole + whole.splitlines(True)[1].replace(
+        b"a-0,a,0", b"a-1,a,1"
+    )
+    (tmp_path / "measures.csv").write_bytes(b"tic\n3\n")
+    with pytest.raises(ReportError, match=r"measures\.csv has no column run"):
+        add("a-2")
+
+
+def test_pages_say_where_runs_were_measured_on_other_examples():
+    config = {"measures": {"split": "test", "batch_norm": "eval", "examples": 40}}
+    runs = [{"run": name, "tic": "1", "sharpness": ""} for name in ("a-0", "a-1", "b-0")]
+    row = {"run": "a-1", "split": "test", "batch_norm": "eval", "live_dim": "9"}
+
+    def notes(config, **changes):
+        found = {}
+        remeasured.taken(found, config, runs, [row | changes])
+        return remeasured.notes(found)
+
+    (note,) = notes(config, examples="8", tic="2", tic_stderr="1")
+    assert note == (
+        "Taken on other examples in some runs than in others: tic. Examples: 40 of test, BatchNorm "
+        "as in eval (2 runs: a-0, b-0); 8 of test, BatchNorm as in eval (1 runs: a-1)."
+    )
+    assert notes(config, examples="40", tic="2") == []  # on the study's own
+    assert notes(config, examples="8", sharpness="2") == []  # what no other run has
+    assert notes(config, examples="8", tic="") == []  # it could not be taken
+    config["measures"]["examples"] = 0  # all, however many that is
+    assert notes(config, examples="90", tic="2") == []
+    assert notes(config, examples="90", tic="2", split="train") != []
+
+
 def test_command_puts_the_report_elsewhere(finished, tmp_path, capsys):
     page = (finished / "report.html").read_bytes()
     there = tmp_path / "new" / "place"
@@ -508,6 +553,11 @@ def test_command_refuses_what_cannot_be(finished, tmp_path, capsys):
     assert "no directory" in told(f"--workdir={tmp_path / 'nowhere'}")
     assert "--workdir is missing" in told()
     assert "eval, train" in told(f"--workdir={finished}", "--batch_norm=off")
+    (file := tmp_path / "file").write_text("")
+    assert command(f"--workdir={finished}", f"--output={file}") == 2
+    said = capsys.readouterr()
+    assert "a file, not a directory" in said.err
+    assert not said.out  # told before anything is measured
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.json").write_text((finished / "config.json").read_text())
@@ -523,9 +573,10 @@ def test_command_tells_damaged_states(finished, tmp_path, capsys):
     assert command(f"--workdir={copy}") == 2
     assert "no final states" in capsys.readouterr().err
     folder = copy / "checkpoints" / "final-0"
-    import shutil
-
     shutil.copytree(finished / "checkpoints" / "final-0", folder)
+    assert command(f"--workdir={copy}") == 2  # of the others there is none
+    assert "no final states (checkpoints/final-*) of " in capsys.readouterr().err
+    shutil.copytree(finished / "checkpoints", copy / "checkpoints", dirs_exist_ok=True)
     victim = next(p for p in (folder / "1" / "states").rglob("*") if p.is_file())
     victim.write_bytes(b"damaged")
     assert command(f"--workdir={copy}") == 1

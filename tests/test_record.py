@@ -15,7 +15,7 @@ from prunejax.errors import RecordError, WorkdirError
 from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.progress import Progress, duration, standing, whose
 from prunejax.record.run_directory import RunDirectory
-from prunejax.system import files
+from prunejax.system import command, files
 
 CONFIG = {"epochs": 3, "model": {"name": "mlp", "widths": (8, 8)}, "prune": {"start": [1]}}
 TABLES = {"epochs": EPOCHS, "events": EVENTS, "runs": (*RUNS, "hessian_trace")}
@@ -119,6 +119,36 @@ def test_the_same_config_continues_and_another_is_refused_with_the_difference(tm
     make(tmp_path, {**CONFIG, "model": {"name": "x", "widths": (8, 8)}}, ignore=["model"]).close()
     with pytest.raises(WorkdirError, match="epochs"):
         make(tmp_path, other, ignore=["model", "epoch", "new"])
+
+
+def test_another_config_that_began_since_it_was_looked_is_refused(tmp_path, monkeypatch):
+    """Between the look and the lock a study may begin and be killed; it was gone on with."""
+    acquire = files.acquire
+
+    def late(path):
+        monkeypatch.undo()
+        make(tmp_path).close()
+        return acquire(path)
+
+    monkeypatch.setattr(files, "acquire", late)
+    with pytest.raises(WorkdirError, match="epochs: 3 -> 4"):
+        make(tmp_path, {**CONFIG, "epochs": 4})
+    make(tmp_path).close()  # the lock is free, and the config the first one's
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES])
+def test_a_full_disk_is_no_bad_request(tmp_path, monkeypatch, number):
+    def full(path):
+        raise OSError(number, "no", str(path))
+
+    monkeypatch.setattr(files, "acquire", full)
+    kind, code = (WorkdirError, 2) if number == errno.EACCES else (RecordError, 1)
+    with pytest.raises(kind, match=r"cannot use workdir .*\.lock: no") as error:
+        make(tmp_path)
+    assert command.outcome(error.value) == (
+        error.value.strerror if code == 1 else str(error.value),
+        code,
+    )
 
 
 def test_a_new_environment_is_added_not_lost(tmp_path):

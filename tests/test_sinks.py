@@ -74,6 +74,25 @@ def test_each_run_is_sent_once_with_its_numbers(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "a" / sinks.FILE).read_text()) == {"mine": ["none-0", "S-1-1"]}
 
 
+def test_events_of_one_step_and_tables_of_ends(tmp_path, monkeypatch):
+    """Of rounds before training the first alone was sent, and costs stood at step 0."""
+    found = []
+    monkeypatch.setitem(sinks.SINKS, "mine", found.append)
+    path = write(tmp_path / "a", ["none-0"])
+    rounds = [("a", 0.1), ("b", 0.1), ("a", 0.1), ("b", 0.1), ("a", 0.3)]  # two are equal
+    head = "run,variant,seed,epoch,step,layer,instability,targeted\n"
+    lines = [f"none-0,none,0,-1,0,{layer},{fell},{i}\n" for i, (layer, fell) in enumerate(rounds)]
+    (path / "events.csv").write_text(head + "".join(lines))
+    (path / "costs.csv").write_text("run,variant,seed,layer,density\nnone-0,none,0,a,0.5\n")
+    sinks.send(path, ["mine"])
+    rows = found[0].scalars
+    shared = [values["prune/instability"] for _, values in rows if "prune/instability" in values]
+    assert shared == [0.1, 0.1, 0.3]
+    targeted = [v for _, values in rows for tag, v in values.items() if tag.endswith("targeted")]
+    assert targeted == [0, 1, 2, 3, 4]
+    assert [step for step, values in rows if "cost/a/density" in values] == [20]
+
+
 def test_a_tracker_that_fails_is_told_once_and_tried_by_the_next_start(tmp_path, monkeypatch):
     told = []
     monkeypatch.setitem(sinks.SINKS, "mine", lambda run: 1 / 0)

@@ -1,14 +1,16 @@
 """Studies end to end: records, reproducibility, resume, twins, compilation counts."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from prunejax.configs import default
-from prunejax.errors import ConfigError, Interrupted, ReportError
+from prunejax.errors import ConfigError, Interrupted, ReportError, WorkdirError
 from prunejax.report import tables
+from prunejax.study import final
 from prunejax.study import run as study
 from prunejax.study.devices import host_devices
 from prunejax.study.planning import attributes, plan
@@ -347,6 +349,8 @@ def test_finished_shards_are_read_together_and_say_what_they_lost(tmp_path):
     assert sorted(row["run"] for row in whole.runs) == ["a-0", "a-1", "b-0", "b-1"]
     assert not whole.unfinished
     assert whole.missing_shards == []
+    empty = tmp_path / "run" / "shards" / "3-of-3"
+    assert rows(empty, "runs") == final.states(empty, [], re.compile(".*")) == []
     part = tmp_path / "run" / "shards" / "2-of-3"
     assert {row["run"] for row in rows(part, "runs")} == {"a-1", "b-1"}
     assert go(tiny(a={}, b={"start": {"run": "a"}}), tmp_path / "run", shard_of=(2, 3)).rebuilt
@@ -354,6 +358,21 @@ def test_finished_shards_are_read_together_and_say_what_they_lost(tmp_path):
     (part / "runs.csv").write_text("".join(lines[:-1]))
     with pytest.raises(ReportError, match=r"1 of the 2 runs of a finished study"):
         tables.load([tmp_path / "run"])
+
+
+@pytest.mark.parametrize("parts", [(2, 1), (2, 3), (1, 2)])
+def test_a_workdir_holds_a_study_once(tmp_path, parts):
+    """Its runs were there twice: trained to the end, and then no page of them could be made."""
+    (path := tmp_path / "run").mkdir()
+    where = {n: path / f"shards/1-of-{n}" if n > 1 else path for n in parts}
+    for folder in where.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    (where[parts[0]] / "config.json").write_text("{}")
+    there = "shard 1/2" if parts[0] == 2 else "the whole study"
+    with pytest.raises(WorkdirError, match=f"run holds {there}, and its runs would be there twice"):
+        go(tiny(a={}), path, shard_of=(1, parts[1]))
+    files = [file for file in path.rglob("*") if file.is_file()]
+    assert files == [where[parts[0]] / "config.json"]
 
 
 def test_a_shard_without_runs_is_finished_at_once(tmp_path):

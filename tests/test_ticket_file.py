@@ -86,6 +86,18 @@ def test_the_file_has_masks_start_state_and_where_they_come_from(study, ticket):
     assert told["config_sha256"] == hashlib.sha256(content).hexdigest()
 
 
+def test_tickets_of_a_study_in_shards(study, ticket, tmp_path, capsys):
+    (shards := tmp_path / "shards").mkdir()
+    for index in (1, 2):  # the second has the run
+        shutil.copytree(study, shards / f"{index}-of-2", symlinks=True)
+    (shards / "1-of-2" / "states" / "ticket2-0@end.npz").unlink()
+    output = tmp_path / "ticket.npz"
+    words = ["--ticket=ticket2-0", f"--workdir={tmp_path}", f"--output={output}"]
+    assert command.main(["export", *words]) == 0
+    assert "weights live" in capsys.readouterr().out
+    assert output.read_bytes() == ticket.with_name("ticket-0.npz").read_bytes()
+
+
 def test_what_the_whole_study_sets_counts_as_what_an_arm_sets(study, ticket, tmp_path):
     """The same config, `rewind_run` and `run` of arms moved to the base."""
     copy = tmp_path / "run"
@@ -203,7 +215,8 @@ def test_what_is_not_there_is_told_in_a_line(study, tmp_path, capsys):
     for words, message in (
         (["--ticket=nobody-0", *go_on], "no such run"),
         (["--ticket=ticket2-7", *go_on], "was not kept"),
-        (["--ticket=ticket2-0", "--workdir=/nowhere", go_on[1]], "no run directory"),
+        (["--ticket=ticket2-0", "--workdir=/nowhere", go_on[1]], "no directory"),
+        (["--ticket=ticket2-0", f"--workdir={tmp_path}", go_on[1]], "no run directory"),
         (["--ticket=ticket2-0"], "or --ticket=RUN"),
     ):
         assert command.main(["export", *words]) == 2

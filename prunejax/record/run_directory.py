@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from prunejax.errors import WorkdirError
+from prunejax.errors import RecordError, WorkdirError
 from prunejax.record import ledger
 from prunejax.record.tensorboard_view import TensorBoardView
 from prunejax.record.workdir import check
@@ -61,6 +61,7 @@ class RunDirectory:
           WorkdirError: the path is no usable directory, holds something else or another config
             (the differing fields are listed), another process holds it, or the study in it is
             finished and a file is not as it was then.
+          RecordError: nothing can be written there: the disk is full, say.
         """
         if "://" in str(path):
             raise WorkdirError(f"workdir {path} is no local path; mount the bucket and name that")
@@ -82,9 +83,14 @@ class RunDirectory:
             why = error.strerror or error
             if error.filename and str(error.filename) != str(path):
                 why = f"{error.filename}: {why}"
-            raise WorkdirError(f"cannot use workdir {path}: {why}") from error
+            told = f"cannot use workdir {path}: {why}"
+            if error.errno not in files.OF_PATHS:  # no room, say
+                raise RecordError(error.errno or errno.EIO, told) from error
+            raise WorkdirError(told) from error
         directory = cls(path, tables, lock)
         try:
+            # Again, for another process may have begun, and ended, since it was looked at.
+            check(path, config, tables, ignore)
             if directory.finished:
                 directory._inspect()
             else:

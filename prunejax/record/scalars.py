@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from prunejax.record import arms
+from prunejax.record.summary import Apart
 
 _PLACES = ("when", "layer", "class")  # what tells rows of one step apart
 _KEYS = frozenset({"run", "variant", "seed", "epoch", "step", *_PLACES})
-# Layers pruned in one epoch share these: one value for the event, not one per layer.
+# Layers pruned at one event share these: one value for the event, not one per layer.
 _SHARED = frozenset({"pre_accuracy", "post_accuracy", "pre_loss", "post_loss", "instability"})
 
 
@@ -23,7 +24,7 @@ class Scalars:
         self._offsets: dict[str, int] = {}  # bytes of each table already read
         self._columns: dict[str, list[str]] = {}
         self._last_step: dict[str, int] = {}
-        self._last_event: dict[str, int] = {}
+        self._events: dict[str, Apart] = {}
 
     def new(self, tables: Mapping[str, Path]) -> Iterator[tuple[str, int, dict[str, float]]]:
         """Run, step and numbers by tag of each new row, table by table; whole lines only.
@@ -55,11 +56,9 @@ class Scalars:
         """The step of a row and its numbers by tag."""
         run = row["run"]
         step = int(row.get("step") or self._last_step.get(run, 0))
-        repeated = table == "events" and self._last_event.get(run) == step
+        repeated = table == "events" and not self._events.setdefault(run, Apart()).begins(row)
         if table == "epochs":
             self._last_step[run] = step
-        elif table == "events":
-            self._last_event[run] = step
         values = {}
         for column, text in row.items():
             if column in _KEYS or (repeated and column in _SHARED):

@@ -33,7 +33,8 @@ class EndedRun:
       workdir: its run directory.
       run, variant, seed: which run; `run` is "<variant>-<seed>".
       settings: of the variant, by dotted name: the fields that any variant changes, and the seed.
-      scalars: (step, numbers by tag) of each row, tags as in TensorBoard; steps never fall.
+      scalars: (step, numbers by tag), tags as in TensorBoard; steps never fall, and come again
+        where several events fall on one.
       summary: the numbers of its row of `runs.csv`.
     """
 
@@ -108,11 +109,14 @@ def check(names: Sequence[str]) -> None:
 
 
 def _by_step(rows: Sequence[tuple[int, Mapping[str, float]]]) -> list[tuple[int, dict[str, float]]]:
-    """Rows of one step as one, in order of steps."""
-    found: dict[int, dict[str, float]] = {}
+    """Rows of one step as one, in order of steps; each of several events there begins another."""
+    found: dict[int, list[dict[str, float]]] = {}
     for step, values in rows:
-        found.setdefault(step, {}).update(values)
-    return sorted(found.items())
+        of = found.setdefault(step, [{}])
+        if values.keys() & of[-1].keys():
+            of.append({})
+        of[-1].update(values)
+    return [(step, values) for step, of in sorted(found.items()) for values in of]
 
 
 class Tracking:
@@ -133,7 +137,9 @@ class Tracking:
         """Sends what has ended and was not sent yet."""
         if not self._names:
             return
-        tables = {p.stem: p for p in sorted(self._path.glob("*.csv")) if _is_of_runs(p)}
+        # Epochs first: tables of ends have no step, and are shown at the last one.
+        found = sorted(self._path.glob("*.csv"), key=lambda p: (p.stem != "epochs", p.stem))
+        tables = {p.stem: p for p in found if _is_of_runs(p)}
         for run, step, values in self._scalars.new(tables):
             self._rows.setdefault(run, []).append((step, values))
         if self._sent is None:

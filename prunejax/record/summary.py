@@ -18,20 +18,34 @@ def _number(text: str) -> float:
     return float(text) if text else math.nan
 
 
-def by_event(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows of events.csv, in their order, as one list for each event: its layers.
+class Apart:
+    """Tells events apart, a row of events.csv after the other: a row is one layer of an event.
 
     Several events may fall on one step: rounds before training, an update beside a scheduled one.
     """
-    found: list[list[Row]] = []
-    seen, last = set[str](), list[str | None]()
-    for row in rows:
+
+    def __init__(self) -> None:
+        """No row yet."""
+        self._last: list[str | None] = []
+        self._seen: set[str] = set()
+
+    def begins(self, row: Row) -> bool:
+        """Whether the next row is of another event than the one before."""
         of = [row.get(name) for name in ("run", "epoch", "step", "pre_loss", "post_loss")]
         layer = row.get("layer", "")
-        if of != last or layer in seen - {""}:
+        if other := of != self._last or layer in self._seen - {""}:
+            self._last, self._seen = of, set()
+        self._seen.add(layer)
+        return other
+
+
+def by_event(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of events.csv, in their order, as one list for each event: its layers."""
+    found: list[list[Row]] = []
+    apart = Apart()
+    for row in rows:
+        if apart.begins(row):
             found.append([])
-            seen, last = set(), of
-        seen.add(layer)
         found[-1].append(row)
     return found
 

@@ -37,13 +37,15 @@ def check(
     Args: as of `RunDirectory.open`.
 
     Raises:
-      WorkdirError: it is a file, or holds something else or another config.
+      WorkdirError: it is a file, or holds something else or another config, or its runs are there
+        already in parts of another size.
     """
     if path.exists() and not path.is_dir():
         raise WorkdirError(f"workdir {path} is a file; name a directory")
-    if not path.is_dir():
-        return
     if not (path / "config.json").exists():
+        _undivided(path)
+        if not path.is_dir():
+            return
         known = _HARMLESS | {f"{name}.csv" for name in tables if _has_no_rows(path, name)}
         names = sorted(entry.name for entry in path.iterdir())
         foreign = [name for name in names if name not in known and not name.startswith(".tmp-")]
@@ -68,6 +70,22 @@ def check(
             f"workdir {path} holds another config (field: there -> here): "
             + "; ".join(differing[:20] + more)
             + ". Name another workdir, or give the config it was made with"
+        )
+
+
+def _undivided(path: Path) -> None:
+    """A workdir holds one study whole, or all of its shards: each run once, for one page."""
+    index, _, count = path.name.partition("-of-")
+    of = count if path.parent.name == listing.SHARDS and index.isdigit() else ""
+    whole = path.parents[1] if of else path
+    there = [] if not of or not (whole / "config.json").exists() else ["the whole study"]
+    for shard in sorted((whole / listing.SHARDS).glob("*-of-*/config.json")):
+        if shard.parent.name.partition("-of-")[2] != of:
+            there.append(f"shard {shard.parent.name.replace('-of-', '/')}")
+    if there:
+        raise WorkdirError(
+            f"workdir {whole} holds {there[0]}, and its runs would be there twice; give the "
+            "--shard that it was begun with, or name another workdir"
         )
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from prunejax.errors import ReportError
 from prunejax.measures import emptied
-from prunejax.measures.columns import CONTEXT, is_completed
+from prunejax.measures.columns import is_completed
 from prunejax.record import arms, ledger, remote
 from prunejax.record.workdir import differences
-from prunejax.report import asked, intact, shards
+from prunejax.report import asked, intact, remeasured, shards
 from prunejax.report.results import Row, Study, attributes_of, with_losses
 from prunejax.system.files import plain_name, read_object
 
@@ -86,11 +86,14 @@ def load(directories: Sequence[str | Path]) -> Study:
     configs = {str(path): read_json(path / "config.json") for path in paths}
     tables = {path: {name: read_csv(path / f"{name}.csv") for name in _TABLES} for path in paths}
     stated = {path: read_json(path / "study.json") for path in paths}
+    taken: remeasured.Taken = {}
     for path in paths:
         promised = _promised(stated[path]) if read_json(path / "status.json") else ()
         about = stated[path].get("variants")
         intact.rows(path, configs[str(path)], tables[path], promised, about)
-        _remeasured(path, tables[path]["runs"])
+        measured = read_csv(path / "measures.csv")
+        remeasured.taken(taken, configs[str(path)], tables[path]["runs"], measured)
+        remeasured.join(tables[path]["runs"], measured, context=False)
     attributes = {
         path: attributes_of(configs[str(path)], stated[path], tables[path]) for path in paths
     }
@@ -143,6 +146,7 @@ def load(directories: Sequence[str | Path]) -> Study:
     notes += own.notes
     kinds_of = {k: str(v["kind"]) for path in paths for k, v in attributes[path].items()}
     notes += emptied.notes(merged["events"], kinds_of)
+    notes += remeasured.notes(taken)
     stopped = [row for row in merged["runs"] if not is_completed(row)]
     notes += [f"Run {row['run']} stopped: {row['status']}." for row in stopped]
     return Study(
@@ -190,14 +194,6 @@ def _promised(stated: Mapping[str, Any]) -> Sequence[str]:
 def _shared(values: Sequence[int]) -> int:
     """The value that all have, else 0."""
     return values[0] if len(set(values)) == 1 else 0
-
-
-def _remeasured(path: Path, runs: Sequence[Row]) -> None:
-    """Puts the columns of `measures.csv` (`python -m prunejax.measure`) into the rows of runs."""
-    rows = {row["run"]: row for row in read_csv(path / "measures.csv")}
-    for run in runs:
-        later = rows.get(run["run"], {})
-        run.update({k: v for k, v in later.items() if v and k not in CONTEXT})
 
 
 def _unfinished(

@@ -62,11 +62,9 @@ def export(
       RecordError: the file cannot be written, or a program that was written does not give the
         network's outputs back.
     """
-    path = Path(files.expand(output))
+    path = files.target(output)
     if path.suffix not in FORMATS:
         raise ConfigError(f"--output={path}: the ending must be one of: {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output={path}: there is no folder {path.parent}")
     if fold and not shrunk:
         raise ConfigError("--fold folds the BatchNorm of a shrunk network; give --shrink as well")
     study = load(workdir)

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,22 @@ def programs(path: Path) -> list[Batch]:
 
 
 def states(
-    path: Path, batches: Sequence[Batch]
+    path: Path, batches: Sequence[Batch], wanted: re.Pattern[str] | None = None
 ) -> list[tuple[Batch, Member, Callable[[], TrainState]]]:
     """Program, member and what reads its final state, for every run that trained to the end.
 
+    Of a shard without runs, or whose runs all stopped, there is none.
+
+    Args:
+      path: the run directory.
+      batches: of the study.
+      wanted: runs of which it has to be there.
+
     Raises:
-      ConfigError: no final states.
+      ConfigError: it is not.
     """
     members = {m.run: (b, m) for b in batches for m in b.members}
-    completed = {row["run"] for row in tables.read_csv(path / "runs.csv") if is_completed(row)}
+    completed = [row["run"] for row in tables.read_csv(path / "runs.csv") if is_completed(row)]
     folders = sorted((path / "checkpoints").glob("final-*"), key=lambda p: int(p.name[6:]))
     found: list[Any] = []
     held: dict[Path, TrainState] = {}  # one at most: all would fill the memory; read in order
@@ -56,8 +64,13 @@ def states(
                 for index, run in zip(places, facts["runs"], strict=True)
                 if run in completed
             ]
-    if not found:
-        raise ConfigError(f"{path} has no final states (checkpoints/final-*) to measure")
+    there = {member.run for _, member, _ in found}
+    lost = [run for run in completed if wanted and wanted.fullmatch(run) and run not in there]
+    if lost:
+        raise ConfigError(
+            f"{path} has no final states (checkpoints/final-*) of {', '.join(lost)}: restore them, "
+            "or choose other runs (--run)"
+        )
     return found
 
 

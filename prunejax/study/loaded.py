@@ -25,7 +25,7 @@ from prunejax import interventions, registry, shrink
 from prunejax import masks as masks_lib
 from prunejax.errors import ConfigError
 from prunejax.record import scalars
-from prunejax.report import tables
+from prunejax.report import remeasured, tables
 from prunejax.study import final
 from prunejax.study.planning.programs import Batch, Member
 from prunejax.study.settings.resolved import to_dict
@@ -122,8 +122,7 @@ class Loaded:
         registry.one_of(name, known, f"no table {name!r} in {self.paths[0]}; there are")
         rows: list[dict[str, Any]] = [dict(row) for row in self._rows(name)]
         if name == "runs":
-            later = {row["run"]: row for row in self._rows("measures")}
-            rows = [row | later.get(row["run"], {}) for row in rows]
+            remeasured.join(rows, self._rows("measures"), context=True)
         names = list(dict.fromkeys(key for row in rows for key in row))
         columns = {key: _column(key, [row.get(key, "") for row in rows]) for key in names}
         if settings and "variant" in columns:
@@ -183,8 +182,8 @@ class Loaded:
         self._check(run)
         if run not in self._finals:
             raise ConfigError(
-                f"run {run!r} has no final state: it stopped early; those that have one: "
-                + ", ".join(self._finals)
+                f"run {run!r} has no final state: it stopped early, or checkpoints/ is not whole; "
+                "those that have one: " + ", ".join(self._finals)
             )
         batch, _, state = self._finals[run]
         return batch, state()

@@ -1,7 +1,6 @@
 """What the commands share: one table of errors and exit codes, and how arguments are read."""
 
 import atexit
-import errno
 import functools
 import gc
 import os
@@ -20,16 +19,12 @@ from prunejax.errors import (
     UnreadableError,
     WorkdirError,
 )
-from prunejax.system import signals
-from prunejax.system.files import expand
-from prunejax.system.readable import meant, of_config
+from prunejax.system import files, signals
+from prunejax.system.readable import meant, of_config, readable
 
 BAD_REQUEST, FAILURE, REQUEUE = 2, 1, signals.INTERRUPTED
-# A path that cannot be used as it was asked for; any other OSError is a failure.
-_OF_PATHS = {
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL),
-}
+
+_PLACES = ("workdir", "output")  # flags that name one
 
 
 def tell(error: object, code: int) -> int:
@@ -54,7 +49,7 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
         where = (
             f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         )
-        code = BAD_REQUEST if error.errno in _OF_PATHS else FAILURE
+        code = BAD_REQUEST if error.errno in files.OF_PATHS else FAILURE
         return f"{where}{error.strerror or error}", code
     platform = os.environ.get("JAX_PLATFORMS")
     # JAX asserts, without a word, where a platform's plugin is not installed.
@@ -101,19 +96,33 @@ def arguments(argv: Sequence[str]) -> list[str]:
     """Arguments with "~" expanded where the value of a flag of ours begins with it.
 
     Raises:
-      ConfigError: an argument holds a NUL or is not UTF-8, or there is no such user.
+      ConfigError: an argument holds a NUL or is not UTF-8, there is no such user, or a place has
+        no name (`--output=$OUT` where that is not set): it is not the current directory.
     """
     words = []
     for word in argv:
         if "\0" in word or re.search("[\ud800-\udfff]", word):
             raise ConfigError(f"argument {word!r}: no NUL and nothing but UTF-8 in arguments")
         name, equals, value = word.partition("=")
-        if name.lstrip("-") in ("config", "workdir", "output", "config.data.data_dir") and (
-            value.startswith("~")
-        ):
+        flag = name.lstrip("-")
+        if equals and not value and flag in _PLACES:
+            raise ConfigError(f"{name} is missing: nothing stands behind {word}")
+        if value.startswith("~") and flag in (*_PLACES, "config", "config.data.data_dir"):
             try:
-                word = name + equals + expand(value)
+                word = name + equals + files.expand(value)
             except ValueError as error:
                 raise ConfigError(f"{name}: {error}") from None
         words.append(word)
     return words
+
+
+def parsed(values: flags.FlagValues, argv: Sequence[str], known_only: bool = False) -> list[str]:
+    """Reads flags; returns the arguments that are none.
+
+    Raises:
+      ConfigError: absl, whose errors are of several kinds, takes a flag or its value for wrong.
+    """
+    try:
+        return list(values(argv, known_only=known_only)[1:])
+    except (flags.Error, ValueError) as error:
+        raise ConfigError(readable(error, argv)) from None

@@ -18,6 +18,12 @@ from typing import IO, Any
 
 from prunejax.errors import ConfigError, RecordError, WorkdirError
 
+# A path that cannot be used as it was asked for; any other OSError is a failure.
+OF_PATHS = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EINVAL),
+}
+
 
 def expand(path: str | os.PathLike[str]) -> str:
     """A path with a leading `~` or `~user` as the home directory it stands for.
@@ -147,6 +153,21 @@ def save_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 def plain_name(text: str) -> str:
     """`text` as a file name: anything but letters, digits and `._+=-` becomes "_"."""
     return re.sub(r"^\.|[^\w.+=-]", "_", text) or "_"
+
+
+def target(output: str | os.PathLike[str]) -> Path:
+    """The file that a command is to write, judged before its work.
+
+    Raises:
+      ConfigError: it is a directory, or there is none to write it into.
+      ValueError: there is no such user (a path that begins with "~").
+    """
+    path = Path(expand(output))
+    if path.is_dir():
+        raise ConfigError(f"--output={path}: a directory; name a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--output={path}: there is no folder {path.parent}")
+    return path
 
 
 def folder(path: Path) -> None:

@@ -5,7 +5,7 @@
 
 The file is a NumPy archive: "masks/PATH" (bool, True = live) of each kernel, "weights/PATH" and
 "statistics/PATH" of the start state, and "about", a JSON text: source data and model, the run, its
-level and seed, counts, how its last level was pruned (rules of the layers, allocation, scope,
+level and seed, counts, how its last level was pruned (granularity, layers, allocation, scope,
 score), the SHA-256 of the study's config.json. A mask that another tool made will do where its
 tree matches: arrays named "masks/PATH", or PATH alone, of 0 and 1, in the layout of Flax ([in,
 out], [height, width, in, out]).
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from prunejax import trees
 from prunejax.errors import ConfigError
-from prunejax.record import remote
+from prunejax.report import tables
 from prunejax.study.planning.live import Live
 from prunejax.study.planning.outline import Outline
 from prunejax.study.settings.resolved import to_dict
@@ -31,6 +31,7 @@ from prunejax.system import files
 
 Arrays = dict[str, np.ndarray]
 PARTS = ("masks", "weights", "statistics")
+_RULES = ("granularity", "layers", "allocation", "scope", "score")
 
 
 def read(path: str | Path) -> Arrays:
@@ -121,13 +122,15 @@ def export(workdir: str | Path, run: str, output: str | Path) -> dict[str, Any]:
     rewound to the state that it is rewound to ("start", "step:N").
 
     Raises:
-      ConfigError: no such study or run, or a state that was not kept.
+      ReportError: no such study.
+      ConfigError: no such run, a state that was not kept, or a file that cannot be.
+      RecordError: the file cannot be written.
     """
-    folder = remote.fetched(workdir)
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ConfigError(f"{workdir} is no run directory: it has no config.json")
-    content = config.read_bytes()
+    target = files.target(output)
+    found = tables.find([workdir])
+    name = f"{files.plain_name(run)}@end.npz"  # of whichever shard has that run
+    folder = next((path for path in found if (path / "states" / name).is_file()), found[0])
+    content = (folder / "config.json").read_bytes()
     settings = {arm.label: arm.settings for arm in arms(folder)}  # methods' fields, too
     label, _, seed = run.rpartition("-")
     if label not in settings:
@@ -149,14 +152,13 @@ def export(workdir: str | Path, run: str, output: str | Path) -> dict[str, Any]:
         level, chain = level + 1, above
     told = {
         "run": run, "seed": int(seed), "level": level, "rewound_to": f"{begun}@step{step}",
-        **{name: of(label, "prune")[name] for name in ("layers", "allocation", "scope", "score")},
+        **{name: of(label, "prune")[name] for name in _RULES},
         "data": of(label, "data"), "model": of(label, "model"),
         "live": live, "size": {n.removeprefix("masks/"): int(m.size) for n, m in masks.items()},
         "live_total": sum(live.values()), "config_sha256": hashlib.sha256(content).hexdigest(),
     }  # fmt: skip
     kept = {n: v for n, v in begin.items() if n.split("/")[0] in ("weights", "statistics")}
     arrays: dict[str, Any] = {**masks, **kept, "about": np.array(json.dumps(told, sort_keys=True))}
-    target = Path(files.expand(output))
     files.replace(target, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return told
 

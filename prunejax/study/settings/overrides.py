@@ -16,11 +16,28 @@ from prunejax.errors import ConfigError
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments without the overrides of variants, and these as `LABEL.FIELD=VALUE`."""
-    pattern = re.compile(r"--?config\.variants\.(.+=.*)", re.DOTALL)
-    found = [pattern.fullmatch(word) for word in argv]
-    rest = [word for word, match in zip(argv, found, strict=True) if match is None]
-    return rest, [match[1] for match in found if match]
+    """The arguments without the overrides of variants, and these as `LABEL.FIELD=VALUE`.
+
+    As of all flags the value may be the next word; a truth value needs none.
+
+    Raises:
+      ConfigError: no value, or no such field.
+    """
+    rest, found = [], []
+    words = iter(argv)
+    for word in words:
+        match = re.fullmatch(r"--?config\.variants\.(.+)", word, re.DOTALL)
+        if match is None:
+            rest.append(word)
+        elif "=" in word:
+            found.append(match[1])
+        else:
+            is_bool = isinstance(declared(match[1].partition(".")[2], word), bool)
+            value = "true" if is_bool else next(words, None)
+            if value is None:
+                raise ConfigError(f"Missing value for flag {word}")
+            found.append(f"{match[1]}={value}")
+    return rest, found
 
 
 def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
@@ -36,6 +53,11 @@ def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
         label = max((k for k in labels if text.startswith(f"{k}.")), key=len, default=None)
         if label is None:
             name = text.partition("=")[0].split(".")[0]
+            if name in labels:
+                raise ConfigError(
+                    f"--config.variants.{text}: name a field inside of {name!r}, like "
+                    f"--config.variants.{name}.prune.period=2"
+                )
             raise ConfigError(
                 f"--config.variants.{text}: no variant {name!r}; there are: {', '.join(labels)}."
                 + registry.suggestion(name, list(labels))
