@@ -112,7 +112,7 @@ def stream_rate(batch_size: int, batches: int) -> float:
 
     found = prepared.Prepared("made", None, {}, {}, "image", "label", (-1, -1, 3), 10)  # type: ignore[arg-type]
     stream = streaming.Stream(
-        found, Records(), True, batch_size, 224, 0, 0, 1, True, MEAN, STD, (1, 2)
+        found, "train", Records(), True, batch_size, 224, 0, 0, 1, MEAN, STD, (1, 2)
     )
     iterator = stream.iterate()
     next(iterator)

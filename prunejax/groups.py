@@ -162,19 +162,6 @@ def readers(links: Sequence[Link], kernel: str) -> tuple[tuple[str, int], ...]:
     return tuple(r for stream in streams for r in wiring_lib.readers(links, stream))
 
 
-def feeds(groups: Sequence[Group]) -> dict[str, list[tuple[str, int]]]:
-    """What `sparsity.report` takes as `feeds`: a unit's own leaves and its readers.
-
-    For chains of layers: where a residual sum adds other units (a group with a gate), its readers
-    get those too, and the group is left out. `wiring.live` follows those paths as well.
-    """
-    return {
-        g.kernel: [*((path, -1) for path in (*g.norm, *g.bias)), *g.reads]
-        for g in groups
-        if g.gate is None
-    }
-
-
 def cut(tree: Any, cuts: Cuts) -> Any:
     """A tree with the entries of its leaves that stay."""
 

@@ -76,19 +76,6 @@ def of(params: Tree, rules: str | Iterable[str] | None = None) -> Tree:
     return jax.tree.map(live, chosen, params)
 
 
-def intersect(a: Tree, b: Tree) -> Tree:
-    """Live where both are."""
-    pairs = zip(jax.tree.leaves(a), trees.aligned(a, b, "the second masks"), strict=True)
-    return jax.tree.unflatten(jax.tree.structure(a), [jnp.logical_and(x, y) for x, y in pairs])
-
-
-def is_subset(a: Tree, b: Tree) -> Array:
-    """Whether everything that is live in `a` is live in `b` (a boolean scalar)."""
-    pairs = zip(jax.tree.leaves(a), trees.aligned(a, b, "the second masks"), strict=True)
-    inside = [jnp.all(jnp.logical_not(x) | jnp.asarray(y, bool)) for x, y in pairs]
-    return jnp.all(jnp.stack(inside)) if inside else jnp.array(True)
-
-
 def keep_count(scores: Tree, sparsity: float) -> int:
     """How many units to keep for a sparsity (fraction removed): `ceil((1 - sparsity) * units)`.
 

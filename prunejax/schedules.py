@@ -261,10 +261,3 @@ def counts(events: Events, epochs: int) -> np.ndarray:
     if table.max() >= 2**31:
         raise ValueError(f"{table.max()} units in one epoch do not fit into 32 bits")
     return table.astype(np.int32)
-
-
-def iterative_rate(fraction: float, events: int) -> float:
-    """Mean fraction removed per event: the paper's "iterative pruning rate" is 100 times this."""
-    if events < 1:
-        raise ValueError(f"events {events!r} must be at least 1")
-    return fraction / events

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -32,22 +32,20 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Counts by leaf and the three sparsities (fractions removed).
+    """Counts by leaf and the two sparsities (fractions removed).
+
+    What stays and only dead units feed or read is counted by `wiring.live`, from a network's links.
 
     Attributes:
       leaves: one row per leaf, in leaf order.
       prunable: of the entries of prunable leaves.
       overall: of all entries.
-      effective: of all entries, counting as removed also those that only dead units feed or read
-        (their own norm and bias, the next kernels' inputs, and the kernels of units that nothing
-        live reads), as far as `feeds` says; `wiring.live` follows residual sums, too.
       collapsed: paths of prunable leaves with nothing live: no signal passes there.
     """
 
     leaves: tuple[Leaf, ...]
     prunable: float
     overall: float
-    effective: float
     collapsed: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -58,10 +56,7 @@ class Report:
             + (f"{x.sparsity:8.4f}" if x.prunable else "   never")
             for x in self.leaves
         ]
-        lines.append(
-            f"sparsity of prunable weights {self.prunable:.6f}, of all {self.overall:.6f}, "
-            f"effective {self.effective:.6f}"
-        )
+        lines.append(f"sparsity of prunable weights {self.prunable:.6f}, of all {self.overall:.6f}")
         if self.collapsed:
             lines.append(f"COLLAPSED (nothing live): {', '.join(self.collapsed)}")
         return "\n".join(lines)
@@ -85,7 +80,6 @@ def report(
     params: Tree,
     *,
     prunable: str | Iterable[str] | None = None,
-    feeds: Mapping[str, Sequence[tuple[str, int]]] | None = None,
 ) -> Report:
     """Counts and sparsities of masks.
 
@@ -94,10 +88,6 @@ def report(
       params: the parameters (only shapes are read).
       prunable: path rules (see `trees.match`) of the leaves that count as prunable; None: those
         whose mask is not a scalar.
-      feeds: kernel path -> the leaves that its units feed, each with the axis that runs over the
-        units, e.g. `{"conv1/kernel": [("bn1/scale", 0), ("conv2/kernel", -2)]}`; for the
-        effective sparsity; `groups.feeds` makes it from groups. An axis that is k times as long (a
-        flattened map) has the unit as its fastest index.
     """
     found = count(masks, params)
     flat = dict(zip(found, map(np.asarray, trees.aligned(params, masks, "")), strict=True))
@@ -112,7 +102,6 @@ def report(
         leaves,
         _fraction(picked),
         _fraction(leaves),
-        _effective(flat, params, feeds or {}),
         tuple(x.path for x in picked if x.total and not x.live),
     )
 
@@ -120,45 +109,6 @@ def report(
 def _fraction(leaves: Sequence[Leaf]) -> float:
     total = sum(x.total for x in leaves)
     return 1 - sum(x.live for x in leaves) / total if total else 0.0
-
-
-def _effective(
-    flat: Mapping[str, np.ndarray],
-    params: Tree,
-    feeds: Mapping[str, Sequence[tuple[str, int]]],
-) -> float:
-    shapes = {path: np.shape(leaf) for path, leaf in trees.leaves_with_paths(params)}
-    for path in {*feeds, *(reader for readers in feeds.values() for reader, _ in readers)}:
-        if path not in shapes:
-            raise ValueError(f"feeds: no leaf {path!r}; there are: {', '.join(shapes)}")
-    # Copies: entries of a broadcast view share their memory.
-    live = {path: np.broadcast_to(mask, shapes[path]).copy() for path, mask in flat.items()}
-    changed = True
-    while changed:  # a kernel whose inputs all died is dead as well: repeat until nothing changes
-        changed = False
-        for kernel, readers in feeds.items():
-            alive: np.ndarray = np.any(live[kernel].reshape(-1, shapes[kernel][-1]), axis=0)
-            views = [(path, np.moveaxis(live[path], axis, -1)) for path, axis in readers]
-            for (path, view), (_, axis) in zip(views, readers, strict=True):
-                if view.shape[-1] % len(alive):
-                    raise ValueError(
-                        f"feeds: axis {axis} of {path!r} {shapes[path]} is no multiple of the "
-                        f"{len(alive)} units of {kernel!r}"
-                    )
-            ways = [view for _, view in views if view.ndim > 1]  # kernels; norms pass nothing on
-            if ways:  # what nobody reads is as dead as what nobody feeds
-                read = [v.reshape(-1, len(alive)).any(axis=0) for v in ways]
-                alive &= np.any(read, axis=0)
-            if live[kernel][..., ~alive].any():
-                live[kernel][..., ~alive] = False
-                changed = True
-            for _, view in views:
-                dead = np.tile(~alive, view.shape[-1] // len(alive))
-                if view[..., dead].any():
-                    view[..., dead] = False
-                    changed = True
-    total = sum(x.size for x in live.values())
-    return 1 - sum(int(np.count_nonzero(x)) for x in live.values()) / total if total else 0.0
 
 
 def overlap(a: Tree, b: Tree, params: Tree) -> float:

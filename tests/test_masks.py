@@ -60,8 +60,8 @@ def test_pruned_units_stay_pruned(scope):
     first = masks.prune(s, 60 if scope == "global" else 10, scope=scope)
     other = scores(3)
     second = masks.prune(other, 30 if scope == "global" else 4, masks=first, scope=scope)
-    assert bool(masks.is_subset(second, first))
-    assert not bool(masks.is_subset(first, second))
+    assert not (flat(second) & ~flat(first)).any()
+    assert (flat(first) & ~flat(second)).any()
     if scope == "global":
         np.testing.assert_array_equal(flat(second), brute(other, 30, flat(first)))
 
@@ -184,10 +184,7 @@ def test_more_than_2_to_the_31_units_on_devices_count_exactly(monkeypatch):
             "1 leaves: missing w; not in the tree v",
         ),
         (lambda s: masks.apply({"w": None}, {"w": jnp.ones(2)}), "'w': its mask is None"),
-        (lambda s: masks.intersect({"v": True}, {"w": True}), "second masks must have"),
         (lambda s: masks.count({"w": jnp.ones(5, bool)}, {"w": jnp.ones(3)}), r"shape \(5,\)"),
-        (lambda s: masks.report(s, s, feeds={"z": []}), "no leaf 'z'; there are: a/bias"),
-        (lambda s: masks.report(s, s, feeds={"a/kernel": [("b/0", 0)]}), "multiple of the 5 units"),
         (lambda s: masks.keep_count(s, "0.5"), "'0.5' is no number"),
     ],
 )
@@ -256,7 +253,6 @@ def test_leaves_that_are_empty_none_keys_or_python_numbers():
     with_key = {"w": jnp.array([0.0, 1]), "key": jax.random.key(0)}
     np.testing.assert_array_equal(masks.of(with_key)["w"], [0, 1])
     assert bool(masks.of(with_key)["key"])
-    assert bool(masks.is_subset({"w": jnp.array([0.0, 1])}, {"w": True}))
 
 
 def test_masks_must_broadcast_against_their_leaf():
@@ -328,15 +324,9 @@ def test_report_counts_and_names_collapsed_layers():
     }
     m = masks.ones(params)
     m["conv1"]["kernel"] = jnp.array([1, 0, 0, 1], bool).reshape(1, 1, 1, 4)
-    r = sparsity.report(
-        m,
-        params,
-        prunable="conv.*",
-        feeds={"conv1/kernel": [("bn1/scale", 0), ("conv2/kernel", -2)]},
-    )
+    r = sparsity.report(m, params, prunable="conv.*")
     assert r.prunable == pytest.approx(18 / (36 + 180))
     assert r.overall == pytest.approx(18 / (36 + 4 + 180 + 50))
-    assert r.effective == pytest.approx((18 + 2 + 90) / 270)
     assert r.collapsed == ()
     m["conv2"]["kernel"] = jnp.zeros((1, 1, 1, 5), bool)
     r = sparsity.report(m, params, prunable="conv.*")

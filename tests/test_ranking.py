@@ -130,7 +130,6 @@ def test_vmap_with_a_count_per_member(method):
 @pytest.mark.parametrize("ties", [False, True])
 def test_large_leaves_are_counted_in_slices(ties):
     shapes = [(3, 3, 128, 256), (1_200_000,), (1000, 300)]  # above _WIDE; one is no multiple of 16
-    assert all(radix._slices(s)[1] for s in shapes)
     r = np.random.default_rng(0)
     leaves = [r.standard_normal(s).astype(np.float32) for s in shapes]
     if ties:
@@ -142,19 +141,6 @@ def test_large_leaves_are_counted_in_slices(ties):
     expected = all_of_them > cut
     expected[np.flatnonzero(all_of_them == cut)[: k - expected.sum()]] = True
     np.testing.assert_array_equal(flat(got), expected)
-
-
-@pytest.mark.parametrize(
-    "shape", [(3, 3, 512, 512), (2048, 1000), (30_000_000,), (1, 1, 1024, 256), (1_299_709,), (8,)]
-)
-def test_slices_cover_a_shape_and_leave_rows_whole(shape):
-    axis, split = radix._slices(shape)
-    if not split:
-        assert np.prod(shape) < 2**17 or shape == (1_299_709,)  # small, or prime
-        return
-    assert np.prod(split) == np.prod(shape)
-    assert split[axis - 1] >= 16
-    assert 2**15 <= np.prod(split) / split[axis] <= 2**18
 
 
 def test_each_leaf_by_itself():
@@ -200,10 +186,8 @@ MESHES = """
     from jax import lax
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
     from prunejax import masks
-    from prunejax.ops import radix, ranking
+    from prunejax.ops import ranking
 
-    radix.SLICE = 256  # so that members are counted in slices
-    assert radix._slices((128, 64))[1]
     r = np.random.default_rng(0)
     shapes = [(3, 3, 16, 128), (128, 64), (512,)]
     host = [(np.round(r.standard_normal(s) * 50) / 50).astype(np.float32) for s in shapes]
@@ -245,7 +229,7 @@ MESHES = """
     live = masks.prune(tree, k)
     same(live.values(), expected)
     again = masks.prune(jax.tree.map(lambda x: -x, tree), k - 5, masks=live)
-    assert bool(masks.is_subset(again, live))
+    assert not any((again[name] & ~live[name]).any() for name in tree)
     assert sum(n for n, _ in masks.count(again, tree).values()) == k - 5
 
     def mapped(top):

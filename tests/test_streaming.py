@@ -79,22 +79,17 @@ def test_order_is_that_of_the_in_memory_path(sets):
 
 def test_last_batch_of_an_epoch(sets):
     assert len(train_stream(sets)[6]["label"]) == 10  # of the next epoch
-    whole = train_stream(sets, drop_last=False)
-    assert whole.steps_per_epoch == 7
-    labels = np.concatenate([whole[step]["label"] for step in range(7)])
-    assert len(whole[6]["label"]) == 4
-    assert sorted(labels) == list(range(64))
 
 
 def test_iterating_from_any_step_continues_the_straight_run(sets):
     stream = train_stream(sets)
-    straight = list(stream.iterate(0, 15, threads=3))
+    straight = list(itertools.islice(stream.iterate(threads=3), 15))
     assert len(straight) == 15
     for step, batch in enumerate(straight):
         assert same(batch, stream[step])
     for start in (1, 6, 14, 15):
-        resumed = list(train_stream(sets).iterate(start, 15, threads=2, ahead=1))
-        assert len(resumed) == 15 - start
+        again = train_stream(sets).iterate(start, threads=2)
+        resumed = list(itertools.islice(again, 15 - start))
         assert all(map(same, resumed, straight[start:]))
 
 
@@ -243,8 +238,7 @@ def test_crop_box_stays_inside(size):
     [
         ({"batch_size": 65}, "batch_size=65: must be between 1 and .* 64"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 10, "process_count": 4}, "do not divide among 4 processes"),
-        ({"batch_size": 12, "process_count": 6, "drop_last": False}, r"\(a batch of 4\)"),
+        ({"batch_size": 10, "process_count": 4}, "divide among 4 processes"),
         ({"process_index": 1}, "process_index=1: must be between 0 and 0"),
         ({"image_size": 0}, "image_size=0"),
     ],
@@ -279,7 +273,7 @@ def test_labels_out_of_range_and_broken_files(tmp_path):
     records = Records([*encoded_images[:2], broken, *encoded_images[3:]])
     object.__setattr__(stream, "records", records)
     with pytest.raises(UnreadableError, match=r"example 2 of split 'train' in .*few"):
-        list(stream.iterate(0, 1))
+        next(stream.iterate())
     features = path / "features.json"
     content = json.loads(features.read_text())
     content["featuresDict"]["features"]["label"]["classLabel"]["numClasses"] = "5"

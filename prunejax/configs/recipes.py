@@ -130,7 +130,7 @@ def lottery(
     return arms
 
 
-def copies(label: str, start: Mapping[str, Any], prune: Mapping[str, Any] | None = None) -> Arms:
+def copies(label: str, start: Mapping[str, Any]) -> Arms:
     """Two arms, LABEL-a and LABEL-b, from one state, that differ in order, augmentation, dropout.
 
     With `config.connect.pairs = ("LABEL-a:LABEL-b",)` they tell how stable the state is
@@ -139,10 +139,8 @@ def copies(label: str, start: Mapping[str, Any], prune: Mapping[str, Any] | None
     Args:
       label: what stands before "-a" and "-b".
       start: `start` of an arm: how both begin.
-      prune: `prune` of both, where they have any.
     """
-    more = {"prune": dict(prune)} if prune else {}
-    return {f"{label}-{copy}": {"start": {**start, "copy": copy}, **more} for copy in ("a", "b")}
+    return {f"{label}-{copy}": {"start": {**start, "copy": copy}} for copy in ("a", "b")}
 
 
 def sanity(label: str, prune: Mapping[str, Any]) -> Arms:

@@ -10,6 +10,8 @@ import numpy as np
 
 from prunejax import rng
 
+PADDING = 4  # black pixels on all sides of an image that is cropped
+
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
     """ceil(examples / batch_size): the last batch of an epoch holds what is left.
@@ -75,21 +77,18 @@ def standardized(
     return (x - shift) / spread
 
 
-def augment_draws(
-    key: jax.Array, batch: int, *, padding: int = 4, flip: bool = True
-) -> tuple[jax.Array, jax.Array]:
+def augment_draws(key: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
     """Random numbers of `augment`, one set per example.
 
     Returns:
-      offsets int32 [batch, 2], rows and columns, uniform over -padding..padding; flips bool
-      [batch], True with probability 1/2 (all False without `flip`).
+      offsets int32 [batch, 2], rows and columns, uniform over -PADDING..PADDING; flips bool
+      [batch], True with probability 1/2.
     """
     # This key goes nowhere else, so that its halves repeat no other stream.
     crop_key, flip_key = jax.random.split(key)
     # Without the upper end.
-    offsets = jax.random.randint(crop_key, (batch, 2), -padding, padding + 1)
-    flips = jax.random.bernoulli(flip_key, 0.5, (batch,)) if flip else jnp.zeros(batch, bool)
-    return offsets, flips
+    offsets = jax.random.randint(crop_key, (batch, 2), -PADDING, PADDING + 1)
+    return offsets, jax.random.bernoulli(flip_key, 0.5, (batch,))
 
 
 def crop_and_flip(
@@ -127,17 +126,10 @@ def crop_and_flip(
     return jnp.where(inside, pixels, jnp.zeros((), images.dtype))
 
 
-def augment(
-    key: jax.Array,
-    images: jax.Array,
-    indices: jax.Array,
-    *,
-    padding: int = 4,
-    flip: bool = True,
-) -> jax.Array:
+def augment(key: jax.Array, images: jax.Array, indices: jax.Array) -> jax.Array:
     """The batch `images[indices]`, each example randomly cropped and mirrored.
 
-    Pads with `padding` black pixels on all sides, cuts the original size at a uniform place and
+    Pads with `PADDING` black pixels on all sides, cuts the original size at a uniform place and
     mirrors with probability 1/2: the usual CIFAR augmentation (RandomCrop(32, padding=4) and
     RandomHorizontalFlip). Black is the pixel value 0, before normalization.
 
@@ -145,13 +137,9 @@ def augment(
       key: typed key of this step, `rng.at(seed, "augment", step)`.
       images: uint8 [examples, height, width, channels], the whole data set.
       indices: int32 [batch].
-      padding: pixels on each side, at least 0.
-      flip: mirror at random.
 
     Returns:
       uint8 [batch, height, width, channels].
     """
-    if padding < 0:
-        raise ValueError(f"padding={padding}: must be at least 0 pixels")
-    offsets, flips = augment_draws(key, indices.shape[0], padding=padding, flip=flip)
+    offsets, flips = augment_draws(key, indices.shape[0])
     return crop_and_flip(images, indices, offsets, flips)

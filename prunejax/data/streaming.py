@@ -42,6 +42,7 @@ STREAMS: dict[str, Streamed] = {
 }
 OTHER = Streamed(("test", "validation"), *IMAGENET_MOMENTS)
 TFDS_PREFIX = "tfds:"
+AHEAD = 4  # batches in preparation or waiting, at least
 
 _order_lock = threading.Lock()
 
@@ -71,7 +72,6 @@ class Stream:
     seed: int
     process_index: int
     process_count: int
-    drop_last: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment_key: tuple[int, ...]
@@ -97,7 +97,7 @@ class Stream:
         """Number of batches of one pass."""
         full, rest = divmod(self.examples, self.batch_size)
         # In evaluation the rest is a batch, too, filled up: every example counts.
-        return full + bool(rest and not (self.training and self.drop_last))
+        return full + bool(rest and not self.training)
 
     def rows(self, step: int) -> np.ndarray:
         """Which examples this process has in batch `step`: int [batch], -1 for padding.
@@ -168,25 +168,22 @@ class Stream:
         bits = np.random.Philox(key=key, counter=[0, 0, epoch, row])  # NumPy's: no device decides
         return transforms.random_resized(encoded, size, channels, np.random.Generator(bits))
 
-    def iterate(
-        self, start: int = 0, stop: int | None = None, *, threads: int | None = None, ahead: int = 4
-    ) -> Iterator[Batch]:
+    def iterate(self, start: int = 0, *, threads: int | None = None) -> Iterator[Batch]:
         """`self[start], self[start + 1], ...` in order, prepared ahead by grain's threads.
+
+        Endless in training, one pass in evaluation.
 
         Args:
           start: first step; a run that resumes gives the step it has reached.
-          stop: one past the last step; None: endless in training, one pass in evaluation.
           threads: batches in preparation at once; None for the number of cores, at most 16.
-          ahead: batches in preparation or waiting, at most; not less than `threads`.
 
         Raises:
           ValueError: grain is not installed.
         """
         grain = require_grain()
-        if stop is None:
-            stop = np.iinfo(np.int32).max if self.training else self.steps_per_epoch
+        stop = np.iinfo(np.int32).max if self.training else self.steps_per_epoch
         threads = threads or available_threads()
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(AHEAD, threads))
         steps = grain.MapDataset.source(_Steps(self, start, stop))
         return iter(steps.to_iter_dataset(options))
 
@@ -226,7 +223,6 @@ def open_stream(
     data_dir: Directory = None,
     process_index: int = 0,
     process_count: int = 1,
-    drop_last: bool = True,
     augment: bool = True,
 ) -> Stream:
     """Opens a split of a prepared set (array_record) of images of any sizes for streaming.
@@ -242,8 +238,6 @@ def open_stream(
       data_dir: directory of prepared sets; else TFDS_DATA_DIR, else ~/tensorflow_datasets.
       process_index: this process gets the part `process_index` of each global batch.
       process_count: number of equal parts.
-      drop_last: in training, leave the last `examples % batch_size` examples of each epoch's
-        order out (other ones each epoch); else an epoch's last batch is smaller.
       augment: in training, random parts of the images; else central parts, as in evaluation.
 
     Raises:
@@ -265,14 +259,11 @@ def open_stream(
         raise ValueError(f"image_size={image_size}: must be at least 1 pixel")
     if training:
         batches.steps_per_epoch(examples, batch_size)  # refuses what does not fit
-    # Examples of a smaller last batch.
-    rest = examples % batch_size if training and not drop_last else 0
-    for size in (batch_size, rest):
-        if batch_size < 1 or size % process_count:
-            raise ValueError(
-                f"batch_size={batch_size}: {examples} examples in batches of that size do not "
-                f"divide among {process_count} processes (a batch of {size})"
-            )
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size}: must be at least 1 and divide among {process_count} "
+            "processes"
+        )
     # These two words are the key of all views of the run.
     key = jax.random.bits(rng.at(seed, "augment"), (2,))
     return Stream(
@@ -285,7 +276,6 @@ def open_stream(
         seed=seed,
         process_index=process_index,
         process_count=process_count,
-        drop_last=drop_last,
         mean=known.mean[: found.channels],
         std=known.std[: found.channels],
         augment_key=tuple(int(word) for word in np.asarray(key)),

@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
-STATISTICS = ("batch", "running")
 EDGES = np.linspace(-6.0, 6.0, 201)
 
 
@@ -52,28 +51,24 @@ class Normality:
 
 
 def normalized_activations(
-    module: nn.Module, variables: Mapping[str, Any], images: jax.Array, statistics: str = "batch"
+    module: nn.Module, variables: Mapping[str, Any], images: jax.Array
 ) -> dict[str, np.ndarray]:
     """What every `nn.BatchNorm` computes before scale and bias: (x - mean) / sqrt(var + epsilon).
 
-    Channels whose input is one constant over the batch (masked filters) are left out, and so are
-    layers without any other channel.
+    Mean and variance are those of this batch, as in training. Channels whose input is one constant
+    over the batch (masked filters) are left out, and so are layers without any other channel.
 
     Args:
       module: network with `apply(variables, images, train=False)`; dropout is off.
       variables: its collections, masks applied.
       images: [batch, ...] as the network takes them (float, normalized).
-      statistics: "batch" takes mean and variance over this batch, as in training; "running" takes
-        the stored ones.
 
     Returns:
       Layer path ("bn5") -> [values, channels], in forward order.
 
     Raises:
-      ValueError: unknown `statistics`, or a network without BatchNorm.
+      ValueError: a network without BatchNorm.
     """
-    if statistics not in STATISTICS:
-        raise ValueError(f"statistics = {statistics!r} is not one of: {', '.join(STATISTICS)}")
 
     def run(variables: Mapping[str, Any], images: jax.Array) -> dict[str, Any]:
         found: dict[str, Any] = {}  # layer -> (values, which channels are constant)
@@ -83,13 +78,9 @@ def normalized_activations(
             if not isinstance(norm, nn.BatchNorm) or context.method_name != "__call__":
                 return call(*args, **kwargs)
             x = args[0].astype(jnp.float32)  # also in a network of half precision
-            if statistics == "batch":
-                axes = tuple(range(x.ndim - 1))
-                mean, var = jnp.mean(x, axes), jnp.var(x, axes)  # biased, as BatchNorm divides
-            else:
-                mean = norm.get_variable("batch_stats", "mean")
-                var = norm.get_variable("batch_stats", "var")
-            mean, var = (jax.lax.broadcast_to_rank(v, x.ndim) for v in (mean, var))
+            axes = tuple(range(x.ndim - 1))
+            moments = jnp.mean(x, axes), jnp.var(x, axes)  # biased, as BatchNorm divides
+            mean, var = (jax.lax.broadcast_to_rank(v, x.ndim) for v in moments)
             z = (x - mean) / jnp.sqrt(var + norm.epsilon)
             pooled = z.reshape(-1, z.shape[-1])
             found["/".join(norm.path)] = pooled, jnp.all(pooled == pooled[:1], axis=0)

@@ -2,12 +2,10 @@
 
 Numbers become unsigned integers of the same order. A histogram of their leading digit tells which
 digit the k-th largest has; a second histogram, of the numbers that agree so far, settles the next
-digit, and so on: two passes for 32 bits on a CPU. Histograms add up over leaves, slices and
-devices, so nothing is concatenated or gathered. `prunejax.ops.ranking` is the interface.
+digit, and so on: two passes for 32 bits on a CPU. Histograms add up over leaves and devices, so
+nothing is gathered. `prunejax.ops.ranking` is the interface.
 """
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +19,6 @@ Array = jax.Array
 METHODS = ("scatter", "compare")  # ways to count digits: for CPUs, for accelerators
 
 SLICE = 1 << 16  # numbers counted at a time by scatter: their digits stay in the cache
-_ROWS = 16  # a split axis keeps this many rows or more, so that shards of it stay whole
-_RUN = 256  # contiguous numbers in a slice, at least
 _IDLE = 64  # bins for the numbers out of the race; a single one would serialize its stores
 
 
@@ -173,23 +169,12 @@ def tally(
       width: bits of the digit.
       count: integer dtype of the counts.
       method: "compare" sums one comparison per digit, plain reductions; "scatter" adds one at
-        each digit's place, slice by slice.
+        each digit's place.
     """
-    arrays: tuple[Array, ...] = (keys,) if active is None else (keys, active)
+    digit = digits(keys, active, shift, cut, width=width)
     if method == "compare":
-        digit = digits(keys, active, shift, cut, width=width)
         return jnp.stack([jnp.sum(digit == d, dtype=count) for d in range(1 << width)])
-    axis, split = _slices(keys.shape) if on_one_device(keys) else (0, ())
-    if split:
-        arrays = tuple(a.reshape(split) for a in arrays)
-
-    def of_slice(i: Any) -> Array:
-        take = functools.partial(lax.dynamic_index_in_dim, index=i, axis=axis, keepdims=False)
-        keys, *rest = (take(a) if split else a for a in arrays)
-        return digits(keys, rest[0] if rest else None, shift, cut, width=width)
-
-    like = jnp.zeros_like(keys, count, shape=())
-    return accumulate(of_slice, split[axis] if split else 1, like=like, width=width)
+    return _added(_empty(keys, width, count), digit)[: 1 << width]
 
 
 def digits(
@@ -207,12 +192,22 @@ def digits(
     return jnp.where(active, digit, (1 << width) | (digit & (_IDLE - 1)))
 
 
+def _empty(like: Array, width: int, count: Any) -> Array:
+    # `zeros_like`, not `zeros`: inside `shard_map` a constant has another type.
+    return jnp.zeros_like(like, count, shape=((1 << width) + _IDLE,))
+
+
+def _added(histogram: Array, digit: Array) -> Array:
+    # integers: the order of additions does not matter
+    return histogram.at[digit].add(1, mode="promise_in_bounds")
+
+
 def accumulate(digits: Callable[[Any], Array], slices: Any, *, like: Array, width: int) -> Array:
     """Histogram of `digits(0)` .. `digits(slices - 1)`, by adding one at each digit's place.
 
     Args:
       digits: the digits of a slice, an array of one shape.
-      slices: how many, at least 1, traced or not.
+      slices: how many, at least 1.
       like: a scalar of the counts' dtype.
       width: bits of a digit.
     """
@@ -221,15 +216,10 @@ def accumulate(digits: Callable[[Any], Array], slices: Any, *, like: Array, widt
         # The digits travel one turn ahead: XLA then writes them as an array of their own, row by
         # row, which is faster than fusing them into the scatter's list of indices.
         histogram, digit = carry
-        # integers: the order of additions does not matter
-        histogram = histogram.at[digit].add(1, mode="promise_in_bounds")
-        return histogram, digit if single else digits(jnp.minimum(i, slices - 1))
+        return _added(histogram, digit), digits(jnp.minimum(i, slices - 1))
 
-    single = isinstance(slices, int) and slices == 1
-    # `zeros_like`, not `zeros`: inside `shard_map` a constant has another type.
-    carry = jnp.zeros_like(like, shape=((1 << width) + _IDLE,)), digits(0)
-    carry = add(1, carry) if single else lax.fori_loop(1, slices + 1, add, carry)
-    return carry[0][: 1 << width]
+    carry = _empty(like, width, like.dtype), digits(0)
+    return lax.fori_loop(1, slices + 1, add, carry)[0][: 1 << width]
 
 
 def on_one_device(x: Array) -> bool:
@@ -254,34 +244,3 @@ def surely_spread(x: Array) -> bool:
 def _shared_axes(mesh: Any) -> bool:
     axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     return any(size > 1 and kind != AxisType.Manual for size, kind in axes)
-
-
-@functools.cache
-def _slices(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """How to cut a shape into slices of about `SLICE` entries without flattening it.
-
-    One axis of size s becomes (rows, slices, run), and a slice takes every row. Wherever the array
-    is sharded, over `rows` devices or fewer, each device then holds its part of every slice.
-
-    Returns:
-      (index of the slices axis, the split shape), or (0, ()) for a shape that stays whole.
-    """
-    size = math.prod(shape)
-    if size < 2 * SLICE:
-        return 0, ()
-    best, found = math.log(size / SLICE), (0, tuple[int, ...]())
-    for axis, length in enumerate(shape):
-        tail = math.prod(shape[axis + 1 :])
-        run = next((d for d in _divisors(length) if d * tail >= _RUN), length)
-        for slices in _divisors(length // run):
-            rows = length // run // slices
-            far = abs(math.log(size / slices / SLICE))
-            if rows % math.gcd(length, _ROWS) == 0 and rows >= _ROWS and far < best - 1e-9:
-                split = (*shape[:axis], rows, slices, run, *shape[axis + 1 :])
-                best, found = far, (axis + 1, split)
-    return found
-
-
-def _divisors(n: int) -> list[int]:
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return sorted({*small, *(n // d for d in small)})
