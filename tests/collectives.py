@@ -143,8 +143,12 @@ def check():
     check_products(people, batch, settings)
 
 
-if __name__ == "__main__":
+def main():
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
     check()
     print("done")
+
+
+if __name__ == "__main__":
+    main()

@@ -79,6 +79,18 @@ def quick_report(monkeypatch):
     monkeypatch.setattr(report, "build", lambda paths: paths[0] / "report.html")
 
 
+@pytest.fixture(scope="module")
+def few_layers():
+    """Models "few1" and "few2": as "mlp", BatchNorm and all, with fewer layers to compile."""
+    from prunejax import models
+    from tests.studies import FEW
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, model in FEW.items():
+            patch.setitem(models.MODELS, name, model)
+        yield
+
+
 @pytest.fixture
 def promoting(monkeypatch):
     """Code as users write it, `x @ w + b`: ranks are promoted, in its programs as well."""

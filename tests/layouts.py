@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from prunejax import models
 from prunejax.cluster import mesh
 from prunejax.configs import default
 from prunejax.record.checkpoint import Checkpoints
@@ -16,7 +17,7 @@ from prunejax.study.devices import arrangement, layout, population
 from prunejax.study.planning import plan
 from prunejax.study.settings import config
 from prunejax.train import step
-from tests.studies import PRUNE, tiny
+from tests.studies import FEW, PRUNE, tiny
 
 # Losses of a member in two layouts agree this well with SGD; its targets and masks are the same.
 # Adam divides a gradient by its size: where the true one is zero it makes steps of the learning
@@ -38,7 +39,7 @@ def batch(data_parallel=1):
             "intervention": window | {"kind": "gaussian"},
         },
     )
-    c.seeds, c.epochs = 1, 4
+    c.seeds, c.epochs, c.model.name = 1, 4, "few2"
     c.prune.scope = "global"
     c.probes.names = ("loss", "accuracy", "classes")
     c.optimizer.name, c.optimizer.learning_rate = "sgd", 0.05
@@ -166,6 +167,7 @@ def check_that_members_may_differ(devices):
         b={"prune": prune | {"start": (5,), "end": (5,)}},
     )
     c.seeds, c.prune.granularity, c.prune.saliency_examples = 1, "weight", 64
+    c.model.name = "few1"
     c.optimizer.name, c.optimizer.learning_rate = "sgd", 0.05
     (found,) = plan.build(config.variants(c, default.get_config()))
     rows = sorted({row for m in found.members for row in m.events})
@@ -213,6 +215,7 @@ def check_that_adam_differs_by_rounding_alone(devices):
 
 def check():
     """Meshes of two and of four devices give what one device gives."""
+    models.MODELS.update(FEW)
     check_that_gathers_are_seen(jax.devices())
     people, members = make("sequential", jax.devices()[:1])
     single = trace(people, members)
@@ -254,7 +257,11 @@ def check_that_idle_devices_share():
     assert again.program == people.program
 
 
-if __name__ == "__main__":
+def main():
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4)
     check()
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,6 @@ from tests.oracle_config import STUDIES
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600  # a study that takes longer hangs
-ENVIRONMENT: dict[str, str] = {}  # of its processes besides; empty for bytes that are kept
 
 
 def digest(file):
@@ -94,16 +93,19 @@ def compare(before, after):
 # -- running the studies --------------------------------------------------------------------------
 
 
-def start(name, workdir, *flags):
+def arguments(name, workdir, *flags):
+    """Words of the command that runs a study."""
     config = f"--config={ROOT / 'tests' / 'oracle_config.py'}:{name}"
-    command = [sys.executable, "-m", "prunejax.main", config, f"--workdir={workdir}", "--quiet"]
+    return ["prunejax.main", config, f"--workdir={workdir}", "--quiet", *flags]
+
+
+def start(name, workdir, *flags):
     workdir.parent.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(
-        [*command, *flags],
+        [sys.executable, "-m", *arguments(name, workdir, *flags)],
         cwd=ROOT,
         env={k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
-        | {"JAX_PLATFORMS": "cpu"}
-        | ENVIRONMENT,
+        | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

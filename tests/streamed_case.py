@@ -36,14 +36,14 @@ def write(directory):
 
 
 def study(directory, **variants):
-    """2 epochs, 2 seeds, an MLP on 14x14 images; two arms with two scores."""
+    """2 epochs, 2 seeds, an MLP of `few_layers` on 14x14 images; two arms with two scores."""
     config = default.get_config()
     config.seeds, config.epochs, config.batch_size, config.eval_batch_size = 2, 2, BATCH, 8
     config.data.name, config.data.data_dir = "imagenet2012", str(directory)
     config.data.image_size = 14
-    config.model.width = 0.125
+    config.model.name, config.model.width = "few2", 0.125
     config.population.layout = "sequential"
-    prune = {"schedule": "linear", "layers": ("dense2", "dense3"), "end": (1,)}
+    prune = {"schedule": "linear", "layers": ("dense1", "dense2"), "end": (1,)}
     config.variants = default.arms(
         variants
         or {
@@ -67,9 +67,12 @@ def main(directory, workdir, changes, devices, *address):
     """Run S-0 with `changes` on so many devices; with PORT ID COUNT as one of several processes."""
     import jax
 
+    from prunejax import models
     from prunejax.cluster import distributed
     from prunejax.study import run as study_lib
+    from tests.studies import FEW
 
+    models.MODELS.update(FEW)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(devices))
     if address:

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from prunejax import report
+from prunejax import losses, report
 from prunejax.configs import default
 from prunejax.data import StreamedSet
+from prunejax.models.mlp import MLP
 from prunejax.record import arms, checkpoint
 from prunejax.record.run_directory import RunDirectory
 from prunejax.study import run
-from prunejax.study.devices import layout
+from prunejax.study.devices import layout, shared
 from prunejax.study.devices.arrangement import device_data
 from prunejax.study.devices.population import Population
 from prunejax.study.planning import plan
 from prunejax.study.settings import config as config_lib
-from prunejax.train import prune, step
+from prunejax.train import probes, prune, step, trackers
 
 PRUNE = {
     "schedule": "linear",
@@ -36,6 +37,10 @@ PRUNE = {
     "period": 1,
     "score": "ebn",
 }
+
+
+# As "mlp" with fewer hidden layers, for `few_layers` of the fixtures.
+FEW = {"few1": (MLP, {"hidden": (128,)}), "few2": (MLP, {"hidden": (128, 128)})}
 
 
 def tiny(**variants: dict) -> ConfigDict:
@@ -140,9 +145,7 @@ def in_layouts(config: ConfigDict, root: Path) -> dict[str, Path]:
     for name in ("vectorized", "sequential"):
         config.population.layout = name
         found[name] = root / name
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(report, "build", lambda paths: paths[0] / "report.html")
-            go(config, found[name])
+        go(config, found[name], page=False)
     return found
 
 
@@ -191,31 +194,59 @@ def plain_checkpoints(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(checkpoint.ocp, "StandardCheckpointer", PickledCheckpointer)
 
 
-def go(config: ConfigDict, path: Path, **options: Any) -> run.Result:
+def go(config: ConfigDict, path: Path, page: bool = True, **options: Any) -> run.Result:
     """Runs a study; those of one process with the same program share its compiled functions.
 
-    Its checkpoints are plain files, and it leaves no TensorBoard events.
+    Its checkpoints are plain files, and it leaves no TensorBoard events. Fixtures of a module come
+    before `quick_report`: they say whether they want a `page`.
     """
     with pytest.MonkeyPatch.context() as patch:
+        if not page:
+            patch.setattr(report, "build", lambda paths: paths[0] / "report.html")
         patch.setattr(layout, "_population", _shared)
+        patch.setattr(shared, "functions", _functions)
         plain_checkpoints(patch)
         patch.setattr(RunDirectory, "tensorboard", lambda self: None)
         return run.run(config, path, default.get_config(), quiet=True, **options)
 
 
 _make = layout._population
-_POPULATIONS: dict[str, Population] = {}
+_OF_STREAMED = ("_steps", "_sums", "_forecast", "_copied", "_event", "_twin_event")
+_POPULATIONS: dict[Any, Population] = {}
 
 
 @functools.wraps(_make)
 def _shared(program: Any, data: Any, way: Any, devices: Any, like: Any, settings: Any) -> Any:
     if isinstance(data, StreamedSet):
-        return _make(program, data, way, devices, like, settings)
-    transform = program.optimizer.transform
-    update = jax.make_jaxpr(lambda g: transform.update(g, transform.init(g), g))(1.0)
-    bare = dataclasses.replace(program, optimizer=program.optimizer._replace(transform=None))
+        people = _make(program, data, way, devices, like, settings)
+        own = data.test_examples, way, devices, settings.population
+        first = _POPULATIONS.setdefault((_told(program), repr(own)), people)
+        for name in _OF_STREAMED:  # all that it compiles; its windows and readers are its own
+            setattr(people, name, getattr(first, name))
+        return people
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (data, like.table, like.hyper))
-    key = repr((bare, update, shapes, way, devices, settings.population))
+    key = _told(program), repr((shapes, way, devices, settings.population))
     if key not in _POPULATIONS:  # (keeps the program, so that no address in `key` is used again)
         _POPULATIONS[key] = _make(program, data, way, devices, like, settings)
     return _POPULATIONS[key].on(data)
+
+
+_BESIDE_EVENTS: dict[Any, shared.Functions] = {}
+
+
+def _functions(program: Any, mesh: Any, vectorized: bool, states: Any) -> shared.Functions:
+    """As `shared.functions`, of all studies."""
+    program, states = program.beside_events(), shared.bare(states)
+    key = _told(program), mesh, vectorized, jax.tree.structure(states)
+    if key not in _BESIDE_EVENTS:
+        _BESIDE_EVENTS[key] = shared.Functions(program, mesh, vectorized, states)
+    return _BESIDE_EVENTS[key]
+
+
+def _told(program: step.Program) -> tuple[Any, ...]:
+    """A program in words, optimizers being equal to none but themselves; what names stand for."""
+    transform = program.optimizer.transform
+    update = jax.make_jaxpr(lambda g: transform.update(g, transform.init(g), g))(1.0)
+    bare = dataclasses.replace(program, optimizer=program.optimizer._replace(transform=None))
+    named = losses.LOSSES[program.loss], *(trackers.TRACKERS[name] for name in program.trackers)
+    return repr((bare, update)), named, tuple(probes.PROBES[name] for name in program.probes)

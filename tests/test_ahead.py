@@ -20,7 +20,7 @@ from prunejax.study.loop import watching
 from prunejax.study.planning import plan
 from prunejax.study.settings import config
 from tests import streamed_case
-from tests.studies import small, tables, tiny
+from tests.studies import plain_checkpoints, small, tables, tiny
 
 COMPILED = []
 
@@ -34,7 +34,9 @@ def _count(name, seconds, **facts):
 @pytest.fixture(scope="module", autouse=True)
 def counted():
     jax.monitoring.register_event_duration_secs_listener(_count)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        plain_checkpoints(patch)
+        yield
     jax.monitoring.unregister_event_duration_listener(_count)
 
 
@@ -168,7 +170,7 @@ def test_the_next_program_is_compiled_while_one_trains(tmp_path, monkeypatch, qu
     assert found[0] == found[1]
 
 
-def test_nothing_is_foreseen_of_streamed_sets(tmp_path, monkeypatch, quick_report):
+def test_nothing_is_foreseen_of_streamed_sets(few_layers, tmp_path, monkeypatch, quick_report):
     """Their populations hold a few examples: one made from these would train on nothing else."""
     real, sources = layout.decide, []
 
@@ -183,7 +185,7 @@ def test_nothing_is_foreseen_of_streamed_sets(tmp_path, monkeypatch, quick_repor
     arms = {"gradual": gradual, "static": {"method": "static"}}
     variants = {name: {"prune": {"fraction": (0.5,)} | how} for name, how in arms.items()}
     config = streamed_case.study(tmp_path / "sets", **variants)
-    config.measures.forecast = False
+    config.measures.forecast, config.seeds = False, 1
     run.run(config, tmp_path / "run", default.get_config(), quiet=True)
     assert [type(source) for source in sources] == [StreamedSet] * 2
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from prunejax import report
 from prunejax.report import figures_dynamics, panels, tables
 from tests.studies import go, rows, small
 
@@ -37,9 +36,7 @@ def study(request, tmp_path_factory):
     config = small(**ARMS)
     config.evaluate_every, config.population.layout = 3, request.param
     path = tmp_path_factory.mktemp("study")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "build", lambda paths: paths[0] / "report.html")
-        go(config, path)
+    go(config, path, page=False)
     return path
 
 

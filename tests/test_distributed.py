@@ -1,71 +1,59 @@
 import os
 import signal
-import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from prunejax import main
 from prunejax.cluster import distributed, wire
 from prunejax.cluster import place as place_lib
 from tests import oracle
+from tests.children import Child
 from tests.test_rendezvous import free_port
 
-PROGRAM = """
-import sys, time
-from pathlib import Path
-import numpy as np
-import jax, jax.numpy as jnp
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from prunejax.cluster import distributed
 
-jax.config.update("jax_platforms", "cpu")  # one device each
-port, index, count, failing = sys.argv[1], *map(int, sys.argv[2:])
-distributed.initialize(f"127.0.0.1:{port}", index, count, timeout_seconds=60)
-assert jax.process_count() == count and distributed.is_main() == (index == 0)
-mesh = Mesh(jax.devices(), "data")
-local = jnp.full((1,), index + 1.0)
-whole = multihost_utils.host_local_array_to_global_array(local, mesh, P("data"))
-total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(whole)
-flags = [distributed.any_process(False), distributed.any_process(index == 1)]
-for n in (0, 7, 64):
-    assert distributed.on_main(lambda: [index] * n) == [0] * n
-values = [None, True, 1.5, "é", (1, [2]), {1: (3,)}, Path("/x"), np.arange(3), {"a": np.float64(2)}]
-told = distributed.on_main(lambda: values)
-assert repr(told) == repr(values), told
-try:
-    distributed.on_main(lambda: Path("/nowhere/x").read_text())
-    raise SystemExit("no error")
-except OSError as error:
-    assert error.errno == 2
-try:
-    distributed.on_main(lambda: object())
-    raise SystemExit("no error")
-except TypeError as error:
-    assert "cannot be told" in str(error)
-assert distributed.same("a") and not distributed.same(index)
-distributed.sync("end")
-print("sum", float(total), "flags", *flags, flush=True)
-if index < failing:
-    time.sleep(index)  # the others are a little later than process 0
-    distributed.leave(7)
-"""
+def peer(port, index, count, failing):
+    """One process of `run`."""
+    jax.config.update("jax_platforms", "cpu")  # one device each
+    distributed.initialize(f"127.0.0.1:{port}", index, count, timeout_seconds=60)
+    assert jax.process_count() == count
+    assert distributed.is_main() == (index == 0)
+    mesh = Mesh(jax.devices(), "data")
+    local = jnp.full((1,), index + 1.0)
+    whole = multihost_utils.host_local_array_to_global_array(local, mesh, P("data"))
+    total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(whole)
+    flags = [distributed.any_process(False), distributed.any_process(index == 1)]
+    for n in (0, 7, 64):
+        assert distributed.on_main(lambda n=n: [index] * n) == [0] * n
+    values = [None, True, 1.5, "é", (1, [2]), {1: (3,)}, Path("/x"), np.arange(3)]
+    values += [{"a": np.float64(2)}]
+    told = distributed.on_main(lambda: values)
+    assert repr(told) == repr(values), told
+    with pytest.raises(FileNotFoundError):
+        distributed.on_main(lambda: Path("/nowhere/x").read_text())
+    with pytest.raises(TypeError, match="cannot be told"):
+        distributed.on_main(lambda: object())
+    assert distributed.same("a")
+    assert not distributed.same(index)
+    distributed.sync("end")
+    print("sum", float(total), "flags", *flags, flush=True)
+    if index < failing:
+        time.sleep(index)  # the others are a little later than process 0
+        distributed.leave(7)
 
 
 def run(count, failing=0):
     port = free_port()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(port), str(i), str(count), str(failing)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(count)
-    ]
-    return processes
+    return [Child(peer, port, i, count, failing) for i in range(count)]
 
 
 def test_two_processes_reduce_agree_and_end():
@@ -86,13 +74,18 @@ def test_a_named_tuple_is_not_told_without_its_names():
         wire.encode({"x": Named(1)})
 
 
+def study(argv):
+    sys.exit(main.main(argv))
+
+
 @pytest.mark.slow
 def test_a_study_of_two_processes_has_the_tables_of_one(tmp_path, monkeypatch):
     # With twins, whose targets process 0 reads for both, events, and measures. Both processes are
     # killed when the first two runs have ended (12 rows) and the others are saved.
     # Level 1: equal bits of programs that differ.
     quick = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
-    monkeypatch.setitem(oracle.ENVIRONMENT, "XLA_FLAGS", quick)
+    monkeypatch.setenv("XLA_FLAGS", quick)
+    monkeypatch.setattr(oracle, "start", lambda *args: Child(study, oracle.arguments(*args)))
     flags = [
         "--config.measures.names=('gradient_second_moment', 'hessian_trace')",
         "--config.checkpoint.every_epochs=2",

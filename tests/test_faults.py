@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -22,6 +21,7 @@ from prunejax.study.loop import chunk, saving
 from prunejax.study.loop.saving import Saving
 from prunejax.system import files
 from tests import faults
+from tests.children import Child
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,23 @@ def quick():
 
 
 @pytest.fixture(scope="module")
-def reference(quick, tmp_path_factory):
+def counted(quick, tmp_path_factory):
+    """A study that nothing ends, and its moments in order."""
     path = tmp_path_factory.mktemp("faults") / "reference"
-    faults.run(path)
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        names = faults.Moments(patch).names
+        faults.run(path)
+    return path, names
+
+
+@pytest.fixture(scope="module")
+def reference(counted):
+    return counted[0]
+
+
+@pytest.fixture(scope="module")
+def names(counted):
+    return counted[1]
 
 
 @pytest.fixture
@@ -49,15 +62,6 @@ def test_the_study_has_open_windows_twins_and_all_kinds_of_moments(reference, na
     assert set(names) >= {"initial", "evaluate", "event", "build"}
     assert len(names) > 300
     assert len([name for name in faults.content(reference) if name.endswith(".npz")]) == 4
-
-
-@pytest.fixture(scope="module")
-def names(quick, reference, tmp_path_factory):
-    """The moments of a whole study, in order."""
-    with pytest.MonkeyPatch.context() as patch:
-        counted = faults.Moments(patch)
-        faults.run(tmp_path_factory.mktemp("counted") / "run")
-    return counted.names
 
 
 @pytest.mark.parametrize("part", range(5))
@@ -380,13 +384,10 @@ MOMENTS = [
 @pytest.mark.slow
 def test_real_kills_one_after_another(reference, tmp_path):
     """SIGKILL in processes of their own, with orbax: in an event, a save, a window, the report."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults"])
     path, code = tmp_path / "run", tmp_path / "code"
     for moment, nth in [*MOMENTS, ("", 1)]:
-        process = context.Process(target=faults.child, args=(path, moment, nth, code))
-        process.start()
-        process.join(timeout=300)
-        assert process.exitcode == (-9 if moment else 0), moment
+        process = Child(faults.child, path, moment, nth, code)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == (-9 if moment else 0), (moment, output)
     assert code.read_text() == "0"
     assert faults.content(path) == faults.content(reference)

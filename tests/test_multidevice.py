@@ -1,21 +1,15 @@
 """Programs on meshes of simulated devices; see `tests/layouts.py` and `tests/collectives.py`."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests import collectives, layouts
+from tests.children import Child
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["layouts", "collectives"])
+@pytest.mark.parametrize("program", [layouts.main, collectives.main])
 def test_meshes_give_what_one_device_gives_and_exchange_what_they_must(program):
-    done = subprocess.run(
-        [sys.executable, "-m", f"tests.{program}"],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("done\n")
+    child = Child(program)
+    output, _ = child.communicate(timeout=500)
+    assert child.returncode == 0, output
+    assert output.endswith("done\n")

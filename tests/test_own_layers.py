@@ -43,7 +43,7 @@ WAYS = {
     "ste": {"method": "ste", "refresh_every": 2, "fraction": (0.5,)},
 }
 
-pytestmark = pytest.mark.usefixtures("quick_report")
+pytestmark = pytest.mark.usefixtures("few_layers", "quick_report")
 
 
 def study(**arms):
@@ -185,7 +185,7 @@ def arm(score, layers, fraction=0.5):
 
 def small_hessians(**arms):
     config = study(**arms)
-    config.model.name, config.model.width = "mlp", 0.06  # three layers of 8 units, BatchNorm
+    config.model.name, config.model.width = "few2", 0.06  # two layers of 8 units, BatchNorm
     config.prune.saliency_examples, config.epochs = 64, 4
     return config
 
@@ -202,8 +202,8 @@ def test_a_score_is_of_the_arm_s_own_layers(score):
 
 
 def in_float64(batch, state, data, path):
-    """Gradient and Hessian of the mean cross entropy by one kernel, flat: with BatchNorm in
-    training form and float64, written anew.
+    """Gradient and Hessian of the mean cross entropy by one kernel, flat, of outputs that are
+    divided by 200 and as they are: with BatchNorm in training form and float64, written anew.
     """
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), state.params)
@@ -216,19 +216,16 @@ def in_float64(batch, state, data, path):
         def loss(flat, scale):
             p = trees.replace(wide, {path: flat.reshape(kernel.shape)})
             h = jnp.asarray(x)
-            for i in (1, 2, 3):
+            for i in (1, 2):
                 h = h @ p[f"dense{i}"]["kernel"]
                 h = (h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-5)
                 h = jnp.maximum(h * p[f"bn{i}"]["scale"] + p[f"bn{i}"]["bias"], 0)
             z = (h @ p["classifier"]["kernel"] + p["classifier"]["bias"]) / scale
             return jnp.mean(jax.nn.logsumexp(z, axis=1) - z[jnp.arange(n), y])
 
+        both = jax.jit(lambda v, scale: (jax.grad(loss)(v, scale), jax.hessian(loss)(v, scale)))
         flat = kernel.ravel()
-        return [
-            np.asarray(f(flat, scale))
-            for scale in (200.0, 1.0)
-            for f in (jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss)))
-        ] + [np.asarray(flat)]
+        return jax.tree.map(np.asarray, (both(flat, 200.0), both(flat, 1.0), flat))
 
 
 def test_hessians_are_those_among_the_arm_s_own_weights(monkeypatch):
@@ -245,7 +242,7 @@ def test_hessians_are_those_among_the_arm_s_own_weights(monkeypatch):
     close = {"rtol": 2e-3, "atol": 2e-3}
     scaled = lambda x: x / np.abs(x).max()  # noqa: E731
     for i, layer in enumerate(BOTH):
-        small_g, small_h, _, h, w = in_float64(*of, f"{layer}/kernel")
+        (small_g, small_h), (_, h), w = in_float64(*of, f"{layer}/kernel")
         ours = {score: of_layers[i] for score, of_layers in found.items()}
         np.testing.assert_allclose(scaled(ours["grasp"]), scaled(w * (small_h @ small_g)), **close)
         np.testing.assert_allclose(scaled(ours["curvature"]), scaled(np.diag(h)), **close)

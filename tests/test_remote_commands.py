@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +14,21 @@ import prunejax
 from prunejax import main
 from prunejax.__main__ import main as door
 from prunejax.record import mirror, remote
-from tests.launching import ROOT
+from tests.children import Child
+
+
+def _killed_at(call, words):
+    """The command, killed before a call of `Mirror._settle`; 0: not at all."""
+    left, settle = [call], mirror.Mirror._settle
+
+    def deadly(self, *args):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        settle(self, *args)
+
+    mirror.Mirror._settle = deadly
+    sys.exit(main.main(words))
 
 
 @pytest.fixture(scope="module")
@@ -28,43 +42,27 @@ def commands(tmp_path_factory):
     config = Path(__file__).with_name("remote_config.py")
 
     def started(workdir, machine, kill=0):
-        code = (
-            "import os, signal, sys\n"
-            "from prunejax import main\n"
-            "from prunejax.record.mirror import Mirror\n"
-            f"left, settle = [{kill}], Mirror._settle\n"
-            "def deadly(self, *args):\n"
-            "    left[0] -= 1\n"
-            "    if not left[0]:\n"
-            "        os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    settle(self, *args)\n"
-            "Mirror._settle = deadly\n"
-            f"sys.exit(main.main(['prunejax', '--config={config}', '--workdir={workdir}']))\n"
-        )
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, mirror.VARIABLE: str(folder / machine)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+        words = ["prunejax", f"--config={config}", f"--workdir={workdir}"]
+        env = {**os.environ, mirror.VARIABLE: str(folder / machine)}
+        process = Child(_killed_at, kill, words, env=env, apart=True)
+        return process, *process.communicate(timeout=300)
 
     told.append(started(place, "one", kill=4))
     told.append(started(place, "two"))
-    plain = started(folder / "plain", "none")
-    assert plain.returncode == 0, plain.stderr
+    plain, _, errors = started(folder / "plain", "none")
+    assert plain.returncode == 0, errors
     return place, folder, told
 
 
 @pytest.mark.slow
 def test_a_killed_study_goes_on_on_another_machine(commands):
     """With orbax's checkpoints, the report and TensorBoard: all tables are the same bytes."""
-    place, folder, (killed, finished) = commands
+    place, folder, ((killed, *_), (finished, output, errors)) = commands
     assert killed.returncode == -9
-    assert finished.returncode == 0, finished.stderr
-    assert f"finished: {place}; report: {folder}/two/" in finished.stdout
-    assert f"{place}: worked on in {folder}/two/" in finished.stderr
-    assert "continuing from a checkpoint" in finished.stderr
+    assert finished.returncode == 0, errors
+    assert f"finished: {place}; report: {folder}/two/" in output
+    assert f"{place}: worked on in {folder}/two/" in errors
+    assert "continuing from a checkpoint" in errors
     bucket = folder / "bucket" / "run"
     tables = sorted(path.name for path in (folder / "plain").glob("*.csv"))
     assert len(tables) >= 4
@@ -87,7 +85,7 @@ def test_commands_read_a_url(commands, monkeypatch, capsys, tmp_path):
         np.testing.assert_array_equal(a, b)
     assert door(["export", f"--workdir={place}", "--run=S-0", f"--output={tmp_path}/net.npz"]) == 0
     assert (
-        door(["measure", f"--workdir={place}", "--names=sharpness", "--examples=64", "--run=S-0"])
+        door(["measure", f"--workdir={place}", "--names=predictions", "--examples=64", "--run=S-0"])
         == 0
     )
     monkeypatch.setenv(mirror.VARIABLE, str(folder / "four"))

@@ -145,6 +145,31 @@ def test_programs_share_what_is_not_of_their_events(batches):
     assert people("random").train is not made["random"].train
 
 
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ("", {"xla_backend_optimization_level": 1}),
+        ("--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0", None),
+    ],
+)
+def test_first_states_are_compiled_in_less_time_unless_a_level_is_asked_for(
+    monkeypatch, flags, options
+):
+    given, lift = {}, lifting.Lift.__call__
+
+    def told(self, fn, *args, **named):
+        given[fn] = named.get("options")
+        return lift(self, fn, *args, **named)
+
+    monkeypatch.setattr(lifting.Lift, "__call__", told)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    shared.forget()
+    (batch,) = planned(small(dense={}))
+    data = arrangement.device_data(batch.dataset)
+    Population(batch.program, data, "sequential", jax.devices()[:1], batch.members[0])
+    assert [found for found in given.values() if found] == ([options] if options else [])
+
+
 def test_a_study_measures_the_loss_that_its_name_stands_for_now(tmp_path, monkeypatch):
     def measured(folder, factor):
         def mine(outputs, targets):

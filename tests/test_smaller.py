@@ -120,7 +120,7 @@ def test_arms_that_lose_as_much_share_a_program_and_others_do_not():
 def finished(tmp_path_factory):
     """Two seeds that lose different units."""
     path = tmp_path_factory.mktemp("smaller") / "run"
-    go(two(), path)
+    go(two(), path, page=False)
     return path
 
 

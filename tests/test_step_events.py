@@ -32,14 +32,18 @@ RIGL = ERK | UPDATES | {"grow": "gradient"}
 SET = ERK | UPDATES | {"grow": "random"}
 
 
-pytestmark = pytest.mark.usefixtures("quick_report")
+pytestmark = pytest.mark.usefixtures("few_layers", "quick_report")
 
 
-def one(settings, **changes):
+def few(**arms):
+    config = tiny(**arms)
+    config.model.name = "few2"
+    return config
+
+
+def one(settings):
     """Program, data and state (on the device) of the first run of an arm, before its events."""
-    config = tiny(a={"prune": settings})
-    config.update(changes)
-    return begun(config)
+    return begun(few(a={"prune": settings}))
 
 
 def row_at(batch, done, epochs=4):
@@ -58,9 +62,15 @@ def live(state):
 
 
 @pytest.fixture(scope="module")
-def rigl():
-    """A RigL run on its way, and what its first update did."""
-    batch, data, state = one(RIGL)
+def first():
+    """Program, data and first state of a RigL run, whose functions are compiled once."""
+    return one(RIGL)
+
+
+@pytest.fixture(scope="module")
+def rigl(first):
+    """That run on its way, and what its first update did."""
+    batch, data, state = first
     before = trained(batch, data, state, 2)
     row = row_at(batch, 2)
     after, info = functions(batch.program).event(before, data, row)
@@ -70,7 +80,7 @@ def rigl():
 def test_an_update_drops_the_smallest_and_grows_the_largest_gradients(rigl):
     batch, data, before, row, after, info = rigl
     indices = np.asarray(evidence_lib.last_indices(batch.program, before))
-    found = step.variables(batch.program, before)
+    found = jax.jit(lambda s: step.variables(batch.program, s))(before)
     dropped_state = before._replace(params=found["params"])  # dead weights are zeros there
 
     def loss(params):
@@ -94,11 +104,11 @@ def test_an_update_drops_the_smallest_and_grows_the_largest_gradients(rigl):
     params = trees.replace(
         found["params"],
         {
-            g.kernel: jnp.where(masked[g.name], 0, trees.get(found["params"], g.kernel))
+            g.kernel: np.where(masked[g.name], 0, trees.get(found["params"], g.kernel))
             for g in batch.program.groups
         },
     )
-    gradients = jax.grad(loss)(params)
+    gradients = jax.jit(jax.grad(loss))(params)
     for i, g in enumerate(batch.program.groups):
         dead = ~live(before)[g.name] | masked[g.name]
         size = np.where(dead, np.abs(np.asarray(trees.get(gradients, g.kernel))), -1).ravel()
@@ -124,7 +134,7 @@ def test_what_comes_back_is_zero_without_moments_and_may_go_again(rigl):
 def test_sums_of_what_comes_back_begin_as_the_optimizer_begins_them(monkeypatch):
     """Adagrad's are 0.1 at first; at 0 the first step of a grown weight is far larger."""
     monkeypatch.setitem(optim.OPTIMIZERS, "rss", lambda momentum, nesterov: optax.scale_by_rss(0.1))
-    config = tiny(a={"prune": SET})
+    config = few(a={"prune": SET})
     config.optimizer.name = "rss"
     batch, data, state = begun(config)
     before = trained(batch, data, state, 2)
@@ -165,7 +175,7 @@ def test_random_growth_sees_neither_weights_nor_gradients():
 
 
 def test_updates_keep_every_count_and_are_recorded(tmp_path):
-    go(tiny(rigl={"prune": RIGL}, set={"prune": SET}), tmp_path / "run")
+    go(few(rigl={"prune": RIGL}, set={"prune": SET}), tmp_path / "run")
     epochs, updates = (rows(tmp_path / "run", name) for name in ("epochs", "updates"))
     assert len({e["sparsity"] for e in epochs}) == 1
     during = [u for u in updates if int(u["epoch"]) >= 0]
@@ -183,29 +193,37 @@ def test_updates_keep_every_count_and_are_recorded(tmp_path):
 
 
 def test_no_update_fraction_is_static_bit_for_bit(tmp_path):
-    go(tiny(a={"prune": RIGL | {"update_fraction": 0.0}}), tmp_path / "none")
-    go(tiny(a={"prune": ERK | {"evidence": "batch"}}), tmp_path / "static")
+    go(few(a={"prune": RIGL | {"update_fraction": 0.0}}), tmp_path / "none")
+    go(few(a={"prune": ERK | {"evidence": "batch"}}), tmp_path / "static")
     assert rows(tmp_path / "none", "epochs") == rows(tmp_path / "static", "epochs")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("step_events") / "whole"
+    go(few(rigl={"prune": RIGL}), path, page=False)
+    return path
+
+
+def assert_same_tables(path, other):
+    for table in ("epochs", "events", "updates", "runs"):
+        assert (path / f"{table}.csv").read_bytes() == (other / f"{table}.csv").read_bytes(), table
+
+
 @pytest.mark.parametrize("stops", [1, 3])
-def test_a_study_continues_between_any_two_steps(tmp_path, stops):
-    config = tiny(rigl={"prune": RIGL})
-    go(config, tmp_path / "whole")
+def test_a_study_continues_between_any_two_steps(whole, tmp_path, stops):
+    config = few(rigl={"prune": RIGL})
     asked = iter([False] * stops + [True])
     with pytest.raises(Interrupted):
         go(config, tmp_path / "cut", stop_requested=lambda: next(asked, False))
     go(config, tmp_path / "cut")
-    for table in ("epochs", "events", "updates", "runs"):
-        whole, cut = ((tmp_path / d / f"{table}.csv").read_bytes() for d in ("whole", "cut"))
-        assert whole == cut, table
+    assert_same_tables(tmp_path / "cut", whole)
 
 
 @pytest.mark.parametrize("nth", [2, 4])
-def test_a_failure_within_an_event_is_no_event_lost(tmp_path, monkeypatch, nth):
+def test_a_failure_within_an_event_is_no_event_lost(whole, tmp_path, monkeypatch, nth):
     """What is saved then is from before the step of the event, or from after all its rows."""
-    config = tiny(rigl={"prune": RIGL})
-    go(config, tmp_path / "whole")
+    config = few(rigl={"prune": RIGL})
     original, left = Population.event, [nth]
 
     def fails(*args, **options):
@@ -221,13 +239,11 @@ def test_a_failure_within_an_event_is_no_event_lost(tmp_path, monkeypatch, nth):
         with pytest.raises(RuntimeError, match="nobody foresaw this"):
             go(config, tmp_path / "cut")
     go(config, tmp_path / "cut")
-    for table in ("epochs", "events", "updates", "runs"):
-        whole, cut = ((tmp_path / d / f"{table}.csv").read_bytes() for d in ("whole", "cut"))
-        assert whole == cut, table
+    assert_same_tables(tmp_path / "cut", whole)
 
 
-def test_one_program_serves_all_updates():
-    batch, data, alone = one(RIGL)
+def test_one_program_serves_all_updates(first):
+    batch, data, alone = first
     people = Population(batch.program, data, "vectorized", jax.devices()[:1], batch.members[0])
     states = people.initial(batch.members)
     states, _ = people.event(states, 0)

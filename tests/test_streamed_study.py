@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 
 import jax
@@ -21,10 +20,12 @@ from prunejax.study.loop import pacing
 from prunejax.study.planning import plan
 from prunejax.study.settings import config as config_lib
 from tests import streamed_case
+from tests.children import Child
 from tests.streamed_case import BATCH, EXAMPLES, TESTS
 from tests.studies import go
 from tests.test_rendezvous import free_port
 
+pytestmark = pytest.mark.usefixtures("few_layers")
 TABLES = ("epochs", "events", "runs")
 EVENT = ("pre_loss", "post_loss", "predicted_first", "predicted_second")
 
@@ -244,13 +245,9 @@ def test_data_parallel_agrees_with_one_device(sets, finished, tmp_path, devices,
     path, port = tmp_path / "run", free_port()
     changes = {"population.data_parallel": 2, "measures.forecast": processes == 1}
     started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.streamed_case", str(sets), str(path)]
-            + [json.dumps(changes), str(devices)]
-            + ([str(port), str(i), str(processes)] if processes > 1 else []),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        Child(
+            *(streamed_case.main, str(sets), str(path), json.dumps(changes), str(devices)),
+            *((str(port), str(i), str(processes)) if processes > 1 else ()),
         )
         for i in range(processes)
     ]

@@ -9,6 +9,7 @@ import pytest
 
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted, ReportError, WorkdirError
+from prunejax.record.run_directory import RunDirectory
 from prunejax.report import tables
 from prunejax.study import final
 from prunejax.study import run as study
@@ -16,7 +17,7 @@ from prunejax.study.devices import host_devices
 from prunejax.study.planning import attributes, plan
 from prunejax.study.settings import config as config_lib
 from prunejax.train import prune, step
-from tests.studies import PRUNE, go, rows, tiny
+from tests.studies import PRUNE, go, plain_checkpoints, rows, tiny
 
 TABLES = ("epochs", "events", "runs")
 
@@ -118,67 +119,78 @@ def test_interrupted_at_any_call_continues_to_the_same_bytes(finished, tmp_path,
     assert content(path) == content(finished)
 
 
+FEW_PRUNE = PRUNE | {"layers": ("dense1", "dense2")}
+
+
+def few(**arms):
+    config = tiny(**arms)
+    config.model.name = "few2"
+    return config
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("as_released", [False, True])
-def test_one_trace_per_program_whatever_happens(tmp_path, monkeypatch, as_released):
+def test_one_trace_per_program_whatever_happens(few_layers, tmp_path, monkeypatch, as_released):
     """Events, windows and arms cause no recompilation: one trace for full batches, one for last."""
     traces = []
     original = step.train_step
     monkeypatch.setattr(step, "train_step", lambda *a: traces.append(1) or original(*a))
     arms = {
         "none": {},
-        "S": {"prune": PRUNE},
-        "R": {"prune": PRUNE | {"target": "random", "period": 2}},
-        "L": {"prune": PRUNE | {"target": "largest"}, "optimizer": {"learning_rate": 1e-2}},
+        "S": {"prune": FEW_PRUNE},
+        "R": {"prune": FEW_PRUNE | {"target": "random", "period": 2}},
+        "L": {"prune": FEW_PRUNE | {"target": "largest"}, "optimizer": {"learning_rate": 1e-2}},
         "zero": {
-            "prune": PRUNE,
+            "prune": FEW_PRUNE,
             "intervention": {"kind": "zero", "duration": 3, "mask_norm": False},
         },
         "noise": {
-            "prune": PRUNE,
+            "prune": FEW_PRUNE,
             "intervention": {"kind": "gaussian", "duration": 2, "mask_norm": False},
         },
         "endless": {
-            "prune": PRUNE,
+            "prune": FEW_PRUNE,
             "intervention": {"kind": "gaussian", "scope": "cumulative", "mask_norm": False},
         },
         "restore": {
-            "prune": PRUNE | {"schedule": "cubic"},
+            "prune": FEW_PRUNE | {"schedule": "cubic"},
             "intervention": {
                 "kind": "zero", "duration": 5, "scope": "cumulative", "restore": "weights+norm"
             },
         },
         "dense": {
-            "prune": PRUNE | {"schedule": "one_shot"},
+            "prune": FEW_PRUNE | {"schedule": "one_shot"},
             "intervention": {"kind": "prune", "duration": 4, "restore": "weights"},
         },
         "twin": {
-            "prune": PRUNE | {"target": "random", "period": 2},
+            "prune": FEW_PRUNE | {"target": "random", "period": 2},
             "intervention": {"kind": "zero", "duration": 1, "twin": "R", "mask_norm": False},
         },
         "cosine": {"optimizer": {"schedule": "cosine", "weight_decay": 1e-4}},
     }  # fmt: skip
-    config = tiny(**arms)
+    config = few(**arms)
     config.seeds, config.intervention.as_released = 1, as_released
+    plain_checkpoints(monkeypatch)
+    monkeypatch.setattr(RunDirectory, "tensorboard", lambda self: None)
     study.run(config, tmp_path / "run", default.get_config(), quiet=True)
     assert len(traces) == 2
     assert len(rows(tmp_path / "run", "runs")) == 11
 
 
-def test_twins_replay_targets_even_of_random_draws(tmp_path):
+def test_twins_replay_targets_even_of_random_draws(few_layers, tmp_path):
     arms = {
-        "R": {"prune": PRUNE | {"target": "random"}},
+        "R": {"prune": FEW_PRUNE | {"target": "random"}},
         "noise": {
-            "prune": PRUNE | {"target": "random"},
+            "prune": FEW_PRUNE | {"target": "random"},
             "intervention": {"kind": "gaussian", "duration": 2, "twin": "R", "mask_norm": False},
         },
-        "L": {"prune": PRUNE | {"target": "largest"}},
+        "L": {"prune": FEW_PRUNE | {"target": "largest"}},
         "zero": {
-            "prune": PRUNE | {"target": "largest"},
+            "prune": FEW_PRUNE | {"target": "largest"},
             "intervention": {"kind": "zero", "duration": 1, "twin": "L", "mask_norm": False},
         },
     }
-    go(tiny(**arms), tmp_path / "run")
+    go(few(**arms), tmp_path / "run")
     for twin, other in (("noise", "R"), ("zero", "L")):
         for seed in (0, 1):
             a = np.load(tmp_path / "run" / "targets" / f"{twin}-{seed}.npz")
@@ -229,9 +241,8 @@ def test_layouts_agree_on_targets_and_nearly_on_losses(finished, tmp_path):
 
 
 def test_a_run_with_a_non_finite_loss_stops_alone(tmp_path):
-    config = tiny(none={}, bad={"optimizer": {"learning_rate": 1e38}})
-    config.optimizer.name = "sgd"
-    go(config, tmp_path / "run")
+    bad = {"optimizer": {"learning_rate": 1e38}}
+    go(tiny(none={}, S={"prune": PRUNE}, bad=bad), tmp_path / "run")  # the program of `tiny()`
     runs = {r["run"]: r for r in rows(tmp_path / "run", "runs")}
     assert runs["bad-0"]["status"].startswith("non-finite loss at step ")
     assert runs["bad-0"]["final_test_accuracy"] == ""
@@ -316,14 +327,12 @@ def test_what_does_not_fit_leaves_the_directory_free(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match="cannot hold"):
             go(tiny(), tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
-    stopped = tiny()
-    stopped.batch_size = 50
     with pytest.raises(Interrupted):
-        go(stopped, tmp_path, stop_requested=lambda: True)
+        go(tiny(), tmp_path, stop_requested=lambda: True)
     before = content(tmp_path)
     monkeypatch.setattr(study.Arrangement, "chunks", refuse)
     with pytest.raises(ConfigError, match="cannot hold"):  # here something was trained
-        go(stopped, tmp_path)
+        go(tiny(), tmp_path)
     assert content(tmp_path) == before
 
 

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunejax import masks, report
+from prunejax import masks
 from prunejax.configs import default, recipes
 from prunejax.measures import tickets
 from prunejax.report import figures_tickets, levels, overlaps, words
 from prunejax.report.tables import load
-from prunejax.study import run
 from prunejax.study.planning import plan
 from prunejax.study.settings import config as config_lib
-from tests.studies import tiny, turned
+from tests.studies import go, tiny, turned
 
 LEVELS = 2
 SEEDS = 2
@@ -46,10 +45,7 @@ def study(tmp_path_factory):
     config.measures.names, config.measures.examples = ("ticket",), 0
     config.report.baseline, config.report.figures = "dense", ("tickets", "early_stop", "overlap")
     path = tmp_path_factory.mktemp("tickets") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.report, "build", lambda paths: paths[0] / "report.html")
-        run.run(config, path, default.get_config(), quiet=True)
-    report.build([path])
+    go(config, path)
     return load([path])
 
 
