@@ -40,7 +40,7 @@ PRUNE = {
 
 
 # As "mlp" with fewer hidden layers, for `few_layers` of the fixtures.
-FEW = {"few1": (MLP, {"hidden": (128,)}), "few2": (MLP, {"hidden": (128, 128)})}
+FEW: dict[str, Any] = {"few1": (MLP, {"hidden": (128,)}), "few2": (MLP, {"hidden": (128, 128)})}
 
 
 def tiny(**variants: dict) -> ConfigDict:
