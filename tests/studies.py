@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from prunejax import report
 from prunejax.configs import default
 from prunejax.data import StreamedSet
-from prunejax.record import arms, checkpoint, scalars
+from prunejax.record import arms, checkpoint
 from prunejax.record.run_directory import RunDirectory
 from prunejax.study import run
 from prunejax.study.devices import layout
@@ -58,7 +58,7 @@ def turned(path: Path, to: Path, arm: str) -> Path:
     """
     shutil.copytree(path, to)
     config = json.loads((to / "config.json").read_text())
-    whole = {label: scalars.flat(arms.settings(config, label)) for label in config["variants"]}
+    whole = {label: arms.flat(arms.settings(config, label)) for label in config["variants"]}
 
     def nested(flat: dict[str, Any]) -> dict[str, Any]:
         made: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def turned(path: Path, to: Path, arm: str) -> Path:
     turned = {**nested(whole[arm]), **of_study, "variants": own}
     (to / "config.json").write_text(json.dumps(turned))
     assert own[arm] == {}
-    assert {k: scalars.flat(arms.settings(turned, k)) for k in own} == whole
+    assert {k: arms.flat(arms.settings(turned, k)) for k in own} == whole
     return to
 
 

@@ -1,14 +1,11 @@
 """Figures drawn by several processes: the bytes of one."""
 
-import contextlib
 import io
 import os
 import sys
 
 import numpy as np
 import pytest
-from matplotlib import text
-from matplotlib.backends.backend_agg import RendererAgg
 from PIL import Image
 
 from prunejax.report import drawing, png, style
@@ -36,38 +33,6 @@ def draw(processes, meanwhile=lambda: None, **options):
 def alone(**options):
     with style.context():
         return draw(1, **options)
-
-
-def test_texts_measured_once_a_page_give_the_same_bytes(monkeypatch):
-    asked = []
-    measure = RendererAgg.get_text_width_height_descent
-
-    def counted(self, *given):
-        asked.append((self.dpi, given[0], hash(given[1]), given[2]))
-        return measure(self, *given)
-
-    monkeypatch.setattr(RendererAgg, "get_text_width_height_descent", counted)
-    kept = alone(panels=(3, 1))
-    assert RendererAgg.get_text_width_height_descent is counted  # as it was
-    assert len(asked) == len(set(asked))
-    asked.clear()
-    monkeypatch.setattr(style, "texts_once", contextlib.nullcontext)
-    assert alone(panels=(3, 1)) == kept
-    assert len(asked) > len(set(asked))
-
-
-@pytest.mark.skipif(not hasattr(text, "get_font"), reason="this matplotlib reads no heights")
-def test_heights_of_fonts_are_read_once_a_page(monkeypatch):
-    asked, get_font = [], text.get_font
-    monkeypatch.setattr(text, "get_font", lambda files: asked.append(str(files)) or get_font(files))
-    counted = text.get_font
-    kept = alone(panels=(2, 1))
-    assert text.get_font is counted  # as it was
-    assert len(asked) == len(set(asked)) > 0
-    asked.clear()
-    monkeypatch.setattr(style, "texts_once", contextlib.nullcontext)
-    assert alone(panels=(2, 1)) == kept
-    assert len(asked) > len(set(asked))
 
 
 def test_a_sheet_has_the_pixels_of_its_pictures():

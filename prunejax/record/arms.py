@@ -41,6 +41,15 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inside = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if inside else {prefix + key: value}
+    return found
+
+
 def renamed(fields: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Settings, or some of them, with `prefix` before the arms that they name."""
     found = dict(fields)

@@ -98,21 +98,14 @@ def hyperparameters(
         the config does not say.
     """
     variants: Mapping[str, Any] = config.get("variants") or {}
-    fields = list(dict.fromkeys(field for own in variants.values() for field in flat(own or {})))
-    whole = {label: flat(arms.settings(config, label, stated)) for label in variants}
+    fields = list(
+        dict.fromkeys(field for own in variants.values() for field in arms.flat(own or {}))
+    )
+    whole = {label: arms.flat(arms.settings(config, label, stated)) for label in variants}
     return {
         label: {field: _plain(settings.get(field)) for field in fields}
         for label, settings in whole.items()
     }
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        inside = isinstance(value, Mapping)
-        found |= flat(value, f"{prefix}{key}.") if inside else {prefix + key: value}
-    return found
 
 
 def _plain(value: Any) -> bool | int | float | str:

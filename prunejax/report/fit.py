@@ -6,13 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from matplotlib import text
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontManager, FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.textpath import TextToPath
 from matplotlib.transforms import Bbox
 
 MOVED = 0.05  # of a panel: axes that moved less keep their ticks, and are not measured again
@@ -53,68 +50,6 @@ def _once(axes: Axes) -> Iterator[None]:
     finally:
         for axis, name in kept:
             delattr(axis, name)
-
-
-_OF_TEXTS = (
-    (RendererAgg, "get_text_width_height_descent"),
-    (TextToPath, "get_text_width_height_descent"),
-    (FontManager, "_find_fonts_by_props"),
-)
-_FONTS = (text, "get_font")  # the fonts that texts read their heights of
-
-
-@contextmanager
-def texts_once() -> Iterator[None]:
-    """Sizes of texts and files of fonts are kept for the length of a page.
-
-    Panels share most of their words, and matplotlib measures each anew for every panel. Two names
-    are matplotlib's own: where a version has others, files are looked up and read each time.
-    """
-    kept = [
-        (owner, name, vars(owner)[name]) for owner, name in (*_OF_TEXTS, _FONTS)
-        if name in vars(owner)
-    ]  # fmt: skip
-    for owner, name, method in kept:
-        setattr(owner, name, (_fonts if (owner, name) == _FONTS else _by_value)(method))
-    try:
-        yield
-    finally:
-        for owner, name, method in kept:
-            setattr(owner, name, method)
-
-
-def _by_value(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, worked out once for each resolution, text and kind of font."""
-    known: dict[tuple[Any, ...], Any] = {}
-
-    def kept(self: Any, *given: Any, **named: Any) -> Any:
-        if named:
-            return method(self, *given, **named)
-        # Fonts' properties can be changed: what they are now is their hash.
-        what = (hash(x) if isinstance(x, FontProperties) else x for x in given)
-        key = (getattr(self, "dpi", None), *what)
-        if key not in known:
-            known[key] = method(self, *given)
-        return known[key]
-
-    return kept
-
-
-class _Font:
-    """A font whose tables are read once: matplotlib reads two of them for each text."""
-
-    def __init__(self, font: Any) -> None:
-        self._font = font
-        self.get_sfnt_table = functools.cache(font.get_sfnt_table)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._font, name)
-
-
-def _fonts(get_font: Callable[..., Any]) -> Callable[..., Any]:
-    """`get_font`, each once for the same files."""
-    known = functools.cache(lambda files: _Font(get_font(files)))
-    return lambda files: known(tuple(files) if isinstance(files, list) else files)
 
 
 class DrawnAxes(Axes):

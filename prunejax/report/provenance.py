@@ -8,10 +8,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from prunejax.record.arms import flat
 from prunejax.report.panels import Table
 from prunejax.report.results import Study
 from prunejax.report.tables import config_differences
-from prunejax.report.words import flat, without_places
+from prunejax.report.words import without_places
 
 _CSV = ("runs.csv", "epochs.csv", "events.csv", "measures.csv", "config.json", "environment.json")
 

@@ -9,8 +9,8 @@ import numpy as np
 from prunejax.measures import pair_information, ranking_table
 from prunejax.measures.columns import measure_columns, number
 from prunejax.measures.ranking_statistics import Fit, fit_filter
+from prunejax.record.arms import flat
 from prunejax.report.results import Row, Study, once
-from prunejax.report.words import flat
 
 LEAST = 8  # models
 TARGETS = ("test_loss", "test_error", "loss_gap", "error_gap")

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 
 from prunejax.measures import statistics
 from prunejax.report import png
-from prunejax.report.fit import DrawnAxes, Fit, texts_once
+from prunejax.report.fit import DrawnAxes, Fit
 
 # Told apart by colour-blind readers (after Okabe and Ito), each with a contrast of at least 3:1
 # on white; their orange, sky blue and yellow are too pale for that.
@@ -284,5 +284,5 @@ def context() -> Iterator[None]:
     plain: dict[str, Any] = {
         k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")
     }
-    with matplotlib.rc_context(plain | SETTINGS), texts_once():  # type: ignore[arg-type]
+    with matplotlib.rc_context(plain | SETTINGS):  # type: ignore[arg-type]
         yield

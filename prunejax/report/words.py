@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from prunejax.measures.columns import OUTCOMES, grouped, number
+from prunejax.record.arms import flat
 from prunejax.report.names import NAMES
 
 if TYPE_CHECKING:
@@ -99,17 +100,6 @@ def interval(low: float | None, high: float | None, digits: int = 2, sign: str =
 def without_places(text: str) -> str:
     """The text with absolute paths cut down to their last part: a page goes to others."""
     return re.sub(r"(?<![\w.)\]/*:~<])(?:~?/)(?:[^/\s'\",;<>]+/)*([^/\s'\",;<>]+)/?", r"…/\1", text)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config -> dotted names to values."""
-    found: dict[str, Any] = {}
-    for key, item in tree.items():
-        if isinstance(item, Mapping) and item:
-            found.update(flat(item, f"{prefix}{key}."))
-        else:
-            found[prefix + str(key)] = item
-    return found
 
 
 def arms(study: "Study") -> dict[str, str]:

@@ -24,7 +24,7 @@ from prunejax import data as data_lib
 from prunejax import interventions, registry, shrink
 from prunejax import masks as masks_lib
 from prunejax.errors import ConfigError
-from prunejax.record import scalars
+from prunejax.record import arms
 from prunejax.report import tables
 from prunejax.study import final
 from prunejax.study.planning.programs import Batch, Member
@@ -136,7 +136,7 @@ class Loaded:
     @cached_property
     def _differing(self) -> dict[str, dict[str, Any]]:
         """Dotted field -> variant -> value, of the fields in which variants differ."""
-        flat = {label: scalars.flat(settings) for label, settings in self.settings.items()}
+        flat = {label: arms.flat(settings) for label, settings in self.settings.items()}
         fields = dict.fromkeys(field for values in flat.values() for field in values)
         found = {f: {label: values.get(f) for label, values in flat.items()} for f in fields}
         return {f: v for f, v in found.items() if len({repr(x) for x in v.values()}) > 1}

@@ -12,7 +12,7 @@ from prunejax.study.settings.config import Variant
 
 
 def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]:
-    """What the report needs to know of each variant, beyond its overrides."""
+    """What the report needs to know of each variant that its settings alone do not say."""
     found = {}
     members = {m.variant: (m, b.program) for b in batches for m in b.members}
     for arm in arms:
@@ -43,13 +43,6 @@ def of_arms(arms: Sequence[Variant], batches: Sequence[Batch]) -> dict[str, Any]
             "events": int(np.count_nonzero(counts.sum(axis=1))),
             "kind": i.kind if acts else "none",
             "duration": i.duration if acts else None,
-            "restore": i.restore,
-            "twin": i.twin or None,
-            "optimizer": arm.settings.optimizer.name,
-            "weight_decay": arm.settings.optimizer.weight_decay,
-            "dropout": arm.settings.model.dropout,
-            "augment": arm.settings.data.augment,
-            "model": arm.settings.model.name,
         }
         if m.start.step >= program.steps_per_epoch:  # the epochs before were its parent's
             found[arm.label]["first_epoch"] = m.start.step // program.steps_per_epoch
