@@ -6,10 +6,11 @@ import pytest
 from prunejax.configs import default
 from prunejax.errors import ConfigError, Interrupted
 from prunejax.study import run
+from prunejax.study.loop import handover
 from prunejax.study.planning import plan
 from prunejax.study.settings import config as config_lib
 from prunejax.study.settings import lineage
-from tests.studies import PRUNE, go, rows, tiny
+from tests.studies import PRUNE, go, rows, small, tiny
 
 MAGNITUDE = {
     "schedule": "scratch",
@@ -427,6 +428,45 @@ def test_depths_and_families():
     needs = {"a": [], "b": ["a"], "c": ["b", "a"], "x": [], "y": ["x"]}
     assert lineage.depths(needs) == {"a": 0, "b": 1, "c": 2, "x": 0, "y": 1}
     assert lineage.families(needs) == {"a": "a", "b": "a", "c": "a", "x": "x", "y": "x"}
+
+
+def test_states_pass_in_memory_as_they_do_by_files(tmp_path, monkeypatch):
+    config = small(dense=WEIGHT, level1=level("dense"))
+
+    def study(folder):
+        go(config, folder)
+        return [(folder / f"{table}.csv").read_bytes() for table in ("epochs", "events", "runs")]
+
+    def unread(path):
+        raise AssertionError(f"{path} was read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handover, "MOST", 0)
+        by_files = study(tmp_path / "files")
+    monkeypatch.setattr(handover, "read", unread)
+    assert study(tmp_path / "memory") == by_files
+
+
+def test_the_latest_states_stay_in_memory(monkeypatch):
+    monkeypatch.setattr(handover, "MOST", 100)
+    recent, given = handover.Recent(), {"weights/w": np.zeros(12, np.float32)}  # 48 bytes
+    for name in ("a", "b", "b", "c"):
+        recent.add(name, given)
+    assert list(recent.arrays) == ["b", "c"]
+    given["weights/w"][:] = 1  # what is kept is a copy
+    assert not recent.arrays["c"]["weights/w"].any()
+    recent.add("large", {"weights/w": np.zeros(100)})
+    assert not recent.arrays
+
+
+def test_a_state_is_measured_as_often_however_many_are_kept(monkeypatch):
+    measured, size = [], handover._size
+    monkeypatch.setattr(handover, "_size", lambda arrays: measured.append(1) or size(arrays))
+    recent = handover.Recent()
+    for number in range(100):
+        recent.add(f"{number}", {"weights/w": np.zeros(12, np.float32)})
+    assert len(recent.arrays) == 100
+    assert len(measured) == 200  # what a name had before, and what it has now
 
 
 def test_scores_that_training_gathers_are_there_from_their_first_update_on():

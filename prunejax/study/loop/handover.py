@@ -7,6 +7,7 @@ gathers for a score: those that movement pruning learns, or running means of act
 """
 
 import errno
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -32,6 +33,7 @@ from prunejax.system import files
 from prunejax.train.step import TrainState
 
 FOLDER = "states"
+MOST = 2**28  # bytes of states that stay in memory beside their files
 _FIELDS = {"weights": "params", "statistics": "batch_stats", "optimizer": "opt_state"}
 _GATHERED = ("learnt", "activations")  # by layer; a program has one of them at most
 Arrays = dict[str, np.ndarray]
@@ -59,6 +61,30 @@ def read(path: Path) -> Arrays:
 
     with files.arrays(path, told) as saved:
         return dict(saved)
+
+
+class Recent:
+    """States of a study that is running, as they were written: to read them back takes longer."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.arrays: dict[str, Arrays] = {}
+        self._bytes = 0  # kept up to date: to add them all up for each state grows with the runs
+
+    def add(self, file: str, arrays: Arrays) -> None:
+        """Keeps a copy, and of all of them the latest that fit into MOST bytes."""
+        self._bytes -= _size(self.arrays.pop(file, {}))
+        self.arrays[file] = {path: np.array(x) for path, x in arrays.items()}
+        self._bytes += _size(arrays)
+        while self._bytes > MOST:
+            self._bytes -= _size(self.arrays.pop(next(iter(self.arrays))))
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(x.nbytes for x in arrays.values())
+
+
+_RECENT: weakref.WeakKeyDictionary[SharedDirectory, Recent] = weakref.WeakKeyDictionary()
 
 
 class Handover:
@@ -97,6 +123,8 @@ class Handover:
         def write(held: RunDirectory) -> None:
             path.parent.mkdir(exist_ok=True)  # no parents: a removed directory stays removed
             files.replace(path, lambda opened: np.savez(opened, **arrays))  # type: ignore[arg-type]
+            # Behind the write: what is handed on from memory is on disk as well.
+            _RECENT.setdefault(self._directory, Recent()).add(file, arrays)
             if stays:  # others go when the study ends
                 held.arrays.add(file)
 
@@ -192,7 +220,9 @@ class Handover:
     def _read(self, source: Source, file: str) -> Arrays:
         if source.file:
             return ticket_file.read(file)
-        return read(self._directory.path / file)
+        recent = _RECENT.get(self._directory)
+        held = recent.arrays.get(file) if recent else None
+        return read(self._directory.path / file) if held is None else held
 
     def _take(self, host: TrainState, i: int, saved: Arrays, source: Source, file: str) -> None:
         leaves = {
