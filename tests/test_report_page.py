@@ -231,6 +231,12 @@ def test_uneven_events_are_told_as_a_mean(taken, told):
     assert words._rhythm({}, rows, "") == [told, "every epoch"]
 
 
+@pytest.mark.parametrize(("of", "what"), [("weight", "weights"), ("filter", "units")])
+def test_a_way_of_pruning_tells_what_of_stays(of, what):
+    own = {"prune.method": "rigl", "prune.fraction": (0.5,), "prune.granularity": of}
+    assert words._named(own) == f"RigL, 50 % of {what} stay"  # of filters it said weights
+
+
 @pytest.mark.parametrize(
     ("second", "told"),
     [(("30", "60"), "60 % of the weights of x (the most of 2 layers) at once"),

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from prunejax import main
-from prunejax.configs import before_training, default
+from prunejax.configs import before_training, default, digits
 from prunejax.errors import ConfigError
 from prunejax.study import preview
 from prunejax.study.devices import arrangement
@@ -45,6 +45,28 @@ def test_every_variant_takes_every_value_and_twins_stay_twins():
     assert found["Z-period=2"]["intervention"]["twin"] == "S-period=2"
     assert found["S-period=2"]["prune"] == PRUNE | {"period": 2}
     assert PRUNE["period"] == 1  # what was given is not changed
+
+
+def test_what_a_study_says_of_its_variants_it_says_at_every_value():
+    """README has a sweep of configs/digits.py, which was refused: claims of no variant."""
+    config = digits.get_config()
+    config.connect.pairs, config.report.tests = ("none", "none:L_large"), ("L_large:none",)
+    config.report.claims = ("L_large < 0.9 in none", "L_large > none")
+    found = swept(config, "prune.period=1,4")
+    assert config.report.claims == (
+        "L_large-period=1 < 0.9 in none", "L_large-period=4 < 0.9 in none",
+        "L_large-period=1 > none-period=1", "L_large-period=4 > none-period=4",
+    )  # fmt: skip
+    assert config.connect.pairs[1:3] == ("none-period=4", "none-period=1:L_large-period=1")
+    assert config.report.tests == (
+        "L_large-period=1:none-period=1",
+        "L_large-period=4:none-period=4",
+    )
+    assert "L_large-period=4" in found
+    shipped = digits.get_config()
+    swept(shipped, "prune.period=1,4")
+    assert len(shipped.report.claims) == 2 * len(digits.get_config().report.claims)
+    preview.lines(shipped, default.get_config())
 
 
 def test_values_have_the_fields_types():

@@ -121,7 +121,7 @@ def arms(study: "Study") -> dict[str, str]:
     alike = Counter(found.values())  # as they are before any is told apart: the last of them, too
     for label, own in changes.items():  # and what tells alike ones apart
         if alike[found[label]] > 1 and study.attribute(label, "target"):
-            said = {*_SAID, *_TOLD} if _named(own) else _SAID
+            said = {*_SAID, *_TOLD, "prune.granularity"} if _named(own) else _SAID
             told = [f"{k.split('.')[-1].replace('_', ' ')} {_plain(own[k])}" for k in varied
                     if k in own and k.startswith("prune.") and k not in said]  # fmt: skip
             found[label] = ", ".join([found[label], *told])
@@ -133,7 +133,9 @@ def _own(study: "Study", label: str) -> dict[str, Any]:
     prune, start = (study.settings(label, group) for group in ("prune", "start"))
     found = {f"start.{name}": item for name, item in start.items() if name != "take"}
     if study.attribute(label, "target") and prune.get("method", "none") != "none":
-        found |= {f"prune.{name}": prune[name] for name in ("method", "fraction")}
+        found |= {f"prune.{name}": prune[name]
+                  for name in ("method", "fraction", "granularity")
+                  if name in prune}  # fmt: skip
     return found | flat(study.attribute(label, "overrides") or {})
 
 
@@ -155,7 +157,8 @@ def _named(own: Mapping[str, Any]) -> str:
     shares = given if isinstance(given, list | tuple) else [given]
     stay = " and ".join(f"{100 * (1 - float(share)):.3g} %" for share in shares)
     name = METHODS.get(method, str(method).replace("_", " "))
-    parts = [name, f"{stay} of weights stay"] if stay else [name]
+    what = "units" if own.get("prune.granularity") == "filter" else "weights"
+    parts = [name, f"{stay} of {what} stay"] if stay else [name]
     parts += [f"{k.removeprefix('prune.').replace('_', ' ')} {_plain(own[k])}" for k in _TOLD
               if k in own]  # fmt: skip
     return ", ".join(parts)

@@ -1,5 +1,6 @@
 """`--sweep prune.period=1,4,18`: variants from the command line."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from prunejax.record.arms import NAMING
 from prunejax.study.settings.overrides import declared, typed
 
 FLAG = "--sweep"
+NAMED = ("report.claims", "report.tests", "report.correlate", "connect.pairs")  # arms in words
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -71,6 +73,17 @@ def apply(config: ConfigDict, sweeps: Sequence[str]) -> None:
             swept[f"{label}-{cell}" if label else cell] = merged
     with config.unlocked(), config.ignore_type():
         config.variants = default.arms(swept)
+        for name in NAMED if before else ():
+            group, _, field = name.partition(".")
+            texts = (_at(text, cell, before) for text in config[group][field] for cell in cells)
+            config[group][field] = tuple(dict.fromkeys(texts))
+
+
+def _at(text: str, cell: str, labels: Mapping[str, Any]) -> str:
+    """A claim "a > b in COLUMN", a pair "a:b" or a variant "a", of the variants at `cell`."""
+    arms, of, column = text.partition(" in ")
+    words = (f"{w}-{cell}" if w in labels else w for w in re.split(r"([\s:]+)", arms))
+    return "".join([*words, of, column])
 
 
 def _axis(text: str) -> tuple[str, tuple[Any, ...]]:
