@@ -164,7 +164,7 @@ def test_arms_in_words(tmp_path):
     write(tmp_path / "a", arms=ARMS, epochs=30)
     told = words.arms(tables.load([tmp_path / "a"]))
     assert told["none"] == "no pruning"
-    rhythm = "27 % of conv8 (the most of 2 layers) an event, every 10 epochs"
+    rhythm = "up to 27 % of a layer an event, every 10 epochs"
     assert told["L"] == f"largest E[BN], {rhythm}"
     assert told["S"].startswith("smallest E[BN], ")
     write(tmp_path / "b", arms=fake_study.NOISE_ARMS, epochs=20,
@@ -239,7 +239,7 @@ def test_a_way_of_pruning_tells_what_of_stays(of, what):
 
 @pytest.mark.parametrize(
     ("second", "told"),
-    [(("30", "60"), "60 % of the weights of x (the most of 2 layers) at once"),
+    [(("30", "60"), "up to 60 % of the weights of a layer at once"),
      (("54", "36"), "60 % of the weights of each of 2 layers at once")],
 )  # fmt: skip
 def test_what_an_event_takes_of_several_layers_is_not_told_as_of_one(second, told):

@@ -256,10 +256,9 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]], of: s
     percents = 100 * min(shares[layer], 1) / len(epochs)
     texts = [f"{percents:.{digits}g}" for digits in range(2, 8)]
     text = next((t for t in texts if float(t) < 100), "")  # 99.5 % is not all
-    alike = len(shares) > 1 and max(shares.values()) - min(shares.values()) < 0.01
-    where = f"each of {len(shares)} layers" if alike else layer
-    share = f"{text} % of {of}{where}" if text else f"all of {of}{where}"
-    share += f" (the most of {len(shares)} layers)" if len(shares) > 1 and not alike else ""
+    alike = max(shares.values()) - min(shares.values()) < 0.01
+    where = layer if len(shares) == 1 else f"each of {len(shares)} layers" if alike else "a layer"
+    share = ("" if alike else "up to ") + (f"{text} %" if text else "all") + f" of {of}{where}"
     if len(epochs) == 1:
         return [f"{share} at once", "before training" if epochs[0] < 0 else f"epoch {epochs[0]}"]
     steps = {b - a for a, b in itertools.pairwise(epochs)}
