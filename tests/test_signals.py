@@ -167,6 +167,22 @@ def test_every_command_ends_at_once_with_a_line(door, works, argument, said, num
     assert program(body, number) == (signals.INTERRUPTED, f"prunejax: interrupted; {said}\n")
 
 
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_what_has_ended_keeps_its_exit_code(number):
+    """While the interpreter ended SIGINT was a trace, and SIGTERM killed a finished study."""
+    body = """
+        import threading
+        @signals.listening()
+        def main(argv=None):
+            return 3
+        # As threads that end late:
+        threading._register_atexit(lambda: (print("ready"), time.sleep(20)))
+        assert main([]) == 3 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        sys.exit(main())
+        """
+    assert program(body, number) == (3, "")
+
+
 def test_a_line_that_its_stream_has_no_characters_for_is_told():
     for encoding, shown in (("ascii", "runs/\\xe9\\u2603\\udcff\n"), ("utf-8", "runs/é☃\\udcff\n")):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
