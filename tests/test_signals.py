@@ -168,15 +168,16 @@ def test_every_command_ends_at_once_with_a_line(door, works, argument, said, num
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
-def test_what_has_ended_keeps_its_exit_code(number):
+@pytest.mark.parametrize(("late", "seconds"), [("threading._register_", 20), ("atexit.", 0.3)])
+def test_what_has_ended_keeps_its_exit_code(number, late, seconds):
     """While the interpreter ended SIGINT was a trace, and SIGTERM killed a finished study."""
-    body = """
-        import threading
+    register = f"{late}atexit" if late.endswith("_") else f"{late}register"
+    body = f"""
+        import atexit, threading
         @signals.listening()
         def main(argv=None):
             return 3
-        # As threads that end late:
-        threading._register_atexit(lambda: (print("ready"), time.sleep(20)))
+        {register}(lambda: (print("ready"), time.sleep({seconds})))  # as threads that end late
         assert main([]) == 3 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         sys.exit(main())
         """

@@ -6,6 +6,7 @@ its own. While nothing would be lost it ends the process at once; inside `deferr
 remembered for who asks `requested`.
 """
 
+import atexit
 import os
 import signal
 import threading
@@ -53,6 +54,7 @@ class listening:
                 code = main(*args, **kwargs)
                 if not args and not kwargs:
                     _ended = code
+                    atexit.register(_deaf)
                 return code
 
         return command
@@ -105,6 +107,12 @@ def _during(deferred_there: bool) -> Iterator[None]:
     finally:
         with _lock:
             _deferred = before
+
+
+def _deaf() -> None:
+    """At the very end, when Python would take its handlers back, and nobody listens."""
+    for number in _ASKING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _in_child() -> None:
