@@ -167,6 +167,23 @@ def test_every_command_ends_at_once_with_a_line(door, works, argument, said, num
     assert program(body, number) == (signals.INTERRUPTED, f"prunejax: interrupted; {said}\n")
 
 
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(("late", "seconds"), [("threading._register_", 20), ("atexit.", 0.3)])
+def test_what_has_ended_keeps_its_exit_code(number, late, seconds):
+    """While the interpreter ended SIGINT was a trace, and SIGTERM killed a finished study."""
+    register = f"{late}atexit" if late.endswith("_") else f"{late}register"
+    body = f"""
+        import atexit, threading
+        @signals.listening()
+        def main(argv=None):
+            return 3
+        {register}(lambda: (print("ready"), time.sleep({seconds})))  # as threads that end late
+        assert main([]) == 3 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        sys.exit(main())
+        """
+    assert program(body, number) == (3, "")
+
+
 def test_a_line_that_its_stream_has_no_characters_for_is_told():
     for encoding, shown in (("ascii", "runs/\\xe9\\u2603\\udcff\n"), ("utf-8", "runs/é☃\\udcff\n")):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)

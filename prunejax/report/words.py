@@ -103,7 +103,7 @@ def without_places(text: str) -> str:
 
 
 def arms(study: "Study") -> dict[str, str]:
-    """Each arm in words: "largest E[BN], 27 % of dense3 an event, every 18 epochs"."""
+    """Each arm in words: "largest E[BN], up to 27 % of a layer an event, every 18 epochs"."""
     changes = {v: _own(study, v) for v in study.variants}
     events = study.events_of
     found = {

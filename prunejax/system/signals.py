@@ -6,13 +6,17 @@ its own. While nothing would be lost it ends the process at once; inside `deferr
 remembered for who asks `requested`.
 """
 
+import atexit
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import ContextDecorator, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
 from types import FrameType
-from typing import TextIO
+from typing import ParamSpec, TextIO
+
+P = ParamSpec("P")
 
 INTERRUPTED = 75  # exit code: the same command continues (EX_TEMPFAIL)
 _ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -20,6 +24,7 @@ _lock = threading.Lock()
 _deferred = False  # an end has to wait: something is not saved yet
 _requested = False
 _told = ""  # of who listens: what is left, and what the same command does
+_ended: int | None = None  # exit code of a command that has nothing left to do
 
 
 def requested() -> bool:
@@ -27,15 +32,32 @@ def requested() -> bool:
     return _requested
 
 
-class listening(ContextDecorator):
+class listening:
     """Hears SIGTERM, SIGINT, SIGUSR1 and, unless it was ignored (`nohup`), SIGHUP.
 
-    For the main thread; what was there before comes back at the end.
+    For the main thread; what was there before comes back at the end. Around a command's `main`,
+    where that is called without arguments, the process is its own: while the interpreter ends, a
+    signal no longer changes the exit code, which says that the study is finished.
     """
 
     def __init__(self, said: str = "the same command continues from what is saved") -> None:
         """Args: said: what a process that is ended at once tells besides."""
         self._said = said
+
+    def __call__(self, main: Callable[P, int]) -> Callable[P, int]:
+        """A command's `main` that listens."""
+
+        @wraps(main)
+        def command(*args: P.args, **kwargs: P.kwargs) -> int:
+            global _ended
+            with self:
+                code = main(*args, **kwargs)
+                if not args and not kwargs:
+                    _ended = code
+                    atexit.register(_deaf)
+                return code
+
+        return command
 
     def __enter__(self) -> None:
         global _requested, _deferred, _told
@@ -53,6 +75,8 @@ class listening(ContextDecorator):
 
     def __exit__(self, *_: object) -> None:
         global _told
+        if _ended is not None:
+            return
         _told = self._told
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
@@ -85,6 +109,12 @@ def _during(deferred_there: bool) -> Iterator[None]:
             _deferred = before
 
 
+def _deaf() -> None:
+    """At the very end, when Python would take its handlers back, and nobody listens."""
+    for number in _ASKING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _in_child() -> None:
     """A child would wake its parent with signals of its own, and has to end where that asks."""
     signal.set_wakeup_fd(-1)
@@ -109,6 +139,8 @@ def _listen(read: int) -> None:
 
 def _leave() -> None:
     """Ends the process, whatever its main thread is doing and whoever reads what it says."""
+    if _ended is not None:
+        os._exit(_ended)
     text = f"prunejax: interrupted; {_told}\n"
     end = threading.Timer(1.0, os._exit, [INTERRUPTED])  # should the line find no reader
     end.daemon = True
