@@ -40,8 +40,8 @@ CASES = {
 def arrays(case, dtype="float32", batch=2, channels=(3, 4)):
     h, w, kernel, strides, padding, lhs, rhs = CASES[case]
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(batch, h, w, channels[0])), dtype)
-    k = jnp.asarray(rng.normal(size=(*kernel, *channels)), dtype)
+    x = jax.device_put(rng.normal(size=(batch, h, w, channels[0])).astype(dtype))
+    k = jax.device_put(rng.normal(size=(*kernel, *channels)).astype(dtype))
     options = dict(window_strides=strides, padding=padding, lhs_dilation=lhs, rhs_dilation=rhs)
     return x, k, options
 

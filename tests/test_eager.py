@@ -26,7 +26,7 @@ def draw(kind, dtype):
             x = np.where(r.random(shape) < 0.5, odd, x)
         if kind == "mostly nan":
             x = np.where(r.random(shape) < 0.97, np.nan, x)
-        leaves.append(jnp.asarray(x, jnp.float32).astype(dtype))
+        leaves.append(jax.device_put(np.float32(x)).astype(dtype))
     return leaves
 
 
@@ -56,8 +56,8 @@ def test_is_the_compiled_choice(dtype, kind, monkeypatch):
     if dtype not in FLOATS and kind not in ("ties", "equal"):
         pytest.skip("whole numbers have neither fractions nor special values")
     leaves = draw(kind, dtype)
-    some = [jnp.asarray(np.random.default_rng(1).random(s) < 0.6) for s in SHAPES]
-    everything = [jnp.ones(s, bool) for s in SHAPES]
+    some = [jax.device_put(np.random.default_rng(1).random(s) < 0.6) for s in SHAPES]
+    everything = [jax.device_put(np.ones(s, bool)) for s in SHAPES]
     for allowed in (everything, some):
         for k in (-3, 0, 1, 900, SIZE // 2, SIZE - 5, 10**12):
             given = [None] * len(SHAPES) if allowed is everything else allowed

@@ -150,13 +150,13 @@ def narrow(name, size=None):
 
     def fill(path, leaf):
         if leaf.dtype == bool:
-            return jnp.asarray(np.ones(leaf.shape, bool))
+            return jax.device_put(np.ones(leaf.shape, bool))
         values = generator.normal(size=leaf.shape)
         if path.endswith("kernel"):
             values *= np.sqrt(2 / max(1, np.prod(leaf.shape[:-1])))
         if path.endswith("var"):
             values = 0.5 + np.abs(values)
-        return jnp.asarray(values, leaf.dtype)
+        return jax.device_put(np.asarray(values, leaf.dtype))
 
     variables = trees.map_with_path(fill, shapes(module, shape))
     return module, variables, jnp.asarray(generator.normal(size=(4, *shape)), "float32")
@@ -273,7 +273,7 @@ def without(values, units):
     """A copy whose last axis is 0 at the units."""
     found = np.array(values)
     found[..., units] = 0
-    return jnp.asarray(found)
+    return jax.device_put(found)
 
 
 def prune(variables, groups, units):

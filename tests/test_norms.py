@@ -69,13 +69,15 @@ def randomized(module, shape, seed=0):
     def draw(path, x):
         last = path.rpartition("/")[2]
         if last == "kernel":
-            return jnp.asarray((0.3 + x.shape[-2] ** -0.5) * r.normal(size=x.shape), x.dtype)
+            return jax.device_put(
+                np.asarray((0.3 + x.shape[-2] ** -0.5) * r.normal(size=x.shape), x.dtype)
+            )
         if last in ("bias", "mean"):
-            return jnp.asarray(0.3 * r.normal(size=x.shape), x.dtype)
-        return jnp.asarray(r.uniform(0.5, 2, size=x.shape), x.dtype)  # scale, var
+            return jax.device_put(np.asarray(0.3 * r.normal(size=x.shape), x.dtype))
+        return jax.device_put(np.asarray(r.uniform(0.5, 2, size=x.shape), x.dtype))  # scale, var
 
     variables = trees.map_with_path(draw, models.shapes(module, shape))
-    return variables, jnp.asarray(r.normal(size=(5, *shape)), jnp.float32)
+    return variables, jax.device_put(np.float32(r.normal(size=(5, *shape))))
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +210,7 @@ def wide(stem=4, seed=0, dtype=jnp.float32):
     """A wide ResNet in which a shortcut reads the stem as it is, or (stem 3) no shortcut does."""
     module = WideResNet(num_classes=3, stages=(4, 6), blocks=(2, 1), stem=stem, dtype=dtype)
     variables, x = randomized(module, (8, 8, 2), seed)
-    opened = {k: jax.tree.map(lambda v: jnp.asarray(np.ones_like(v)), v)
+    opened = {k: jax.tree.map(lambda v: jax.device_put(np.ones_like(v)), v)
               for k, v in variables.items()}  # fmt: skip
     variables = opened | {k: dict(variables[k]) for k in ("params", "batch_stats")}
     scale = np.asarray(variables["params"]["last_bn"]["scale"])
@@ -336,7 +338,7 @@ def randomized_of(module, shape):
     """As `randomized`, of a module that is not of the package."""
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape))))
     r = np.random.default_rng(2)
-    draw = lambda s: jnp.asarray(r.uniform(0.5, 2, s.shape), s.dtype)  # noqa: E731
+    draw = lambda s: jax.device_put(np.asarray(r.uniform(0.5, 2, s.shape), s.dtype))  # noqa: E731
     return jax.tree.map(draw, shapes), draw(jax.ShapeDtypeStruct((5, *shape), jnp.float32))
 
 
@@ -403,7 +405,9 @@ def test_paths_from_a_shift_of_a_batchnorm_without_a_bias(own):
     module = Biasless(own)
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 2))))
     r = np.random.default_rng(1)
-    variables = jax.tree.map(lambda s: jnp.asarray(r.uniform(0.5, 2, s.shape), s.dtype), variables)
+    variables = jax.tree.map(
+        lambda s: jax.device_put(np.asarray(r.uniform(0.5, 2, s.shape), s.dtype)), variables
+    )
     p, stats = jax.tree.map(np.float64, (variables["params"], variables["batch_stats"]["norm"]))
     gain = p["norm"]["scale"] / np.sqrt(stats["var"] + 1e-5)
     shift = gain * (p["first"].get("bias", 0) - stats["mean"])
