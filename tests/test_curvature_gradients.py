@@ -75,7 +75,7 @@ def _convolutional(convolution):
     x = normal("x", N, 7, 6, 2)
     shapes = jax.eval_shape(Net().init, jax.random.key(0), x)
     draw = np.random.default_rng(0).normal  # variances are positive
-    variables = jax.tree.map(lambda s: cases.put(np.abs(draw(size=s.shape)) / 3, s.dtype), shapes)
+    variables = jax.tree.map(lambda s: cases.put(np.abs(draw(size=s.shape)) / 3), shapes)
     kernels = jax.tree.map(lambda s: cases.put(draw(size=s.shape) / 3, s.dtype), shapes["params"])
     variables = {**variables, "params": kernels}
 
