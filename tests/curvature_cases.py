@@ -1,5 +1,7 @@
 """Small networks in float64 with dense oracles, shared by the curvature tests."""
 
+import functools
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +24,18 @@ class Case(NamedTuple):
 
     @property
     def data(self) -> Any:
-        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *self.batches)
+        return jax.tree.map(lambda *xs: put(np.concatenate(xs)), *self.batches)
+
+
+def put(values: Any, dtype: Any = None) -> jax.Array:
+    """On the device as they are: `jnp.asarray` compiles a program for each shape."""
+    return jax.device_put(np.asarray(values, dtype))
+
+
+def normal(seed: int, name: Any, *shape: int) -> jax.Array:
+    """Standard normals of a stream of this name, by NumPy, which compiles nothing."""
+    stream = np.random.default_rng([seed, zlib.crc32(str(name).encode())])
+    return put(stream.normal(size=shape))
 
 
 def cross_entropy(logits: jax.Array, batch: Any) -> jax.Array:
@@ -37,20 +50,35 @@ def squared_error(outputs: jax.Array, batch: Any) -> jax.Array:
 def _data(rng: np.random.Generator, sizes: tuple[int, ...], shape: tuple[int, ...]) -> list[Any]:
     return [
         {
-            "x": jnp.asarray(rng.normal(size=(n, *shape))),
-            "y": jnp.asarray(rng.integers(0, 3, n)),
-            "t": jnp.asarray(rng.normal(size=(n, 3))),
+            "x": put(rng.normal(size=(n, *shape))),
+            "y": put(rng.integers(0, 3, n)),
+            "t": put(rng.normal(size=(n, 3))),
         }
         for n in sizes
     ]
 
 
-def mlp(seed: int = 0, sizes: tuple[int, ...] = (5, 2, 4), loss: Any = cross_entropy) -> Case:
+def made_once(make: Callable[..., Case]) -> Callable[..., Case]:
+    """The same case for all tests, which then share what is compiled for its loss."""
+
+    @functools.cache
+    def known(kind: Any, *args: Any, **options: Any) -> Case:
+        return make(*args, **options)
+
+    @functools.wraps(make)
+    def get(*args: Any, **options: Any) -> Case:
+        return known(jnp.result_type(float), *args, **options)
+
+    return get
+
+
+@made_once
+def mlp(seed: int = 0, sizes: tuple[int, ...] = (4, 4, 3), loss: Any = cross_entropy) -> Case:
     """4-5-3 tanh network, parameters in nested tuples and dicts."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.normal(size=shape) * 0.7)
+        return put(rng.normal(size=shape) * 0.7)
 
     params = ({"w": draw(4, 5), "b": draw(1, 5)}, (draw(5, 3), draw(1, 3)))
 
@@ -61,12 +89,13 @@ def mlp(seed: int = 0, sizes: tuple[int, ...] = (5, 2, 4), loss: Any = cross_ent
     return Case(params, model, loss, _data(rng, sizes, (4,)))
 
 
+@made_once
 def conv_net(seed: int = 0, sizes: tuple[int, ...] = (3, 4)) -> Case:
     """Convolution, eval-mode BatchNorm with frozen statistics, relu, residual, pooling, dense."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.normal(size=shape) * 0.5)
+        return put(rng.normal(size=shape) * 0.5)
 
     params = {
         "conv1": draw(3, 3, 2, 3),
@@ -106,17 +135,17 @@ def masks_for(params: Any, seed: int = 3, density: float = 0.6) -> Any:
     """Random masks; the first leaf a filter mask that broadcasts, the last leaf never pruned."""
     rng = np.random.default_rng(seed)
     leaves, structure = jax.tree.flatten(params)
-    masks: list[Any] = [jnp.asarray(rng.random(leaf.shape) < density) for leaf in leaves]
+    masks: list[Any] = [put(rng.random(leaf.shape) < density) for leaf in leaves]
     shape = (1,) * (leaves[0].ndim - 1) + leaves[0].shape[-1:]
-    masks[0] = jnp.arange(leaves[0].shape[-1]).reshape(shape) % 2 == 0
+    masks[0] = put(np.arange(leaves[0].shape[-1]).reshape(shape) % 2 == 0)
     masks[-1] = True
     return jax.tree.unflatten(structure, masks)
 
 
 def live(params: Any, masks: Any) -> np.ndarray:
     """[d] flat boolean vector of live coordinates."""
-    full = jax.tree.map(lambda m, p: jnp.broadcast_to(m, p.shape), masks, params)
-    return np.asarray(ravel_pytree(full)[0], bool)
+    full = jax.tree.map(lambda m, p: np.broadcast_to(m, p.shape).ravel(), masks, params)
+    return np.concatenate(jax.tree.leaves(full))
 
 
 def flat(tree: Any) -> np.ndarray:
@@ -128,10 +157,25 @@ def dense_hessian(f: Callable[[Any], jax.Array], params: Any) -> np.ndarray:
     return np.asarray(jax.jit(jax.hessian(lambda x: f(unravel(x))))(vector))
 
 
+def of_case(compute: Callable[[Case], np.ndarray]) -> Callable[[Case], np.ndarray]:
+    """A matrix of a case, computed once."""
+    known: dict[int, tuple[Case, np.ndarray]] = {}  # (keeps the case, so that its id is its own)
+
+    @functools.wraps(compute)
+    def get(case: Case) -> np.ndarray:
+        if id(case) not in known:
+            known[id(case)] = case, compute(case)
+        return known[id(case)][1].copy()
+
+    return get
+
+
+@of_case
 def dense_hessian_of(case: Case) -> np.ndarray:
     return dense_hessian(lambda p: case.loss(p, case.data), case.params)
 
 
+@of_case
 def dense_ggn(case: Case) -> np.ndarray:
     """(1/n) Σ_i J_i' H_i J_i, example by example."""
     vector, unravel = ravel_pytree(case.params)
@@ -143,9 +187,10 @@ def dense_ggn(case: Case) -> np.ndarray:
         bend = jax.hessian(lambda z: case.output_loss(z[None], one))(outputs)
         return jacobian.T @ bend @ jacobian
 
-    return np.asarray(jnp.mean(jax.jit(jax.vmap(term))(case.data), axis=0))
+    return np.mean(jax.jit(jax.vmap(term))(case.data), axis=0)
 
 
+@of_case
 def dense_fisher(case: Case) -> np.ndarray:
     """(1/n) Σ_i g_i g_i' at the labels given, gradient by gradient."""
     gradient = jax.jit(jax.grad(case.loss))
@@ -154,7 +199,7 @@ def dense_fisher(case: Case) -> np.ndarray:
 
 
 def examples(case: Case) -> Iterator[Any]:
-    data = case.data
+    data = jax.tree.map(np.asarray, case.data)
     for i in range(len(data["y"])):
         yield jax.tree.map(lambda x, i=i: x[i : i + 1], data)
 
@@ -166,11 +211,11 @@ def restricted(matrix: np.ndarray, alive: np.ndarray) -> np.ndarray:
 
 def random_like(params: Any, seed: int = 5) -> Any:
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+    return jax.tree.map(lambda p: put(rng.normal(size=p.shape), p.dtype), params)
 
 
 def stack(vectors: list[Any]) -> Any:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *vectors)
+    return jax.tree.map(lambda *xs: put(np.stack(xs)), *vectors)
 
 
 def with_spectrum(values: Any, seed: int = 0) -> tuple[np.ndarray, Any, Callable[[Any], Any]]:
@@ -180,10 +225,12 @@ def with_spectrum(values: Any, seed: int = 0) -> tuple[np.ndarray, Any, Callable
     n = len(values)
     q = np.linalg.qr(rng.normal(size=(n, n)))[0]
     matrix = (q * values) @ q.T
-    like: dict[str, Any] = {"a": jnp.zeros((n - n // 3,)), "b": (jnp.zeros((1, n // 3)),)}
+    a, b = np.zeros(n - n // 3), np.zeros((1, n // 3))
+    like: dict[str, Any] = {"a": put(a), "b": (put(b),)}
     unravel = ravel_pytree(like)[1]
-    on_device = jnp.asarray(matrix, like["a"].dtype)
+    on_device = put(matrix, like["a"].dtype)
 
+    @jax.jit  # one program, where it is called by itself
     def matvec(v: Any) -> Any:
         return unravel(jnp.matmul(on_device, ravel_pytree(v)[0], precision="highest"))
 

@@ -102,8 +102,8 @@ def begun(config: ConfigDict) -> tuple[plan.Batch, step.Data, step.TrainState]:
     (batch,) = planned(config)
     member = batch.members[0]
     state = step.initial_state(batch.program, jnp.uint32(0), member.table, member.hyper)
-    data = jax.tree.map(jnp.asarray, device_data(batch.dataset))
-    return batch, data, jax.tree.map(jnp.asarray, state)
+    # (`jnp.asarray` compiles a program for each shape of a NumPy array)
+    return batch, *jax.device_put((device_data(batch.dataset), state))
 
 
 class Functions:

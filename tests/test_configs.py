@@ -86,6 +86,25 @@ def planned(config, data_dir):
     return plan.build(arms_of(config, data_dir))
 
 
+@pytest.fixture(scope="module")
+def built(data_dir):
+    """Arms and plan by study name and argument, each made once."""
+    made = {}
+
+    def get(name, arg=""):
+        if (name, arg) not in made:
+            arms = arms_of(load(name, arg), data_dir)
+            made[name, arg] = arms, plan.build(arms)
+        return made[name, arg]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def plans(built):
+    return lambda *study: built(*study)[1]
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_loads_and_validates_with_every_argument(name):
     for arg in combinations(name):
@@ -130,12 +149,11 @@ WHOLE_SETS = {("methods.fashion", form) for form in ("vgg16", "wrn22", "resnet50
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_plans_and_every_arm_has_events_or_none(name, data_dir):
+def test_plans_and_every_arm_has_events_or_none(name, built):
     for arg in ("", "small") if "small" in arguments(name) else combinations(name):
         if (name, arg) in WHOLE_SETS:
             continue
-        arms = arms_of(load(name, arg), data_dir)
-        batches = plan.build(arms)
+        arms, batches = built(name, arg)
         members = [m for b in batches for m in b.members]
         assert len(members) == sum(arm.settings.seeds for arm in arms)
         unpruned = {arm.label for arm in arms if arm.settings.prune.schedule == "none"}
@@ -164,19 +182,6 @@ def kept(batches, variant, layer):
     batch = next(b for b in batches if variant in {m.variant for m in b.members})
     units = {g.name: g.units for g in batch.program.groups}
     return units[layer] - sum(events(batches, variant)[layer].values())
-
-
-@pytest.fixture(scope="module")
-def plans(data_dir):
-    """Plans by study name and argument, each made once."""
-    made = {}
-
-    def get(name, arg=""):
-        if (name, arg) not in made:
-            made[name, arg] = planned(load(name, arg), data_dir)
-        return made[name, arg]
-
-    return get
 
 
 def test_figure_2_vgg11(plans):
@@ -374,8 +379,8 @@ def _train_one_step(batch, execute):
 
 
 @pytest.mark.parametrize("arg", ["", "vit"])
-def test_imagenet_events(arg, data_dir):
-    batches = planned(load("imagenet", arg), data_dir)
+def test_imagenet_events(arg, plans):
+    batches = plans("imagenet", arg)
     found = events(batches, "L")
     if arg:
         assert list(found) == [f"block{b}_dense1" for b in (9, 10, 11, 12)]

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -40,15 +40,21 @@ CASES = {
 def arrays(case, dtype="float32", batch=2, channels=(3, 4)):
     h, w, kernel, strides, padding, lhs, rhs = CASES[case]
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(batch, h, w, channels[0])), dtype)
-    k = jnp.asarray(rng.normal(size=(*kernel, *channels)), dtype)
+    x = jax.device_put(rng.normal(size=(batch, h, w, channels[0])).astype(dtype))
+    k = jax.device_put(rng.normal(size=(*kernel, *channels)).astype(dtype))
     options = dict(window_strides=strides, padding=padding, lhs_dilation=lhs, rhs_dilation=rhs)
     return x, k, options
 
 
 def pair(options):
-    return partial(conv, **options), partial(
-        lax.conv_general_dilated, dimension_numbers=DIMENSIONS, **options
+    """Ours and that of `lax`: the same two objects for equal options, which share programs."""
+    return _pair(tuple(options.items()))
+
+
+@cache
+def _pair(options):
+    return partial(conv, **dict(options)), partial(
+        lax.conv_general_dilated, dimension_numbers=DIMENSIONS, **dict(options)
     )
 
 
@@ -79,14 +85,23 @@ def forward_and_gradient(f, x, w):
     return f(x, w), jax.grad(loss(f), (0, 1))(x, w)
 
 
+@partial(jax.jit, static_argnums=0)
+def pulled_back(f, x, w, cotangent):
+    return jax.vjp(f, x, w)[1](cotangent)
+
+
+def stacked(*leaves):
+    """By NumPy, which compiles nothing."""
+    return np.stack([np.asarray(leaf) for leaf in leaves])
+
+
 def close(a, b, tolerance):
     for one, two in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert one.shape == two.shape
         assert one.dtype == two.dtype
-        scale = float(jnp.max(jnp.abs(two.astype("float32")))) + 1e-30
-        np.testing.assert_allclose(
-            np.asarray(one, "float64"), np.asarray(two, "float64"), atol=tolerance * scale, rtol=0
-        )
+        one, two = np.asarray(one, "float64"), np.asarray(two, "float64")
+        scale = np.abs(two).max() + 1e-30
+        np.testing.assert_allclose(one, two, atol=tolerance * scale, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["same", "map 2x2", "uneven padding, stride 2"])
@@ -161,13 +176,14 @@ def test_many_positions_are_products_per_entry_of_the_kernel(case, monkeypatch):
     monkeypatch.setattr(conv_cpu, "taps", lambda *args: calls.append(args) or plain(*args))
     with jax.enable_x64(True):
         x, w, options = arrays(case, "float64")
-        y, pullback = jax.vjp(lambda w: pair(options)[1](x, w), w)
+        y = jax.jit(pair(options)[1])(x, w)
+        want = pulled_back(pair(options)[1], x, w, y)[1]
         positions = y.size // y.shape[-1]
         for rows, used in ((positions + 1, False), (positions, True)):
             monkeypatch.setattr(conv_cpu, "TAPPED_ROWS", rows)
             jax.clear_caches()
-            got = jax.grad(lambda w: jnp.vdot(pair(options)[0](x, w), y))(w)
-            close(got, pullback(y)[0], 1e-13)
+            got = jax.jit(jax.grad(lambda w: jnp.vdot(pair(options)[0](x, w), y)))(w)
+            close(got, want, 1e-13)
             assert bool(calls) is used
     jax.clear_caches()
 
@@ -181,9 +197,14 @@ def test_winograd_is_the_convolution(case):
         if isinstance(padding, str):
             padding = lax.padtype_to_pads((h, width), kernel, (1, 1), padding)
         geometry = Geometry((1, 1), tuple(padding), lhs, rhs, (h, width), kernel)
-        y, pullback = jax.vjp(lambda w: conv_cpu.lax_conv(x, w, geometry), w)
-        close(conv_winograd.forward(x, w, padding, geometry.output_size()), y, 1e-13)
-        close(conv_winograd.kernel_gradient(x, y, padding), pullback(y)[0], 1e-13)
+
+        @jax.jit
+        def both(x, w):
+            y, pullback = jax.vjp(lambda w: conv_cpu.lax_conv(x, w, geometry), w)
+            ours = conv_winograd.forward(x, w, padding, geometry.output_size())
+            return (ours, conv_winograd.kernel_gradient(x, y, padding)), (y, *pullback(y))
+
+        close(*both(x, w), 1e-13)
 
 
 def test_wide_convolutions_are_winograd_and_round_little_more():
@@ -223,7 +244,7 @@ def test_float64_inside_a_program_of_float32(case, members):
         x, w, options = arrays(case, "float64")
         ours, plain = pair(options)
         want = forward_and_gradient(plain, x, w)
-    narrow = x.astype("float32"), w.astype("float32")
+    narrow = np.float32(x), np.float32(w)
 
     def wide(x, w):
         with jax.enable_x64(True):
@@ -231,11 +252,11 @@ def test_float64_inside_a_program_of_float32(case, members):
             return jax.tree.map(lambda y: y.astype("float32"), found)
 
     if members:
-        got = jax.jit(jax.vmap(wide))(*(jnp.stack([a, 2 * a]) for a in narrow))
-        got = jax.tree.map(lambda y: y[0], got)
+        got = jax.jit(jax.vmap(wide))(*(stacked(a, 2 * a) for a in narrow))
+        got = jax.tree.map(lambda y: np.asarray(y)[0], got)
     else:
         got = jax.jit(wide)(*narrow)
-    close(got, jax.tree.map(lambda y: y.astype("float32"), want), 1e-6)
+    close(got, jax.tree.map(np.float32, want), 1e-6)
 
 
 @pytest.mark.parametrize("case", ["same", "map 2x2", "stride 3"])
@@ -244,12 +265,12 @@ def test_bfloat16_is_as_exact_as_its_rounding(case):
     x, w, options = arrays(case, "bfloat16", batch=16, channels=(24, 32))
     ours, _ = pair(options)
     _, plain = pair(options)
-    wide = [a.astype("float32") for a in (x, w)]
-    close(ours(x, w), plain(*wide).astype("bfloat16"), 2**-7)
-    cotangent = ours(x, w)
-    got = jax.vjp(ours, x, w)[1](cotangent)
-    want = jax.vjp(plain, *wide)[1](cotangent.astype("float32"))
-    close(got, [a.astype("bfloat16") for a in want], 2**-7)
+    wide = [np.float32(a) for a in (x, w)]
+    found = jax.jit(ours)(x, w)
+    close(found, np.asarray(jax.jit(plain)(*wide)).astype("bfloat16"), 2**-7)
+    got = pulled_back(ours, x, w, found)
+    want = pulled_back(plain, *wide, np.float32(found))
+    close(got, [np.asarray(a).astype("bfloat16") for a in want], 2**-7)
 
 
 @pytest.mark.parametrize("case", ["same", "map 2x2", "kernel 5, stride 2", "input dilated"])
@@ -259,16 +280,16 @@ def test_vmap_over_either_operand_and_both(case, axes):
     ours, plain = pair(options)
 
     def stack(a, axis):
-        return a if axis is None else jnp.stack([a, 2 * a + 1, jnp.sin(a)], axis)
+        return a if axis is None else np.stack([a, 2 * a + 1, np.sin(a)], axis)
 
-    xs, ws = stack(x, axes[0]), stack(w, axes[1])
+    xs, ws = stack(np.asarray(x), axes[0]), stack(np.asarray(w), axes[1])
     mapped = jax.jit(jax.vmap(partial(forward_and_gradient, ours), in_axes=axes))
     each = [
-        [a if axis is None else jnp.take(a, i, axis) for a, axis in ((xs, axes[0]), (ws, axes[1]))]
+        [a if axis is None else np.take(a, i, axis) for a, axis in ((xs, axes[0]), (ws, axes[1]))]
         for i in range(3)
     ]
     want = [forward_and_gradient(plain, *one) for one in each]
-    close(mapped(xs, ws), jax.tree.map(lambda *leaves: jnp.stack(leaves), *want), 2e-5)
+    close(mapped(xs, ws), jax.tree.map(stacked, *want), 2e-5)
 
 
 def test_vmap_in_vmap_members_and_probes():
@@ -276,9 +297,9 @@ def test_vmap_in_vmap_members_and_probes():
     x, w, options = arrays("same")
     ours, plain = pair(options)
     rng = np.random.default_rng(1)
-    xs = jnp.asarray(rng.normal(size=(2, *x.shape)), "float32")
-    ws = jnp.asarray(rng.normal(size=(2, *w.shape)), "float32")
-    vs = jnp.asarray(rng.normal(size=(3, *w.shape)), "float32")
+    xs = np.float32(rng.normal(size=(2, *x.shape)))
+    ws = np.float32(rng.normal(size=(2, *w.shape)))
+    vs = np.float32(rng.normal(size=(3, *w.shape)))
 
     def probes(f):
         def hvp(x, w, v):
@@ -288,7 +309,7 @@ def test_vmap_in_vmap_members_and_probes():
 
     probes = jax.jit(probes, static_argnums=0)
     close(probes(ours), probes(plain), 5e-5)
-    outer = jnp.stack([xs, 2 * xs, xs + 1]), jnp.stack([ws, ws - 1, 3 * ws])
+    outer = stacked(xs, 2 * xs, xs + 1), stacked(ws, ws - 1, 3 * ws)
     twice = [jax.jit(jax.vmap(jax.vmap(jax.grad(loss(f), 1)))) for f in (ours, plain)]
     close(twice[0](*outer), twice[1](*outer), 5e-5)
 
@@ -296,7 +317,8 @@ def test_vmap_in_vmap_members_and_probes():
 @pytest.mark.parametrize("case", ["same", "map 2x2", "kernel 5, stride 2"])
 def test_members_one_after_another_equal_the_batched_product(case, monkeypatch):
     x, w, options = arrays(case)
-    xs, ws = jnp.stack([x, x + 1, -x]), jnp.stack([w, 2 * w, w - 1])
+    x, w = np.asarray(x), np.asarray(w)
+    xs, ws = stacked(x, x + 1, -x), stacked(w, 2 * w, w - 1)
     ours, plain = (jax.jit(jax.vmap(jax.grad(loss(f), (0, 1)))) for f in pair(options))
     wanted = plain(xs, ws)
     monkeypatch.setattr(conv_cpu, "MEMBER_PATCH_BYTES", 0)
@@ -323,15 +345,16 @@ def test_the_lowering_for_other_platforms_is_the_same_map(kind, case):
     """`reference` (GPU, TPU) against the CPU formulations, members included."""
     x, w, options = arrays(case)
     y, geometry = _bound(x, w, options)
+    x, w, y = map(np.asarray, (x, w, y))
     operands = {"output": (x, w), "input": (y, w), "kernel": (x, y)}[kind]
-    stacked = [jnp.stack([a, 1 + a]) for a in operands]
+    members = [stacked(a, 1 + a) for a in operands]
     static = dict(kind=kind, geometry=geometry)
 
     def both(lower, single, several):
         return lower(*single, **static, members=False), lower(*several, **static, members=True)
 
     got, want = (
-        jax.jit(partial(both, lower))(operands, stacked) for lower in (_lower_cpu, _lower_plain)
+        jax.jit(partial(both, lower))(operands, members) for lower in (_lower_cpu, _lower_plain)
     )
     close(got, want, 2e-5)
 
@@ -344,7 +367,7 @@ def _bound(x, w, options):
     )
     geometry = equation.params["geometry"]
     assert isinstance(geometry, Geometry)
-    return conv(x, w, **options), geometry
+    return jax.jit(pair(options)[0])(x, w), geometry
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -372,8 +395,10 @@ def test_flax_conv_takes_it():
     ):
         plain = nn.Conv(6, (3, 3), **options)
         ours = nn.Conv(6, (3, 3), conv_general_dilated=conv, **options)
-        variables = plain.init(jax.random.key(0), x)
-        got, want = ours.apply(variables, x), plain.apply(variables, x)
+        shapes = jax.eval_shape(plain.init, jax.random.key(0), x)
+        draw = np.random.default_rng(1).normal
+        variables = jax.tree.map(lambda s: np.asarray(draw(size=s.shape) / 3, s.dtype), shapes)  # noqa: B023
+        got, want = jax.jit(lambda v, x: (ours.apply(v, x), plain.apply(v, x)))(variables, x)  # noqa: B023
         close(got, want, 2**-7 if "dtype" in options else 1e-5)
 
 

@@ -9,6 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from prunejax import curvature
+from tests import curvature_cases as cases
 
 KEY = jax.random.key(0)
 R = np.random.default_rng(0)
@@ -50,14 +51,21 @@ def of_params(act):
 def test_forms_of_custom_rules_at_every_number_of_probes(name, where):
     loss = where(RULES[name])
     flat, back = ravel_pytree(PARAMS)
-    gradient = lambda x: ravel_pytree(jax.grad(loss)(back(x), BATCH))[0]  # noqa: E731
-    pull = jax.vjp(gradient, flat)[1]
-    dense = jax.vmap(lambda v: pull(v)[0])(jnp.eye(len(flat)))
+
+    @jax.jit
+    def rows(x):
+        gradient = lambda x: ravel_pytree(jax.grad(loss)(back(x), BATCH))[0]  # noqa: E731
+        return jax.vmap(lambda v: jax.vjp(gradient, x)[1](v)[0])(jnp.eye(len(flat)))
+
+    dense = np.asarray(rows(flat), np.float64)
     for count in (1, 3, 4, 8):
-        stack = jax.random.normal(KEY, (count, len(flat)))
-        forms = curvature.Hessian(loss, PARAMS, BATCH).quadratic_forms(jax.vmap(back)(stack))
-        expected = jnp.einsum("mi,ij,mj->m", stack, dense, stack)
+        a, b = (cases.normal(count, k, count, *PARAMS[k].shape) for k in "ab")
+        stack = np.concatenate([np.reshape(x, (count, -1)) for x in (a, b)], 1)
+        forms = curvature.Hessian(loss, PARAMS, BATCH).quadratic_forms({"a": a, "b": b})
+        expected = np.einsum("mi,ij,mj->m", stack, dense, stack)
         np.testing.assert_allclose(forms, expected, rtol=1e-3, atol=1e-4)
+        if count in (1, 8):  # drawn in the program, these are computed as 3 and 4 are
+            continue
         found = curvature.hessian_trace(loss, PARAMS, BATCH, key=KEY, probes=count)
         assert np.isfinite(found.value)
 

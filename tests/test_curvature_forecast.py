@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from prunejax import rng
 from prunejax.curvature.directions import forecast, removal
+from tests import curvature_cases as cases
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def _float64():
 
 
 def normal(name, *shape):
-    return jax.random.normal(rng.at(13, name), shape)
+    return cases.normal(13, name, *shape)
 
 
 def regression():

@@ -15,11 +15,11 @@ from flax import nnx
 from jax import lax
 from jax.tree_util import Partial
 
-from prunejax import rng
 from prunejax.curvature import callables, gradients, vectors
 from prunejax.curvature.gradients import gradient_second_moment, norms_and_total
 from prunejax.curvature.ratios import gradient_noise_scale
 from prunejax.ops.conv import conv
+from tests import curvature_cases as cases
 
 N = 11
 
@@ -47,7 +47,7 @@ def ravel_mask(masks, params):
 
 
 def normal(name, *shape):
-    return jax.random.normal(rng.at(3, name), shape)
+    return cases.normal(3, name, *shape)
 
 
 def cross_entropy(logits, labels):
@@ -73,7 +73,11 @@ def _convolutional(convolution):
             return nn.Dense(3, param_dtype=jnp.float64)(x)
 
     x = normal("x", N, 7, 6, 2)
-    variables = jax.jit(Net().init)(jax.random.key(0), x)
+    shapes = jax.eval_shape(Net().init, jax.random.key(0), x)
+    draw = np.random.default_rng(0).normal  # variances are positive
+    variables = jax.tree.map(lambda s: cases.put(np.abs(draw(size=s.shape)) / 3), shapes)
+    kernels = jax.tree.map(lambda s: cases.put(draw(size=s.shape) / 3, s.dtype), shapes["params"])
+    variables = {**variables, "params": kernels}
 
     def loss(params, batch):
         logits = Net().apply({**variables, "params": params}, batch[0])
@@ -198,7 +202,8 @@ def mask_tree(params, kind):
             "input": p.shape[:1] + (1,) * (p.ndim - 1),
             "weight": p.shape,
         }[kind]
-        return jax.random.bernoulli(rng.at(5, kind, i), 0.6, shape if p.ndim else ())
+        drawn = cases.normal(5, (kind, i), *(shape if p.ndim else ()))
+        return cases.put(np.asarray(drawn) < 0.25)
 
     leaves, structure = jax.tree.flatten(params)
     return jax.tree.unflatten(structure, [one(i, p) for i, p in enumerate(leaves)])
@@ -405,7 +410,7 @@ def test_stated_standard_error_covers_the_truth():
     """The gradient of one example is its x: E||x||^2 = 3, and the 95% intervals cover that."""
     hits, trials, n = 0, 300, 60
     for trial in range(trials):
-        x = jax.random.normal(rng.at(trial, "coverage"), (n, 3))
+        x = cases.normal(trial, "coverage", n, 3)
         moment = gradient_second_moment(_linear, jnp.zeros(3), x, chunk=n)
         hits += abs(moment.value - 3.0) < 1.96 * moment.stderr
     assert 0.90 <= hits / trials <= 0.98
@@ -415,8 +420,8 @@ def test_stated_standard_error_covers_the_truth():
 def test_the_noise_scale_of_a_sample_is_that_of_the_population(dim, truth, n):
     """Gradients N(m, I / dim) with |m|^2 = 1 / truth: the median of the estimates, the interval."""
     values, biased, hits, trials = [], [], 0, 150
-    draws = jax.random.normal(rng.at(0, "noise scale"), (trials, n, dim))
-    for x in np.asarray((draws + truth**-0.5) / dim**0.5):
+    draws = np.asarray(cases.normal(0, "noise scale", trials, n, dim))
+    for x in (draws + truth**-0.5) / dim**0.5:
         found = gradient_noise_scale(_linear, jnp.zeros(dim), x, chunk=n)
         values.append(found.value)
         moment = found.moment

@@ -19,6 +19,7 @@ from prunejax.curvature.perturb import (
     slice_1d,
     slice_2d,
 )
+from tests import curvature_cases as cases
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def _float64():
 
 
 def normal(name, *shape):
-    return jax.random.normal(rng.at(7, name), shape)
+    return cases.normal(7, name, *shape)
 
 
 def regression():

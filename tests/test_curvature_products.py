@@ -64,12 +64,14 @@ def test_products_and_forms_equal_the_dense_matrix(name: str, masked: bool):
 
 def test_exact_fisher_of_softmax_is_the_expectation_over_the_models_labels():
     case = cases.mlp()
-    probabilities = jax.nn.softmax(case.model(case.params, case.data))
-    total = 0.0
+    probabilities = np.asarray(
+        jax.jit(lambda p, b: jax.nn.softmax(case.model(p, b)))(case.params, case.data)
+    )
+    gradient, total = jax.jit(jax.grad(case.loss)), 0.0
     for i, example in enumerate(cases.examples(case)):
         for label in range(3):
-            own = {**example, "y": jnp.array([label])}
-            g = cases.flat(jax.grad(case.loss)(case.params, own))
+            own = {**example, "y": np.array([label])}
+            g = cases.flat(gradient(case.params, own))
             total = total + probabilities[i, label] * np.outer(g, g)
     total = np.asarray(total) / (i + 1)
     v = cases.random_like(case.params)
@@ -246,6 +248,19 @@ def test_functions_work_inside_jit_vmap_and_grad():
     np.testing.assert_allclose(forms, [u @ dense @ u for u in flat], rtol=1e-10)
     slope = jax.grad(lambda u: curvature.quadratic_form(case.loss, case.params, u, case.data))(v)
     np.testing.assert_allclose(cases.flat(slope), 2 * dense @ cases.flat(v), atol=1e-12)
+
+
+def test_forms_of_a_stack_compile_nothing_else():
+    operator = curvature.Hessian(lambda p: jnp.sum(jnp.cos(p) ** 3), cases.normal(0, "forms", 7))
+    stack, compiled = cases.normal(1, "forms", 3, 7), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    try:
+        operator.quadratic_forms(stack)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert len(compiled) == 1
 
 
 def test_one_trace_per_function_and_shapes():
@@ -531,10 +546,10 @@ def test_a_loss_without_reverse_mode_still_has_forms():
     rng = np.random.default_rng(0)
     p, many = jnp.asarray(rng.normal(size=6)), jnp.asarray(rng.normal(size=(5, 6)))
     loss = functools.partial(_forward_loop, x=None)
-    dense = jax.jacfwd(jax.jacfwd(loss))(p)
+    dense = jax.jit(jax.jacfwd(jax.jacfwd(loss)))(p)
     np.testing.assert_allclose(
         curvature.Hessian(loss, p).quadratic_forms(many),
-        jnp.einsum("ki,ij,kj->k", many, dense, many),
+        np.einsum("ki,ij,kj->k", many, dense, many),
         rtol=1e-10,
     )
 
@@ -542,22 +557,22 @@ def test_a_loss_without_reverse_mode_still_has_forms():
 @pytest.mark.parametrize("square", [_square, _square_by_itself])
 def test_custom_vjp_functions_have_products_and_forms(square: Any):
     rng = np.random.default_rng(0)
-    p, many = jnp.asarray(rng.normal(size=6)), jnp.asarray(rng.normal(size=(5, 6)))
-    dense = jax.hessian(lambda p: jnp.sum(jnp.sin(p) ** 2) * p[0])(p)
+    p, many = jnp.asarray(rng.normal(size=6)), rng.normal(size=(5, 6))
+    dense = np.asarray(jax.jit(jax.hessian(lambda p: jnp.sum(jnp.sin(p) ** 2) * p[0]))(p))
     operator = curvature.Hessian(lambda p: square(jnp.sin(p)) * p[0], p)
     np.testing.assert_allclose(operator.matvec(many[0]), dense @ many[0], rtol=1e-10)
     np.testing.assert_allclose(
-        operator.quadratic_forms(many), jnp.einsum("ki,ij,kj->k", many, dense, many), rtol=1e-10
+        operator.quadratic_forms(many), np.einsum("ki,ij,kj->k", many, dense, many), rtol=1e-10
     )
     # Outputs with a custom_vjp: their Jacobian along a vector, for one and for many vectors.
     outputs = lambda p: jnp.stack([square(p), square(jnp.cos(p)) * p[0]])  # noqa: E731
-    jacobian = jax.jacrev(outputs)(p)
+    jacobian = np.asarray(jax.jit(jax.jacrev(outputs))(p))
     ggn = curvature.GaussNewton(outputs, lambda z: jnp.sum(z**2), p)
     np.testing.assert_allclose(ggn.matvec(many[0]), 2 * jacobian.T @ jacobian @ many[0], rtol=1e-10)
     np.testing.assert_allclose(
-        ggn.quadratic_forms(many), 2 * jnp.sum((many @ jacobian.T) ** 2, 1), rtol=1e-10
+        ggn.quadratic_forms(many), 2 * np.sum((many @ jacobian.T) ** 2, 1), rtol=1e-10
     )
-    slope = jax.grad(lambda p: square(jnp.sin(p)) * p[0])(p) @ many[0]
+    slope = np.asarray(jax.jit(jax.grad(lambda p: square(jnp.sin(p)) * p[0]))(p)) @ many[0]
     found = curvature.forecast(lambda p: square(jnp.sin(p)) * p[0], p, many[0])
     np.testing.assert_allclose(found.first_order, slope, rtol=1e-10)
 

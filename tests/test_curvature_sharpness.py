@@ -10,6 +10,7 @@ import pytest
 from prunejax import rng
 from prunejax.curvature import splits
 from prunejax.curvature.sharpness import average_sharpness, keskar_sharpness, sharpness
+from tests import curvature_cases as cases
 
 KEY = rng.at(11, "probe")
 
@@ -21,7 +22,7 @@ def _float64():
 
 
 def matrix(name, n, eigenvalues):
-    q = np.linalg.qr(np.asarray(jax.random.normal(rng.at(11, name), (n, n))))[0]
+    q = np.linalg.qr(np.asarray(cases.normal(11, name, n, n)))[0]
     return q @ np.diag(eigenvalues) @ q.T
 
 
@@ -153,7 +154,7 @@ def test_masks_restrict_the_ball_and_the_box():
 
 
 def test_batches_are_weighted_by_size():
-    x = jax.random.normal(rng.at(2, "x"), (9, 5))
+    x = cases.normal(2, "x", 9, 5)
 
     def loss(params, batch):
         return jnp.mean((batch @ flat(params)) ** 2)

@@ -31,7 +31,8 @@ def prescribed(values: Any, masks: Any = None) -> tuple[np.ndarray, curvature.Op
 
 
 def rows(stack: Any, count: int) -> np.ndarray:
-    return np.stack([cases.flat(vectors.index(stack, i)) for i in range(count)])
+    on_host = jax.tree.map(np.asarray, stack)
+    return np.stack([cases.flat(vectors.index(on_host, i)) for i in range(count)])
 
 
 def check_pairs(found: Any, matrix: np.ndarray, k: int, tolerance: float) -> np.ndarray:
@@ -68,7 +69,7 @@ def test_extreme_pairs_of_a_prescribed_spectrum(which: str, basis_size: int | No
 @pytest.mark.parametrize(
     "values",
     [
-        [5.0, 5.0, 5.0, 4.0, 4.0, -4.0, -4.0, 1.0] + [0.5] * 12 + [0.0] * 10,
+        [5.0, 5.0, 5.0, 4.0, 4.0, -4.0, -4.0, 1.0] + [0.5] * 6 + [0.0] * 6,
         [2.0] * 20,
         [0.0] * 20,
         [3.0, 3.0] + [0.0] * 18,

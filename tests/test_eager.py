@@ -10,7 +10,7 @@ import pytest
 from prunejax import masks
 from prunejax.ops import eager, ranking
 
-SHAPES = [(3, 3, 40, 64), (7,), (300_000,), (0, 4), (500, 600)]  # one is looked at in two chunks
+SHAPES = [(3, 3, 10, 16), (7,), (30_000,), (0, 4), (100, 300)]
 SIZE = sum(int(np.prod(s)) for s in SHAPES)
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -26,7 +26,7 @@ def draw(kind, dtype):
             x = np.where(r.random(shape) < 0.5, odd, x)
         if kind == "mostly nan":
             x = np.where(r.random(shape) < 0.97, np.nan, x)
-        leaves.append(jnp.asarray(x, jnp.float32).astype(dtype))
+        leaves.append(jax.device_put(np.float32(x)).astype(dtype))
     return leaves
 
 
@@ -38,10 +38,16 @@ def same(got, expected):
 COMPILED = jax.jit(functools.partial(ranking.top, method="scatter"))
 
 
+@pytest.fixture(autouse=True)
+def two_chunks(monkeypatch):
+    """The larger arrays, which are small ones, are looked at in two chunks."""
+    monkeypatch.setattr(eager, "_CHUNK", 1 << 14)
+
+
 @pytest.fixture
 def bracketed(monkeypatch):
     """As trees of many millions are: these would be partitioned whole."""
-    monkeypatch.setattr(eager, "_WHOLE", 1 << 18)
+    monkeypatch.setattr(eager, "_WHOLE", 1 << 15)
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, jnp.int32, jnp.uint8, jnp.bool_])
@@ -50,13 +56,13 @@ def test_is_the_compiled_choice(dtype, kind, monkeypatch):
     if dtype not in FLOATS and kind not in ("ties", "equal"):
         pytest.skip("whole numbers have neither fractions nor special values")
     leaves = draw(kind, dtype)
-    some = [jnp.asarray(np.random.default_rng(1).random(s) < 0.6) for s in SHAPES]
-    everything = [jnp.ones(s, bool) for s in SHAPES]
+    some = [jax.device_put(np.random.default_rng(1).random(s) < 0.6) for s in SHAPES]
+    everything = [jax.device_put(np.ones(s, bool)) for s in SHAPES]
     for allowed in (everything, some):
-        for k in (-3, 0, 1, 9_000, SIZE // 2, SIZE - 5, 10**12):
+        for k in (-3, 0, 1, 900, SIZE // 2, SIZE - 5, 10**12):
             given = [None] * len(SHAPES) if allowed is everything else allowed
             expected = COMPILED(leaves, jnp.int32(min(k, 2**31 - 1)), eligible=allowed)
-            for most in (SIZE, 1 << 18):  # partitioned whole, and in a bracket
+            for most in (SIZE, 1 << 15):  # partitioned whole, and in a bracket
                 monkeypatch.setattr(eager, "_WHOLE", most)
                 got = eager.top(leaves, k, given)
                 same(got, expected)
@@ -66,8 +72,8 @@ def test_is_the_compiled_choice(dtype, kind, monkeypatch):
 
 
 def test_each_leaf_is_ranked_by_itself():
-    leaves, ks = draw("ties", jnp.float32), [5000, 3, 299_999, 1, 12_345]
-    allowed = [None, None, jnp.asarray(np.random.default_rng(2).random(300_000) < 0.5), None, None]
+    leaves, ks = draw("ties", jnp.float32), [500, 3, 29_999, 1, 1_234]
+    allowed = [None, None, jnp.asarray(np.random.default_rng(2).random(30_000) < 0.5), None, None]
     got = eager.each(leaves, ks, allowed)
     for x, k, a, mask in zip(leaves, ks, allowed, got, strict=True):
         same([mask], eager.top([x], k, [a]))

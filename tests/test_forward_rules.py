@@ -238,7 +238,7 @@ def dead_after(batch, member, data, steps):
     """Dead units by layer of a member of a program, after so many steps."""
     state = step.initial_state(batch.program, jnp.uint32(0), member.table, member.hyper)
     one = dataclasses.replace(batch, members=(member,))
-    found = go(one, jax.tree.map(jnp.asarray, state), data, steps)
+    found = go(one, jax.device_put(state), data, steps)
     return {n: np.asarray(left) > 0 for n, left in found.windows.remaining.items()}, state
 
 

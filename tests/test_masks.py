@@ -9,7 +9,7 @@ from flax import nnx
 
 from prunejax import masks, sparsity, trees
 from prunejax.groups import Group
-from prunejax.ops import counts
+from prunejax.ops import counts, ranking
 
 
 def scores(seed=0, ties=False):
@@ -270,6 +270,14 @@ def test_n_of_m_against_brute_force(axis):
     for row, block in zip(expected, blocks, strict=True):
         row[np.argsort(-block, kind="stable")[:2]] = True
     np.testing.assert_array_equal(m.reshape(-1, 4), expected)
+
+
+def test_n_of_m_is_one_program_for_each_shape():
+    known = ranking.of_blocks._cache_size()
+    for seed in (0, 1):
+        s = jax.device_put(np.random.default_rng(seed).normal(size=(20, 3)).astype(np.float32))
+        assert int(np.count_nonzero(masks.nm(s, 1, 5, axis=0))) == 12
+    assert ranking.of_blocks._cache_size() == known + 1
 
 
 def test_n_of_m_on_trees_with_earlier_masks_and_nan():

@@ -376,7 +376,7 @@ def network_program(intervention, epochs=2):
     }  # fmt: skip
     (batch,) = plan.build(config_lib.variants(config, default.get_config()))
     member = batch.members[0]
-    table, hyper = (jax.tree.map(jnp.asarray, x) for x in (member.table, member.hyper))
+    table, hyper = jax.device_put((member.table, member.hyper))
     state = step.initial_state(batch.program, jnp.uint32(0), table, hyper)
     return batch, state
 

@@ -116,8 +116,9 @@ GROUPS = {
 NARROW = {"vgg11_bn": 1 / 16, "vgg16_bn": 1 / 16, "resnet18": 1 / 16, "conv4": 1 / 8}
 
 
+@cache
 def shapes(module, input_shape):
-    return jax.eval_shape(lambda: models.init(module, jax.random.key(0), input_shape))
+    return models.shapes(module, input_shape)
 
 
 # The same classes with fewer layers: what they do is the same, and they compile quickly.
@@ -135,6 +136,12 @@ SMALL = {
 
 
 @cache
+def applied(module):
+    """Compiled once for equal modules and shapes."""
+    return jax.jit(module.apply)
+
+
+@cache
 def narrow(name, size=None):
     """A thin variant with random BatchNorm parameters and statistics, and a batch for it."""
     module = SMALL.get(name) or models.create(name, width=NARROW.get(name, 0.5))
@@ -143,13 +150,13 @@ def narrow(name, size=None):
 
     def fill(path, leaf):
         if leaf.dtype == bool:
-            return jnp.ones(leaf.shape, bool)
+            return jax.device_put(np.ones(leaf.shape, bool))
         values = generator.normal(size=leaf.shape)
         if path.endswith("kernel"):
             values *= np.sqrt(2 / max(1, np.prod(leaf.shape[:-1])))
         if path.endswith("var"):
             values = 0.5 + np.abs(values)
-        return jnp.asarray(values, leaf.dtype)
+        return jax.device_put(np.asarray(values, leaf.dtype))
 
     variables = trees.map_with_path(fill, shapes(module, shape))
     return module, variables, jnp.asarray(generator.normal(size=(4, *shape)), "float32")
@@ -222,7 +229,8 @@ def test_group_order_is_that_of_the_forward_pass():
     )
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+# (ResNet-56 is ResNet-20 with more of the same blocks.)
+@pytest.mark.parametrize("name", sorted(set(models.MODELS) - {"resnet56"}))
 @pytest.mark.parametrize(("size", "channels"), [(8, 3), (28, 1)])  # neither knows of the other
 def test_other_image_sizes(name, size, channels):
     if name == "vit_s16":
@@ -245,20 +253,27 @@ def test_bfloat16_computes_close_to_float32_with_float32_variables(name):
         "float32",
         "bool",
     }
-    want = jax.jit(module.apply)(variables, x)
+    want = np.asarray(applied(module)(variables, x))
     got = jax.jit(half.apply)(variables, x)
     assert got.dtype == jnp.float32
-    assert float(jnp.abs(got - want).max() / jnp.abs(want).max()) < 0.1
-    assert bool(jnp.any(got != want))
+    assert np.abs(got - want).max() / np.abs(want).max() < 0.1
+    assert np.any(got != want)
 
 
 @pytest.mark.parametrize("name", ["resnet option A", "vgg"])
 def test_plain_lax_convolutions_give_the_same_outputs(name):
     module, variables, x = narrow(name)
     plain = module.clone(conv_method="lax")
-    want = jax.jit(plain.apply)(variables, x)
-    scale = jnp.abs(want).max()
-    np.testing.assert_allclose(jax.jit(module.apply)(variables, x) / scale, want / scale, atol=1e-5)
+    want = np.asarray(jax.jit(plain.apply)(variables, x))
+    scale = np.abs(want).max()
+    np.testing.assert_allclose(applied(module)(variables, x) / scale, want / scale, atol=1e-5)
+
+
+def without(values, units):
+    """A copy whose last axis is 0 at the units."""
+    found = np.array(values)
+    found[..., units] = 0
+    return jax.device_put(found)
 
 
 def prune(variables, groups, units):
@@ -266,11 +281,10 @@ def prune(variables, groups, units):
     params, gates = variables["params"], dict(variables.get("gates", {}))
     values = {}
     for group in groups:
-        dead = jnp.asarray(units)
         for path in (group.kernel, *(group.norm or group.bias)):
-            values[path] = trees.get(params, path).at[..., dead].set(0)
+            values[path] = without(trees.get(params, path), units)
         if group.gate:
-            gates[group.gate] = gates[group.gate].at[dead].set(False)
+            gates[group.gate] = without(gates[group.gate], units)
     return {**variables, "params": trees.replace(params, values), "gates": gates}
 
 
@@ -317,7 +331,7 @@ def test_gradients_of_pruned_units_are_zero():
         return jnp.sum(module.apply({**pruned, "params": params}, x) ** 2)
 
     gradient = jax.jit(jax.grad(loss))(pruned["params"])
-    assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(gradient))
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
     conv2 = trees.get(gradient, groups[1].kernel)
     assert not np.any(np.asarray(conv2[..., 1]))
     assert np.any(np.asarray(conv2[..., 0]))
@@ -489,26 +503,30 @@ def test_vit_equals_a_numpy_computation():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-2)])
 def test_attention_is_that_of_jax_with_two_derivatives(dtype, tolerance):
-    q, k, v, w = jax.random.normal(jax.random.key(3), (4, 2, 5, 3, 8)).astype(dtype)
+    q, k, v, w = (
+        jnp.asarray(x, dtype) for x in np.random.default_rng(3).normal(size=(4, 2, 5, 3, 8))
+    )
 
-    def slopes(attention):
+    def slopes(attention, *inputs):
         def loss(inputs):
             return jnp.sum(attention(*inputs).astype("float32") * w.astype("float32"))
 
-        inputs = (q, k, v)
+        q, k, v = inputs
         return attention(*inputs), *jax.jvp(jax.grad(loss), (inputs,), ((k, v, q),))
 
-    got, want = slopes(attended), slopes(jax.nn.dot_product_attention)
+    slopes = jax.jit(slopes, static_argnums=0)
+    got, want = (slopes(f, q, k, v) for f in (attended, jax.nn.dot_product_attention))
     assert got[0].dtype == dtype
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         b = np.asarray(b, "float64")
         assert np.all(np.isfinite(b))
         np.testing.assert_allclose(np.asarray(a, "float64"), b, atol=tolerance * np.abs(b).max())
     # Scores in the thousands: exp takes no float32 above 88.
-    far = np.asarray(attended(1000 * q, k, v), "float64")
-    np.testing.assert_allclose(
-        far, np.asarray(jax.nn.dot_product_attention(1000 * q, k, v), "float64"), atol=1e-2
+    far, theirs = (
+        np.asarray(slopes(f, jnp.asarray(1000 * np.float32(q), dtype), k, v)[0], "float64")
+        for f in (attended, jax.nn.dot_product_attention)
     )
+    np.testing.assert_allclose(far, theirs, atol=1e-2)
 
 
 def test_vgg_equals_a_numpy_computation():
@@ -608,9 +626,7 @@ def test_initial_scales(name, leaf, variance):
 def test_dropout_acts_in_training_only(name):
     module, variables, x = narrow(name)
     wet = module.clone(dropout=0.5)
-    np.testing.assert_array_equal(
-        jax.jit(wet.apply)(variables, x), jax.jit(module.apply)(variables, x)
-    )
+    np.testing.assert_array_equal(jax.jit(wet.apply)(variables, x), applied(module)(variables, x))
 
     @jax.jit
     def train(seed):
@@ -618,7 +634,7 @@ def test_dropout_acts_in_training_only(name):
             variables, x, True, rngs={"dropout": rng.at(seed, "dropout")}, mutable=["batch_stats"]
         )[0]
 
-    assert bool(jnp.any(train(0) != train(1)))
+    assert np.any(np.asarray(train(0)) != np.asarray(train(1)))
     np.testing.assert_array_equal(train(0), train(0))
 
 

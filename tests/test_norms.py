@@ -64,18 +64,20 @@ def compiled(module):
 
 def randomized(module, shape, seed=0):
     """Variables with statistics, gains and biases as after training, and some images."""
-    variables = models.init(module, rng.stream(seed, "init"), shape)
     r = np.random.default_rng(seed)
 
     def draw(path, x):
         last = path.rpartition("/")[2]
-        if last in ("kernel", "bias", "mean"):
-            return x + 0.3 * jnp.asarray(r.normal(size=x.shape), x.dtype)
-        return jnp.asarray(r.uniform(0.5, 2, size=x.shape), x.dtype)  # scale, var
+        if last == "kernel":
+            return jax.device_put(
+                np.asarray((0.3 + x.shape[-2] ** -0.5) * r.normal(size=x.shape), x.dtype)
+            )
+        if last in ("bias", "mean"):
+            return jax.device_put(np.asarray(0.3 * r.normal(size=x.shape), x.dtype))
+        return jax.device_put(np.asarray(r.uniform(0.5, 2, size=x.shape), x.dtype))  # scale, var
 
-    return trees.map_with_path(draw, variables), jnp.asarray(
-        r.normal(size=(5, *shape)), jnp.float32
-    )
+    variables = trees.map_with_path(draw, models.shapes(module, shape))
+    return variables, jax.device_put(np.float32(r.normal(size=(5, *shape))))
 
 
 @pytest.fixture(scope="module")
@@ -208,11 +210,12 @@ def wide(stem=4, seed=0, dtype=jnp.float32):
     """A wide ResNet in which a shortcut reads the stem as it is, or (stem 3) no shortcut does."""
     module = WideResNet(num_classes=3, stages=(4, 6), blocks=(2, 1), stem=stem, dtype=dtype)
     variables, x = randomized(module, (8, 8, 2), seed)
-    opened = {k: jax.tree.map(jnp.ones_like, v) for k, v in variables.items()}
+    opened = {k: jax.tree.map(lambda v: jax.device_put(np.ones_like(v)), v)
+              for k, v in variables.items()}  # fmt: skip
     variables = opened | {k: dict(variables[k]) for k in ("params", "batch_stats")}
-    negative = jnp.array([-1.0, 1.0])[jnp.arange(6) % 2]
-    scale = variables["params"]["last_bn"]["scale"]
-    variables["params"]["last_bn"]["scale"] = scale * negative[: scale.size]
+    scale = np.asarray(variables["params"]["last_bn"]["scale"])
+    negative = np.resize(np.float32([-1, 1]), scale.size)
+    variables["params"]["last_bn"]["scale"] = jnp.asarray(scale * negative)
     return module, variables, x, folding.layers(module, variables, (8, 8, 2))
 
 
@@ -268,7 +271,8 @@ def paths_of_wide(variables, shape):
 def test_paths_of_a_wide_resnet(stem, dtype):
     """Exact in float64 but for the sum itself, whatever type the network computes in."""
     module, variables, x, _ = wide(stem, dtype=dtype)
-    images = [(x, jnp.arange(5) % 3)]
+    # Accuracies under noise, of classes alone, take four fifths of the time and are not asked for.
+    images = [(x, np.arange(5) % 3 if dtype == jnp.bfloat16 else np.zeros((5, 3), np.float32))]
     options = {"key": rng.at(0, "probe"), "draws": 2, "steps": 1}
     found = rivals.of_linen(module, variables, variables, images, **options)
     expected = np.sqrt(paths_of_wide(variables, (8, 8, 2)).sum())
@@ -334,7 +338,7 @@ def randomized_of(module, shape):
     """As `randomized`, of a module that is not of the package."""
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape))))
     r = np.random.default_rng(2)
-    draw = lambda s: jnp.asarray(r.uniform(0.5, 2, s.shape), s.dtype)  # noqa: E731
+    draw = lambda s: jax.device_put(np.asarray(r.uniform(0.5, 2, s.shape), s.dtype))  # noqa: E731
     return jax.tree.map(draw, shapes), draw(jax.ShapeDtypeStruct((5, *shape), jnp.float32))
 
 
@@ -401,7 +405,9 @@ def test_paths_from_a_shift_of_a_batchnorm_without_a_bias(own):
     module = Biasless(own)
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 2))))
     r = np.random.default_rng(1)
-    variables = jax.tree.map(lambda s: jnp.asarray(r.uniform(0.5, 2, s.shape), s.dtype), variables)
+    variables = jax.tree.map(
+        lambda s: jax.device_put(np.asarray(r.uniform(0.5, 2, s.shape), s.dtype)), variables
+    )
     p, stats = jax.tree.map(np.float64, (variables["params"], variables["batch_stats"]["norm"]))
     gain = p["norm"]["scale"] / np.sqrt(stats["var"] + 1e-5)
     shift = gain * (p["first"].get("bias", 0) - stats["mean"])

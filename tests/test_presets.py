@@ -85,20 +85,21 @@ def test_scores_are_those_of_the_library(name):
     batch, data, state = begun(small(a=arm(name)))
     program = batch.program
     ours = jax.jit(lambda s, d: prune.unit_scores(program, s, d, jnp.int32(0)))(state, data)
-    images = data.train_images
-    labels = data.train_labels
+    images, labels = np.asarray(data.train_images), np.asarray(data.train_labels)
     if name != "synflow":
         chosen = np.array(program.evidence_examples)
-        counts = np.bincount(np.asarray(labels)[chosen])
+        counts = np.bincount(labels[chosen])
         assert (counts == 3).all()
         images, labels = images[chosen], labels[chosen]
     mean, std = (np.reshape(values, (1, 1, 1, -1)) for values in (program.mean, program.std))
-    x = (images / 255.0 - mean) / std
+    x = np.float32((images / 255.0 - mean) / std)
 
+    @jax.jit
     def loss(params):
         logits = program.module.apply({"params": params}, x) / (200 if name == "grasp" else 1)
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
 
+    @jax.jit
     def output(params):
         kind = jax.tree.leaves(params)[0].dtype
         module = program.module.clone(dtype=kind)

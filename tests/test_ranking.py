@@ -50,7 +50,7 @@ def draw(kind, dtype, seed=0):
             x = np.clip(
                 np.nan_to_num(x), 0 if jnp.issubdtype(dtype, jnp.unsignedinteger) else -9, 9
             )
-        leaves.append(jnp.asarray(x.astype(np.float32)).astype(dtype))
+        leaves.append(jax.device_put(np.float32(x).astype(dtype)))
     return leaves
 
 

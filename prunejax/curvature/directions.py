@@ -57,7 +57,7 @@ def stack_of(directions: "Directions | Tree", params: Tree, live: Tree | None) -
             "directions need a leading axis of the same length at every leaf, got leading axes "
             f"{sorted(counts)}; a single direction is given as x[None]"
         )
-    vectors.check_like(vectors.index(stack, 0), params, "a direction")
+    vectors.check_like(jax.eval_shape(vectors.first, stack), params, "a direction")
     wide = vectors.upcast(stack)
     # dead coordinates of a direction do not move
     return jax.vmap(lambda v: vectors.project(live, v))(wide), counts.pop()[0]

@@ -214,7 +214,7 @@ class Averaged(Operator):
     @lenient
     def quadratic_forms(self, stack: Tree, *, vectorize: bool | None = None) -> jax.Array:
         """[m]: v_i' A v_i for a stack of m vectors, forward only."""
-        vectors.check_like(vectors.index(stack, 0), self.like, "a vector of the stack")
+        vectors.check_like(jax.eval_shape(vectors.first, stack), self.like, "a vector of the stack")
         one = partial(kernels.forms, core=self._forms, together=kernels.together(vectorize))
         return self._stream.mean(lambda batch, weight: one(self._at(batch), stack, weight))
 

@@ -168,7 +168,7 @@ def estimate_trace(
 
         def draw(start: int, stop: int) -> np.ndarray:
             rows = -(-(stop - start) // size)
-            indices = jnp.minimum(start + jnp.arange(rows * size), stop - 1).reshape(rows, size)
+            indices: Any = np.minimum(start + np.arange(rows * size), stop - 1).reshape(rows, size)
             values = operator.sampled_forms(own, indices, law, vectorize=vectorize)
             return np.asarray(values, np.float64)[: stop - start]  # less the copies of the last
 

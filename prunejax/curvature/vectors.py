@@ -11,6 +11,7 @@ A *stack* is a tree whose leaves carry one more axis in front: `[m, ...]` holds 
 """
 
 import zlib
+from functools import partial
 from typing import Any
 
 import jax
@@ -187,8 +188,10 @@ def index(stack: Tree, i: Any) -> Tree:
 
 
 take = jax.jit(index)
+first = partial(index, i=0)  # its shapes, by `jax.eval_shape`, compile nothing
 
 
+@jax.jit
 def stacked(found: list[Tree]) -> Tree:
     """The stack of a list of vectors, at least one."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)

@@ -180,7 +180,7 @@ def init(module: Model, key: jax.Array, input_shape: Sequence[int]) -> dict[str,
     return jax.jit(fresh, compiler_options=options)(key)
 
 
-@functools.lru_cache(32)  # one function for equal modules: it is traced and compiled once
+@functools.lru_cache(128)  # one function for equal modules: it is traced and compiled once
 def _fresh(module: Model, input_shape: tuple[int, ...]) -> Callable[[jax.Array], dict[str, Any]]:
     def fresh(key: jax.Array) -> dict[str, Any]:
         # Zeros: initial values are drawn by shape alone, whatever the input.

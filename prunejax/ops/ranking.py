@@ -245,6 +245,7 @@ def _eligible(leaves: Sequence[Any], eligible: Tree | None) -> list[Array | None
     return [a.astype(bool) for a in flags]
 
 
+@functools.partial(jax.jit, static_argnames=("m", "axis"))
 def of_blocks(score: Array, live: Array, n: int | Array, m: int, axis: int) -> Array:
     """The `n` largest live entries of every `m` consecutive ones along `axis`.
 
