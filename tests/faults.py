@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from prunejax import main, models, report
+from prunejax import main, report
 from prunejax.configs import default
 from prunejax.record import checkpoint
 from prunejax.record import run_directory as record
 from prunejax.study import run as study
 from prunejax.study.devices import layout
 from prunejax.study.devices.population import Population
-from tests.studies import FEW, PRUNE, PickledCheckpointer, tiny
+from tests.studies import PRUNE, PickledCheckpointer, tiny
 
 TABLES = ("epochs", "events", "runs")
 
@@ -23,17 +23,15 @@ TABLES = ("epochs", "events", "runs")
 def config():
     """Two runs, then their two twins; windows of noise and zeros stay open across epochs."""
     open_for = {"duration": 15, "mask_norm": False}
-    prune = PRUNE | {"layers": ("dense1", "dense2")}
     c = tiny(
-        S={"prune": prune},
-        R={"prune": prune | {"target": "random"}},
-        noise={"prune": prune, "intervention": open_for | {"kind": "gaussian", "twin": "S"}},
+        S={"prune": PRUNE},
+        R={"prune": PRUNE | {"target": "random"}},
+        noise={"prune": PRUNE, "intervention": open_for | {"kind": "gaussian", "twin": "S"}},
         zero={
-            "prune": prune | {"target": "random"},
+            "prune": PRUNE | {"target": "random"},
             "intervention": open_for | {"kind": "zero", "twin": "R", "restore": "weights"},
         },
     )
-    c.model.name = "few2"
     c.seeds, c.batch_size = 1, 8  # 13 steps in an epoch: the first call takes 8 of them
     c.population.layout = "vectorized"
     c.checkpoint.every_minutes = 1e-9
@@ -116,7 +114,6 @@ def child(path, moment, nth, code):
       nth: 1 for the first call.
       code: file that gets the exit code of the command line.
     """
-    models.MODELS.update(FEW)
     if moment != "report.build":
         setattr(report, "build", lambda paths: Path(paths[0]) / "report.html")  # noqa: B010
     left = [nth]

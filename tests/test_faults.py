@@ -25,7 +25,7 @@ from tests.children import Child
 
 
 @pytest.fixture(scope="module")
-def quick(few_layers):
+def quick():
     with pytest.MonkeyPatch.context() as patch:
         faults.make_quick(patch)
         yield patch

@@ -266,7 +266,7 @@ def test_trackers_temporary_files_and_links_stay_here(machine, url):
 
 
 @pytest.fixture(scope="module")
-def quick(few_layers):
+def quick():
     with pytest.MonkeyPatch.context() as patch:
         faults.make_quick(patch)
         yield patch
