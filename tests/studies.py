@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from prunejax import losses, report
 from prunejax.configs import default
 from prunejax.data import StreamedSet
+from prunejax.models.base import Model
 from prunejax.models.mlp import MLP
 from prunejax.record import arms, checkpoint
 from prunejax.record.run_directory import RunDirectory
@@ -40,7 +41,10 @@ PRUNE = {
 
 
 # As "mlp" with fewer hidden layers, for `few_layers` of the fixtures.
-FEW: dict[str, Any] = {"few1": (MLP, {"hidden": (128,)}), "few2": (MLP, {"hidden": (128, 128)})}
+FEW: dict[str, tuple[type[Model], dict[str, Any]]] = {
+    "few1": (MLP, {"hidden": (128,)}),
+    "few2": (MLP, {"hidden": (128, 128)}),
+}
 
 
 def tiny(**variants: dict) -> ConfigDict:

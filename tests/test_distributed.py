@@ -13,11 +13,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from prunejax import main
+from prunejax import main, models
 from prunejax.cluster import distributed, wire
 from prunejax.cluster import place as place_lib
 from tests import oracle
 from tests.children import Child
+from tests.studies import FEW
 from tests.test_rendezvous import free_port
 
 
@@ -75,6 +76,7 @@ def test_a_named_tuple_is_not_told_without_its_names():
 
 
 def study(argv):
+    models.MODELS.update(FEW)
     sys.exit(main.main(argv))
 
 
@@ -90,6 +92,8 @@ def test_a_study_of_two_processes_has_the_tables_of_one(tmp_path, monkeypatch):
         "--config.measures.names=('gradient_second_moment', 'hessian_trace')",
         "--config.checkpoint.every_epochs=2",
         "--config.data.train_examples=96",  # whole batches: one program less to compile, five times
+        "--config.model.name=few2",
+        *(f"--config.variants.{arm}.prune.layers=('dense1','dense2')" for arm in ("S", "twin")),
     ]
     two, killed = tmp_path / "two", oracle.pair("processes", tmp_path / "two", *flags)
     oracle.reached(killed[0], two, rows=17)
