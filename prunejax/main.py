@@ -83,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--{name} is missing; see the README for a first command")
         shard = _shard(values.shard)
         if not math.isfinite(values.connect_seconds):
-            raise ValueError("--connect_seconds must be a finite number")
+            raise ValueError(
+                f"--connect_seconds={values.connect_seconds}: must be a finite number of seconds"
+            )
         config = _loaded(values, handle)
         overrides.apply(config, of_variants)
         sweep.apply(config, sweeps)

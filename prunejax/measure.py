@@ -180,6 +180,8 @@ def measure(
     for path in tables.find([workdir]):
         batches, settings = read_study(path, changes or {})
         jobs += [(path, settings, *entry) for entry in final_states(path, batches, wanted)]
+    if not jobs:
+        raise ConfigError(f"no run of {workdir} trained to its end: there is none to measure")
     chosen = [job for job in jobs if wanted.fullmatch(job[3].run)]
     if not chosen:
         names = [job[3].run for job in jobs]

@@ -114,7 +114,8 @@ def test_what_is_no_file_or_no_directory(command, tmp_path):
         for words in ((), ("--plan",)):  # which trains no shard, and tells of one all the same
             assert f"--shard={shard}: write i/n" in command(DIGITS, f"--shard={shard}", *words)[1]
     for seconds in ("nan", "inf"):
-        assert "must be a finite" in command(DIGITS, f"--connect_seconds={seconds}")[1]
+        told = command(DIGITS, f"--connect_seconds={seconds}")[1]
+        assert f"--connect_seconds={seconds}: must be a finite" in told
 
 
 def test_a_config_without_an_argument_is_given_none(command, tmp_path):
@@ -438,11 +439,16 @@ def test_overrides_of_variants_in_two_words():
     rest, found = overrides.split([*words, "--config.variants.b=1.epochs=4"])
     assert rest == ["--quiet"]
     assert found == ["a.epochs=3", "a.optimizer.nesterov=true", "b=1.epochs=4"]
+    words = ["--config.variants.lr=0_1-width=1.epochs", "3"]  # a label of `default.product`
+    assert overrides.split(words) == ([], ["lr=0_1-width=1.epochs=3"])
+    assert overrides.split(["--config.variants.a=0.5"]) == ([], ["a=0.5"])  # refused below
     for word, message in (("a.epochs", "Missing value"), ("a.epoch", "unknown config field")):
         with pytest.raises(ConfigError, match=message):
             overrides.split([f"--config.variants.{word}"])
     with pytest.raises(ConfigError, match="name a field inside of 'a'"):
         overrides.apply(tiny(a={}), ["a=3"])
+    with pytest.raises(ConfigError, match="name a field inside of 'a'"):
+        overrides.apply(tiny(a={}), overrides.split(["--config.variants.a"])[1])
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", '"x"', "{", "\xff"])

@@ -78,6 +78,9 @@ def test_show_of_other_contents(tmp_path, capsys):
         (["measure", "--workdir=x", "--nolive_only=3"], "--nolive_only=3 does not take"),
         (["measure", "--flagfile=/dev/zero/x"], "Unable to open flagfile"),
         (["measure", "--workdir="], "--workdir is missing"),
+        (["measure", "--workdir", ""], "--workdir is missing"),
+        (["report", "x", "--output", ""], "--output is missing"),
+        (["report", ""], "an argument is empty"),
     ],
 )
 def test_bad_requests_are_one_line_and_code_2(words, message, capsys):

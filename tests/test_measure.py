@@ -499,27 +499,39 @@ def test_a_row_that_was_never_whole_is_not_gone_on_with(tmp_path):
         add("a-2")
 
 
-def test_pages_say_where_runs_were_measured_on_other_examples():
+def test_pages_say_where_runs_were_measured_on_other_examples(tmp_path):
     config = {"measures": {"split": "test", "batch_norm": "eval", "examples": 40}}
     runs = [{"run": name, "tic": "1", "sharpness": ""} for name in ("a-0", "a-1", "b-0")]
     row = {"run": "a-1", "split": "test", "batch_norm": "eval", "live_dim": "9"}
 
     def notes(config, **changes):
         found = {}
-        remeasured.taken(found, config, runs, [row | changes])
+        remeasured.taken(found, config, runs, [row | changes], tmp_path)
         return remeasured.notes(found)
 
     (note,) = notes(config, examples="8", tic="2", tic_stderr="1")
     assert note == (
         "Taken on other examples in some runs than in others: tic. Examples: 40 of test, BatchNorm "
-        "as in eval (2 runs: a-0, b-0); 8 of test, BatchNorm as in eval (1 runs: a-1)."
+        "as in eval (2 runs: a-0, b-0); 8 of test, BatchNorm as in eval (1 run: a-1)."
     )
     assert notes(config, examples="40", tic="2") == []  # on the study's own
     assert notes(config, examples="8", sharpness="2") == []  # what no other run has
     assert notes(config, examples="8", tic="") == []  # it could not be taken
     config["measures"]["examples"] = 0  # all, however many that is
     assert notes(config, examples="90", tic="2") == []
+    (tmp_path / "measures").mkdir()
+    np.savez(tmp_path / "measures" / "a-0.npz", examples=np.array(90))
+    assert notes(config, examples="90", tic="2") == []
+    assert "90 of test, BatchNorm as in eval (2 runs" in notes(config, examples="8", tic="2")[0]
     assert notes(config, examples="90", tic="2", split="train") != []
+
+
+def test_where_all_runs_stopped_there_is_none_to_measure(tmp_path, monkeypatch):
+    """It said that '.*' matches no run, and listed none."""
+    monkeypatch.setattr(measure, "read_study", lambda *_: ([], None))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"no run of .* trained to its end: there is none to"):
+        measure.measure(tmp_path)
 
 
 def test_command_puts_the_report_elsewhere(finished, tmp_path, capsys):

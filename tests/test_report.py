@@ -254,6 +254,7 @@ def test_arms_with_other_data_have_a_baseline_of_their_own_or_none(tmp_path):
         found.attributes[label]["data"] = name
     assert found.groups == {"fashion": arms[:2], "mnist": arms[2:]}
     assert found.baselines == dict.fromkeys(arms[:2], "none")
+    assert results.summary(found)["paired"]["baselines"] == {"L, every 4": "none"}
     del found.groups, found.baselines
     found.attributes["S, every 16"]["target"] = None  # not pruned
     assert found.baselines == dict.fromkeys(arms[:2], "none") | dict.fromkeys(arms[2:], arms[3])
@@ -270,6 +271,21 @@ def test_an_arm_alone_with_a_setting_is_no_group(tmp_path):
             found.attributes[label]["weight_decay"] = decay
         assert len(found.groups) == groups
         assert set(found.baselines.values()) == {"none"}
+
+
+def test_an_arm_alone_leaves_the_groups_of_others(tmp_path):
+    """It put arms of two weight decays beside one unpruned arm, of the first."""
+    arms = list(fake_study.RATE_ARMS)[:6]
+    write(tmp_path, arms={k: fake_study.RATE_ARMS[k] for k in arms}, epochs=20)
+    found = tables.load([tmp_path])
+    for label, decay in zip(arms, (0, 0, 0.1, 0.1, 0.1, 0.5), strict=True):
+        found.attributes[label]["weight_decay"] = decay
+    for label in (arms[2], arms[5]):
+        found.attributes[label]["target"] = None  # not pruned
+    assert list(found.groups.values()) == [arms[:2], arms[2:5], arms[5:]]
+    assert found.baselines == dict.fromkeys([*arms[:2], arms[5]], "none") | dict.fromkeys(
+        arms[2:5], arms[2]
+    )
 
 
 @pytest.mark.usefixtures("blank")

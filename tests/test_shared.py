@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import losses
+from prunejax import losses, models
 from prunejax.interventions import ROWS
 from prunejax.study.devices import arrangement, lifting, shared
 from prunejax.study.devices.population import LAYOUTS, Population
@@ -168,6 +168,10 @@ def test_first_states_are_compiled_in_less_time_unless_a_level_is_asked_for(
     data = arrangement.device_data(batch.dataset)
     Population(batch.program, data, "sequential", jax.devices()[:1], batch.members[0])
     assert [found for found in given.values() if found] == ([options] if options else [])
+    jitted = []  # what a caller of the library gets, too
+    monkeypatch.setattr(jax, "jit", lambda fn, **named: jitted.append(named) or (lambda key: {}))
+    models.init(models.create("mlp"), 0, (2, 2, 1))
+    assert jitted == [{"compiler_options": options}]
 
 
 def test_a_study_measures_the_loss_that_its_name_stands_for_now(tmp_path, monkeypatch):

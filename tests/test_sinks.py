@@ -2,12 +2,15 @@
 
 import json
 import sys
+import types
+from typing import ClassVar
 
 import pytest
 
 from prunejax.errors import ConfigError
 from prunejax.record import scalars, sinks
 from prunejax.record.tensorboard_view import TensorBoardView
+from prunejax.system import optional
 
 CONFIG = {
     "name": "small",
@@ -126,6 +129,31 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     assert len(files) == 2
     for word in (b"train/loss", b"prune/instability", b"final_test_accuracy", b"prune.period"):
         assert all(word in file.read_bytes() for file in files), word
+
+
+def test_weights_and_biases_get_each_event_of_a_step(tmp_path, monkeypatch):
+    """Of the rows that it gets with one `step` it makes one, of the last numbers."""
+    history, axes = {}, {}
+
+    class Tracked:
+        summary: ClassVar[dict] = {}
+
+        def define_metric(self, name, step_metric=None):
+            axes[name] = step_metric
+
+        def log(self, values, step=None):
+            history.setdefault(len(history) if step is None else step, {}).update(values)
+
+        def finish(self):
+            pass
+
+    fake = types.SimpleNamespace(init=lambda **_: Tracked(), Settings=dict)
+    monkeypatch.setattr(optional, "need", lambda *_: fake)
+    rows = [(0, {"fell": 0.1}), (0, {"fell": 0.3}), (5, {"fell": 0.2})]
+    sinks.wandb(sinks.EndedRun("s", tmp_path, "a-0", "a", 0, {}, rows, {}))
+    told = [(row[sinks.STEP], row["fell"]) for row in history.values()]
+    assert told == [(0, 0.1), (0, 0.3), (5, 0.2)]
+    assert axes["*"] == sinks.STEP
 
 
 def test_mlflow_gets_settings_curves_and_ends(tmp_path, monkeypatch):

@@ -71,7 +71,8 @@ def summarize(
     Args:
       rows: rows of `runs.csv` (text or numbers), all arms.
       baseline: the arm that the others are compared with, seed by seed.
-      baselines: arm -> its own baseline, where arms have different ones.
+      baselines: arm -> its own baseline; one that is not there is compared with none. None: all
+        with `baseline`.
       selected: arms of one more set of correlations, e.g. those of the paper's figure 2.
       groups: name -> arms that are alike but for pruning; correlations are given for each.
       comparisons: pairs of arms for Welch's test, e.g. `[("Prune_L", "Prune_S")]`.
@@ -113,7 +114,7 @@ def summarize(
         scopes[f"group: {name}"] = [
             row for row in scopes["runs_with_events"] if row["variant"] in members
         ]
-    of = {name: (baselines or {}).get(name, baseline) for name in complete}
+    of = {name: baseline if baselines is None else baselines.get(name, "") for name in complete}
     paired = {
         name: {
             c: asdict(

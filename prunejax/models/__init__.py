@@ -12,6 +12,7 @@ of |pre-activation| over examples and positions: `updates["activations"][group.n
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from prunejax.models.wide_resnet import WideResNet
 
 __all__ = ["MODELS", "Group", "Model", "create", "groups", "init", "options", "shapes"]
 
+_LEVEL = "xla_backend_optimization_level"
 _CIFAR_RESNET = {"stages": (16, 32, 64), "projection": False, "kaiming": True}
 
 # name -> (class, attributes that the name fixes); the other attributes of the class are options
@@ -160,6 +162,16 @@ def _floating(dtype: Any) -> Any:
     return kind
 
 
+def drawing_options(cpu: bool) -> dict[str, int] | None:
+    """Compiler options of what runs once and draws: level 1 on a CPU, where no other is asked for.
+
+    XLA:CPU takes 0.5 s for each random array at its full optimization level, and a third of that at
+    level 1 (same values). What XLA_FLAGS ask of all programs they ask of this one, too.
+    """
+    asked = _LEVEL in os.environ.get("XLA_FLAGS", "")
+    return {_LEVEL: 1} if cpu and not asked else None
+
+
 def init(module: Model, key: jax.Array, input_shape: Sequence[int]) -> dict[str, Any]:
     """Fresh variables of a model: "params", "batch_stats" and "gates" where it has them.
 
@@ -168,11 +180,10 @@ def init(module: Model, key: jax.Array, input_shape: Sequence[int]) -> dict[str,
       key: typed PRNG key, e.g. `prunejax.rng.at(seed, "init")`; may be traced.
       input_shape: (height, width, channels) of one example.
     """
-    # Compiled, the forward pass of the initialization is dropped. XLA:CPU takes 0.5 s for each
-    # random array at its full optimization level, and a third of that at level 1 (same values).
-    # Only an outermost jit may have options.
+    # Compiled, the forward pass of the initialization is dropped. Only an outermost jit may have
+    # options.
     outermost = jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer)
-    options = {"xla_backend_optimization_level": 1} if outermost else None
+    options = drawing_options(outermost)
     try:
         fresh = _fresh(module, tuple(input_shape))
     except TypeError:  # a module of one's own with a list among its fields has no hash

@@ -24,6 +24,9 @@ from prunejax.system import files, optional
 FILE = "sinks.json"  # tracker -> runs that it has
 
 
+STEP = "training_step"  # what Weights & Biases draw numbers over
+
+
 @dataclasses.dataclass(frozen=True)
 class EndedRun:
     """What a tracker gets of a run.
@@ -63,8 +66,11 @@ def wandb(run: EndedRun) -> None:
         reinit="create_new",
         settings=module.Settings(silent=True, console="off"),
     )
-    for step, values in _by_step(run.scalars):
-        tracked.log(dict(values), step=step)
+    # Of rows with one `step` of its own it keeps the last numbers: events are told by this one.
+    tracked.define_metric(STEP)
+    tracked.define_metric("*", step_metric=STEP)
+    for step, values in run.scalars:
+        tracked.log({**values, STEP: step})
     tracked.summary.update(dict(run.summary))
     tracked.finish()
 

@@ -154,13 +154,13 @@ class Study:
         directories = {str(self.attribute(v, "group")) for v in self.variants}
         varied = ["group"] if len(directories) > 1 else []
         for name in GROUPED_BY:
-            # What differs from one directory to the next, but not inside, goes without saying. An
-            # arm alone is no group to compare in; one with other data compares with none at all.
+            # What differs from one directory to the next, but not inside, goes without saying, and
+            # what parts no two groups of arms; an arm with other data compares with none at all.
             counts = [Counter(str(self.attribute(v, name)) for v in self.variants
                               if str(self.attribute(v, "group")) == directory)
                       for directory in directories]  # fmt: skip
-            sizes = [n for count in counts if len(count) > 1 for n in count.values()]
-            if sizes and (name == "data" or min(sizes) > 1):
+            second = [count.most_common(2)[1][1] for count in counts if len(count) > 1]
+            if second and (name == "data" or max(second) > 1):
                 varied.append(name)
         groups: dict[str, list[str]] = {}
         for variant in self.variants:
@@ -170,11 +170,12 @@ class Study:
 
     @functools.cached_property
     def baselines(self) -> dict[str, str]:
-        """The unpruned arm that each arm is compared with: the one of its group."""
+        """The unpruned arm that each arm is compared with: of its group, or of the study."""
         found = {}
         for arms in self.groups.values():
             unpruned = [v for v in arms if v == self.baseline]
-            unpruned += [v for v in arms if self.attribute(v, "target") is None]
+            if len(arms) > 1:  # an arm alone is no group to compare in
+                unpruned += [v for v in arms if self.attribute(v, "target") is None]
             if unpruned:
                 found.update(dict.fromkeys(arms, unpruned[0]))
             elif self.baseline in self.variants:

@@ -92,7 +92,7 @@ def load(directories: Sequence[str | Path]) -> Study:
         about = stated[path].get("variants")
         intact.rows(path, configs[str(path)], tables[path], promised, about)
         measured = read_csv(path / "measures.csv")
-        remeasured.taken(taken, configs[str(path)], tables[path]["runs"], measured)
+        remeasured.taken(taken, configs[str(path)], tables[path]["runs"], measured, path)
         remeasured.join(tables[path]["runs"], measured, context=False)
     attributes = {
         path: attributes_of(configs[str(path)], stated[path], tables[path]) for path in paths

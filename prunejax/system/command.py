@@ -97,16 +97,21 @@ def arguments(argv: Sequence[str]) -> list[str]:
 
     Raises:
       ConfigError: an argument holds a NUL or is not UTF-8, there is no such user, or a place has
-        no name (`--output=$OUT` where that is not set): it is not the current directory.
+        no name (`--output=$OUT`, `"$OUT"` where that is not set): it is not the current directory.
     """
-    words = []
+    words: list[str] = []
     for word in argv:
         if "\0" in word or re.search("[\ud800-\udfff]", word):
             raise ConfigError(f"argument {word!r}: no NUL and nothing but UTF-8 in arguments")
         name, equals, value = word.partition("=")
         flag = name.lstrip("-")
+        before = words[-1] if words else ""
         if equals and not value and flag in _PLACES:
             raise ConfigError(f"{name} is missing: nothing stands behind {word}")
+        if not word and before.lstrip("-") in _PLACES:
+            raise ConfigError(f"{before} is missing: an empty argument stands behind it")
+        if not word and not before.startswith("-"):
+            raise ConfigError("an argument is empty; name what it is to be, or leave it out")
         if value.startswith("~") and flag in (*_PLACES, "config", "config.data.data_dir"):
             try:
                 word = name + equals + files.expand(value)

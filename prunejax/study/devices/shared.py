@@ -6,12 +6,12 @@ program for all that keep dead weights in the same way, so it is compiled once f
 
 import collections
 import functools
-import os
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from prunejax import models
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.cluster.mesh import MEMBER
 from prunejax.interventions import ROWS, Table
@@ -20,7 +20,6 @@ from prunejax.train import evaluation, prune, smaller, step, stopping, trackers
 from prunejax.train.step import Program, TrainState
 
 MOST = 8  # programs whose functions are kept
-_LEVEL = "xla_backend_optimization_level"
 
 
 def _with(table: Table, rows: Table | None) -> Table:
@@ -51,8 +50,7 @@ class Functions:
         looking = functools.partial(lift, out=members, bare=bare)
 
         # Runs once: on CPU optimizing the random draws takes longer than compiling the train step.
-        asked = _LEVEL in os.environ.get("XLA_FLAGS", "")  # of all programs, of this one, too
-        once = {_LEVEL: 1} if _on_cpu(mesh) and not asked else None
+        once = models.drawing_options(_on_cpu(mesh))
         self.initial = lift(
             lambda m: step.initial_state(program, *m),
             states,

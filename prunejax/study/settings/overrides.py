@@ -27,12 +27,13 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     words = iter(argv)
     for word in words:
         match = re.fullmatch(r"--?config\.variants\.(.+)", word, re.DOTALL)
+        field = match and re.fullmatch(r"[^.]+\.([a-zA-Z_][\w.]*)", match[1])  # "=" is of labels
         if match is None:
             rest.append(word)
-        elif "=" in word:
+        elif field is None:
             found.append(match[1])
         else:
-            is_bool = isinstance(declared(match[1].partition(".")[2], word), bool)
+            is_bool = isinstance(declared(field[1], word), bool)
             value = "true" if is_bool else next(words, None)
             if value is None:
                 raise ConfigError(f"Missing value for flag {word}")
