@@ -333,6 +333,19 @@ def test_a_study_that_is_stopped_goes_on_elsewhere(reference, machine, url):
         study.run(other, url, default.get_config(), quiet=True)
 
 
+@pytest.mark.parametrize("parts", [(2, 1), (2, 3), (1, 2)])
+def test_a_workdir_there_holds_a_study_once(machine, url, parts):
+    """Each machine looked into its own copy alone."""
+    begun = Mirror(url, remote.part(1, parts[0]))
+    put(begun.path, **OLD)
+    begun.push()
+    machine("second")
+    there = "shard 1/2" if parts[0] == 2 else "the whole study"
+    with pytest.raises(WorkdirError, match=f"run holds {there}, and its runs would be there twice"):
+        remote.mirror(url, 1, parts[1], 1)
+    assert remote.mirror(url, 1, parts[0], 1).url == begun.url
+
+
 def test_shards_lie_beside_each_other(reference, machine, url):
     for index in (1, 2):
         machine(f"shard-{index}")

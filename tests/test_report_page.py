@@ -249,6 +249,14 @@ def test_what_an_event_takes_of_several_layers_is_not_told_as_of_one(second, tol
     assert words._rhythm({}, rows, "the weights of ") == [told, "epoch 3"]
 
 
+def test_layers_that_lose_their_units_at_other_epochs_are_not_each_told_alike():
+    """6 of 10 at once, and 3 and 3 of 10: it said 60 % of each at once."""
+    taken = (("x", "6", "4", 3), ("y", "3", "7", 5), ("y", "3", "4", 6))
+    rows = [{"run": "a-0", "layer": layer, "epoch": str(epoch), "targeted": n, "live": live}
+            for layer, n, live, epoch in taken]  # fmt: skip
+    assert words._rhythm({}, rows, "") == ["up to 60 % of a layer at once", "epoch 3"]
+
+
 def change(path, table, edit):
     file = path / f"{table}.csv"
     lines = file.read_text().splitlines()

@@ -94,7 +94,7 @@ class Stream:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches of one pass."""
+        """Number of batches of one pass; in training without the rest, of other examples each."""
         full, rest = divmod(self.examples, self.batch_size)
         # In evaluation the rest is a batch, too, filled up: every example counts.
         return full + bool(rest and not self.training)

@@ -80,6 +80,11 @@ class Mirror:
                 f"{listing.SHARDS}/{name.rstrip('/').rpartition('/')[2]}" for name in sorted(found)
             ]
 
+    def has(self, part: str) -> bool:
+        """Whether a study was begun there in a part; "": the whole workdir."""
+        with self._reaching("read"):
+            return bool(self._fs.exists("/".join(filter(None, (self._root, part, "config.json")))))
+
     # -- from there ---------------------------------------------------------------------------
 
     def begun(self) -> Path:

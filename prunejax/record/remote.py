@@ -6,6 +6,7 @@ from pathlib import Path
 from prunejax.errors import ConfigError, ReportError
 from prunejax.record.listing import SHARDS
 from prunejax.record.mirror import Mirror
+from prunejax.record.workdir import undivided
 from prunejax.system import files
 
 
@@ -31,6 +32,8 @@ def mirror(
 
     Raises:
       ConfigError: as of `Mirror`, or there are several processes.
+      WorkdirError: as of `undivided`.
+      RecordError: it cannot be read.
     """
     if not is_remote(workdir):
         return None
@@ -39,6 +42,9 @@ def mirror(
             f"workdir {os.fspath(workdir)}: {processes} processes of one study write into one "
             "directory; mount the bucket and name that path, or split the study by --shard"
         )
+    whole = Mirror(workdir)
+    # The copy here knows of no part that another machine has begun.
+    undivided(whole.url, part(index, count), ["", *whole.shards()], whole.has)
     return Mirror(workdir, part(index, count))
 
 

@@ -1,6 +1,6 @@
 """Whether a path may be used as the run directory of a study: looks, and writes nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def check(
     if path.exists() and not path.is_dir():
         raise WorkdirError(f"workdir {path} is a file; name a directory")
     if not (path / "config.json").exists():
-        _undivided(path)
+        whole, own, parts = _parts(path)
+        undivided(whole, own, parts, lambda name: (whole / name / "config.json").exists())
         if not path.is_dir():
             return
         known = _HARMLESS | {f"{name}.csv" for name in tables if _has_no_rows(path, name)}
@@ -73,20 +74,37 @@ def check(
         )
 
 
-def _undivided(path: Path) -> None:
-    """A workdir holds one study whole, or all of its shards: each run once, for one page."""
-    index, _, count = path.name.partition("-of-")
-    of = count if path.parent.name == listing.SHARDS and index.isdigit() else ""
-    whole = path.parents[1] if of else path
-    there = [] if not of or not (whole / "config.json").exists() else ["the whole study"]
-    for shard in sorted((whole / listing.SHARDS).glob("*-of-*/config.json")):
-        if shard.parent.name.partition("-of-")[2] != of:
-            there.append(f"shard {shard.parent.name.replace('-of-', '/')}")
-    if there:
-        raise WorkdirError(
-            f"workdir {whole} holds {there[0]}, and its runs would be there twice; give the "
-            "--shard that it was begun with, or name another workdir"
-        )
+def undivided(whole: object, own: str, parts: Iterable[str], begun: Callable[[str], bool]) -> None:
+    """A workdir holds one study whole, or all of its shards: each run once, for one page.
+
+    Args:
+      whole: the workdir, as it is told.
+      own: the part that is to begin: "", or "shards/1-of-2".
+      parts: those that may be there.
+      begun: whether a part is.
+
+    Raises:
+      WorkdirError: a part of another size is there.
+    """
+    if begun(own):
+        return
+    for name in parts:
+        if name.partition("-of-")[2] != own.partition("-of-")[2] and begun(name):
+            shard = name.rpartition("/")[2].replace("-of-", "/")
+            raise WorkdirError(
+                f"workdir {whole} holds {f'shard {shard}' if name else 'the whole study'}, and its "
+                "runs would be there twice; give the --shard that it was begun with, or name "
+                "another workdir"
+            )
+
+
+def _parts(path: Path) -> tuple[Path, str, list[str]]:
+    """Of a run directory the workdir, which part of it that is, and the parts beside it."""
+    index, of, _ = path.name.partition("-of-")
+    is_shard = path.parent.name == listing.SHARDS and index.isdigit() and bool(of)
+    whole = path.parents[1] if is_shard else path
+    shards = sorted(f"{listing.SHARDS}/{p.name}" for p in (whole / listing.SHARDS).glob("*-of-*"))
+    return whole, f"{listing.SHARDS}/{path.name}" if is_shard else "", ["", *shards]
 
 
 def _has_no_rows(path: Path, table: str) -> bool:

@@ -242,21 +242,24 @@ def _score(score: object) -> str:
 def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]], of: str) -> list[str]:
     """How much an event takes, and how often: of the layer that loses most. `of`: of its what."""
     run = [row for row in events if row["run"] == events[0]["run"]]
-    shares = {}
+    shares, when = {}, {}
     for layer, rows in grouped(run, "layer").items():
         targeted = [number(row["targeted"]) for row in rows]
         units = number(rows[0]["live"]) + targeted[0]
         if units > 0:
             shares[layer] = sum(targeted) / units
+            when[layer] = sorted({int(row["epoch"]) for row in rows})
     if not shares:
         period = about.get("period")
         return [f"every {period} epochs"] if period else []
     layer = max(shares, key=lambda name: shares[name])
-    epochs = sorted({int(row["epoch"]) for row in run if row["layer"] == layer})
+    epochs = when[layer]
     percents = 100 * min(shares[layer], 1) / len(epochs)
     texts = [f"{percents:.{digits}g}" for digits in range(2, 8)]
     text = next((t for t in texts if float(t) < 100), "")  # 99.5 % is not all
-    alike = max(shares.values()) - min(shares.values()) < 0.01
+    alike = max(shares.values()) - min(shares.values()) < 0.01 and all(
+        found == epochs for found in when.values()
+    )
     where = layer if len(shares) == 1 else f"each of {len(shares)} layers" if alike else "a layer"
     share = ("" if alike else "up to ") + (f"{text} %" if text else "all") + f" of {of}{where}"
     if len(epochs) == 1:
