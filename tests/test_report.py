@@ -273,6 +273,23 @@ def test_an_arm_alone_with_a_setting_is_no_group(tmp_path):
         assert set(found.baselines.values()) == {"none"}
 
 
+def test_swept_arms_are_compared_with_the_unpruned_one_at_their_values(tmp_path):
+    """All were with the first one: a rate with another rate."""
+    L = fake_study.RATE_ARMS["L, every 4"]
+    arms = {
+        "L-rate=1": L,
+        "none-rate=0_1": fake_study.RATE_ARMS["none"],
+        "none-rate=1": fake_study.RATE_ARMS["none"],
+        "L-rate=0_1": L,
+    }
+    write(tmp_path, arms=arms, epochs=20)
+    found = tables.load([tmp_path])
+    assert found.baselines == {
+        "L-rate=1": "none-rate=1", "none-rate=1": "none-rate=0_1",
+        "L-rate=0_1": "none-rate=0_1", "none-rate=0_1": "none-rate=0_1",
+    }  # fmt: skip
+
+
 def test_an_arm_alone_leaves_the_groups_of_others(tmp_path):
     """It put arms of two weight decays beside one unpruned arm, of the first."""
     arms = list(fake_study.RATE_ARMS)[:6]

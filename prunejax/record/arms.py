@@ -1,6 +1,6 @@
 """The settings of an arm, as a recorded config gives them: the one place that tells them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Fields of the whole study, which no arm sets.
@@ -48,6 +48,21 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         inside = isinstance(value, Mapping)
         found |= flat(value, f"{prefix}{key}.") if inside else {prefix + key: value}
     return found
+
+
+def beside(label: str, one: str, labels: Sequence[str]) -> str:
+    """Of `labels` the first; for a swept arm "A-period=4", where they are, "ONE-period=4".
+
+    Args:
+      label: of an arm; one of `labels` itself is as any other.
+      one: an arm, or what was one before the sweep.
+      labels: to choose from, at least one.
+    """
+    if one != labels[0] and label not in labels:
+        for other in labels:
+            if other.startswith(f"{one}-") and label.endswith(other.removeprefix(one)):
+                return other
+    return labels[0]
 
 
 def renamed(fields: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from prunejax.measures.columns import (
 )
 from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
+from prunejax.record.arms import beside
 from prunejax.record.arms import settings as settings_of
 
 Row = dict[str, str]
@@ -177,7 +178,7 @@ class Study:
             if len(arms) > 1:  # an arm alone is no group to compare in
                 unpruned += [v for v in arms if self.attribute(v, "target") is None]
             if unpruned:
-                found.update(dict.fromkeys(arms, unpruned[0]))
+                found |= {v: beside(v, self.baseline, unpruned) for v in arms}
             elif self.baseline in self.variants:
                 data = self.attribute(self.baseline, "data")
                 found |= {v: self.baseline for v in arms if self.attribute(v, "data") == data}
