@@ -184,6 +184,21 @@ def test_what_has_ended_keeps_its_exit_code(number, late, seconds):
     assert program(body, number) == (3, "")
 
 
+def test_a_command_after_one_that_ended_is_interrupted_as_any():
+    """Called again, in a notebook say, it ended with the exit code of the one before."""
+    body = """
+        @signals.listening("it is kept")
+        def main(argv=None):
+            if argv:
+                print("ready")
+                time.sleep(20)
+            return 0
+        main()
+        sys.exit(main(["again"]))
+        """
+    assert program(body, "SIGTERM") == (signals.INTERRUPTED, "prunejax: interrupted; it is kept\n")
+
+
 def test_a_line_that_its_stream_has_no_characters_for_is_told():
     for encoding, shown in (("ascii", "runs/\\xe9\\u2603\\udcff\n"), ("utf-8", "runs/é☃\\udcff\n")):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)

@@ -172,7 +172,7 @@ class Study:
     @functools.cached_property
     def baselines(self) -> dict[str, str]:
         """The unpruned arm that each arm is compared with: of its group, or of the study."""
-        found = {}
+        found: dict[str, str] = {}
         for arms in self.groups.values():
             unpruned = [v for v in arms if v == self.baseline]
             if len(arms) > 1:  # an arm alone is no group to compare in

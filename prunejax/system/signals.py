@@ -60,8 +60,9 @@ class listening:
         return command
 
     def __enter__(self) -> None:
-        global _requested, _deferred, _told
+        global _requested, _deferred, _told, _ended
         _requested = _deferred = False
+        _ended = None  # who goes on after a command has something to lose again
         self._told, _told = _told, self._said
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
