@@ -563,9 +563,10 @@ def test_targets_of_other_dtypes_are_cast_where_they_keep_their_values():
     assert made.train_labels.dtype == made.test_labels.dtype == np.float32
     np.testing.assert_array_equal(made.train_labels, y)
     several = np.array([[1, 0], [1, 1], [0, 0], [0, 1]])  # int64 of several labels: numbers
-    made = dataset.make("mine", (x, several), (x, several), 2, prepare=prepare)
-    assert made.train_labels.dtype == np.float32
-    np.testing.assert_array_equal(made.train_labels, several)
+    for labels in (several, several.astype(bool)):
+        made = dataset.make("mine", (x, labels), (x, labels), 2, prepare=prepare)
+        assert made.train_labels.dtype == np.float32
+        np.testing.assert_array_equal(made.train_labels, several)
     for more in (0.1, 1e300):
         with pytest.raises(ValueError, match="train_labels are float64"):
             dataset.make("mine", (x, y + more), (x, y), 1, prepare=prepare)

@@ -197,7 +197,7 @@ def _judge(name: str, prepare: Callable[[jax.Array], jax.Array], examples: np.nd
 def _exact(labels: np.ndarray) -> np.ndarray:
     """The same values as int32 or float32; as they are where these cannot hold them."""
     whole = np.int32 if labels.ndim < 2 else np.float32  # several an example: numbers
-    to = {"i": whole, "u": whole, "f": np.float32}.get(labels.dtype.kind)
+    to = {"b": whole, "i": whole, "u": whole, "f": np.float32}.get(labels.dtype.kind)
     if to is None or labels.dtype == to:
         return labels
     with np.errstate(over="ignore"):
