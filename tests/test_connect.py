@@ -75,7 +75,7 @@ def test_a_run_that_goes_on_from_a_state_ends_where_its_parent_ends(study):
 def test_what_a_study_sets_for_all_arms_is_drawn_as_what_they_set(study, tmp_path):
     plain = load([study])
     drawn = figures_barriers.instability(plain, None)
-    assert "at 4" in drawn.alt
+    assert "from step 4" in drawn.alt
     again = load([turned(study, tmp_path / "turned", "k4-b")])
     assert figures_barriers.instability(again, None).alt == drawn.alt
     start = again.attributes["k4-b"]["settings"]["start"]
@@ -100,8 +100,8 @@ def test_two_studies_on_one_page_keep_their_lines_apart(study, tmp_path):
     lines = figures_barriers.table(merged).rows
     assert len(lines) == 2 * len(figures_barriers.table(alone).rows)
     told, once = (figures_barriers.instability(s, None).alt for s in (merged, alone))
-    assert told.count(" at 4 ") == 2 * once.count(" at 4 ") > 0
-    assert "other/dense at 4" in told
+    assert told.count(" from step 4: ") == 2 * once.count(" from step 4: ") > 0
+    assert "other/dense from step 4" in told
 
 
 def test_copies_with_streams_of_their_own_part(study):

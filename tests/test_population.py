@@ -17,14 +17,16 @@ from prunejax.study.settings import config, lineage
 from tests import layouts
 from tests.studies import PRUNE, tiny
 
+pytestmark = pytest.mark.usefixtures("few_layers")
+
 
 @pytest.fixture(scope="module")
-def vectorized():
+def vectorized(few_layers):
     return layouts.make("vectorized", jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
-def sequential():
+def sequential(few_layers):
     return layouts.make("sequential", jax.devices()[:1])
 
 
