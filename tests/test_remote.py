@@ -240,6 +240,9 @@ def test_a_directory_copied_there_by_other_means_is_read_and_taken_over(machine,
 def test_bad_urls(machine, url, monkeypatch):
     with pytest.raises(ReportError, match="nothing is there; name the --workdir of a study"):
         remote.fetched(url)
+    for none in ("://x", "1://x"):  # fsspec takes them for local paths
+        with pytest.raises(ConfigError, match=f"workdir {none}: no scheme stands before"):
+            Mirror(none)
     with pytest.raises(ConfigError, match="Protocol not known: nowhere"):
         Mirror("nowhere://x")
     with pytest.raises(ConfigError, match=r"4 processes of one study.*mount the bucket"):

@@ -48,6 +48,8 @@ class Mirror:
         self.url = f"{base}/{part}" if part else base
         fsspec = optional.need(f"workdir {base}", "fsspec")
         self._is_local = fsspec.utils.get_protocol(base) in ("file", "local")
+        if fsspec.core.split_protocol(base)[0] is None:  # else it is taken for a path
+            raise ConfigError(f"workdir {base}: no scheme stands before '://', as in gs://bucket/x")
         options = {"auto_mkdir": True} if self._is_local else {}
         with self._reaching("reach"):
             try:
