@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from prunejax import trees
@@ -168,7 +168,7 @@ def cut(tree: Any, cuts: Cuts) -> Any:
     def one(path: str, leaf: Any) -> Any:
         for axis, index in cuts.get(path, ()):
             leaf = np.take(np.asarray(leaf), index, axis=axis)
-        return jnp.asarray(leaf)
+        return jax.device_put(leaf)  # `jnp.asarray` compiles a program for each shape
 
     return trees.map_with_path(one, tree)
 

@@ -121,7 +121,7 @@ def _cut_state(state: Tree, params: Tree, cuts: Cuts) -> Tree:
             place = axis % len(shape) - len(shape)  # from behind: histories have axes in front
             if whole[place] != 1 or shape[place] == 1:
                 leaves[i] = np.take(np.asarray(leaves[i]), index, axis=place)
-        leaves[i] = jnp.asarray(leaves[i])
+        leaves[i] = jax.device_put(leaves[i])
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -214,7 +214,7 @@ def _of_links(
     parts = [name for name in ("params", "batch_stats") if live.get(name)]
     found = {name: groups_lib.cut(live[name], cuts) for name in parts}
     if gates:
-        found["gates"] = {name: jnp.asarray(gate[index[name]]) for name, gate in gates.items()}
+        found["gates"] = {name: jax.device_put(gate[index[name]]) for name, gate in gates.items()}
     return small, found, cuts
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from prunejax import groups as groups_lib
 from prunejax import masks as masks_lib
 from prunejax import models, rng, shrink, sparsity, trees, wiring
 from prunejax.groups import Group
@@ -117,6 +118,21 @@ def test_every_shipped_model_can_be_cut(name):
     )
     for g in models.groups(small, found):  # fewer where all that reads a unit is gone as well
         assert g.units <= max(1, int(units[g.name].sum()))
+
+
+def test_cutting_compiles_nothing():
+    """It did a program for each shape."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    try:
+        found = groups_lib.cut({"a": np.ones((3, 13)), "b": np.ones(29)}, {"a": [(-1, [0, 5])]})
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert found["a"].shape == (3, 2)
+    assert all(isinstance(x, jax.Array) for x in found.values())
+    assert not compiled
 
 
 @pytest.mark.parametrize("name", ["mlp", "convnet", "resnet_a", "bottleneck", "vit"])
