@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from prunejax import registry
 from prunejax.configs import shipped
 from prunejax.errors import ConfigError
-from prunejax.record import remote
 from prunejax.system import command, files, signals
 
 
@@ -56,25 +55,27 @@ def _list(argv: Sequence[str]) -> int:
 
 
 def _show(argv: Sequence[str]) -> int:
+    from prunejax.report import shards, tables
+
     if len(argv) != 1:
         raise ConfigError("prunejax show DIR: give one run directory")
-    path = remote.fetched(argv[0])
-    config, status = path / "config.json", path / "status.json"
-    if not config.is_file():
-        raise ConfigError(f"{path} is no run directory: it has no config.json")
-    settings = files.read_object(config)
-    finished = status.is_file() and files.read_object(status).get("finished")
-    lines = [f"study    {settings.get('name', '?')}{'' if finished else ' (not finished)'}"]
-    arms = settings.get("variants")
-    lines.append(f"arms     {', '.join(arms) if isinstance(arms, dict) else '?'}")
-    lines.append(f"seeds    {settings.get('seeds')} from {settings.get('first_seed')}")
-    for table in sorted(path.glob("*.csv")):
-        rows = max(0, table.read_bytes().count(b"\n") - 1)
-        lines.append(f"table    {table.name}: {rows} rows")
-    if (path / "report.html").is_file():
-        lines.append(f"report   {path / 'report.html'}")
-    for line in lines:
-        signals.tell(line, sys.stdout)
+    paths = tables.find(argv)
+    called = shards.shown(paths)
+    for path in paths:
+        settings, status = files.read_object(path / "config.json"), path / "status.json"
+        finished = status.is_file() and files.read_object(status).get("finished")
+        lines = [f"place    {called[path]}"] if len(paths) > 1 else []
+        lines.append(f"study    {settings.get('name', '?')}{'' if finished else ' (not finished)'}")
+        arms = settings.get("variants")
+        lines.append(f"arms     {', '.join(arms) if isinstance(arms, dict) else '?'}")
+        lines.append(f"seeds    {settings.get('seeds')} from {settings.get('first_seed')}")
+        for table in sorted(path.glob("*.csv")):
+            rows = max(0, table.read_bytes().count(b"\n") - 1)
+            lines.append(f"table    {table.name}: {rows} rows")
+        if (path / "report.html").is_file():
+            lines.append(f"report   {path / 'report.html'}")
+        for line in lines:
+            signals.tell(line, sys.stdout)
     return 0
 
 

@@ -38,6 +38,17 @@ def test_show_tells_what_is_in_a_directory(tmp_path, capsys):
     assert "runs.csv: 1 rows" in out
 
 
+def test_show_tells_of_each_shard(tmp_path, capsys):
+    for part in ("2-of-2", "1-of-2"):
+        folder = tmp_path / "shards" / part
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"name": "small"}))
+    assert main(["show", str(tmp_path)]) == 0
+    told = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert told[::4] == ["1-of-2", "2-of-2"]
+    assert told[1::4] == ["small", "small"]
+
+
 @pytest.mark.parametrize("name", ["config.json", "status.json"])
 @pytest.mark.parametrize("content", [b"[]", b"null", b"3", b"", b"\xff", b'{"a": [1'])
 def test_a_damaged_file_is_named_by_show(name, content, tmp_path, capsys):
@@ -63,7 +74,7 @@ def test_show_of_other_contents(tmp_path, capsys):
         (["rum"], "unknown command 'rum'; there are: run, list, measure, report, show, export."),
         (["list", "x"], "unexpected argument 'x'"),
         (["show"], "give one run directory"),
-        (["show", "/nowhere/at/all"], "is no run directory"),
+        (["show", "/nowhere/at/all"], "/nowhere/at/all is no directory"),
         (["run", "--config=prunejax:digit", "--workdir=x"], "no such study comes with prunejax"),
         (["report"], "DIR"),
         (["report", "x", "--output="], "--output is missing"),
