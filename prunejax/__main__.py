@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from prunejax import registry
 from prunejax.configs import shipped
 from prunejax.errors import ConfigError
+from prunejax.record import remote
 from prunejax.system import command, files, signals
 
 
@@ -55,16 +56,13 @@ def _list(argv: Sequence[str]) -> int:
 
 
 def _show(argv: Sequence[str]) -> int:
-    from prunejax.report import shards, tables
-
     if len(argv) != 1:
         raise ConfigError("prunejax show DIR: give one run directory")
-    paths = tables.find(argv)
-    called = shards.shown(paths)
+    paths = remote.find(argv)
     for path in paths:
         settings, status = files.read_object(path / "config.json"), path / "status.json"
         finished = status.is_file() and files.read_object(status).get("finished")
-        lines = [f"place    {called[path]}"] if len(paths) > 1 else []
+        lines = [f"place    {path.name}"] if len(paths) > 1 else []
         lines.append(f"study    {settings.get('name', '?')}{'' if finished else ' (not finished)'}")
         arms = settings.get("variants")
         lines.append(f"arms     {', '.join(arms) if isinstance(arms, dict) else '?'}")

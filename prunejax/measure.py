@@ -177,7 +177,7 @@ def measure(
     except re.error as error:
         raise ConfigError(f"--run={run!r} is no regular expression: {error}") from None
     jobs = []
-    for path in tables.find([workdir]):
+    for path in remote.find([workdir]):
         batches, settings = read_study(path, changes or {})
         jobs += [(path, settings, *entry) for entry in final_states(path, batches, wanted)]
     if not jobs:
@@ -243,7 +243,7 @@ def _restore(argv: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
     command.parsed(values, argv, known_only=True)  # others are known afterwards
     with suppress(ReportError):  # no run directory: `measure` tells it
-        for path in tables.find([values.workdir] if values.workdir else []):
+        for path in remote.find([values.workdir] if values.workdir else []):
             config_file.restore(path)
 
 

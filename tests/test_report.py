@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from prunejax import report
 from prunejax.errors import ReportError
 from prunejax.measures import claims, statistics
+from prunejax.record import remote
 from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.run_directory import RunDirectory
 from prunejax.report import __main__ as cli
@@ -232,7 +233,7 @@ def test_a_run_that_appears_twice_is_refused(tmp_path):
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     with pytest.raises(ReportError, match=r"run none-0 is in .*a and in .*c"):
         report.build([tmp_path / "a", tmp_path / "c"])
-    assert tables.find([tmp_path / "a", tmp_path / "a"]) == [tmp_path / "a"]
+    assert remote.find([tmp_path / "a", tmp_path / "a"]) == [tmp_path / "a"]
 
 
 def test_seeds_in_two_directories_are_one_study(tmp_path):

@@ -1,6 +1,8 @@
 """Run directories that are named by a URL: what commands do with them besides `record.mirror`."""
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from prunejax.errors import ConfigError, ReportError
@@ -16,7 +18,13 @@ def is_remote(workdir: str | os.PathLike[str]) -> bool:
 
 
 def part(index: int, count: int) -> str:
-    """Where below its workdir shard `index` (from 1) of `count` has its run directory."""
+    """Where below its workdir shard `index` (from 1) of `count` has its run directory.
+
+    Raises:
+      ConfigError: there is no such shard.
+    """
+    if not 1 <= index <= count:
+        raise ConfigError(f"--shard={index}/{count}: write i/n with i from 1 to n")
     return f"{SHARDS}/{index}-of-{count}" if count > 1 else ""
 
 
@@ -66,6 +74,31 @@ def fetched(workdir: str | os.PathLike[str]) -> Path:
     if not whole.path.is_dir():
         raise ReportError(f"{whole.url}: nothing is there; name the --workdir of a study")
     return whole.path
+
+
+def find(directories: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The run directories named or held in `shards/` of those named, each once, in order.
+
+    Raises:
+      ReportError: no run directory is there.
+      ConfigError, RecordError: as of `fetched`.
+    """
+    found: dict[Path, Path] = {}
+    for directory in map(fetched, directories):
+        parts = sorted((directory / SHARDS).glob("*/config.json"), key=_shard_order)
+        here = [directory] if (directory / "config.json").exists() else []
+        if not here and not parts:
+            what = "no run directory (no config.json)" if directory.is_dir() else "no directory"
+            raise ReportError(f"{directory} is {what}; name the --workdir of a study")
+        for path in [*here, *(shard.parent for shard in parts)]:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _shard_order(path: Path) -> tuple[int, str]:
+    """Sorts `shards/I-of-N/config.json` by I; other names first."""
+    index = re.match(r"\d+", path.parent.name)
+    return (int(index[0]) if index else -1, path.parent.name)
 
 
 def publish(workdir: str | os.PathLike[str]) -> None:

@@ -100,7 +100,7 @@ def build(directories: Sequence[str | Path], output: str | Path | None = None) -
     """
     page = _page()  # before what a config file registers: that may be figures
     found = [remote.fetched(directory) for directory in directories]
-    for path in importlib.import_module("prunejax.report.tables").find(found):
+    for path in remote.find(found):
         config_file.restore(path)
     written = page.write(found, output and expand(output))
     if not output:

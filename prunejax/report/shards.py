@@ -12,12 +12,6 @@ from prunejax.report.results import Row
 _SAME_STUDY = ("seeds", "first_seed", "name", "report", "population", "checkpoint")
 
 
-def shard_order(path: Path) -> tuple[int, str]:
-    """Sorts `shards/I-of-N/config.json` by I; other names first."""
-    index = re.match(r"\d+", path.parent.name)
-    return (int(index[0]) if index else -1, path.parent.name)
-
-
 def shown(paths: Sequence[Path]) -> dict[Path, str]:
     """What directories are called on a page: by their place below what they have in common."""
     common = top(paths)

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +57,6 @@ def read_csv(path: Path) -> list[Row]:
     return rows
 
 
-def find(directories: Iterable[str | Path]) -> list[Path]:
-    """The run directories named or held in `shards/` of those named, each once, in order."""
-    found: dict[Path, Path] = {}
-    for directory in map(remote.fetched, directories):
-        parts = sorted((directory / "shards").glob("*/config.json"), key=shards.shard_order)
-        here = [directory] if (directory / "config.json").exists() else []
-        if not here and not parts:
-            what = "no run directory (no config.json)" if directory.is_dir() else "no directory"
-            raise ReportError(f"{directory} is {what}; name the --workdir of a study")
-        for path in [*here, *(shard.parent for shard in parts)]:
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
-
-
 def load(directories: Sequence[str | Path]) -> Study:
     """Reads and merges run directories.
 
@@ -81,7 +67,7 @@ def load(directories: Sequence[str | Path]) -> Study:
     Raises:
       ReportError: not a run directory, unreadable tables, or a run that appears twice.
     """
-    paths = find(directories)
+    paths = remote.find(directories)
     called = shards.shown(paths)
     configs = {str(path): read_json(path / "config.json") for path in paths}
     tables = {path: {name: read_csv(path / f"{name}.csv") for name in _TABLES} for path in paths}

@@ -24,7 +24,7 @@ from prunejax import data as data_lib
 from prunejax import interventions, registry, shrink
 from prunejax import masks as masks_lib
 from prunejax.errors import ConfigError
-from prunejax.record import arms
+from prunejax.record import arms, remote
 from prunejax.report import remeasured, tables
 from prunejax.study import final
 from prunejax.study.planning.programs import Batch, Member
@@ -47,7 +47,7 @@ def load(workdir: str | os.PathLike[str]) -> "Loaded":
     Raises:
       ReportError: it is no run directory.
     """
-    return Loaded(tuple(tables.find([os.fspath(workdir)])))
+    return Loaded(tuple(remote.find([os.fspath(workdir)])))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,8 +129,7 @@ def run(
     """
     defaults = default.get_config() if defaults is None else defaults
     index, count = shard_of
-    if not 1 <= index <= count:
-        raise ConfigError(f"--shard={index}/{count}: write i/n with i from 1 to n")
+    own = remote.part(index, count)
     try:
         workdir = expand(workdir)
     except ValueError as error:
@@ -147,7 +146,7 @@ def run(
             "the processes of this program were started with different configs or shards; give "
             "all of them the same command"
         )
-    path = mirror.fetch() if mirror else Path(workdir) / remote.part(index, count)
+    path = mirror.fetch() if mirror else Path(workdir) / own
     mine = shard([b.members for b in batches], index - 1, count, settings.connect.pairs)
     with SharedDirectory.open(
         path,

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from prunejax import trees
 from prunejax.errors import ConfigError
-from prunejax.report import tables
+from prunejax.record import remote
 from prunejax.study.planning.live import Live
 from prunejax.study.planning.outline import Outline
 from prunejax.study.settings.resolved import to_dict
@@ -127,7 +127,7 @@ def export(workdir: str | Path, run: str, output: str | Path) -> dict[str, Any]:
       RecordError: the file cannot be written.
     """
     target = files.target(output)
-    found = tables.find([workdir])
+    found = remote.find([workdir])
     name = f"{files.plain_name(run)}@end.npz"  # of whichever shard has that run
     folder = next((path for path in found if (path / "states" / name).is_file()), found[0])
     content = (folder / "config.json").read_bytes()
