@@ -11,8 +11,9 @@ import pytest
 import threadpoolctl
 
 from prunejax import curvature
-from prunejax.curvature import callables, kernels, krylov
-from prunejax.curvature.krylov import Basis, Krylov, ahead
+from prunejax.curvature import callables, kernels
+from prunejax.curvature.krylov import Basis, Krylov
+from prunejax.curvature.sketch import ahead
 from tests import curvature_cases as cases
 
 KEY = jax.random.key(0)
@@ -65,6 +66,7 @@ def test_a_full_basis_takes_no_more():
 
 
 def test_steps_are_those_taken_one_by_one_and_end_where_the_space_does():
+    """Whether or not the device begins with the next one before; restarted, too."""
     with jax.enable_x64(True):
         for values in (np.arange(1.0, 21.0), np.repeat([1.0, 4.0, 9.0], 7)):
             _, like, matvec = cases.with_spectrum(values)
@@ -76,6 +78,17 @@ def test_steps_are_those_taken_one_by_one_and_end_where_the_space_does():
                 spaces[1].step()
             assert spaces[0].products == spaces[0].done == min(8, len(set(values)))
             np.testing.assert_array_equal(spaces[0].matrix, spaces[1].matrix)
+            grown = [Krylov(curvature.from_matvec(matvec, like), 9, KEY) for _ in range(2)]
+            for ahead, space in enumerate(grown):
+                for number in range(24):
+                    if space.basis.size == 9:  # full: none is begun ahead
+                        space.restart(np.arange(2))
+                    if number in (5, 16):
+                        space.fresh()
+                    space.step(ahead=bool(ahead) and number not in (4, 15, 23))
+            assert grown[0].products == grown[1].products == 24
+            np.testing.assert_array_equal(grown[0].matrix, grown[1].matrix)
+            jax.tree.map(np.testing.assert_array_equal, *(s.basis.stack for s in grown))
 
 
 @pytest.mark.parametrize("kind", ["one batch", "linear", "batches", "weighted", "matvec"])
@@ -134,7 +147,7 @@ def test_blas_has_one_thread_inside_and_what_it_had_afterwards():
         found = threadpoolctl.threadpool_info()
         return [m["num_threads"] for m in found if m["user_api"] == "blas"]
 
-    inside, met, before = krylov.one_thread(threads), [], threads()
+    inside, met, before = callables.one_thread(threads), [], threads()
     assert set(inside()) == {1}
     workers = [threading.Thread(target=lambda: met.append(inside())) for _ in range(8)]
     for worker in workers:
@@ -145,5 +158,5 @@ def test_blas_has_one_thread_inside_and_what_it_had_afterwards():
     assert len(met) == 8
     assert threads() == before
     with pytest.raises(ZeroDivisionError):
-        krylov.one_thread(lambda: 1 / 0)()
+        callables.one_thread(lambda: 1 / 0)()
     assert threads() == before

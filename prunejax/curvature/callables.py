@@ -11,12 +11,14 @@ it says so in one sentence.
 import functools
 import inspect
 import numbers
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.tree_util import Partial
 
@@ -198,3 +200,27 @@ def check_positive(**numbers: float) -> None:
     for name, number in numbers.items():
         if not (np.isfinite(number) and number > 0):
             raise ValueError(f"{name} must be positive and finite, got {number}")
+
+
+# The number of threads is one of the process: who sets it must not meet another who restores it.
+_LOCK = threading.Lock()
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+
+
+def one_thread(fn: Callable[P, T]) -> Callable[P, T]:
+    """`fn` with one thread of NumPy's BLAS; not recursive, one call at a time in a process.
+
+    OpenBLAS keeps its threads spinning for some milliseconds after each call, which on matrices of
+    a search gain nothing; between its products they took a third of all CPU time.
+    """
+
+    @functools.wraps(fn)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _LOCK, _blas().limit(limits=1):
+            return fn(*args, **kwargs)
+
+    return run

@@ -118,8 +118,7 @@ def eigenpairs(
         tolerance=tolerance, which=which, products=space.products, checks=k, restarts=restarts,
         examples=operator.examples, live_dim=dim,
     )  # fmt: skip
-    # measured values may have changed places
-    return found.at(np.argsort(order(values), kind="stable"))
+    return found.at(np.argsort(order(values), kind="stable"))  # measured ones may change places
 
 
 def _capacity(operator: Operator, k: int, basis_size: int | None, memory_bytes: int) -> int:
@@ -144,7 +143,7 @@ def _search(space: Krylov, k: int, order: Any, tolerance: float, limit: int) -> 
     restarts, confirm_until, every = 0, None, max(1, k // 10)
     while space.products < limit and space.done < space.operator.live_dim:
         restarts += _make_room(space, k, order)
-        space.step()
+        space.step(ahead=space.products + 1 < min(limit, confirm_until or limit))
         if space.done < k or space.products % every:
             continue
         values, _, left = space.ritz()
@@ -154,6 +153,7 @@ def _search(space: Krylov, k: int, order: Any, tolerance: float, limit: int) -> 
         if confirm_until is None:
             # Time for a second copy of an eigenvalue to grow out of the fresh direction.
             confirm_until = space.products + max(10, space.products // 5)
+            space.settle()
             restarts += _make_room(space, k, order)
             space.fresh()
         elif space.products >= confirm_until:

@@ -2,58 +2,22 @@
 
 The basis V is orthonormal to working precision (full reorthogonalization), so V'AV is taken from
 the Gram-Schmidt coefficients themselves and needs no three-term recurrence.
-
-Small dense algebra between products runs on one thread of NumPy's BLAS: OpenBLAS keeps its threads
-spinning for some milliseconds after each call, which on matrices of this size gain nothing; between
-the products of a search they took a third of all CPU time.
 """
 
-import functools
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import threadpoolctl
 
 from prunejax.curvature import vectors
+from prunejax.curvature.callables import one_thread
 from prunejax.curvature.operators import Operator
 
 Tree = Any
 Begun = tuple[jax.Array, jax.Array, jax.Array]  # on the device, perhaps not computed yet
-P = ParamSpec("P")
-T = TypeVar("T")
-# The number of threads is one of the process: who sets it must not meet another who restores it.
-_LOCK = threading.Lock()
-
-
-@functools.cache
-def _blas() -> threadpoolctl.ThreadpoolController:
-    return threadpoolctl.ThreadpoolController().select(user_api="blas")
-
-
-def one_thread(fn: Callable[P, T]) -> Callable[P, T]:
-    """`fn` with one thread of BLAS; not recursive, and one call at a time in a process."""
-
-    @functools.wraps(fn)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _LOCK, _blas().limit(limits=1):
-            return fn(*args, **kwargs)
-
-    return run
-
-
-def ahead(begun: Iterable[T]) -> Iterator[T]:
-    """The items of `begun`, each after the next one has been begun: the device need not wait."""
-    items = iter(begun)
-    for last in items:
-        for following in items:
-            yield last
-            last = following
-        yield last
 
 
 @partial(jax.jit, static_argnames=("rows", "dtype", "placed"))
@@ -242,27 +206,43 @@ class Krylov:
         self.done = self.products = self._drawn = 0
         self.norm = 0.0
         self._key = key
+        self._begun: list[Begun] = []  # products that the host does not know of yet
 
     def fresh(self) -> bool:
         """Adds a random direction; False where there is no room."""
+        self.settle()
         self._drawn += 1
         return self.basis.append_random(self._key, self._drawn)
 
-    def step(self) -> None:
-        """One product: A applied to the next vector, the basis extended by what it adds."""
+    def step(self, ahead: bool = False) -> None:
+        """One product: A applied to the next vector, the basis extended by what it adds.
+
+        Args: ahead: where there is room the device begins with the one after it, too, before the
+          host knows of this one.
+        """
         if self.done == self.basis.size and not self.fresh():
             raise AssertionError("no vector is left to multiply")
-        self._end(self.basis.begin_row(self.done))
+        many = 2 if ahead else 1
+        while len(self._begun) < many:
+            if self._begun and self.basis.size + len(self._begun) >= self.basis.capacity:
+                break  # what they add would have no row
+            self._begun.append(self.basis.begin_row(self.done + len(self._begun)))
+        self._end(self._begun.pop(0))
+        if self.done == self.basis.size:  # of the product with the row of zeros that follows
+            while self._begun:  # nothing comes
+                self.basis.end(self._begun.pop())
 
     def steps(self, count: int) -> None:
-        """`count` products from a basis of one vector; fewer where the space is invariant.
-
-        The device begins with each before the host knows of the one before.
-        """
-        for begun in ahead(self.basis.begin_row(j) for j in range(count)):
-            self._end(begun)
+        """`count` products from a basis of one vector; fewer where the space is invariant."""
+        for left in range(count, 0, -1):
+            self.step(ahead=left > 1)
             if self.done == self.basis.size:
-                return  # of a product with the row of zeros that follows nothing comes
+                return
+
+    def settle(self) -> None:
+        """The host learns of all products that were begun."""
+        while self._begun:
+            self.step()
 
     def _end(self, begun: Begun) -> None:
         h, left = self.basis.end(begun)
@@ -285,6 +265,7 @@ class Krylov:
 
     def restart(self, keep: np.ndarray) -> None:
         """Keeps the Ritz vectors `keep` [n] (places in `ritz`) and the vectors not multiplied."""
+        self.settle()
         values, rows, _ = self.ritz()
         m, size, count = self.done, self.basis.size, len(keep)
         turn = np.zeros((count + size - m, size))
