@@ -29,7 +29,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 def epoch_permutation(seed: int | jax.Array, epoch: int | jax.Array, examples: int) -> jax.Array:
     """The order of the examples in this epoch: int32 [examples], a permutation."""
     # From 0 .. n - 1 each time, not from the order before: an epoch needs none of its predecessors.
-    return jax.random.permutation(rng.at(seed, "order", epoch), examples)
+    return rng.order(rng.at(seed, "order", epoch), examples)
 
 
 def evaluation_batches(examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -71,23 +71,30 @@ class Lift:
         fn: Callable[..., Tree],
         out: Tree,
         donate: bool = False,
+        loops: bool = False,
         options: dict[str, Any] | None = None,
         bare: Callable[[Tree], Tree] = lambda members: members,
         back: Callable[[Tree, Tree], Tree] = lambda found, members: found,
     ) -> Any:
         """`fn(member_args, *shared)` of one member -> of the stack; compiled at its first call.
 
-        Args: bare: what the function gets of the stack. back: see `ahead.Compiled`.
+        Args:
+          loops: it changes its first argument in a loop: of members that go one after another each
+            is changed where it stands.
+          bare: what the function gets of the stack.
+          back: see `ahead.Compiled`.
         """
         jitted = jax.jit(
-            self.stacked(fn),
+            self.stacked(fn, loops),
             donate_argnums=(0,) if donate else (),
             out_shardings=out,
             compiler_options=options,
         )
         return ahead.Compiled(jitted, lambda members, *shared: (bare(members), shared), back)
 
-    def stacked(self, fn: Callable[..., Tree]) -> Callable[[Tree, tuple[Any, ...]], Tree]:
+    def stacked(
+        self, fn: Callable[..., Tree], loops: bool = False
+    ) -> Callable[[Tree, tuple[Any, ...]], Tree]:
         """The function of the stack and of what its members share, not compiled."""
         # Of members that several devices share each, on as many groups of devices as there are:
         # what the compiler sends may have all devices meet. So none may take another branch than
@@ -98,6 +105,8 @@ class Lift:
             one = lambda m: fn(m, *shared)  # noqa: E731
             if self._vectorized:
                 return jax.vmap(one)(members)
+            if loops:
+                return _in_place(jax.vmap(one) if alike else one, members, alike)
             return jax.lax.map(one, members, batch_size=alike)
 
         # Profiles and lists of compiled programs show it.
@@ -113,3 +122,24 @@ class Lift:
             axis_names={MEMBER},
             check_vma=False,
         )
+
+
+def _in_place(fn: Callable[[Tree], Tree], members: Tree, alike: int | None) -> Tree:
+    """`jax.lax.map`, whose results take the places of its arguments.
+
+    That one fills a stack of zeros, which is then copied to where the results belong. Without a
+    loop in `fn` a member would be read where it stands while parts of it are written, and XLA would
+    copy the whole stack for each.
+    Args: alike: `fn` takes stacks of so many; None: a member.
+    """
+    if alike:
+        take, put = jax.lax.dynamic_slice_in_dim, jax.lax.dynamic_update_slice_in_dim
+    else:
+        take, put = jax.lax.dynamic_index_in_dim, jax.lax.dynamic_update_index_in_dim
+    more = {"slice_size": alike} if alike else {"keepdims": False}
+
+    def change(i: jax.Array, states: Tree) -> Tree:
+        found = fn(jax.tree.map(lambda x: take(x, i, **more), states))
+        return jax.tree.map(lambda x, new: put(x, new, i, 0), states, found)
+
+    return jax.lax.fori_loop(0, jax.tree.leaves(members)[0].shape[0], change, members)

@@ -59,7 +59,7 @@ class Functions:
             back=lambda found, m: found._replace(table=_with(found.table, m[1])),
         )
         skips = lifting.padding_is_idle(vectorized, program.data_parallel)
-        self.train = changing(functools.partial(step.train_steps, program, skips=skips))
+        self.train = changing(functools.partial(step.train_steps, program, skips=skips), loops=True)
         self.train_last = changing(functools.partial(step.train_last_step, program))
         cuts = {sizes: smaller.of(program, sizes) for _, sizes in program.cuts}
         self.smaller = {
