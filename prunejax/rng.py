@@ -90,7 +90,7 @@ def permutation(key: jax.Array, n: int) -> np.ndarray:
     found = np.arange(n)
     for _ in range(_rounds(n)):
         key, own = jax.random.split(key)  # as JAX's own shuffle splits
-        bits = np.asarray(jax.random.bits(own, (size,)))[:n]
+        bits = np.asarray(jax.random.bits(own, (size,), jnp.uint32))[:n]
         found = found[np.argsort(bits, kind="stable")]  # as XLA's: equal keys keep their order
     return found
 
@@ -117,13 +117,13 @@ def _by_places(key: jax.Array, n: int) -> jax.Array:
     found = jnp.arange(n, dtype=jnp.int32)
     for i in range(_rounds(n)):
         key, own = jax.random.split(key)
-        places = argsort(jax.random.bits(own, (n,)))
+        places = argsort(jax.random.bits(own, (n,), jnp.uint32))
         found = found[places] if i else places
     return found
 
 
 def argsort(numbers: jax.Array) -> jax.Array:
-    """`jnp.argsort` (stable) int32 [n] of unsigned integers [n] of which few are equal."""
+    """`jnp.argsort` (stable) int32 [n] of `numbers` [n], integers of which few are equal."""
     n = len(numbers)
     which = jnp.arange(n, dtype=jnp.int32)
     first = jnp.searchsorted(jnp.sort(numbers), numbers).astype(jnp.int32)  # equal ones share it

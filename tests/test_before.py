@@ -291,6 +291,28 @@ def test_permutations_on_the_host_are_those_of_jax(n):
     with jax.threefry_partitionable(False):
         expected = np.asarray(jax.random.permutation(key, n))
         np.testing.assert_array_equal(rng.permutation(key, n), expected)
+    with jax.enable_x64(True):
+        expected = np.asarray(jax.random.permutation(key, n))
+        np.testing.assert_array_equal(rng.permutation(key, n), expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 100, 1625, 1700])
+def test_orders_in_programs_are_those_of_jax(n):
+    keys = jax.random.split(rng.stream(n, "order"), 3)
+    expected = np.stack([np.asarray(jax.random.permutation(key, n)) for key in keys])
+    ordered = jax.jit(jax.vmap(lambda key: rng.order(key, n)))
+    np.testing.assert_array_equal(ordered(keys), expected)
+    with jax.enable_x64(True):
+        found = ordered(keys)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.int32
+
+
+@pytest.mark.parametrize("many", [1, 2, 7, 300, 2**32])
+def test_numbers_that_are_equal_keep_their_order(many):
+    numbers = np.random.default_rng(many).integers(0, many, 300, np.uint32)
+    numbers[:2] = 0, many - 1
+    np.testing.assert_array_equal(jax.jit(rng.argsort)(numbers), np.argsort(numbers, kind="stable"))
 
 
 def test_balanced_batches():

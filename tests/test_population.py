@@ -62,6 +62,28 @@ def test_the_estimate_of_memory_is_that_of_the_compiled_program(vectorized):
     assert needed.total == needed.states + needed.data + needed.work + needed.saving
 
 
+@pytest.mark.parametrize("alike", [None, 1])
+def test_members_in_place_take_no_second_stack_and_give_the_same(alike):
+    """`alike`: as where several devices share a member. A map fills another stack and copies it."""
+
+    def grow(x):
+        return jax.lax.fori_loop(0, 3, lambda _, x: jax.tree.map(lambda y: 3 * y + 1, x), x)
+
+    fn = jax.vmap(grow) if alike else grow
+    ways = (
+        lambda stack: lifting._in_place(fn, stack, alike),
+        lambda stack: jax.lax.map(grow, stack, batch_size=alike),
+    )
+    stack = {"a": np.arange(16 * 4096.0, dtype=np.float32).reshape(16, 4096), "b": np.arange(16)}
+    results, extra = [], []
+    for way in ways:
+        compiled = jax.jit(way, donate_argnums=0).lower(stack).compile()
+        extra.append(compiled.memory_analysis().temp_size_in_bytes)
+        results.append(compiled(jax.tree.map(jax.numpy.array, stack)))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    assert extra[0] < stack["a"].nbytes / 2 < extra[1]
+
+
 def test_the_program_itself_is_left_room(monkeypatch):
     """In a job of 1.5 GB of which it holds 345 MiB, before compilation, checkpoints and report."""
     settings, own = default.get_config(), 345 * 2**20
