@@ -136,12 +136,14 @@ def test_noise_in_a_vector_has_the_spread_of_its_untargeted_weights():
     changed, _ = tx.update(jax.tree.map(jnp.zeros_like, bias), tx.init(bias), bias)
     key = noise.keys(rng.at(3, "noise at events", 0), ("b/bias",))["b/bias"]
     drawn = np.std([3.0, 4, 5], ddof=1) * np.asarray(noise.normal(key, (6,)))
-    np.testing.assert_allclose(changed["b"]["bias"], np.where(np.arange(6) < 3, drawn, 0), rtol=1e-5)
+    np.testing.assert_allclose(
+        changed["b"]["bias"], np.where(np.arange(6) < 3, drawn, 0), rtol=1e-5
+    )
     thin = {"a": jnp.ones((1, 4))}
     with pytest.raises(ValueError, match=r"filter of leaf 'a' \(1, 4\) is a single weight"):
-        windows(
-            optax.sgd(0.0), [(0, 1)], kind="gaussian", score=scores.filter_l2, rules="a"
-        ).init(thin)
+        windows(optax.sgd(0.0), [(0, 1)], kind="gaussian", score=scores.filter_l2, rules="a").init(
+            thin
+        )
 
 
 def test_no_leaf_to_target_is_told():

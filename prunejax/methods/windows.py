@@ -126,7 +126,9 @@ def windows(
         asked = int(counts.sum(dtype=np.int64))
         updates_lib.enough("target", asked, whole, scope)
         if kind == "gaussian":
-            _has_spread({g.name: trees.get(params, g.kernel).shape for g in groups}, shapes, asked, scope)
+            _has_spread(
+                {g.name: trees.get(params, g.kernel).shape for g in groups}, shapes, asked, scope
+            )
         left = {n: jnp.zeros(s, jnp.int32) for n, s in shapes.items()}
         state = interventions.Windows(empty, left, saved, {}, {})
         return WindowsState(inner.init(params), state, jnp.int32(0))
