@@ -188,7 +188,7 @@ def margins_of(labels: Array, classes: int) -> Array:
 
     Labels are judged as in `losses`: NaN, which is never certified, where a traced one is no class.
     """
-    losses.check_labels(labels, classes)
+    losses.check_labels(labels, (*labels.shape, classes))
     known = ((labels >= 0) & (labels < classes))[:, None]
     own = jnp.where(known, jax.nn.one_hot(labels, classes), jnp.nan)
     others = (labels[:, None] + 1 + jnp.arange(classes - 1)[None]) % classes

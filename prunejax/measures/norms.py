@@ -191,7 +191,7 @@ def margins(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
     f, y = np.array(logits, np.float64), np.asarray(labels).reshape(-1)
     if f.ndim != 2 or f.shape[0] != y.size or f.shape[1] < 2:
         raise ValueError(f"logits {f.shape} and {y.size} labels: they are [examples, classes >= 2]")
-    losses.check_labels(y, f.shape[1])  # -1 would be the last class
+    losses.check_labels(y, f.shape)  # -1 would be the last class
     rows = np.arange(y.size)
     own = f[rows, y].copy()
     f[rows, y] = -inf  # so that the label is not its own rival
