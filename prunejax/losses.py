@@ -173,7 +173,7 @@ def _check_classes(labels: jax.Array, loss: str) -> None:
         )
 
 
-def check_labels(labels: jax.Array, outputs: tuple[int, ...]) -> None:
+def check_labels(labels: Any, outputs: tuple[int, ...]) -> None:
     """ValueError for class labels [...] that do not fit outputs of the shape [..., classes].
 
     They are not one for each; or they are known (not traced, all here) and none of the classes.
