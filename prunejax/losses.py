@@ -3,8 +3,8 @@
 Everything is per example first: partial batches, padding and per-example gradients then need no
 second definition.
 
-Class labels are integers from 0 to classes - 1. Others are refused where they are known; where
-they are traced, the loss of such an example is NaN, and its answer wrong.
+Class labels are integers from 0 to classes - 1, one for each example. Others are refused where they
+are known; where they are traced, the loss of such an example is NaN, and its answer wrong.
 
 `LOSSES` is the table that studies choose from by `config.loss`; a loss of your own is a function
 of (outputs [..., n], targets) to one number per example, and its entry there.
@@ -38,10 +38,11 @@ def cross_entropy(
       float32 [...], in nats.
 
     Raises:
-      ValueError: smoothing outside [0, 1), labels that are no integers, or none of the classes.
+      ValueError: smoothing outside [0, 1), labels that are no integers, none of the classes, or
+        not one for each example.
     """
     _check_classes(labels, "cross_entropy")
-    check_labels(labels, logits.shape[-1])
+    check_labels(labels, logits.shape)
     known = not isinstance(smoothing, jax.Array)
     if known and not 0.0 <= smoothing < 1.0:
         raise ValueError(f"label smoothing {smoothing}: must be at least 0 and less than 1")
@@ -63,9 +64,9 @@ def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
       labels: int [...].
 
     Raises:
-      ValueError: a label that is none of the classes.
+      ValueError: a label that is none of the classes, or not one for each example.
     """
-    check_labels(labels, logits.shape[-1])
+    check_labels(labels, logits.shape)
     return (predicted(logits) == labels) & (labels >= 0)  # -1 stands for NaN in predictions
 
 
@@ -78,7 +79,7 @@ def mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """
     outputs = _at_least_float32(outputs)
     if jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == outputs.ndim - 1:
-        check_labels(targets, outputs.shape[-1])
+        check_labels(targets, outputs.shape)
         row = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
         return _of_classes(jnp.square(outputs - row).mean(axis=-1), targets, outputs)
     if targets.shape != outputs.shape:
@@ -97,7 +98,7 @@ def hinge(outputs: jax.Array, labels: jax.Array) -> jax.Array:
       labels: int [...].
     """
     _check_classes(labels, "hinge")
-    check_labels(labels, outputs.shape[-1])
+    check_labels(labels, outputs.shape)
     outputs = _at_least_float32(outputs)
     own = jax.nn.one_hot(labels, outputs.shape[-1], dtype=bool)
     # below all others, whatever the outputs are
@@ -172,9 +173,16 @@ def _check_classes(labels: jax.Array, loss: str) -> None:
         )
 
 
-def check_labels(labels: jax.Array, classes: int) -> None:
-    """ValueError for labels [...] that are known (not traced, all here) and none of the classes."""
-    traced = isinstance(labels, jax.core.Tracer) or not is_classes(labels) or not labels.size
+def check_labels(labels: Any, outputs: tuple[int, ...]) -> None:
+    """ValueError for class labels [...] that do not fit outputs of the shape [..., classes].
+
+    They are not one for each; or they are known (not traced, all here) and none of the classes.
+    """
+    if not is_classes(labels):
+        return
+    if labels.shape != outputs[:-1]:  # they would broadcast: [n] against [n, 1] is n x n
+        raise ValueError(f"labels of shape {labels.shape} for outputs {outputs}: one each")
+    classes, traced = outputs[-1], isinstance(labels, jax.core.Tracer) or not labels.size
     if traced or not getattr(labels, "is_fully_addressable", True):
         return
     known = np.asarray(labels)  # NumPy's: JAX would trace what is closed over
@@ -230,15 +238,9 @@ def projected_gradient(
 
 
 def _attack(
-    outputs: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
-    labels: jax.Array,
-    low: jax.Array,
-    high: jax.Array,
-    key: jax.Array,
-    steps: int,
-    restarts: int,
-) -> tuple[jax.Array, jax.Array]:
+    outputs: Callable[[jax.Array], jax.Array], x: jax.Array, labels: jax.Array, low: jax.Array,
+    high: jax.Array, key: jax.Array, steps: int, restarts: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """(as `projected_gradient`, bool [n]: an input was seen that is classified wrongly)."""
 
     def loss(given: jax.Array) -> jax.Array:
@@ -281,15 +283,9 @@ def _attack(
 
 @partial(jax.jit, static_argnames=("steps", "restarts"))
 def survives(
-    outputs: Any,
-    x: jax.Array,
-    labels: jax.Array,
-    low: jax.Array,
-    high: jax.Array,
-    key: jax.Array,
-    steps: int,
-    restarts: int,
-) -> jax.Array:
+    outputs: Any, x: jax.Array, labels: jax.Array, low: jax.Array, high: jax.Array, key: jax.Array,
+    steps: int, restarts: int,
+) -> jax.Array:  # fmt: skip
     """Bool [n]: classified right at x and at each input that the attack saw.
 
     Of more than two classes a wrong answer may have a smaller cross entropy than a right one, so

@@ -126,6 +126,10 @@ def test_a_point_is_certified_as_it_is_classified():
     assert not bounds.certified(crown(x - 50, x + 50, rows)).any()
     wrong = bounds.margins_of((right + 1) % 3, 3)
     assert not bounds.certified(crown(x, x, wrong)).any()
+    none = jax.jit(bounds.margins_of, static_argnums=1)(right - 3, 3)  # no class, traced
+    assert not bounds.certified(crown(x, x, none)).any()
+    with pytest.raises(ValueError, match="classes are 0 to 2"):
+        bounds.margins_of(right - 3, 3)
 
 
 def test_other_networks_are_refused():

@@ -236,6 +236,9 @@ def test_what_is_no_chain_is_refused():
     other = trees.replace(a["params"], {"dense1/bias": jnp.zeros(3)})
     with pytest.raises(ValueError, match="leaf 'dense1/bias' has shapes"):
         matching.weight_matching(a["params"], other, chain)
+    other = trees.replace(a["params"], {"dense1/bias": a["params"]["dense1"]["bias"] * jnp.nan})
+    with pytest.raises(ValueError, match="leaf 'dense1/bias' is not finite"):
+        matching.weight_matching(a["params"], other, chain)
 
 
 def test_disagreement_distance_and_cosine():
@@ -250,6 +253,10 @@ def test_disagreement_distance_and_cosine():
     assert np.isnan(cosine(a, b, origin=a))
     with pytest.raises(ValueError, match="4 and 3 predictions"):
         disagreement([0, 1, 2, 2], [0, 2, 2])
+    turned = {"x": jnp.zeros((2, 1)), "y": jnp.array(2.0)}
+    for fn in (distance, cosine):  # they would broadcast, or be unrolled
+        with pytest.raises(ValueError, match=r"leaf 'x' has the shape \(2,\), in .* \(2, 1\)"):
+            fn(a, turned)
 
 
 def test_instability_is_over_parents():
@@ -274,6 +281,8 @@ def test_bad_requests():
         path(evaluate, a, b.params, x)
     with pytest.raises(ValueError, match="points is 1"):
         path(evaluate, a, b, x, points=1)
+    with pytest.raises(TypeError, match="points is of type float and no integer"):
+        path(evaluate, a, b, x, points=2.5)
     with pytest.raises(ValueError, match="1 network"):
         barrier_matrix(evaluate, [a], x)
     with pytest.raises(ValueError, match="no 'error' along the path; there are: loss"):

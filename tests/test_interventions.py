@@ -320,6 +320,22 @@ def test_nothing_untargeted_means_no_noise_scale():
     assert float(iv.reference_std(jnp.ones((2, 3)), jnp.ones(3, bool))) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("shape", "targeted", "kept"),
+    [
+        ((1, 4), [True, False, False, True], []),  # a filter of one weight: no spread
+        ((5,), [True, False, False, True, False], [1, 2, 4]),  # the weights of a vector are units
+        ((5,), [True, True, True, True, False], []),  # one weight has none
+        ((2, 2), [[True, False], [True, True]], []),
+        ((2, 2), [[True, False], [False, True]], [1, 2]),
+    ],
+)
+def test_one_weight_has_no_spread_for_noise_to_follow(shape, targeted, kept):
+    w = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = np.std(w.ravel()[kept], ddof=1) if kept else 0.0
+    assert float(iv.reference_std(w, np.array(targeted))) == pytest.approx(expected, rel=1e-5)
+
+
 def test_dense_sparse_dense_frees_the_mask_with_the_norm_as_it_was():
     run = Run(table("prune", 3), features())
     scale = float(run.params["bn_a"]["scale"][1])

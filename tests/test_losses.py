@@ -143,3 +143,13 @@ def test_labels_that_are_no_classes(fn, labels, dtype):
         wanted = jax.grad(lambda z: fn(z, known)[right].sum())(outputs)
         np.testing.assert_allclose(slope, wanted, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(found[right], np.asarray(fn(outputs, known))[right], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4, 1), (2,), ()])
+@pytest.mark.parametrize("fn", [*losses.LOSSES.values(), losses.correct])
+def test_labels_are_one_for_each_example(fn, shape):
+    """[4] against [4, 1] was 4 x 4 answers, and one label that of all examples."""
+    outputs, labels = jnp.zeros((4, 3)), jnp.zeros(shape, int)
+    for given in (fn, jax.jit(fn)):
+        with pytest.raises(ValueError, match=r"labels of shape|shapes differ"):
+            given(outputs, labels)

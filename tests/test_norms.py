@@ -385,6 +385,9 @@ def test_of_an_example_with_a_nan_logit_the_margin_is_below_all_others():
     assert norms.inverse_margin(many, labels) == 1.0  # one of 100 is not the tenth percent
     many[:11, 2] = np.nan
     assert norms.inverse_margin(many, labels) == np.inf
+    for label in (-1, 3):  # -1 was the last class
+        with pytest.raises(ValueError, match="classes are 0 to 2"):
+            norms.margins(logits, np.array([0, label, 1, 2]))
 
 
 class Biasless(nn.Module):
@@ -506,3 +509,8 @@ def test_noise_stays_on_live_weights_and_ends_are_told():
     assert all_borne.sigma == 2
     with pytest.raises(ValueError, match="'accuracy'"):
         pac_bayes_flatness(lambda p, _: p["w"].sum(), params, batch, key=key)
+    # One of ten examples lost is a drop of 0.1, which is borne, and of 1 - float32(0.9) > 0.1.
+    tenth = pac_bayes_flatness(
+        lambda p, _: {"accuracy": jnp.where((p["w"] == 2).all(), 1.0, 0.9)}, params, batch, key=key
+    )
+    assert tenth.saturated

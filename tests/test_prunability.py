@@ -301,6 +301,7 @@ def test_scores_masks_and_rules(trained):
         ({"method": "large"}, "method 'large' is not one of"),
         ({"method": "random"}, "needs a key"),
         ({"grid": [0.5, 1.5]}, "grid from 0.5 to 1.5"),
+        ({"grid": [0.5, float("nan")]}, "grid from nan to nan"),
         ({"tolerance": "loss"}, "tolerance 'loss' is not one of"),
         ({"tolerance": "accuracy"}, "needs evaluate to return an 'accuracy'"),
         ({"beta": -1}, "beta is -1"),

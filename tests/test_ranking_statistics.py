@@ -86,6 +86,18 @@ def test_intervals_cover():
     assert 0.89 <= hits / 200 <= 0.99
 
 
+def test_a_complete_order_has_no_interval():
+    """All that is drawn of it is ordered, too; [1, 1] is no interval of a tau of 0.97."""
+    x = np.arange(12.0)
+    for kind in ranks.KINDS:
+        for y in (x**2, -x):
+            found = ranks.kendall(x, y, kind=kind, draws=100)
+            assert abs(found.value) == 1
+            assert np.isnan([found.low, found.high]).all()
+    swapped = ranks.kendall(x, [1, 0, *range(2, 12)], draws=100)
+    assert swapped.low < swapped.value < swapped.high <= 1
+
+
 def test_partial_tau_is_kendalls_formula():
     x, y = made(25)
     z = x + np.random.default_rng(1).normal(size=25)

@@ -142,6 +142,19 @@ def test_permutation_by_enumeration():
     assert np.isnan(recall.permutation_test(a, b, labels, 3)[1][2])
 
 
+@pytest.mark.parametrize("fn", [recall.permutation_test, recall.split_half, recall.distortion])
+def test_what_does_not_belong_together_is_told(fn):
+    labels = np.array([0, 1, 0, 1])
+    for pruned, given, message in (
+        (labels[:1], labels, "1 predictions for 4 labels"),  # one for all examples
+        (labels, labels + 1, "labels from 1 to 2; there are 2 classes"),
+        (labels, labels - 1, "labels from -1 to 0"),
+        (labels, labels / 1, "labels are float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fn(labels, pruned, given, 2)
+
+
 def test_p_values_are_uniform_where_pruning_does_nothing():
     found = []
     for seed in range(200):

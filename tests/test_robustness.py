@@ -142,6 +142,9 @@ def test_smoothing_a_half_space_gives_its_distance():
     labels = np.array([0, 0, 1])
     assert found.certified(labels) == pytest.approx(2 / 3)
     assert found.certified(labels, radius=0.35) == pytest.approx(1 / 3)
+    for wrong in (labels[:1], labels - 1):  # one for all; -1 is an abstention
+        with pytest.raises(ValueError, match="labels of 3 inputs; one each, from 0"):
+            found.certified(wrong)
     with pytest.raises(ValueError, match="a positive sigma"):
         smoothing.smooth(outputs, x, 2, 0.0, key=rng.at(0, "probe"))
 

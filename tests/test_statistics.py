@@ -182,6 +182,25 @@ def test_intervals_cover_the_truth_as_often_as_they_say(n, rho):
     assert all(0.92 <= count / repeats <= 0.995 for count in hits.values()), hits
 
 
+@pytest.mark.parametrize("kind", ["spearman", "kendall"])
+def test_ranks_that_agree_completely_have_no_interval(kind):
+    """Of 8 pairs with r = 0.99 a third has tau 1: [1, 1] would hold the truth in none of them."""
+    rng, rho, hits, known = np.random.default_rng(0), 0.99, 0, 0
+    truth = {"kendall": 2 / np.pi * np.arcsin(rho), "spearman": 6 / np.pi * np.arcsin(rho / 2)}
+    for _ in range(100):
+        x = rng.standard_normal(8)
+        y = rho * x + np.sqrt(1 - rho**2) * rng.standard_normal(8)
+        found = getattr(correlation, kind)(x, y)
+        assert np.isnan(found.low) == np.isnan(found.high) == (found.value == 1)
+        if not np.isnan(found.low):
+            known += 1
+            hits += found.low <= truth[kind] <= found.high
+    assert known < 85
+    assert hits / known >= 0.85
+    assert getattr(correlation, kind)(np.arange(9), -np.arange(9)).p < 1e-4  # the p is exact
+    assert correlation.pearson(np.arange(9), np.arange(9)).low == 1  # normal pairs: certain
+
+
 def rows(**changes):
     """Three arms of four seeds; less stable arms are more accurate."""
     rng = np.random.default_rng(1)

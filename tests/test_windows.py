@@ -118,11 +118,32 @@ def test_random_targets_and_each_unit_once():
             "target 5 units in all, but there are 4",
         ),
         ({"score": lambda w: jnp.sum(w, 1)}, "one number per weight"),
+        ({"kind": "gaussian", "events": [(0, 19)]}, "target 19 units in all: the noise"),
+        (
+            {"kind": "gaussian", "events": [(0, 4)], "scope": "layer", "score": scores.filter_l2},
+            "target 4 units in all: the noise",
+        ),
     ],
 )
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
         windows(optax.sgd(RATE), **({"events": [(0, 1)]} | options)).init(START)
+
+
+def test_noise_in_a_vector_has_the_spread_of_its_untargeted_weights():
+    bias = {"b": {"bias": jnp.arange(6, dtype=jnp.float32)}}
+    tx = windows(optax.sgd(0.0), [(0, 3)], kind="gaussian", duration=1, rules="b/bias", seed=3)
+    changed, _ = tx.update(jax.tree.map(jnp.zeros_like, bias), tx.init(bias), bias)
+    key = noise.keys(rng.at(3, "noise at events", 0), ("b/bias",))["b/bias"]
+    drawn = np.std([3.0, 4, 5], ddof=1) * np.asarray(noise.normal(key, (6,)))
+    np.testing.assert_allclose(
+        changed["b"]["bias"], np.where(np.arange(6) < 3, drawn, 0), rtol=1e-5
+    )
+    thin = {"a": jnp.ones((1, 4))}
+    with pytest.raises(ValueError, match=r"filter of leaf 'a' \(1, 4\) is a single weight"):
+        windows(optax.sgd(0.0), [(0, 1)], kind="gaussian", score=scores.filter_l2, rules="a").init(
+            thin
+        )
 
 
 def test_no_leaf_to_target_is_told():

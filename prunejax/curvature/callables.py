@@ -81,7 +81,7 @@ T = TypeVar("T")
 # Arguments of estimators that are whole numbers, by name.
 COUNTS = {
     *("k", "probes", "max_probes", "chunk", "memory_bytes", "max_products", "basis_size"),
-    *("steps", "starts", "restarts", "samples", "batch_size", "ddof"),
+    *("steps", "starts", "restarts", "samples", "batch_size", "ddof", "points", "draws"),
 }
 TRACEABLE = (
     "curvature.hvp, quadratic_form, ggn_product, fisher_product, and matvec and quadratic_forms of "

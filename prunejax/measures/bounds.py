@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from prunejax import losses
 from prunejax.measures.steps import Affine, Pool, Relu, Step, steps_of
 
 Array = jax.Array
@@ -183,8 +184,13 @@ def crown(
 
 
 def margins_of(labels: Array, classes: int) -> Array:
-    """The own class's output less each other one's: [n, classes - 1, classes] of `labels` [n]."""
-    own = jax.nn.one_hot(labels, classes)
+    """The own class's output less each other one's: [n, classes - 1, classes] of `labels` [n].
+
+    Labels are judged as in `losses`: NaN, which is never certified, where a traced one is no class.
+    """
+    losses.check_labels(labels, (*labels.shape, classes))
+    known = ((labels >= 0) & (labels < classes))[:, None]
+    own = jnp.where(known, jax.nn.one_hot(labels, classes), jnp.nan)
     others = (labels[:, None] + 1 + jnp.arange(classes - 1)[None]) % classes
     return own[:, None] - jax.nn.one_hot(others, classes)
 

@@ -193,7 +193,7 @@ def path(
     Raises:
       ValueError: networks that are not alike, unknown policy, nothing to recompute from.
     """
-    if isinstance(points, bool) or points < 2:
+    if points < 2:
         raise ValueError(f"points is {points!r}; a line has at least 2")
     a, b = _checked(a, b)
     used, of_batch, pool = "", None, None

@@ -6,7 +6,8 @@ Undefined values are NaN, as in `statistics`.
 * Spearman rho: Fisher's z with variance 1.06/(n - 3) (Fieller, Hartley and Pearson 1957).
 * Kendall tau-b: Fisher's z with variance 0.437/(n - 4) (same paper), p from SciPy (exact for
   small n without ties). Both take the quantile of t with n - 2 degrees, which makes up for the
-  variance being too small where |rho| is large, and have no interval below n = 8.
+  variance being too small where |rho| is large, and have no interval below n = 8, nor where ranks
+  agree completely: a sample often has 1 where the truth is below it, and z is infinite there.
 * pairs that come in blocks (runs of one seed): `clustered`, the coefficient without each block.
 """
 
@@ -106,7 +107,7 @@ def _correlate(kind: str, x: ArrayLike, y: ArrayLike, level: float) -> Correlati
 
         # Normal quantile: the variance of z is known and not estimated.
         half = float(special.ndtri((1 + level) / 2)) / sqrt(n - 3)
-    elif kind != "pearson" and n >= LEAST_RANKED:
+    elif kind != "pearson" and n >= LEAST_RANKED and abs(value) < 1:
         variance = 1.06 / (n - 3) if kind == "spearman" else 0.437 / (n - 4)
         half = t_factor(n - 2, level) * sqrt(variance)
     return _with_interval(n, value, p, half)
@@ -158,10 +159,10 @@ def pearson(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
 
 
 def spearman(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
-    """Spearman's rho, arguments and NaN as in `coefficient`; no interval below 8 pairs."""
+    """Spearman's rho, arguments and NaN as in `coefficient`; interval from 8 pairs, |rho| < 1."""
     return _correlate("spearman", x, y, level)
 
 
 def kendall(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Correlation:
-    """Kendall's tau-b, arguments and NaN as in `coefficient`; no interval below 8 pairs."""
+    """Kendall's tau-b, arguments and NaN as in `coefficient`; interval from 8 pairs, |tau| < 1."""
     return _correlate("kendall", x, y, level)

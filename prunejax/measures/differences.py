@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prunejax import trees
 from prunejax.measures.norms import distance as distance
+from prunejax.measures.norms import same_shapes
 
 Tree = Any
 
@@ -23,9 +23,12 @@ def cosine(a: Tree, b: Tree, *, origin: Tree | None = None) -> float:
     """Cosine of the angle between two trees, seen from `origin` (their start, say); None: 0.
 
     NaN where one of them is at the origin.
+
+    Raises:
+      ValueError: the trees, or shapes of their leaves, differ.
     """
     columns = [
-        np.concatenate([np.asarray(x, np.float64).ravel() for x in trees.aligned(a, tree, "trees")])
+        np.concatenate([np.asarray(x, np.float64).ravel() for x in same_shapes(a, tree, "another")])
         for tree in (a, b, *(() if origin is None else (origin,)))
     ]
     x, y = (c - columns[2] if origin is not None else c for c in columns[:2])

@@ -160,7 +160,7 @@ def weight_matching(
       sweeps: over the layers, at most.
 
     Raises:
-      ValueError: trees that are not alike.
+      ValueError: trees that are not alike, or weights that are not finite.
     """
     from scipy.optimize import linear_sum_assignment  # late: every study would load all of it
 
@@ -172,6 +172,8 @@ def weight_matching(
         if target[path].shape != now[path].shape:
             shapes = f"{target[path].shape} and {now[path].shape}"
             raise ValueError(f"leaf {path!r} has shapes {shapes} in the two networks")
+        if not (np.isfinite(target[path]).all() and np.isfinite(now[path]).all()):
+            raise ValueError(f"leaf {path!r} is not finite: no order of its units is the nearest")
     order = {layer.name: np.arange(layer.units) for layer in chain}
     similarity = [sum(float(np.vdot(target[p], now[p])) for p in paths)]
     converged = False

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prunejax import trees
+from prunejax import losses, trees
 from prunejax.curvature import vectors
 from prunejax.measures.folding import Layer
 
@@ -43,11 +43,24 @@ def l2_norm(params: Tree, *, masks: Any = None) -> float:
 
 
 def distance(params: Tree, initial: Tree, *, masks: Any = None) -> float:
-    """Euclidean distance of the live parameters to those of another tree, e.g. to the init."""
-    other = trees.aligned(params, initial, "the initial parameters")
+    """Euclidean distance of the live parameters to those of another tree, e.g. to the init.
+
+    Raises:
+      ValueError: the trees, or shapes of their leaves, differ.
+    """
+    other = same_shapes(params, initial, "the initial parameters")
     there = jax.tree.unflatten(jax.tree.structure(params), other)
     pairs = zip(_live(params, masks), _live(there, masks), strict=True)
     return float(np.sqrt(sum(np.sum((a - b) ** 2) for a, b in pairs)))
+
+
+def same_shapes(tree: Tree, other: Tree, what: str) -> list[Any]:
+    """The leaves of `other` in the order of `tree`; ValueError unless they have its shapes."""
+    leaves = trees.aligned(tree, other, what)
+    for (path, x), y in zip(trees.leaves_with_paths(tree), leaves, strict=True):
+        if np.shape(x) != np.shape(y):  # they would broadcast
+            raise ValueError(f"leaf {path!r} has the shape {np.shape(x)}, in {what} {np.shape(y)}")
+    return leaves
 
 
 def _frequencies(kernel: np.ndarray, map_size: Sequence[int]) -> np.ndarray:
@@ -178,6 +191,7 @@ def margins(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
     f, y = np.array(logits, np.float64), np.asarray(labels).reshape(-1)
     if f.ndim != 2 or f.shape[0] != y.size or f.shape[1] < 2:
         raise ValueError(f"logits {f.shape} and {y.size} labels: they are [examples, classes >= 2]")
+    losses.check_labels(y, f.shape)  # -1 would be the last class
     rows = np.arange(y.size)
     own = f[rows, y].copy()
     f[rows, y] = -inf  # so that the label is not its own rival

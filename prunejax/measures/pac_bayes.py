@@ -20,6 +20,7 @@ from prunejax.curvature.trace import mean_and_stderr
 
 Tree = Any
 DROP, UPPER, STEPS = 0.1, 2.0, 15
+_ROUNDING = 1e-6  # of accuracies, means in single precision
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def pac_bayes_flatness(
         return accuracy - accuracies(sigma, floor)
 
     low, high, borne = 0.0, upper, drops(upper)
-    saturated = bool(borne.mean() <= drop)
+    most = drop + _ROUNDING
+    saturated = bool(borne.mean() <= most)
     if saturated:
         low = upper
     else:
@@ -134,7 +136,7 @@ def pac_bayes_flatness(
         for _ in range(steps):
             middle = (low + high) / 2
             found = drops(middle)
-            if found.mean() <= drop:  # the mean over draws, not each of them
+            if found.mean() <= most:  # the mean over draws, not each of them
                 low, borne = middle, found
             else:
                 high = middle

@@ -161,12 +161,11 @@ def _met(values: np.ndarray, bound: float, tolerance: str) -> np.ndarray:
 
 
 def _curve(pruner: Pruner, grid: Sequence[float]) -> Curve:
+    given = [float(a) for a in grid]
+    if not all(0 <= a <= 1 for a in given):  # NaN is none either
+        raise ValueError(f"grid from {np.min(given):g} to {np.max(given):g}: fractions in [0, 1]")
     # the decimals as written
-    exact = sorted({Fraction(str(float(a))) for a in grid} | {Fraction(1)})
-    if exact[0] < 0 or exact[-1] > 1:
-        raise ValueError(
-            f"grid from {float(exact[0]):g} to {float(exact[-1]):g}: fractions in [0, 1]"
-        )
+    exact = sorted({Fraction(str(a)) for a in given} | {Fraction(1)})
     exact = list({pruner.counts(a): a for a in exact}.values())  # of equal masks the largest a
     draws, kept = pruner(exact)
     values = {name: found.mean(0) for name, found in draws.items()}

@@ -7,7 +7,8 @@ measures; `fit_filter` leaves out models that do not fit the training set; `rank
 all in rows.
 
 Intervals are percentiles of resampled models. A model drawn twice is no pair with itself, so that
-copies do not pull tau towards 0.
+copies do not pull tau towards 0. Where all resamplings agree (a complete order has tau 1 whatever
+is drawn) there is no interval: they say nothing of how other models would differ.
 
 Jiang et al., ICLR 2020; Kendall, Biometrika 1938 (tau-a), 1945 (tau-b), 1942 (partial).
 """
@@ -32,7 +33,8 @@ LEAST_CLUSTERS = 8  # below, percentiles of resampled models are no interval
 class Rank:
     """A statistic of `n` models with the percentile interval of `draws` resamplings.
 
-    `left_out` models had a value that is not finite. The interval is NaN below 8 clusters.
+    `left_out` models had a value that is not finite. The interval is NaN below 8 clusters, and
+    where all resamplings agree.
     """
 
     name: str
@@ -103,7 +105,7 @@ def _bootstrap(
     if count >= LEAST_CLUSTERS and draws and np.isfinite(value):
         found = statistic(_resampled(groups, draws, seed))
         found = found[np.isfinite(found)]  # a draw of one configuration only has no order
-        if found.size >= 0.9 * draws:
+        if found.size >= 0.9 * draws and not statistics.is_rounding(found):
             low, high = map(float, np.quantile(found, [(1 - level) / 2, (1 + level) / 2]))
     return Rank(name, n, int(keep.size - n), count, value, low, high, draws)
 

@@ -120,9 +120,10 @@ def split_half(
       classes have two examples; a class with a single one does not count.
     """
     y = np.asarray(labels).reshape(-1)
+    (_, examples), _ = (counts(v, y, classes) for v in (right_dense, right_pruned))  # refuses
     both = np.stack([np.asarray(v, bool).reshape(-1) for v in (right_dense, right_pruned)])
-    class_weights(np.bincount(y, minlength=classes), weighting)  # refuses unknown ones
-    enough = np.flatnonzero(np.bincount(y, minlength=classes) >= 2)
+    class_weights(examples, weighting)  # refuses unknown ones
+    enough = np.flatnonzero(examples >= 2)
     if enough.size < 2:
         return nan, "fewer than two classes have two test examples"
     order = np.argsort(y, kind="stable")
@@ -221,9 +222,10 @@ def permutation_test(
     `labels` are [examples].
     """
     y = np.asarray(labels).reshape(-1)
+    (_, total), _ = (counts(p, y, classes) for p in (dense, pruned))  # refuses what does not fit
     right0, right = (np.asarray(p).reshape(-1) == y for p in (dense, pruned))
     count = lambda chosen: np.bincount(y[chosen], minlength=classes)  # noqa: E731
-    total, both, either = count(y >= 0), count(right0 & right), count(right0 ^ right)
+    both, either = count(right0 & right), count(right0 ^ right)
     weights = class_weights(total, weighting)
     recall = lambda c: c / np.where(total > 0, total, 1)  # noqa: E731
 

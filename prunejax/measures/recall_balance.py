@@ -14,10 +14,17 @@ def counts(
     """(right predictions [classes], test examples [classes]), exact integers.
 
     `predictions` and `labels` are [examples].
+
+    Raises:
+      ValueError: they are not as many, or labels are none of the classes.
     """
     p, y = np.asarray(predictions).reshape(-1), np.asarray(labels).reshape(-1)
     if p.size != y.size:
         raise ValueError(f"{p.size} predictions for {y.size} labels")
+    if y.dtype.kind not in "iub":
+        if y.size:
+            raise ValueError(f"labels are {y.dtype}; classes are integers from 0")
+        y = y.astype(int)
     if y.size and not (y.min() >= 0 and y.max() < classes):
         raise ValueError(f"labels from {y.min()} to {y.max()}; there are {classes} classes from 0")
     total = np.bincount(y, minlength=classes)

@@ -43,8 +43,15 @@ class Smoothed:
         return float(np.mean(self.classes < 0))
 
     def certified(self, labels: np.ndarray, radius: float = 0.0) -> float:
-        """Share of inputs right by `labels` [n] throughout a ball; abstentions are wrong."""
-        right = (self.classes == np.asarray(labels)) & (self.radii >= radius)
+        """Share of inputs right by `labels` [n] throughout a ball; abstentions are wrong.
+
+        Raises:
+          ValueError: not one label for each input, or one below 0.
+        """
+        y = np.asarray(labels).reshape(-1)
+        if y.size != self.classes.size or np.any(y < 0):  # -1 stands for an abstention
+            raise ValueError(f"{y.size} labels of {self.classes.size} inputs; one each, from 0")
+        right = (self.classes == y) & (self.radii >= radius)
         return float(np.mean(right))
 
 

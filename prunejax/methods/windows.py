@@ -78,8 +78,8 @@ def windows(
 
     Raises:
       ValueError: an unknown word, a duration below 1, a noise scale below 0, events that are no
-        pairs of such integers; from `init`: nothing to target, more targets than units, or a score
-        of another shape; from `update`: no parameters.
+        pairs of such integers; from `init`: nothing to target, more targets than units, noise
+        without a spread to follow, or a score of another shape; from `update`: no parameters.
     """
     for value, known, what in (
         (kind, KINDS, "kind"), (target, TARGETS, "target"), (restore, RESTORES, "restore"),
@@ -123,7 +123,12 @@ def windows(
         saved = {n: jnp.array(trees.get(params, n)) for n in shapes if features.restore}
         empty = {n: jnp.zeros(s, bool) for n, s in shapes.items()}
         whole = {n: ~none for n, none in empty.items()}
-        updates_lib.enough("target", int(counts.sum(dtype=np.int64)), whole, scope)
+        asked = int(counts.sum(dtype=np.int64))
+        updates_lib.enough("target", asked, whole, scope)
+        if kind == "gaussian":
+            _has_spread(
+                {g.name: trees.get(params, g.kernel).shape for g in groups}, shapes, asked, scope
+            )
         left = {n: jnp.zeros(s, jnp.int32) for n, s in shapes.items()}
         state = interventions.Windows(empty, left, saved, {}, {})
         return WindowsState(inner.init(params), state, jnp.int32(0))
@@ -185,3 +190,21 @@ def _units(group: Group, leaf: Array, score: Callable[[Array], Array]) -> tuple[
         f"the score of leaf {group.name!r} {leaf.shape} has shape {found}; give one number per "
         f"weight, or one per filter of the last axis, (1, ..., 1, {group.units})"
     )
+
+
+def _has_spread(
+    leaves: dict[str, tuple[int, ...]], units: dict[str, tuple[int, ...]], asked: int, scope: str
+) -> None:
+    """Refuses noise that no spread is left for: see `interventions.reference_std`."""
+    rest = {n: math.prod(units[n]) - (units[n] == shape) for n, shape in leaves.items()}
+    for name, shape in leaves.items():
+        if units[name] != shape and math.prod(shape[:-1]) < 2:
+            raise ValueError(
+                f"a filter of leaf {name!r} {shape} is a single weight, which has no standard "
+                "deviation for the noise; name other leaves with rules="
+            )
+    if asked >= (min(rest.values()) if scope == "layer" else sum(rest.values())):
+        raise ValueError(
+            f"events target {asked} units in all: the noise has the standard deviation of what no "
+            "event targets, a filter or two weights of a leaf; ask for fewer"
+        )

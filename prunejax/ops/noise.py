@@ -106,14 +106,18 @@ def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
 def reference_std(kernel: Array, targeted: Array) -> Array:
     """Standard deviation (ddof 1) of the weights of the layer's first untargeted filter.
 
-    With single weights as units: of all untargeted weights. 0 if everything is targeted.
+    With single weights as units (all of a vector): of all untargeted weights. 0 if everything is
+    targeted, or where it would be that of a single weight, which has no spread.
     """
-    if targeted.ndim == 1:
+    if targeted.ndim < kernel.ndim:
         first = jnp.argmin(targeted)  # False sorts first: the lowest untargeted index
         std = jnp.std(jnp.take(kernel, first, axis=-1), ddof=1)  # as PyTorch's std
+        # argmin then gives a targeted filter
+        none = jnp.all(targeted) | (math.prod(kernel.shape[:-1]) < 2)
     else:
         std = jnp.std(kernel, ddof=1, where=~targeted)
-    return jnp.where(jnp.all(targeted), 0.0, std)  # argmin then gives a targeted filter
+        none = jnp.sum(~targeted) < 2
+    return jnp.where(none, 0.0, std)
 
 
 def add_to(

@@ -192,7 +192,7 @@ def predictors(study: Study, _look: Look) -> Drawing | None:
         "What predicts generalization",
         f"{grid.fit.sentence}. {next(iter(values.values())).size} models ({models}), resampled by "
         f"configuration ({ranking_table.DRAWS} draws, 95 %). Bars: Kendall's tau-a; pale where the "
-        "interval holds 0 or there is none (fewer than 8 configurations). "
+        "interval holds 0 or there is none (fewer than 8 configurations, or a complete order). "
         "Scatters: test loss, hollow for models that do not fit. Along each axis: tau over pairs "
         "that differ there alone (of any seeds), and Psi, their mean; K: normalized mutual "
         "information with the order of test losses, the least over sets of up to two axes (0 "
