@@ -44,8 +44,7 @@ def initialize(
       process_count: number of processes.
       timeout_seconds: how long the processes wait for each other.
 
-    Returns:
-      The number of processes; 1 where JAX found it by itself.
+    Returns: The number of processes; 1 where JAX found it by itself.
 
     Raises:
       ValueError: flags that are incomplete or do not fit together, or processes that disagree.

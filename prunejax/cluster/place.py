@@ -30,8 +30,7 @@ def from_flags(
 
     `coordinator="auto"` leaves everything to `jax.distributed.initialize` and must stand alone.
 
-    Raises:
-      ValueError: some of the three are missing, or their values do not fit together.
+    Raises ValueError: some of the three are missing, or their values do not fit together.
     """
     flags = {
         "--coordinator": coordinator,

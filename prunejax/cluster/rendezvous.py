@@ -21,9 +21,7 @@ _STRANGERS = 64  # connections that may be silent at once; more are closed
 
 def split(address: str) -> tuple[str, int]:
     """`HOST:PORT` as a pair; an IPv6 host stands in brackets.
-
-    Raises:
-      ValueError: no host, or no port from 1 to 65535.
+    Raises ValueError: no host, or no port from 1 to 65535.
     """
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")

@@ -233,8 +233,7 @@ def norms_and_sum(
       weight: [n] in the accumulation dtype.
       masks: tree as from `vectors.expand_masks`, or None.
 
-    Returns:
-      [n] and a tree like params, both in the accumulation dtype.
+    Returns: [n] and a tree like params, both in the accumulation dtype.
     """
     run = partial(_norms_and_sum, per_example_loss)
     on_any_mesh = axes.automatic(run, params, lambda shardings, whole: (whole, shardings))

@@ -74,8 +74,7 @@ def load_embedded(name: str, data_dir: Directory = None, folder: Path = FOLDER) 
       data_dir: ignored, the data is part of the package.
       folder: where the files are.
 
-    Raises:
-      ValueError: the file is missing or is not the one that was made.
+    Raises ValueError: the file is missing or is not the one that was made.
     """
     del data_dir
     extract, file = EXTRACTS[name], folder / f"{name}.xz"

@@ -74,8 +74,7 @@ def load_uneven_gaussians(data_dir: Directory = None) -> Dataset:
     As many of each class: class c has mean N(0, I) (drawn once) and covariance s_c^2 I with s_c
     from 0.7 to 2.2: the wide classes are the hard ones. Always the same examples.
 
-    Args:
-      data_dir: ignored; the data is drawn.
+    Args: data_dir: ignored; the data is drawn.
     """
     del data_dir
     numbers = np.random.default_rng(0)

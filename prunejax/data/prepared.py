@@ -107,9 +107,7 @@ def preparation(name: str, directory: Path) -> str:
 def find(name: str, data_dir: Directory = None) -> Prepared:
     """Finds the newest version of a prepared set; reads two small JSON files.
 
-    Args:
-      name: "NAME" or "NAME/CONFIG", as in TFDS.
-      data_dir: see `search_directory`.
+    Args: name: "NAME" or "NAME/CONFIG", as in TFDS. data_dir: see `search_directory`.
 
     Raises:
       DataNotFoundError: it is not there, or files of it are missing.
@@ -217,11 +215,9 @@ def source(prepared: Prepared, split: str) -> Any:
 def read_split(prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels of a split, in TFDS's order, from the cache where it has them.
 
-    Returns:
-      images uint8 [n, height, width, channels], labels int32 [n].
+    Returns: images uint8 [n, height, width, channels], labels int32 [n].
 
-    Raises:
-      ValueError: images of varying size, records that cannot be read, labels out of range.
+    Raises ValueError: images of varying size, records that cannot be read, labels out of range.
     """
     if len(prepared.shape) != 3 or min(prepared.shape) < 1:
         raise ValueError(

@@ -129,8 +129,7 @@ def with_noise(data: Dataset, pad: int, noise: float, seed: int) -> Dataset:
       noise: standard deviation, in units of normalized pixels.
       seed: of the stream "input noise".
 
-    Raises:
-      ValueError: examples that are no images.
+    Raises ValueError: examples that are no images.
     """
     if data.prepare is not None:
         raise ValueError(

@@ -101,9 +101,7 @@ class Stream:
 
     def rows(self, step: int) -> np.ndarray:
         """Which examples this process has in batch `step`: int [batch], -1 for padding.
-
-        Raises:
-          IndexError: a step below 0, or one that evaluation, a single pass, does not have.
+        Raises IndexError: a step below 0, or one that evaluation, a single pass, does not have.
         """
         steps = self.steps_per_epoch
         if step < 0 or (step >= steps and not self.training):
@@ -177,8 +175,7 @@ class Stream:
           start: first step; a run that resumes gives the step it has reached.
           threads: batches in preparation at once; None for the number of cores, at most 16.
 
-        Raises:
-          ValueError: grain is not installed.
+        Raises ValueError: grain is not installed.
         """
         grain = require_grain()
         stop = np.iinfo(np.int32).max if self.training else self.steps_per_epoch

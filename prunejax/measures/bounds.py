@@ -74,10 +74,7 @@ def _sum(x: Array, axes: int) -> Array:
 def _lower(steps: Sequence[Step], boxes: Sequence[Box], rows: Array) -> Array:
     """Lower bounds [n, functions] of `rows` [n, functions, ...] times what the steps end with.
 
-    Args:
-      steps: the first steps of a network.
-      boxes: before each of them.
-      rows: linear functions.
+    Args: steps: the first steps of a network. boxes: before each of them. rows: linear functions.
     """
     total = jnp.zeros(rows.shape[:2])
     place = len(steps)

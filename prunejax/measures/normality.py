@@ -63,11 +63,9 @@ def normalized_activations(
       variables: its collections, masks applied.
       images: [batch, ...] as the network takes them (float, normalized).
 
-    Returns:
-      Layer path ("bn5") -> [values, channels], in forward order.
+    Returns: Layer path ("bn5") -> [values, channels], in forward order.
 
-    Raises:
-      ValueError: a network without BatchNorm.
+    Raises ValueError: a network without BatchNorm.
     """
 
     def run(variables: Mapping[str, Any], images: jax.Array) -> dict[str, Any]:
@@ -110,8 +108,7 @@ def normality(values: Mapping[str, ArrayLike], edges: ArrayLike = EDGES) -> Norm
       values: layer name -> array of any shape.
       edges: of the histogram's bins [bins + 1], increasing.
 
-    Raises:
-      ValueError: no layer, or a layer without values.
+    Raises ValueError: no layer, or a layer without values.
     """
     if not values:
         raise ValueError("no layer: give at least one array of normalized activations")

@@ -202,9 +202,7 @@ def columns(names: Sequence[str]) -> tuple[str, ...]:
 
 def _checked(name: str, result: Any) -> tuple[Columns, Arrays]:
     """What a measure gave, as numbers and arrays.
-
-    Raises:
-      ConfigError: it is not what its entry announces.
+    Raises ConfigError: it is not what its entry announces.
     """
     pair = isinstance(result, tuple) and len(result) == 2
     pair = pair and all(hasattr(part, "items") for part in result)

@@ -23,9 +23,7 @@ FAST = 20  # modes that `mode_leverage` looks at
 
 def hessian(e: Evidence) -> Array:
     """[n, n] second derivatives of the loss by the prunable weights, leaf by leaf, flat.
-
-    Raises:
-      ValueError: more than `LIMIT` weights.
+    Raises ValueError: more than `LIMIT` weights.
     """
     part, whole = e.parts(e.weights)
     size = sum(x.size for x in part)

@@ -117,8 +117,7 @@ def create(
       **extra: further options of the model, see `options(name)`: `dtype` ("float32", "bfloat16" or
         a dtype), `conv_method`, and for `mlp` also `hidden`, `batch_norm`, `glorot`.
 
-    Raises:
-      ValueError: unknown model or option, or a value outside its range.
+    Raises ValueError: unknown model or option, or a value outside its range.
     """
     known = options(name)
     for key in extra:

@@ -83,8 +83,7 @@ def conv(
         does not cover (grouped, other layouts or ranks, non-floating or mixed dtypes, operands
         sharded over explicit mesh axes).
 
-    Returns:
-      [batch, output height, output width, out] in the dtype of `x`.
+    Returns: [batch, output height, output width, out] in the dtype of `x`.
 
     Raises:
       ValueError: `method` is not one of the two.

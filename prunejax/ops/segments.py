@@ -53,8 +53,7 @@ def top(
       allowed: booleans of the scores' shapes, what may be chosen; None: all of a leaf.
       together: one ranking over all leaves.
 
-    Returns:
-      Boolean arrays of the scores' shapes.
+    Returns: Boolean arrays of the scores' shapes.
     """
     scores = [lax.stop_gradient(x) for x in scores]  # a mark has no derivative
     if all(a is None for a in allowed):

@@ -41,8 +41,7 @@ def _version(package: str) -> str:
 def git_state(package: Path) -> tuple[str | None, bool | None]:
     """The commit that a package's files are of, and whether they differ from it.
 
-    Args:
-      package: the folder with `__init__.py`.
+    Args: package: the folder with `__init__.py`.
 
     Returns:
       Twice None where no repository tracks that file: one that only encloses it, as of a project

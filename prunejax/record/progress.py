@@ -34,9 +34,7 @@ def whose(runs: Sequence[tuple[str, int]]) -> str:
 def standing(loss: ArrayLike, split: str, accuracy: ArrayLike) -> str:
     """`, loss 0.52, test accuracy 91.2%`: means over the runs whose number is finite.
 
-    Args:
-      loss, accuracy: one number per run, in nats and as a fraction.
-      split: of the accuracy.
+    Args: loss, accuracy: one number per run, in nats and as a fraction. split: of the accuracy.
     """
     means = []
     for values in (loss, accuracy):

@@ -29,8 +29,7 @@ class Scalars:
     def new(self, tables: Mapping[str, Path]) -> Iterator[tuple[str, int, dict[str, float]]]:
         """Run, step and numbers by tag of each new row, table by table; whole lines only.
 
-        Args:
-          tables: name -> CSV file.
+        Args: tables: name -> CSV file.
         """
         for table, file in tables.items():
             for row in self.new_rows(table, file):

@@ -201,8 +201,7 @@ def _verify(directory: SharedDirectory) -> None:
     """Checks what an interrupted study left: the tables as its last chunk of runs found them, and
     the files of the runs that have ended.
 
-    Raises:
-      WorkdirError: rows or files are gone or were changed, or what tells so is not there.
+    Raises WorkdirError: rows or files are gone or were changed, or what tells so is not there.
     """
     name = "progress.json"
     known = directory.load_json(name)

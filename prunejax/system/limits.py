@@ -45,11 +45,9 @@ def free_host_memory(root: Path = ROOT, rlimits: Mapping[str, int] | None = None
 def check_addresses(limit: int | None = None) -> None:
     """Refuses a `ulimit -v` under which JAX cannot start.
 
-    Args:
-      limit: in bytes, that of this process by default; -1: none.
+    Args: limit: in bytes, that of this process by default; -1: none.
 
-    Raises:
-      ConfigError: it is below `LEAST_ADDRESSES`.
+    Raises ConfigError: it is below `LEAST_ADDRESSES`.
     """
     if limit is None:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]

@@ -135,8 +135,7 @@ def forecast(
     mode along w + t d, one quadratic form (LeCun et al. 1990, with the interactions of everything
     that is removed at once).
 
-    Returns:
-      float32 [2], nats: g'd, and g'd + d'Hd/2.
+    Returns: float32 [2], nats: g'd, and g'd + d'Hd/2.
     """
     indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
     along = expansion(program, before, after)

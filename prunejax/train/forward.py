@@ -54,8 +54,7 @@ def steer(
       learnt: score parameters by layer.
       table: of the run.
 
-    Returns:
-      Gradients, the masks of what is trained, and score parameters.
+    Returns: Gradients, the masks of what is trained, and score parameters.
     """
     if rule == "straight_through":
         changed = {}
@@ -97,13 +96,9 @@ def choose(
 ) -> tuple[Windows, dict[str, Array], dict[str, Array]]:
     """The windows after an event that leaves exactly `dead` dead.
 
-    Args:
-      windows: before it.
-      dead: bool per unit and layer.
-      happens: whether it takes place at all.
+    Args: windows: before it. dead: bool per unit and layer. happens: whether it takes place at all.
 
-    Returns:
-      Windows, what the event made dead, and what it made live.
+    Returns: Windows, what the event made dead, and what it made live.
     """
     before = {n: left > 0 for n, left in windows.remaining.items()}
     after = {n: jnp.where(happens, dead[n], gone) for n, gone in before.items()}

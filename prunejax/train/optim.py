@@ -124,9 +124,7 @@ def _made(make: Make, momentum: float, nesterov: bool) -> optax.GradientTransfor
 def warmed(step: jax.Array, warmup: jax.Array) -> jax.Array:
     """The share of its learning rate that a training step has: min(1, (step + 1) / warmup).
 
-    Args:
-      step: counted from 0.
-      warmup: steps until the share is 1; 0: it is 1 from the first.
+    Args: step: counted from 0. warmup: steps until the share is 1; 0: it is 1 from the first.
     """
     return jnp.minimum(jnp.float32(1), (step + 1) / jnp.maximum(warmup, 1))  # step 0 moves already
 

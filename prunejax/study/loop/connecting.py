@@ -97,9 +97,8 @@ def close(
 def check(settings: ConfigDict, batches: Sequence[Batch]) -> None:
     """Refuses lines that cannot be drawn, before the runs that they connect are trained.
 
-    Raises:
-      ConfigError: all examples of a streamed set, more than there are, or units that cannot be
-        permuted.
+    Raises ConfigError: all examples of a streamed set, more than there are, or units that cannot be
+    permuted.
     """
     c = settings.connect
     ends = {label for pair in settings.connect.pairs for label in pair.split(":")}

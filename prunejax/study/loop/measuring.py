@@ -37,9 +37,7 @@ Found = tuple[dict[str, float], dict[str, np.ndarray], dict[str, str]]
 
 def check(settings: ConfigDict, batches: list[Batch]) -> None:
     """Refuses measures that a program of the study cannot have.
-
-    Raises:
-      ConfigError: names the field, the value, and what is allowed.
+    Raises ConfigError: names the field, the value, and what is allowed.
     """
     chosen = settings.measures
     for batch in batches:

@@ -39,11 +39,7 @@ class Outline(NamedTuple):
 
 
 def outline(settings: ConfigDict, dataset: Dataset | StreamedSet) -> Outline:
-    """The model for a data set.
-
-    Raises:
-      ConfigError: model and settings do not go together.
-    """
+    """The model for a data set. Raises ConfigError: model and settings do not go together."""
     if settings.batch_size > dataset.train_examples:
         raise ConfigError(
             f"config.batch_size = {settings.batch_size} is more than the {dataset.train_examples} "
@@ -98,8 +94,7 @@ def events(
       taken: whether it has scores of another run that training gathered, at its events before
         training, and from then on.
 
-    Raises:
-      ConfigError: layers, counts or times that cannot be.
+    Raises ConfigError: layers, counts or times that cannot be.
     """
     own = of.arm(arm)
     start = live_lib.begin(own, parent, at)
@@ -174,9 +169,7 @@ def _scored(arm: Variant, rows: Sequence[Row], taken: bool, first: int) -> None:
 
 def check_twin(label: str, ours: Events, twin: str, theirs: Events) -> None:
     """Refuses a twin with other events: it replays the first of them at its own first, and so on.
-
-    Raises:
-      ConfigError: the first that differs.
+    Raises ConfigError: the first that differs.
     """
     both = itertools.zip_longest(_counted(ours), _counted(theirs))
     for number, (own, other) in enumerate(both, 1):

@@ -120,9 +120,7 @@ def _static_key(settings: ConfigDict) -> str:
 
 def build(arms: Sequence[Variant]) -> list[Batch]:
     """Programs and members of a study, grouped by what has to be compiled together.
-
-    Raises:
-      ConfigError (or another ValueError): data, model, layer or schedule that cannot be had.
+    Raises ConfigError (or another ValueError): data, model, layer or schedule that cannot be had.
     """
     datasets: dict[str, Dataset | StreamedSet] = {}
     keyed: dict[tuple[str, int | None], list[Variant]] = {}

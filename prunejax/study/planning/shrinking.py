@@ -28,8 +28,7 @@ def with_cuts(
       per_epoch: training steps in an epoch.
       dataset: of the arms.
 
-    Raises:
-      ConfigError: the numbers are not known before, or the network cannot be cut.
+    Raises ConfigError: the numbers are not known before, or the network cannot be cut.
     """
     every = arms[0].settings.prune.shrink_every
     if not every:

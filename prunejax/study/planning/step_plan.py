@@ -41,8 +41,7 @@ def rows(arm: Arm, per_epoch: int, start: Live) -> list[Row]:
       per_epoch: training steps in an epoch.
       start: what is live at the beginning.
 
-    Raises:
-      ConfigError: events after the end of training, or growth that cannot be.
+    Raises ConfigError: events after the end of training, or growth that cannot be.
     """
     p, total = arm.settings.prune, arm.settings.epochs * per_epoch
     if p.schedule == "none":

@@ -37,8 +37,7 @@ def check(
       groups: what is checked.
       always: of models of this package too.
 
-    Raises:
-      ConfigError: a reader still gets something else than 0 from a masked unit.
+    Raises ConfigError: a reader still gets something else than 0 from a masked unit.
     """
     if not groups or (registry.is_shipped(type(module)) and not always):
         return

@@ -21,9 +21,7 @@ MOMENTS = {"epoch": "epochs", "end": "end", "before": "events", "after": "events
 
 def check(settings: ConfigDict) -> None:
     """Refuses unknown probes and moments.
-
-    Raises:
-      ConfigError: names the field, the value, and what is allowed.
+    Raises ConfigError: names the field, the value, and what is allowed.
     """
     names, at = tuple(settings.probes.names), tuple(settings.probes.at)
     for field, values, known in (("names", names, PROBES), ("at", at, WHEN)):
@@ -45,9 +43,7 @@ def check(settings: ConfigDict) -> None:
 
 def named(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[str, ...]:
     """The probes of a program besides loss and accuracy.
-
-    Raises:
-      ConfigError: one needs classes, and the data set has numbers; one gives no sums.
+    Raises ConfigError: one needs classes, and the data set has numbers; one gives no sums.
     """
     names = tuple(name for name in settings.probes.names if name not in ALWAYS)
     for name in names:
