@@ -134,11 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else command.BAD_REQUEST
     name, *rest = words
     try:
-        if name not in COMMANDS:
-            raise ConfigError(
-                f"unknown command {name!r}; there are: {', '.join(COMMANDS)}."
-                + registry.suggestion(name, COMMANDS)
-            )
+        registry.one_of(name, COMMANDS, f"unknown command {name!r}; there are")
         if name in _WITHOUT_FLAGS and {"--help", "-h"} & set(rest):
             signals.tell(__doc__ or "", sys.stdout)
             return 0

@@ -22,18 +22,13 @@ FOLDER = Path(__file__).parent / "fashion"
 
 @dataclass(frozen=True)
 class Extract:
-    """What a file holds once unpacked: training and test labels, then training and test images.
+    """What a file holds once unpacked: training and test labels, then training and test images."""
 
-    Attributes:
-      train, test: number of examples.
-      side: of the square one-channel images, in pixels.
-      sha256: of the unpacked bytes, one for a label or a pixel.
-    """
-
+    # train, test: number of examples.
     train: int
     test: int
-    side: int
-    sha256: str
+    side: int  # of the square one-channel images, in pixels
+    sha256: str  # of the unpacked bytes, one for a label or a pixel
 
 
 EXTRACTS = {

@@ -44,26 +44,17 @@ class DataNotFoundError(ValueError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared set on disk, all of whose files are there.
+    """A prepared set on disk, all of whose files are there."""
 
-    Attributes:
-      name: "NAME" or "NAME/CONFIG", as in TFDS.
-      path: the version directory.
-      files: file paths of each split, in order.
-      lengths: number of examples of each split.
-      image, label: names of the features.
-      shape: of the images; -1 where it varies.
-      num_classes: of the label feature.
-    """
-
-    name: str
-    path: Path
-    files: dict[str, list[Path]]
-    lengths: dict[str, int]
+    name: str  # "NAME" or "NAME/CONFIG", as in TFDS
+    path: Path  # the version directory
+    files: dict[str, list[Path]]  # file paths of each split, in order
+    lengths: dict[str, int]  # number of examples of each split
+    # image, label: names of the features.
     image: str
     label: str
-    shape: tuple[int, ...]
-    num_classes: int
+    shape: tuple[int, ...]  # of the images; -1 where it varies
+    num_classes: int  # of the label feature
 
     @property
     def channels(self) -> int:
@@ -122,17 +113,14 @@ def find(name: str, data_dir: Directory = None) -> Prepared:
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").is_file()
     ]
     if not versions:
+        others = " (its authors' archives will do)" if name in archives.NAMES else ""
         raise DataNotFoundError(
             f"data set {name!r} is not prepared: looked for {name}/VERSION/dataset_info.json in "
             f"{directory} ({origin}). Point data_dir or TFDS_DATA_DIR at the directory that holds "
-            f"it{_or_archives(name)}, or prepare it once, with a network: "
+            f"it{others}, or prepare it once, with a network: "
             f"{preparation(name, directory)}"
         )
     return _open(name, max(versions)[1], directory)  # by number: 10 comes after 9
-
-
-def _or_archives(name: str) -> str:
-    return " (its authors' archives will do)" if name in archives.NAMES else ""
 
 
 def _open(name: str, path: Path, directory: Path) -> Prepared:

@@ -13,23 +13,16 @@ from prunejax.data.streaming import Stream
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """Stands where `Dataset` stands for sets in memory; made by `open_streamed`.
+    """Stands where `Dataset` stands for sets in memory; made by `open_streamed`."""
 
-    Attributes:
-      name: the name it was opened by.
-      data_dir: directory of prepared sets; None: see `streaming.open_stream`.
-      image_shape: (height, width, channels) of the images in a batch.
-      train_examples, test_examples: of the splits; "test" is the evaluation split.
-      num_classes: number of classes.
-      mean, std: per channel, of pixel / 255, for `batches.normalize`.
-    """
-
-    name: str
-    data_dir: Directory
-    image_shape: tuple[int, int, int]
+    name: str  # the name it was opened by
+    data_dir: Directory  # directory of prepared sets; None: see `streaming.open_stream`
+    image_shape: tuple[int, int, int]  # (height, width, channels) of the images in a batch
+    # train_examples, test_examples: of the splits; "test" is the evaluation split.
     train_examples: int
     test_examples: int
-    num_classes: int
+    num_classes: int  # number of classes
+    # mean, std: per channel, of pixel / 255, for `batches.normalize`.
     mean: tuple[float, ...]
     std: tuple[float, ...]
 

@@ -121,12 +121,8 @@ def create(
     """
     known = options(name)
     for key in extra:
-        if key not in known:
-            raise ValueError(
-                f"model {name!r} has no option {key!r}; there are: "
-                f"{', '.join(['num_classes', *known])}."
-                + registry.suggestion(key, ["num_classes", *known])
-            )
+        told = f"model {name!r} has no option {key!r}; there are"
+        registry.one_of(key, ["num_classes", *known], told)
     if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 1:
         raise ValueError(f"num_classes is {num_classes!r}; it must be an integer of at least 1")
     if not 0 < width < float("inf"):

@@ -46,11 +46,6 @@ def standing(loss: ArrayLike, split: str, accuracy: ArrayLike) -> str:
     return f", loss {means[0]:.3g}, {split} accuracy {100 * means[1]:.1f}%"
 
 
-def _is_notebook(stream: object) -> bool:
-    """A cell's output is no terminal, but rewrites a line like one."""
-    return type(stream).__module__.partition(".")[0] == "ipykernel"
-
-
 class Progress:
     """Rewrites one line on a terminal and in a notebook; elsewhere prints a line every few seconds.
 
@@ -84,7 +79,9 @@ class Progress:
         self._stream: TextIO = found
         self._terminal = False
         with suppress(AttributeError, *_UNWRITABLE):
-            self._terminal = found.isatty() or _is_notebook(found)
+            # A cell's output is no terminal, but rewrites a line like one.
+            notebook = type(found).__module__.partition(".")[0] == "ipykernel"
+            self._terminal = found.isatty() or notebook
         self._interval = interval if interval is not None else (0.2 if self._terminal else 5.0)
         self._clock = clock
         self._start = clock()

@@ -153,7 +153,7 @@ class Tracking:
             self._had = {(name, run) for name, runs in self._sent.items() for run in runs}
         for row in self._scalars.new_rows("runs", self._path / "runs.csv"):
             # A setting, not a result.
-            numbers = {k: float(v) for k, v in row.items() if k != "seed" and _number(v)}
+            numbers = {k: x for k, x in scalars.numbers(row).items() if k != "seed"}
             self._send(row, numbers, self._sent)
 
     def _send(
@@ -224,11 +224,3 @@ def _is_of_runs(file: Path) -> bool:
     """Whether rows belong to runs; `runs.csv` itself is the summary."""
     with file.open() as rows:
         return rows.readline().split(",")[0] == "run" and file.stem != "runs"
-
-
-def _number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

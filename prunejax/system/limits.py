@@ -36,7 +36,9 @@ def free_host_memory(root: Path = ROOT, rlimits: Mapping[str, int] | None = None
       root: of the file system.
       rlimits: "AS" and "DATA" in bytes, those of this process by default; -1: none.
     """
-    free = [*_system(root), *_groups(root), *_process(root, rlimits)]
+    available = _fields(root / "proc/meminfo").get("MemAvailable")
+    free = [] if available is None else [available]
+    free += [*_groups(root), *_process(root, rlimits)]
     if not free and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         free.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     return max(0.0, min(free, default=float("inf")))
@@ -61,12 +63,6 @@ def check_addresses(limit: int | None = None) -> None:
 def resident(root: Path = ROOT) -> float:
     """Bytes of memory that this process holds now; 0 where the system does not tell."""
     return _fields(root / "proc/self/status").get("VmRSS", 0.0)
-
-
-def _system(root: Path) -> Iterator[float]:
-    found = _fields(root / "proc/meminfo").get("MemAvailable")
-    if found is not None:
-        yield found
 
 
 def _process(root: Path, rlimits: Mapping[str, int] | None) -> Iterator[float]:

@@ -39,12 +39,6 @@ def _accuracy(program: Program, correct: Array, examples: Array | np.float32) ->
     return fraction if program.has_classes else jnp.full_like(fraction, jnp.nan)
 
 
-def train_metrics(program: Program, state: TrainState) -> Metrics:
-    """Means over the epoch's training batches, taken as they were trained (train mode)."""
-    n = jnp.maximum(state.totals.examples, 1)  # before the first step there are none: 0, not NaN
-    return Metrics(state.totals.loss / n, _accuracy(program, state.totals.correct, n))
-
-
 def evaluate(program: Program, state: TrainState, images: Array, labels: Array) -> Metrics:
     """What the probes see of a whole split, the last partial batch weighted exactly."""
     # In the split's order: probes put what they see in the examples' places.
@@ -247,7 +241,9 @@ def released_evaluate(
 
 def summary(program: Program, state: TrainState) -> tuple[Metrics, Array, Array, Array]:
     """Training metrics of the epoch, first bad step, steps done, sparsity."""
-    return train_metrics(program, state), state.bad_step, state.step, sparsity(program, state)
+    n = jnp.maximum(state.totals.examples, 1)  # before the first step there are none: 0, not NaN
+    trained = Metrics(state.totals.loss / n, _accuracy(program, state.totals.correct, n))
+    return trained, state.bad_step, state.step, sparsity(program, state)
 
 
 def sparsity(program: Program, state: TrainState) -> Array:

@@ -207,7 +207,7 @@ def batch(
     if not program.weights:
         unit_check.check(of.module, of.variables, dataset.image_shape, groups)
     idle = [note for arm in arms for note in fit_check.idle_layers(of.arm(arm))]
-    idle += [_no_update(a) for a in arms if _never(a.settings.prune, rows[a.label])]
+    idle += [note for a in arms for note in _no_update(a, rows[a.label])]
     late = _after_training(arms, settings.epochs * program.steps_per_epoch)
     notes = (*late, *fit_check.decoupled(arms), *idle)
     return Batch(program, dataset, members, notes)
@@ -235,14 +235,12 @@ def _gradient_updates(settings: ConfigDict, rows: Sequence[Row]) -> int:
     return growing * p.average if p.grow == "gradient" else 0
 
 
-def _never(prune: ConfigDict, rows: Sequence[Row]) -> bool:
-    asked = prune.schedule != "none" and prune.grow != "none" and prune.update_every > 0
-    return asked and not any(row.update for row in rows)
-
-
-def _no_update(arm: Variant) -> str:
+def _no_update(arm: Variant, rows: Sequence[Row]) -> list[str]:
     p = arm.settings.prune
-    return (
+    asked = p.schedule != "none" and p.grow != "none" and p.update_every > 0
+    if not asked or any(row.update for row in rows):
+        return []
+    return [
         f"Arm {arm.label}: no unit is swapped; no update falls into training "
         f"(prune.update_every = {p.update_every}, prune.update_end = {p.update_end})."
-    )
+    ]

@@ -57,19 +57,15 @@ def _plain(number: float | None) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
-def _plain_label(text: Any) -> str:
-    """The nearest label that is one."""
-    return re.sub(r"[^\w+=-]+", "_", str(text)).strip("_+=-")[:LABEL_LENGTH] or "arm"
-
-
 def label(text: Any) -> None:
     """Checks a variant's label, which names files and appears in rules for runs.
     Raises ConfigError: it is not of letters, digits and `_+=-`, or too long.
     """
     if not isinstance(text, str) or not re.fullmatch(r"\w[\w+=-]*", text):
+        nearest = re.sub(r"[^\w+=-]+", "_", str(text)).strip("_+=-")[:LABEL_LENGTH] or "arm"
         raise ConfigError(
             f"variants: the label {text!r} names files; it must start with a letter, digit or "
-            f"'_' and go on with those or '+', '=', '-', e.g. {_plain_label(text)!r}"
+            f"'_' and go on with those or '+', '=', '-', e.g. {nearest!r}"
         )
     if len(text) > LABEL_LENGTH:
         raise ConfigError(

@@ -51,14 +51,11 @@ def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
         label = max((k for k in labels if text.startswith(f"{k}.")), key=len, default=None)
         if label is None:
             name = text.partition("=")[0].split(".")[0]
-            if name in labels:
-                raise ConfigError(
-                    f"--config.variants.{text}: name a field inside of {name!r}, like "
-                    f"--config.variants.{name}.prune.period=2"
-                )
+            told = f"--config.variants.{text}: no variant {name!r}; there are"
+            registry.one_of(name, labels, told)
             raise ConfigError(
-                f"--config.variants.{text}: no variant {name!r}; there are: {', '.join(labels)}."
-                + registry.suggestion(name, list(labels))
+                f"--config.variants.{text}: name a field inside of {name!r}, like "
+                f"--config.variants.{name}.prune.period=2"
             )
         path, _, value = text[len(label) + 1 :].partition("=")
         like = declared(path, f"--config.variants.{text}")
