@@ -159,14 +159,7 @@ def _open(name: str, path: Path, directory: Path) -> Prepared:
         )
     sizes = [int(d) for d in image_feature.get("shape", {}).get("dimensions", [])]
     return Prepared(
-        name,
-        path,
-        files,
-        lengths,
-        image,
-        label,
-        tuple(sizes),
-        int(label_feature["numClasses"]),
+        name, path, files, lengths, image, label, tuple(sizes), int(label_feature["numClasses"])
     )
 
 

@@ -260,11 +260,7 @@ class Fit:
 
 
 def fit_filter(
-    train_accuracy: ArrayLike,
-    train_loss: ArrayLike,
-    *,
-    accuracy: float = 0.99,
-    loss: float = 0.01,
+    train_accuracy: ArrayLike, train_loss: ArrayLike, *, accuracy: float = 0.99, loss: float = 0.01
 ) -> Fit:
     """Models with train accuracy of at least `accuracy`, or train loss of at most `loss` nats.
 

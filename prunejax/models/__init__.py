@@ -86,10 +86,7 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
         },
     ),
     # 22,050,664 parameters on 224x224 images and 1000 classes
-    "vit_s16": (
-        ViT,
-        {"depth": 12, "heads": 6, "head_units": 64, "mlp_units": 1536, "patch": 16},
-    ),
+    "vit_s16": (ViT, {"depth": 12, "heads": 6, "head_units": 64, "mlp_units": 1536, "patch": 16}),
 }
 SHIPPED = dict(MODELS)
 

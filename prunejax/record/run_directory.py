@@ -262,10 +262,7 @@ class RunDirectory:
         Raises WorkdirError: a table is not as this process wrote it.
         """
         self.verify(**self.marks())
-        kept = {
-            "files": ledger.entries(self.path, self.tables),
-            "views": ledger.views(self.path),
-        }
+        kept = {"files": ledger.entries(self.path, self.tables), "views": ledger.views(self.path)}
         # Last: it says that all else is there.
         self.save_json("status.json", {"finished": True, **facts, **kept})
 

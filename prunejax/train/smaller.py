@@ -131,8 +131,7 @@ def trained(
         batch_stats=small(state.batch_stats),
         activations=of_layers(state.activations),
         windows=state.windows._replace(
-            targeted=of_layers(state.windows.targeted),
-            remaining=of_layers(state.windows.remaining),
+            targeted=of_layers(state.windows.targeted), remaining=of_layers(state.windows.remaining)
         ),
     )
     part = train(cut.program, part, data, *steps)

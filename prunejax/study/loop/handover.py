@@ -89,10 +89,7 @@ class Handover:
     """What the members of a chunk take from other runs, and leave for them."""
 
     def __init__(
-        self,
-        directory: SharedDirectory,
-        real: Sequence[tuple[int, Member]],
-        population: Population,
+        self, directory: SharedDirectory, real: Sequence[tuple[int, Member]], population: Population
     ) -> None:
         """Args: real: members, without padding, with their places in the stack."""
         self._directory, self._population = directory, population

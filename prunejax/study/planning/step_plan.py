@@ -122,10 +122,7 @@ def _phases(arm: Arm, layers: Mapping[str, Layer], total: int) -> list[Row]:
 
 
 def _cumulative(
-    every: int,
-    found: Sequence[Row],
-    before: Mapping[str, int],
-    total: int,
+    every: int, found: Sequence[Row], before: Mapping[str, int], total: int
 ) -> list[Row]:
     """Events that count what is dead after them: those of the schedule, then one `every` steps."""
     dead, again = Counter(before), list[Row]()

@@ -97,11 +97,7 @@ class Probing:
     """Records what the probes saw of a chunk's members."""
 
     def __init__(
-        self,
-        names: Sequence[str],
-        at: Iterable[str],
-        directory: SharedDirectory,
-        examples: int,
+        self, names: Sequence[str], at: Iterable[str], directory: SharedDirectory, examples: int
     ) -> None:
         """Args: names: of `Program.probes`. at: of WHEN. examples: in the test split."""
         self._names, self._at = tuple(names), frozenset(at)
