@@ -95,12 +95,9 @@ def _export(argv: Sequence[str]) -> int:
         )
     if of == "run":
         path = export.export(
-            given["workdir"],
-            given["run"],
-            given["output"],
-            shrunk="--shrink" in flags,
+            given["workdir"], given["run"], given["output"], shrunk="--shrink" in flags,
             fold="--fold" in flags,
-        )
+        )  # fmt: skip
         signals.tell(f"{path}: {path.stat().st_size:,} bytes", sys.stdout)
         return 0
     told = ticket_file.export(given["workdir"], given["ticket"], given["output"])

@@ -100,14 +100,10 @@ def load(
                 "see data.dataset.make"
             )
     chosen = take(
-        whole,
-        train_examples=train_examples,
-        test_examples=test_examples,
-        validation_examples=validation_examples,
-        label_noise=label_noise,
-        imbalance=imbalance,
+        whole, train_examples=train_examples, test_examples=test_examples,
+        validation_examples=validation_examples, label_noise=label_noise, imbalance=imbalance,
         seed=seed,
-    )
+    )  # fmt: skip
     if not standardize:
         chosen = _as_pixels(chosen)
     # Last: in units of what is read.

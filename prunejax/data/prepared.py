@@ -173,13 +173,10 @@ def _json(path: Path) -> Any:
 def _file_name(name: str, split: dict[str, Any], index: int, count: int) -> str:
     default = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     return str(split.get("filepathTemplate", default)).format(
-        DATASET=name.split("/")[0],
-        SPLIT=split["name"],
-        FILEFORMAT="array_record",
-        SHARD_INDEX=f"{index:05d}",
-        NUM_SHARDS=f"{count:05d}",
+        DATASET=name.split("/")[0], SPLIT=split["name"], FILEFORMAT="array_record",
+        SHARD_INDEX=f"{index:05d}", NUM_SHARDS=f"{count:05d}",
         SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
-    )
+    )  # fmt: skip
 
 
 def source(prepared: Prepared, split: str) -> Any:

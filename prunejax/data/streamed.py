@@ -74,15 +74,9 @@ class StreamedSet:
         self, training: bool, batch_size: int, part: tuple[int, int], **options: Any
     ) -> Stream:
         return streaming.open_stream(
-            self.name,
-            training=training,
-            batch_size=batch_size,
-            image_size=self.image_shape[0],
-            data_dir=self.data_dir,
-            process_index=part[0],
-            process_count=part[1],
-            **options,
-        )
+            self.name, training=training, batch_size=batch_size, image_size=self.image_shape[0],
+            data_dir=self.data_dir, process_index=part[0], process_count=part[1], **options,
+        )  # fmt: skip
 
 
 def open_streamed(name: str, *, data_dir: Directory = None, image_size: int = 224) -> StreamedSet:
@@ -105,15 +99,9 @@ def open_streamed(name: str, *, data_dir: Directory = None, image_size: int = 22
         for training in (True, False)
     )
     return StreamedSet(
-        name,
-        data_dir,
-        train.image_shape,
-        train.examples,
-        test.examples,
-        train.num_classes,
-        train.mean,
-        train.std,
-    )
+        name, data_dir, train.image_shape, train.examples, test.examples, train.num_classes,
+        train.mean, train.std,
+    )  # fmt: skip
 
 
 def must_stream(name: str, data_dir: Directory = None) -> bool:

@@ -264,17 +264,9 @@ def open_stream(
     # These two words are the key of all views of the run.
     key = jax.random.bits(rng.at(seed, "augment"), (2,))
     return Stream(
-        prepared=found,
-        split=split,
-        records=prepared.source(found, split),
-        training=training,
-        batch_size=batch_size,
-        image_size=image_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-        mean=known.mean[: found.channels],
-        std=known.std[: found.channels],
-        augment_key=tuple(int(word) for word in np.asarray(key)),
+        prepared=found, split=split, records=prepared.source(found, split), training=training,
+        batch_size=batch_size, image_size=image_size, seed=seed, process_index=process_index,
+        process_count=process_count, mean=known.mean[: found.channels],
+        std=known.std[: found.channels], augment_key=tuple(int(word) for word in np.asarray(key)),
         augment=augment,
-    )
+    )  # fmt: skip

@@ -110,18 +110,11 @@ def conv(
     )
     if plain:
         return lax.conv_general_dilated(
-            x,
-            w,
-            strides,
-            padding,
-            lhs_dilation=lhs,
-            rhs_dilation=rhs,
-            dimension_numbers=dimension_numbers,
-            feature_group_count=feature_group_count,
-            batch_group_count=batch_group_count,
-            precision=precision,
+            x, w, strides, padding, lhs_dilation=lhs, rhs_dilation=rhs,
+            dimension_numbers=dimension_numbers, feature_group_count=feature_group_count,
+            batch_group_count=batch_group_count, precision=precision,
             preferred_element_type=preferred_element_type,
-        )
+        )  # fmt: skip
     window = [conv_cpu.dilated(w.shape[i], rhs[i]) for i in range(2)]
     if isinstance(padding, str):
         size = [conv_cpu.dilated(x.shape[1 + i], lhs[i]) for i in range(2)]
@@ -280,12 +273,9 @@ def _batch(
         return _conv_p.bind(a, b, kind=kind, geometry=geometry, members=True), 0
     outer, inner = a.shape[:2]
     y = _conv_p.bind(
-        a.reshape(-1, *a.shape[2:]),
-        b.reshape(-1, *b.shape[2:]),
-        kind=kind,
-        geometry=geometry,
+        a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]), kind=kind, geometry=geometry,
         members=True,
-    )
+    )  # fmt: skip
     return y.reshape(outer, inner, *y.shape[1:]), 0
 
 

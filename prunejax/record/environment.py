@@ -59,13 +59,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         found = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=10,
-            env=environment,
-        )
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True,
+            text=True, errors="replace", timeout=10, env=environment,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if found.returncode == 0 else None

@@ -58,14 +58,10 @@ def wandb(run: EndedRun) -> None:
     """
     module = optional.need("the tracker wandb", "wandb")
     tracked = module.init(
-        project=run.study,
-        name=run.run,
-        group=run.variant,
-        dir=str(run.workdir),
-        config=dict(run.settings),
-        reinit="create_new",
+        project=run.study, name=run.run, group=run.variant, dir=str(run.workdir),
+        config=dict(run.settings), reinit="create_new",
         settings=module.Settings(silent=True, console="off"),
-    )
+    )  # fmt: skip
     # Of rows with one `step` of its own it keeps the last numbers: events are told by this one.
     tracked.define_metric(STEP)
     tracked.define_metric("*", step_metric=STEP)
@@ -188,15 +184,11 @@ class Tracking:
             self._about = name, scalars.hyperparameters(config, stated)
         name, settings = self._about
         return EndedRun(
-            study=name,
-            workdir=self._path,
-            run=row["run"],
-            variant=row["variant"],
+            study=name, workdir=self._path, run=row["run"], variant=row["variant"],
             seed=int(row["seed"]),
             settings={**settings.get(row["variant"], {}), "seed": int(row["seed"])},
-            scalars=_by_step(self._rows.get(row["run"], [])),
-            summary=summary,
-        )
+            scalars=_by_step(self._rows.get(row["run"], [])), summary=summary,
+        )  # fmt: skip
 
 
 def send(workdir: str | os.PathLike[str], names: Sequence[str]) -> None:

@@ -200,15 +200,9 @@ def released_evaluate(
             (2 * state.step + after_event) * batches + number
         )  # training draws are >= 0
         params = interventions.act(  # as at the start of a training step: this pass sees its noise
-            program.groups,
-            state.params,
-            state.windows,
-            state.table,
-            program.features,
-            seed=state.seed,
-            counter=counter,
-            opening=False,
-        )
+            program.groups, state.params, state.windows, state.table, program.features,
+            seed=state.seed, counter=counter, opening=False,
+        )  # fmt: skip
         # Kept: noise piles up in the stored weights, also while testing.
         state = state._replace(params=params)
         outputs = logits(program, state, jnp.take(images, index, axis=0))
@@ -218,13 +212,9 @@ def released_evaluate(
         correct += jnp.sum(losses.hits(outputs, target) & (weight > 0)).astype(jnp.int32)
         # A window may close within a test pass, and restore.
         params, stats, windows = interventions.advance(
-            program.groups,
-            state.params,
-            state.batch_stats,
-            state.windows,
-            state.table,
+            program.groups, state.params, state.batch_stats, state.windows, state.table,
             program.features,
-        )
+        )  # fmt: skip
         return (
             state._replace(params=params, batch_stats=stats, windows=windows),
             loss,

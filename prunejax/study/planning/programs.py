@@ -184,24 +184,19 @@ def batch(
     hypers = {a.label: tables_lib.hyper(a.settings) for a in arms}
     members = tuple(
         Member(
-            run=f"{arm.label}-{seed}",
-            variant=arm.label,
-            seed=seed,
-            table=tables[arm.label],
+            run=f"{arm.label}-{seed}", variant=arm.label, seed=seed, table=tables[arm.label],
             hyper=hypers[arm.label],
             twin=(twin := arm.settings.intervention.twin) and f"{twin}-{seed}",
             evaluate_between=arm.settings.prune.evaluate_between,
-            start=starts[f"{arm.label}-{seed}"],
-            keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
-            layers=planned[arm.label].live.names,
-            asked=asked[f"{arm.label}-{seed}"],
+            start=starts[f"{arm.label}-{seed}"], keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
+            layers=planned[arm.label].live.names, asked=asked[f"{arm.label}-{seed}"],
             gradient_updates=_gradient_updates(arm.settings, rows[arm.label]),
             init_seed=lineage.named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
             data_seed=lineage.named(seed, arm.settings.start.copy),
         )
         for arm in arms
         for seed in seeds
-    )
+    )  # fmt: skip
     if program.needs_activations:
         fit_check.activations(of.module, of.variables, dataset.image_shape, groups)
     if not program.weights:
