@@ -230,15 +230,9 @@ def projected_gradient(
 
 
 def _attack(
-    outputs: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
-    labels: jax.Array,
-    low: jax.Array,
-    high: jax.Array,
-    key: jax.Array,
-    steps: int,
-    restarts: int,
-) -> tuple[jax.Array, jax.Array]:
+    outputs: Callable[[jax.Array], jax.Array], x: jax.Array, labels: jax.Array, low: jax.Array,
+    high: jax.Array, key: jax.Array, steps: int, restarts: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """(as `projected_gradient`, bool [n]: an input was seen that is classified wrongly)."""
 
     def loss(given: jax.Array) -> jax.Array:

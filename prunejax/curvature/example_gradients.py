@@ -241,12 +241,9 @@ def norms_and_sum(
 
 
 def _norms_and_sum(
-    per_example_loss: Callable[[Tree, Tree], jax.Array],
-    params: Tree,
-    batch: Tree,
-    weight: jax.Array,
-    masks: Tree | None,
-) -> tuple[jax.Array, Tree]:
+    per_example_loss: Callable[[Tree, Tree], jax.Array], params: Tree, batch: Tree,
+    weight: jax.Array, masks: Tree | None,
+) -> tuple[jax.Array, Tree]:  # fmt: skip
     leaves, structure = jax.tree.flatten(params)
 
     def one(leaves: list[jax.Array], example: Tree) -> jax.Array:

@@ -84,14 +84,9 @@ def _resampled(groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 
 def _bootstrap(
-    name: str,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    keep: np.ndarray,
-    clusters: Sequence[Hashable] | None,
-    draws: int,
-    level: float,
-    seed: int,
-) -> Rank:
+    name: str, statistic: Callable[[np.ndarray], np.ndarray], keep: np.ndarray,
+    clusters: Sequence[Hashable] | None, draws: int, level: float, seed: int,
+) -> Rank:  # fmt: skip
     n = int(keep.sum())
     if clusters is not None and len(clusters) != keep.size:
         raise ValueError(f"{len(clusters)} clusters for {keep.size} models; give one for each")

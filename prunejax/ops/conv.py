@@ -232,15 +232,9 @@ def _abstract(a: Any, b: Any, *, kind: Kind, geometry: Geometry, members: bool) 
 
 
 def _transpose(
-    operand: int,
-    cotangent: jax.Array,
-    a: Any,
-    b: Any,
-    *,
-    kind: Kind,
-    geometry: Geometry,
+    operand: int, cotangent: jax.Array, a: Any, b: Any, *, kind: Kind, geometry: Geometry,
     members: bool,
-) -> jax.Array:
+) -> jax.Array:  # fmt: skip
     """The cotangent of operand 0 or 1, as another product of the same form."""
     wanted = _OPERANDS[kind][operand]
     values = {kind: cotangent, _OPERANDS[kind][1 - operand]: (a, b)[1 - operand]}
@@ -249,13 +243,9 @@ def _transpose(
 
 
 def _batch(
-    operands: tuple[Any, Any],
-    axes: tuple[int | None, int | None],
-    *,
-    kind: Kind,
-    geometry: Geometry,
-    members: bool,
-) -> tuple[jax.Array, int]:
+    operands: tuple[Any, Any], axes: tuple[int | None, int | None], *, kind: Kind,
+    geometry: Geometry, members: bool,
+) -> tuple[jax.Array, int]:  # fmt: skip
     """`vmap` over one operand folds into an axis of the product; over both it makes members."""
     first, second = axes
     if first is None or second is None:

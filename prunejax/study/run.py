@@ -220,13 +220,9 @@ def _verify(directory: SharedDirectory) -> None:
 
 
 def _train(
-    batches: Sequence[Batch],
-    mine: Sequence[Sequence[Member]],
-    settings: ConfigDict,
-    directory: SharedDirectory,
-    stop_requested: Callable[[], bool],
-    quiet: bool,
-) -> None:
+    batches: Sequence[Batch], mine: Sequence[Sequence[Member]], settings: ConfigDict,
+    directory: SharedDirectory, stop_requested: Callable[[], bool], quiet: bool,
+) -> None:  # fmt: skip
     """Trains every chunk of the members `mine` of each batch that has no rows in runs.csv yet."""
     steps = [b.program.steps_per_epoch * b.program.epochs for b in batches]
     _verify(directory)

@@ -122,13 +122,9 @@ class Probing:
                 self._record(members, metrics, when, epoch, steps)
 
     def _record(
-        self,
-        members: Sequence[tuple[int, Any]],
-        metrics: Metrics,
-        when: str,
-        epoch: int,
+        self, members: Sequence[tuple[int, Any]], metrics: Metrics, when: str, epoch: int,
         steps: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         rows: dict[str, list[dict[str, Any]]] = {}
         for i, m in members:
             keys = m.keys | {"epoch": epoch, "step": steps[i], "when": when}
