@@ -59,7 +59,6 @@ def used_by(
 
     Args:
       layout: one of LAYOUTS, or "auto".
-      devices: that there are.
       share: how many of them share one member.
       shard_params: whether they split its parameters.
 

@@ -50,9 +50,7 @@ def steer(
       groups: the layers that may be pruned.
       params: weights, dead ones at the value that they have.
       gradients: with respect to the masked weights, not masked.
-      masks: of the parameters.
       learnt: score parameters by layer.
-      table: of the run.
 
     Returns: Gradients, the masks of what is trained, and score parameters.
     """

@@ -55,11 +55,8 @@ def close(
     then states that nobody asked for go.
 
     Args:
-      batches: of the study.
       mine: of each batch, the members that were trained here (a shard has some of them).
-      settings: of the study.
       directory: holds their states, gets the tables.
-      tell: is told how it goes.
     """
     here = [m for part in mine for m in part]
     home = {m.run: (b, m) for b, part in zip(batches, mine, strict=True) for m in part}

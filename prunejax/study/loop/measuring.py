@@ -191,11 +191,7 @@ class Hook:
     ) -> None:
         """Compiles nothing yet.
 
-        Args:
-          batch: the program and its data.
-          settings: of the study.
-          directory: gets the arrays.
-          tell: is told of measures that failed.
+        Args: directory: gets the arrays. tell: is told of measures that failed.
         """
         self._measurer, self._last = Measurer(batch, settings), batch.program.epochs - 1
         self._directory, self._tell = directory, tell

@@ -81,7 +81,6 @@ class Layer:
         """The events of a schedule; see `schedules.planned`.
 
         Args:
-          name: of the schedule.
           fields: what it takes beside units and fraction, `prune` of the arm.
           when: start, end and period.
         """
@@ -237,7 +236,6 @@ def check_totals(arm: Arm, live: Mapping[str, int], gone: Mapping[str, int]) -> 
     """Refuses an arm whose events, whenever they are, target nothing at all, or with noise all.
 
     Args:
-      arm: on its model.
       live: see `event_counts`.
       gone: units that all its events take from each layer, or together from the first.
 

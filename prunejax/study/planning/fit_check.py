@@ -119,11 +119,7 @@ def activations(
 def score(arm: Variant, groups: Sequence[Group], params: Any, examples: int) -> None:
     """Refuses a score that the layers or the examples do not serve.
 
-    Args:
-      arm: whose score.
-      groups: the layers of the model.
-      params: shapes of the parameters.
-      examples: in the training set.
+    Args: params: shapes of the parameters. examples: in the training set.
 
     Raises ConfigError: names the score, the variant, and what it needs.
     """

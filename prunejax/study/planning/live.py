@@ -32,7 +32,6 @@ def begin(arm: Arm, parent: Live | None, at: float) -> Live:
     """What is live when a run of the arm begins.
 
     Args:
-      arm: on its model.
       parent: of the run whose masks are taken, None: every unit is live.
       at: the step of that run's state.
 

@@ -86,8 +86,6 @@ def events(
     """The events of an arm.
 
     Args:
-      arm: label and settings.
-      of: its program's outline.
       parent: of the run whose masks it takes, None without one.
       at: the step of that run's state.
       begins: training steps that count as done when training begins.
@@ -146,8 +144,6 @@ def _scored(arm: Variant, rows: Sequence[Row], taken: bool, first: int) -> None:
     """Refuses a choice by scores that training gathers before there are any: it would go by place.
 
     Args:
-      arm: label and settings.
-      rows: its events.
       taken: whether there are scores of another run before training.
       first: see `Events.gathered`.
     """

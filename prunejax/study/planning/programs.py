@@ -95,7 +95,6 @@ def batch(
     """The arms of one program.
 
     Args:
-      arms: label and settings of each.
       of: see `outline`.
       planned: label -> see `events`.
       starts: run -> how it begins.

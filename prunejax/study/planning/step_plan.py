@@ -36,10 +36,7 @@ class Row:
 def rows(arm: Arm, per_epoch: int, start: Live) -> list[Row]:
     """The events of an arm, in order.
 
-    Args:
-      arm: on its model.
-      per_epoch: training steps in an epoch.
-      start: what is live at the beginning.
+    Args: start: what is live at the beginning.
 
     Raises ConfigError: events after the end of training, or growth that cannot be.
     """
@@ -236,8 +233,6 @@ def fill(
       rows_of_arm: see `rows`.
       steps: see `shared_steps`.
       names: of the layers, in forward order.
-      epochs: of training.
-      per_epoch: training steps in an epoch.
       past: events of its course that are over: their numbers stay theirs, so that a run that goes
         on from a step draws as that run would have.
     """

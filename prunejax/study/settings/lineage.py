@@ -216,8 +216,6 @@ def start_of(
     """How a run of an arm begins.
 
     Args:
-      settings: of the arm.
-      seed: of the run.
       lengths: label -> (steps per epoch, steps in all) of every arm.
       label: of the arm, for errors.
     """
