@@ -200,7 +200,7 @@ class ScoreInputs(NamedTuple):
     learnt: Array | None = None  # score parameters of movement pruning, kernel's shape
 
     def need(self, field: str) -> Array:
-        """The field, or a ValueError that says what is not there."""
+        """A field, of the shape that is told beside it; ValueError where the layer has none."""
         return _present(getattr(self, field), _WORDS[field])
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,21 +25,9 @@ class StreamedSet:
     # mean, std: per channel, of pixel / 255, for `batches.normalize`.
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    @property
-    def prepare(self) -> None:
-        """None: images are normalized, as in `dataset.Dataset`."""
-        return None
-
-    @property
-    def has_classes(self) -> bool:
-        """True: streamed sets are of image classification."""
-        return True
-
-    @property
-    def ranked(self) -> tuple[int, ...]:
-        """Empty: they are used as they are."""
-        return ()
+    prepare: ClassVar[None] = None  # images are normalized, as in `dataset.Dataset`
+    has_classes: ClassVar[bool] = True  # streamed sets are of image classification
+    ranked: ClassVar[tuple[int, ...]] = ()  # they are used as they are
 
     def per_epoch(self, batch_size: int) -> int:
         """Examples that an epoch trains on: full batches, the rest of its order is left out."""
