@@ -31,9 +31,9 @@ from prunejax import trees
 from prunejax.curvature import means, splits, vectors
 from prunejax.curvature.callables import as_argument, call, on_host
 from prunejax.measures import statistics
-from prunejax.measures.norms import cosine as cosine
-from prunejax.measures.norms import disagreement as disagreement
-from prunejax.measures.norms import distance as distance
+from prunejax.measures.differences import cosine as cosine
+from prunejax.measures.differences import disagreement as disagreement
+from prunejax.measures.differences import distance as distance
 
 Tree = Any
 POLICIES = ("recompute", "interpolate", "first")

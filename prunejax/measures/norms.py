@@ -1,4 +1,4 @@
-"""Norms and margins that are said to predict generalization; how far two networks are apart.
+"""Norms and margins that are said to predict generalization, of a network's weights and logits.
 
 Fold BatchNorm first (`folding.fold`) and give `folding.weights` as masks. A convolution is taken as
 circular on the map that the layer itself sees: its singular values are then exact, those of its
@@ -48,28 +48,6 @@ def distance(params: Tree, initial: Tree, *, masks: Any = None) -> float:
     there = jax.tree.unflatten(jax.tree.structure(params), other)
     pairs = zip(_live(params, masks), _live(there, masks), strict=True)
     return float(np.sqrt(sum(np.sum((a - b) ** 2) for a, b in pairs)))
-
-
-def disagreement(predictions: ArrayLike, others: ArrayLike) -> float:
-    """Share of examples whose classes differ between `predictions` and `others` [examples]."""
-    a, b = np.asarray(predictions).reshape(-1), np.asarray(others).reshape(-1)
-    if a.size != b.size or not a.size:
-        raise ValueError(f"{a.size} and {b.size} predictions; both are of the same examples")
-    return float(np.mean(a != b))
-
-
-def cosine(a: Tree, b: Tree, *, origin: Tree | None = None) -> float:
-    """Cosine of the angle between two trees, seen from `origin` (their start, say); None: 0.
-
-    NaN where one of them is at the origin.
-    """
-    columns = [
-        np.concatenate([np.asarray(x, np.float64).ravel() for x in trees.aligned(a, tree, "trees")])
-        for tree in (a, b, *(() if origin is None else (origin,)))
-    ]
-    x, y = (c - columns[2] if origin is not None else c for c in columns[:2])
-    size = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(x @ y) / size if size else float("nan")
 
 
 def _frequencies(kernel: np.ndarray, map_size: Sequence[int]) -> np.ndarray:

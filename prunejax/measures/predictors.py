@@ -12,7 +12,7 @@ import numpy as np
 
 from prunejax import masks as masks_lib
 from prunejax import trees
-from prunejax.measures import norms, rivals
+from prunejax.measures import differences, rivals
 from prunejax.measures.prunability import prune_curve
 
 Columns = dict[str, float]
@@ -110,8 +110,8 @@ def ticket(context: Any) -> tuple[Columns, Arrays]:
     kernels = [p for p in leaves if p in context.kernels or np.ndim(masks[p]) > 1]
     columns = {
         "live_weights": float(sum(live[path][0] for path in kernels)),
-        "distance_to_init": norms.distance(context.params, start),
-        "cosine_to_init": norms.cosine(context.params, start),
+        "distance_to_init": differences.distance(context.params, start),
+        "cosine_to_init": differences.cosine(context.params, start),
     }
     arrays: Arrays = {}
     for path in kernels:
