@@ -63,9 +63,11 @@ def normalized_activations(
       variables: its collections, masks applied.
       images: [batch, ...] as the network takes them (float, normalized).
 
-    Returns: Layer path ("bn5") -> [values, channels], in forward order.
+    Returns:
+      Layer path ("bn5") -> [values, channels], in forward order.
 
-    Raises ValueError: a network without BatchNorm.
+    Raises:
+      ValueError: a network without BatchNorm.
     """
 
     def run(variables: Mapping[str, Any], images: jax.Array) -> dict[str, Any]:

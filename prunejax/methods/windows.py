@@ -76,9 +76,10 @@ def windows(
       scope: "global", or "layer" (then each leaf gives `count` units).
       seed: of noise and random targets.
 
-    Raises ValueError: an unknown word, a duration below 1, a noise scale below 0, events that are
-    no pairs of such integers; from `init`: nothing to target, more targets than units, or a score
-    of another shape; from `update`: no parameters.
+    Raises:
+      ValueError: an unknown word, a duration below 1, a noise scale below 0, events that are no
+        pairs of such integers; from `init`: nothing to target, more targets than units, or a score
+        of another shape; from `update`: no parameters.
     """
     for value, known, what in (
         (kind, KINDS, "kind"), (target, TARGETS, "target"), (restore, RESTORES, "restore"),

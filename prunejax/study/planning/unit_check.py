@@ -89,9 +89,13 @@ def _norm(group: Group, groups: Sequence[Group], variables: Mapping[str, Tree]) 
 
 
 def _check_first_reader(
-    module: nn.Module, group: Group, names: Sequence[str], whole: Sequence[np.ndarray],
-    part: Sequence[np.ndarray], norm: str,
-) -> None:  # fmt: skip
+    module: nn.Module,
+    group: Group,
+    names: Sequence[str],
+    whole: Sequence[np.ndarray],
+    part: Sequence[np.ndarray],
+    norm: str,
+) -> None:
     """Of the readers whose input the mask changes, the first gets the unit itself: it must be 0."""
     # Exact: the same program, of the same inputs, gives the same bits where nothing changed.
     for name, before, after in zip(names, whole, part, strict=True):
