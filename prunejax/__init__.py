@@ -12,26 +12,10 @@ __version__ = "0.1.0"
 
 # What others import; the folders study, train, record, report and cluster are the instrument.
 __all__ = [
-    "allocate",
-    "curvature",
-    "data",
-    "errors",
-    "groups",
-    "interventions",
-    "losses",
-    "masks",
-    "measures",
-    "methods",
-    "models",
-    "rng",
-    "schedules",
-    "scores",
-    "shrink",
-    "sparsify",
-    "sparsity",
-    "trees",
-    "wiring",
-]
+    "allocate", "curvature", "data", "errors", "groups", "interventions", "losses", "masks",
+    "measures", "methods", "models", "rng", "schedules", "scores", "shrink", "sparsify", "sparsity",
+    "trees", "wiring",
+]  # fmt: skip
 
 _FUNCTIONS = {"load": "study.loaded", "run": "study.run"}
 

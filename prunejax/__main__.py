@@ -95,12 +95,9 @@ def _export(argv: Sequence[str]) -> int:
         )
     if of == "run":
         path = export.export(
-            given["workdir"],
-            given["run"],
-            given["output"],
-            shrunk="--shrink" in flags,
+            given["workdir"], given["run"], given["output"], shrunk="--shrink" in flags,
             fold="--fold" in flags,
-        )
+        )  # fmt: skip
         signals.tell(f"{path}: {path.stat().st_size:,} bytes", sys.stdout)
         return 0
     told = ticket_file.export(given["workdir"], given["ticket"], given["output"])
@@ -134,11 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else command.BAD_REQUEST
     name, *rest = words
     try:
-        if name not in COMMANDS:
-            raise ConfigError(
-                f"unknown command {name!r}; there are: {', '.join(COMMANDS)}."
-                + registry.suggestion(name, COMMANDS)
-            )
+        registry.one_of(name, COMMANDS, f"unknown command {name!r}; there are")
         if name in _WITHOUT_FLAGS and {"--help", "-h"} & set(rest):
             signals.tell(__doc__ or "", sys.stdout)
             return 0

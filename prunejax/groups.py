@@ -138,16 +138,13 @@ def groups(module: Any, variables: Mapping[str, Any]) -> tuple[Group, ...]:
             raise ValueError(f"{type(module).__name__}.prunable names {name!r} twice")
         found.append(
             Group(
-                name=name,
-                kernel=kernel,
+                name=name, kernel=kernel,
                 norm=tuple(p for p in (f"{norm}/scale", f"{norm}/bias") if p in params),
                 stats=tuple(p for p in (f"{norm}/mean", f"{norm}/var") if p in stats),
-                gate=name if name in gates else None,
-                units=params[kernel].shape[-1],
-                bias=(bias,) if bias else (),
-                reads=readers(links, kernel),
+                gate=name if name in gates else None, units=params[kernel].shape[-1],
+                bias=(bias,) if bias else (), reads=readers(links, kernel),
             )
-        )
+        )  # fmt: skip
     return tuple(found)
 
 

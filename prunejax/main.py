@@ -32,12 +32,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def define_flags(values: flags.FlagValues, argv: list[str]) -> Any:
     """The command's flags; returns the handle of the config flag, which reads overrides in argv."""
     handle = config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "File with get_config(arg), e.g. configs/digits.py[:arg].",
-        flag_values=values,
-        sys_argv=argv,
-    )
+        "config", None, "File with get_config(arg), e.g. configs/digits.py[:arg].",
+        flag_values=values, sys_argv=argv,
+    )  # fmt: skip
     flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
     flags.DEFINE_string("shard", "1/1", "i/n: train the i-th of n parts.", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
@@ -190,15 +187,11 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Se
         mirror = remote.mirror(values.workdir, *shard, processes)
         host_devices.use(config, mirror.begun() if mirror else values.workdir, processes)
         result = study.run(
-            config,
-            values.workdir,
-            default.get_config(),
-            shard_of=shard,
-            stop_requested=signals.requested,
-            quiet=values.quiet,
+            config, values.workdir, default.get_config(), shard_of=shard,
+            stop_requested=signals.requested, quiet=values.quiet,
             command=_command(values, shard, more),
             config_file=config_flags.get_config_filename(values["config"]).partition(":")[0],
-        )
+        )  # fmt: skip
         if distributed.is_main():
             signals.tell(_ended(values, result), sys.stdout)
         return 0

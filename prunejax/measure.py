@@ -50,11 +50,8 @@ OF_STUDIES = ("epochs", "forecast")  # fields of `measures` that only training r
 
 
 def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], ConfigDict]:
-    """Programs and settings of a finished study, with changes to `config.measures`.
-
-    Raises:
-      ConfigError: not finished, files changed since, no measure is named, or settings that
-        cannot be.
+    """Programs and settings of a finished study, with changes to `config.measures`. Raises
+    ConfigError: not finished, files changed since, no measure is named, or settings that cannot be.
     """
     status = tables.read_json(path / "status.json")
     if not status.get("finished"):
@@ -108,8 +105,7 @@ class Results:
     def add(self, member: Member, values: Mapping[str, float], arrays: dict[str, Any]) -> bool:
         """Writes a run's numbers beside those it has, in their place if those are of other data.
 
-        Returns:
-          Whether there were numbers of other data.
+        Returns: Whether there were numbers of other data.
         """
         self._refresh()
         file = self.path / "measures" / f"{files.plain_name(member.run)}.npz"
@@ -165,8 +161,7 @@ def measure(
       tell: is told each result.
       output: where the report goes, the run directory by default; the measures always go there.
 
-    Returns:
-      How many measures failed.
+    Returns: How many measures failed.
 
     Raises:
       ConfigError, ReportError: the request cannot be carried out; nothing was written.

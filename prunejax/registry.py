@@ -27,9 +27,7 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
 
 def one_of(value: str, known: Iterable[str], told: str) -> None:
     """Refuses a value that is none of `known`.
-
-    Raises:
-      ConfigError: `told`, the names there are, and the nearest one.
+    Raises ConfigError: `told`, the names there are, and the nearest one.
     """
     names = list(known)
     if value not in names:

@@ -30,8 +30,7 @@ def stream(seed: int | jax.Array, name: str) -> jax.Array:
       seed: an integer scalar, may be traced (a run's seed is data, not code).
       name: the purpose, one of `STREAMS` inside the package; any text for other users.
 
-    Raises:
-      ValueError: the seed is no integer (a key is none).
+    Raises ValueError: the seed is no integer (a key is none).
     """
     kind = getattr(seed, "dtype", None)
     whole = (

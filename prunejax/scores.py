@@ -199,7 +199,16 @@ class ScoreInputs(NamedTuple):
     stability: Array | None = None  # minus the share of inputs at which a unit's sign is not sure
     learnt: Array | None = None  # score parameters of movement pruning, kernel's shape
 
+    def need(self, field: str) -> Array:
+        """A field, of the shape that is told beside it; ValueError where the layer has none."""
+        return _present(getattr(self, field), _WORDS[field])
 
+
+_WORDS = {
+    **{"scale": "a BatchNorm", "bias": "a BatchNorm", "activation": "running activations"},
+    **{"gradient": "a gradient", "decay": "weight decay", "stability": "bounds of a network"},
+    "learnt": "score parameters",
+}
 # What of `ScoreInputs` is there only where a score asks for it. "norm" refuses layers without a
 # BatchNorm; "network" is the entry of the same name in `prunejax.methods.evidence.EVIDENCE`.
 NEEDS = {"norm", "activations", "gradient", "decay", "network", "stability", "learnt"}
@@ -246,48 +255,29 @@ def _of_network(name: str, inputs: ScoreInputs) -> Array:
 SCORES: dict[str, Score] = {
     "l1": Score(lambda i: filter_l1(i.kernel)),
     "l2": Score(lambda i: filter_l2(i.kernel)),
-    "ebn": Score(
-        lambda i: ebn(_present(i.scale, "a BatchNorm"), _present(i.bias, "a BatchNorm")),
-        frozenset({"norm"}),
-    ),
-    "ebn_signed": Score(
-        lambda i: ebn_signed(_present(i.scale, "a BatchNorm"), _present(i.bias, "a BatchNorm")),
-        frozenset({"norm"}),
-    ),
-    "activations": Score(
-        lambda i: _present(i.activation, "running activations"), frozenset({"activations"})
-    ),
+    "ebn": Score(lambda i: ebn(i.need("scale"), i.need("bias")), frozenset({"norm"})),
+    "ebn_signed": Score(lambda i: ebn_signed(i.need("scale"), i.need("bias")), frozenset({"norm"})),
+    "activations": Score(lambda i: i.need("activation"), frozenset({"activations"})),
     "saliency": Score(
-        lambda i: filter_saliency(i.kernel, _present(i.gradient, "a gradient")),
-        frozenset({"gradient"}),
+        lambda i: filter_saliency(i.kernel, i.need("gradient")), frozenset({"gradient"})
     ),
     # Units by instability of their bounds in a small box of inputs: `measures.bounds.stability`.
-    "stability": Score(
-        lambda i: _present(i.stability, "bounds of a network"), frozenset({"stability"})
-    ),
+    "stability": Score(lambda i: i.need("stability"), frozenset({"stability"})),
     # [units]: the kernel lends its shape alone
     "random": Score(lambda i: random(i.key, i.kernel[(0,) * (i.kernel.ndim - 1)])),
     "magnitude": Score(lambda i: magnitude(i.kernel), per_weight=True),
     "weight_saliency": Score(
-        lambda i: saliency(i.kernel, _present(i.gradient, "a gradient")),
-        frozenset({"gradient"}),
-        per_weight=True,
+        lambda i: saliency(i.kernel, i.need("gradient")), frozenset({"gradient"}), per_weight=True
     ),
     **{name: of_network(name) for name in NETWORK},
     "undecayed": Score(
-        lambda i: undecayed(
-            i.kernel, _present(i.gradient, "a gradient"), _present(i.decay, "weight decay")
-        ),
+        lambda i: undecayed(i.kernel, i.need("gradient"), i.need("decay")),
         frozenset({"gradient", "decay"}),
         per_weight=True,
     ),
-    "learnt": Score(
-        lambda i: _present(i.learnt, "score parameters"), frozenset({"learnt"}), per_weight=True
-    ),
+    "learnt": Score(lambda i: i.need("learnt"), frozenset({"learnt"}), per_weight=True),
     "learnt_magnitude": Score(
-        lambda i: jnp.abs(_present(i.learnt, "score parameters")),
-        frozenset({"learnt"}),
-        per_weight=True,
+        lambda i: jnp.abs(i.need("learnt")), frozenset({"learnt"}), per_weight=True
     ),
     "weight_random": Score(lambda i: random(i.key, i.kernel), per_weight=True),
 }

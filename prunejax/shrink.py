@@ -126,15 +126,9 @@ def _cut_state(state: Tree, params: Tree, cuts: Cuts) -> Tree:
 
 
 def _shrunk(
-    model: Any,
-    variables: Mapping[str, Any],
-    masks: Tree,
-    fold: bool,
-    constants: str,
-    example: Any,
-    groups: Sequence[Group] | None,
-    rebuild: Callable[[dict[str, int]], Any] | None,
-) -> tuple[Any, dict[str, Any], Cuts]:
+    model: Any, variables: Mapping[str, Any], masks: Tree, fold: bool, constants: str, example: Any,
+    groups: Sequence[Group] | None, rebuild: Callable[[dict[str, int]], Any] | None,
+) -> tuple[Any, dict[str, Any], Cuts]:  # fmt: skip
     """As `shrink`, and what was cut of each parameter."""
     if constants not in CONSTANTS:
         raise ValueError(f"constants {constants!r} is not one of: {', '.join(CONSTANTS)}")
@@ -234,12 +228,9 @@ def _kept(model: Any, gone: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]
 
 
 def _zeros(
-    links: Sequence[Link],
-    live: Mapping[str, Any],
-    masks: Tree,
-    gates: Mapping[str, Array],
+    links: Sequence[Link], live: Mapping[str, Any], masks: Tree, gates: Mapping[str, Array],
     refused: Mapping[str, Array],
-) -> dict[str, Array]:
+) -> dict[str, Array]:  # fmt: skip
     """Stream -> the units that are exactly 0 behind their activation, whatever the input.
 
     ValueError tells of a unit of `refused` (stream -> units that are read) whose kernel is wholly

@@ -110,11 +110,8 @@ def sparsify(
 
 
 def masked(params: Tree, state: Any) -> Tree:
-    """`params` with dead weights exactly 0, whatever they were: NaN and infinities too.
-
-    Args:
-      params: the parameters after `optax.apply_updates`.
-      state: the optimizer's state, which holds a `SparsifyState` (at any depth).
+    """`params`, after `optax.apply_updates`, with dead weights exactly 0, whatever they were: NaN
+    and infinities too; `state` as in `masks_of`.
     """
     return masks_lib.apply(masks_of(state, params), params)
 
@@ -126,11 +123,8 @@ def forward(params: Tree, state: Any) -> Tree:
 
     Values are those of `masked`; derivatives pass as if nothing were masked (straight-through,
     Bengio et al. 2013). `sparsify` decides what dead weights do with them: they train ("ste"),
-    move their scores ("movement"), or count in growth ("rigl").
-
-    Args:
-      params: parameters, dense or masked.
-      state: the optimizer's state, which holds a `SparsifyState` (at any depth).
+    move their scores ("movement"), or count in growth ("rigl"). `params` are dense or masked,
+    `state` is as in `masks_of`.
     """
     given = trees.aligned(params, masks_of(state, params), "the masks")
     leaves, structure = jax.tree.flatten(params)

@@ -75,12 +75,7 @@ def count(masks: Tree, params: Tree) -> dict[str, tuple[int, int]]:
     return result
 
 
-def report(
-    masks: Tree,
-    params: Tree,
-    *,
-    prunable: str | Iterable[str] | None = None,
-) -> Report:
+def report(masks: Tree, params: Tree, *, prunable: str | Iterable[str] | None = None) -> Report:
     """Counts and sparsities of masks.
 
     Args:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,11 +10,6 @@ import numpy as np
 
 Tree = Any
 _BOX = jax.tree_util.GetAttrKey("value")
-
-
-def path_string(key_path: tuple[Any, ...]) -> str:
-    """Joins a JAX key path with slashes: `(DictKey("a"), SequenceKey(0))` gives "a/0"."""
-    return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
 def _found(tree: Tree) -> list[tuple[str, Any]]:
@@ -28,8 +24,9 @@ def _found(tree: Tree) -> list[tuple[str, Any]]:
         children = jax.tree_util.default_registry.flatten_one_level_with_keys(node)
         return node is not tree and children is not None and [k for k, _ in children[0]] == [_BOX]
 
+    joined = partial(jax.tree_util.keystr, simple=True, separator="/")  # a/0 of ["a"][0]
     return [
-        (path_string(outer if inner == (_BOX,) else outer + inner), leaf)
+        (joined(outer if inner == (_BOX,) else outer + inner), leaf)
         for outer, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=box)
         for inner, leaf in jax.tree_util.tree_leaves_with_path(node)
     ]

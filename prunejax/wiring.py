@@ -107,11 +107,7 @@ def kept(gone: Bools) -> np.ndarray:
 
 
 def live(
-    links: Sequence[Link],
-    params: Tree,
-    masks: Tree,
-    *,
-    gates: Mapping[str, Any] | None = None,
+    links: Sequence[Link], params: Tree, masks: Tree, *, gates: Mapping[str, Any] | None = None
 ) -> Live:
     """Units and entries on a live path from input to output.
 

@@ -127,10 +127,7 @@ def test_members_are_measured_side_by_side_once_and_recorded_in_order(
     people = types.SimpleNamespace(member=lambda states, i: states[i])
     saving = types.SimpleNamespace(measured={"a-4/9": {"x": 1.0}}, long=lambda *_: nullcontext())
     measure = Measuring(compiled)
-    chunk = types.SimpleNamespace(
-        members=members, population=people, directory=None, measure=measure
-    )
-    watch = watching.Watch(chunk, members, range(6), saving)
+    watch = watching.Watch(members, members, range(6), people, None, saving, measure)
     bad = np.array([-1, -1, 7, -1, -1, -1, -1])  # and padding
     whole = [0, 1, 3, 4, 5]
     for epoch in (3, 9):

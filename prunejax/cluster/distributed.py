@@ -44,8 +44,7 @@ def initialize(
       process_count: number of processes.
       timeout_seconds: how long the processes wait for each other.
 
-    Returns:
-      The number of processes; 1 where JAX found it by itself.
+    Returns: The number of processes; 1 where JAX found it by itself.
 
     Raises:
       ValueError: flags that are incomplete or do not fit together, or processes that disagree.
@@ -78,14 +77,11 @@ def initialize(
     )
     _mute_libraries()
     jax.distributed.initialize(
-        place.coordinator,
-        place.process_count,
-        place.process_id,
-        local_device_ids=place.local_devices,
-        cluster_detection_method="deactivate",
+        place.coordinator, place.process_count, place.process_id,
+        local_device_ids=place.local_devices, cluster_detection_method="deactivate",
         initialization_timeout=max(30, int(deadline - time.monotonic())),
         coordinator_bind_address=own and f"{own}:{port}",
-    )
+    )  # fmt: skip
     return place.process_count
 
 

@@ -24,9 +24,8 @@ SMALL = 1024  # arrays with fewer entries are not worth splitting
 def make(devices: Sequence[jax.Device], data_parallel: int = 1) -> Mesh:
     """The mesh of `devices`: shape (devices / data_parallel, data_parallel).
 
-    Raises:
-      ConfigError: `data_parallel` does not divide the number of devices, or some process has no
-        device in the mesh.
+    Raises ConfigError: `data_parallel` does not divide the number of devices, or some process has
+    no device in the mesh.
     """
     if data_parallel < 1 or len(devices) % data_parallel:
         raise ConfigError(
@@ -60,12 +59,10 @@ def used_by(
 
     Args:
       layout: one of LAYOUTS, or "auto".
-      devices: that there are.
       share: how many of them share one member.
       shard_params: whether they split its parameters.
 
-    Raises:
-      ConfigError: the devices do not divide, or there are none to split over.
+    Raises ConfigError: the devices do not divide, or there are none to split over.
     """
     check_split(shard_params, share)
     if len(devices) < share:
@@ -126,8 +123,7 @@ class Split:
 def put(tree: Tree, where: Any) -> Tree:
     """Host arrays, the same in every process, as device arrays.
 
-    Args:
-      where: one sharding for all leaves, or a tree of shardings.
+    Args: where: one sharding for all leaves, or a tree of shardings.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, where)

@@ -8,18 +8,13 @@ from prunejax.cluster import rendezvous
 
 
 class Place(NamedTuple):
-    """A process among its peers.
+    """A process among its peers."""
 
-    Attributes:
-      coordinator: `HOST:PORT` at which process 0 listens, None: JAX finds this and the rest.
-      process_id: 0 .. process_count - 1.
-      process_count: number of processes.
-      local_devices: accelerators of this machine that the process takes, None: all.
-    """
-
+    # `HOST:PORT` at which process 0 listens, None: JAX finds this and the rest.
     coordinator: str | None
-    process_id: int
-    process_count: int
+    process_id: int  # 0 .. process_count - 1
+    process_count: int  # number of processes
+    # Accelerators of this machine that the process takes, None: all.
     local_devices: list[int] | None = None
 
 
@@ -30,8 +25,7 @@ def from_flags(
 
     `coordinator="auto"` leaves everything to `jax.distributed.initialize` and must stand alone.
 
-    Raises:
-      ValueError: some of the three are missing, or their values do not fit together.
+    Raises ValueError: some of the three are missing, or their values do not fit together.
     """
     flags = {
         "--coordinator": coordinator,

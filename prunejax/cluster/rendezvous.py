@@ -21,9 +21,7 @@ _STRANGERS = 64  # connections that may be silent at once; more are closed
 
 def split(address: str) -> tuple[str, int]:
     """`HOST:PORT` as a pair; an IPv6 host stands in brackets.
-
-    Raises:
-      ValueError: no host, or no port from 1 to 65535.
+    Raises ValueError: no host, or no port from 1 to 65535.
     """
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -32,17 +30,12 @@ def split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only processes of this machine can reach `host`."""
-    return host == "localhost" or host.startswith("127.")
-
-
 def interface(host: str) -> str | None:
     """The address of this machine by which others reach `host`; None: not known, listen on all.
 
     A name that means loopback here alone (as in some /etc/hosts) says nothing about the others.
     """
-    if is_loopback(host):
+    if host == "localhost" or host.startswith("127."):  # only processes of this machine reach it
         return host
     try:
         for family, _, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):

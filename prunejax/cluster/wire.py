@@ -18,9 +18,7 @@ _ERRORS: dict[str, type[Exception]] = {
 
 def encode(value: Any) -> bytes:
     """JSON of plain values, and of tuples, paths, arrays and errors in them.
-
-    Raises:
-      TypeError: a value of another type.
+    Raises TypeError: a value of another type.
     """
     return json.dumps(_plain(value)).encode()
 

@@ -26,12 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.population.layout = "sharded"  # not measured: the same bytes on every machine of a kind
 
-    config.measures.names = (
-        "hessian_trace",
-        "gradient_second_moment",
-        "tic",
-        "top_eigenvalues",
-    )
+    config.measures.names = ("hessian_trace", "gradient_second_moment", "tic", "top_eigenvalues")
     config.measures.examples = 0  # all 382 of the test set
     config.measures.forecast = True
 

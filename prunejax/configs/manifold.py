@@ -61,11 +61,7 @@ AT_REFERENCE = {
     "diagonal": ("curvature", "smallest"),
     "snip": ("snip", "smallest"),
 }
-AT_START = {
-    "init-snip": "snip",
-    "init-magnitude": "magnitude",
-    "random": "weight_random",
-}
+AT_START = {"init-snip": "snip", "init-magnitude": "magnitude", "random": "weight_random"}
 UNKNOWN = (
     "Experimental: a reconstruction of Zhang et al. (NeurIPS 2021), of which no code is public. "
     "Not known to us: which operator's spectrum is cut; which side of the gap is kept; how "

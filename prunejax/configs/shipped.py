@@ -24,9 +24,7 @@ def title(path: Path) -> str:
 
 def path_of(text: str) -> str:
     """A config argument with `prunejax:NAME[:arg]` replaced by the file of that study.
-
-    Raises:
-      ValueError: there is no such study.
+    Raises ValueError: there is no such study.
     """
     if not text.startswith(PREFIX):
         return text

@@ -30,12 +30,9 @@ _INLINED = {"jit", "pjit", "closed_call"}  # calls whose body is walked through
 def quadratic_forms(f: Callable[[Tree], jax.Array], params: Tree) -> Callable[[Tree], jax.Array]:
     """`v -> v' ∇²f(params) v`, a scalar, with everything that does not depend on v computed here.
 
-    Args:
-      f: a scalar function.
-      params: where; a pytree of floating-point arrays.
+    Args: f: a scalar function. params: where; a pytree of floating-point arrays.
 
-    Raises:
-      TypeError, NotImplementedError, ValueError: f has a part without forward or reverse mode.
+    Raises TypeError, NotImplementedError, ValueError: f has a part without forward or reverse mode.
     """
     closed = jax.make_jaxpr(f)(params)
     leaves = jax.tree.leaves(params)

@@ -34,8 +34,7 @@ def as_argument(fn: Callable[..., Any]) -> Callable[..., Any]:
     `jax.tree_util.Partial(fn, statistics)` carries its arrays as *data*: a loss that closes over
     new BatchNorm statistics at every call should be given so, it is then compiled once.
 
-    Raises:
-      TypeError: it is no function.
+    Raises TypeError: it is no function.
     """
     if not callable(fn):
         raise TypeError(f"a loss or model is a function, got {type(fn).__name__}")

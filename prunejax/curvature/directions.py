@@ -227,12 +227,8 @@ def forecast(
         moved += float(_displaced(fn, params, d, batch, weight)) if measure else 0.0
     value, slope, curvature = terms
     return Forecast(
-        first_order=slope,
-        second_order=slope + curvature / 2,
-        curvature=curvature,
-        measured=moved - value if measure else None,
-        loss=value,
-        squared_norm=float(vectors.squared_norm(d)),
-        examples=examples,
+        first_order=slope, second_order=slope + curvature / 2, curvature=curvature,
+        measured=moved - value if measure else None, loss=value,
+        squared_norm=float(vectors.squared_norm(d)), examples=examples,
         live_dim=vectors.live_dimension(live, params),
-    )
+    )  # fmt: skip

@@ -233,8 +233,7 @@ def norms_and_sum(
       weight: [n] in the accumulation dtype.
       masks: tree as from `vectors.expand_masks`, or None.
 
-    Returns:
-      [n] and a tree like params, both in the accumulation dtype.
+    Returns: [n] and a tree like params, both in the accumulation dtype.
     """
     run = partial(_norms_and_sum, per_example_loss)
     on_any_mesh = axes.automatic(run, params, lambda shardings, whole: (whole, shardings))
@@ -242,12 +241,9 @@ def norms_and_sum(
 
 
 def _norms_and_sum(
-    per_example_loss: Callable[[Tree, Tree], jax.Array],
-    params: Tree,
-    batch: Tree,
-    weight: jax.Array,
-    masks: Tree | None,
-) -> tuple[jax.Array, Tree]:
+    per_example_loss: Callable[[Tree, Tree], jax.Array], params: Tree, batch: Tree,
+    weight: jax.Array, masks: Tree | None,
+) -> tuple[jax.Array, Tree]:  # fmt: skip
     leaves, structure = jax.tree.flatten(params)
 
     def one(leaves: list[jax.Array], example: Tree) -> jax.Array:

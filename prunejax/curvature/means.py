@@ -103,8 +103,7 @@ def in_turn(
       weight: [n], 0 behind the examples that count.
       chunk: examples at once; n is a multiple of it.
 
-    Returns:
-      What was carried last, and the values [n], 0 of chunks without weight.
+    Returns: What was carried last, and the values [n], 0 of chunks without weight.
     """
     n = len(weight)
     if n == chunk:

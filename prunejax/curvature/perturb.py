@@ -283,11 +283,7 @@ def epsilon_flatness(
             if exact < best[0]:  # of equal ones the first direction, the positive side first
                 best = (float(exact), i, sign)
     return EpsilonFlatness(
-        value=float(crossing),
-        interpolated=best[0],
-        reached=bool(np.isfinite(crossing)),
-        direction=best[1],
-        sign=best[2],
-        threshold=threshold,
+        value=float(crossing), interpolated=best[0], reached=bool(np.isfinite(crossing)),
+        direction=best[1], sign=best[2], threshold=threshold,
         largest=float(np.abs(along.grid).max()),
-    )
+    )  # fmt: skip

@@ -147,13 +147,9 @@ def xtrace(
 
 @one_thread
 def _leave_out(
-    r: np.ndarray,
-    h: np.ndarray,
-    w: np.ndarray,
-    t: np.ndarray,
-    lengths: np.ndarray,
+    r: np.ndarray, h: np.ndarray, w: np.ndarray, t: np.ndarray, lengths: np.ndarray,
     rest: int | None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Estimates from R, H = Q'AQ, W = Q'Ω, T = (AQ)'Ω, |ω_i|² and the dimension outside Q_i.
 
     Column s_i of the normalized inverse of R' is the direction that Q loses without vector i:

@@ -31,9 +31,7 @@ class _Listed(list):
 
 def batch_list(batches: Batches) -> list[Tree]:
     """The batches as a list; `[None]` for a loss without data.
-
-    Raises:
-      ValueError: an empty list, a list of bare arrays, batches that are not alike.
+    Raises ValueError: an empty list, a list of bare arrays, batches that are not alike.
     """
     if isinstance(batches, _Listed):
         return batches
@@ -83,9 +81,7 @@ def is_factory(batches: Batches) -> bool:
 
 def batch_size(batch: Tree) -> int:
     """Examples in a batch: the length of the leading axis; 1 where there is no batch.
-
-    Raises:
-      ValueError: no leaves, a scalar leaf, leaves that disagree, or no examples.
+    Raises ValueError: no leaves, a scalar leaf, leaves that disagree, or no examples.
     """
     if batch is None:
         return 1
@@ -137,9 +133,7 @@ class Stream:
 
     def _pass(self) -> Iterator[Tree]:
         """The batches from the first one on.
-
-        Raises:
-          ValueError: the function gave an iterator that a pass before has taken from.
+        Raises ValueError: the function gave an iterator that a pass before has taken from.
         """
         found = iter(self._source())
         if found is self._last:
@@ -206,8 +200,7 @@ def chunks(
       together: the most chunks of a piece.
       devices: that the pieces are for; fewer are then together, so that each device has some.
 
-    Raises:
-      ValueError: the size is not positive, or a batch has no examples.
+    Raises ValueError: the size is not positive, or a batch has no examples.
     """
     found = batch_list(batches)
     if found[0] is None:
@@ -265,11 +258,7 @@ def side_by_side(
 
 
 def chunk_size(size: int | None, sizes: Sequence[int]) -> int:
-    """Examples of a chunk of batches of these sizes.
-
-    Raises:
-      ValueError: it is not positive.
-    """
+    """Examples of a chunk of batches of these sizes. Raises ValueError: it is not positive."""
     size = min(DEFAULT_CHUNK if size is None else size, max(sizes))
     if size < 1:
         raise ValueError(f"chunk must be at least 1, got {size}")

@@ -12,12 +12,7 @@ from functools import partial
 
 from prunejax import registry
 from prunejax.data import arrays, gaussian, scikit, signal_noise
-from prunejax.data.batches import (
-    augment,
-    epoch_permutation,
-    evaluation_batches,
-    normalize,
-)
+from prunejax.data.batches import augment, epoch_permutation, evaluation_batches, normalize
 from prunejax.data.choices import check_label_noise, take
 from prunejax.data.dataset import Dataset, Directory
 from prunejax.data.embedded import EXTRACTS, load_embedded
@@ -27,24 +22,12 @@ from prunejax.data.streamed import StreamedSet, must_stream, open_streamed
 from prunejax.data.streaming import TFDS_PREFIX
 
 __all__ = [
-    "DATASETS",
-    "DataNotFoundError",
-    "Dataset",
-    "StreamedSet",
-    "augment",
-    "epoch_permutation",
-    "evaluation_batches",
-    "load",
-    "must_stream",
-    "normalize",
-    "open_streamed",
-]
+    "DATASETS", "DataNotFoundError", "Dataset", "StreamedSet", "augment", "epoch_permutation",
+    "evaluation_batches", "load", "must_stream", "normalize", "open_streamed",
+]  # fmt: skip
 
 # Sets that are drawn: constants in their names, by the seed of `load`.
-DRAWN = {
-    signal_noise.NAME: signal_noise.load_signal_noise,
-    gaussian.NAME: gaussian.load_gaussian,
-}
+DRAWN = {signal_noise.NAME: signal_noise.load_signal_noise, gaussian.NAME: gaussian.load_gaussian}
 
 
 def _drawn(name: str, seed: int, data_dir: Directory = None) -> Dataset:
@@ -117,14 +100,10 @@ def load(
                 "see data.dataset.make"
             )
     chosen = take(
-        whole,
-        train_examples=train_examples,
-        test_examples=test_examples,
-        validation_examples=validation_examples,
-        label_noise=label_noise,
-        imbalance=imbalance,
+        whole, train_examples=train_examples, test_examples=test_examples,
+        validation_examples=validation_examples, label_noise=label_noise, imbalance=imbalance,
         seed=seed,
-    )
+    )  # fmt: skip
     if not standardize:
         chosen = _as_pixels(chosen)
     # Last: in units of what is read.

@@ -55,12 +55,9 @@ NAMES = (*_IDX, *_CIFAR)
 def find(name: str, directory: Path) -> Found | None:
     """The train and test split of a set, None if its files are not there.
 
-    Args:
-      name: of `NAMES`; None for any other.
-      directory: where to look.
+    Args: name: of `NAMES`; None for any other. directory: where to look.
 
-    Raises:
-      ValueError: the files are there and are not what they should be.
+    Raises ValueError: the files are there and are not what they should be.
     """
     if name in _IDX:
         for folder in (directory / name, directory / _IDX[name], directory):

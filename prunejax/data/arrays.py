@@ -20,9 +20,7 @@ def load_arrays(name: str, data_dir: Directory = None) -> Dataset:
     classes, from 0 to the largest in either split; y of floats [n] or [n, k] are taken as they
     are, as the k targets of a regression.
 
-    Args:
-      name: "npz:FILE".
-      data_dir: folder that a relative FILE is in; the current one by default.
+    Args: name: "npz:FILE". data_dir: folder that a relative FILE is in; the current one by default.
 
     Raises:
       ValueError: no such file, arrays that are missing, do not fit together, or are not finite.

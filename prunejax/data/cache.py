@@ -14,9 +14,7 @@ from prunejax.system import files
 
 def directory() -> Path:
     """`PRUNEJAX_CACHE`, else as `files.cache` has it.
-
-    Raises:
-      ValueError: there is no home directory, or no such user.
+    Raises ValueError: there is no home directory, or no such user.
     """
     found = files.cache("PRUNEJAX_CACHE")
     if found is None:

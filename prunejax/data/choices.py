@@ -51,9 +51,8 @@ def take(
         the rarest; see `unbalanced`. Taken of the training split, before labels are spoiled.
       seed: of the streams "subset", "labels" and "imbalance".
 
-    Raises:
-      ValueError: a size that the data set does not have, label_noise outside [0, 1), imbalance
-        below 1, or one of them for targets that are no classes.
+    Raises ValueError: a size that the data set does not have, label_noise outside [0, 1), imbalance
+    below 1, or one of them for targets that are no classes.
     """
     for field, value, neutral in (("label_noise", label_noise, 0), ("imbalance", imbalance, 1)):
         if value != neutral and not data.has_classes:
@@ -114,11 +113,9 @@ def unbalanced(
       ratio: r >= 1.
       seed: of the stream "imbalance": counter 0 ranks the classes, counter 1 draws who stays.
 
-    Returns:
-      indices of what stays, in order; the classes from most to least frequent.
+    Returns: indices of what stays, in order; the classes from most to least frequent.
 
-    Raises:
-      ValueError: a ratio below 1 or not finite, fewer than two classes, one without examples.
+    Raises ValueError: a ratio below 1 or not finite, fewer than two classes, one without examples.
     """
     if not 1 <= ratio < np.inf:
         raise ValueError(f"imbalance={ratio}: must be a ratio of at least 1 (1: as they are)")

@@ -8,9 +8,7 @@ T = TypeVar("T")
 
 def read(kind: type[T], name: str) -> T:
     """The dataclass `kind` with the values that the name sets, each of its default's type.
-
-    Raises:
-      ValueError: a constant that does not exist, no number, or what the dataclass refuses.
+    Raises ValueError: a constant that does not exist, no number, or what the dataclass refuses.
     """
     kinds: dict[str, Any] = {
         f.name: type(f.default)

@@ -22,18 +22,13 @@ FOLDER = Path(__file__).parent / "fashion"
 
 @dataclass(frozen=True)
 class Extract:
-    """What a file holds once unpacked: training and test labels, then training and test images.
+    """What a file holds once unpacked: training and test labels, then training and test images."""
 
-    Attributes:
-      train, test: number of examples.
-      side: of the square one-channel images, in pixels.
-      sha256: of the unpacked bytes, one for a label or a pixel.
-    """
-
+    # train, test: number of examples.
     train: int
     test: int
-    side: int
-    sha256: str
+    side: int  # of the square one-channel images, in pixels
+    sha256: str  # of the unpacked bytes, one for a label or a pixel
 
 
 EXTRACTS = {
@@ -74,8 +69,7 @@ def load_embedded(name: str, data_dir: Directory = None, folder: Path = FOLDER) 
       data_dir: ignored, the data is part of the package.
       folder: where the files are.
 
-    Raises:
-      ValueError: the file is missing or is not the one that was made.
+    Raises ValueError: the file is missing or is not the one that was made.
     """
     del data_dir
     extract, file = EXTRACTS[name], folder / f"{name}.xz"

@@ -18,20 +18,14 @@ SPREADS = (0.7, 2.2)  # standard deviations of the first and the last class, lin
 
 @dataclass(frozen=True)
 class Constants:
-    """Of the classes; in the name of the set: "gaussian:dimension=20,std=1.5".
+    """Of the classes; in the name of the set: "gaussian:dimension=20,std=1.5"."""
 
-    Attributes:
-      classes: how many; their means are N(0, I).
-      dimension: of the inputs.
-      train, test: examples.
-      std: standard deviation around the mean, in every coordinate.
-    """
-
-    classes: int = 10
-    dimension: int = 20
+    classes: int = 10  # how many; their means are N(0, I)
+    dimension: int = 20  # of the inputs
+    # train, test: examples.
     train: int = 800
     test: int = 10_000
-    std: float = 1.5
+    std: float = 1.5  # standard deviation around the mean, in every coordinate
 
     def __post_init__(self) -> None:
         if self.classes < 2 or min(self.dimension, self.train, self.test) < 1 or self.std < 0:
@@ -41,13 +35,9 @@ class Constants:
             )
 
 
-@dataclass(frozen=True)
-class AsTheyAre:
-    """A `prepare` of inputs that are float vectors already."""
-
-    def __call__(self, examples: jax.Array) -> jax.Array:
-        """The examples."""
-        return examples
+def as_they_are(examples: jax.Array) -> jax.Array:
+    """A `prepare` of inputs that are float vectors already: as `examples` [n, ...]."""
+    return examples
 
 
 def load_gaussian(name: str, seed: int) -> Dataset:
@@ -65,7 +55,7 @@ def load_gaussian(name: str, seed: int) -> Dataset:
         labels = jax.random.randint(rng.fold(key, "labels"), (count,), 0, c.classes)
         noise = jax.random.normal(rng.fold(key, "noise"), (count, c.dimension))
         splits.append((np.array(means[labels] + c.std * noise), np.array(labels, np.int32)))
-    return make(name, splits[0], splits[1], c.classes, prepare=AsTheyAre())
+    return make(name, splits[0], splits[1], c.classes, prepare=as_they_are)
 
 
 def load_uneven_gaussians(data_dir: Directory = None) -> Dataset:
@@ -74,8 +64,7 @@ def load_uneven_gaussians(data_dir: Directory = None) -> Dataset:
     As many of each class: class c has mean N(0, I) (drawn once) and covariance s_c^2 I with s_c
     from 0.7 to 2.2: the wide classes are the hard ones. Always the same examples.
 
-    Args:
-      data_dir: ignored; the data is drawn.
+    Args: data_dir: ignored; the data is drawn.
     """
     del data_dir
     numbers = np.random.default_rng(0)

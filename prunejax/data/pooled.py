@@ -23,9 +23,7 @@ def halved(images: np.ndarray) -> np.ndarray:
 def load_pooled(name: str, data_dir: Directory = None) -> Dataset:
     """A prepared set at half its side; mean and std are those of the smaller training images.
 
-    Args:
-      name: a key of `POOLED`.
-      data_dir: where it is, see `prepared.find`.
+    Args: name: a key of `POOLED`. data_dir: where it is, see `prepared.find`.
     """
     whole = load_prepared(POOLED[name], data_dir)
     train = halved(whole.train_images), whole.train_labels

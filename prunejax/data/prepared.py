@@ -44,26 +44,17 @@ class DataNotFoundError(ValueError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared set on disk, all of whose files are there.
+    """A prepared set on disk, all of whose files are there."""
 
-    Attributes:
-      name: "NAME" or "NAME/CONFIG", as in TFDS.
-      path: the version directory.
-      files: file paths of each split, in order.
-      lengths: number of examples of each split.
-      image, label: names of the features.
-      shape: of the images; -1 where it varies.
-      num_classes: of the label feature.
-    """
-
-    name: str
-    path: Path
-    files: dict[str, list[Path]]
-    lengths: dict[str, int]
+    name: str  # "NAME" or "NAME/CONFIG", as in TFDS
+    path: Path  # the version directory
+    files: dict[str, list[Path]]  # file paths of each split, in order
+    lengths: dict[str, int]  # number of examples of each split
+    # image, label: names of the features.
     image: str
     label: str
-    shape: tuple[int, ...]
-    num_classes: int
+    shape: tuple[int, ...]  # of the images; -1 where it varies
+    num_classes: int  # of the label feature
 
     @property
     def channels(self) -> int:
@@ -107,9 +98,7 @@ def preparation(name: str, directory: Path) -> str:
 def find(name: str, data_dir: Directory = None) -> Prepared:
     """Finds the newest version of a prepared set; reads two small JSON files.
 
-    Args:
-      name: "NAME" or "NAME/CONFIG", as in TFDS.
-      data_dir: see `search_directory`.
+    Args: name: "NAME" or "NAME/CONFIG", as in TFDS. data_dir: see `search_directory`.
 
     Raises:
       DataNotFoundError: it is not there, or files of it are missing.
@@ -124,17 +113,14 @@ def find(name: str, data_dir: Directory = None) -> Prepared:
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").is_file()
     ]
     if not versions:
+        others = " (its authors' archives will do)" if name in archives.NAMES else ""
         raise DataNotFoundError(
             f"data set {name!r} is not prepared: looked for {name}/VERSION/dataset_info.json in "
             f"{directory} ({origin}). Point data_dir or TFDS_DATA_DIR at the directory that holds "
-            f"it{_or_archives(name)}, or prepare it once, with a network: "
+            f"it{others}, or prepare it once, with a network: "
             f"{preparation(name, directory)}"
         )
     return _open(name, max(versions)[1], directory)  # by number: 10 comes after 9
-
-
-def _or_archives(name: str) -> str:
-    return " (its authors' archives will do)" if name in archives.NAMES else ""
 
 
 def _open(name: str, path: Path, directory: Path) -> Prepared:
@@ -173,14 +159,7 @@ def _open(name: str, path: Path, directory: Path) -> Prepared:
         )
     sizes = [int(d) for d in image_feature.get("shape", {}).get("dimensions", [])]
     return Prepared(
-        name,
-        path,
-        files,
-        lengths,
-        image,
-        label,
-        tuple(sizes),
-        int(label_feature["numClasses"]),
+        name, path, files, lengths, image, label, tuple(sizes), int(label_feature["numClasses"])
     )
 
 
@@ -194,13 +173,10 @@ def _json(path: Path) -> Any:
 def _file_name(name: str, split: dict[str, Any], index: int, count: int) -> str:
     default = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     return str(split.get("filepathTemplate", default)).format(
-        DATASET=name.split("/")[0],
-        SPLIT=split["name"],
-        FILEFORMAT="array_record",
-        SHARD_INDEX=f"{index:05d}",
-        NUM_SHARDS=f"{count:05d}",
+        DATASET=name.split("/")[0], SPLIT=split["name"], FILEFORMAT="array_record",
+        SHARD_INDEX=f"{index:05d}", NUM_SHARDS=f"{count:05d}",
         SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
-    )
+    )  # fmt: skip
 
 
 def source(prepared: Prepared, split: str) -> Any:
@@ -217,11 +193,9 @@ def source(prepared: Prepared, split: str) -> Any:
 def read_split(prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels of a split, in TFDS's order, from the cache where it has them.
 
-    Returns:
-      images uint8 [n, height, width, channels], labels int32 [n].
+    Returns: images uint8 [n, height, width, channels], labels int32 [n].
 
-    Raises:
-      ValueError: images of varying size, records that cannot be read, labels out of range.
+    Raises ValueError: images of varying size, records that cannot be read, labels out of range.
     """
     if len(prepared.shape) != 3 or min(prepared.shape) < 1:
         raise ValueError(

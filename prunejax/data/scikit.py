@@ -83,8 +83,7 @@ def load_diabetes(data_dir: Directory = None) -> Dataset:
     the training examples by `prepare`. Targets are float32 [n, 1], in standard deviations from
     their mean over the training examples (mean squared error 1: the constant that fits best).
 
-    Args:
-      data_dir: ignored; the data is part of scikit-learn.
+    Args: data_dir: ignored; the data is part of scikit-learn.
     """
     del data_dir
     # Ten features in their units, and the progression of the disease after a year.

@@ -27,22 +27,15 @@ NAME = "signal_noise"
 
 @dataclass(frozen=True)
 class Constants:
-    """Of the two-patch data; in the name of the set: "signal_noise:dimension=500,noise=0.3".
+    """Of the two-patch data; in the name of the set: "signal_noise:dimension=500,noise=0.3"."""
 
-    Attributes:
-      classes: K.
-      dimension: d of a patch, at least K.
-      train, test: examples.
-      signal: mu, the length of the signal.
-      noise: sigma, the standard deviation of each coordinate of the noise patch.
-    """
-
-    classes: int = 4
-    dimension: int = 500
+    classes: int = 4  # K
+    dimension: int = 500  # d of a patch, at least K
+    # train, test: examples.
     train: int = 40
     test: int = 2000
-    signal: float = 1.0
-    noise: float = 0.3
+    signal: float = 1.0  # mu, the length of the signal
+    noise: float = 0.3  # sigma, the standard deviation of each coordinate of the noise patch
 
     def __post_init__(self) -> None:
         if self.classes < 2 or self.dimension < self.classes:
@@ -129,8 +122,7 @@ def with_noise(data: Dataset, pad: int, noise: float, seed: int) -> Dataset:
       noise: standard deviation, in units of normalized pixels.
       seed: of the stream "input noise".
 
-    Raises:
-      ValueError: examples that are no images.
+    Raises ValueError: examples that are no images.
     """
     if data.prepare is not None:
         raise ValueError(

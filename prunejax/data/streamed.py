@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,40 +13,21 @@ from prunejax.data.streaming import Stream
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """Stands where `Dataset` stands for sets in memory; made by `open_streamed`.
+    """Stands where `Dataset` stands for sets in memory; made by `open_streamed`."""
 
-    Attributes:
-      name: the name it was opened by.
-      data_dir: directory of prepared sets; None: see `streaming.open_stream`.
-      image_shape: (height, width, channels) of the images in a batch.
-      train_examples, test_examples: of the splits; "test" is the evaluation split.
-      num_classes: number of classes.
-      mean, std: per channel, of pixel / 255, for `batches.normalize`.
-    """
-
-    name: str
-    data_dir: Directory
-    image_shape: tuple[int, int, int]
+    name: str  # the name it was opened by
+    data_dir: Directory  # directory of prepared sets; None: see `streaming.open_stream`
+    image_shape: tuple[int, int, int]  # (height, width, channels) of the images in a batch
+    # train_examples, test_examples: of the splits; "test" is the evaluation split.
     train_examples: int
     test_examples: int
-    num_classes: int
+    num_classes: int  # number of classes
+    # mean, std: per channel, of pixel / 255, for `batches.normalize`.
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    @property
-    def prepare(self) -> None:
-        """None: images are normalized, as in `dataset.Dataset`."""
-        return None
-
-    @property
-    def has_classes(self) -> bool:
-        """True: streamed sets are of image classification."""
-        return True
-
-    @property
-    def ranked(self) -> tuple[int, ...]:
-        """Empty: they are used as they are."""
-        return ()
+    prepare: ClassVar[None] = None  # images are normalized, as in `dataset.Dataset`
+    has_classes: ClassVar[bool] = True  # streamed sets are of image classification
+    ranked: ClassVar[tuple[int, ...]] = ()  # they are used as they are
 
     def per_epoch(self, batch_size: int) -> int:
         """Examples that an epoch trains on: full batches, the rest of its order is left out."""
@@ -81,15 +62,9 @@ class StreamedSet:
         self, training: bool, batch_size: int, part: tuple[int, int], **options: Any
     ) -> Stream:
         return streaming.open_stream(
-            self.name,
-            training=training,
-            batch_size=batch_size,
-            image_size=self.image_shape[0],
-            data_dir=self.data_dir,
-            process_index=part[0],
-            process_count=part[1],
-            **options,
-        )
+            self.name, training=training, batch_size=batch_size, image_size=self.image_shape[0],
+            data_dir=self.data_dir, process_index=part[0], process_count=part[1], **options,
+        )  # fmt: skip
 
 
 def open_streamed(name: str, *, data_dir: Directory = None, image_size: int = 224) -> StreamedSet:
@@ -112,15 +87,9 @@ def open_streamed(name: str, *, data_dir: Directory = None, image_size: int = 22
         for training in (True, False)
     )
     return StreamedSet(
-        name,
-        data_dir,
-        train.image_shape,
-        train.examples,
-        test.examples,
-        train.num_classes,
-        train.mean,
-        train.std,
-    )
+        name, data_dir, train.image_shape, train.examples, test.examples, train.num_classes,
+        train.mean, train.std,
+    )  # fmt: skip
 
 
 def must_stream(name: str, data_dir: Directory = None) -> bool:

@@ -101,9 +101,7 @@ class Stream:
 
     def rows(self, step: int) -> np.ndarray:
         """Which examples this process has in batch `step`: int [batch], -1 for padding.
-
-        Raises:
-          IndexError: a step below 0, or one that evaluation, a single pass, does not have.
+        Raises IndexError: a step below 0, or one that evaluation, a single pass, does not have.
         """
         steps = self.steps_per_epoch
         if step < 0 or (step >= steps and not self.training):
@@ -177,8 +175,7 @@ class Stream:
           start: first step; a run that resumes gives the step it has reached.
           threads: batches in preparation at once; None for the number of cores, at most 16.
 
-        Raises:
-          ValueError: grain is not installed.
+        Raises ValueError: grain is not installed.
         """
         grain = require_grain()
         stop = np.iinfo(np.int32).max if self.training else self.steps_per_epoch
@@ -267,17 +264,9 @@ def open_stream(
     # These two words are the key of all views of the run.
     key = jax.random.bits(rng.at(seed, "augment"), (2,))
     return Stream(
-        prepared=found,
-        split=split,
-        records=prepared.source(found, split),
-        training=training,
-        batch_size=batch_size,
-        image_size=image_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-        mean=known.mean[: found.channels],
-        std=known.std[: found.channels],
-        augment_key=tuple(int(word) for word in np.asarray(key)),
+        prepared=found, split=split, records=prepared.source(found, split), training=training,
+        batch_size=batch_size, image_size=image_size, seed=seed, process_index=process_index,
+        process_count=process_count, mean=known.mean[: found.channels],
+        std=known.std[: found.channels], augment_key=tuple(int(word) for word in np.asarray(key)),
         augment=augment,
-    )
+    )  # fmt: skip

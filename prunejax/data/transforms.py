@@ -71,8 +71,7 @@ def random_resized(
       channels: 1 or 3.
       generator: its state decides everything.
 
-    Returns:
-      uint8 [size, size, channels].
+    Returns: uint8 [size, size, channels].
     """
     image = _open(encoded, channels)
     box = crop_box(generator, *image.size)
@@ -85,8 +84,7 @@ def central(encoded: bytes, size: int, channels: int) -> np.ndarray:
 
     Both at once, by resizing the part of the image that the square shows.
 
-    Returns:
-      uint8 [size, size, channels].
+    Returns: uint8 [size, size, channels].
     """
     image = _open(encoded, channels)
     width, height = image.size

@@ -75,10 +75,7 @@ def _sum(x: Array, axes: int) -> Array:
 def _lower(steps: Sequence[Step], boxes: Sequence[Box], rows: Array) -> Array:
     """Lower bounds [n, functions] of `rows` [n, functions, ...] times what the steps end with.
 
-    Args:
-      steps: the first steps of a network.
-      boxes: before each of them.
-      rows: linear functions.
+    Args: steps: the first steps of a network. boxes: before each of them. rows: linear functions.
     """
     total = jnp.zeros(rows.shape[:2])
     place = len(steps)
@@ -103,13 +100,6 @@ def _lower(steps: Sequence[Step], boxes: Sequence[Box], rows: Array) -> Array:
     low, high = boxes[place]
     middle, radius = (low + high)[:, None] / 2, (high - low)[:, None] / 2
     return total + _sum(rows * middle, 2) - _sum(jnp.abs(rows) * radius, 2)
-
-
-def _unit_rows(box: Box) -> Array:
-    """[n, units, ...]: one function for each unit."""
-    n, shape = box[0].shape[0], box[0].shape[1:]
-    units = box[0][0].size
-    return jnp.broadcast_to(jnp.eye(units).reshape(1, units, *shape), (n, units, *shape))
 
 
 def _unstable(steps: Sequence[Step], boxes: Sequence[Box]) -> Array:
@@ -152,7 +142,9 @@ def tightened(steps: Sequence[Step], low: Array, high: Array, most: int = MOST_U
         first = all(isinstance(s, Affine) for s in steps[: place + 1])  # intervals are exact there
         tighten = isinstance(step, Affine) and not first and place + 1 < len(steps)
         if tighten and box[0][0].size <= most:
-            units = _unit_rows(box)
+            n, *shape = box[0].shape
+            one = jnp.eye(box[0][0].size).reshape(1, -1, *shape)  # a function for each unit
+            units = jnp.broadcast_to(one, (n, *one.shape[1:]))
             own = steps[: place + 1]
             below = _lower(own, boxes, units).reshape(box[0].shape)
             above = -_lower(own, boxes, -units).reshape(box[0].shape)

@@ -213,13 +213,7 @@ def path(
     grid = np.linspace(0, 1, points)
     dtype = jnp.result_type(*jax.tree.leaves(vectors.upcast(a)))
     out = _along(
-        as_argument(evaluate),
-        of_batch,
-        (a, b),
-        jnp.asarray(grid, dtype),
-        groups,
-        pool,
-        used,
+        as_argument(evaluate), of_batch, (a, b), jnp.asarray(grid, dtype), groups, pool, used
     )
     values = {name: np.asarray(value, np.float64) for name, value in out.items()}
     if "accuracy" in values and "error" not in values:

@@ -11,11 +11,7 @@ import numpy as np
 from prunejax import losses
 from prunejax.curvature import splits, vectors
 from prunejax.curvature.eigenpairs import Eigenpairs, eigenpairs
-from prunejax.curvature.gradients import (
-    GradientMoment,
-    forms_by_example,
-    gradient_second_moment,
-)
+from prunejax.curvature.gradients import GradientMoment, forms_by_example, gradient_second_moment
 from prunejax.curvature.operators import Hessian
 from prunejax.curvature.trace import estimate_trace
 from prunejax.measures.prunability import Curve, prune_curve

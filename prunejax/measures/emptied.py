@@ -16,9 +16,7 @@ DONE = {"prune": "pruned", "zero": "set to zero"}  # kinds that empty a layer
 def at_event(rows: Iterable[Row], kinds: Mapping[str, str]) -> list[str]:
     """A line for each run and layer that the event of `rows` emptied.
 
-    Args:
-      rows: with run, variant, epoch, layer and live.
-      kinds: variant -> intervention.kind.
+    Args: rows: with run, variant, epoch, layer and live. kinds: variant -> intervention.kind.
     """
     return [
         f"{row['run']}: layer {row['layer']} is empty {_when(row)}: all of it is "
@@ -33,9 +31,7 @@ def notes(rows: Sequence[Row], kinds: Mapping[str, str]) -> list[str]:
 
     Arms of which the same is to be said stand in one sentence.
 
-    Args:
-      rows: of events.csv.
-      kinds: variant -> intervention.kind.
+    Args: rows: of events.csv. kinds: variant -> intervention.kind.
     """
     first: dict[tuple[str, str], dict[str, Row]] = {}  # (arm, layer) -> run -> its first such row
     units: dict[tuple[str, str], float] = {}  # (run, layer) -> how many there are

@@ -69,9 +69,8 @@ def layers(module: Any, variables: Tree, input_shape: Sequence[int]) -> tuple[La
       variables: "params", and "batch_stats" where it has them.
       input_shape: of one example, e.g. (height, width, channels).
 
-    Raises:
-      ValueError: a convolution that is grouped, dilated, or not of two dimensions; a BatchNorm by
-        itself without a scale.
+    Raises ValueError: a convolution that is grouped, dilated, or not of two dimensions; a BatchNorm
+    by itself without a scale.
     """
     import flax.linen as nn
 
@@ -162,9 +161,7 @@ def fold(variables: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, Any
     minus that, where it has no bias). Of a BatchNorm by itself: scale <- s, variance 1 - epsilon,
     and bias beta - s mean with mean 0 (without a bias its mean stays).
 
-    Args:
-      variables: "params" and "batch_stats".
-      layers: from `layers`; those without a norm stay.
+    Args: variables: "params" and "batch_stats". layers: from `layers`; those without a norm stay.
     """
     params = dict(trees.leaves_with_paths(variables["params"]))
     stats = dict(trees.leaves_with_paths(variables.get("batch_stats", {})))

@@ -47,8 +47,7 @@ def points(rows: Sequence[Row], column: str) -> list[tuple[str, float, float]]:
 def forecasts(events: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """By order, "first" and "second": r of measured and predicted, its interval, rms error, n.
 
-    Args:
-      events: rows of `events.csv`.
+    Args: events: rows of `events.csv`.
 
     Returns:
       Dicts of `correlation.Correlation` (`n` events, seeds as blocks) with `rms_error` in nats and

@@ -60,8 +60,7 @@ class Spectrum:
 
         Fast are the largest signed eigenvalues, slow the smallest: negative ones come first.
 
-        Raises:
-          ValueError: unknown kind, or not 1 to d dimensions.
+        Raises ValueError: unknown kind, or not 1 to d dimensions.
         """
         d = len(self.values)
         if kind not in KINDS or not 1 <= dimensions <= d:
@@ -124,10 +123,7 @@ def remainder_lipschitz(
 def cut(values: ArrayLike, lipschitz: float, c: Sequence[float] = (1,)) -> dict[float, int | None]:
     """Fewest slow modes n with lambda_{n+1} - lambda_n > c Lip(R), ascending; None: there is none.
 
-    Args:
-      values: eigenvalues [n] in any order.
-      lipschitz: Lip(R).
-      c: constants to try.
+    Args: values: eigenvalues [n] in any order. lipschitz: Lip(R). c: constants to try.
     """
     ascending = np.sort(np.asarray(values, float))
     found: dict[float, int | None] = {}
@@ -149,8 +145,7 @@ def slaved(
       loss, params, found: as in `spectrum`, and what it gave.
       fast: modes that follow, of the largest eigenvalues, all above 0.
 
-    Returns:
-      A function from c_slow [d - fast] to c_fast [fast].
+    Returns: A function from c_slow [d - fast] to c_fast [fast].
     """
     if not (0 < fast < len(found.values) and found.values[fast - 1] > 0):
         raise ValueError(f"{fast} fast modes: they must be some, not all, with eigenvalues above 0")

@@ -144,12 +144,7 @@ def permute(
 
 
 def weight_matching(
-    a: Tree,
-    b: Tree,
-    chain: Sequence[Permutation],
-    *,
-    stats: Tree | None = None,
-    sweeps: int = 100,
+    a: Tree, b: Tree, chain: Sequence[Permutation], *, stats: Tree | None = None, sweeps: int = 100
 ) -> Matching:
     """Orders of the units of `b` that bring its weights next to those of `a`.
 

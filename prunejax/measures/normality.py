@@ -110,8 +110,7 @@ def normality(values: Mapping[str, ArrayLike], edges: ArrayLike = EDGES) -> Norm
       values: layer name -> array of any shape.
       edges: of the histogram's bins [bins + 1], increasing.
 
-    Raises:
-      ValueError: no layer, or a layer without values.
+    Raises ValueError: no layer, or a layer without values.
     """
     if not values:
         raise ValueError("no layer: give at least one array of normalized activations")

@@ -105,8 +105,7 @@ def pac_bayes_flatness(
       masks: what gets noise, e.g. the network's masks and `folding.weights`.
       batch_size: cuts one batch into several.
 
-    Raises:
-      ValueError: draws, upper, steps or drop that are not positive; no accuracy.
+    Raises ValueError: draws, upper, steps or drop that are not positive; no accuracy.
     """
     check_positive(drop=drop, draws=draws, upper=upper, steps=steps)
     params = vectors.check_params(params)

@@ -111,8 +111,7 @@ def conditional(measure: ArrayLike, target: ArrayLike, axes: Axes, *, most: int 
       axes: hyperparameter -> the value of each model. Seeds are no axis.
       most: size of the largest set of axes; the empty set counts too.
 
-    Raises:
-      ValueError: lengths differ, values that are not finite.
+    Raises ValueError: lengths differ, values that are not finite.
     """
     x, y = _column(measure, "the measure"), _column(target, "the target")
     if x.size != y.size:

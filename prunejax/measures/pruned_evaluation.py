@@ -46,8 +46,6 @@ class Pruner:
         self, evaluate: Any, params: Tree, batches: Any, method: Any, scope: str, draws: int,
         key: Any, prunable: Any, masks: Tree, batch_size: int | None,
     ) -> None:  # fmt: skip
-        if scope not in mask_algebra.SCOPES:
-            raise ValueError(f"scope {scope!r} is not one of: {', '.join(mask_algebra.SCOPES)}")
         self.params, self.scope, self.live = jax.tree.map(jnp.asarray, params), scope, masks
         self.evaluate, self.groups = (
             as_argument(evaluate),

@@ -86,14 +86,9 @@ def _resampled(groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 
 def _bootstrap(
-    name: str,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    keep: np.ndarray,
-    clusters: Sequence[Hashable] | None,
-    draws: int,
-    level: float,
-    seed: int,
-) -> Rank:
+    name: str, statistic: Callable[[np.ndarray], np.ndarray], keep: np.ndarray,
+    clusters: Sequence[Hashable] | None, draws: int, level: float, seed: int,
+) -> Rank:  # fmt: skip
     n = int(keep.sum())
     if clusters is not None and len(clusters) != keep.size:
         raise ValueError(f"{len(clusters)} clusters for {keep.size} models; give one for each")
@@ -262,11 +257,7 @@ class Fit:
 
 
 def fit_filter(
-    train_accuracy: ArrayLike,
-    train_loss: ArrayLike,
-    *,
-    accuracy: float = 0.99,
-    loss: float = 0.01,
+    train_accuracy: ArrayLike, train_loss: ArrayLike, *, accuracy: float = 0.99, loss: float = 0.01
 ) -> Fit:
     """Models with train accuracy of at least `accuracy`, or train loss of at most `loss` nats.
 

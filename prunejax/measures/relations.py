@@ -64,9 +64,7 @@ def _centered(means: np.ndarray) -> np.ndarray:
 def arms_in_general(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> correlation.Correlation:
     """Correlation of two quantities over arms, for arms in general; see the module.
 
-    Args:
-      x, y: [arms, seeds].
-      level: of the interval.
+    Args: x, y: [arms, seeds]. level: of the interval.
 
     Returns:
       `n` is the number of arms. Without interval for fewer than 8 arms or 4 seeds, or where a

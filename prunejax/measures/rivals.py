@@ -168,12 +168,6 @@ def _applied(module: Any) -> tuple[Any, Any]:
     return jax.jit(apply), evaluate
 
 
-def _in_float32(module: Any) -> Any:
-    """The same network, computing in float32: sums over paths are no rounding of a network's."""
-    kept = getattr(module, "dtype", None) in (None, jnp.float32)
-    return module if kept else module.clone(dtype=jnp.float32)
-
-
 def of_linen(
     module: Any,
     variables: Tree,
@@ -205,7 +199,9 @@ def of_linen(
     trained, start = (folding.fold(v, layers) for v in (variables, initial))
     rest = {name: value for name, value in trained.items() if name != "params"}
     compiled, evaluate = _applied(module)
-    exact, _ = _applied(_in_float32(module))
+    single = getattr(module, "dtype", None) in (None, jnp.float32)
+    # Sums over paths are no rounding of a network's.
+    exact, _ = _applied(module if single else module.clone(dtype=jnp.float32))
     apply = functools.partial(compiled, rest)
     params = trained["params"]
     live = jax.tree.map(lambda mask, w: mask & (w != 0), folding.weights(params, layers), params)

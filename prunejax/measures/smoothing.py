@@ -101,8 +101,7 @@ def smooth(
       select, draws: sizes of the two samples.
       alpha: each statement is wrong with at most this probability.
 
-    Raises:
-      ValueError: sigma or alpha out of range, no draws.
+    Raises ValueError: sigma or alpha out of range, no draws.
     """
     if not sigma > 0 or not 0 < alpha < 1 or min(select, draws) < 1:
         raise ValueError(

@@ -60,13 +60,9 @@ def _conv(pad: int) -> Callable[[Array, Array], Array]:
 def steps_of(module: Any, variables: Tree, input_shape: Sequence[int]) -> list[Step]:
     """The steps of a shipped MLP, ConvNet or VGG in evaluation mode, BatchNorm folded.
 
-    Args:
-      module: of the package.
-      variables: trained and masked.
-      input_shape: of one example.
+    Args: module: of the package. variables: trained and masked. input_shape: of one example.
 
-    Raises:
-      ValueError: another kind of network.
+    Raises ValueError: another kind of network.
     """
     if not isinstance(module, KINDS):
         raise ValueError(

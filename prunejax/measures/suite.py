@@ -54,10 +54,7 @@ def _hessian_trace(context: Context) -> tuple[Columns, Arrays]:
 def _second_moment(context: Context) -> tuple[Columns, Arrays]:
     """Tr(C), uncentered as in the paper; the standard error is over examples."""
     found = context.moment
-    columns = {
-        "gradient_second_moment": found.value,
-        "gradient_second_moment_stderr": found.stderr,
-    }
+    columns = {"gradient_second_moment": found.value, "gradient_second_moment_stderr": found.stderr}
     return columns, {"gradient_squared_norms": found.squared_norms}
 
 
@@ -202,9 +199,7 @@ def columns(names: Sequence[str]) -> tuple[str, ...]:
 
 def _checked(name: str, result: Any) -> tuple[Columns, Arrays]:
     """What a measure gave, as numbers and arrays.
-
-    Raises:
-      ConfigError: it is not what its entry announces.
+    Raises ConfigError: it is not what its entry announces.
     """
     pair = isinstance(result, tuple) and len(result) == 2
     pair = pair and all(hasattr(part, "items") for part in result)

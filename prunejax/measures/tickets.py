@@ -23,9 +23,7 @@ Layers = Mapping[str, np.ndarray]
 
 def jaccard(a: Layers, b: Layers) -> float:
     """Live in both over live in either, over all layers; 1 where nothing is live.
-
-    Raises:
-      ValueError: the layers, or their shapes, are not the same.
+    Raises ValueError: the layers, or their shapes, are not the same.
     """
     if a.keys() != b.keys() or any(np.shape(a[k]) != np.shape(b[k]) for k in a):
         raise ValueError(f"masks of {', '.join(a)} and of {', '.join(b)} do not fit each other")
@@ -49,9 +47,7 @@ def chance_jaccard(
 
 def early_stop(losses: ArrayLike) -> int:
     """Index of the lowest of `losses` [n], of equal ones the first; never one that is not finite.
-
-    Raises:
-      ValueError: none is finite.
+    Raises ValueError: none is finite.
     """
     found = np.asarray(losses, float)
     if not np.isfinite(found).any():
@@ -97,8 +93,7 @@ def matching(values: Sequence[float], dense: Sequence[float], margin: float) -> 
       dense: those of the dense network, the same seeds in the same order.
       margin: > 0, in the units of the values.
 
-    Raises:
-      ValueError: no pairs, or margin not above 0.
+    Raises ValueError: no pairs, or margin not above 0.
     """
     first, second = np.asarray(values, float), np.asarray(dense, float)
     if first.shape != second.shape or not first.size:

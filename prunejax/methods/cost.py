@@ -37,8 +37,7 @@ def multiply_adds(fn: Callable[[Tree], Any], params: Tree) -> dict[str, int]:
       fn: the forward pass of one example, e.g. `lambda p: net.apply(p, jnp.ones((1, 28, 28, 1)))`.
       params: arrays, or their shapes.
 
-    Raises:
-      ValueError: products inside of a `while`, whose length is not known.
+    Raises ValueError: products inside of a `while`, whose length is not known.
     """
     names = trees.paths(params)
     counts = _traced(fn, list(range(len(names))), params)

@@ -8,10 +8,12 @@ of the evidence's loss among the weights that may be pruned (`rules`; in a study
 the diagonal does not know of them, the modes are those of this block.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 Array = jax.Array
 Tree = Any
@@ -23,9 +25,7 @@ FAST = 20  # modes that `mode_leverage` looks at
 
 def hessian(e: Evidence) -> Array:
     """[n, n] second derivatives of the loss by the prunable weights, leaf by leaf, flat.
-
-    Raises:
-      ValueError: more than `LIMIT` weights.
+    Raises ValueError: more than `LIMIT` weights.
     """
     part, whole = e.parts(e.weights)
     size = sum(x.size for x in part)
@@ -38,31 +38,27 @@ def hessian(e: Evidence) -> Array:
     if any(map(jnp.iscomplexobj, part)):
         raise ValueError("complex weights have no Hessian here; give their parts as two arrays")
 
+    start, apart = _flat(part)
+
     def loss(flat: Array) -> Array:
-        shaped = zip(_unflat(flat, part), part, strict=True)
+        shaped = zip(apart(flat), part, strict=True)
         return e.loss(whole([x.astype(w.dtype) for x, w in shaped]))
 
-    return jax.hessian(loss)(_flat(part))
+    return jax.hessian(loss)(start)
 
 
-def _flat(part: list[Array]) -> Array:
-    """[n] in single precision at least: of 16 bits there are no eigenvalues, and scores tie."""
+def _flat(part: list[Array]) -> tuple[Array, Callable[[Array], list[Array]]]:
+    """[n] in single precision at least (of 16 bits there are no eigenvalues, and scores tie), and
+    what takes such numbers apart again.
+    """
     with jax.numpy_dtype_promotion("standard"):  # callers may ask for strict promotion
         kind = jnp.result_type(jnp.float32, *part)
-    return jnp.concatenate([x.ravel().astype(kind) for x in part])
-
-
-def _unflat(flat: Array, like: list[Array]) -> list[Array]:
-    found, at = [], 0
-    for x in like:
-        found.append(flat[at : at + x.size].reshape(x.shape))
-        at += x.size
-    return found
+    return ravel_pytree([x.astype(kind) for x in part])
 
 
 def _scored(e: Evidence, flat: Array) -> Tree:
     part, _ = e.parts(e.weights)
-    return e.tree(_unflat(flat, part))
+    return e.tree(_flat(part)[1](flat))
 
 
 def curvature(e: Evidence) -> Tree:
@@ -77,7 +73,7 @@ def curvature_saliency(e: Evidence) -> Tree:
     is missing.
     """
     part, _ = e.parts(e.weights)
-    return _scored(e, jnp.diagonal(e.hessian) * jnp.square(_flat(part)))
+    return _scored(e, jnp.diagonal(e.hessian) * jnp.square(_flat(part)[0]))
 
 
 def mode_leverage(e: Evidence) -> Tree:

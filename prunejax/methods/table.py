@@ -164,11 +164,7 @@ def resolve(
     base = registry.lookup(METHODS, method, "method") if isinstance(method, str) else method
     known = [f.name for f in dataclasses.fields(Method)]
     for part in parts:
-        if part not in known:
-            raise ValueError(
-                f"{name}: no setting {part!r}; there are: {', '.join(known)}."
-                + registry.suggestion(part, known)
-            )
+        registry.one_of(part, known, f"{name}: no setting {part!r}; there are")
     if isinstance(parts.get("sparsity"), Mapping):
         parts |= {"allocation": parts["sparsity"], "sparsity": None}
     m = dataclasses.replace(base, **parts)

@@ -75,13 +75,10 @@ def transformation(
         zeros = jax.tree.map(lambda c, p: jnp.zeros(jnp.shape(p) if c else ()), chosen, params)
         summed = jax.tree.map(lambda z, p: z + 0j if jnp.iscomplexobj(p) else z, zeros, params)
         return SparsifyState(
-            optimizer.init(params),
-            start,
-            jnp.int32(0),
-            zeros if m.learnt else None,
+            optimizer.init(params), start, jnp.int32(0), zeros if m.learnt else None,
             summed if m.average > 1 else None,
             jax.random.key_data(rng.stream(made["seed"], "grow")) if m.growth == "random" else None,
-        )
+        )  # fmt: skip
 
     def update(
         gradients: Tree, state: SparsifyState, params: Tree | None = None, **extra: Any

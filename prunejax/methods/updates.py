@@ -26,8 +26,7 @@ def above(s: Array, threshold: Array | float) -> Array:
       s: scores of one layer, float [...] of the kernel's shape.
       threshold: in [0, 1], a scalar [].
 
-    Returns:
-      bool [...].
+    Returns: bool [...].
     """
     part, of = LEAST_KEPT
     # Rounded up: one stays of the smallest layer.
@@ -40,9 +39,8 @@ def pairs(
 ) -> list[tuple[int, int]]:
     """Events as (step, count) pairs, sorted; those of count 0 only if `zeros`.
 
-    Raises:
-      ValueError: they are no such pairs, or there is none where one is `needed`; `instead` tells
-        what could be given.
+    Raises ValueError: they are no such pairs, or there is none where one is `needed`; `instead`
+    tells what could be given.
     """
     try:
         found = sorted((step, count) for step, count in events if count or zeros)
@@ -63,8 +61,7 @@ def enough(what: str, asked: int, masks: Mapping[str, Array], scope: str) -> Non
 
     Args: what: events do to units. masks: bool [...] by leaf path; traced, they count as whole.
 
-    Raises:
-      ValueError: names the leaf that has too few, with the scope "layer".
+    Raises ValueError: names the leaf that has too few, with the scope "layer".
     """
     there = {
         path: m.size if isinstance(m, jax.core.Tracer) else counting.live(m)

@@ -103,12 +103,9 @@ def windows(
         noise_scale=np.float32(noise_scale),
     )
     features = interventions.Features(
-        finite=True,
-        zero=kind == "zero",
-        gaussian=kind == "gaussian",
-        restore=restore != "no",
+        finite=True, zero=kind == "zero", gaussian=kind == "gaussian", restore=restore != "no",
         random=target == "random",
-    )
+    )  # fmt: skip
     inner = optax.with_extra_args_support(optimizer)
 
     def groups_of(params: Tree) -> tuple[Group, ...]:

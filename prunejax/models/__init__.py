@@ -86,10 +86,7 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
         },
     ),
     # 22,050,664 parameters on 224x224 images and 1000 classes
-    "vit_s16": (
-        ViT,
-        {"depth": 12, "heads": 6, "head_units": 64, "mlp_units": 1536, "patch": 16},
-    ),
+    "vit_s16": (ViT, {"depth": 12, "heads": 6, "head_units": 64, "mlp_units": 1536, "patch": 16}),
 }
 SHIPPED = dict(MODELS)
 
@@ -117,17 +114,12 @@ def create(
       **extra: further options of the model, see `options(name)`: `dtype` ("float32", "bfloat16" or
         a dtype), `conv_method`, and for `mlp` also `hidden`, `batch_norm`, `glorot`.
 
-    Raises:
-      ValueError: unknown model or option, or a value outside its range.
+    Raises ValueError: unknown model or option, or a value outside its range.
     """
     known = options(name)
     for key in extra:
-        if key not in known:
-            raise ValueError(
-                f"model {name!r} has no option {key!r}; there are: "
-                f"{', '.join(['num_classes', *known])}."
-                + registry.suggestion(key, ["num_classes", *known])
-            )
+        told = f"model {name!r} has no option {key!r}; there are"
+        registry.one_of(key, ["num_classes", *known], told)
     if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 1:
         raise ValueError(f"num_classes is {num_classes!r}; it must be an integer of at least 1")
     if not 0 < width < float("inf"):

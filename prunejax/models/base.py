@@ -102,12 +102,9 @@ class Model(nn.Module):
     ) -> jax.Array:
         """The linear classifier on [batch, features]; float32."""
         out = layers.classifier(
-            self.num_classes,
-            x.shape[-1],
-            kernel_init=kernel_init,
-            name="classifier",
+            self.num_classes, x.shape[-1], kernel_init=kernel_init, name="classifier",
             dtype=self.dtype,
-        )(x)
+        )(x)  # fmt: skip
         # Losses are in single precision at least, whatever the layers compute in.
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 

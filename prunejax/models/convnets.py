@@ -40,13 +40,9 @@ class ConvNet(Chain):
             # Small images (8x8 digits) leave no room for unpadded kernels.
             inside = self.valid and count > 1 and min(x.shape[1:3]) > self.kernel
             x = self.conv(
-                x,
-                self.scaled(int(entry)),
-                self.kernel,
-                padding=0 if inside else None,
-                kernel_init=glorot_normal,
-                name=f"conv{count}",
-            )
+                x, self.scaled(int(entry)), self.kernel, padding=0 if inside else None,
+                kernel_init=glorot_normal, name=f"conv{count}",
+            )  # fmt: skip
             layers.record_activation(self, f"conv{count}", x)
             x = nn.relu(x)
         # Place by place, channels innermost; PyTorch flattens otherwise (`study.torch_file`).

@@ -140,14 +140,9 @@ class ResNet(Model):
     ) -> jax.Array:
         """Convolution without bias, then BatchNorm; `name` has a {} for "conv" or "bn"."""
         x = self.conv(
-            x,
-            features,
-            kernel,
-            stride=stride,
-            use_bias=self.folded,
-            kernel_init=self._initializers()[0],
-            name=name.format("conv"),
-        )
+            x, features, kernel, stride=stride, use_bias=self.folded,
+            kernel_init=self._initializers()[0], name=name.format("conv"),
+        )  # fmt: skip
         return self.norm(x, train, name.format("bn"))
 
     def _shortcut(self, x: jax.Array, block: Block, train: bool) -> jax.Array:

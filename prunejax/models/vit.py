@@ -155,14 +155,9 @@ class ViT(Model):
                 f"use a size that is a multiple of {self.patch} (streamed: config.data.image_size)"
             )
         x = self.conv(
-            x,
-            self.heads * self.scaled(self.head_units),
-            self.patch,
-            stride=self.patch,
-            padding=0,
-            kernel_init=layers.torch_default,
-            name="patches",
-        )
+            x, self.heads * self.scaled(self.head_units), self.patch, stride=self.patch, padding=0,
+            kernel_init=layers.torch_default, name="patches",
+        )  # fmt: skip
         return Tokens(name="tokens")(x.reshape(x.shape[0], -1, x.shape[-1]))
 
     def _attention(self, x: jax.Array, block: str, heads: int) -> jax.Array:

@@ -83,8 +83,7 @@ def conv(
         does not cover (grouped, other layouts or ranks, non-floating or mixed dtypes, operands
         sharded over explicit mesh axes).
 
-    Returns:
-      [batch, output height, output width, out] in the dtype of `x`.
+    Returns: [batch, output height, output width, out] in the dtype of `x`.
 
     Raises:
       ValueError: `method` is not one of the two.
@@ -111,18 +110,11 @@ def conv(
     )
     if plain:
         return lax.conv_general_dilated(
-            x,
-            w,
-            strides,
-            padding,
-            lhs_dilation=lhs,
-            rhs_dilation=rhs,
-            dimension_numbers=dimension_numbers,
-            feature_group_count=feature_group_count,
-            batch_group_count=batch_group_count,
-            precision=precision,
+            x, w, strides, padding, lhs_dilation=lhs, rhs_dilation=rhs,
+            dimension_numbers=dimension_numbers, feature_group_count=feature_group_count,
+            batch_group_count=batch_group_count, precision=precision,
             preferred_element_type=preferred_element_type,
-        )
+        )  # fmt: skip
     window = [conv_cpu.dilated(w.shape[i], rhs[i]) for i in range(2)]
     if isinstance(padding, str):
         size = [conv_cpu.dilated(x.shape[1 + i], lhs[i]) for i in range(2)]
@@ -240,15 +232,9 @@ def _abstract(a: Any, b: Any, *, kind: Kind, geometry: Geometry, members: bool) 
 
 
 def _transpose(
-    operand: int,
-    cotangent: jax.Array,
-    a: Any,
-    b: Any,
-    *,
-    kind: Kind,
-    geometry: Geometry,
+    operand: int, cotangent: jax.Array, a: Any, b: Any, *, kind: Kind, geometry: Geometry,
     members: bool,
-) -> jax.Array:
+) -> jax.Array:  # fmt: skip
     """The cotangent of operand 0 or 1, as another product of the same form."""
     wanted = _OPERANDS[kind][operand]
     values = {kind: cotangent, _OPERANDS[kind][1 - operand]: (a, b)[1 - operand]}
@@ -257,13 +243,9 @@ def _transpose(
 
 
 def _batch(
-    operands: tuple[Any, Any],
-    axes: tuple[int | None, int | None],
-    *,
-    kind: Kind,
-    geometry: Geometry,
-    members: bool,
-) -> tuple[jax.Array, int]:
+    operands: tuple[Any, Any], axes: tuple[int | None, int | None], *, kind: Kind,
+    geometry: Geometry, members: bool,
+) -> tuple[jax.Array, int]:  # fmt: skip
     """`vmap` over one operand folds into an axis of the product; over both it makes members."""
     first, second = axes
     if first is None or second is None:
@@ -281,12 +263,9 @@ def _batch(
         return _conv_p.bind(a, b, kind=kind, geometry=geometry, members=True), 0
     outer, inner = a.shape[:2]
     y = _conv_p.bind(
-        a.reshape(-1, *a.shape[2:]),
-        b.reshape(-1, *b.shape[2:]),
-        kind=kind,
-        geometry=geometry,
+        a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]), kind=kind, geometry=geometry,
         members=True,
-    )
+    )  # fmt: skip
     return y.reshape(outer, inner, *y.shape[1:]), 0
 
 

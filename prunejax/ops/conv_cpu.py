@@ -87,15 +87,10 @@ def kernel_transpose(geometry: Geometry) -> Geometry:
 def lax_conv(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     """`lax.conv_general_dilated` with this geometry."""
     return lax.conv_general_dilated(
-        x,
-        w,
-        geometry.strides,
-        geometry.padding,
-        lhs_dilation=geometry.lhs_dilation,
-        rhs_dilation=geometry.rhs_dilation,
-        dimension_numbers=DIMENSIONS,
+        x, w, geometry.strides, geometry.padding, lhs_dilation=geometry.lhs_dilation,
+        rhs_dilation=geometry.rhs_dilation, dimension_numbers=DIMENSIONS,
         precision=geometry.precision,
-    )
+    )  # fmt: skip
 
 
 def _is_small(geometry: Geometry) -> bool:

@@ -25,8 +25,7 @@ def per_layer(
       structure: the tree's.
       what: the argument's name, for the message.
 
-    Raises:
-      ValueError: an unknown path, or a tree of another structure.
+    Raises ValueError: an unknown path, or a tree of another structure.
     """
     if isinstance(counts, numbers.Integral) or (hasattr(counts, "shape") and not counts.shape):
         return dict.fromkeys(units, counts)
@@ -70,8 +69,7 @@ def check(
       what: the argument's name.
       state: what the units that may be chosen are: "live" or "dead".
 
-    Raises:
-      ValueError: no integer, or more than there is.
+    Raises ValueError: no integer, or more than there is.
     """
     if not is_count(count):
         raise ValueError(
@@ -92,9 +90,7 @@ def check(
 
 def kind(total: int) -> Any:
     """The integers that count `total` entries: int32, from 2^31 on int64.
-
-    Raises:
-      ValueError: they need 64 bits, and jax_enable_x64 is off.
+    Raises ValueError: they need 64 bits, and jax_enable_x64 is off.
     """
     if total < 2**31:
         return jnp.int32
@@ -109,9 +105,7 @@ def kind(total: int) -> Any:
 def among(masks: Sequence[Array], together: bool) -> list[Array]:
     """True entries of each array, or one number of all of them; scalars that can be traced.
 
-    Args:
-      masks: bool [...] each.
-      together: whether they are added up.
+    Args: masks: bool [...] each. together: whether they are added up.
     """
     if not together:
         return [jnp.sum(m, dtype=kind(m.size)) for m in masks]

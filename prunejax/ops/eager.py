@@ -149,10 +149,7 @@ def _reach(chunks: list[_Leaf], outs: list[np.ndarray], cut: Any) -> int:
 
 
 def _within(
-    bracket: tuple[Any, Any],
-    chunks: list[_Leaf],
-    outs: list[np.ndarray],
-    over: Callable[..., Any],
+    bracket: tuple[Any, Any], chunks: list[_Leaf], outs: list[np.ndarray], over: Callable[..., Any]
 ) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
     """Marks what is above the bracket: how many they are, and places and values of those in it."""
 

@@ -60,16 +60,10 @@ def convolution(
     """
     pad = kernel // 2 if padding is None else padding
     return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        use_bias=use_bias,
-        kernel_init=kernel_init,
-        dtype=dtype,
-        conv_general_dilated=partial(conv, method=method),
-        name=name,
-    )
+        features, (kernel, kernel), strides=(stride, stride), padding=((pad, pad), (pad, pad)),
+        use_bias=use_bias, kernel_init=kernel_init, dtype=dtype,
+        conv_general_dilated=partial(conv, method=method), name=name,
+    )  # fmt: skip
 
 
 def classifier(
@@ -77,12 +71,9 @@ def classifier(
 ) -> nn.Dense:
     """The last linear layer: PyTorch's default initialization unless a kernel's is given."""
     return nn.Dense(
-        features,
-        kernel_init=kernel_init,
-        bias_init=torch_default_bias(fan_in),
-        dtype=dtype,
+        features, kernel_init=kernel_init, bias_init=torch_default_bias(fan_in), dtype=dtype,
         name=name,
-    )
+    )  # fmt: skip
 
 
 class UnbiasedBatchNorm(nn.BatchNorm):

@@ -32,12 +32,9 @@ _LOGARITHM = (1.00000325, -0.500019651, 0.333032983, -0.248813396, 0.206046733, 
 def keys(key: Array, names: Sequence[str]) -> dict[str, Array]:
     """A key for `normal` per name: Threefry once for all of them, then a hash of the names.
 
-    Args:
-      key: typed key of this draw, e.g. `rng.at(seed, "noise", step)`.
-      names: of layers.
+    Args: key: typed key of this draw, e.g. `rng.at(seed, "noise", step)`. names: of layers.
 
-    Returns:
-      uint32 [4] per name.
+    Returns: uint32 [4] per name.
     """
     first, second = jax.random.bits(key, (2,), jnp.uint32)
     salts = [[zlib.crc32(f"{name}/{word}".encode()) for word in range(4)] for name in names]
@@ -50,9 +47,7 @@ def normal(key: Array, shape: tuple[int, ...]) -> Array:
     Box and Muller's transform: the elements i and i + half of the first axis share a radius and
     differ by a quarter turn.
 
-    Args:
-      key: uint32 [4] of `keys`.
-      shape: at least one axis; at most 2^32 elements.
+    Args: key: uint32 [4] of `keys`. shape: at least one axis; at most 2^32 elements.
     """
     half = (-(-shape[0] // 2), *shape[1:])
     index = jax.lax.iota(jnp.uint32, math.prod(half)).reshape(half)

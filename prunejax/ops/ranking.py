@@ -44,12 +44,10 @@ def top(
       method: how to count, one of `radix.METHODS`; None takes what suits the size of the tree and
         the default backend.
 
-    Returns:
-      A tree of boolean arrays, exactly `min(k, eligible entries)` of them True.
+    Returns: A tree of boolean arrays, exactly `min(k, eligible entries)` of them True.
 
-    Raises:
-      ValueError: `k` is no integer scalar, dtypes do not compare, shapes differ, or there are
-        2^31 entries or more while 64-bit types are off.
+    Raises ValueError: `k` is no integer scalar, dtypes do not compare, shapes differ, or there are
+    2^31 entries or more while 64-bit types are off.
     """
     leaves, structure = jax.tree.flatten(scores)
     arrays, allowed = _scores(leaves), _eligible(leaves, eligible)

@@ -34,11 +34,6 @@ class Kind(NamedTuple):
 KINDS: tuple[Kind, ...] = (Kind(1 << 16, 1 << 12, 11), Kind(math.inf, radix.SLICE, 16))
 
 
-def kind_of(size: int) -> Kind:
-    """The kind of a segment of `size` entries."""
-    return next(kind for kind in KINDS if size <= kind.upto)
-
-
 def top(
     scores: Sequence[Array], ks: Array, allowed: Sequence[Array | None], *, together: bool
 ) -> list[Array]:
@@ -53,8 +48,7 @@ def top(
       allowed: booleans of the scores' shapes, what may be chosen; None: all of a leaf.
       together: one ranking over all leaves.
 
-    Returns:
-      Boolean arrays of the scores' shapes.
+    Returns: Boolean arrays of the scores' shapes.
     """
     scores = [lax.stop_gradient(x) for x in scores]  # a mark has no derivative
     if all(a is None for a in allowed):
@@ -91,7 +85,8 @@ def _top(
     scores: list[Array], ks: Array, allowed: list[Array] | None, together: bool
 ) -> list[Array]:
     sizes = [x.size for x in scores]
-    kinds = [kind_of(sum(sizes) if together else size) for size in sizes]
+    each = [sum(sizes)] * len(sizes) if together else sizes
+    kinds = [next(kind for kind in KINDS if size <= kind.upto) for size in each]
     chosen = list(scores)
     for kind in sorted(set(kinds)):
         places = [i for i, k in enumerate(kinds) if k == kind]

@@ -57,8 +57,7 @@ class Checkpoints:
         The directory appears under its number when it is complete and on disk (one rename), so
         that an end at any moment leaves the earlier ones as they were.
 
-        Raises:
-          RecordError: it cannot be written; earlier checkpoints are intact.
+        Raises RecordError: it cannot be written; earlier checkpoints are intact.
         """
         number = distributed.on_main(self._begin)
         temporary = self.directory / f"tmp-{number}"
@@ -112,11 +111,9 @@ class Checkpoints:
 
         Damaged ones are set aside as `damaged-N`, so that they count no longer.
 
-        Args:
-          like: tree of arrays or shapes (with shardings) as was saved.
+        Args: like: tree of arrays or shapes (with shardings) as was saved.
 
-        Raises:
-          RecordError: a checkpoint is as it was written and cannot be read here.
+        Raises RecordError: a checkpoint is as it was written and cannot be read here.
         """
         number, facts, damaged = self._newest()
         if number is None:
@@ -139,9 +136,7 @@ class Checkpoints:
 
     def facts(self) -> dict[str, Any]:
         """What the newest one was given beside its states; only the sizes of these are looked at.
-
-        Raises:
-          WorkdirError: there is none, or it is damaged.
+        Raises WorkdirError: there is none, or it is damaged.
         """
         try:
             path = self.directory / str(self.numbers()[-1])

@@ -41,8 +41,7 @@ def _version(package: str) -> str:
 def git_state(package: Path) -> tuple[str | None, bool | None]:
     """The commit that a package's files are of, and whether they differ from it.
 
-    Args:
-      package: the folder with `__init__.py`.
+    Args: package: the folder with `__init__.py`.
 
     Returns:
       Twice None where no repository tracks that file: one that only encloses it, as of a project
@@ -60,13 +59,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         found = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=10,
-            env=environment,
-        )
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True,
+            text=True, errors="replace", timeout=10, env=environment,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if found.returncode == 0 else None

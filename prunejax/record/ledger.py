@@ -77,8 +77,7 @@ class Tables:
           sizes, digests: of `marks`; a table without a digest (earlier versions kept none) is
             only checked for its length.
 
-        Raises:
-          WorkdirError: a table is shorter than it was, or something in it was changed.
+        Raises WorkdirError: a table is shorter than it was, or something in it was changed.
         """
         for table, size in sizes.items():
             file = self._files[table]
@@ -115,9 +114,7 @@ class Arrays:
 
     def go_on(self, names: Iterable[str] = ()) -> None:
         """Other runs begin, or go on where these files were there.
-
-        Raises:
-          WorkdirError: as of `check`.
+        Raises WorkdirError: as of `check`.
         """
         self._names = set(names)
         self.check(dict.fromkeys(self._names))
@@ -133,8 +130,7 @@ class Arrays:
           files: as of `ended`. None: only the check sums of its own, for a start that ended before
             its next checkpoint may have written it anew, with the last bits of another machine.
 
-        Raises:
-          WorkdirError: one is missing or was changed.
+        Raises WorkdirError: one is missing or was changed.
         """
         reason = damage(self._path, {"files": files}, since="its run was saved")
         if reason:

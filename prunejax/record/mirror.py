@@ -100,8 +100,7 @@ class Mirror:
         The copy may then be ahead, by what could not be sent; so it stays. A copy that a study
         here is working on is left alone, too.
 
-        Returns:
-          The copy, which is not there if nothing is at the URL.
+        Returns: The copy, which is not there if nothing is at the URL.
 
         Raises:
           RecordError: it cannot be read.
@@ -174,9 +173,7 @@ class Mirror:
 
     def claim(self) -> None:
         """Makes sure, before anything is trained, that this can be written; completes a `push`.
-
-        Raises:
-          RecordError: it cannot.
+        Raises RecordError: it cannot.
         """
         with self._reaching("write to"):
             there = self._there()

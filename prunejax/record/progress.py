@@ -34,9 +34,7 @@ def whose(runs: Sequence[tuple[str, int]]) -> str:
 def standing(loss: ArrayLike, split: str, accuracy: ArrayLike) -> str:
     """`, loss 0.52, test accuracy 91.2%`: means over the runs whose number is finite.
 
-    Args:
-      loss, accuracy: one number per run, in nats and as a fraction.
-      split: of the accuracy.
+    Args: loss, accuracy: one number per run, in nats and as a fraction. split: of the accuracy.
     """
     means = []
     for values in (loss, accuracy):
@@ -46,11 +44,6 @@ def standing(loss: ArrayLike, split: str, accuracy: ArrayLike) -> str:
     if np.isnan(means[1]):  # of a regression
         return f", loss {means[0]:.3g}"
     return f", loss {means[0]:.3g}, {split} accuracy {100 * means[1]:.1f}%"
-
-
-def _is_notebook(stream: object) -> bool:
-    """A cell's output is no terminal, but rewrites a line like one."""
-    return type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
 class Progress:
@@ -86,7 +79,9 @@ class Progress:
         self._stream: TextIO = found
         self._terminal = False
         with suppress(AttributeError, *_UNWRITABLE):
-            self._terminal = found.isatty() or _is_notebook(found)
+            # A cell's output is no terminal, but rewrites a line like one.
+            notebook = type(found).__module__.partition(".")[0] == "ipykernel"
+            self._terminal = found.isatty() or notebook
         self._interval = interval if interval is not None else (0.2 if self._terminal else 5.0)
         self._clock = clock
         self._start = clock()

@@ -19,9 +19,7 @@ def is_remote(workdir: str | os.PathLike[str]) -> bool:
 
 def part(index: int, count: int) -> str:
     """Where below its workdir shard `index` (from 1) of `count` has its run directory.
-
-    Raises:
-      ConfigError: there is no such shard.
+    Raises ConfigError: there is no such shard.
     """
     if not 1 <= index <= count:
         raise ConfigError(f"--shard={index}/{count}: write i/n with i from 1 to n")

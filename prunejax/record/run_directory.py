@@ -181,8 +181,7 @@ class RunDirectory:
 
         Tables that this process left just so are not read again: `finish` reads them all.
 
-        Raises:
-          WorkdirError: as of `verify`: rows that the checkpoint saw are gone or others.
+        Raises WorkdirError: as of `verify`: rows that the checkpoint saw are gone or others.
         """
         wanted = {
             table: sizes.get(table, len(",".join(columns)) + 1)
@@ -222,9 +221,7 @@ class RunDirectory:
 
     def load_json(self, name: str) -> Any:
         """The content of a JSON file of the run directory, None if there is none.
-
-        Raises:
-          WorkdirError: it is no JSON object.
+        Raises WorkdirError: it is no JSON object.
         """
         file = self.path / name
         try:
@@ -262,15 +259,10 @@ class RunDirectory:
 
     def finish(self, **facts: object) -> None:
         """Marks the study as finished; `facts` are kept beside it in `status.json`.
-
-        Raises:
-          WorkdirError: a table is not as this process wrote it.
+        Raises WorkdirError: a table is not as this process wrote it.
         """
         self.verify(**self.marks())
-        kept = {
-            "files": ledger.entries(self.path, self.tables),
-            "views": ledger.views(self.path),
-        }
+        kept = {"files": ledger.entries(self.path, self.tables), "views": ledger.views(self.path)}
         # Last: it says that all else is there.
         self.save_json("status.json", {"finished": True, **facts, **kept})
 

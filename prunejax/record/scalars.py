@@ -1,5 +1,6 @@
 """The numbers of a study's tables by run and step, as trackers show them."""
 
+import contextlib
 import csv
 import io
 import json
@@ -29,8 +30,7 @@ class Scalars:
     def new(self, tables: Mapping[str, Path]) -> Iterator[tuple[str, int, dict[str, float]]]:
         """Run, step and numbers by tag of each new row, table by table; whole lines only.
 
-        Args:
-          tables: name -> CSV file.
+        Args: tables: name -> CSV file.
         """
         for table, file in tables.items():
             for row in self.new_rows(table, file):
@@ -59,15 +59,18 @@ class Scalars:
         repeated = table == "events" and not self._events.setdefault(run, Apart()).begins(row)
         if table == "epochs":
             self._last_step[run] = step
-        values = {}
-        for column, text in row.items():
-            if column in _KEYS or (repeated and column in _SHARED):
-                continue
-            try:
-                values[_tag(table, column, row)] = float(text)
-            except ValueError:
-                continue  # empty, or a word
-        return step, values
+        left_out = _KEYS | _SHARED if repeated else _KEYS
+        found = {column: x for column, x in numbers(row).items() if column not in left_out}
+        return step, {_tag(table, column, row): x for column, x in found.items()}
+
+
+def numbers(row: Mapping[str, str]) -> dict[str, float]:
+    """The cells that are numbers, neither empty nor words, by column."""
+    found = {}
+    for column, text in row.items():
+        with contextlib.suppress(ValueError):
+            found[column] = float(text)
+    return found
 
 
 def _tag(table: str, column: str, row: Mapping[str, str]) -> str:

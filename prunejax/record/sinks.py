@@ -58,14 +58,10 @@ def wandb(run: EndedRun) -> None:
     """
     module = optional.need("the tracker wandb", "wandb")
     tracked = module.init(
-        project=run.study,
-        name=run.run,
-        group=run.variant,
-        dir=str(run.workdir),
-        config=dict(run.settings),
-        reinit="create_new",
+        project=run.study, name=run.run, group=run.variant, dir=str(run.workdir),
+        config=dict(run.settings), reinit="create_new",
         settings=module.Settings(silent=True, console="off"),
-    )
+    )  # fmt: skip
     # Of rows with one `step` of its own it keeps the last numbers: events are told by this one.
     tracked.define_metric(STEP)
     tracked.define_metric("*", step_metric=STEP)
@@ -153,7 +149,7 @@ class Tracking:
             self._had = {(name, run) for name, runs in self._sent.items() for run in runs}
         for row in self._scalars.new_rows("runs", self._path / "runs.csv"):
             # A setting, not a result.
-            numbers = {k: float(v) for k, v in row.items() if k != "seed" and _number(v)}
+            numbers = {k: x for k, x in scalars.numbers(row).items() if k != "seed"}
             self._send(row, numbers, self._sent)
 
     def _send(
@@ -188,15 +184,11 @@ class Tracking:
             self._about = name, scalars.hyperparameters(config, stated)
         name, settings = self._about
         return EndedRun(
-            study=name,
-            workdir=self._path,
-            run=row["run"],
-            variant=row["variant"],
+            study=name, workdir=self._path, run=row["run"], variant=row["variant"],
             seed=int(row["seed"]),
             settings={**settings.get(row["variant"], {}), "seed": int(row["seed"])},
-            scalars=_by_step(self._rows.get(row["run"], [])),
-            summary=summary,
-        )
+            scalars=_by_step(self._rows.get(row["run"], [])), summary=summary,
+        )  # fmt: skip
 
 
 def send(workdir: str | os.PathLike[str], names: Sequence[str]) -> None:
@@ -224,11 +216,3 @@ def _is_of_runs(file: Path) -> bool:
     """Whether rows belong to runs; `runs.csv` itself is the summary."""
     with file.open() as rows:
         return rows.readline().split(",")[0] == "run" and file.stem != "runs"
-
-
-def _number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -75,9 +75,7 @@ def _best(epochs: Sequence[Row], split: str) -> Row:
 def summarize(epochs: Sequence[Row], events: Sequence[Row], status: str) -> dict[str, object]:
     """The columns of `runs.csv` that follow from the other tables.
 
-    Args:
-      epochs, events: the run's rows, in order.
-      status: "done", or why the run stopped.
+    Args: epochs, events: the run's rows, in order. status: "done", or why the run stopped.
     """
     stability, count = mean_stability(events)
     # Also of those that were not tested.

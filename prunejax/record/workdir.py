@@ -36,9 +36,8 @@ def check(
 
     Args: as of `RunDirectory.open`.
 
-    Raises:
-      WorkdirError: it is a file, or holds something else or another config, or its runs are there
-        already in parts of another size.
+    Raises WorkdirError: it is a file, or holds something else or another config, or its runs are
+    there already in parts of another size.
     """
     if path.exists() and not path.is_dir():
         raise WorkdirError(f"workdir {path} is a file; name a directory")
@@ -83,8 +82,7 @@ def undivided(whole: object, own: str, parts: Iterable[str], begun: Callable[[st
       parts: those that may be there.
       begun: whether a part is.
 
-    Raises:
-      WorkdirError: a part of another size is there.
+    Raises WorkdirError: a part of another size is there.
     """
     if begun(own):
         return

@@ -33,13 +33,9 @@ def states(
 
     Of a shard without runs, or whose runs all stopped, there is none.
 
-    Args:
-      path: the run directory.
-      batches: of the study.
-      wanted: runs of which it has to be there.
+    Args: path: the run directory. batches: of the study. wanted: runs of which it has to be there.
 
-    Raises:
-      ConfigError: it is not.
+    Raises ConfigError: it is not.
     """
     members = {m.run: (b, m) for b in batches for m in b.members}
     completed = [row["run"] for row in tables.read_csv(path / "runs.csv") if is_completed(row)]

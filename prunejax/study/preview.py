@@ -23,8 +23,7 @@ def lines(config: ConfigDict, defaults: ConfigDict) -> list[str]:
     examples seen in training times 3 forward passes (one forward, about two backward), counted
     for matrix products and convolutions by shape from the network's own trace.
 
-    Raises:
-      ConfigError: the config is refused, in the words of `run`, which judges the devices too.
+    Raises ConfigError: the config is refused, in the words of `run`, which judges the devices too.
     """
     arms, batches = run.judged(config, defaults)
     runs = sum(len(b.members) for b in batches)

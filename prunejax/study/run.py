@@ -201,8 +201,7 @@ def _verify(directory: SharedDirectory) -> None:
     """Checks what an interrupted study left: the tables as its last chunk of runs found them, and
     the files of the runs that have ended.
 
-    Raises:
-      WorkdirError: rows or files are gone or were changed, or what tells so is not there.
+    Raises WorkdirError: rows or files are gone or were changed, or what tells so is not there.
     """
     name = "progress.json"
     known = directory.load_json(name)
@@ -221,13 +220,9 @@ def _verify(directory: SharedDirectory) -> None:
 
 
 def _train(
-    batches: Sequence[Batch],
-    mine: Sequence[Sequence[Member]],
-    settings: ConfigDict,
-    directory: SharedDirectory,
-    stop_requested: Callable[[], bool],
-    quiet: bool,
-) -> None:
+    batches: Sequence[Batch], mine: Sequence[Sequence[Member]], settings: ConfigDict,
+    directory: SharedDirectory, stop_requested: Callable[[], bool], quiet: bool,
+) -> None:  # fmt: skip
     """Trains every chunk of the members `mine` of each batch that has no rows in runs.csv yet."""
     steps = [b.program.steps_per_epoch * b.program.epochs for b in batches]
     _verify(directory)

@@ -65,9 +65,7 @@ def _laid_out(kernel: np.ndarray, width: int) -> np.ndarray:
 
 def dump(arrays: Mapping[str, np.ndarray]) -> bytes:
     """The file that `torch.save` writes of a dict of tensors: a ZIP of a pickle and raw storages.
-
-    Raises:
-      ValueError: an array of a type other than float32, int64 and bool.
+    Raises ValueError: an array of a type other than float32, int64 and bool.
     """
     pickle = bytearray(b"\x80\x02ccollections\nOrderedDict\n)R(")
     storages: list[bytes] = []

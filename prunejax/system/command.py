@@ -95,9 +95,8 @@ def collect_less() -> None:
 def arguments(argv: Sequence[str]) -> list[str]:
     """Arguments with "~" expanded where the value of a flag of ours begins with it.
 
-    Raises:
-      ConfigError: an argument holds a NUL or is not UTF-8, there is no such user, or a place has
-        no name (`--output=$OUT`, `"$OUT"` where that is not set): it is not the current directory.
+    Raises ConfigError: an argument holds a NUL or is not UTF-8, there is no such user, or a place
+    has no name (`--output=$OUT`, `"$OUT"` where that is not set): it is not the current directory.
     """
     words: list[str] = []
     for word in argv:

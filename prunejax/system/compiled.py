@@ -27,11 +27,9 @@ def folder(environment: Mapping[str, str], root: Path = Path("/")) -> Path | Non
         set this has no say. `XDG_CACHE_HOME` and `HOME` as usual.
       root: of the file system, for `/proc/cpuinfo`.
 
-    Returns:
-      None where nothing is to be kept, or there is no home.
+    Returns: None where nothing is to be kept, or there is no home.
 
-    Raises:
-      ConfigError: the variable names a user who is not there.
+    Raises ConfigError: the variable names a user who is not there.
     """
     if environment.get("JAX_COMPILATION_CACHE_DIR"):
         return None
@@ -67,8 +65,7 @@ def prepared(environment: Mapping[str, str]) -> Path | None:
 def use(environment: Mapping[str, str]) -> Path | None:
     """Keeps compiled programs in `prepared(environment)`, to be called before JAX compiles.
 
-    Returns:
-      The folder; None if nothing is kept.
+    Returns: The folder; None if nothing is kept.
     """
     path = prepared(environment)
     if path is None:
@@ -89,9 +86,7 @@ def use(environment: Mapping[str, str]) -> Path | None:
 
 def trim(path: Path, limit: int = LIMIT) -> None:
     """Removes the programs not used for longest until those left take `limit` bytes or less.
-
-    Raises:
-      OSError: the folder cannot be read.
+    Raises OSError: the folder cannot be read.
     """
     known = []
     for entry in os.scandir(path):

@@ -16,9 +16,7 @@ _loaded: set[str] = set()  # digests of files whose registrations this process h
 
 def describe(file: str | os.PathLike[str]) -> dict[str, str]:
     """Path and SHA-256 of a config file that this process has loaded.
-
-    Raises:
-      ConfigError: it cannot be read any more.
+    Raises ConfigError: it cannot be read any more.
     """
     try:
         content = Path(file).read_bytes()
@@ -56,8 +54,7 @@ def restore(workdir: Path) -> None:
 
     Nothing happens for other studies, or where this process has run that file.
 
-    Raises:
-      ConfigError: the file is gone, was changed, or raises.
+    Raises ConfigError: the file is gone, was changed, or raises.
     """
     try:
         known: Any = json.loads((workdir / "study.json").read_text()).get(KEY)

@@ -27,9 +27,7 @@ OF_PATHS = {
 
 def expand(path: str | os.PathLike[str]) -> str:
     """A path with a leading `~` or `~user` as the home directory it stands for.
-
-    Raises:
-      ValueError: there is no such user.
+    Raises ValueError: there is no such user.
     """
     found = os.path.expanduser(os.fspath(path))
     if found.startswith("~"):
@@ -47,11 +45,9 @@ def cache(
       folder: of `~/.cache/prunejax`; `XDG_CACHE_HOME`, if it is a whole path, is that `.cache`.
       environment: those of this process by default.
 
-    Returns:
-      None where there is no home.
+    Returns: None where there is no home.
 
-    Raises:
-      ConfigError: the variable names a user who is not there.
+    Raises ConfigError: the variable names a user who is not there.
     """
     known = os.environ if environment is None else environment
     if asked := known.get(variable):
@@ -70,9 +66,7 @@ def cache(
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
-
-    Raises:
-      ValueError: it is no JSON, or JSON of another type; the text names the file.
+    Raises ValueError: it is no JSON, or JSON of another type; the text names the file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -96,8 +90,7 @@ def arrays(path: Path, told: Callable[[str], Exception] | None = None) -> Iterat
       path: the file.
       told: the error to raise, of what is wrong. None: that of a file of a study.
 
-    Raises:
-      WorkdirError: the file is missing or damaged.
+    Raises WorkdirError: the file is missing or damaged.
     """
     import numpy as np  # late: the command line answers without it
 
@@ -119,9 +112,7 @@ def arrays(path: Path, told: Callable[[str], Exception] | None = None) -> Iterat
 
 def cell(value: object) -> str:
     """One value as CSV text: floats in their shortest exact form, NaN and None empty.
-
-    Raises:
-      ValueError: the value is an array of more than one element.
+    Raises ValueError: the value is an array of more than one element.
     """
     kind = ""  # of a number of NumPy or JAX
     shape = getattr(value, "shape", None)
@@ -172,9 +163,7 @@ def target(output: str | os.PathLike[str]) -> Path:
 
 def folder(path: Path) -> None:
     """Makes a directory and those above it.
-
-    Raises:
-      OSError: it cannot be made; where a file or a broken link is in the way, that is named.
+    Raises OSError: it cannot be made; where a file or a broken link is in the way, that is named.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -207,8 +196,7 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
       path: the file; its directory is made, unless the one above is not there, either.
       write: puts the content into the open binary file it is given.
 
-    Raises:
-      RecordError: the file cannot be written.
+    Raises RecordError: the file cannot be written.
     """
     with writing(path):
         path.parent.mkdir(exist_ok=True)  # no parents: a removed run directory stays removed
@@ -228,9 +216,7 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def append(path: Path, content: bytes) -> None:
     """Adds bytes to an existing file and waits until they are on disk: all of them or none.
-
-    Raises:
-      RecordError: the file cannot be written; it is as long as before.
+    Raises RecordError: the file cannot be written; it is as long as before.
     """
     with writing(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -260,9 +246,7 @@ class LockedError(RuntimeError):
 
 def acquire(path: Path) -> IO[str]:
     """Opens a lock file and holds it until the file is closed or the process ends, however.
-
-    Raises:
-      LockedError: it is held already; the text is what the holder wrote into it.
+    Raises LockedError: it is held already; the text is what the holder wrote into it.
     """
     lock = path.open("a+")
     try:

@@ -36,7 +36,9 @@ def free_host_memory(root: Path = ROOT, rlimits: Mapping[str, int] | None = None
       root: of the file system.
       rlimits: "AS" and "DATA" in bytes, those of this process by default; -1: none.
     """
-    free = [*_system(root), *_groups(root), *_process(root, rlimits)]
+    available = _fields(root / "proc/meminfo").get("MemAvailable")
+    free = [] if available is None else [available]
+    free += [*_groups(root), *_process(root, rlimits)]
     if not free and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         free.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     return max(0.0, min(free, default=float("inf")))
@@ -45,11 +47,9 @@ def free_host_memory(root: Path = ROOT, rlimits: Mapping[str, int] | None = None
 def check_addresses(limit: int | None = None) -> None:
     """Refuses a `ulimit -v` under which JAX cannot start.
 
-    Args:
-      limit: in bytes, that of this process by default; -1: none.
+    Args: limit: in bytes, that of this process by default; -1: none.
 
-    Raises:
-      ConfigError: it is below `LEAST_ADDRESSES`.
+    Raises ConfigError: it is below `LEAST_ADDRESSES`.
     """
     if limit is None:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -63,12 +63,6 @@ def check_addresses(limit: int | None = None) -> None:
 def resident(root: Path = ROOT) -> float:
     """Bytes of memory that this process holds now; 0 where the system does not tell."""
     return _fields(root / "proc/self/status").get("VmRSS", 0.0)
-
-
-def _system(root: Path) -> Iterator[float]:
-    found = _fields(root / "proc/meminfo").get("MemAvailable")
-    if found is not None:
-        yield found
 
 
 def _process(root: Path, rlimits: Mapping[str, int] | None) -> Iterator[float]:

@@ -31,8 +31,7 @@ def check(what: str, *modules: str) -> None:
       what: that needs them, as the line begins: "a study's report".
       modules: names in `PACKAGES`.
 
-    Raises:
-      ConfigError: a package is missing; the line has the command that installs it.
+    Raises ConfigError: a package is missing; the line has the command that installs it.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
@@ -41,9 +40,7 @@ def check(what: str, *modules: str) -> None:
 
 def need(what: str, module: str) -> ModuleType:
     """The module, imported: "PIL.Image", "grain".
-
-    Raises:
-      ConfigError: as `check`; what a package that is there raises is passed on.
+    Raises ConfigError: as `check`; what a package that is there raises is passed on.
     """
     try:
         return importlib.import_module(module)

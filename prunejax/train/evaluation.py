@@ -39,12 +39,6 @@ def _accuracy(program: Program, correct: Array, examples: Array | np.float32) ->
     return fraction if program.has_classes else jnp.full_like(fraction, jnp.nan)
 
 
-def train_metrics(program: Program, state: TrainState) -> Metrics:
-    """Means over the epoch's training batches, taken as they were trained (train mode)."""
-    n = jnp.maximum(state.totals.examples, 1)  # before the first step there are none: 0, not NaN
-    return Metrics(state.totals.loss / n, _accuracy(program, state.totals.correct, n))
-
-
 def evaluate(program: Program, state: TrainState, images: Array, labels: Array) -> Metrics:
     """What the probes see of a whole split, the last partial batch weighted exactly."""
     # In the split's order: probes put what they see in the examples' places.
@@ -135,8 +129,7 @@ def forecast(
     mode along w + t d, one quadratic form (LeCun et al. 1990, with the interactions of everything
     that is removed at once).
 
-    Returns:
-      float32 [2], nats: g'd, and g'd + d'Hd/2.
+    Returns: float32 [2], nats: g'd, and g'd + d'Hd/2.
     """
     indices, weights = data_lib.evaluation_batches(labels.shape[0], program.eval_batch_size)
     along = expansion(program, before, after)
@@ -207,15 +200,9 @@ def released_evaluate(
             (2 * state.step + after_event) * batches + number
         )  # training draws are >= 0
         params = interventions.act(  # as at the start of a training step: this pass sees its noise
-            program.groups,
-            state.params,
-            state.windows,
-            state.table,
-            program.features,
-            seed=state.seed,
-            counter=counter,
-            opening=False,
-        )
+            program.groups, state.params, state.windows, state.table, program.features,
+            seed=state.seed, counter=counter, opening=False,
+        )  # fmt: skip
         # Kept: noise piles up in the stored weights, also while testing.
         state = state._replace(params=params)
         outputs = logits(program, state, jnp.take(images, index, axis=0))
@@ -225,13 +212,9 @@ def released_evaluate(
         correct += jnp.sum(losses.hits(outputs, target) & (weight > 0)).astype(jnp.int32)
         # A window may close within a test pass, and restore.
         params, stats, windows = interventions.advance(
-            program.groups,
-            state.params,
-            state.batch_stats,
-            state.windows,
-            state.table,
+            program.groups, state.params, state.batch_stats, state.windows, state.table,
             program.features,
-        )
+        )  # fmt: skip
         return (
             state._replace(params=params, batch_stats=stats, windows=windows),
             loss,
@@ -248,7 +231,9 @@ def released_evaluate(
 
 def summary(program: Program, state: TrainState) -> tuple[Metrics, Array, Array, Array]:
     """Training metrics of the epoch, first bad step, steps done, sparsity."""
-    return train_metrics(program, state), state.bad_step, state.step, sparsity(program, state)
+    n = jnp.maximum(state.totals.examples, 1)  # before the first step there are none: 0, not NaN
+    trained = Metrics(state.totals.loss / n, _accuracy(program, state.totals.correct, n))
+    return trained, state.bad_step, state.step, sparsity(program, state)
 
 
 def sparsity(program: Program, state: TrainState) -> Array:

@@ -107,10 +107,8 @@ def wanted(program: Program, chosen: Array, need: str, compute: Callable[[], Tre
     Members that go one by one then do not compute it (SynFlow, for an event by magnitude).
 
     Args:
-      program: with its scores.
       chosen: index of the score that an event uses.
       need: an entry of `needs` in `scores.SCORES`, or the name of a score.
-      compute: computes it.
     """
     of = [s == need or need in scores_lib.SCORES[s].needs for s in program.scores]
     if all(of) or not any(of):  # nothing to choose: no branch

@@ -50,12 +50,9 @@ def steer(
       groups: the layers that may be pruned.
       params: weights, dead ones at the value that they have.
       gradients: with respect to the masked weights, not masked.
-      masks: of the parameters.
       learnt: score parameters by layer.
-      table: of the run.
 
-    Returns:
-      Gradients, the masks of what is trained, and score parameters.
+    Returns: Gradients, the masks of what is trained, and score parameters.
     """
     if rule == "straight_through":
         changed = {}
@@ -97,13 +94,9 @@ def choose(
 ) -> tuple[Windows, dict[str, Array], dict[str, Array]]:
     """The windows after an event that leaves exactly `dead` dead.
 
-    Args:
-      windows: before it.
-      dead: bool per unit and layer.
-      happens: whether it takes place at all.
+    Args: windows: before it. dead: bool per unit and layer. happens: whether it takes place at all.
 
-    Returns:
-      Windows, what the event made dead, and what it made live.
+    Returns: Windows, what the event made dead, and what it made live.
     """
     before = {n: left > 0 for n, left in windows.remaining.items()}
     after = {n: jnp.where(happens, dead[n], gone) for n, gone in before.items()}

@@ -15,18 +15,12 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Harden:
-    """What is done to a batch of training inputs; see `config.harden`.
+    """What is done to a batch of training inputs; see `config.harden`."""
 
-    Attributes:
-      noise: standard deviation of fresh normal noise, in pixels of 0..1 (or inputs).
-      radius: half width of the box that an attack may use, in the same units.
-      steps: of the attack.
-      mean, std: of pixels, per channel; (): inputs are no images.
-    """
-
-    noise: float = 0.0
-    radius: float = 0.0
-    steps: int = 3
+    noise: float = 0.0  # standard deviation of fresh normal noise, in pixels of 0..1 (or inputs)
+    radius: float = 0.0  # half width of the box that an attack may use, in the same units
+    steps: int = 3  # of the attack
+    # mean, std: of pixels, per channel; (): inputs are no images.
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 

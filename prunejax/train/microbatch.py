@@ -17,9 +17,7 @@ Tree = Any
 def parts(batch: int, size: int) -> int:
     """The number of parts: 1 where `size` is 0, not below `batch`, or does not divide it.
 
-    Args:
-      batch: examples.
-      size: of a part, in examples; 0: no parts.
+    Args: batch: examples. size: of a part, in examples; 0: no parts.
     """
     return batch // size if size and batch % size == 0 else 1
 

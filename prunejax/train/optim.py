@@ -124,9 +124,7 @@ def _made(make: Make, momentum: float, nesterov: bool) -> optax.GradientTransfor
 def warmed(step: jax.Array, warmup: jax.Array) -> jax.Array:
     """The share of its learning rate that a training step has: min(1, (step + 1) / warmup).
 
-    Args:
-      step: counted from 0.
-      warmup: steps until the share is 1; 0: it is 1 from the first.
+    Args: step: counted from 0. warmup: steps until the share is 1; 0: it is 1 from the first.
     """
     return jnp.minimum(jnp.float32(1), (step + 1) / jnp.maximum(warmup, 1))  # step 0 moves already
 
@@ -161,17 +159,11 @@ def learning_rates(
     if schedule == "multistep":
         # A milestone epoch has the lower rate already.
         return [rate * decay ** sum(m <= e for m in milestones) for e in range(epochs)]
-    if schedule == "cosine":
-        return list(_cosine(rate, epochs))
-    raise ValueError(
-        f"unknown learning-rate schedule {schedule!r}; there are: {', '.join(SCHEDULES)}."
-        + registry.suggestion(schedule, SCHEDULES)
-    )
+    registry.one_of(schedule, SCHEDULES, f"unknown learning-rate schedule {schedule!r}; there are")
+    return list(_cosine(rate, epochs))
 
 
-@functools.lru_cache(
-    64
-)  # the arms of a study ask for the same, and each number is a computation by JAX
+@functools.lru_cache(64)  # arms ask for the same, and each number is a computation by JAX
 def _cosine(rate: float, epochs: int) -> tuple[float, ...]:
     cosine = optax.cosine_decay_schedule(rate, max(epochs, 1))
     return tuple(float(cosine(e)) for e in range(epochs))  # 0 would be reached after the last epoch

@@ -61,14 +61,11 @@ def unit_scores(program: Program, state: TrainState, data: Data, event: Array) -
             kernel=trees.get(state.params, g.kernel),
             scale=trees.get(state.params, g.norm[0]) if len(g.norm) == 2 else None,
             bias=trees.get(state.params, g.norm[1]) if len(g.norm) == 2 else None,
-            activation=state.activations.get(g.name),
-            gradient=gradients.get(g.kernel),
-            key=keys[g.name],
-            decay=jnp.asarray(state.hyper.score_decay),
+            activation=state.activations.get(g.name), gradient=gradients.get(g.kernel),
+            key=keys[g.name], decay=jnp.asarray(state.hyper.score_decay),
             network={name: found[g.name] for name, found in network.items()},
-            stability=settled.get(g.name),
-            learnt=state.learnt.get(g.name),
-        )
+            stability=settled.get(g.name), learnt=state.learnt.get(g.name),
+        )  # fmt: skip
         values = [scores_lib.value(name, inputs) for name in program.scores]
         result[g.name] = jnp.take(jnp.stack(values), chosen, axis=0)  # which one is data
     return result
@@ -223,25 +220,13 @@ def apply_event(
         again = state.table.replay
         selected = {n: jnp.where(again, replay[n], own) for n, own in selected.items()}
     windows = interventions.open_windows(
-        program.groups,
-        state.params,
-        state.batch_stats,
-        state.windows,
-        state.table,
-        program.features,
-        selected,
-    )
+        program.groups, state.params, state.batch_stats, state.windows, state.table,
+        program.features, selected,
+    )  # fmt: skip
     params = interventions.act(
-        program.groups,
-        state.params,
-        windows,
-        state.table,
-        program.features,
-        seed=state.seed,
-        counter=state.table.ids[event],
-        opening=True,
-        before=state.windows,
-    )
+        program.groups, state.params, windows, state.table, program.features, seed=state.seed,
+        counter=state.table.ids[event], opening=True, before=state.windows,
+    )  # fmt: skip
     happens = jnp.any(jnp.stack([jnp.any(s) for s in selected.values()]))  # else fresh windows act
     params = jax.tree.map(lambda new, old: jnp.where(happens, new, old), params, state.params)
     before, state = state, state._replace(params=params, windows=windows)  # the drop alone

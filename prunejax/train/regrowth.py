@@ -24,12 +24,9 @@ def regrow(
 ) -> tuple[Params, Windows]:
     """Closes the windows of `grown` units, which come back at weight 0 and may be targets again.
 
-    Args:
-      groups, params, windows: as in `act`.
-      grown: bool per unit and layer.
+    Args: groups, params, windows: as in `act`. grown: bool per unit and layer.
 
-    Returns:
-      The parameters (a filter's norm is as at the start: scale 1, bias 0) and the windows.
+    Returns: The parameters (a filter's norm is as at the start: scale 1, bias 0) and the windows.
     """
     values: dict[str, Array] = {}
     for g in groups:

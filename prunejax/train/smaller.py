@@ -49,9 +49,7 @@ def sizes(program: Program, epoch: int) -> tuple[int, ...] | None:
 
 def of(program: Program, sizes: tuple[int, ...]) -> Smaller:
     """The program for networks with so many units in each of its groups.
-
-    Raises:
-      ValueError: the model has no smaller form, or one that depends on which units go.
+    Raises ValueError: the model has no smaller form, or one that depends on which units go.
     """
     module, groups = program.module, program.groups
     units = {g.name: (g.units, n) for g, n in zip(groups, sizes, strict=True) if n < g.units}
@@ -133,8 +131,7 @@ def trained(
         batch_stats=small(state.batch_stats),
         activations=of_layers(state.activations),
         windows=state.windows._replace(
-            targeted=of_layers(state.windows.targeted),
-            remaining=of_layers(state.windows.remaining),
+            targeted=of_layers(state.windows.targeted), remaining=of_layers(state.windows.remaining)
         ),
     )
     part = train(cut.program, part, data, *steps)

@@ -118,10 +118,7 @@ def _arms(total: int, quick: bool) -> recipes.Arms:
     arms["rigl_average-05"] = {"prune": prune("rigl", 5, average=4)}
     arms["rigl_global-05"] = {"prune": prune("rigl", 5, redistribute=True)}
     arms["ste-05"] = {"prune": prune("ste", 5), "optimizer": {"learning_rate": 0.05}}
-    tuned = {
-        "start": {"run": "dense", "take": ("weights",)},
-        "optimizer": {"learning_rate": 0.03},
-    }
+    tuned = {"start": {"run": "dense", "take": ("weights",)}, "optimizer": {"learning_rate": 0.03}}
     arms["tuned_gradual-05"] = tuned | {"prune": prune("gradual", 5)}
     for name, score in (("movement", "learnt"), ("movement_size", "learnt_magnitude")):
         arms[f"tuned_{name}-05"] = tuned | {"prune": prune("movement", 5, score=score, **schedule)}

@@ -71,8 +71,7 @@ def arguments(arg: str | None, file: str, **others: str) -> frozenset[str]:
       file: the config file, for the message.
       **others: further arguments of this study and what they do.
 
-    Raises:
-      ValueError: a word that this study does not know, or words that exclude each other.
+    Raises ValueError: a word that this study does not know, or words that exclude each other.
     """
     given = recipes.words(arg, file, SMALL_FORM | others)
     data = [word for word in given if word in SMALL_DATA]

@@ -26,21 +26,21 @@ from ml_collections import ConfigDict
 from prunejax.configs import default
 from prunejax.configs.paper import common, fig2_resnet18
 
-NETWORKS = ("vgg11", "resnet18")
+MODELS = {"vgg11": "vgg11_bn", "resnet18": "resnet18"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the study. `arg`: see `configs/paper/common.py`; names of networks choose them."""
     given = common.arguments(
-        arg, "configs/paper/figB2.py", **{name: "this network only" for name in NETWORKS}
+        arg, "configs/paper/figB2.py", **{name: "this network only" for name in MODELS}
     )
     small = "small" in given
     config = common.adam("Figure B2: E[BN]", "vgg11_bn")
     networks = {"vgg11": _vgg11(small), "resnet18": _resnet18(small)}
-    chosen = [name for name in NETWORKS if name in given] or NETWORKS
+    chosen = [name for name in MODELS if name in given] or [*MODELS]
     config.variants = default.arms(
         {
-            f"{network}-{label}": {"model": {"name": _model(network)}} | changes
+            f"{network}-{label}": {"model": {"name": MODELS[network]}} | changes
             for network in chosen
             for label, changes in networks[network].items()
         }
@@ -50,10 +50,6 @@ def get_config(arg: str = "") -> ConfigDict:
     if small:
         common.make_small(config, given)
     return config
-
-
-def _model(network: str) -> str:
-    return "vgg11_bn" if network == "vgg11" else network
 
 
 def _vgg11(small: bool) -> dict:

@@ -29,10 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.report.figures = ("table", "dynamics", "scatter")
     config.report.baseline = "S_1"
     config.report.tests = ("L_14:S_14", "L_14:S_1")
-    config.report.claims = (
-        "L_14 < S_14 in mean_stability",
-        "L_14 > S_14 in best_test_accuracy",
-    )
+    config.report.claims = ("L_14 < S_14 in mean_stability", "L_14 > S_14 in best_test_accuracy")
     if small:
         common.make_small(config, given, epochs=40, milestones=(35, 38), width=0.125)
     return config

@@ -63,8 +63,8 @@ class Chunk:
         self._calendar = Calendar(self.population, self.members, *known)
         self._warm: set[str] = set()
         self._targets = Targets(self.directory.path / "targets", self.members)
-        held = self.directory, self.checkpoints, self._targets, self.progress
-        self._saving = Saving(*held, self.policy.clock, self._places)
+        kept = self.directory, self.checkpoints, self._targets, self.progress
+        self._saving = Saving(*kept, self.policy.clock, self._places)
         told = self.directory, self._targets, self._saving, self.progress, self.probing
         self._events = Events(self._real, self._padded, self.population, *told)
         self._handover = Handover(self.directory, self._real, self.population)
@@ -74,7 +74,9 @@ class Chunk:
         # them must not depend on which runs are beside them.
         rows = (m.table.steps[row] for m in self.members for row in m.events)
         self._acts = max((0, *self._stops, *rows))
-        self._watch = Watch(self, self._padded, self._places, self._saving)
+        stack = self.members, self._padded, self._places
+        held = self.population, self.directory, self._saving
+        self._watch = Watch(*stack, *held, self.measure)
         self._standing = ""  # loss and accuracy, for the progress line
 
     # -- the loop ---------------------------------------------------------------------------

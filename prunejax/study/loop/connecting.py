@@ -22,7 +22,7 @@ from prunejax.data import StreamedSet
 from prunejax.errors import ConfigError
 from prunejax.measures import connectivity, matching
 from prunejax.record.directory import SharedDirectory
-from prunejax.study.loop import handover
+from prunejax.study.loop import handover, measured_functions
 from prunejax.study.loop.measuring import on_device
 from prunejax.study.planning.programs import Batch, Member
 from prunejax.study.settings import lineage
@@ -55,11 +55,8 @@ def close(
     then states that nobody asked for go.
 
     Args:
-      batches: of the study.
       mine: of each batch, the members that were trained here (a shard has some of them).
-      settings: of the study.
       directory: holds their states, gets the tables.
-      tell: is told how it goes.
     """
     here = [m for part in mine for m in part]
     home = {m.run: (b, m) for b, part in zip(batches, mine, strict=True) for m in part}
@@ -97,9 +94,8 @@ def close(
 def check(settings: ConfigDict, batches: Sequence[Batch]) -> None:
     """Refuses lines that cannot be drawn, before the runs that they connect are trained.
 
-    Raises:
-      ConfigError: all examples of a streamed set, more than there are, or units that cannot be
-        permuted.
+    Raises ConfigError: all examples of a streamed set, more than there are, or units that cannot be
+    permuted.
     """
     c = settings.connect
     ends = {label for pair in settings.connect.pairs for label in pair.split(":")}
@@ -247,16 +243,8 @@ def _outputs(program: Program, network: Any, images: jax.Array) -> jax.Array:
 
 
 def _evaluate(program: Program, *given: Any) -> dict[str, jax.Array]:
-    """`(variables, batch)` or `(variables, stats, batch)` -> means over the batch.
-
-    Of a regression, which has no right answers, the accuracy is NaN: its cells stay empty.
-    """
+    """`(variables, batch)` or `(variables, stats, batch)` -> means over the batch."""
     *parts, batch = given
     network = connectivity.State(*parts) if len(parts) == 2 else parts[0]
     z = _outputs(program, network, batch[0])
-    loss = losses.objective(program.loss, z, batch[1])
-    # Means of a batch: the line weighs the last, smaller one by its examples.
-    accuracy = jnp.mean(losses.hits(z, batch[1]).astype(loss.dtype))
-    if not program.has_classes:
-        accuracy = jnp.full_like(accuracy, jnp.nan)
-    return {"loss": jnp.mean(loss), "accuracy": accuracy}
+    return measured_functions.means(program.loss, z, batch[1], program.has_classes)

@@ -86,7 +86,6 @@ def live_paths(
 
     Args:
       links: the model's wiring; nothing for one that states none.
-      groups: of its program.
       shapes: of the parameters.
       windows, table: of the run.
     """

@@ -47,9 +47,7 @@ def name(run: str, step: int) -> str:
 
 def read(path: Path) -> Arrays:
     """The arrays of a state by leaf path.
-
-    Raises:
-      RecordError: there is no such file, or it is damaged.
+    Raises RecordError: there is no such file, or it is damaged.
     """
 
     def told(what: str) -> RecordError:
@@ -91,10 +89,7 @@ class Handover:
     """What the members of a chunk take from other runs, and leave for them."""
 
     def __init__(
-        self,
-        directory: SharedDirectory,
-        real: Sequence[tuple[int, Member]],
-        population: Population,
+        self, directory: SharedDirectory, real: Sequence[tuple[int, Member]], population: Population
     ) -> None:
         """Args: real: members, without padding, with their places in the stack."""
         self._directory, self._population = directory, population
@@ -106,9 +101,7 @@ class Handover:
 
     def leave(self, states: TrainState, step: int) -> None:
         """Writes the states that members have to leave at a step (`lineage.END`: after all).
-
-        Raises:
-          RecordError: a file cannot be written.
+        Raises RecordError: a file cannot be written.
         """
         if step not in self._leaving:
             return
@@ -146,9 +139,7 @@ class Handover:
 
     def begin(self, states: TrainState, padded: Sequence[Member]) -> TrainState:
         """The states with what the members take from where they start.
-
-        Raises:
-          RecordError: a state is missing or damaged.
+        Raises RecordError: a state is missing or damaged.
         """
         changed = self._taken(states, padded, lambda m: m.start.source)
         if changed is None:

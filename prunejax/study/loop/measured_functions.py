@@ -39,6 +39,18 @@ def functions(
         return _made.__wrapped__(None, of)
 
 
+def means(loss: str, outputs: Any, targets: Any, has_classes: bool) -> dict[str, jax.Array]:
+    """Mean loss and accuracy of a batch: who averages over batches weighs them by examples.
+
+    Of a regression, which has no right answers, the accuracy is NaN: its cells stay empty.
+    """
+    values = losses.objective(loss, outputs, targets)
+    accuracy = jnp.mean(losses.hits(outputs, targets).astype(values.dtype))
+    if not has_classes:
+        accuracy = jnp.full_like(accuracy, jnp.nan)
+    return {"loss": jnp.mean(values), "accuracy": accuracy}
+
+
 @functools.lru_cache(maxsize=32)
 def _made(_: Any, of: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
     module, loss, prepare, mean, std, has_classes, running = of
@@ -59,12 +71,7 @@ def _made(_: Any, of: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
         return jnp.mean(per_example(statistics, params, batch))
 
     def evaluate(statistics: Tree, params: Tree, batch: Tree) -> Mapping[str, jax.Array]:
-        z = outputs(statistics, params, batch[0])
-        values = losses.objective(loss, z, batch[1])
-        accuracy = jnp.mean(losses.hits(z, batch[1]).astype(values.dtype))
-        if not has_classes:
-            accuracy = jnp.full_like(accuracy, jnp.nan)
-        return {"loss": jnp.mean(values), "accuracy": accuracy}
+        return means(loss, outputs(statistics, params, batch[0]), batch[1], has_classes)
 
     def logits(statistics: Tree, params: Tree, batch: Tree) -> jax.Array:
         return outputs(statistics, params, batch[0])

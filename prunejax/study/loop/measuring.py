@@ -37,9 +37,7 @@ Found = tuple[dict[str, float], dict[str, np.ndarray], dict[str, str]]
 
 def check(settings: ConfigDict, batches: list[Batch]) -> None:
     """Refuses measures that a program of the study cannot have.
-
-    Raises:
-      ConfigError: names the field, the value, and what is allowed.
+    Raises ConfigError: names the field, the value, and what is allowed.
     """
     chosen = settings.measures
     for batch in batches:
@@ -193,11 +191,7 @@ class Hook:
     ) -> None:
         """Compiles nothing yet.
 
-        Args:
-          batch: the program and its data.
-          settings: of the study.
-          directory: gets the arrays.
-          tell: is told of measures that failed.
+        Args: directory: gets the arrays. tell: is told of measures that failed.
         """
         self._measurer, self._last = Measurer(batch, settings), batch.program.epochs - 1
         self._directory, self._tell = directory, tell

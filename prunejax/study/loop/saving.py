@@ -55,9 +55,7 @@ def finals(directory: SharedDirectory, index: int) -> Checkpoints:
 
 def verify(directory: SharedDirectory, done: int) -> None:
     """Checks what the runs of the first `done` chunks left beside the tables.
-
-    Raises:
-      WorkdirError: files are missing or were changed.
+    Raises WorkdirError: files are missing or were changed.
     """
 
     def check(held: RunDirectory) -> None:
@@ -104,9 +102,7 @@ class Saving:
 
     def save(self, states: TrainState, epoch: int) -> None:
         """Writes a checkpoint.
-
-        Raises:
-          RecordError: it cannot be written; earlier ones are intact.
+        Raises RecordError: it cannot be written; earlier ones are intact.
         """
         begin = time.perf_counter()
         with self.progress.excluded("saving"):

@@ -48,9 +48,7 @@ class Targets:
 
     def __init__(self, path: Path, members: Sequence[Member]) -> None:
         """Reads the files of these members and of those that they are twins of, if there are any.
-
-        Raises:
-          RecordError: a file is damaged, or that of a run to be replayed is missing.
+        Raises RecordError: a file is damaged, or that of a run to be replayed is missing.
         """
         self._path, self._members = path, members
         replayed = {m.twin for m in members if m.twin}
@@ -71,9 +69,7 @@ class Targets:
 
     def require(self) -> None:
         """Checks that the members' files are there, as they are beside every checkpoint.
-
-        Raises:
-          RecordError: a file is missing.
+        Raises RecordError: a file is missing.
         """
 
         def read() -> None:
@@ -143,11 +139,9 @@ class Targets:
     def save(self, whole: bool = False) -> None:
         """Writes what is new of runs with events, also where none of them has targeted anything.
 
-        Args:
-          whole: the runs have ended: one file a run, no parts.
+        Args: whole: the runs have ended: one file a run, no parts.
 
-        Raises:
-          RecordError: a file cannot be written.
+        Raises RecordError: a file cannot be written.
         """
         distributed.on_main(lambda: self._save(whole))
 

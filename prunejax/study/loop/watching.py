@@ -1,9 +1,10 @@
 """What is watched of a chunk of members beside the test set: training loss, stops, trackers."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,26 +35,19 @@ def side_by_side(people: Population) -> int:
     return min(people.multiple, ahead.MOST) if _apart(people) else 1
 
 
-class Watched(Protocol):
-    """A chunk of members that train together."""
-
-    members: Sequence[Member]  # the real ones
-    population: Population
-    directory: SharedDirectory
-    measure: Hook | None
-
-
+@dataclasses.dataclass
 class Watch:
     """The members of a chunk, watched at the ends of epochs."""
 
-    def __init__(
-        self, chunk: Watched, padded: Sequence[Member], places: Sequence[int], saving: Saving
-    ) -> None:
-        """Args: padded: the members as they are stacked. places: of those that are no padding."""
-        self.members, self.padded, self.saving = chunk.members, padded, saving
-        self._places = places
-        self.population, self.directory = chunk.population, chunk.directory
-        self._measure = chunk.measure
+    members: Sequence[Member]  # the real ones
+    padded: Sequence[Member]  # as they are stacked
+    places: Sequence[int]  # of those that are no padding
+    population: Population
+    directory: SharedDirectory
+    saving: Saving
+    measure: Hook | None = None
+
+    def __post_init__(self) -> None:
         self._running: dict[tuple[int, int], Future[Found]] = {}
 
     def over(self, states: TrainState) -> np.ndarray:
@@ -97,7 +91,7 @@ class Watch:
         columns = trackers.columns(names)
         rows = [
             m.keys | {"epoch": epoch, "step": steps[i]} | dict(zip(columns, found[i], strict=True))
-            for i, m in zip(self._places, self.members, strict=True)
+            for i, m in zip(self.places, self.members, strict=True)
             if silent is None or not silent[i]
         ]
         self.directory.append("trackers", rows)
@@ -116,13 +110,13 @@ class Watch:
         Of small networks on a CPU, where one member more costs neither memory nor time.
         """
         each = self.population.state_bytes(len(self.padded)) / len(self.padded)
-        if self._measure is not None and each <= SMALL and _apart(self.population):
-            self._measure.rehearse(lambda: self.population.member(states, 0))
+        if self.measure is not None and each <= SMALL and _apart(self.population):
+            self.measure.rehearse(lambda: self.population.member(states, 0))
 
     def measure_all(self, states: TrainState, bad: Any, epoch: int) -> None:
         """`measures`, if any, of every member that is not `bad`."""
-        for index, place in enumerate(self._places):
-            if self._measure is not None and bad[place] < 0:
+        for index, place in enumerate(self.places):
+            if self.measure is not None and bad[place] < 0:
                 self.measures(states, index, epoch, bad)
 
     def measures(self, states: TrainState, index: int, epoch: int, bad: Any) -> dict[str, float]:
@@ -132,7 +126,7 @@ class Watch:
 
         Args: bad: by place, 0 or more for members that will not be asked for.
         """
-        assert self._measure is not None
+        assert self.measure is not None
         m, known = self.members[index], self.saving.measured
         key = f"{m.run}/{epoch}"
         if key not in known:
@@ -141,23 +135,23 @@ class Watch:
                 left = (  # looked at as far as they are begun, not all of them for each
                     i
                     for i in range(index + 1, len(self.members))
-                    if bad[self._places[i]] < 0 and f"{self.members[i].run}/{epoch}" not in known
+                    if bad[self.places[i]] < 0 and f"{self.members[i].run}/{epoch}" not in known
                 )
                 found = self._found(states, index, epoch, left)
-                columns = self._measure.record(found, m, epoch)
+                columns = self.measure.record(found, m, epoch)
             known[key] = {name: float(value) for name, value in columns.items()}
         return known[key]
 
     def _found(self, states: TrainState, index: int, epoch: int, following: Iterable[int]) -> Found:
-        assert self._measure is not None
+        assert self.measure is not None
         # Alone until everything is compiled, lest two threads compile the same.
-        beside = side_by_side(self.population) - 1 if self._measure.compiled else 0
+        beside = side_by_side(self.population) - 1 if self.measure.compiled else 0
         if not beside and (index, epoch) not in self._running:
-            return self._measure.compute(self.population.member(states, self._places[index]))
+            return self.measure.compute(self.population.member(states, self.places[index]))
         for i in (index, *itertools.islice(following, beside)):
             if (i, epoch) not in self._running:
-                state = self.population.member(states, self._places[i])
-                self._running[i, epoch] = self._measure.begin(state)
+                state = self.population.member(states, self.places[i])
+                self._running[i, epoch] = self.measure.begin(state)
         return self._running.pop((index, epoch)).result()
 
     def ends(self, states: TrainState) -> list[dict[str, Any]]:
@@ -168,11 +162,11 @@ class Watch:
             fit, totals = self._fit(states), mesh_lib.fetch(states.totals)
             # The last epoch's: it joins `past` only when another one begins.
             sums = totals.past + totals.loss / np.maximum(totals.examples, 1)
-            for i, row in zip(self._places, found, strict=True):
+            for i, row in zip(self.places, found, strict=True):
                 row |= dict(zip(columns_lib.FIT, (fit.loss[i], fit.accuracy[i]), strict=True))
                 row[columns_lib.LOSS_SUM] = sums[i]
         if columns_lib.STOPPED in asked:
             stopped = mesh_lib.fetch(states.stopped)
-            for i, row in zip(self._places, found, strict=True):
+            for i, row in zip(self.places, found, strict=True):
                 row[columns_lib.STOPPED] = stopped[i] if stopped[i] >= 0 else None
         return found

@@ -10,9 +10,7 @@ from prunejax.train.step import Program
 
 def check(batches: Sequence[Batch]) -> None:
     """Refuses trackers that a program has not the means for, and scores that no state has.
-
-    Raises:
-      ConfigError: names the tracker, or the run and what it would take.
+    Raises ConfigError: names the tracker, or the run and what it would take.
     """
     for batch in batches:
         for name in batch.program.trackers:

@@ -33,8 +33,7 @@ def layer_rules(settings: ConfigDict, groups: Sequence[Group]) -> dict[str, int]
     A rule is matched with the names of the model's prunable layers; with "kernel:" before it, with
     the paths of all kernels (classifier, stem, shortcuts, ...), where single weights are pruned.
 
-    Raises:
-      ConfigError: a rule matches nothing (the message lists the layers), or is no expression.
+    Raises ConfigError: a rule matches nothing (the message lists the layers), or is no expression.
     """
     paths = {g.kernel: g.name for g in groups}
     names = {g.name: g.name for g in groups if g.name != g.kernel}
@@ -82,7 +81,6 @@ class Layer:
         """The events of a schedule; see `schedules.planned`.
 
         Args:
-          name: of the schedule.
           fields: what it takes beside units and fraction, `prune` of the arm.
           when: start, end and period.
         """
@@ -98,8 +96,7 @@ def layers(arm: Arm, live: Mapping[str, int]) -> dict[str, Layer]:
     With `prune.allocation` "rules" a layer loses the fraction of its rule; with "uniform" or "erk"
     there is one fraction, of all these layers' units together, which the allocation shares out.
 
-    Raises:
-      ConfigError: a rule matches nothing, or an allocation that cannot be.
+    Raises ConfigError: a rule matches nothing, or an allocation that cannot be.
     """
     settings, label, groups, params = arm
     p, of = settings.prune, {g.name: g for g in groups}
@@ -199,9 +196,7 @@ def event_counts(arm: Arm, live: Mapping[str, int] | None = None) -> dict[str, n
 
 def planned(arm: Arm, layer: Layer, latest: int) -> schedules.Events:
     """The events of the arm's schedule in a layer, in its `prune.unit`.
-
-    Raises:
-      ConfigError: one comes after the epoch, or step, `latest`, or the schedule cannot be.
+    Raises ConfigError: one comes after the epoch, or step, `latest`, or the schedule cannot be.
     """
     p, label = arm.settings.prune, arm.label
     when = {"start": of_rule(p.start, layer.rule), "end": of_rule(p.end, layer.rule)}
@@ -241,12 +236,10 @@ def check_totals(arm: Arm, live: Mapping[str, int], gone: Mapping[str, int]) -> 
     """Refuses an arm whose events, whenever they are, target nothing at all, or with noise all.
 
     Args:
-      arm: on its model.
       live: see `event_counts`.
       gone: units that all its events take from each layer, or together from the first.
 
-    Raises:
-      ConfigError: they do.
+    Raises ConfigError: they do.
     """
     settings, label, groups, params = arm
     if settings.prune.schedule in ("none", "threshold"):  # scores decide how many

@@ -27,9 +27,7 @@ def variables(
     settings: ConfigDict, module: models.Model, dataset: Dataset | StreamedSet
 ) -> dict[str, Any]:
     """The model's variables (shapes only); refuses a model or a loss that the data does not fit.
-
-    Raises:
-      ConfigError: names the field and what the data is.
+    Raises ConfigError: names the field and what the data is.
     """
     shape, name = dataset.image_shape, settings.data.name
     if settings.data.augment and (dataset.prepare is not None or len(shape) != 3):
@@ -106,8 +104,7 @@ def activations(
       module: the model. variables: its collections, or their shapes. shape: of one example.
       groups: the layers of its program.
 
-    Raises:
-      ConfigError: names the model and the layer.
+    Raises ConfigError: names the model and the layer.
     """
     found = models.recorded(module, variables, shape)
     for g in groups:
@@ -122,14 +119,9 @@ def activations(
 def score(arm: Variant, groups: Sequence[Group], params: Any, examples: int) -> None:
     """Refuses a score that the layers or the examples do not serve.
 
-    Args:
-      arm: whose score.
-      groups: the layers of the model.
-      params: shapes of the parameters.
-      examples: in the training set.
+    Args: params: shapes of the parameters. examples: in the training set.
 
-    Raises:
-      ConfigError: names the score, the variant, and what it needs.
+    Raises ConfigError: names the score, the variant, and what it needs.
     """
     score = scores_lib.SCORES[arm.settings.prune.score]
     rules = event_plan.layer_rules(arm.settings, groups)
@@ -224,13 +216,9 @@ def decoupled(arms: Sequence[Variant]) -> tuple[str, ...]:
 def optimizer(name: str, transform: Any, params: Any) -> None:
     """Refuses an optimizer of others that gives no steps downhill for these parameters.
 
-    Args:
-      name: of OPTIMIZERS.
-      transform: what that entry gives.
-      params: shapes of the parameters.
+    Args: name: of OPTIMIZERS. transform: what that entry gives. params: shapes of the parameters.
 
-    Raises:
-      ConfigError: what it gives.
+    Raises ConfigError: what it gives.
     """
     if registry.is_shipped(optim.OPTIMIZERS[name]):
         return

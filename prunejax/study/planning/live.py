@@ -32,12 +32,10 @@ def begin(arm: Arm, parent: Live | None, at: float) -> Live:
     """What is live when a run of the arm begins.
 
     Args:
-      arm: on its model.
       parent: of the run whose masks are taken, None: every unit is live.
       at: the step of that run's state.
 
-    Raises:
-      ConfigError: the counts that its events need cannot be known.
+    Raises ConfigError: the counts that its events need cannot be known.
     """
     settings, label, groups, params = arm
     of = {g.name: event_plan.units(g, settings, params) for g in groups}
@@ -103,13 +101,9 @@ def dead(arm: Arm, start: Live) -> dict[str, int]:
 def with_events(start: Live, label: str, rows: Sequence[Any]) -> Live:
     """`start` with the events of the arm.
 
-    Args:
-      start: see `begin`.
-      label: of the arm, for errors.
-      rows: see `step_plan.rows`.
+    Args: start: see `begin`. label: of the arm, for errors. rows: see `step_plan.rows`.
 
-    Raises:
-      ConfigError: an event drops more than is live.
+    Raises ConfigError: an event drops more than is live.
     """
 
     def named(counts: Mapping[str, int]) -> dict[str, int]:

@@ -39,11 +39,7 @@ class Outline(NamedTuple):
 
 
 def outline(settings: ConfigDict, dataset: Dataset | StreamedSet) -> Outline:
-    """The model for a data set.
-
-    Raises:
-      ConfigError: model and settings do not go together.
-    """
+    """The model for a data set. Raises ConfigError: model and settings do not go together."""
     if settings.batch_size > dataset.train_examples:
         raise ConfigError(
             f"config.batch_size = {settings.batch_size} is more than the {dataset.train_examples} "
@@ -90,16 +86,13 @@ def events(
     """The events of an arm.
 
     Args:
-      arm: label and settings.
-      of: its program's outline.
       parent: of the run whose masks it takes, None without one.
       at: the step of that run's state.
       begins: training steps that count as done when training begins.
       taken: whether it has scores of another run that training gathered, at its events before
         training, and from then on.
 
-    Raises:
-      ConfigError: layers, counts or times that cannot be.
+    Raises ConfigError: layers, counts or times that cannot be.
     """
     own = of.arm(arm)
     start = live_lib.begin(own, parent, at)
@@ -151,8 +144,6 @@ def _scored(arm: Variant, rows: Sequence[Row], taken: bool, first: int) -> None:
     """Refuses a choice by scores that training gathers before there are any: it would go by place.
 
     Args:
-      arm: label and settings.
-      rows: its events.
       taken: whether there are scores of another run before training.
       first: see `Events.gathered`.
     """
@@ -174,9 +165,7 @@ def _scored(arm: Variant, rows: Sequence[Row], taken: bool, first: int) -> None:
 
 def check_twin(label: str, ours: Events, twin: str, theirs: Events) -> None:
     """Refuses a twin with other events: it replays the first of them at its own first, and so on.
-
-    Raises:
-      ConfigError: the first that differs.
+    Raises ConfigError: the first that differs.
     """
     both = itertools.zip_longest(_counted(ours), _counted(theirs))
     for number, (own, other) in enumerate(both, 1):

@@ -61,18 +61,12 @@ def load_dataset(settings: ConfigDict, seed: int | None = None) -> Dataset | Str
         _check_streamed(settings)
         return data_lib.open_streamed(d.name, data_dir=d.data_dir or None, image_size=d.image_size)
     return data_lib.load(
-        d.name,
-        data_dir=d.data_dir or None,
-        train_examples=d.train_examples or None,
-        test_examples=d.test_examples or None,
-        validation_examples=d.validation_examples,
-        label_noise=d.label_noise,
-        imbalance=d.imbalance,
-        pad=d.pad,
-        noise=d.noise,
+        d.name, data_dir=d.data_dir or None, train_examples=d.train_examples or None,
+        test_examples=d.test_examples or None, validation_examples=d.validation_examples,
+        label_noise=d.label_noise, imbalance=d.imbalance, pad=d.pad, noise=d.noise,
         standardize=d.standardize,
         seed=d.seed if seed is None else lineage.named_seed(seed, f"data/{d.seed}"),
-    )
+    )  # fmt: skip
 
 
 def _check_streamed(settings: ConfigDict) -> None:
@@ -120,9 +114,7 @@ def _static_key(settings: ConfigDict) -> str:
 
 def build(arms: Sequence[Variant]) -> list[Batch]:
     """Programs and members of a study, grouped by what has to be compiled together.
-
-    Raises:
-      ConfigError (or another ValueError): data, model, layer or schedule that cannot be had.
+    Raises ConfigError (or another ValueError): data, model, layer or schedule that cannot be had.
     """
     datasets: dict[str, Dataset | StreamedSet] = {}
     keyed: dict[tuple[str, int | None], list[Variant]] = {}

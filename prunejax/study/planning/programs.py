@@ -95,7 +95,6 @@ def batch(
     """The arms of one program.
 
     Args:
-      arms: label and settings of each.
       of: see `outline`.
       planned: label -> see `events`.
       starts: run -> how it begins.
@@ -184,30 +183,25 @@ def batch(
     hypers = {a.label: tables_lib.hyper(a.settings) for a in arms}
     members = tuple(
         Member(
-            run=f"{arm.label}-{seed}",
-            variant=arm.label,
-            seed=seed,
-            table=tables[arm.label],
+            run=f"{arm.label}-{seed}", variant=arm.label, seed=seed, table=tables[arm.label],
             hyper=hypers[arm.label],
             twin=(twin := arm.settings.intervention.twin) and f"{twin}-{seed}",
             evaluate_between=arm.settings.prune.evaluate_between,
-            start=starts[f"{arm.label}-{seed}"],
-            keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
-            layers=planned[arm.label].live.names,
-            asked=asked[f"{arm.label}-{seed}"],
+            start=starts[f"{arm.label}-{seed}"], keep=tuple(sorted(kept[f"{arm.label}-{seed}"])),
+            layers=planned[arm.label].live.names, asked=asked[f"{arm.label}-{seed}"],
             gradient_updates=_gradient_updates(arm.settings, rows[arm.label]),
             init_seed=lineage.named(seed, "ticket_reinit" if arm.settings.start.fresh else ""),
             data_seed=lineage.named(seed, arm.settings.start.copy),
         )
         for arm in arms
         for seed in seeds
-    )
+    )  # fmt: skip
     if program.needs_activations:
         fit_check.activations(of.module, of.variables, dataset.image_shape, groups)
     if not program.weights:
         unit_check.check(of.module, of.variables, dataset.image_shape, groups)
     idle = [note for arm in arms for note in fit_check.idle_layers(of.arm(arm))]
-    idle += [_no_update(a) for a in arms if _never(a.settings.prune, rows[a.label])]
+    idle += [note for a in arms for note in _no_update(a, rows[a.label])]
     late = _after_training(arms, settings.epochs * program.steps_per_epoch)
     notes = (*late, *fit_check.decoupled(arms), *idle)
     return Batch(program, dataset, members, notes)
@@ -235,14 +229,12 @@ def _gradient_updates(settings: ConfigDict, rows: Sequence[Row]) -> int:
     return growing * p.average if p.grow == "gradient" else 0
 
 
-def _never(prune: ConfigDict, rows: Sequence[Row]) -> bool:
-    asked = prune.schedule != "none" and prune.grow != "none" and prune.update_every > 0
-    return asked and not any(row.update for row in rows)
-
-
-def _no_update(arm: Variant) -> str:
+def _no_update(arm: Variant, rows: Sequence[Row]) -> list[str]:
     p = arm.settings.prune
-    return (
+    asked = p.schedule != "none" and p.grow != "none" and p.update_every > 0
+    if not asked or any(row.update for row in rows):
+        return []
+    return [
         f"Arm {arm.label}: no unit is swapped; no update falls into training "
         f"(prune.update_every = {p.update_every}, prune.update_end = {p.update_end})."
-    )
+    ]

@@ -21,15 +21,9 @@ def with_cuts(
 ) -> Program:
     """The program with `cuts`: how many units of each group are live when, at most, in its arms.
 
-    Args:
-      program: of the arms, without cuts.
-      arms: label and settings of each.
-      planned: label -> events and live units.
-      per_epoch: training steps in an epoch.
-      dataset: of the arms.
+    Args: planned: label -> events and live units.
 
-    Raises:
-      ConfigError: the numbers are not known before, or the network cannot be cut.
+    Raises ConfigError: the numbers are not known before, or the network cannot be cut.
     """
     every = arms[0].settings.prune.shrink_every
     if not every:

@@ -36,13 +36,9 @@ class Row:
 def rows(arm: Arm, per_epoch: int, start: Live) -> list[Row]:
     """The events of an arm, in order.
 
-    Args:
-      arm: on its model.
-      per_epoch: training steps in an epoch.
-      start: what is live at the beginning.
+    Args: start: what is live at the beginning.
 
-    Raises:
-      ConfigError: events after the end of training, or growth that cannot be.
+    Raises ConfigError: events after the end of training, or growth that cannot be.
     """
     p, total = arm.settings.prune, arm.settings.epochs * per_epoch
     if p.schedule == "none":
@@ -123,10 +119,7 @@ def _phases(arm: Arm, layers: Mapping[str, Layer], total: int) -> list[Row]:
 
 
 def _cumulative(
-    every: int,
-    found: Sequence[Row],
-    before: Mapping[str, int],
-    total: int,
+    every: int, found: Sequence[Row], before: Mapping[str, int], total: int
 ) -> list[Row]:
     """Events that count what is dead after them: those of the schedule, then one `every` steps."""
     dead, again = Counter(before), list[Row]()
@@ -240,8 +233,6 @@ def fill(
       rows_of_arm: see `rows`.
       steps: see `shared_steps`.
       names: of the layers, in forward order.
-      epochs: of training.
-      per_epoch: training steps in an epoch.
       past: events of its course that are over: their numbers stay theirs, so that a run that goes
         on from a step draws as that run would have.
     """

@@ -119,13 +119,9 @@ def hyper(settings: ConfigDict) -> Hyper:
     o = settings.optimizer
     try:
         rates = optim.learning_rates(
-            o.schedule,
-            o.learning_rate,
-            settings.epochs,
-            milestones=tuple(o.milestones),
-            decay=o.decay,
-            restarts=tuple(o.restarts),
-        )
+            o.schedule, o.learning_rate, settings.epochs, milestones=tuple(o.milestones),
+            decay=o.decay, restarts=tuple(o.restarts),
+        )  # fmt: skip
         highest = max(rates)
     except OverflowError:
         highest = float("inf")

@@ -37,8 +37,7 @@ def check(
       groups: what is checked.
       always: of models of this package too.
 
-    Raises:
-      ConfigError: a reader still gets something else than 0 from a masked unit.
+    Raises ConfigError: a reader still gets something else than 0 from a masked unit.
     """
     if not groups or (registry.is_shipped(type(module)) and not always):
         return
@@ -149,14 +148,7 @@ def _random(
 
 
 _TABLE = Table(
-    kind=np.int32(PRUNE),
-    duration=np.int32(FOREVER),
-    cumulative=np.bool_(False),
-    restore=np.int32(0),
-    mask_norm=np.bool_(True),
-    noise_scale=np.float32(0),
-    target=np.int32(0),
-    score=np.int32(0),
-    counts=np.zeros((1, 1), np.int32),
-    replay=np.bool_(False),
-)
+    kind=np.int32(PRUNE), duration=np.int32(FOREVER), cumulative=np.bool_(False),
+    restore=np.int32(0), mask_norm=np.bool_(True), noise_scale=np.float32(0), target=np.int32(0),
+    score=np.int32(0), counts=np.zeros((1, 1), np.int32), replay=np.bool_(False),
+)  # fmt: skip

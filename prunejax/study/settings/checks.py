@@ -19,9 +19,8 @@ LABEL_LENGTH = 80  # names of files hold a label, a seed, and more
 def fields(settings: Mapping[str, Any], where: str = "") -> None:
     """Checks every number and every tuple; `settings` maps dotted names to values.
 
-    Raises:
-      ConfigError: a number that is not finite in single precision or has more than 64 bits, or
-        an entry of a wrong type.
+    Raises ConfigError: a number that is not finite in single precision or has more than 64 bits, or
+    an entry of a wrong type.
     """
     kinds = ranges.entries()
     for name, value in settings.items():
@@ -45,11 +44,7 @@ def fields(settings: Mapping[str, Any], where: str = "") -> None:
 def in_range(
     name: str, value: float, low: float | None, high: float | None, unit: str, where: str
 ) -> None:
-    """Checks `low <= value <= high` (None: no bound).
-
-    Raises:
-      ConfigError: it is not.
-    """
+    """Checks `low <= value <= high` (None: no bound). Raises ConfigError: it is not."""
     below = low is not None and not value >= low
     if below or (high is not None and value > high):
         span = f"at least {_plain(low)}"
@@ -62,21 +57,15 @@ def _plain(number: float | None) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
-def _plain_label(text: Any) -> str:
-    """The nearest label that is one."""
-    return re.sub(r"[^\w+=-]+", "_", str(text)).strip("_+=-")[:LABEL_LENGTH] or "arm"
-
-
 def label(text: Any) -> None:
     """Checks a variant's label, which names files and appears in rules for runs.
-
-    Raises:
-      ConfigError: it is not of letters, digits and `_+=-`, or too long.
+    Raises ConfigError: it is not of letters, digits and `_+=-`, or too long.
     """
     if not isinstance(text, str) or not re.fullmatch(r"\w[\w+=-]*", text):
+        nearest = re.sub(r"[^\w+=-]+", "_", str(text)).strip("_+=-")[:LABEL_LENGTH] or "arm"
         raise ConfigError(
             f"variants: the label {text!r} names files; it must start with a letter, digit or "
-            f"'_' and go on with those or '+', '=', '-', e.g. {_plain_label(text)!r}"
+            f"'_' and go on with those or '+', '=', '-', e.g. {nearest!r}"
         )
     if len(text) > LABEL_LENGTH:
         raise ConfigError(
@@ -87,9 +76,7 @@ def label(text: Any) -> None:
 
 def distinct(labels: Iterable[str]) -> None:
     """Refuses labels that name the same files where file systems do not tell case apart (macOS).
-
-    Raises:
-      ConfigError: names two of them.
+    Raises ConfigError: names two of them.
     """
     seen: dict[str, str] = {}
     for text in labels:
@@ -102,11 +89,7 @@ def distinct(labels: Iterable[str]) -> None:
 
 
 def changes(variant: str, overrides: Any) -> dict[str, Any]:
-    """A variant's overrides as a plain dict.
-
-    Raises:
-      ConfigError: they are no dict.
-    """
+    """A variant's overrides as a plain dict. Raises ConfigError: they are no dict."""
     if hasattr(overrides, "to_dict"):
         return dict(overrides.to_dict())
     if not isinstance(overrides, Mapping):
@@ -118,11 +101,7 @@ def changes(variant: str, overrides: Any) -> dict[str, Any]:
 
 
 def rising(name: str, values: Iterable[int], where: str) -> None:
-    """Checks that epochs are 0 or later and rise.
-
-    Raises:
-      ConfigError: they do not.
-    """
+    """Checks that epochs are 0 or later and rise. Raises ConfigError: they do not."""
     values = tuple(values)
     if any(v < 0 for v in values) or any(a >= b for a, b in itertools.pairwise(values)):
         raise ConfigError(
@@ -153,11 +132,9 @@ def after_training(settings: ConfigDict, steps: int) -> tuple[str, ...]:
 def twins(arms: Mapping[str, Mapping[str, Any]]) -> None:
     """Checks that every twin has another arm to replay, with the same events.
 
-    Args:
-      arms: label -> complete settings of the arm, nested.
+    Args: arms: label -> complete settings of the arm, nested.
 
-    Raises:
-      ConfigError: no such arm, a twin itself, or one with other data, model, length or events.
+    Raises ConfigError: no such arm, a twin itself, or one with other data, model, length or events.
     """
     for own, ours in arms.items():
         twin = ours["intervention"]["twin"]

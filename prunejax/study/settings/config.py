@@ -87,8 +87,7 @@ def variants(config: ConfigDict, defaults: ConfigDict) -> list[Variant]:
       config: what a config file and its overrides give.
       defaults: `configs/default.py`: the fields there are and their types.
 
-    Raises:
-      ConfigError: unknown field, wrong type, value outside its range, impossible combination.
+    Raises ConfigError: unknown field, wrong type, value outside its range, impossible combination.
     """
     known = _flat(defaults)
     overrides = _flat(config)

@@ -68,9 +68,7 @@ CALL_OF_MODELS = ("self", "x", "train=")
 
 def check() -> None:
     """Refuses entries of the registries that are not what their registry holds.
-
-    Raises:
-      ConfigError: names the registry, the entry, and what it must be.
+    Raises ConfigError: names the registry, the entry, and what it must be.
     """
     for where, kind in REGISTRIES.items():
         for name, entry in _table(where)[0].items():
@@ -214,9 +212,7 @@ def _probes() -> None:
 
 def score(name: str, groups: Sequence[Group], params: Any) -> None:
     """Refuses a score that gives no number for each unit of these layers.
-
-    Raises:
-      ConfigError: what it gives, or the error that it raises, and what it got.
+    Raises ConfigError: what it gives, or the error that it raises, and what it got.
     """
     entry = scores.SCORES[name]
     if "network" in entry.needs:

@@ -58,9 +58,7 @@ class Start:
 
 def ordered(arms: Mapping[str, ConfigDict]) -> list[str]:
     """Labels, every arm after those that it needs.
-
-    Raises:
-      ConfigError: an arm needs one that is not there, or itself by some way round.
+    Raises ConfigError: an arm needs one that is not there, or itself by some way round.
     """
     needs: dict[str, list[str]] = {}
     for label, settings in arms.items():
@@ -88,9 +86,7 @@ def _after_needs(needs: Mapping[str, Iterable[str]]) -> list[str]:
 
 def check(arms: Mapping[str, ConfigDict]) -> None:
     """Refuses starts that cannot be.
-
-    Raises:
-      ConfigError: names the variant, the field and what is allowed.
+    Raises ConfigError: names the variant, the field and what is allowed.
     """
     ordered(arms)
     for label, settings in arms.items():
@@ -161,9 +157,7 @@ def _fits(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
 
 def point(text: str, per_epoch: int, total: int, field: str) -> int:
     """Training steps done in the state that a text names: start, end (`END`), epoch:N or step:N.
-
-    Raises:
-      ConfigError: it names none, or one that training does not reach.
+    Raises ConfigError: it names none, or one that training does not reach.
     """
     if text in ("start", "end"):
         return 0 if text == "start" else END
@@ -181,8 +175,7 @@ def point(text: str, per_epoch: int, total: int, field: str) -> int:
 def depths(needs: Mapping[str, Iterable[str]]) -> dict[str, int]:
     """How many runs have to come before each run, one after another.
 
-    Args:
-      needs: run -> the runs that it needs, without circles; others than the keys are there.
+    Args: needs: run -> the runs that it needs, without circles; others than the keys are there.
     """
     found: dict[str, int] = {}
     for run in _after_needs(needs):
@@ -223,8 +216,6 @@ def start_of(
     """How a run of an arm begins.
 
     Args:
-      settings: of the arm.
-      seed: of the run.
       lengths: label -> (steps per epoch, steps in all) of every arm.
       label: of the arm, for errors.
     """

@@ -20,8 +20,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
     As of all flags the value may be the next word; a truth value needs none.
 
-    Raises:
-      ConfigError: no value, or no such field.
+    Raises ConfigError: no value, or no such field.
     """
     rest, found = [], []
     words = iter(argv)
@@ -43,9 +42,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
     """Writes overrides of variants into the config.
-
-    Raises:
-      ConfigError: no such variant or field, or a value of another type.
+    Raises ConfigError: no such variant or field, or a value of another type.
     """
     if not overrides:
         return
@@ -54,14 +51,11 @@ def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
         label = max((k for k in labels if text.startswith(f"{k}.")), key=len, default=None)
         if label is None:
             name = text.partition("=")[0].split(".")[0]
-            if name in labels:
-                raise ConfigError(
-                    f"--config.variants.{text}: name a field inside of {name!r}, like "
-                    f"--config.variants.{name}.prune.period=2"
-                )
+            told = f"--config.variants.{text}: no variant {name!r}; there are"
+            registry.one_of(name, labels, told)
             raise ConfigError(
-                f"--config.variants.{text}: no variant {name!r}; there are: {', '.join(labels)}."
-                + registry.suggestion(name, list(labels))
+                f"--config.variants.{text}: name a field inside of {name!r}, like "
+                f"--config.variants.{name}.prune.period=2"
             )
         path, _, value = text[len(label) + 1 :].partition("=")
         like = declared(path, f"--config.variants.{text}")
@@ -83,9 +77,7 @@ def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
 
 def declared(path: str, argument: str) -> Any:
     """The default of a field, by its dotted name; None of a field of a model that may have any.
-
-    Raises:
-      ConfigError: there is no such field, or it is a group of them; begins with the argument.
+    Raises ConfigError: there is no such field, or it is a group of them; begins with the argument.
     """
     node: Any = default.get_config()
     for part in path.split("."):

@@ -30,9 +30,7 @@ class Pair(NamedTuple):
 
 def check(arms: Mapping[str, ConfigDict]) -> None:
     """Refuses pairs that there are not, or whose networks do not fit each other.
-
-    Raises:
-      ConfigError: names the pair and what is allowed.
+    Raises ConfigError: names the pair and what is allowed.
     """
     for pair in next(iter(arms.values())).connect.pairs:
         labels = pair.split(":")
@@ -62,9 +60,7 @@ def check(arms: Mapping[str, ConfigDict]) -> None:
 def pairs(names: Sequence[str], runs: Sequence[tuple[str, int, str]]) -> Iterator[Pair]:
     """The pairs of runs, in the order of the config, then of seeds.
 
-    Args:
-      names: entries of `connect.pairs`.
-      runs: (variant, seed, run) of those that are here.
+    Args: names: entries of `connect.pairs`. runs: (variant, seed, run) of those that are here.
     """
     by_arm: dict[str, dict[int, str]] = {}
     for label, s, run in runs:

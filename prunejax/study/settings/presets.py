@@ -65,8 +65,7 @@ def apply(prune: ConfigDict, defaults: ConfigDict, own: Collection[str]) -> None
       defaults: of the package: a field that differs from it was set by the study.
       own: fields that the arm sets itself.
 
-    Raises:
-      ConfigError: a method that is not of the package sets a field that there is not.
+    Raises ConfigError: a method that is not of the package sets a field that there is not.
     """
     for field, value in METHODS.get(prune.method, {}).items():
         if field == "scope" and prune.nm:  # blocks rank their own weights

@@ -21,9 +21,7 @@ MOMENTS = {"epoch": "epochs", "end": "end", "before": "events", "after": "events
 
 def check(settings: ConfigDict) -> None:
     """Refuses unknown probes and moments.
-
-    Raises:
-      ConfigError: names the field, the value, and what is allowed.
+    Raises ConfigError: names the field, the value, and what is allowed.
     """
     names, at = tuple(settings.probes.names), tuple(settings.probes.at)
     for field, values, known in (("names", names, PROBES), ("at", at, WHEN)):
@@ -45,9 +43,7 @@ def check(settings: ConfigDict) -> None:
 
 def named(settings: ConfigDict, dataset: Dataset | StreamedSet) -> tuple[str, ...]:
     """The probes of a program besides loss and accuracy.
-
-    Raises:
-      ConfigError: one needs classes, and the data set has numbers; one gives no sums.
+    Raises ConfigError: one needs classes, and the data set has numbers; one gives no sums.
     """
     names = tuple(name for name in settings.probes.names if name not in ALWAYS)
     for name in names:
@@ -101,11 +97,7 @@ class Probing:
     """Records what the probes saw of a chunk's members."""
 
     def __init__(
-        self,
-        names: Sequence[str],
-        at: Iterable[str],
-        directory: SharedDirectory,
-        examples: int,
+        self, names: Sequence[str], at: Iterable[str], directory: SharedDirectory, examples: int
     ) -> None:
         """Args: names: of `Program.probes`. at: of WHEN. examples: in the test split."""
         self._names, self._at = tuple(names), frozenset(at)
@@ -130,13 +122,9 @@ class Probing:
                 self._record(members, metrics, when, epoch, steps)
 
     def _record(
-        self,
-        members: Sequence[tuple[int, Any]],
-        metrics: Metrics,
-        when: str,
-        epoch: int,
+        self, members: Sequence[tuple[int, Any]], metrics: Metrics, when: str, epoch: int,
         steps: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         rows: dict[str, list[dict[str, Any]]] = {}
         for i, m in members:
             keys = m.keys | {"epoch": epoch, "step": steps[i], "when": when}

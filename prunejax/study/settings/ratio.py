@@ -30,8 +30,7 @@ def of_all(settings: ConfigDict, label: str, prunable: int, params: Any) -> Frac
     What stays whole (biases, norms, other kernels) is subtracted from what may stay (the
     convention of Good et al. 2022).
 
-    Raises:
-      ConfigError: no single fraction of weights; more than can be pruned.
+    Raises ConfigError: no single fraction of weights; more than can be pruned.
     """
     p = settings.prune
     where = f"(variant {label!r}, prune.ratio_of = 'all')"

@@ -52,7 +52,6 @@ def finished(
 
     Args:
       config, defaults: as of `resolve`.
-      workdir: as given.
       shard: (i, n), from 1.
       environment: a scheduler's variables: where several processes may have been started, the
         answer is None.

@@ -9,9 +9,7 @@ _LEARNT = ("learnt", "learnt_magnitude")
 
 def check(settings: ConfigDict, where: str) -> None:
     """Refuses parts of `prune` that do not go together.
-
-    Raises:
-      ConfigError: names the field, the value, and what goes with it.
+    Raises ConfigError: names the field, the value, and what goes with it.
     """
     p = settings.prune
     if p.shrink_every:

@@ -20,12 +20,9 @@ def arms(path: Path, changes: Mapping[str, Any] | None = None) -> list[Variant]:
 
     What the config file of that study registered is registered again, from the copy that is kept.
 
-    Args:
-      path: the run directory.
-      changes: fields of `config.measures` and other values for them.
+    Args: path: the run directory. changes: fields of `config.measures` and other values for them.
 
-    Raises:
-      ConfigError: settings that cannot be, or that are not there any more.
+    Raises ConfigError: settings that cannot be, or that are not there any more.
     """
     config_file.restore(path)
     entries.check()

@@ -17,9 +17,7 @@ NAMED = ("report.claims", "report.tests", "report.correlate", "connect.pairs")  
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments without `--sweep=FIELD=VALUES` (or `--sweep FIELD=VALUES`), and these.
-
-    Raises:
-      ConfigError: the flag without anything.
+    Raises ConfigError: the flag without anything.
     """
     rest, found, words = [], [], iter(argv)
     for word in words:
@@ -46,8 +44,7 @@ def apply(config: ConfigDict, sweeps: Sequence[str]) -> None:
       sweeps: "FIELD=V1,V2,...", of the field's own type; a tuple's entries are joined by "+":
         "prune.fraction=0.25+0.5,0.5".
 
-    Raises:
-      ConfigError: no such field, one that is of the whole study, or a value of another type.
+    Raises ConfigError: no such field, one that is of the whole study, or a value of another type.
     """
     if not sweeps:
         return
