@@ -17,7 +17,7 @@ from prunejax import report
 from prunejax.errors import ConfigError
 from prunejax.report import __main__ as cli
 from prunejax.report import headline, panels, style, tables, words
-from prunejax.report.results import attributes_of
+from prunejax.report.attributes import attributes_of
 from tests import fake_study
 from tests.studies import tiny
 from tests.test_report import SMALL, in_shards, write

@@ -16,6 +16,7 @@ from prunejax.measures import correlation, statistics
 from prunejax.measures.columns import by_variant, number, value
 from prunejax.report import words
 from prunejax.report.drawing import Drawing as Drawing
+from prunejax.report.names import apart
 from prunejax.report.results import Row, Study
 from prunejax.report.style import COLORS, FEW, GREY, Look, legend, panel
 from prunejax.report.words import percent
@@ -93,7 +94,7 @@ def stability(study: Study, look: Look) -> Drawing | None:
             f"{mean.mean:.2f}%", (1.0, place), xycoords=("axes fraction", "data"),
             xytext=(6, 0), textcoords="offset points", va="center",
         )  # fmt: skip
-    axes.set_yticks(range(len(arms)), [label[:24] for label in arms])
+    axes.set_yticks(range(len(arms)), apart([*arms], 24))
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.margins(0.03)
@@ -111,8 +112,8 @@ def coefficients(rows: Sequence[Row], x: str, y: str) -> str:
     """`r = ..., τ = ..., n = ...`; the intervals are in the page's table of relations."""
     a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
     r, tau = (correlation.coefficient(a, b, kind) for kind in ("pearson", "kendall"))
-    n = int(np.sum(np.isfinite(a) & np.isfinite(b)))  # those that have both numbers
-    return f"{words.coefficient('r', r)}, {words.coefficient('τ', tau)}, n = {n} runs"
+    n = words.count(int(np.sum(np.isfinite(a) & np.isfinite(b))), "run")  # that have both numbers
+    return f"{words.coefficient('r', r)}, {words.coefficient('τ', tau)}, n = {n}"
 
 
 def scatter_panel(

@@ -180,7 +180,8 @@ def forecast(study: Study, look: Look) -> Drawing | None:
         axes.set_ylim(max(1.1 * low, -limit), max(limit, 1.05 * float(np.nanmax(predicted))))
         r = judged[order]
         error = "undefined" if r["rms_error"] is None else f"{r['rms_error']:.3g} nats"
-        text = f"{words.coefficient('r', r['value'])}, rms error {error}, n = {r['n']} events"
+        n = words.count(r["n"], "event")
+        text = f"{words.coefficient('r', r['value'])}, rms error {error}, n = {n}"
         axes.set_title(f"{_ORDERS[order]}\n{text}")
         texts.append(f"{_ORDERS[order]}: {text}")
     return Drawing(
@@ -189,7 +190,7 @@ def forecast(study: Study, look: Look) -> Drawing | None:
         "One point per pruning event of each run. On the line, the expansion of the loss around "
         "the weights before the event foretells what removing the targeted weights does. Events of "
         "one seed share their start: summary.json has the intervals, with seeds as blocks.",
-        f"Predicted against measured change of the loss at each event. {'; '.join(texts)}.",
+        f"Predicted against measured change of the loss at each event: {'; '.join(texts)}.",
     )
 
 

@@ -12,7 +12,7 @@ from prunejax.record.arms import flat
 from prunejax.report.panels import Table
 from prunejax.report.results import Study
 from prunejax.report.tables import config_differences
-from prunejax.report.words import without_places
+from prunejax.report.words import count, without_places
 
 _CSV = ("runs.csv", "epochs.csv", "events.csv", "measures.csv", "config.json", "environment.json")
 
@@ -39,7 +39,7 @@ def facts(study: Study, target: Path) -> Table:
         most = max(int(t["devices"]) for t in times)
         summed = " (directories added up)" if len(times) > 1 else ""
         rows.append(["wall time", f"{_span(wall)} of training and measuring{summed}"])
-        rows.append(["device time", f"{_span(held)}: wall time of {most} device(s) held"])
+        rows.append(["device time", f"{_span(held)}: wall time of {count(most, 'device')} held"])
     else:
         rows.append(["date, wall and device time", "not recorded in these directories"])
     for name, path in study.directories.items():

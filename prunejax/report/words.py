@@ -38,6 +38,11 @@ SCORES = {
     "weight_saliency": "saliencies",
     "saliency": "saliencies",
     "random": "random scores",
+    "snip": "SNIP scores",
+    "grasp": "GraSP scores",
+    "synflow": "SynFlow scores",
+    "stability": "stabilities of signs",
+    "learnt": "learnt scores",
 }
 METHODS = {
     "snip": "SNIP",
@@ -77,6 +82,11 @@ def factor(column: str) -> int:
 def minus(text: str) -> str:
     """Hyphens before digits as minus signs."""
     return re.sub(r"-(?=[\d.])", MINUS, text)
+
+
+def count(number: int, what: str) -> str:
+    """`1 seed`, `8 seeds`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -251,7 +261,7 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]], of: s
             when[layer] = sorted({int(row["epoch"]) for row in rows})
     if not shares:
         period = about.get("period")
-        return [f"every {period} epochs"] if period else []
+        return [_every(period)] if period else []
     layer = max(shares, key=lambda name: shares[name])
     epochs = when[layer]
     percents = 100 * min(shares[layer], 1) / len(epochs)
@@ -266,10 +276,14 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]], of: s
         return [f"{share} at once", "before training" if epochs[0] < 0 else f"epoch {epochs[0]}"]
     steps = {b - a for a, b in itertools.pairwise(epochs)}
     step = steps.pop()
-    rhythm = f"in {len(epochs)} events" if steps else f"every {step} epochs"
+    rhythm = f"in {len(epochs)} events" if steps else _every(step)
     taken = [number(row["targeted"]) for row in run if row["layer"] == layer]
     mean = " on average" if max(taken) > 1.5 * min(taken) else ""  # as of a cubic schedule
-    return [f"{share} an event{mean}", "every epoch" if not steps and step == 1 else rhythm]
+    return [f"{share} an event{mean}", rhythm]
+
+
+def _every(period: int) -> str:
+    return "every epoch" if period == 1 else f"every {period} epochs"
 
 
 def _intervention(about: Mapping[str, Any]) -> list[str]:
