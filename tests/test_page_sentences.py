@@ -11,12 +11,15 @@ from prunejax.measures.columns import by_variant
 from prunejax.measures.summary import summarize
 from prunejax.report import (
     curves,
+    figures,
     figures_dynamics,
     figures_flatness,
     figures_paper,
     figures_tickets,
     headline,
     panels,
+    provenance,
+    so_far,
     tables,
     words,
 )
@@ -157,6 +160,22 @@ def test_correlations_are_over_one_test_set():
     assert figures_flatness._finding(many).startswith("7 pairs of quantities; the table")
 
 
+def test_captions_of_scatters_name_what_is_there():
+    """A study of one arm was told of hollow arms and sent to a table that it has not."""
+    one = [ended("a", s, 0.5 + s / 10, events="2", mean_stability=str(0.9 - s / 10))
+           for s in range(3)]  # fmt: skip
+    two = [row | {"run": f"b-{row['seed']}", "variant": "b"} for row in one]
+    for runs, hollow, table in (
+        (one, False, False),
+        ([*one, ended("none", 0, 0.5)], True, False),
+        ([*one, *two], False, True),
+    ):
+        labels = list(by_variant(runs))
+        drawn = figures.scatter(study_of((), runs), Look(labels, ["none"]))
+        assert ("hollow" in drawn.caption) is hollow
+        assert ("the table" in drawn.caption) is table
+
+
 def test_one_is_singular():
     assert [words.count(n, "seed") for n in (0, 1, 2)] == ["0 seeds", "1 seed", "2 seeds"]
     settings = {"epochs": 1, "batch_size": 64, "data": {"name": "digits", "train_examples": 1}}
@@ -206,6 +225,28 @@ def test_events_count_what_they_take_in_full():
         assert table.head == ["arm", "events per run", "layers", f"{word} targeted per run"]
         assert table.rows[0][3] == "1,234,567"
         assert "nstability" not in table.text
+
+
+def test_a_regression_under_way_tells_its_test_loss():
+    """It had an empty column of accuracies."""
+    rows = [epoch("a", seed, 0, "") | {"train_loss": "2", "test_loss": str(x), "sparsity": "0.5"}
+            for seed, x in enumerate((1.0, 2.0))]  # fmt: skip
+    table = so_far.progress(study_of(rows))
+    assert table.head[4:] == ["train loss", "test loss", "sparsity, %"]
+    assert table.rows == [["a", "2", "0", "1", "2", "1.5", "50.00"]]
+
+
+def test_the_command_that_draws_a_page_names_the_folder_of_all_shards(tmp_path):
+    """`report 1-of-2 2-of-2` holds in the folder of the shards alone."""
+    study = study_of((), [ended("a", 0, 0.5)])
+    study.directories = {f"{i}-of-2": tmp_path / "digits" / "shards" / f"{i}-of-2" for i in (1, 2)}
+    assert provenance._given(study) == ["digits"]
+    study.missing_shards = ["2-of-2"]
+    study.directories.pop("2-of-2")
+    assert provenance._given(study) == ["1-of-2"]
+    study = study_of((), [ended("a", 0, 0.5)])
+    study.directories = {"a": tmp_path / "a", "b": tmp_path / "b"}
+    assert provenance._given(study) == ["a", "b"]
 
 
 def test_bars_beyond_a_plot_are_told():

@@ -450,7 +450,7 @@ def test_a_run_without_numbers_is_drawn_as_if_it_were_not_there(tmp_path):
     for run, value in (("L-0", np.nan), ("L-1", 1.0), ("none-0", np.nan)):
         values = dict(zip(names, (grid * value, grid + value, 0 * grid), strict=True))
         np.savez(path / "measures" / f"{run}.npz", **values)
-    assert figures_arrays.spectrum(whole, look).alt == "The spectra reach, in nats: L to 1."
+    assert figures_arrays.spectrum(whole, look).alt == "The spectra reach, in nats: L 1."
     events = [row for row in whole.events if row["run"] != "L-2"]
     for row in whole.events:
         row["post_loss"] = "inf" if row["run"] == "L-2" else row["post_loss"]

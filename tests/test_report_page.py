@@ -396,7 +396,7 @@ def test_facts_tell_time_command_and_files(tmp_path, blank):
     text = text_of(path)
     assert "2026-01-02 04:04:05 UTC" in text
     assert "60.0 min of training" in text
-    assert "2.0 h: wall time of 2 device(s) held" in text
+    assert "2.0 h: wall time of 2 devices held" in text
     assert f"to repeat {command} --workdir=run" in text
 
 

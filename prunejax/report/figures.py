@@ -51,11 +51,11 @@ def arm_legend(
 
 
 def listed(
-    numbers: Sequence[tuple[str, float]], unit: str = "%", most: int = 9, digits: int = 1
+    numbers: Sequence[tuple[str, float]], unit: str = "%", most: int = 9, form: str = ".1f"
 ) -> str:
     """`none 94.1%, L_large 94.2%`; of many arms the lowest and the highest."""
     known = [(label, x) for label, x in numbers if isfinite(x)]
-    told = [f"{label} {words.minus(f'{x:.{digits}f}')}{unit}" for label, x in known]
+    told = [f"{label} {words.minus(format(x, form))}{unit}" for label, x in known]
     if len(known) > most:
         values = [x for _, x in known]
         low, high = values.index(min(values)), values.index(max(values))
@@ -188,11 +188,15 @@ def chosen(study: Study) -> tuple[str, list[Row]]:
     return "all runs", study.good
 
 
-_READING = (
-    "One point per run. Line and coefficients (Pearson r, Kendall τ) are about the runs named "
-    "above the panel; arms outside are drawn hollow. Runs of one arm share its treatment and runs "
-    'of one seed their start: the table "Stability and accuracy" says what they carry.'
-)
+def _reading(hollow: bool, several: bool) -> str:
+    """How to read the points; `several`: the coefficients are about several arms."""
+    outside = "; arms outside are drawn hollow" if hollow else ""
+    table = ': the table "Stability and accuracy" says what they carry' if several else ""
+    return (
+        "One point per run. Line and coefficients (Pearson r, Kendall τ) are about the runs named "
+        f"above the panel{outside}. Runs of one arm share its treatment and runs of one seed their "
+        f"start{table}."
+    )
 
 
 def _against_stability(
@@ -213,17 +217,18 @@ def _against_stability(
     hollow = {*variants} - {row["variant"] for row in rows}
     panels = [made for made, _ in found] + [arm_legend(study, look, variants, hollow=hollow)]
     alt = f"{scope[0].upper()}{scope[1:]}: {'; '.join(text for _, text in found)}."
-    return Drawing(panels, title, caption, alt)
+    reading = _reading(bool(hollow), len({row["variant"] for row in rows}) > 1)
+    return Drawing(panels, title, reading + caption, alt)
 
 
 def scatter(study: Study, look: Look) -> Drawing | None:
     """Figure 2, right: accuracy against stability."""
     columns = ("final_test_accuracy", "best_test_accuracy")
-    text = _READING + " The best accuracy is taken since the last event."
+    text = " The best accuracy is taken since the last event."
     return _against_stability(study, look, columns, "Accuracy against stability", text)
 
 
 def gap(study: Study, look: Look) -> Drawing | None:
     """Figure 4, bottom: generalization gap against stability."""
     title, text = "Generalization gap against stability", " The gap is taken at the best epoch."
-    return _against_stability(study, look, ("generalization_gap",), title, _READING + text)
+    return _against_stability(study, look, ("generalization_gap",), title, text)

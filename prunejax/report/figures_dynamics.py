@@ -138,7 +138,7 @@ def _ends(study: Study, variants: Sequence[str]) -> str:
     for variant in variants:
         mean = advantage(study, variant, None)[1]
         found.append((variant, what.factor * float(mean[-1]) if mean.size else np.nan))
-    told = listed(found, what.unit, digits=what.digits)
+    told = listed(found, what.unit, form=f".{what.digits}f")
     return f"Mean test {what.name} at the end of the curves: {told}."
 
 

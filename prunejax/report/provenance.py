@@ -52,7 +52,7 @@ def facts(study: Study, target: Path) -> Table:
             break
     else:
         rows.append(["to continue or repeat", "the command that started it, with its --workdir"])
-    again = f"python -m prunejax.report {' '.join(study.directories)}"
+    again = f"python -m prunejax.report {' '.join(_given(study))}"
     rows.append(["to draw this page again", Markup("<code>{}</code>").format(again)])
     for name, path in study.directories.items():
         links = [_link(path / file, target) for file in _CSV if (path / file).exists()]
@@ -60,6 +60,15 @@ def facts(study: Study, target: Path) -> Table:
     rows += [["run on", text] for text in dict.fromkeys(map(_in_short, study.environments.values()))
              if text]  # fmt: skip
     return Table(["", ""], rows, "Facts", kind="text facts")
+
+
+def _given(study: Study) -> list[str]:
+    """The directories as a command names them: all shards of a study by the folder around them."""
+    around = {path.resolve().parent for path in study.directories.values()}
+    shards = len(around) == 1 and next(iter(around)).name == "shards"
+    if shards and not study.missing_shards:
+        return [around.pop().parent.name]
+    return list(study.directories)
 
 
 def _link(path: Path, target: Path) -> Markup:
