@@ -176,6 +176,24 @@ def test_captions_of_scatters_name_what_is_there():
         assert ("the table" in drawn.caption) is table
 
 
+def test_of_many_arms_those_without_events_are_left_out_of_stabilities():
+    """62 of 64 arms of `before_training` were 100 % by convention, in a figure of 25 inches."""
+    runs = [ended(f"dense{i}", s, 0.5) for i in range(10) for s in range(2)]
+    runs += [ended("none", s, 0.5) for s in range(2)]
+    runs += [ended(arm, s, 0.5 + s / 10, events="2", mean_stability=str(0.9 - s / 10))
+             for arm in ("a", "b") for s in range(2)]  # fmt: skip
+    study = study_of((), runs)
+    look = Look(study.variants, ["none"])
+    drawn = figures.stability(study, look)
+    assert [t.get_text() for t in drawn.panels[0].axes[0].get_yticklabels()] == ["none", "a", "b"]
+    assert drawn.caption.endswith("10 arms without events are left out.")
+    drawn = figures.scatter(study, look)
+    assert len(drawn.panels[-1].legends[0].get_texts()) == 3
+    assert drawn.caption.endswith("10 arms without events are left out.")
+    few = study_of((), [row for row in runs if row["variant"] in ("dense0", "none", "a")])
+    assert "left out" not in figures.stability(few, look).caption
+
+
 def test_one_is_singular():
     assert [words.count(n, "seed") for n in (0, 1, 2)] == ["0 seeds", "1 seed", "2 seeds"]
     settings = {"epochs": 1, "batch_size": 64, "data": {"name": "digits", "train_examples": 1}}

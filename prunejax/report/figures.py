@@ -24,6 +24,7 @@ from prunejax.report.words import percent
 Draw = Callable[[Study, Look], Drawing | None]
 PointStyle = Callable[[str], tuple[str, str]]  # arm -> colour, marker
 
+_MANY = 9  # more arms than this are not all drawn where they say nothing
 STABILITY = "in brackets: mean stability"  # title of legends of `legend_label`s
 TARGET_COLORS = {"S": COLORS[0], "R": COLORS[2], "L": COLORS[1]}
 TARGET_MARKERS = {"S": "o", "R": "^", "L": "s"}
@@ -71,12 +72,29 @@ def dots(axes: Axes, look: Look, variant: str, size: float, x: Any, y: Any) -> N
     )  # fmt: skip
 
 
+def _told(study: Study) -> tuple[list[str], str]:
+    """Arms whose stability is drawn, and a sentence on those that are not.
+
+    Of many arms those without events, 100 % by convention, would hide the others.
+    """
+    arms = [v for v in study.variants if v in study.good_of]
+    own = {row["variant"] for row in study.good if number(row.get("events")) > 0}
+    own |= {study.baseline, *study.baselines.values()}
+    left = [v for v in arms if v not in own]
+    if len(arms) <= _MANY or not left:
+        return arms, ""
+    are = "is" if len(left) == 1 else "are"
+    return [v for v in arms if v in own], (
+        f" {words.count(len(left), 'arm')} without events {are} left out."
+    )
+
+
 def stability(study: Study, look: Look) -> Drawing | None:
     """Stability of each arm: a point per run, mean and interval."""
-    recorded = study.good_of
-    arms = {v: recorded[v] for v in study.variants if v in recorded}
     if not study.has_events:
         return None
+    drawn, left = _told(study)
+    arms = {v: study.good_of[v] for v in drawn}
     made, axes = panel(1.0 + 0.36 * len(arms), xlabel="mean stability of a run (%)")
     means = []
     for place, (variant, rows) in enumerate(arms.items()):
@@ -103,7 +121,7 @@ def stability(study: Study, look: Look) -> Drawing | None:
         "Stability",
         "Stability is accuracy after an event / accuracy before it. One point per run, the mean "
         "over its pruning events. Black: mean over seeds (written at the right) and, from four "
-        "runs on, its 95% confidence interval. Runs without events count as 100%.",
+        f"runs on, its 95% confidence interval. Runs without events count as 100%.{left}",
         f"Mean stability: {listed(means)}.",
     )
 
@@ -205,20 +223,21 @@ def _against_stability(
     """One panel per column. Nothing for groups of arms: pooled, they would show the groups."""
     if len(study.groups) > 1 or len(study.good) < 2 or not study.has_events:
         return None
-    variants = [v for v in study.variants if v in study.good_of]
+    variants, left = _told(study)
+    points = [row for row in study.good if row["variant"] in variants]
     columns = [c for c in columns if any(isfinite(value(r, c)) for r in study.good)]
     if not columns:
         return None
     scope, rows = chosen(study)
     found = [
-        scatter_panel(study.good, "mean_stability", c, look_of(look), fitted=rows, title=scope)
+        scatter_panel(points, "mean_stability", c, look_of(look), fitted=rows, title=scope)
         for c in columns
     ]
     hollow = {*variants} - {row["variant"] for row in rows}
     panels = [made for made, _ in found] + [arm_legend(study, look, variants, hollow=hollow)]
     alt = f"{scope[0].upper()}{scope[1:]}: {'; '.join(text for _, text in found)}."
     reading = _reading(bool(hollow), len({row["variant"] for row in rows}) > 1)
-    return Drawing(panels, title, reading + caption, alt)
+    return Drawing(panels, title, reading + caption + left, alt)
 
 
 def scatter(study: Study, look: Look) -> Drawing | None:
