@@ -228,7 +228,8 @@ def test_runs_that_stopped_are_told_in_a_sentence():
     assert text.endswith("and runs of 2 more arms.")
     assert len(tables._stopped(runs, stopped[:3])) == 3
     none = study_of((), stopped)
-    nothing = {"claims": [], "variants": {}, "paired": {"variants": {}, "baselines": {}}}
+    nothing = {"claims": [], "paired": {"variants": {}, "baselines": {}}}
+    nothing["variants"] = {f"arm{i}": {"completed": 0, "columns": {}} for i in range(6)}
     said = [result.text for result in headline.results(none, nothing)]
     assert said == ["No run was completed: there is nothing to compare."]
 

@@ -112,7 +112,8 @@ def results(study: Study, summary: Found) -> list[Result]:
     if study.unfinished:
         for result in rest:
             result.text = f"So far: {result.text[0].lower()}{result.text[1:]}"
-    if study.runs and not study.good and not study.unfinished:
+    completed = [arm["completed"] for arm in summary["variants"].values()]
+    if completed and not any(completed) and not study.unfinished:
         rest = [Result("", "No run was completed: there is nothing to compare.")]
     return [*found, *rest]
 
