@@ -268,6 +268,28 @@ def test_the_command_that_draws_a_page_names_the_folder_of_all_shards(tmp_path):
     assert provenance._given(study) == ["a", "b"]
 
 
+def test_a_page_of_two_studies_names_both(tmp_path):
+    """It had the name and the command of the first, and groups lost the underscores of theirs."""
+    runs = [ended(arm, s, 0.5) for arm in ("a", "b") for s in range(2)]
+    prune = {"prune": {"period": 1, "fraction": [0.5]}}
+    known = {"target": "L", "score": "ebn", "overrides": prune}
+    study = study_of((), runs, a=known, b=known)
+    study.configs = {k: {"name": f"study {k}", "epochs": k} for k in "ab"}
+    study.directories = {k: tmp_path / k for k in "ab"}
+    study.stated = {k: {"command": f"run {k}"} for k in "ab"}
+    assert study.title == "study a, study b"
+    assert [row[0] for row in provenance._commands(study)] == ["to repeat a", "to repeat b"]
+    assert "run b --workdir=b" in provenance._commands(study)[1][1]
+    assert words.arms(study) == dict.fromkeys("ab", "largest E[BN]")  # nothing tells them apart
+    study.attributes["b"] |= {"overrides": {"prune": {"period": 2, "fraction": [0.5]}}}
+    assert words.arms(study) == {k: f"largest E[BN], period {i}" for k, i in (("a", 1), ("b", 2))}
+    study.configs = {k: {"name": "one", "seeds": k} for k in "ab"}  # parts of a study
+    assert study.title == "one"
+    assert [row[0] for row in provenance._commands(study)] == ["to repeat"]
+    assert panels._scope("group: t_A") == "group: t_A"
+    assert panels._scope("runs_with_events") == "runs with events"
+
+
 def test_bars_beyond_a_plot_are_told():
     wide = {"difference": 0.001, "low": -0.2, "high": 0.2, "n": 3, "p": 0.9, "p_holm": 0.9}
     fine = wide | {"low": 0.0, "high": 0.002}

@@ -16,7 +16,7 @@ from PIL import Image
 from prunejax import report
 from prunejax.errors import ConfigError
 from prunejax.report import __main__ as cli
-from prunejax.report import headline, panels, style, tables, words
+from prunejax.report import headline, panels, provenance, style, tables, words
 from prunejax.report.attributes import attributes_of
 from tests import fake_study
 from tests.studies import tiny
@@ -157,7 +157,7 @@ def test_no_place_of_the_machine_is_told(study, tmp_path, blank):
     ],
 )
 def test_paths_are_cut_to_names(text, expected):
-    assert words.without_places(text) == expected
+    assert provenance.without_places(text) == expected
 
 
 def test_arms_in_words(tmp_path):

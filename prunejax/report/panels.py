@@ -206,7 +206,7 @@ def relations(summary: Found) -> Table | None:
             beyond = f"{general['value']:.2f} {interval(general['low'], general['high'])}"
         within, between = found["within"], found["between"]
         counts = ", ".join(count(found[f"n_{what}s"], what) for what in ("run", "arm", "seed"))
-        runs = found["scope"].removeprefix("group: ").replace("_", " ")
+        runs = _scope(found["scope"]).removeprefix("group: ")
         rows.append({
             "quantities": f"{pair['x']} and {pair['y']}",
             "runs": _over(runs, counts),
@@ -223,6 +223,11 @@ def relations(summary: Found) -> Table | None:
         "up for few arms; only this interval can carry a sentence on the tradeoff."
     )
     return Table.of(rows, "Stability and accuracy", text, "text")
+
+
+def _scope(name: str) -> str:
+    """Which runs, in words; the name of a group is a label, and stays as it is."""
+    return name if name.startswith("group: ") else name.replace("_", " ")
 
 
 def _r(value: float | None) -> str:
@@ -272,7 +277,7 @@ def correlations(summary: Found) -> Table | None:
                 if r["value"] is not None:
                     rows.append({
                         "columns": f"{name(x)} and {name(y)}",
-                        "runs": name(scope),
+                        "runs": _scope(scope),
                         "Pearson r": _r(r["value"]),
                         "95% interval for these arms": interval(r["low"], r["high"]) or DASH,
                         "Kendall τ": _r(found["kendall"]["value"]),

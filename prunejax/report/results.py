@@ -81,8 +81,10 @@ class Study:
 
     @property
     def title(self) -> str:
-        """`config.name`."""
-        return str(self.config.get("name") or next(iter(self.directories)))
+        """`config.name`, of all studies that the page is about."""
+        found = [str(c.get("name") or place) for place, c in self.configs.items()]
+        names = list(dict.fromkeys(found))
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def report_option(self, name: str, default: Any) -> Any:
         """`config.report.NAME`, or `default` where the config does not say."""

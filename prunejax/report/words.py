@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import PurePath
@@ -107,11 +106,6 @@ def interval(low: float | None, high: float | None, digits: int = 2, sign: str =
     return minus(f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]")
 
 
-def without_places(text: str) -> str:
-    """The text with absolute paths cut down to their last part: a page goes to others."""
-    return re.sub(r"(?<![\w.)\]/*:~<])(?:~?/)(?:[^/\s'\",;<>]+/)*([^/\s'\",;<>]+)/?", r"…/\1", text)
-
-
 def arms(study: "Study") -> dict[str, str]:
     """Each arm in words: "largest E[BN], up to 27 % of a layer an event, every 18 epochs"."""
     changes = {v: _own(study, v) for v in study.variants}
@@ -128,13 +122,18 @@ def arms(study: "Study") -> dict[str, str]:
         if own.get("start.scale", 1) != 1:
             found[label] += f", initial weights times {own['start.scale']:.3g}"
         found[label] = _origin(own, found[label])
-    alike = Counter(found.values())  # as they are before any is told apart: the last of them, too
-    for label, own in changes.items():  # and what tells alike ones apart
-        if alike[found[label]] > 1 and study.attribute(label, "target"):
+    alike: dict[str, list[str]] = {}  # before any is told apart: the last of them, too
+    for label, text in found.items():
+        alike.setdefault(text, []).append(label)
+    for group in alike.values():  # and what tells alike ones apart
+        differ = [k for k in varied if len({str(changes[v].get(k)) for v in group}) > 1]
+        for label in group:
+            own = changes[label]
             said = {*_SAID, *_TOLD, "prune.granularity"} if _named(own) else _SAID
-            told = [f"{k.split('.')[-1].replace('_', ' ')} {_plain(own[k])}" for k in varied
+            told = [f"{k.split('.')[-1].replace('_', ' ')} {_plain(own[k])}" for k in differ
                     if k in own and k.startswith("prune.") and k not in said]  # fmt: skip
-            found[label] = ", ".join([found[label], *told])
+            if study.attribute(label, "target"):
+                found[label] = ", ".join([found[label], *told])
     return found
 
 
