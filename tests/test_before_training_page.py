@@ -53,9 +53,13 @@ def test_figures_sort_arms_by_label():
     assert set(found[0.1]) == {"keep", "scaled"}
     assert sorted(found[0.1]["scaled"]) == [0.2, 1.0]
     drawing = figures_before.before_training(Fake(), None)
+    assert "paired by seed [95 %], 4 seeds: start 0.1: " in drawing.alt
     assert "+10.0" in drawing.alt
     assert not figures_before._fits(found[0.1]["keep"][0.01])
-    for words in ("only hurts", "does more than pruning"):  # .2 gains, and .01 has no control
+    for words in (
+        "no mask is better",
+        "is better than pruning",
+    ):  # .2 gains, and .01 has no control
         assert words not in drawing.alt
     rows_of += [
         {"run": f"{v}-{s}", "variant": v, "seed": str(s), "status": "done",
@@ -66,8 +70,10 @@ def test_figures_sort_arms_by_label():
         for s in range(4)
     ]  # fmt: skip
     text = figures_before.before_training(Fake(), None).alt
-    assert "at this start of 0.01 random pruning only hurts" in text
-    assert "scaling the start of 0.01 does more than pruning, at every p" in text
+    # means, and said to be: the intervals are beside them
+    assert "at this start of 0.01 no mask is better than dense on average" in text
+    assert "scaling the start of 0.01 is better than pruning on average, at every p" in text
+    assert "against dense \N{MINUS SIGN}4.0" in text
 
     def dashed(guides):
         Fake.guides = guides

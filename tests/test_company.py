@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from prunejax.report import figures_dynamics, panels, tables
+from prunejax.report import panels, tables
+from prunejax.report.curves import accuracy_curves
 from tests.studies import go, rows, small
 
 LAYER = {"layers": ("dense1",), "fraction": (0.5,)}
@@ -100,9 +101,9 @@ def test_several_events_on_one_step_are_several(study):
     mean = float(shown["mean instability, %"].replace("\u2212", "-"))
     assert mean == pytest.approx(100 * np.mean(drops), abs=0.005)
     # The curve goes from before the first to after the last; events amid an epoch have no point.
-    epochs, (curve,) = figures_dynamics.accuracy_curves(loaded, "both")
+    epochs, (curve,) = accuracy_curves(loaded, "both")
     assert [*epochs] == [0, 0, 1, 1, 2, 3]
     expected = [own[i][f"{when}_accuracy"] for i, when in ((1, "pre"), (2, "post"))]
     assert [*curve[2:4]] == pytest.approx([float(x) for x in expected])
-    epochs, _ = figures_dynamics.accuracy_curves(loaded, "tested")
+    epochs, _ = accuracy_curves(loaded, "tested")
     assert [*epochs] == [2, 3]

@@ -21,7 +21,8 @@ from prunejax.errors import ConfigError
 from prunejax.measures import columns as columns_lib
 from prunejax.record import directory as directory_lib
 from prunejax.record import scalars, sinks
-from prunejax.report import figures_dynamics, tables, words
+from prunejax.report import tables, words
+from prunejax.report.curves import accuracy_curves, by_seed
 from prunejax.study import final, preview
 from prunejax.study.devices import arrangement
 from prunejax.study.devices.decision import Decision
@@ -377,8 +378,8 @@ def test_rows_of_a_page_are_grouped_a_few_times_not_for_each_arm(tmp_path, monke
         def all_of_it():
             words.arms(study)
             for variant in study.variants:
-                figures_dynamics.accuracy_curves(study, variant)
-                figures_dynamics.by_seed(study, variant)
+                accuracy_curves(study, variant)
+                by_seed(study, variant)
                 study.mean_stability(variant)
                 study.gain(variant, "final_test_accuracy")
 

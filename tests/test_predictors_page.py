@@ -15,7 +15,8 @@ from prunejax.measures.prunability import prune_curve
 from prunejax.measures.ranking_statistics import kendall
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.report import figures_predictors, ranking, tables
-from prunejax.report.results import Study, attributes_of
+from prunejax.report.attributes import attributes_of
+from prunejax.report.results import Study
 from prunejax.report.style import Look
 from prunejax.study import run
 from prunejax.study.devices.arrangement import device_data

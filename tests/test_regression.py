@@ -23,6 +23,7 @@ from prunejax.errors import ConfigError
 from prunejax.measures import suite
 from prunejax.record import summary
 from prunejax.report import figures_dynamics, gallery, panels, style, tables, units
+from prunejax.report.curves import accuracy_curves
 from prunejax.study import run
 from prunejax.study.loop import measuring
 from prunejax.study.planning import attributes, plan
@@ -297,7 +298,7 @@ def test_the_page_of_a_regression_compares_test_losses(finished):
     ends = {r["variant"]: float(r["test_loss"]) for r in rows(finished, "epochs")}
     told = ", ".join(f"{label} {value:.3f}" for label, value in ends.items())
     assert f"Mean test loss at the end of the curves: {told}." in text
-    epochs, curves = figures_dynamics.accuracy_curves(study, "S")
+    epochs, curves = accuracy_curves(study, "S")
     first = next(r for r in rows(finished, "events") if r["variant"] == "S")
     ticks = figures_dynamics._over_epochs(ylabel="y")[1].xaxis.get_major_locator()
     assert ticks.tick_values(0, 3).tolist() == [0, 1, 2, 3]

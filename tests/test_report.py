@@ -20,6 +20,7 @@ from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.run_directory import RunDirectory
 from prunejax.report import __main__ as cli
 from prunejax.report import (
+    attributes,
     figures,
     figures_arrays,
     figures_flatness,
@@ -30,7 +31,7 @@ from prunejax.report import (
     style,
     tables,
 )
-from prunejax.report.figures_dynamics import accuracy_curves
+from prunejax.report.curves import accuracy_curves
 from tests import fake_study
 
 
@@ -449,7 +450,7 @@ def test_a_run_without_numbers_is_drawn_as_if_it_were_not_there(tmp_path):
     for run, value in (("L-0", np.nan), ("L-1", 1.0), ("none-0", np.nan)):
         values = dict(zip(names, (grid * value, grid + value, 0 * grid), strict=True))
         np.savez(path / "measures" / f"{run}.npz", **values)
-    assert figures_arrays.spectrum(whole, look).alt == "The spectra reach, in nats: L to 1."
+    assert figures_arrays.spectrum(whole, look).alt == "The spectra reach, in nats: L 1."
     events = [row for row in whole.events if row["run"] != "L-2"]
     for row in whole.events:
         row["post_loss"] = "inf" if row["run"] == "L-2" else row["post_loss"]
@@ -606,8 +607,8 @@ def test_iterative_rate_is_of_the_most_pruned_layer():
 
     rows = [event("a", "x", 10, 90), event("a", "x", 10, 80)]
     rows += [event("a", "y", 20, 80), event("a", "y", 20, 60), event("b", "y", 1, 0)]
-    assert results.iterative_rate(rows) == pytest.approx(0.2)
-    assert results.iterative_rate([]) is None
+    assert attributes.iterative_rate(rows) == pytest.approx(0.2)
+    assert attributes.iterative_rate([]) is None
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from PIL import Image
 from prunejax import report
 from prunejax.errors import ConfigError
 from prunejax.report import __main__ as cli
-from prunejax.report import headline, panels, style, tables, words
-from prunejax.report.results import attributes_of
+from prunejax.report import headline, panels, provenance, style, tables, words
+from prunejax.report.attributes import attributes_of
 from tests import fake_study
 from tests.studies import tiny
 from tests.test_report import SMALL, in_shards, write
@@ -157,7 +157,7 @@ def test_no_place_of_the_machine_is_told(study, tmp_path, blank):
     ],
 )
 def test_paths_are_cut_to_names(text, expected):
-    assert words.without_places(text) == expected
+    assert provenance.without_places(text) == expected
 
 
 def test_arms_in_words(tmp_path):
@@ -396,7 +396,7 @@ def test_facts_tell_time_command_and_files(tmp_path, blank):
     text = text_of(path)
     assert "2026-01-02 04:04:05 UTC" in text
     assert "60.0 min of training" in text
-    assert "2.0 h: wall time of 2 device(s) held" in text
+    assert "2.0 h: wall time of 2 devices held" in text
     assert f"to repeat {command} --workdir=run" in text
 
 

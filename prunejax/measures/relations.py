@@ -144,7 +144,8 @@ def relate(values: Values, x: str, y: str, scope: str) -> dict[str, Any]:
     if len(values) < LEAST_ARMS:
         reason = f"{len(values)} arms are too few to tell ({LEAST_ARMS} at least)"
     elif n_seeds < LEAST_SEEDS:
-        reason = f"{n_seeds} seeds are too few to tell ({LEAST_SEEDS} at least)"
+        seeds_are = f"seed{' is' if n_seeds == 1 else 's are'}"
+        reason = f"{n_seeds} {seeds_are} too few to tell ({LEAST_SEEDS} at least)"
     elif not isfinite(general.low):
         reason = "the arms' means are constant"
     return {

@@ -64,6 +64,7 @@ def summarize(
     comparisons: Sequence[Sequence[str]] = (),
     claims: Sequence[str | claims_lib.Claim] = (),
     test_examples: int = 0,
+    pooled: Sequence[str] | None = None,
     withheld: str = "",
 ) -> dict[str, Any]:
     """The content of `summary.json`.
@@ -78,6 +79,8 @@ def summarize(
       comparisons: pairs of arms for Welch's test, e.g. `[("Prune_L", "Prune_S")]`.
       claims: lines of `config.report.claims` (`measures.claims`), or what they say.
       test_examples: of the test split; 0: not known. A spread below one example is rounding.
+      pooled: arms whose accuracies are on one test set: correlations are over no others (but for
+        `groups`). None: all.
       withheld: a key of `claims.WITHHELD`: why no verdicts are given.
 
     Returns:
@@ -104,16 +107,12 @@ def summarize(
         }
         for name, arm in arms.items()
     }
-    scopes = {
-        "all_runs": good,
-        "runs_with_events": [row for row in good if number(row.get("events")) > 0],
-    }
+    one = [row for row in good if pooled is None or row["variant"] in pooled]
+    scopes = {"all_runs": one, "runs_with_events": _eventful(one)}
     if selected:
-        scopes["selected"] = [row for row in good if row["variant"] in selected]
+        scopes["selected"] = [row for row in one if row["variant"] in selected]
     for name, members in (groups or {}).items():
-        scopes[f"group: {name}"] = [
-            row for row in scopes["runs_with_events"] if row["variant"] in members
-        ]
+        scopes[f"group: {name}"] = [row for row in _eventful(good) if row["variant"] in members]
     of = {name: baseline if baselines is None else baselines.get(name, "") for name in complete}
     paired = {
         name: {
@@ -149,7 +148,7 @@ def summarize(
         "stopped": stopped,
         "confidence": 0.95,
         "methods": statistics.METHODS,
-        "notes": [*_beyond(variants), *_left_out(complete)],
+        "notes": [*_beyond(variants), *_left_out(complete), *_other_data(good, one)],
         "claims": judged,
         "relations": _relations(scopes, withheld),
         "variants": variants,
@@ -180,6 +179,19 @@ def _relations(scopes: Mapping[str, Sequence[Row]], withheld: str) -> list[dict[
                 found.append(relations.relate(values, "mean_stability", y, scope))
     relations.sentences(found, withheld)
     return found
+
+
+def _eventful(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if number(row.get("events")) > 0]
+
+
+def _other_data(good: Sequence[Row], one: Sequence[Row]) -> list[str]:
+    """Arms that no correlation is over, for they are tested on other data."""
+    here = {row["variant"] for row in one}
+    others = list(dict.fromkeys(str(r["variant"]) for r in good if r["variant"] not in here))
+    if not others:
+        return []
+    return [f"Tested on other data, and in no correlation over all runs: {_first(others)}."]
 
 
 _NAMED = 3  # arms that a note names; of more it gives the number

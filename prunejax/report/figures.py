@@ -16,6 +16,7 @@ from prunejax.measures import correlation, statistics
 from prunejax.measures.columns import by_variant, number, value
 from prunejax.report import words
 from prunejax.report.drawing import Drawing as Drawing
+from prunejax.report.names import apart
 from prunejax.report.results import Row, Study
 from prunejax.report.style import COLORS, FEW, GREY, Look, legend, panel
 from prunejax.report.words import percent
@@ -23,6 +24,7 @@ from prunejax.report.words import percent
 Draw = Callable[[Study, Look], Drawing | None]
 PointStyle = Callable[[str], tuple[str, str]]  # arm -> colour, marker
 
+_MANY = 9  # more arms than this are not all drawn where they say nothing
 STABILITY = "in brackets: mean stability"  # title of legends of `legend_label`s
 TARGET_COLORS = {"S": COLORS[0], "R": COLORS[2], "L": COLORS[1]}
 TARGET_MARKERS = {"S": "o", "R": "^", "L": "s"}
@@ -50,11 +52,11 @@ def arm_legend(
 
 
 def listed(
-    numbers: Sequence[tuple[str, float]], unit: str = "%", most: int = 9, digits: int = 1
+    numbers: Sequence[tuple[str, float]], unit: str = "%", most: int = 9, form: str = ".1f"
 ) -> str:
     """`none 94.1%, L_large 94.2%`; of many arms the lowest and the highest."""
     known = [(label, x) for label, x in numbers if isfinite(x)]
-    told = [f"{label} {words.minus(f'{x:.{digits}f}')}{unit}" for label, x in known]
+    told = [f"{label} {words.minus(format(x, form))}{unit}" for label, x in known]
     if len(known) > most:
         values = [x for _, x in known]
         low, high = values.index(min(values)), values.index(max(values))
@@ -70,12 +72,29 @@ def dots(axes: Axes, look: Look, variant: str, size: float, x: Any, y: Any) -> N
     )  # fmt: skip
 
 
+def _told(study: Study) -> tuple[list[str], str]:
+    """Arms whose stability is drawn, and a sentence on those that are not.
+
+    Of many arms those without events, 100 % by convention, would hide the others.
+    """
+    arms = [v for v in study.variants if v in study.good_of]
+    own = {row["variant"] for row in study.good if number(row.get("events")) > 0}
+    own |= {study.baseline, *study.baselines.values()}
+    left = [v for v in arms if v not in own]
+    if len(arms) <= _MANY or not left:
+        return arms, ""
+    are = "is" if len(left) == 1 else "are"
+    return [v for v in arms if v in own], (
+        f" {words.count(len(left), 'arm')} without events {are} left out."
+    )
+
+
 def stability(study: Study, look: Look) -> Drawing | None:
     """Stability of each arm: a point per run, mean and interval."""
-    recorded = study.good_of
-    arms = {v: recorded[v] for v in study.variants if v in recorded}
     if not study.has_events:
         return None
+    drawn, left = _told(study)
+    arms = {v: study.good_of[v] for v in drawn}
     made, axes = panel(1.0 + 0.36 * len(arms), xlabel="mean stability of a run (%)")
     means = []
     for place, (variant, rows) in enumerate(arms.items()):
@@ -93,7 +112,7 @@ def stability(study: Study, look: Look) -> Drawing | None:
             f"{mean.mean:.2f}%", (1.0, place), xycoords=("axes fraction", "data"),
             xytext=(6, 0), textcoords="offset points", va="center",
         )  # fmt: skip
-    axes.set_yticks(range(len(arms)), [label[:24] for label in arms])
+    axes.set_yticks(range(len(arms)), apart([*arms], 24))
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.margins(0.03)
@@ -102,7 +121,7 @@ def stability(study: Study, look: Look) -> Drawing | None:
         "Stability",
         "Stability is accuracy after an event / accuracy before it. One point per run, the mean "
         "over its pruning events. Black: mean over seeds (written at the right) and, from four "
-        "runs on, its 95% confidence interval. Runs without events count as 100%.",
+        f"runs on, its 95% confidence interval. Runs without events count as 100%.{left}",
         f"Mean stability: {listed(means)}.",
     )
 
@@ -111,8 +130,8 @@ def coefficients(rows: Sequence[Row], x: str, y: str) -> str:
     """`r = ..., τ = ..., n = ...`; the intervals are in the page's table of relations."""
     a, b = [value(row, x) for row in rows], [value(row, y) for row in rows]
     r, tau = (correlation.coefficient(a, b, kind) for kind in ("pearson", "kendall"))
-    n = int(np.sum(np.isfinite(a) & np.isfinite(b)))  # those that have both numbers
-    return f"{words.coefficient('r', r)}, {words.coefficient('τ', tau)}, n = {n} runs"
+    n = words.count(int(np.sum(np.isfinite(a) & np.isfinite(b))), "run")  # that have both numbers
+    return f"{words.coefficient('r', r)}, {words.coefficient('τ', tau)}, n = {n}"
 
 
 def scatter_panel(
@@ -187,11 +206,15 @@ def chosen(study: Study) -> tuple[str, list[Row]]:
     return "all runs", study.good
 
 
-_READING = (
-    "One point per run. Line and coefficients (Pearson r, Kendall τ) are about the runs named "
-    "above the panel; arms outside are drawn hollow. Runs of one arm share its treatment and runs "
-    'of one seed their start: the table "Stability and accuracy" says what they carry.'
-)
+def _reading(hollow: bool, several: bool) -> str:
+    """How to read the points; `several`: the coefficients are about several arms."""
+    outside = "; arms outside are drawn hollow" if hollow else ""
+    table = ': the table "Stability and accuracy" says what they carry' if several else ""
+    return (
+        "One point per run. Line and coefficients (Pearson r, Kendall τ) are about the runs named "
+        f"above the panel{outside}. Runs of one arm share its treatment and runs of one seed their "
+        f"start{table}."
+    )
 
 
 def _against_stability(
@@ -200,29 +223,31 @@ def _against_stability(
     """One panel per column. Nothing for groups of arms: pooled, they would show the groups."""
     if len(study.groups) > 1 or len(study.good) < 2 or not study.has_events:
         return None
-    variants = [v for v in study.variants if v in study.good_of]
+    variants, left = _told(study)
+    points = [row for row in study.good if row["variant"] in variants]
     columns = [c for c in columns if any(isfinite(value(r, c)) for r in study.good)]
     if not columns:
         return None
     scope, rows = chosen(study)
     found = [
-        scatter_panel(study.good, "mean_stability", c, look_of(look), fitted=rows, title=scope)
+        scatter_panel(points, "mean_stability", c, look_of(look), fitted=rows, title=scope)
         for c in columns
     ]
     hollow = {*variants} - {row["variant"] for row in rows}
     panels = [made for made, _ in found] + [arm_legend(study, look, variants, hollow=hollow)]
     alt = f"{scope[0].upper()}{scope[1:]}: {'; '.join(text for _, text in found)}."
-    return Drawing(panels, title, caption, alt)
+    reading = _reading(bool(hollow), len({row["variant"] for row in rows}) > 1)
+    return Drawing(panels, title, reading + caption + left, alt)
 
 
 def scatter(study: Study, look: Look) -> Drawing | None:
     """Figure 2, right: accuracy against stability."""
     columns = ("final_test_accuracy", "best_test_accuracy")
-    text = _READING + " The best accuracy is taken since the last event."
+    text = " The best accuracy is taken since the last event."
     return _against_stability(study, look, columns, "Accuracy against stability", text)
 
 
 def gap(study: Study, look: Look) -> Drawing | None:
     """Figure 4, bottom: generalization gap against stability."""
     title, text = "Generalization gap against stability", " The gap is taken at the best epoch."
-    return _against_stability(study, look, ("generalization_gap",), title, _READING + text)
+    return _against_stability(study, look, ("generalization_gap",), title, text)

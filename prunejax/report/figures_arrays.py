@@ -17,7 +17,7 @@ import numpy as np
 from prunejax.measures import forecasts, statistics
 from prunejax.measures.columns import by_variant, number
 from prunejax.report import words
-from prunejax.report.figures import Drawing, arm_legend, dots, legend_label
+from prunejax.report.figures import Drawing, arm_legend, dots, legend_label, listed
 from prunejax.report.results import Study
 from prunejax.report.style import (
     COLORS,
@@ -29,6 +29,8 @@ from prunejax.report.style import (
     plain_numbers,
 )
 from prunejax.system import files
+
+_INTERVALS = " with 95% confidence intervals"
 
 
 def arrays(study: Study, *names: str) -> dict[str, list[dict[str, np.ndarray]]]:
@@ -70,13 +72,14 @@ def eigenvalues(study: Study, look: Look) -> Drawing | None:
     bars.grid(axis="x", visible=False)
     lines.set_yscale("log")
     plain_numbers(lines.yaxis)
-    tops = ", ".join(f"{v} {statistics.means(found)[0]:.3g}" for v, found in spectra.items())
+    tops = [(v, float(statistics.means(found)[0])) for v, found in spectra.items()]
+    sure = any(np.isfinite(statistics.bands(found)[1]).any() for found in spectra.values())
     return Drawing(
         [first, second, arm_legend(study, look, list(spectra), points=False)],
         "Leading eigenvalues of the Hessian",
-        "Means over seeds. First: the most positive eigenvalues with 95% confidence intervals. "
-        "Second: all that were computed, by magnitude.",
-        f"Largest eigenvalue in nats, mean over seeds: {tops}.",
+        f"Means over seeds. First: the most positive eigenvalues{_INTERVALS * sure}. Second: all "
+        "that were computed, by magnitude.",
+        f"Largest eigenvalue in nats, mean over seeds: {listed(tops, '', form='.3g')}.",
     )
 
 
@@ -106,13 +109,13 @@ def spectrum(study: Study, look: Look) -> Drawing | None:
         top = max(top, float(mean.max()))
     axes.set(yscale="log", ylim=(1e-7 * top, 2 * top))
     plain_numbers(axes.yaxis)
-    spans = ", ".join(f"{v} to {item['spectral_grid'][-1]:.3g}" for v, item in found.items())
+    spans = [(v, float(item["spectral_grid"][-1])) for v, item in found.items()]
     return Drawing(
         [made, arm_legend(study, look, list(found), points=False)],
         "Spectrum of the Hessian",
         "Density of the eigenvalues of the first run of each arm, smoothed; the band is one "
         "standard error over start vectors, without a stated coverage.",
-        f"The spectra reach, in nats: {spans}.",
+        f"The spectra reach, in nats: {listed(spans, '', form='.3g')}.",
     )
 
 
@@ -140,7 +143,7 @@ def perturbation(study: Study, look: Look) -> Drawing | None:
             shade = 1 - 0.8 * direction / max(len(increase), 1)
             axes.plot(items[0]["epsilons"], curve, color=look.color(variant), alpha=shade)
         axes.axhline(0.1, color="#888888", linestyle="--", linewidth=0.8)
-    most = ", ".join(f"{v} {np.nanmax(m):.2g}" for v, m in means.items())
+    most = listed([(v, float(np.nanmax(m))) for v, m in means.items()], "", form=".2g")
     return Drawing(
         panels,
         "Loss along the leading eigenvectors",
@@ -180,7 +183,8 @@ def forecast(study: Study, look: Look) -> Drawing | None:
         axes.set_ylim(max(1.1 * low, -limit), max(limit, 1.05 * float(np.nanmax(predicted))))
         r = judged[order]
         error = "undefined" if r["rms_error"] is None else f"{r['rms_error']:.3g} nats"
-        text = f"{words.coefficient('r', r['value'])}, rms error {error}, n = {r['n']} events"
+        n = words.count(r["n"], "event")
+        text = f"{words.coefficient('r', r['value'])}, rms error {error}, n = {n}"
         axes.set_title(f"{_ORDERS[order]}\n{text}")
         texts.append(f"{_ORDERS[order]}: {text}")
     return Drawing(
@@ -189,7 +193,7 @@ def forecast(study: Study, look: Look) -> Drawing | None:
         "One point per pruning event of each run. On the line, the expansion of the loss around "
         "the weights before the event foretells what removing the targeted weights does. Events of "
         "one seed share their start: summary.json has the intervals, with seeds as blocks.",
-        f"Predicted against measured change of the loss at each event. {'; '.join(texts)}.",
+        f"Predicted against measured change of the loss at each event: {'; '.join(texts)}.",
     )
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from prunejax.measures import statistics
 from prunejax.measures.columns import by_variant, grouped, number, pairs, value
-from prunejax.report import tables
+from prunejax.report import tables, words
 from prunejax.report.figures import Drawing
 from prunejax.report.figures_density import percents, ticks_apart
 from prunejax.report.results import Row, Study
@@ -107,15 +107,13 @@ def _panel(std: float, kinds: Mapping[str, Points], guides: Sequence[float]) -> 
 
 
 def _gain(kinds: Mapping[str, Points], a: tuple[str, float], b: tuple[str, float]) -> str:
-    """`+10.0 [7.5, 12.5]` points, paired by seed."""
+    """`+10.0 [+7.5, +12.5]` points, paired by seed."""
     rows = [kinds.get(kind, {}).get(p, []) for kind, p in (a, b)]
     found = statistics.paired(*pairs(rows[0], rows[1], "final_test_accuracy"))
     if not isfinite(found.difference):
         return ""
-    text = f"{100 * found.difference:+.1f}"
-    if isfinite(found.low):
-        text += f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    return text
+    text = words.minus(f"{100 * found.difference:+.1f}")
+    return " ".join([text, words.interval(100 * found.low, 100 * found.high, 1, "+")]).strip()
 
 
 def _verdicts(std: float, kinds: Mapping[str, Points]) -> list[str]:
@@ -128,9 +126,9 @@ def _verdicts(std: float, kinds: Mapping[str, Points]) -> list[str]:
     inside = [p for p in keep if p < 1]
     found = []
     if len(inside) > 1 and max(keep[p] for p in inside) < keep[1.0]:
-        found.append(f"at this start of {std:g} random pruning only hurts")
+        found.append(f"at this start of {std:g} no mask is better than dense on average")
     if len(inside) > 1 and all(p in scaled and scaled[p] > keep[p] for p in inside):
-        found.append(f"scaling the start of {std:g} does more than pruning, at every p")
+        found.append(f"scaling the start of {std:g} is better than pruning on average, at every p")
     return found
 
 
@@ -147,6 +145,7 @@ def before_training(study: Study, _look: Look) -> Drawing | None:
     if guides:
         handles.append(line_handle("order of magnitude, remembered", "0.6", "", "--"))
     sentences = []
+    seeds = len({row["seed"] for row in study.good})
     for std, kinds in found.items():
         inside = [p for p in kinds.get("keep", {}) if p < 1]
         if not inside or 1.0 not in kinds["keep"]:
@@ -172,7 +171,8 @@ def before_training(study: Study, _look: Look) -> Drawing | None:
         "test accuracy mixes two effects. Masks of a seed are nested."
         + " Dashed grey: rates of the analysis as remembered, orders of magnitude."
         * bool(guides),
-        "Points of test accuracy, paired by seed [95 %]: " + "; ".join(sentences) + ".",
+        f"Points of test accuracy, paired by seed [95 %], {words.count(seeds, 'seed')}: "
+        f"{'; '.join(sentences)}.",
     )
 
 

@@ -4,7 +4,8 @@ Of a regression, which has no accuracy, the test loss.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from math import isfinite
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,95 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prunejax.measures import statistics
-from prunejax.measures.columns import number
+from prunejax.report.curves import accuracy_curves, advantage, by_seed, shown, smooth
 from prunejax.report.figures import Drawing, arm_legend, listed
 from prunejax.report.results import Study
 from prunejax.report.style import BASELINE, Look, label_ends, panel
 from prunejax.report.words import MINUS, TARGETS
 
 _MANY = 9  # more arms than this do not go into one panel
-
-
-class Shown(NamedTuple):
-    """What is drawn over epochs: `test_NAME`, and at events `pre_NAME` and `post_NAME`."""
-
-    name: str
-    factor: int  # on the numbers of the tables
-    axis: str
-    unit: str  # behind a number
-    difference: str  # unit of a difference, in words
-    digits: int  # of a number
-
-
-ACCURACY = Shown("accuracy", 100, "test accuracy (%)", "%", "points", 1)
-LOSS = Shown("loss", 1, "test loss (nats)", "", "nats", 3)
-
-
-def shown(study: Study) -> Shown:
-    """Accuracy where any run has one, else the loss."""
-    return ACCURACY if study.has_accuracy else LOSS
-
-
-def accuracy_curves(study: Study, variant: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs [points], accuracies [runs, points]) with the drop of each event as two points.
-
-    At an event's epoch the curve goes from the accuracy before to the one after pruning. Losses
-    where there are no accuracies: see `shown`.
-    """
-    what = shown(study).name
-    rows = study.epochs_of.get(variant, [])
-    runs = dict.fromkeys(row["run"] for row in rows)
-    points: dict[str, dict[tuple[int, int], float]] = {run: {} for run in runs}
-    ends = {}
-    for row in rows:
-        points[row["run"]][int(row["epoch"]), 1] = number(row[f"test_{what}"])
-        ends[row["run"], row["epoch"]] = row.get("step")  # none of earlier versions
-    for row in study.events_of.get(variant, []):
-        # Amid an epoch: its curve has no point there.
-        step = row.get("step")
-        amid = step and row["epoch"] != "-1" and step != ends.get((row["run"], row["epoch"]))
-        if row["run"] in points and row[f"pre_{what}"] and not amid:
-            # Of several on one step the first has what was before them, the last what is after.
-            points[row["run"]].setdefault((int(row["epoch"]), 0), number(row[f"pre_{what}"]))
-            points[row["run"]][int(row["epoch"]), 1] = number(row[f"post_{what}"])
-    keys = sorted({key for run in points.values() for key in run})
-    # A run without an event where others have one is flat there.
-    curves = [
-        [run.get(key, run.get((key[0], 1), np.nan)) for key in keys] for run in points.values()
-    ]
-    return np.array([key[0] for key in keys]), np.array(curves).reshape(len(runs), len(keys))
-
-
-def by_seed(study: Study, variant: str) -> dict[str, dict[int, float]]:
-    """Seed -> epoch -> test accuracy at its end (after an event); see `shown`."""
-    column = f"test_{shown(study).name}"
-    found: dict[str, dict[int, float]] = {}
-    for row in study.epochs_of.get(variant, []):
-        found.setdefault(row["seed"], {})[int(row["epoch"])] = number(row[column])
-    return found
-
-
-def smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Running mean over `width` points around each, fewer at the ends; NaN is left out."""
-    half = width // 2
-    windows = (values[max(0, i - half) : i + half + 1] for i in range(values.size))
-    return np.array([w[np.isfinite(w)].mean() if np.isfinite(w).any() else np.nan for w in windows])
-
-
-def advantage(study: Study, variant: str, baseline: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs, mean over seeds of the accuracy minus the baseline's of the same seed)."""
-    own = by_seed(study, variant)
-    other = by_seed(study, baseline) if baseline else {}
-    # without a partner a seed would shift the difference
-    seeds = [seed for seed in own if not baseline or seed in other]
-    epochs = sorted({epoch for seed in seeds for epoch in own[seed]})
-    curves = np.array([
-        [own[s].get(e, np.nan) - (other[s].get(e, np.nan) if baseline else 0) for e in epochs]
-        for s in seeds
-    ])  # fmt: skip
-    if not curves.size:
-        return np.zeros(0), np.zeros(0)
-    return np.array(epochs), statistics.bands(curves)[0]
 
 
 def _over_epochs(ylabel: str, title: str = "") -> tuple[Figure, Axes]:
@@ -120,7 +39,7 @@ def _whole(study: Study, look: Look, variants: Sequence[str]) -> Figure:
             continue
         mean = what.factor * statistics.bands(curves)[0]
         color = look.color(variant)
-        axes.plot(epochs, mean, color=color, linestyle=look.line(variant), linewidth=1.2)
+        _draw(axes, look, variant, epochs, mean, 1.2)
         known = mean[np.isfinite(mean)]
         ends += [(known[-1], variant, color)] if known.size else []
     axes.margins(x=0.01)
@@ -128,39 +47,53 @@ def _whole(study: Study, look: Look, variants: Sequence[str]) -> Figure:
     return made
 
 
-def _differences(study: Study, look: Look, variants: Sequence[str], title: str = "") -> Figure:
-    """Each arm minus the baseline of the same seeds, smoothed, with its name at its end."""
+def _draw(axes: Axes, look: Look, variant: str, x: np.ndarray, y: np.ndarray, width: float) -> None:
+    """A curve [points] over epochs; of one epoch alone its point."""
+    marker = look.marker(variant) if len({*x}) == 1 else "none"
+    line = look.line(variant)
+    axes.plot(x, y, color=look.color(variant), linestyle=line, linewidth=width, marker=marker)
+
+
+def _differences(
+    study: Study, look: Look, variants: Sequence[str], said: set[str], title: str = ""
+) -> Figure:
+    """Each arm minus the baseline of the same seeds, smoothed, with its name at its end.
+
+    `said` gets what the caption must tell: "differences", "smoothed", "cut", "longer".
+    """
     baseline = study.baselines.get(variants[0]) if variants else None
     baseline = baseline if baseline in study.epochs_of else None
     what = shown(study)
     word = f"{what.name} {MINUS} {baseline}'s ({what.difference})" if baseline else what.axis
     made, axes = _over_epochs(ylabel=word)
-    ends, late = [], []
-    width = 1
-    for variant in variants:
-        if variant == baseline:
-            continue
-        epochs, mean = advantage(study, variant, baseline)
-        if not mean.size:
-            continue
-        width = 1 + 2 * round(mean.size / 24)
+    ends, late, drawn = [], [], []
+    found = {v: advantage(study, v, baseline) for v in variants if v != baseline}
+    found = {variant: curve for variant, curve in found.items() if curve[1].size}
+    # one for the panel, whose title tells it: as the shortest curve allows
+    width = 1 + 2 * round(min((mean.size for _, mean in found.values()), default=0) / 24)
+    for variant, (epochs, mean) in found.items():
         curve = what.factor * smooth(mean, width)
-        color = look.color(variant)
-        axes.plot(epochs, curve, color=color, linestyle=look.line(variant), linewidth=1.5)
-        known = curve[np.isfinite(curve)]
-        if known.size:
-            ends.append((known[-1], variant, color))
-            late += [*known[int(0.4 * known.size) :]]
+        _draw(axes, look, variant, epochs, curve, 1.5)
+        ends.append((curve[-1], variant, look.color(variant)))
+        last = max(map(max, by_seed(study, variant).values()))
+        said |= {"longer"} if last > epochs[-1] else set()
+        late += [*curve[int(0.4 * curve.size) :]]
+        drawn += [*curve]
     if late:
         low, high = np.percentile(late, 3), np.percentile(late, 97)
         low, high = min(low, *(end[0] for end in ends)), max(high, *(end[0] for end in ends))
         low, high = (min(low, 0.0), max(high, 0.0)) if baseline else (low, high)
         spread = max(high - low, 0.005 * what.factor)
         axes.set_ylim(low - 0.15 * spread, high + 0.15 * spread)
+        beyond = min(drawn) < low - 0.15 * spread or max(drawn) > high + 0.15 * spread
+        said |= {"cut"} if beyond else set()
     if baseline:
         axes.axhline(0, color=BASELINE, linewidth=1)
         ends.append((0.0, baseline, BASELINE))
-    over = f" (mean of {width} epochs)" if width > 1 else ""
+        said |= {"differences"}
+    each = all((np.diff(epochs) == 1).all() for epochs, _ in found.values())
+    over = f" (mean of {width} {'epochs' if each else 'evaluations'})" if width > 1 else ""
+    said |= {"smoothed"} if over else set()
     head = f"minus {baseline}{over}" if baseline else f"{what.name}{over}"
     axes.set_title("\n".join(text for text in (title, head) if text))
     axes.margins(x=0.01)
@@ -168,15 +101,35 @@ def _differences(study: Study, look: Look, variants: Sequence[str], title: str =
     return made
 
 
-_CAPTION = (
-    "Means over seeds. Differences are taken between runs of the same seed and smoothed by a "
-    "running mean; their intervals at the end of training are at the top of the page. Deep dips "
-    "are cut off. "
-)
-_DROPS = (
-    "Vertical steps of the left panel are pruning events: test {} right before and right "
-    "after, without training in between. "
-)
+def _caption(study: Study, said: set[str]) -> str:
+    """What must be known of the panels that are there; `said` as of `_differences`."""
+    several = any(len(by_seed(study, variant)) > 1 for variant in study.variants)
+    parts = ["Means over seeds."] if several else ["One run an arm."]
+    smoothed = "smoothed by a running mean" if "smoothed" in said else ""
+    if "differences" in said:
+        column = "final_test_accuracy" if study.has_accuracy else "final_test_loss"
+        known = any(isfinite(study.gain(variant, column).low) for variant in study.variants)
+        above = "; their intervals at the end of training are at the top of the page" * known
+        told = f" and {smoothed}" if smoothed else ""
+        parts.append(f"Differences are taken between runs of the same seed{told}{above}.")
+        if "longer" in said:
+            parts.append("Arms that train for longer are shown to the last epoch of the other arm.")
+    elif smoothed:
+        parts.append(f"Curves are {smoothed}.")
+    parts += ["Curves that leave a panel are cut off."] if "cut" in said else []
+    return " ".join(parts)
+
+
+def _drops(study: Study, panels: int) -> str:
+    """What the steps of the curves of whole trainings are; empty without any."""
+    what = shown(study).name
+    if not any(row[f"pre_{what}"] for row in study.events):
+        return ""
+    where = " of the first panel" if panels > 1 else ""
+    return (
+        f" Vertical steps{where} are pruning events: test {what} right before and right after, "
+        "without training in between."
+    )
 
 
 def _ends(study: Study, variants: Sequence[str]) -> str:
@@ -185,7 +138,7 @@ def _ends(study: Study, variants: Sequence[str]) -> str:
     for variant in variants:
         mean = advantage(study, variant, None)[1]
         found.append((variant, what.factor * float(mean[-1]) if mean.size else np.nan))
-    told = listed(found, what.unit, digits=what.digits)
+    told = listed(found, what.unit, form=f".{what.digits}f")
     return f"Mean test {what.name} at the end of the curves: {told}."
 
 
@@ -193,8 +146,9 @@ def dynamics(study: Study, look: Look) -> Drawing | None:
     """Figure 2, left: accuracy over epochs."""
     recorded = study.epochs_of
     variants = [v for v in study.variants if v in recorded]
-    if not variants:
-        return None
+    if len({row["epoch"] for row in study.epochs}) < 2:
+        return None  # no curve
+    said: set[str] = set()
     what = shown(study).name
     title, alt = f"{what.capitalize()} over epochs", _ends(study, variants)
     arms = {name: [v for v in group if v in recorded] for name, group in study.groups.items()}
@@ -204,12 +158,12 @@ def dynamics(study: Study, look: Look) -> Drawing | None:
     if len(arms) > 12:  # "Where the tradeoff holds" says it better
         return None
     if len(arms) > 1:
-        panels = [_differences(study, look, group, name) for name, group in arms.items()]
-        return Drawing(panels, title, _CAPTION, alt)
+        panels = [_differences(study, look, group, said, name) for name, group in arms.items()]
+        return Drawing(panels, title, _caption(study, said), alt)
     panels = [_whole(study, look, variants)]
     if len(variants) > 1:
-        panels.append(_differences(study, look, variants))
-    return Drawing(panels, title, _CAPTION + _DROPS.format(what), alt)
+        panels.append(_differences(study, look, variants, said))
+    return Drawing(panels, title, _caption(study, said) + _drops(study, len(panels)), alt)
 
 
 def _by_target(study: Study, variants: Sequence[str]) -> dict[str, list[str]]:
@@ -253,13 +207,14 @@ def noise(study: Study, look: Look) -> Drawing | None:
     arms = {title: first + found for title, found in arms.items() if found}
     if not arms:
         return None
-    panels = [_differences(study, look, group, title) for title, group in arms.items()]
+    said: set[str] = set()
+    panels = [_differences(study, look, group, said, title) for title, group in arms.items()]
     drawn = list(dict.fromkeys(v for group in arms.values() for v in group))
     panels.append(arm_legend(study, look, drawn, points=False))
     return Drawing(
         panels,
         f"{shown(study).name.capitalize()} over epochs under noise",
-        _CAPTION + "If the gain of pruning comes from instability and not from having fewer "
-        "weights, noise that lasts long enough does the same.",
+        f"{_caption(study, said)} If the gain of pruning comes from instability and not from "
+        "having fewer weights, noise that lasts long enough does the same.",
         _ends(study, variants),
     )

@@ -1,8 +1,10 @@
 """Measured numbers against stability and accuracy: figures 6, E3 and E5."""
 
 import re
+from collections.abc import Sequence
+from math import isfinite
 
-from prunejax.measures.columns import measure_columns, numeric_columns
+from prunejax.measures.columns import measure_columns, number, numeric_columns
 from prunejax.report.figures import Drawing, arm_legend, look_of, scatter_panel
 from prunejax.report.results import Study
 from prunejax.report.style import Look
@@ -13,6 +15,10 @@ _FIGURES = {
     "tic": r"tic.*|.*_tic",
     "epsilon": r"epsilon.*",
 }
+
+
+_BARS = "bars are standard errors of the estimates; "
+_MANY = 6  # more panels than this have their numbers above them and in the table alone
 
 
 def columns_of(study: Study, name: str) -> list[str]:
@@ -41,17 +47,27 @@ def _measures(study: Study, look: Look, name: str, title: str, more: str = "") -
     known = {*numeric_columns(study.good)}  # a regression has no accuracy
     if not study.has_events:
         known -= {"mean_stability"}
-    found = [scatter_panel(study.good, x, y, look_of(look)) for x, y in pairs if {x, y} <= known]
+    one = [row for row in study.good if row["variant"] in study.comparable]
+    found = [scatter_panel(one, x, y, look_of(look)) for x, y in pairs if {x, y} <= known]
     if not found:
         return None
-    variants = [v for v in study.variants if v in study.good_of]
+    variants = [v for v in study.comparable if v in study.good_of]
+    data = {study.attribute(v, "data") for v in study.variants}
+    where = f" on {study.attribute(variants[0], 'data')}" if len(data) > 1 and variants else ""
+    bars = any(isfinite(number(row.get(f"{c}_stderr"))) for row in study.good for c in columns)
     return Drawing(
         [made for made, _ in found] + [arm_legend(study, look, variants)],
         title,
-        "One point per run, all runs; bars are standard errors of the estimates; Pearson r and "
-        "Kendall τ." + more,
-        "; ".join(text for _, text in found) + ".",
+        f"One point per run, all runs{where}; {_BARS * bars}Pearson r and Kendall τ.{more}",
+        _finding([text for _, text in found]),
     )
+
+
+def _finding(texts: Sequence[str]) -> str:
+    """The coefficients of the panels; of many where they are listed."""
+    if len(texts) > _MANY:
+        return f"{len(texts)} pairs of quantities; the table All correlations has each coefficient."
+    return f"Correlations: {'; '.join(texts)}."
 
 
 def flatness(study: Study, look: Look) -> Drawing | None:

@@ -18,8 +18,17 @@ from prunejax.report.figures_density import (
     parts,
     percents,
 )
+from prunejax.report.names import apart
 from prunejax.report.results import Study
-from prunejax.report.style import GREY, Look, band, legend, line_handle, panel, plain_numbers
+from prunejax.report.style import (
+    GREY,
+    Look,
+    band,
+    legend,
+    line_handle,
+    panel,
+    plain_numbers,
+)
 
 
 def flops(study: Study, _look: Look) -> Drawing | None:
@@ -116,7 +125,8 @@ def layers(study: Study, _look: Look) -> Drawing | None:
         sentences.append((variant, min((x for x in shares if isfinite(x)), default=nan)))
     axes.set_yscale("log")
     plain_numbers(axes.yaxis)
-    axes.set_xticks(range(len(names)), [n[:14] for n in names])
+    upright = 90 * (sum(map(len, names)) > 40)  # they would stand on each other
+    axes.set_xticks(range(len(names)), apart(names, 24), rotation=upright)
     dead = sum(number(row["dead_units"]) for row in plain)
     return Drawing(
         [made, legend(handles)],
@@ -160,8 +170,8 @@ def updates(study: Study, _look: Look) -> Drawing | None:
     return Drawing(
         [*panels, legend(handles)],
         "Updates over training",
-        "Left: share of all prunable weights that was live in some training step so far (in-time "
-        "over-parameterization rate). Right: of the weights grown at an update, those that the "
+        "First: share of all prunable weights that was live in some training step so far (in-time "
+        "over-parameterization rate). Second: of the weights grown at an update, those that the "
         "next one did not drop. Means over seeds; updates.csv has every layer.",
         f"Ever live at the last update: {listed(ends)}.",
     )

@@ -27,7 +27,7 @@ from prunejax.report.words import MINUS, TARGETS
 
 _BEST = "best_test_accuracy"
 # Of arms that prune nothing and are no baseline (longer training, another schedule).
-GREYS, UNPRUNED = (BASELINE, "#888888"), ("D", "v", "P", "X")
+GREYS, UNPRUNED = (BASELINE, "#888888", *COLORS), ("D", "v", "P", "X")
 
 
 def by_rate(study: Study) -> dict[tuple[str, float], list[Row]]:
@@ -194,7 +194,8 @@ def corners(study: Study, _look: Look) -> Drawing | None:
     column, word = _accuracy(study)
     others_of = _unpruned(study)
     kinds = list(dict.fromkeys(others_of.values()))
-    styles = {kind: (GREYS[i % 2], UNPRUNED[i % len(UNPRUNED)]) for i, kind in enumerate(kinds)}
+    places = {kind: divmod(i, len(UNPRUNED)) for i, kind in enumerate(kinds)}  # no two alike
+    styles = {k: (GREYS[turn % len(GREYS)], UNPRUNED[i]) for k, (turn, i) in places.items()}
     height = 0.9 + 0.46 * len(groups)
     first, left = panel(
         height, xlabel=f"Pearson r of {word} accuracy and stability (runs with events)"
@@ -225,13 +226,24 @@ def corners(study: Study, _look: Look) -> Drawing | None:
         axes.set_yticks([])
         axes.axvline(0, color="#888888", linewidth=1)
     handles = _target_handles({study.attribute(v, "target") for v in study.variants}, "none")
-    handles += [line_handle(f"unpruned: {k}", *style, "none") for k, style in styles.items()]
+    masked = {  # they go on from masks of others: sparse, without events of their own
+        kind for arm, kind in others_of.items()
+        if statistics.center([value(row, "sparsity") for row in study.good_of.get(arm, [])]) > 0
+    }  # fmt: skip
+    called = {kind: "no events" if kind in masked else "unpruned" for kind in styles}
+    handles += [line_handle(f"{called[k]}: {k}", *style, "none") for k, style in styles.items()]
+    correlated = (
+        "First: correlation over the runs with events, with the interval over seeds as blocks "
+        "where there is one. Second: what"
+    )
+    gained = (
+        " each arm gains over the unpruned arm of its group, paired by seed, with its 95% interval "
+        "from four seeds on."
+    )
     return Drawing(
-        [first, second, legend(handles)],
+        [*([first] if study.has_events else []), second, legend(handles)],
         "Where the tradeoff holds",
-        "One line per group of arms. First: correlation over the runs with events, with the "
-        "interval over seeds as blocks where there is one. Second: what each arm gains over the "
-        "unpruned arm of its group, paired by seed, with its 95% interval from four seeds on.",
+        f"One line per group of arms. {correlated if study.has_events else 'What'}{gained}",
         f"Gain in {word} accuracy over the unpruned arm: {listed(gains, ' points')}.",
     )
 
@@ -253,7 +265,7 @@ def _whisker(
 def group_scatter(study: Study, look: Look) -> Drawing | None:
     """Figure 4: accuracy and gap against stability, a panel of each per group."""
     groups = study.groups
-    if not 2 <= len(groups) <= 5:
+    if not 2 <= len(groups) <= 5 or not study.has_events:
         return None
     panels: list[Figure] = []
     texts = []

@@ -14,9 +14,19 @@ from prunejax.measures import pair_information, ranking_table, statistics
 from prunejax.measures.columns import number
 from prunejax.report import ranking
 from prunejax.report.figures import Drawing
+from prunejax.report.names import apart
 from prunejax.report.ranking import Grid
 from prunejax.report.results import Row, Study
-from prunejax.report.style import COLORS, GREY, WIDTH, Look, legend, line_handle, nth, panel
+from prunejax.report.style import (
+    COLORS,
+    GREY,
+    WIDTH,
+    Look,
+    legend,
+    line_handle,
+    nth,
+    panel,
+)
 from prunejax.report.words import minus, name
 
 SHOWN = 3  # scatters
@@ -44,16 +54,22 @@ def _bars(rows: Rows, target: str) -> Figure:
         if isfinite(low):
             axes.plot([low, high], [place, place], color="black", linewidth=1.1)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), _labels(rows), fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-1, 1)
     axes.grid(axis="y", visible=False)
     return made
 
 
-def _label(row: dict[str, Any]) -> str:
-    """The measure, with the number of models where some have no value."""
-    return name(row["measure"])[:34] + (f" (n = {row['n']})" if row["left_out"] else "")
+def _label(row: dict[str, Any], text: str = "") -> str:
+    """The measure (or `text` for it), with the number of models where some have no value."""
+    return (text or name(row["measure"])) + (f" (n = {row['n']})" if row["left_out"] else "")
+
+
+def _labels(rows: Rows) -> list[str]:
+    """The measures as a figure has room for."""
+    names = apart([name(row["measure"]) for row in rows], 34)
+    return [_label(row, text) for row, text in zip(rows, names, strict=True)]
 
 
 def _widest(grid: Grid, keep: np.ndarray) -> str:
@@ -98,7 +114,7 @@ def _table(title: str, columns: Sequence[str], names: Sequence[str], cells: np.n
     axes = made.subplots()
     axes.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     axes.grid(visible=False)
-    axes.set_yticks(range(len(names)), [n[:34] for n in names], fontsize=7)
+    axes.set_yticks(range(len(names)), apart(names, 34), fontsize=7)
     if crowded:
         axes.set_xticks([])
         axes.set_xlabel("the same, in the order of the rows", fontsize=7)
@@ -178,7 +194,7 @@ def predictors(study: Study, _look: Look) -> Drawing | None:
     names = [r["measure"] for r in by_loss]
     along = [a for a in grid.axes if any(isfinite(r[f"psi_{a}"]) for r in by_loss)]
     psi = np.array([[r[f"psi_{a}"] for a in along] + [r["Psi"], r["K"]] for r in by_loss])
-    words = [_label(r) for r in by_loss]
+    words = _labels(by_loss)
     panels.append(_table("tau along each axis, Psi; K", [*along, "Psi", "K"], words, psi))
     values = {n: grid.measures[n][keep if models == "fit" else slice(None)] for n in names}
     finite = {n: v for n, v in values.items() if np.isfinite(v).all()}

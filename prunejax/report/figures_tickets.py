@@ -107,6 +107,7 @@ def _gain(study: Study) -> str:
     if name is None:
         return ""
     best, words = found[name], []
+    epochs = [study.settings(arm).get("epochs") for arm in (study.baseline, longer[-1].variant)]
     for other in (found[study.baseline], longer[-1]):
         a, b = pairs(best.rows, other.rows, "final_test_accuracy")
         test = statistics.paired(a, b)  # paired: runs of one seed share start and order
@@ -114,7 +115,8 @@ def _gain(study: Study) -> str:
         words.append(f"{minus(f'{100 * test.difference:+.1f}')}{reach} points to {other.variant}")
     return (
         f"The best ticket of the chain, {best.variant}, chosen by looking at all of them, differs "
-        f"by {words[0]}, by {words[1]}, which has had as many steps."
+        f"by {words[0]}, by {words[1]}, which trains for {epochs[1]} epochs where {study.baseline} "
+        f"and each ticket train for {epochs[0]}."
     )
 
 
@@ -166,8 +168,8 @@ def overlap(study: Study, _look: Look) -> Drawing | None:
     return Drawing(
         [made, layers, legend([*handles, *more])],
         "Masks: overlap across seeds, and density of layers",
-        "Left: mean over pairs of seeds of live in both over live in either. Right: share of each "
-        "layer that is live.",
+        "First: mean over pairs of seeds of live in both over live in either. Second: share of "
+        "each layer that is live.",
         f"Overlap {found[0]:.3f} (chance {chance[0]:.3f}) at {xs[0]:.2g}% kept, {found[-1]:.3f} "
         f"({chance[-1]:.3f}) at {xs[-1]:.2g}%.",
     )

@@ -12,7 +12,7 @@ from prunejax.measures.claims import WITHHELD
 from prunejax.measures.columns import LOSS
 from prunejax.report import figures_predictors, panels, ranking, words
 from prunejax.report.results import Study
-from prunejax.report.words import factor, interval, minus, name
+from prunejax.report.words import count, factor, interval, minus, name
 
 Found = Mapping[str, Any]
 _DATA = ("name", "train_examples")
@@ -29,17 +29,17 @@ def lead(study: Study) -> str:
     sets, sizes = (_each(study.settings(v, "data").get(k) for v in arms) for k in _DATA)
     models = dict.fromkeys(study.attribute(arm, "model") for arm in arms)
     models.pop(None, None)
-    facts = [f"{_count(runs, 'run')}, {_count(len(arms), 'arm')}"]
+    facts = [f"{count(runs, 'run')}, {count(len(arms), 'arm')}"]
     if sets:
-        size = f", {_span(sizes)} training examples" if sizes and all(sizes) else ""
-        facts.append(f"data set {', '.join(sets)}{size}")
+        size = f", {_span(sizes, 'training example')}" if sizes and all(sizes) else ""
+        facts.append(f"{_kinds('data set', sets)}{size}")
     if models:
-        facts.append(f"network {', '.join(models)}")
+        facts.append(_kinds("network", [str(model) for model in models]))
     epochs, batch = (
         _each(study.settings(v).get(k) for v in arms) for k in ("epochs", "batch_size")
     )
     if epochs:
-        facts.append(f"{_span(epochs)} epochs of batches of {_span(batch) or '?'}")
+        facts.append(f"{_span(epochs, 'epoch')} of batches of {_span(batch) or '?'}")
     return "; ".join(facts) + "."
 
 
@@ -47,19 +47,21 @@ def _each(values: Iterable[Any]) -> list[Any]:
     return [x for x in dict.fromkeys(values) if x is not None]
 
 
-def _span(values: Sequence[Any]) -> str:
-    """`60`, or `60 to 240` where arms differ."""
-    return " to ".join(str(x) for x in sorted({min(values), max(values)})) if values else ""
+def _span(values: Sequence[Any], what: str = "") -> str:
+    """`60`, or `60 to 240` where arms differ; with `what` as `60 epochs`."""
+    span = " to ".join(str(x) for x in sorted({min(values), max(values)})) if values else ""
+    return f"{span} {count(max(values), what).partition(' ')[2]}" if what else span
+
+
+def _kinds(what: str, names: Sequence[str]) -> str:
+    """`data set mnist`, `data sets mnist, digits`."""
+    return f"{count(len(names), what).partition(' ')[2]} {', '.join(names)}"
 
 
 def _main(summary: Found) -> str:
     """The outcome: the final accuracy, of a regression the final test loss."""
     known = {column for arm in summary["variants"].values() for column in arm["columns"]}
     return LOSS if LOSS in known else _MAIN
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _unit(column: str) -> str:
@@ -88,7 +90,7 @@ def results(study: Study, summary: Found) -> list[Result]:
     found = []
     for claim in summary.get("claims") or []:
         text = f"{claim['a']} {claim['direction']} {claim['b']} in {name(claim['column'])}"
-        facts = [f"n = {_count(claim['n'], 'seed')}"]
+        facts = [f"n = {count(claim['n'], 'seed')}"]
         if claim["difference"] is not None:
             text += f": difference {_amount(claim, claim['column'])}"
         if claim["p_holm"] is not None:
@@ -110,6 +112,9 @@ def results(study: Study, summary: Found) -> list[Result]:
     if study.unfinished:
         for result in rest:
             result.text = f"So far: {result.text[0].lower()}{result.text[1:]}"
+    completed = [arm["completed"] for arm in summary["variants"].values()]
+    if completed and not any(completed) and not study.unfinished:
+        rest = [Result("", "No run was completed: there is nothing to compare.")]
     return [*found, *rest]
 
 
@@ -125,15 +130,15 @@ def _comparison(summary: Found) -> list[Result]:
     to = baselines.pop() if len(baselines) == 1 else "their unpruned arms"
     if not known:
         text = "too few seeds, or no spread between them, to tell more than the differences"
-        return [Result("", f"{_count(len(judged), 'arm')} compared with {to}: {text}.")]
+        return [Result("", f"{count(len(judged), 'arm')} compared with {to}: {text}.")]
     differ = [v for v in known if known[v]["p_holm"] < 0.05]
     if not differ:
         seeds = max(f["n"] for f in known.values())
-        size = f"{_count(len(known), 'arm')}, up to {_count(seeds, 'seed')}"
+        size = f"{count(len(known), 'arm')}, up to {count(seeds, 'seed')}"
         text = f"No arm differs from {to} in {name(column)} after Holm's correction ({size})."
         return [Result("", text)]
     verb = "differs" if len(differ) == 1 else "differ"
-    text = f"{len(differ)} of {_count(len(known), 'arm')} {verb} from {to} in {name(column)}"
+    text = f"{len(differ)} of {count(len(known), 'arm')} {verb} from {to} in {name(column)}"
     text += " after Holm's correction"
     if len(differ) > 3:  # the forest has them all
         differ = sorted(differ, key=lambda v: known[v]["difference"])
@@ -175,6 +180,11 @@ class Forest:
     ticks: list[tuple[float, str]]
     zero: float
     many: bool  # arms: a line each
+
+    @property
+    def cut(self) -> bool:
+        """Whether an interval goes on beyond the plot."""
+        return any(line.low == 0 or line.high == 100 for line in self.lines)
 
     @property
     def with_intervals(self) -> bool:

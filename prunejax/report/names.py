@@ -1,4 +1,7 @@
-"""What the columns of tables are called on a page."""
+"""What the columns of tables are called on a page, and labels as figures have room for them."""
+
+import re
+from collections.abc import Sequence
 
 NAMES = {
     "final_test_accuracy": "final accuracy",
@@ -59,3 +62,24 @@ NAMES = {
     "smoothed_abstentions": "abstentions, smoothed",
     "training_loss_sum": "sum of training losses",
 }
+
+
+def apart(labels: Sequence[str], most: int) -> list[str]:
+    """The labels, cut to `most` letters where they are longer, and none like another.
+
+    Both ends stay, for labels of a product begin or end alike; where that is not enough, what they
+    differ in (the settings that not all of them have), or else all of the label.
+    """
+    settings = [re.split(r"(?<=[,;_\s-])", label) for label in labels]
+    long = [own for own, label in zip(settings, labels, strict=True) if len(label) > most]
+    shared = set.intersection(*map(set, long)) if len(long) > 1 else set()
+    differ = ["".join(part for part in own if part not in shared) for own in settings]
+    for found in (labels, [own.strip(",;_- ") for own in differ]):
+        cut = [
+            label if len(label) <= most else text if len(text) <= most
+            else f"{text[: most // 2 - 1]}…{text[-most // 2:]}"
+            for label, text in zip(labels, found, strict=True)
+        ]  # fmt: skip
+        if len({*cut}) == len({*labels}):
+            return cut
+    return list(labels)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from prunejax.measures.columns import LOSS, measure_columns, number
 from prunejax.record.summary import by_event
 from prunejax.report.results import Study
-from prunejax.report.words import DASH, MINUS, factor, interval, minus, name, percented
+from prunejax.report.words import DASH, MINUS, count, factor, interval, minus, name, percented
 
 Found = Mapping[str, Any]
 
@@ -205,8 +205,8 @@ def relations(summary: Found) -> Table | None:
         if general:
             beyond = f"{general['value']:.2f} {interval(general['low'], general['high'])}"
         within, between = found["within"], found["between"]
-        counts = f"{found['n_runs']} runs, {found['n_arms']} arms, {found['n_seeds']} seeds"
-        runs = found["scope"].removeprefix("group: ").replace("_", " ")
+        counts = ", ".join(count(found[f"n_{what}s"], what) for what in ("run", "arm", "seed"))
+        runs = _scope(found["scope"]).removeprefix("group: ")
         rows.append({
             "quantities": f"{pair['x']} and {pair['y']}",
             "runs": _over(runs, counts),
@@ -225,6 +225,11 @@ def relations(summary: Found) -> Table | None:
     return Table.of(rows, "Stability and accuracy", text, "text")
 
 
+def _scope(name: str) -> str:
+    """Which runs, in words; the name of a group is a label, and stays as it is."""
+    return name if name.startswith("group: ") else name.replace("_", " ")
+
+
 def _r(value: float | None) -> str:
     return DASH if value is None else minus(f"{value:.2f}")
 
@@ -236,6 +241,8 @@ def _two(found: Found) -> str:
 def events(study: Study) -> Table | None:
     """Per arm: events, units removed, mean and largest instability."""
     rows = []
+    kinds = {study.attribute(label, "granularity") == "weight" for label in study.events_of}
+    units = {(True,): "weights", (False,): "units"}.get(tuple(kinds), "units or weights")
     for label, own in study.events_of.items():
         runs = {row["run"] for row in own}
         # layers of one event share its number: once
@@ -243,17 +250,19 @@ def events(study: Study) -> Table | None:
         found = np.array([d for d in drops if isfinite(d)])
         removed = sum(number(row["targeted"]) for row in own) / len(runs)
         mean, most = (100 * found.mean(), 100 * found.max()) if found.size else (None, None)
-        rows.append({
+        row = {
             "arm": label,
             "events per run": f"{len(drops) / len(runs):g}",
             "layers": str(len({row["layer"] for row in own})),
-            "units targeted per run": f"{removed:g}",
-            "mean instability, %": _r(mean),
-            "largest instability, %": _r(most),
-        })  # fmt: skip
+            f"{units} targeted per run": _shown(removed, "g"),
+        }
+        if study.has_accuracy:
+            row |= {"mean instability, %": _r(mean), "largest instability, %": _r(most)}
+        rows.append(row)
     text = (
-        "Instability is the fall of test accuracy at an event relative to the accuracy before "
-        "it; layers pruned in one epoch are one event."
+        "Instability is the fall of test accuracy at an event relative to the accuracy before it. "
+        * study.has_accuracy
+        + "Layers pruned in one epoch are one event."
     )
     return Table.of(rows, "Pruning events", text)
 
@@ -268,7 +277,7 @@ def correlations(summary: Found) -> Table | None:
                 if r["value"] is not None:
                     rows.append({
                         "columns": f"{name(x)} and {name(y)}",
-                        "runs": name(scope),
+                        "runs": _scope(scope),
                         "Pearson r": _r(r["value"]),
                         "95% interval for these arms": interval(r["low"], r["high"]) or DASH,
                         "Kendall τ": _r(found["kendall"]["value"]),

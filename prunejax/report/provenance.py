@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from typing import Any
 from markupsafe import Markup
 
 from prunejax.record.arms import flat
+from prunejax.report import shards
 from prunejax.report.panels import Table
 from prunejax.report.results import Study
 from prunejax.report.tables import config_differences
-from prunejax.report.words import without_places
+from prunejax.report.words import count
 
 _CSV = ("runs.csv", "epochs.csv", "events.csv", "measures.csv", "config.json", "environment.json")
+
+
+def without_places(text: str) -> str:
+    """The text with absolute paths cut down to their last part: a page goes to others."""
+    return re.sub(r"(?<![\w.)\]/*:~<])(?:~?/)(?:[^/\s'\",;<>]+/)*([^/\s'\",;<>]+)/?", r"…/\1", text)
 
 
 def code(item: object) -> Markup:
@@ -39,20 +46,14 @@ def facts(study: Study, target: Path) -> Table:
         most = max(int(t["devices"]) for t in times)
         summed = " (directories added up)" if len(times) > 1 else ""
         rows.append(["wall time", f"{_span(wall)} of training and measuring{summed}"])
-        rows.append(["device time", f"{_span(held)}: wall time of {most} device(s) held"])
+        rows.append(["device time", f"{_span(held)}: wall time of {count(most, 'device')} held"])
     else:
         rows.append(["date, wall and device time", "not recorded in these directories"])
-    for name, path in study.directories.items():
-        command = str(study.stated.get(name, {}).get("command") or "")
-        if command:
-            what = "to continue" if study.unfinished else "to repeat"
-            where = path.resolve().name if not command.count("--shard=") else "DIR"
-            text = f"{without_places(command)} --workdir={where}"
-            rows.append([what, Markup("<code>{}</code>").format(text)])
-            break
-    else:
+    commands = _commands(study)
+    rows += commands
+    if not commands:
         rows.append(["to continue or repeat", "the command that started it, with its --workdir"])
-    again = f"python -m prunejax.report {' '.join(study.directories)}"
+    again = f"python -m prunejax.report {' '.join(_given(study))}"
     rows.append(["to draw this page again", Markup("<code>{}</code>").format(again)])
     for name, path in study.directories.items():
         links = [_link(path / file, target) for file in _CSV if (path / file).exists()]
@@ -60,6 +61,30 @@ def facts(study: Study, target: Path) -> Table:
     rows += [["run on", text] for text in dict.fromkeys(map(_in_short, study.environments.values()))
              if text]  # fmt: skip
     return Table(["", ""], rows, "Facts", kind="text facts")
+
+
+def _commands(study: Study) -> list[list[str]]:
+    """The commands that started the studies, one a study (a shard's stands for all of them)."""
+    kinds = shards.distinct(list(study.configs.values()))
+    rows: dict[int, list[str]] = {}
+    for kind, (name, path) in zip(kinds, study.directories.items(), strict=True):
+        command = str(study.stated.get(name, {}).get("command") or "")
+        if command and kind not in rows:
+            what = "to continue" if study.unfinished else "to repeat"
+            what += f" {name}" if len({*kinds}) > 1 else ""
+            where = path.resolve().name if not command.count("--shard=") else "DIR"
+            text = f"{without_places(command)} --workdir={where}"
+            rows[kind] = [what, Markup("<code>{}</code>").format(text)]
+    return list(rows.values())
+
+
+def _given(study: Study) -> list[str]:
+    """The directories as a command names them: all shards of a study by the folder around them."""
+    around = {path.resolve().parent for path in study.directories.values()}
+    shards = len(around) == 1 and next(iter(around)).name == "shards"
+    if shards and not study.missing_shards:
+        return [around.pop().parent.name]
+    return list(study.directories)
 
 
 def _link(path: Path, target: Path) -> Markup:

@@ -2,9 +2,8 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +13,6 @@ from prunejax.measures.columns import (
     LOSS,
     OUTCOMES,
     by_variant,
-    grouped,
     is_completed,
     number,
     pairs,
@@ -23,7 +21,6 @@ from prunejax.measures.columns import (
 from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
 from prunejax.record.arms import beside
-from prunejax.record.arms import settings as settings_of
 
 Row = dict[str, str]
 
@@ -84,8 +81,10 @@ class Study:
 
     @property
     def title(self) -> str:
-        """`config.name`."""
-        return str(self.config.get("name") or next(iter(self.directories)))
+        """`config.name`, of all studies that the page is about."""
+        found = [str(c.get("name") or place) for place, c in self.configs.items()]
+        names = list(dict.fromkeys(found))
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def report_option(self, name: str, default: Any) -> Any:
         """`config.report.NAME`, or `default` where the config does not say."""
@@ -185,6 +184,13 @@ class Study:
         return found
 
     @functools.cached_property
+    def comparable(self) -> list[str]:
+        """The arms on the baseline's data (without it the first arm's): of one test set."""
+        first = self.baseline if self.baseline in self.variants else next(iter(self.variants), "")
+        data = self.attribute(first, "data")
+        return [arm for arm in self.variants if self.attribute(arm, "data") == data]
+
+    @functools.cached_property
     def has_events(self) -> bool:
         """Whether a completed run had an event; else all are stable, which says nothing."""
         return any(number(row.get("events")) > 0 for row in self.good)
@@ -223,60 +229,6 @@ def with_losses(runs: Sequence[Row], epochs: Sequence[Row]) -> None:
         row[LOSS] = last.get(row["run"], "") if is_completed(row) else ""
 
 
-def attributes_of(
-    config: Mapping[str, Any], study: Mapping[str, Any], tables: Mapping[str, list[Row]]
-) -> dict[str, dict[str, Any]]:
-    """What is known of each arm: from its settings, its events, and `study.json` if present."""
-    stated = study.get("variants", {})
-    labels = dict.fromkeys([*(config.get("variants") or {}), *stated])
-    labels.update(dict.fromkeys(row["variant"] for row in tables["epochs"]))
-    events = by_variant(tables["events"])
-    found: dict[str, dict[str, Any]] = {}
-    for label in labels:
-        settings = settings_of(config, label, stated)
-
-        def setting(name: str, settings: Mapping[str, Any] = settings) -> Any:
-            part, _, leaf = name.partition(".")
-            return (settings.get(part) or {}).get(leaf)
-
-        found[label] = {
-            "target": {"smallest": "S", "random": "R", "largest": "L"}.get(setting("prune.target")),
-            "kind": setting("intervention.kind"),
-            "duration": setting("intervention.duration"),
-            "restore": setting("intervention.restore"),
-            "schedule": setting("prune.schedule"),
-            "period": setting("prune.period"),
-            "score": setting("prune.score"),
-            "granularity": setting("prune.granularity"),
-            "twin": setting("intervention.twin"),
-            "overrides": (config.get("variants") or {}).get(label) or {},
-            "settings": settings,
-            "data": setting("data.name"),
-            "model": setting("model.name"),
-            "optimizer": setting("optimizer.name"),
-            "weight_decay": setting("optimizer.weight_decay"),
-            "dropout": setting("model.dropout"),
-            "augment": setting("data.augment"),
-            "iterative_rate": iterative_rate(events.get(label, [])),
-            **stated.get(label, {}),
-        }
-        if setting("prune.schedule") == "none" and setting("prune.method") in (None, "none"):
-            found[label]["target"] = None
-    return found
-
-
-def iterative_rate(events: Sequence[Mapping[str, Any]]) -> float | None:
-    """Fraction of a layer removed per event in the layer that loses most (spec 1.6), or None."""
-    run = [row for row in events if row["run"] == events[0]["run"]]  # schedules know no seed
-    rates = []
-    for rows in grouped(run, "layer").values():
-        targeted = [number(row["targeted"]) for row in rows]
-        units = number(rows[0]["live"]) + targeted[0]  # before the first event
-        if isfinite(units) and units > 0:
-            rates.append((sum(targeted) / units, sum(targeted) / units / len(rows)))
-    return max(rates)[1] if rates else None
-
-
 @once
 def summary(study: Study) -> dict[str, Any]:
     """The content of `summary.json`; of processes that draw, only those work it out that ask."""
@@ -290,6 +242,7 @@ def summary(study: Study) -> dict[str, Any]:
         comparisons=study.tests,
         claims=study.claims,
         test_examples=study.test_examples,
+        pooled=study.comparable,
         withheld=MECHANICS if study.report_option("mechanics_only", False) else withheld,
     )
     return found | {

@@ -14,6 +14,8 @@ from prunejax.report.words import DASH
 def progress(study: Study) -> Table | None:
     """How far the runs of an unfinished study have come, from `epochs.csv`."""
     ended = {row["run"] for row in study.runs}
+    accuracy = study.has_accuracy  # a regression has none
+    test, word = ("test_accuracy", "test accuracy, %") if accuracy else ("test_loss", "test loss")
     rows = []
     for label, own in by_variant(study.epochs).items():
         last = {row["run"]: row for row in own}  # the latest of each run
@@ -21,12 +23,12 @@ def progress(study: Study) -> Table | None:
         reached = str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
         asked = study.settings(label).get("epochs")
         reached += f" of {asked}" if asked else ""
-        cells = [_latest(last.values(), c) for c in ("train_loss", "test_accuracy", "sparsity")]
+        cells = [_latest(last.values(), c) for c in ("train_loss", test, "sparsity")]
         done = str(sum(run in ended for run in last))
         rows.append([label, str(len(last)), done, reached, *cells])
     if not rows:
         return None
-    head = ["arm", "runs begun", "ended", "epochs", "train loss", "test accuracy, %"]
+    head = ["arm", "runs begun", "ended", "epochs", "train loss", word]
     text = "Means over the runs that have begun, each after its latest epoch."
     return Table([*head, "sparsity, %"], rows, "So far", text)
 
@@ -36,6 +38,6 @@ def _latest(rows: Any, column: str) -> str:
     known = [x for x in values if isfinite(x)]
     if not known:
         return DASH
-    if column == "train_loss":
+    if column.endswith("loss"):
         return f"{np.mean(known):.3g}"
     return f"{100 * np.mean(known):.2f}"

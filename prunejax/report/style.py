@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 from prunejax.measures import statistics
 from prunejax.report import png
 from prunejax.report.fit import DrawnAxes, Fit
+from prunejax.report.names import apart
 
 # Told apart by colour-blind readers (after Okabe and Ito), each with a contrast of at least 3:1
 # on white; their orange, sky blue and yellow are too pale for that.
@@ -169,7 +170,9 @@ def band(
 def legend(handles: Sequence[Line2D], title: str | None = None) -> Figure:
     """A panel that explains the others; as many columns as the longest label allows."""
     for handle in handles:
-        handle.set_label(textwrap.fill(str(handle.get_label()), 40))
+        label = str(handle.get_label())
+        parted = re.sub(r"([,;])(?=\S)", r"\1 ", label)  # of a product: lines end behind a setting
+        handle.set_label(label if len(label) <= 40 else textwrap.fill(parted, 40))
     labels = [str(handle.get_label()) for handle in handles]
     longest = max((len(line) for label in labels for line in label.split("\n")), default=1)
     columns = max(1, min(len(handles), 52 // (longest + 8)))
@@ -197,9 +200,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     for i in range(len(places) - 1, -1, -1):  # pushed beyond the top: back down
         limit = 1.0 if i + 1 == len(places) else places[i + 1] - gap
         places[i] = min(places[i], limit) if over else places[i]
-    for place, (_, text, color) in zip(places, order, strict=True):
-        # Both ends: labels of a product begin alike, or end alike.
-        name = text if len(text) <= 20 else f"{text[:9]}…{text[-10:]}"
+    names = apart([text for _, text, _ in order], 20)
+    for place, (_, _, color), name in zip(places, order, names, strict=True):
         axes.text(1.015, place, name, color=color, transform=axes.transAxes, va="center")
 
 

@@ -9,15 +9,17 @@ from typing import Any
 
 from prunejax.errors import ReportError
 from prunejax.measures import emptied
-from prunejax.measures.columns import is_completed
+from prunejax.measures.columns import by_variant, is_completed
 from prunejax.record import arms, ledger, remote
 from prunejax.record.workdir import differences
 from prunejax.report import asked, intact, remeasured, shards
-from prunejax.report.results import Row, Study, attributes_of, with_losses
+from prunejax.report.attributes import attributes_of
+from prunejax.report.results import Row, Study, with_losses
 from prunejax.system.files import plain_name, read_object
 
 _TABLES = ("epochs", "events", "runs", "layers", "costs", "updates")  # the last not of every one
 
+_FEW = 4  # more runs that stopped than this are told by arm, and as many arms
 _NAMES = ("run", "variant", "run_a", "run_b")  # columns that name runs and arms
 
 # What parts of a run directory's JSON files have to be.
@@ -134,7 +136,7 @@ def load(directories: Sequence[str | Path]) -> Study:
     notes += emptied.notes(merged["events"], kinds_of)
     notes += remeasured.notes(taken)
     stopped = [row for row in merged["runs"] if not is_completed(row)]
-    notes += [f"Run {row['run']} stopped: {row['status']}." for row in stopped]
+    notes += _stopped(merged["runs"], stopped)
     return Study(
         directories={called[path]: path for path in paths},
         config=configs[str(paths[0])],
@@ -153,6 +155,21 @@ def load(directories: Sequence[str | Path]) -> Study:
         unfinished=unfinished,
         **{name: _same_columns(rows) for name, rows in merged.items()},
     )
+
+
+def _stopped(runs: Sequence[Row], stopped: Sequence[Row]) -> list[str]:
+    """Which runs stopped; of many one sentence, by arm."""
+    if len(stopped) <= _FEW:
+        return [f"Run {row['run']} stopped: {row['status']}." for row in stopped]
+    arms, of = by_variant(stopped), by_variant(runs)
+    told = [f"{len(own)} of {len(of[arm])} runs of {arm} ({own[0]['status']})"
+            for arm, own in list(arms.items())[:_FEW]]  # fmt: skip
+    rest = len(arms) - _FEW
+    more = f" and runs of {rest} more arm{'' if rest == 1 else 's'}" if rest > 0 else ""
+    return [
+        f"{len(stopped)} of {len(runs)} runs stopped, in brackets what the first of an arm stopped "
+        f"at: {', '.join(told)}{more}."
+    ]
 
 
 def rows(study: Study, name: str) -> list[Row]:
@@ -189,8 +206,12 @@ def _unfinished(
     promised = {run for path in parts for run in read_json(path / "study.json").get("runs", ())}
     ended = {row["run"] for tables in parts.values() for row in tables["runs"]}
     if promised - ended:
-        count = f"{len(promised - ended)} of {len(promised)} runs"
-        return [f"{count} have not ended or are not here; numbers of runs are without them."]
+        left = len(promised - ended)
+        has, be, them = ("has", "is", "it") if left == 1 else ("have", "are", "them")
+        return [
+            f"{left} of {len(promised)} runs {has} not ended or {be} not here; numbers of runs are "
+            f"without {them}."
+        ]
     if promised:
         return []
     return [

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import PurePath
@@ -38,6 +37,11 @@ SCORES = {
     "weight_saliency": "saliencies",
     "saliency": "saliencies",
     "random": "random scores",
+    "snip": "SNIP scores",
+    "grasp": "GraSP scores",
+    "synflow": "SynFlow scores",
+    "stability": "stabilities of signs",
+    "learnt": "learnt scores",
 }
 METHODS = {
     "snip": "SNIP",
@@ -79,6 +83,11 @@ def minus(text: str) -> str:
     return re.sub(r"-(?=[\d.])", MINUS, text)
 
 
+def count(number: int, what: str) -> str:
+    """`1 seed`, `8 seeds`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def percent(fraction: float, digits: int = 1) -> str:
     """`0.9312` -> "93.1%"; a dash where undefined."""
     return f"{100 * fraction:.{digits}f}%" if isfinite(fraction) else DASH
@@ -97,11 +106,6 @@ def interval(low: float | None, high: float | None, digits: int = 2, sign: str =
     return minus(f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]")
 
 
-def without_places(text: str) -> str:
-    """The text with absolute paths cut down to their last part: a page goes to others."""
-    return re.sub(r"(?<![\w.)\]/*:~<])(?:~?/)(?:[^/\s'\",;<>]+/)*([^/\s'\",;<>]+)/?", r"…/\1", text)
-
-
 def arms(study: "Study") -> dict[str, str]:
     """Each arm in words: "largest E[BN], up to 27 % of a layer an event, every 18 epochs"."""
     changes = {v: _own(study, v) for v in study.variants}
@@ -118,13 +122,18 @@ def arms(study: "Study") -> dict[str, str]:
         if own.get("start.scale", 1) != 1:
             found[label] += f", initial weights times {own['start.scale']:.3g}"
         found[label] = _origin(own, found[label])
-    alike = Counter(found.values())  # as they are before any is told apart: the last of them, too
-    for label, own in changes.items():  # and what tells alike ones apart
-        if alike[found[label]] > 1 and study.attribute(label, "target"):
+    alike: dict[str, list[str]] = {}  # before any is told apart: the last of them, too
+    for label, text in found.items():
+        alike.setdefault(text, []).append(label)
+    for group in alike.values():  # and what tells alike ones apart
+        differ = [k for k in varied if len({str(changes[v].get(k)) for v in group}) > 1]
+        for label in group:
+            own = changes[label]
             said = {*_SAID, *_TOLD, "prune.granularity"} if _named(own) else _SAID
-            told = [f"{k.split('.')[-1].replace('_', ' ')} {_plain(own[k])}" for k in varied
+            told = [f"{k.split('.')[-1].replace('_', ' ')} {_plain(own[k])}" for k in differ
                     if k in own and k.startswith("prune.") and k not in said]  # fmt: skip
-            found[label] = ", ".join([found[label], *told])
+            if study.attribute(label, "target"):
+                found[label] = ", ".join([found[label], *told])
     return found
 
 
@@ -251,7 +260,7 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]], of: s
             when[layer] = sorted({int(row["epoch"]) for row in rows})
     if not shares:
         period = about.get("period")
-        return [f"every {period} epochs"] if period else []
+        return [_every(period)] if period else []
     layer = max(shares, key=lambda name: shares[name])
     epochs = when[layer]
     percents = 100 * min(shares[layer], 1) / len(epochs)
@@ -266,10 +275,14 @@ def _rhythm(about: Mapping[str, Any], events: Sequence[Mapping[str, str]], of: s
         return [f"{share} at once", "before training" if epochs[0] < 0 else f"epoch {epochs[0]}"]
     steps = {b - a for a, b in itertools.pairwise(epochs)}
     step = steps.pop()
-    rhythm = f"in {len(epochs)} events" if steps else f"every {step} epochs"
+    rhythm = f"in {len(epochs)} events" if steps else _every(step)
     taken = [number(row["targeted"]) for row in run if row["layer"] == layer]
     mean = " on average" if max(taken) > 1.5 * min(taken) else ""  # as of a cubic schedule
-    return [f"{share} an event{mean}", "every epoch" if not steps and step == 1 else rhythm]
+    return [f"{share} an event{mean}", rhythm]
+
+
+def _every(period: int) -> str:
+    return "every epoch" if period == 1 else f"every {period} epochs"
 
 
 def _intervention(about: Mapping[str, Any]) -> list[str]:
