@@ -55,6 +55,19 @@ def test_vectors_that_add_nothing_are_left_out_in_the_midst_of_others():
             assert np.linalg.norm(rest) == pytest.approx(left, abs=1e-13)
 
 
+def test_a_function_that_divides_by_the_length_of_its_vector_has_eigenpairs():
+    """The product begun ahead may be with a row of zeros, of which such a function makes NaN."""
+    diagonal = jnp.asarray(np.r_[3.0, 2.0, 1.0, np.zeros(37)], jnp.float32)
+
+    def matvec(v):
+        length = jnp.linalg.norm(v)
+        return diagonal * (v / length) * length
+
+    operator = curvature.from_matvec(matvec, jnp.zeros(40))
+    found = curvature.eigenpairs(operator, 3, key=KEY)
+    np.testing.assert_allclose(found.values, [3, 2, 1], rtol=1e-5)
+
+
 def test_a_full_basis_takes_no_more():
     operator = curvature.from_matvec(lambda v: v, jnp.zeros(5))
     basis = Basis(operator, 2)

@@ -18,6 +18,7 @@ from prunejax import data, measure, models, trees
 from prunejax.configs import default
 from prunejax.curvature import splits
 from prunejax.errors import ConfigError, Interrupted, ReportError, WorkdirError
+from prunejax.measures import context as context_lib
 from prunejax.measures import suite
 from prunejax.measures.columns import CONTEXT, number
 from prunejax.models.resnet import ResNet
@@ -86,6 +87,22 @@ def quadratic():
     )
     found = suite.measure(context, OF_LOSSES)
     return context, found, a * np.outer(live, live), (a @ w + x)[:, live], w
+
+
+@pytest.mark.parametrize(("most", "rows"), [(2**33, 14), (9 * 6 * 4, 9)])
+def test_pairs_are_searched_in_the_memory_that_there_is(quadratic, monkeypatch, most, rows):
+    """In 2 k + 12 vectors, but of a large network in 8 GiB: of 25 million weights 112 took 11."""
+    asked = {}
+
+    def search(operator, k, *, basis_size=None, memory_bytes=None, **_):
+        size = sum(x.size for x in jax.tree.leaves(operator.like)) * operator.dtype.itemsize
+        asked["rows"] = basis_size or memory_bytes // size
+        return SimpleNamespace(values=np.zeros(k), at=lambda places: None)
+
+    monkeypatch.setattr(context_lib, "eigenpairs", search)
+    monkeypatch.setattr(context_lib, "MEMORY", most)
+    dataclasses.replace(quadratic[0], eigenpairs=1).pairs  # noqa: B018
+    assert asked["rows"] == rows
 
 
 def test_every_measure_fills_its_columns_and_no_others(quadratic):

@@ -91,6 +91,20 @@ def test_a_difference_ends_where_the_baseline_does():
     )
 
 
+def test_a_difference_is_over_the_same_seeds_at_all_epochs():
+    """Of a seed that ended early the last number went on, alone, where the others had none."""
+    at = {("none", 0): (4,), ("none", 1): (4, 9, 14), ("a", 0): (4, 9, 11, 14, 19)}
+    at["a", 1] = at["a", 0]  # 11: of an event that the other arm has not; 19: it trains for longer
+    level = {("none", 0): 0.2, ("none", 1): 0.8, ("a", 0): 0.5, ("a", 1): 0.5}
+    rows = [epoch(*run, e, level[run]) for run, own in at.items() for e in own]
+    runs = [ended(*run, x, stopped_step="4" * (x == 0.2)) for run, x in level.items()]
+    found, mean = curves.advantage(study_of(rows, runs), "a", "none")
+    assert found.tolist() == [4, 9, 14]
+    assert mean == pytest.approx([0, 0, 0], abs=1e-12)
+    found, _ = curves.advantage(study_of(rows, runs), "a", None)
+    assert found.tolist() == [*at["a", 0]]
+
+
 def test_running_means_count_what_they_are_over():
     """Of epochs 9, 19, 29, ... a mean of three was told as one of 3 epochs."""
     for every, unit in ((1, "epochs"), (10, "evaluations")):
@@ -190,6 +204,10 @@ def test_of_many_arms_those_without_events_are_left_out_of_stabilities():
     drawn = figures.scatter(study, look)
     assert len(drawn.panels[-1].legends[0].get_texts()) == 3
     assert drawn.caption.endswith("10 arms without events are left out.")
+    study.config["report"] = {"correlate": ["a", "dense1"]}  # what coefficients are about is drawn
+    drawn = figures.scatter(study, look)
+    assert "n = 4 runs" in drawn.alt
+    assert len(drawn.panels[-1].legends[0].get_texts()) == 4
     few = study_of((), [row for row in runs if row["variant"] in ("dense0", "none", "a")])
     assert "left out" not in figures.stability(few, look).caption
 

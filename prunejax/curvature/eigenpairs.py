@@ -23,6 +23,7 @@ from prunejax.curvature.operators import Operator, as_operator
 from prunejax.registry import lookup
 
 Tree = Any
+MEMORY = 2**33  # bytes that a basis may take where nothing else is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def eigenpairs(
     tolerance: float = 1e-4,
     max_products: int | None = None,
     basis_size: int | None = None,
-    memory_bytes: int = 2**33,
+    memory_bytes: int = MEMORY,
 ) -> Eigenpairs:
     """The k extreme eigenpairs of an operator.
 
@@ -95,7 +96,7 @@ def eigenpairs(
       max_products: products after which the search ends, converged or not; default 20 k + 200.
       basis_size: vectors kept at once, at least k + 6; default 3 k + 40, or what `memory_bytes`
         allows. A full basis is restarted.
-      memory_bytes: bound on the memory of the basis, default 8 GiB.
+      memory_bytes: bound on the memory of a basis whose size is not given, default 8 GiB.
 
     Raises:
       ValueError: k, basis_size or memory_bytes are impossible; the message says what is possible.
@@ -121,10 +122,14 @@ def eigenpairs(
     return found.at(np.argsort(order(values), kind="stable"))  # measured ones may change places
 
 
+def row_bytes(operator: Operator) -> int:
+    """What a vector of a basis takes."""
+    return sum(x.size for x in jax.tree.leaves(operator.like)) * operator.dtype.itemsize
+
+
 def _capacity(operator: Operator, k: int, basis_size: int | None, memory_bytes: int) -> int:
     """Rows of the basis."""
-    dim, room = operator.live_dim, k + 6
-    row = sum(x.size for x in jax.tree.leaves(operator.like)) * operator.dtype.itemsize
+    dim, room, row = operator.live_dim, k + 6, row_bytes(operator)
     wanted = 3 * k + 40 if basis_size is None else basis_size
     if wanted < min(room, dim):
         raise ValueError(f"basis_size is {wanted}; {k} pairs need at least {min(room, dim)}")

@@ -80,6 +80,13 @@ def _itself(_: Tree, v: Tree) -> Tree:
     return v
 
 
+@jax.jit
+def _of_zero(v: Tree, w: Tree) -> Tree:
+    """w = A v, but 0 where v is 0: a caller's function may have divided by the length of v."""
+    some = vectors.norm(v) != 0
+    return jax.tree.map(lambda x: jnp.where(some, x, 0), w)
+
+
 @partial(jax.jit, static_argnames=("placed",))
 def _combined(coefficients: jax.Array, stack: Tree, placed: Any) -> Tree:
     return vectors.place(vectors.combine(coefficients, stack), placed, stacked=True)
@@ -135,7 +142,7 @@ class Basis:
         found = self._operator.inside()
         if found is None:
             v = self[of] if pick is vectors.index else of
-            return self.begin(self._operator.matvec(v))
+            return self.begin(_of_zero(v, self._operator.matvec(v)))
         product, arguments = found
         self.stack, self._rows, self._scale, begun = _extend_by_product(
             self.stack, of, arguments, self._rows, self._scale, self._tiny,

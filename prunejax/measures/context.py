@@ -10,7 +10,7 @@ import numpy as np
 
 from prunejax import losses
 from prunejax.curvature import splits, vectors
-from prunejax.curvature.eigenpairs import Eigenpairs, eigenpairs
+from prunejax.curvature.eigenpairs import MEMORY, Eigenpairs, eigenpairs, row_bytes
 from prunejax.curvature.gradients import GradientMoment, forms_by_example, gradient_second_moment
 from prunejax.curvature.operators import Hessian
 from prunejax.curvature.trace import estimate_trace
@@ -154,9 +154,10 @@ class Context:
         count = min(self.eigenpairs, self.live_dim)
         # The largest lie apart from the bulk: in a basis of these few vectors, which stays in a
         # cache, they took as many products as in one that is never full.
+        few = (2 * count + 12) * row_bytes(self.hessian)
         found = eigenpairs(
             self.hessian, count, key=self.key, which="magnitude", tolerance=TOLERANCE,
-            basis_size=2 * count + 12,
+            memory_bytes=min(few, MEMORY),
         )  # fmt: skip
         # as released: the leading ten are the most positive
         return found.at(np.argsort(-found.values, kind="stable"))

@@ -114,7 +114,8 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 def advantage(study: Study, variant: str, baseline: str | None) -> tuple[np.ndarray, np.ndarray]:
     """(epochs, mean over seeds of the accuracy minus the baseline's of the same seed).
 
-    At the epochs that both have: an arm may train for longer.
+    At the epochs that both have: an arm may train for longer. Where a run that ended early counts
+    as it was, all seeds have to be there, or the mean would be over others than before.
     """
     own = by_seed(study, variant)
     other = by_seed(study, baseline) if baseline else {}
@@ -127,5 +128,8 @@ def advantage(study: Study, variant: str, baseline: str | None) -> tuple[np.ndar
     ])  # fmt: skip
     if not curves.size:
         return np.zeros(0), np.zeros(0)
-    mean = statistics.bands(curves)[0]
-    return np.array(epochs)[np.isfinite(mean)], mean[np.isfinite(mean)]
+    mean, here = statistics.bands(curves)[0], np.isfinite(curves)
+    ended = np.array([[e not in own[s] or (baseline and e not in other[s]) for e in epochs]
+                      for s in seeds], bool)  # fmt: skip
+    shown = np.isfinite(mean) & (here.all(0) | ~(here & ended).any(0))
+    return np.array(epochs)[shown], mean[shown]

@@ -79,7 +79,7 @@ def _told(study: Study) -> tuple[list[str], str]:
     """
     arms = [v for v in study.variants if v in study.good_of]
     own = {row["variant"] for row in study.good if number(row.get("events")) > 0}
-    own |= {study.baseline, *study.baselines.values()}
+    own |= {study.baseline, *study.baselines.values(), *study.report_option("correlate", ())}
     left = [v for v in arms if v not in own]
     if len(arms) <= _MANY or not left:
         return arms, ""
