@@ -101,7 +101,7 @@ def test_pairs_are_searched_in_the_memory_that_there_is(quadratic, monkeypatch, 
 
     monkeypatch.setattr(context_lib, "eigenpairs", search)
     monkeypatch.setattr(context_lib, "MEMORY", most)
-    dataclasses.replace(quadratic[0], eigenpairs=1).pairs  # noqa: B018
+    _ = dataclasses.replace(quadratic[0], eigenpairs=1).pairs
     assert asked["rows"] == rows
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from prunejax.curvature import splits, vectors
 from prunejax.curvature.callables import on_host
-from prunejax.curvature.krylov import Krylov
+from prunejax.curvature.krylov import Krylov, row_bytes
 from prunejax.curvature.operators import Operator, as_operator
 from prunejax.registry import lookup
 
@@ -120,11 +120,6 @@ def eigenpairs(
         examples=operator.examples, live_dim=dim,
     )  # fmt: skip
     return found.at(np.argsort(order(values), kind="stable"))  # measured ones may change places
-
-
-def row_bytes(operator: Operator) -> int:
-    """What a vector of a basis takes."""
-    return sum(x.size for x in jax.tree.leaves(operator.like)) * operator.dtype.itemsize
 
 
 def _capacity(operator: Operator, k: int, basis_size: int | None, memory_bytes: int) -> int:

@@ -20,6 +20,11 @@ Tree = Any
 Begun = tuple[jax.Array, jax.Array, jax.Array]  # on the device, perhaps not computed yet
 
 
+def row_bytes(operator: Operator) -> int:
+    """What a vector of a basis takes."""
+    return sum(x.size for x in jax.tree.leaves(operator.like)) * operator.dtype.itemsize
+
+
 @partial(jax.jit, static_argnames=("rows", "dtype", "placed"))
 def _zeros(like: Tree, rows: int, dtype: Any, placed: Any) -> Tree:
     stack = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), dtype), like)
@@ -82,7 +87,7 @@ def _itself(_: Tree, v: Tree) -> Tree:
 
 @jax.jit
 def _of_zero(v: Tree, w: Tree) -> Tree:
-    """w = A v, but 0 where v is 0: a caller's function may have divided by the length of v."""
+    """`w` = A v, but 0 where v is 0: a caller's function may have divided by the length of v."""
     some = vectors.norm(v) != 0
     return jax.tree.map(lambda x: jnp.where(some, x, 0), w)
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from prunejax import losses
 from prunejax.curvature import splits, vectors
-from prunejax.curvature.eigenpairs import MEMORY, Eigenpairs, eigenpairs, row_bytes
+from prunejax.curvature.eigenpairs import MEMORY, Eigenpairs, eigenpairs
 from prunejax.curvature.gradients import GradientMoment, forms_by_example, gradient_second_moment
+from prunejax.curvature.krylov import row_bytes
 from prunejax.curvature.operators import Hessian
 from prunejax.curvature.trace import estimate_trace
 from prunejax.measures.prunability import Curve, prune_curve
