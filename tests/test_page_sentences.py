@@ -206,6 +206,7 @@ def test_of_many_arms_those_without_events_are_left_out_of_stabilities():
     assert drawn.caption.endswith("10 arms without events are left out.")
     study.config["report"] = {"correlate": ["a", "dense1"]}  # what coefficients are about is drawn
     drawn = figures.scatter(study, look)
+    assert drawn.alt.startswith("a, dense1: ")  # labels as they are
     assert "n = 4 runs" in drawn.alt
     assert len(drawn.panels[-1].legends[0].get_texts()) == 4
     few = study_of((), [row for row in runs if row["variant"] in ("dense0", "none", "a")])

@@ -235,7 +235,8 @@ def _against_stability(
     ]
     hollow = {*variants} - {row["variant"] for row in rows}
     panels = [made for made, _ in found] + [arm_legend(study, look, variants, hollow=hollow)]
-    alt = f"{scope[0].upper()}{scope[1:]}: {'; '.join(text for _, text in found)}."
+    first = scope[0] if study.report_option("correlate", ()) else scope[0].upper()  # a label
+    alt = f"{first}{scope[1:]}: {'; '.join(text for _, text in found)}."
     reading = _reading(bool(hollow), len({row["variant"] for row in rows}) > 1)
     return Drawing(panels, title, reading + caption + left, alt)
 

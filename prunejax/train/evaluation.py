@@ -230,7 +230,10 @@ def released_evaluate(
 
 
 def summary(program: Program, state: TrainState) -> tuple[Metrics, Array, Array, Array]:
-    """Training metrics of the epoch, first bad step, steps done, sparsity."""
+    """Training metrics of the epoch, first bad step, steps done, sparsity.
+
+    The first are means over the epoch's batches, taken as they were trained (train mode).
+    """
     n = jnp.maximum(state.totals.examples, 1)  # before the first step there are none: 0, not NaN
     trained = Metrics(state.totals.loss / n, _accuracy(program, state.totals.correct, n))
     return trained, state.bad_step, state.step, sparsity(program, state)
