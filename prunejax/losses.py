@@ -176,14 +176,12 @@ def _check_classes(labels: jax.Array, loss: str) -> None:
 def check_labels(labels: Any, outputs: tuple[int, ...]) -> None:
     """ValueError for class labels [...] that do not fit outputs of the shape [..., classes].
 
-    They are not one for each; or they are known (not traced, all here) and none of the classes.
+    They are not one for each; or integers that are known (not traced, all here) and no classes.
     """
-    if not is_classes(labels):
-        return
     if labels.shape != outputs[:-1]:  # they would broadcast: [n] against [n, 1] is n x n
         raise ValueError(f"labels of shape {labels.shape} for outputs {outputs}: one each")
     classes, traced = outputs[-1], isinstance(labels, jax.core.Tracer) or not labels.size
-    if traced or not getattr(labels, "is_fully_addressable", True):
+    if not is_classes(labels) or traced or not getattr(labels, "is_fully_addressable", True):
         return
     known = np.asarray(labels)  # NumPy's: JAX would trace what is closed over
     low, high = int(known.min()), int(known.max())

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,7 +151,7 @@ def test_labels_that_are_no_classes(fn, labels, dtype):
 @pytest.mark.parametrize("fn", [*losses.LOSSES.values(), losses.correct])
 def test_labels_are_one_for_each_example(fn, shape):
     """[4] against [4, 1] was 4 x 4 answers, and one label that of all examples."""
-    outputs, labels = jnp.zeros((4, 3)), jnp.zeros(shape, int)
-    for given in (fn, jax.jit(fn)):
-        with pytest.raises(ValueError, match=r"labels of shape|shapes differ"):
-            given(outputs, labels)
+    outputs, told = jnp.zeros((4, 3)), r"labels of shape|shapes differ|needs class labels"
+    for given, kind in itertools.product((fn, jax.jit(fn)), (int, float)):
+        with pytest.raises(ValueError, match=told):
+            given(outputs, jnp.zeros(shape, kind))
