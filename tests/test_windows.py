@@ -139,6 +139,8 @@ def test_noise_in_a_vector_has_the_spread_of_its_untargeted_weights():
     np.testing.assert_allclose(
         changed["b"]["bias"], np.where(np.arange(6) < 3, drawn, 0), rtol=1e-5
     )
+    one = {"b": {"bias": jnp.ones(1)}}
+    windows(optax.sgd(0.0), [(0, 0)], kind="gaussian", rules="b/bias").init(one)  # targets nothing
     thin = {"a": jnp.ones((1, 4))}
     with pytest.raises(ValueError, match=r"filter of leaf 'a' \(1, 4\) is a single weight"):
         windows(optax.sgd(0.0), [(0, 1)], kind="gaussian", score=scores.filter_l2, rules="a").init(

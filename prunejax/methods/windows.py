@@ -122,7 +122,7 @@ def windows(
         whole = {n: ~none for n, none in empty.items()}
         asked = int(counts.sum(dtype=np.int64))
         updates_lib.enough("target", asked, whole, scope)
-        if kind == "gaussian":
+        if kind == "gaussian" and asked:
             _has_spread(
                 {g.name: trees.get(params, g.kernel).shape for g in groups}, shapes, asked, scope
             )
