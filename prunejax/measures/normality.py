@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
-from prunejax.ops import noting
+from prunejax.measures import noting
 
 EDGES = np.linspace(-6.0, 6.0, 201)
 

@@ -12,7 +12,7 @@ from prunejax import interventions, registry, trees
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
 from prunejax.interventions import FOREVER, PRUNE, Table
-from prunejax.ops import noting
+from prunejax.measures import noting
 
 EXAMPLES = 4
 DRAWS = (1, -1)  # signs: what a ReLU hides of a unit in one draw is seen in the other
