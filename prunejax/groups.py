@@ -275,10 +275,16 @@ def zero_part(
     biased = np.any([(x != 0).any(axis=0) for x in flat] or [np.zeros(signal.size, bool)], axis=0)
     if not link.gains:
         return ~signal & ~biased, constant
-    (gain,), norm = rows(link.gains), link.gains[0].rpartition("/")[0]
-    shift: np.ndarray = sum(rows(behind), np.zeros(signal.size, np.float32))
-    if f"{norm}/var" not in stats:  # LayerNorm: never without a signal
-        return (gain == 0) & (shift == 0), shift
+    norm = link.gains[0].rpartition("/")[0]
+    gains, shifts = (
+        [x.reshape(-1, x.shape[-1]) for x in rows(paths)] for paths in (link.gains, behind)
+    )
+    shift: np.ndarray = sum((x.sum(axis=0) for x in shifts), np.zeros(signal.size, np.float32))
+    shut = np.any([(x == 0).all(axis=0) for x in gains], axis=0)
+    shut &= np.all([(x == 0).all(axis=0) for x in shifts] or [shut], axis=0)
+    if f"{norm}/var" not in stats or sum(map(len, gains)) > 1:  # LayerNorm: never without input
+        return shut, shift
+    (gain,) = gains[0]
     scale = gain / np.sqrt(stats[f"{norm}/var"] + EPSILON)  # running statistics: evaluation mode
     value = scale * (constant - stats[f"{norm}/mean"]) + shift
-    return np.where(signal, (gain == 0) & (shift == 0), value == 0), value
+    return np.where(signal, shut, value == 0), value

@@ -127,7 +127,7 @@ def argsort(numbers: jax.Array) -> jax.Array:
     which = jnp.arange(n, dtype=jnp.int32)
     first = jnp.searchsorted(jnp.sort(numbers), numbers).astype(jnp.int32)  # equal ones share it
 
-    def settle(held: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
+    def settle(held: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         found, left, turn = held
         at = jnp.where(left, first + turn, n)  # of those that want a place the earliest gets it
         found = found.at[at].min(which, mode="drop")

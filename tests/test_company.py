@@ -67,6 +67,15 @@ def test_events_are_tested_where_the_arm_asks(study):
     assert events == {"tested": "1", "untested": "0"}
 
 
+def test_targets_are_called_by_epoch_and_from_the_number_of_epochs_on_by_step(study):
+    """As `Loaded.targets` says: of 4 epochs, the events by step are 4, 5, ..., in any company."""
+    found = {}
+    for arm in ("S", "tested", "both"):  # "both" has updates at steps 4, where none is dead, and 8
+        with np.load(study / "targets" / f"{arm}-0.npz") as targets:
+            found[arm] = sorted({int(name.partition("/")[0]) for name in targets.files})
+    assert found == {"S": [0, 1], "tested": [4], "both": [0, 1, 5]}
+
+
 def test_a_run_that_diverges_leaves_to_others_what_it_leaves_in_company(study):
     """Alone it ended at once, without its second event; then its twin had none either."""
     assert "non-finite" in of(study, "runs", "wild")[0]["status"]

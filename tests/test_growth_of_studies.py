@@ -180,12 +180,12 @@ def test_members_are_measured_without_looking_at_all_that_follow(monkeypatch, be
             return types.SimpleNamespace(result=lambda: state)
 
         made = object.__new__(watching.Watch)
-        made._measure = types.SimpleNamespace(  # type: ignore[assignment]
+        made.measure = types.SimpleNamespace(  # type: ignore[assignment]
             compiled=True, begin=begin, compute=lambda state: begun.append(state) or state,
             record=lambda found, member, epoch: recorded.append(found) or {"tic": 1.0},
         )  # fmt: skip
         made.members = [types.SimpleNamespace(run=f"a-{i}") for i in range(size)]  # type: ignore[misc]
-        made._places, made._running = range(size), {}
+        made.places, made._running = range(size), {}
         made.population = types.SimpleNamespace(member=lambda states, place: place)  # type: ignore[assignment]
         made.saving = types.SimpleNamespace(measured={}, long=lambda *a: nullcontext())  # type: ignore[assignment]
         bad = np.full(size, -1)

@@ -52,6 +52,41 @@ def test_masked_filters_are_left_out():
     assert found["bn2"].shape == (40, 4)
 
 
+class Again(nn.Module):
+    """A norm that is computed again for the gradient, and one that is called twice."""
+
+    lifted: bool
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        first = (nn.remat(nn.BatchNorm) if self.lifted else nn.BatchNorm)(True, name="first")
+        second = nn.BatchNorm(True, name="second")
+        x = first(x)
+        if not self.lifted:
+            return second(2 * second(x) + x)
+
+        def body(norm, y):
+            return 2 * norm(y) + x, norm(y)
+
+        return nn.scan(body, variable_broadcast=True, length=2)(second, x)[1][-1]
+
+
+def test_norms_in_loops_and_in_what_is_computed_again_are_looked_at():
+    v = Again(False).init(jax.random.key(0), X)
+    plain, lifted = (nm.normalized_activations(Again(k), v, X) for k in (False, True))
+    h = X
+    expected = []
+    for _ in range(3):
+        expected.append((h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5))
+        h = expected[-1] if len(expected) == 1 else 2 * expected[-1] + expected[0]
+    np.testing.assert_allclose(plain["first"], expected[0], rtol=1e-4, atol=1e-4)
+    twice = np.concatenate([z.reshape(-1, 1) for z in expected[1:]])  # each call counts
+    np.testing.assert_allclose(plain["second"], twice, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(lifted["first"], plain["first"], rtol=1e-4, atol=1e-4)
+    each = lifted["second"].reshape(4, 240)  # two rounds of two calls
+    np.testing.assert_allclose(each[::2].reshape(-1, 1), twice, rtol=1e-4, atol=1e-4)
+
+
 def test_every_batch_norm_of_a_resnet_is_found_with_moments_zero_and_one():
     module = ResNet(stages=(4, 6), blocks=(1, 1))
     v = models.init(module, jax.random.key(0), (8, 8, 1))

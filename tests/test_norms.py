@@ -375,6 +375,37 @@ def test_a_transformer_has_no_paths():
     assert np.isfinite(found["l2_norm"])
 
 
+class Gated(nn.Module):
+    """Paths through weights and a loop, unless something of the input is multiplied by another."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.remat(nn.Dense)(4, name="a")(x) * self.param("gain", nn.initializers.ones, (1, 4))
+        if self.kind == "gate":
+            y = y * nn.relu(nn.Dense(4, name="b")(x))
+        if self.kind == "attention":
+            y = nn.relu(y @ y.T) @ y
+        if self.kind == "mean":
+            y = y / x.sum(-1, keepdims=True)
+        twice = self.kind == "loop"
+        step = lambda layer, y, _: (nn.relu(layer(y)) * (y if twice else 1.0), None)  # noqa: E731
+        dense = nn.Dense(4, name="c")
+        over = {"variable_broadcast": "params", "split_rngs": {"params": False}, "length": 2}
+        return nn.scan(step, **over)(dense, y, None)[0]
+
+
+@pytest.mark.parametrize("kind", ["", "gate", "attention", "mean", "loop"])
+def test_products_of_what_depends_on_the_input_are_no_paths(kind):
+    """A gate's path norm was a number. Along paths outputs are linear between kinks: f'' is 0."""
+    module, x = Gated(kind), jnp.ones((1, 3))
+    variables = module.init(jax.random.key(0), x)
+    assert folding.has_paths(module, variables, (3,)) == (not kind)
+    along = lambda t: module.apply(variables, x + t * jnp.arange(1.0, 4.0)[None]).sum()  # noqa: E731
+    assert (jax.jit(jax.grad(jax.grad(along)))(0.1) == 0) == (not kind)
+
+
 def test_of_an_example_with_a_nan_logit_the_margin_is_below_all_others():
     logits = np.array([[2.0, 0.5, 1.0], [np.nan, 3.0, 0.0], [0.0, np.inf, 1.0], [1.0, np.nan, 0.0]])
     found = norms.margins(logits, np.array([0, 1, 1, 2]))

@@ -69,11 +69,11 @@ def test_members_in_place_take_no_second_stack_and_give_the_same(alike):
     def grow(x):
         return jax.lax.fori_loop(0, 3, lambda _, x: jax.tree.map(lambda y: 3 * y + 1, x), x)
 
-    fn = jax.vmap(grow) if alike else grow
-    ways = (
-        lambda stack: lifting._in_place(fn, stack, alike),
-        lambda stack: jax.lax.map(grow, stack, batch_size=alike),
-    )
+    shape = {"member": 2, "data": 2} if alike else {"member": 1, "data": 4}
+    lift = lifting.Lift(SimpleNamespace(shape=shape, size=1), vectorized=False)
+    ways = [
+        lambda stack, x=loops: lift.stacked(grow, loops=x)(stack, ()) for loops in (True, False)
+    ]
     stack = {"a": np.arange(16 * 4096.0, dtype=np.float32).reshape(16, 4096), "b": np.arange(16)}
     results, extra = [], []
     for way in ways:

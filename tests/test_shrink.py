@@ -465,3 +465,44 @@ def test_what_shrunk_of_others_gives_is_judged(monkeypatch, kept, message):
         return
     with pytest.raises(ValueError, match=message):
         shrink.shrink(**of)
+
+
+class Scaled(models.Model):
+    """A norm, and gains of two axes behind it."""
+
+    hidden: int = 4
+
+    def wiring(self):
+        (link, last) = wiring.chain(["hidden"], norm=True, bias=False)
+        return (link._replace(gains=(*link.gains, "gain")), last)
+
+    def shrunk(self, gone):
+        kept = wiring.kept(gone["hidden"])
+        return self.clone(hidden=kept.size), {"hidden": kept}
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(self.hidden, use_bias=False, name="hidden")(x)
+        x = self.norm(x, train, "bn1") * self.param("gain", nn.initializers.ones, (1, self.hidden))
+        return self.logits(nn.relu(x))
+
+
+@pytest.mark.parametrize("shut", ["bn1/scale", "gain"])
+def test_links_with_several_gains(shut):
+    """A link of two gains, or of one with several axes, ended in an error of Python or NumPy."""
+    r = np.random.default_rng(0)
+    drawn = lambda *shape: r.normal(size=shape).astype(np.float32)  # noqa: E731
+    params = {
+        "hidden": {"kernel": drawn(3, 4)},
+        "bn1": {"scale": drawn(4), "bias": drawn(4)},
+        "gain": drawn(1, 4),
+        "classifier": {"kernel": drawn(4, 10), "bias": drawn(10)},
+    }
+    trees.get(params, shut)[..., 1:3] = 0
+    params["bn1"]["bias"][2] = 0  # unit 1 has a bias behind the first gain: it may be a constant
+    variables = {"params": params, "batch_stats": {"bn1": {"mean": drawn(4), "var": drawn(4) ** 2}}}
+    example = inputs(5, (3,))
+    small, found = shrink.shrink(Scaled(), variables, example=example)
+    assert small.hidden == 3
+    want, got = Scaled().apply(variables, example), small.apply(found, example)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

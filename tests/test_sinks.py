@@ -96,6 +96,29 @@ def test_events_of_one_step_and_tables_of_ends(tmp_path, monkeypatch):
     assert [step for step, values in rows if "cost/a/density" in values] == [20]
 
 
+def test_what_a_tracker_writes_beside_the_tables_is_its_own(tmp_path, monkeypatch):
+    """A CSV file whose first column is "run" was read as a table: its numbers were sent as those of
+    runs, and rows of other lengths ended the study in an error of Python.
+    """
+    found = []
+
+    def own(run):
+        found.append(run)
+        with (run.workdir / "own.csv").open("a") as file:
+            file.write("run,accuracy\n" * (len(found) == 1) + f"{run.run},1,{len(found)}\n")
+
+    monkeypatch.setitem(sinks.SINKS, "mine", own)
+    write(tmp_path / "a", ["none-0", "none-1"])
+    (tmp_path / "a" / "bytes.csv").write_bytes(b"run\xff")
+    sinks.send(tmp_path / "a", ["mine"])
+    write(tmp_path / "a", ["none-0", "none-1", "S-1-0"])
+    sinks.send(tmp_path / "a", ["mine"])
+    assert [run.run for run in found] == ["none-0", "none-1", "S-1-0"]
+    assert {tag for run in found for _, row in run.scalars for tag in row} == {
+        "train/loss", "test/accuracy", "prune/sparsity", "prune/instability"
+    }  # fmt: skip
+
+
 def test_a_tracker_that_fails_is_told_once_and_tried_by_the_next_start(tmp_path, monkeypatch):
     told = []
     monkeypatch.setitem(sinks.SINKS, "mine", lambda run: 1 / 0)

@@ -102,6 +102,36 @@ def test_a_masked_unit_that_is_not_gone_is_told_before_training(monkeypatch, opt
         build(monkeypatch, options)
 
 
+class Lifted(models.Model):
+    """A row at a time: a hidden layer that is computed again, one vectorized, a loop."""
+
+    activation: str = "relu"
+
+    def prunable(self):
+        return ("again", "each")
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(*x.shape[:2], -1)
+        act = getattr(nn, self.activation)
+        x = act(nn.remat(nn.Dense)(6, name="again")(x))
+        axes = {"variable_axes": {"params": None}, "split_rngs": {"params": False}}
+        x = act(nn.vmap(nn.Dense, in_axes=1, out_axes=1, **axes)(4, name="each")(x))
+        return self.logits(nn.RNN(nn.SimpleCell(3, name="cell"))(x)[:, -1])
+
+
+def test_readers_in_loops_and_in_what_is_computed_again_are_looked_at():
+    shape = (3, 2, 1)
+    module = Lifted()
+    variables = jax.eval_shape(lambda key: models.init(module, key, shape), jax.random.key(0))
+    groups = models.groups(module, variables)
+    unit_check.check(module, variables, shape, groups)
+    for group, reader in zip(groups, ("each", "cell/i"), strict=True):
+        said = f"last unit of layer '{group.name}' masked .*'{reader}' still reads 0.5"
+        with pytest.raises(ConfigError, match=said):
+            unit_check.check(Lifted(activation="sigmoid"), variables, shape, [group])
+
+
 @pytest.mark.parametrize(
     ("entries", "said"),
     [

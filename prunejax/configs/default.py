@@ -193,7 +193,7 @@ FIELDS: dict[str, Any] = {
     # first, then what is put back; so a ticket is trained, pruned and rewound.
     "start": {
         "run": "",  # label of the arm whose state a run starts from; "": its own weights
-        "at": "end",  # which of its states: start | end | epoch:N | step:N
+        "at": "end",  # its state: start | end | epoch:N | step:N (before the events there)
         # Of weights, statistics, optimizer, masks, scores, step (order and rates go on from there).
         "take": many(("weights", "statistics", "masks"), str, "names"),
         # Or a file of masks and a start state (`prunejax export`); {seed}: the run's seed.
@@ -207,7 +207,7 @@ FIELDS: dict[str, Any] = {
         "shuffle": word("no", "no", "layer", "global"),  # permute the masks that are taken
         "copy": "",  # other order, augmentation and dropout: the name of their streams
     },
-    # states that are left in states/: start, end, epoch:N, step:N
+    # states that are left in states/: start, end, epoch:N, step:N, as in start.at
     "keep": many((), str, "names of states"),
     "population": {
         # auto | sequential | vectorized | sharded

@@ -29,6 +29,7 @@ _CURVED = {
     *("exp", "exp2", "expm1", "log", "log1p", "logistic", "tanh", "erf", "erfc", "sin", "cos"),
     *("pow", "integer_pow", "square", "abs"),
 }
+_PRODUCTS = {"mul", "div", "dot_general", "conv_general_dilated", "prunejax_conv"}
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,36 @@ def _readers(jaxpr: Any) -> Iterator[tuple[str, int]]:
 def has_paths(module: Any, variables: Tree, input_shape: Sequence[int]) -> bool:
     """Whether outputs are sums over paths: no softmax, GELU or norm over an example's own values.
 
-    Arguments as in `layers`.
+    Nor products of what depends on the input, as of a gate. Arguments as in `layers`.
     """
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    return not _CURVED & primitives(lambda v, x: module.apply(v, x), variables, image)
+    run = lambda v, x: module.apply(v, x)  # noqa: E731
+    if _CURVED & primitives(run, variables, image):
+        return False
+    traced = jax.make_jaxpr(run)(variables, image).jaxpr
+    return not _multiplied(traced, [False] * (len(traced.invars) - 1) + [True])[1]
+
+
+def _multiplied(jaxpr: Any, given: Sequence[bool]) -> tuple[list[bool], bool]:
+    """Which results depend on the inputs that do (`given`), and whether two such are multiplied.
+
+    What a loop carries is taken to depend, and so is all in calls with operands of their own.
+    """
+    depends, found = dict(zip(jaxpr.invars, given, strict=True)), False
+    of = lambda v: not hasattr(v, "val") and depends.get(v, False)  # noqa: E731
+    for at in jaxpr.eqns:
+        own = [of(v) for v in at.invars]
+        found |= at.primitive.name in _PRODUCTS and sum(own) > 1
+        outs = [any(own)] * len(at.outvars)
+        for inner in jaxprs_in_params(at.params) if any(own) else ():
+            if at.primitive.name == "scan":
+                first, many = at.params["num_consts"], at.params["num_carry"]
+                own = [*own[:first], *[True] * many, *own[first + many :]]
+            fits = len(inner.invars) == len(own)
+            outs, inside = _multiplied(inner, own if fits else [True] * len(inner.invars))
+            found |= inside
+        depends |= dict(zip(at.outvars, outs, strict=False))
+    return [of(v) for v in jaxpr.outvars], found
 
 
 def _geometry(name: str, module: Any, x: jax.Array) -> dict[str, Any]:

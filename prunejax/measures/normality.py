@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
+from prunejax.measures import noting
+
 EDGES = np.linspace(-6.0, 6.0, 201)
 
 
@@ -64,15 +66,14 @@ def normalized_activations(
       images: [batch, ...] as the network takes them (float, normalized).
 
     Returns:
-      Layer path ("bn5") -> [values, channels], in forward order.
+      Layer path ("bn5") -> [values, channels], in forward order; of a layer that is called several
+      times (in a loop, say) all values in one column.
 
     Raises:
       ValueError: a network without BatchNorm.
     """
 
-    def run(variables: Mapping[str, Any], images: jax.Array) -> dict[str, Any]:
-        found: dict[str, Any] = {}  # layer -> (values, which channels are constant)
-
+    def run(note: noting.Note, variables: Mapping[str, Any], images: jax.Array) -> Any:
         def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             norm = context.module
             if not isinstance(norm, nn.BatchNorm) or context.method_name != "__call__":
@@ -82,8 +83,7 @@ def normalized_activations(
             moments = jnp.mean(x, axes), jnp.var(x, axes)  # biased, as BatchNorm divides
             mean, var = (jax.lax.broadcast_to_rank(v, x.ndim) for v in moments)
             z = (x - mean) / jnp.sqrt(var + norm.epsilon)
-            pooled = z.reshape(-1, z.shape[-1])
-            found["/".join(norm.path)] = pooled, jnp.all(pooled == pooled[:1], axis=0)
+            note("/".join(norm.path), z.reshape(-1, z.shape[-1]))
             if norm.use_scale:
                 z = z * jax.lax.broadcast_to_rank(norm.get_variable("params", "scale"), z.ndim)
             if norm.use_bias:
@@ -91,16 +91,19 @@ def normalized_activations(
             return z.astype(args[0].dtype)  # the layers behind see it, as in training mode
 
         with nn.intercept_methods(intercept):
-            module.apply(variables, images, train=False)
-        order.extend(found)  # a compiled function's dict comes back sorted by name
-        return found
+            return module.apply(variables, images, train=False)
 
-    order: list[str] = []
-    result = jax.device_get(jax.jit(run)(variables, images))
-    if not result:
+    found: dict[str, list[np.ndarray]] = {}
+    for name, values in noting.noted(run)(variables, images):
+        found.setdefault(name, []).append(values[:, ~(values == values[:1]).all(axis=0)])
+    if not found:
         raise ValueError(f"{type(module).__name__} has no BatchNorm layer to look at")
-    live = {name: result[name][0][:, ~result[name][1]] for name in order}
-    return {name: z for name, z in live.items() if z.shape[1]}
+    live = {name: [z for z in calls if z.shape[1]] for name, calls in found.items()}
+    return {
+        name: calls[0] if len(calls) == 1 else np.concatenate([z.reshape(-1, 1) for z in calls])
+        for name, calls in live.items()
+        if calls
+    }
 
 
 def normality(values: Mapping[str, ArrayLike], edges: ArrayLike = EDGES) -> Normality:

@@ -213,6 +213,6 @@ def _sent(path: Path) -> dict[str, list[str]]:
 
 
 def _is_of_runs(file: Path) -> bool:
-    """Whether rows belong to runs; `runs.csv` itself is the summary."""
-    with file.open() as rows:
-        return rows.readline().split(",")[0] == "run" and file.stem != "runs"
+    """Whether rows belong to runs; `runs.csv` is the summary, what trackers write their own."""
+    with file.open("rb") as rows:
+        return rows.read(17) == b"run,variant,seed," and file.stem != "runs"

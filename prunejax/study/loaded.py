@@ -148,9 +148,11 @@ class Loaded:
         return self._npz("measures", run)
 
     def targets(self, run: str) -> dict[tuple[int, str], np.ndarray]:
-        """(number of the event less 1, layer) -> bool, the units it targeted.
+        """(event, layer) -> bool, the units it targeted.
 
-        For events at the end of epochs that number is the epoch.
+        An event that follows an epoch is called by it, one before training -1; those by step,
+        updates and several rounds before training are the run's `epochs`, `epochs` + 1, ... in
+        their order.
         """
         found = self._npz("targets", run)
         split = {name: name.partition("/") for name in found}

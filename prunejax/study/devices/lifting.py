@@ -80,7 +80,8 @@ class Lift:
 
         Args:
           loops: it changes its first argument in a loop: of members that go one after another each
-            is changed where it stands.
+            is changed where it stands. (Without a loop in it a member would be read there while
+            parts of it are written, and XLA would copy the whole stack for each.)
           bare: what the function gets of the stack.
           back: see `ahead.Compiled`.
         """
@@ -105,9 +106,21 @@ class Lift:
             one = lambda m: fn(m, *shared)  # noqa: E731
             if self._vectorized:
                 return jax.vmap(one)(members)
-            if loops:
-                return _in_place(jax.vmap(one) if alike else one, members, alike)
-            return jax.lax.map(one, members, batch_size=alike)
+            if not loops:
+                return jax.lax.map(one, members, batch_size=alike)
+            take, put = jax.lax.dynamic_slice_in_dim, jax.lax.dynamic_update_slice_in_dim
+
+            # A map fills a stack of zeros, which is then copied to where the results belong.
+            def change(i: jax.Array, states: Tree) -> Tree:
+                some = jax.tree.map(lambda x: take(x, i, 1), states)
+                if alike:
+                    found = jax.vmap(one)(some)
+                else:
+                    found = fn(jax.tree.map(lambda x: x[0], some), *shared)
+                    found = jax.tree.map(lambda x: x[None], found)
+                return jax.tree.map(lambda x, new: put(x, new, i, 0), states, found)
+
+            return jax.lax.fori_loop(0, len(jax.tree.leaves(members)[0]), change, members)
 
         # Profiles and lists of compiled programs show it.
         own = fn.func if isinstance(fn, functools.partial) else fn
@@ -122,24 +135,3 @@ class Lift:
             axis_names={MEMBER},
             check_vma=False,
         )
-
-
-def _in_place(fn: Callable[[Tree], Tree], members: Tree, alike: int | None) -> Tree:
-    """`jax.lax.map`, whose results take the places of its arguments.
-
-    That one fills a stack of zeros, which is then copied to where the results belong. Without a
-    loop in `fn` a member would be read where it stands while parts of it are written, and XLA would
-    copy the whole stack for each.
-    Args: alike: `fn` takes stacks of so many; None: a member.
-    """
-    if alike:
-        take, put = jax.lax.dynamic_slice_in_dim, jax.lax.dynamic_update_slice_in_dim
-    else:
-        take, put = jax.lax.dynamic_index_in_dim, jax.lax.dynamic_update_index_in_dim
-    more = {"slice_size": alike} if alike else {"keepdims": False}
-
-    def change(i: jax.Array, states: Tree) -> Tree:
-        found = fn(jax.tree.map(lambda x: take(x, i, **more), states))
-        return jax.tree.map(lambda x, new: put(x, new, i, 0), states, found)
-
-    return jax.lax.fori_loop(0, jax.tree.leaves(members)[0].shape[0], change, members)

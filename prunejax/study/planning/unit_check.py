@@ -12,6 +12,7 @@ from prunejax import interventions, registry, trees
 from prunejax.errors import ConfigError
 from prunejax.groups import Group
 from prunejax.interventions import FOREVER, PRUNE, Table
+from prunejax.measures import noting
 
 EXAMPLES = 4
 DRAWS = (1, -1)  # signs: what a ReLU hides of a unit in one draw is seen in the other
@@ -41,18 +42,16 @@ def check(
     """
     if not groups or (registry.is_shipped(type(module)) and not always):
         return
-    names: list[str] = []
     owners = {p.rpartition("/")[0] for p, x in trees.leaves_with_paths(variables["params"])
               if len(x.shape) > 1}  # fmt: skip
 
-    def inputs(variables: Tree, remaining: dict[str, Any], x: jax.Array) -> Any:
-        """What each reader gets, in the order in which they are called."""
-        seen = []
+    def inputs(note: noting.Note, variables: Tree, remaining: dict[str, Any], x: Any) -> Any:
+        """Notes what each reader gets, in the order in which they are called."""
 
         def look(call: Any, args: tuple, options: Any, context: Any) -> Any:
             path = "/".join(context.module.path)
             if context.method_name == "__call__" and path in owners and args:
-                seen.append((path, args[0]))
+                note(path, args[0])
             return call(*args, **options)
 
         params, stats = variables["params"], variables.get("batch_stats", {})
@@ -63,19 +62,17 @@ def check(
             "gates": interventions.gates(groups, windows, _TABLE),
         }
         with nn.intercept_methods(look):
-            module.apply(used, x, train=False)
-        names[:] = [path for path, _ in seen]
-        return [value for _, value in seen]
+            return module.apply(used, x, train=False)
 
-    compiled = jax.jit(inputs)
+    compiled = noting.noted(inputs)
     none = {g.name: np.zeros(g.units, np.int32) for g in groups}
     for random, x in _random(variables, shape):
-        whole = [np.asarray(v) for v in compiled(random, none, x)]
+        whole = compiled(random, none, x)
         for g in groups:
             last = np.zeros(g.units, np.int32)
             last[-1] = FOREVER
-            part = [np.asarray(v) for v in compiled(random, none | {g.name: last}, x)]
-            _check_first_reader(module, g, names, whole, part, _norm(g, groups, variables))
+            part = compiled(random, none | {g.name: last}, x)
+            _check_first_reader(module, g, whole, part, _norm(g, groups, variables))
 
 
 def _norm(group: Group, groups: Sequence[Group], variables: Mapping[str, Tree]) -> str:
@@ -91,14 +88,13 @@ def _norm(group: Group, groups: Sequence[Group], variables: Mapping[str, Tree]) 
 def _check_first_reader(
     module: nn.Module,
     group: Group,
-    names: Sequence[str],
-    whole: Sequence[np.ndarray],
-    part: Sequence[np.ndarray],
+    whole: noting.Noted,
+    part: noting.Noted,
     norm: str,
 ) -> None:
     """Of the readers whose input the mask changes, the first gets the unit itself: it must be 0."""
     # Exact: the same program, of the same inputs, gives the same bits where nothing changed.
-    for name, before, after in zip(names, whole, part, strict=True):
+    for (name, before), (_, after) in zip(whole, part, strict=True):
         changed = before != after
         if not changed.any():
             continue
