@@ -165,6 +165,11 @@ def test_correlations_are_over_one_test_set():
     own = summarize([row for row in runs if row["variant"] != "mnist"])
     assert found["correlations"] == own["correlations"]
     assert "no correlation over all runs: mnist." in found["notes"][-1]
+    asked = {arms: summarize(runs, pooled=study.comparable, selected=arms)["correlations"]
+             for arms in (("mnist",), ("a", "mnist"))}  # fmt: skip
+    counts = [next(iter(next(iter(of["selected"].values())).values()))["pearson"]["n"]
+              for of in asked.values()]  # fmt: skip
+    assert counts == [4, 4]  # those alone that were asked for; of several sets those of one
     assert not any("other data" in note for note in own["notes"])
     drawn = figures_flatness.flatness(study, Look(["none", "a", "mnist"], ["none"]))
     assert drawn.alt.startswith("Correlations: ")

@@ -80,7 +80,7 @@ def summarize(
       claims: lines of `config.report.claims` (`measures.claims`), or what they say.
       test_examples: of the test split; 0: not known. A spread below one example is rounding.
       pooled: arms whose accuracies are on one test set: correlations are over no others (but for
-        `groups`). None: all.
+        `groups`, and `selected` where it has none of them). None: all.
       withheld: a key of `claims.WITHHELD`: why no verdicts are given.
 
     Returns:
@@ -110,7 +110,8 @@ def summarize(
     one = [row for row in good if pooled is None or row["variant"] in pooled]
     scopes = {"all_runs": one, "runs_with_events": _eventful(one)}
     if selected:
-        scopes["selected"] = [row for row in one if row["variant"] in selected]
+        own, whole = ([r for r in of if r["variant"] in selected] for of in (one, good))
+        scopes["selected"] = own or whole
     for name, members in (groups or {}).items():
         scopes[f"group: {name}"] = [row for row in _eventful(good) if row["variant"] in members]
     of = {name: baseline if baselines is None else baselines.get(name, "") for name in complete}
