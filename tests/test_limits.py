@@ -132,7 +132,14 @@ def test_ulimits_count_what_is_taken(tmp_path):
     assert limits.resident(tmp_path) == 400 * 2**20
 
 
+def test_mappings_are_a_share_of_those_there_may_be(tmp_path):
+    assert limits.mapped(tmp_path) == 0.0
+    write(tmp_path, {"proc/sys/vm/max_map_count": "200", "proc/self/maps": "a b\n" * 50})
+    assert limits.mapped(tmp_path) == 0.25
+
+
 def test_this_machine():
+    assert 0 <= limits.mapped() < 1
     assert 0 < limits.resident() < limits.free_host_memory() + 2**45
 
 

@@ -84,6 +84,15 @@ def test_members_in_place_take_no_second_stack_and_give_the_same(alike):
     assert extra[0] < stack["a"].nbytes / 2 < extra[1]
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.49, True), (0.51, False)])
+def test_programs_go_where_a_process_has_half_the_mappings_it_may_have(monkeypatch, share, kept):
+    monkeypatch.setattr(memory.limits, "mapped", lambda: share)
+    cleared: list[bool] = []
+    monkeypatch.setattr(memory.jax, "clear_caches", lambda: cleared.append(True))
+    memory.make_room()
+    assert cleared == ([] if kept else [True])
+
+
 def test_the_program_itself_is_left_room(monkeypatch):
     """In a job of 1.5 GB of which it holds 345 MiB, before compilation, checkpoints and report."""
     settings, own = default.get_config(), 345 * 2**20

@@ -65,6 +65,14 @@ def resident(root: Path = ROOT) -> float:
     return _fields(root / "proc/self/status").get("VmRSS", 0.0)
 
 
+def mapped(root: Path = ROOT) -> float:
+    """The share of the memory mappings it may have (65,530 by Linux's default) that this process
+    has; 0 where the system does not tell.
+    """
+    most = _number(root / "proc/sys/vm/max_map_count")
+    return len(_lines(root / "proc/self/maps")) / most if most else 0.0
+
+
 def _process(root: Path, rlimits: Mapping[str, int] | None) -> Iterator[float]:
     """What `ulimit -v` and `ulimit -d` leave."""
     if rlimits is None:

@@ -198,6 +198,7 @@ class Arrangement:
         if b not in self._decided and first in self._decided:
             self._decided[b] = self._decided[first]  # follows: not written for each of them
         if b not in self._decided:
+            memory.make_room()
             with self._progress.excluded("choosing a layout"):
                 found, self._made[b] = self._foreseen(b) or layout.decide(
                     self._batches[b].program,

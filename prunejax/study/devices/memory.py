@@ -16,6 +16,7 @@ HEADROOM = 0.9  # of the memory that is free is planned for
 # What the process takes beside states and data from then on: compilation (100 MiB measured), the
 # machinery of checkpoints (50) and of the report (30), and as much again.
 RESERVE = 360 * 2**20
+CROWDED = 0.5  # of the mappings that a process may have: one network's programs take 0.02 to 0.06
 
 
 class Memory(NamedTuple):
@@ -44,6 +45,16 @@ def bound(settings: ConfigDict, device: jax.Device) -> float:
     if "bytes_limit" not in stats:
         return float("inf")
     return HEADROOM * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+
+
+def make_room() -> None:
+    """Drops all compiled programs where the process comes near the mappings that it may have.
+
+    Each loop that XLA compiles for a CPU takes some, and JAX keeps programs of all shapes that it
+    met. Past the limit XLA fails ("Failed to materialize symbols") or ends the process.
+    """
+    if limits.mapped() > CROWDED:
+        jax.clear_caches()
 
 
 def most(people: Population, members: int) -> int:
