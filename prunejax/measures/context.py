@@ -154,7 +154,8 @@ class Context:
         """Eigenpairs of largest magnitude, in descending order of the signed eigenvalue."""
         count = min(self.eigenpairs, self.live_dim)
         # The largest lie apart from the bulk: in a basis of these few vectors, which stays in a
-        # cache, they took as many products as in one that is never full.
+        # cache, they took as many products as in one that is never full. Asked for in bytes: a
+        # basis of a given size would have no bound.
         few = (2 * count + 12) * row_bytes(self.hessian)
         found = eigenpairs(
             self.hessian, count, key=self.key, which="magnitude", tolerance=TOLERANCE,
