@@ -38,7 +38,7 @@ from prunejax.record import ledger, remote
 from prunejax.report import tables
 from prunejax.study import final
 from prunejax.study.final import states as final_states
-from prunejax.study.loop import measuring
+from prunejax.study.loop import measure_check, measuring
 from prunejax.study.planning import plan
 from prunejax.study.planning.plan import Batch, Member
 from prunejax.system import command, config_file, files, limits
@@ -69,7 +69,7 @@ def read_study(path: Path, changes: Mapping[str, Any]) -> tuple[list[Batch], Con
             f"--names=A,B; there are: {', '.join(MEASURES)}"
         )
     batches = plan.build(arms)
-    measuring.check(settings, batches)
+    measure_check.check(settings, batches)
     return batches, settings
 
 

@@ -25,7 +25,7 @@ from prunejax.record import summary
 from prunejax.report import figures_dynamics, gallery, panels, style, tables, units
 from prunejax.report.curves import accuracy_curves
 from prunejax.study import run
-from prunejax.study.loop import measuring
+from prunejax.study.loop import measure_check
 from prunejax.study.planning import attributes, plan
 from prunejax.study.settings import config as config_lib
 from prunejax.train import optim
@@ -259,7 +259,7 @@ def test_measures_of_classes_are_refused(name):
     config.measures.names, config.measures.examples = (name,), 50
     arms = config_lib.variants(config, default.get_config())
     with pytest.raises(ConfigError, match=f"'{name}' is about classes, and targets of 'diabetes'"):
-        measuring.check(arms[0].settings, list(plan.build(arms)))
+        measure_check.check(arms[0].settings, list(plan.build(arms)))
     x, y = jnp.zeros((5, 4)), jnp.zeros((5, 1))
     context = SimpleNamespace(batches=[(x, y)], test=[(x, y)])
     columns, arrays, failed = suite.measure(context, [name])

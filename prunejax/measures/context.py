@@ -75,6 +75,8 @@ class Context:
       outputs: `(params, batch) -> [examples, classes]` logits.
       initial: gives the run's initial parameters, without masks.
       kernels: paths of the kernels of prunable layers.
+      live_loss, live_per_example: `loss` and `per_example` by fewer operations, where `masks` hold:
+        of a network without its dead units (a function of all parameters none the less).
       network: see `Network`.
       loss_of: `(outputs, targets) -> [examples]` of the loss; None: cross entropy.
       options: the fields of `config.measures`, for what only one measure asks; a measure that is
@@ -96,6 +98,8 @@ class Context:
     outputs: Callable[[Tree, Tree], jax.Array] | None = None
     initial: Callable[[], Tree] | None = None
     kernels: Sequence[str] | None = None
+    live_loss: Callable[[Tree, Tree], jax.Array] | None = None
+    live_per_example: Callable[[Tree, Tree], jax.Array] | None = None
     network: Callable[[], Network] | None = None
     loss_of: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -124,7 +128,8 @@ class Context:
     @once
     def hessian(self) -> Hessian:
         """The Hessian of the mean loss on the live subspace."""
-        return Hessian(self.loss, self.params, self.batches, masks=self.masks)
+        loss = self.live_loss or self.loss
+        return Hessian(loss, self.params, self.batches, masks=self.masks)
 
     @once
     def forms(self) -> np.ndarray:
@@ -132,7 +137,7 @@ class Context:
         assert self.per_example is not None
         source = (vectors.named_key(self.key, "probe"), jnp.arange(self.probes))
         return forms_by_example(
-            self.per_example, self.params, self.batches, source,
+            self.live_per_example or self.per_example, self.params, self.batches, source,
             distribution="rademacher", masks=self.masks,
         )  # fmt: skip
 

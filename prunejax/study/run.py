@@ -23,7 +23,7 @@ from prunejax.record.progress import Progress
 from prunejax.record.times import Times
 from prunejax.study.devices import layout
 from prunejax.study.devices.arrangement import Arrangement, regrouped
-from prunejax.study.loop import connecting, measuring, saving
+from prunejax.study.loop import connecting, measure_check, measuring, saving
 from prunejax.study.loop import page as page_lib
 from prunejax.study.loop import rows as rows_lib
 from prunejax.study.loop.chunk import Chunk, Policy
@@ -72,7 +72,7 @@ def judged(config: ConfigDict, defaults: ConfigDict) -> tuple[list[Variant], lis
         report.check(settings.report, [arm.label for arm in arms])
         sinks.check(settings.record.sinks)
         batches = plan.build(arms)
-        measuring.check(settings, batches)
+        measure_check.check(settings, batches)
         connecting.check(settings, batches)
         for arm in arms:
             layout.check(arm.settings)

@@ -30,6 +30,7 @@ Array = jax.Array
 Tree = Any
 # Leaf path, of params or batch_stats -> (axis, layer whose units it runs over).
 Axes = Mapping[str, tuple[tuple[int, str], ...]]
+Units = Mapping[str, tuple[int, int]]  # layer that is cut -> units before and after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Smaller:
     """A program whose layers have fewer units, and where those of the whole one are."""
 
     program: Program  # of the smaller network
-    units: Mapping[str, tuple[int, int]]  # layer that is cut -> units before and after
+    units: Units
     axes: Axes  # where those of the layers that are cut stand
 
 
@@ -103,7 +104,9 @@ def _check(cut: Smaller, whole: Tree, small: Tree, name: str) -> None:
     """Whether cutting gives the smaller model's arrays."""
     index = {layer: np.arange(kept) for layer, (_, kept) in cut.units.items()}
     for part in ("params", "batch_stats"):
-        found = jax.eval_shape(lambda tree: _taken(tree, cut, index), whole.get(part, {}))
+        found = jax.eval_shape(
+            lambda tree: taken(tree, cut.units, cut.axes, index), whole.get(part, {})
+        )
         made = [(path, x.shape) for path, x in trees.leaves_with_paths(found)]
         if made != [(path, x.shape) for path, x in trees.leaves_with_paths(small.get(part, {}))]:
             raise ValueError(f"{name}: its smaller form has other arrays than its wiring tells of")
@@ -118,7 +121,7 @@ def trained(
         name: jnp.argsort(state.windows.remaining[name] > 0, stable=True)[:kept]
         for name, (_, kept) in cut.units.items()
     }
-    small = functools.partial(_taken, cut=cut, index=index)
+    small = functools.partial(taken, units=cut.units, axes=cut.axes, index=index)
     whole = functools.partial(_back, cut=cut, index=index)
 
     def of_layers(found: Mapping[str, Array]) -> dict[str, Array]:
@@ -148,12 +151,33 @@ def trained(
     )
 
 
-def _taken(tree: Tree, cut: Smaller, index: Mapping[str, Any]) -> Tree:
+def taken(tree: Tree, units: Units, axes: Axes, index: Mapping[str, Any]) -> Tree:
+    """`tree` (parameters or statistics) with the units `index` (layer -> [kept]) of each layer."""
+
     def one(path: str, leaf: Array) -> Array:
-        for axis, layer in cut.axes.get(path, ()):
+        for axis, layer in axes.get(path, ()):
             length = leaf.shape[axis]
-            entries = groups_lib.repeated(index[layer], cut.units[layer][0], length)
+            entries = groups_lib.repeated(index[layer], units[layer][0], length)
             leaf = jnp.take(leaf, entries, axis=axis)
+        return leaf
+
+    return trees.map_with_path(one, tree)
+
+
+def chosen(tree: Tree, units: Units, axes: Axes, index: Mapping[str, Array]) -> Tree:
+    """As `taken`, for what is differentiated.
+
+    By products with 0 and 1, which are exact: their transposes are products as well, where that of
+    a lookup is a scatter, slower to compile and to run.
+    """
+
+    def one(path: str, leaf: Array) -> Array:
+        for axis, layer in axes.get(path, ()):
+            length = leaf.shape[axis]
+            entries = groups_lib.repeated(index[layer], units[layer][0], length)
+            pick = jax.nn.one_hot(entries, length, dtype=leaf.dtype)
+            picked = jnp.tensordot(leaf, pick, axes=((axis,), (1,)), precision="highest")
+            leaf = jnp.moveaxis(picked, -1, axis)
         return leaf
 
     return trees.map_with_path(one, tree)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from prunejax import data as data_lib
 from prunejax import losses
+from prunejax.train import smaller
+from prunejax.train.smaller import Smaller
 
 Tree = Any
 
@@ -21,6 +23,7 @@ def functions(
     std: tuple[float, ...],
     has_classes: bool,
     running: bool,
+    cut: Smaller | None = None,
 ) -> tuple[Any, Any, Any, Any]:
     """Loss per example, mean loss, evaluation and outputs of `(statistics, params, batch)`.
 
@@ -30,8 +33,14 @@ def functions(
     Args:
       module, loss, prepare, mean, std, has_classes: of the program.
       running: BatchNorm takes its running statistics; else those of the batch.
+      cut: the network that is run in place of the module; `statistics["units"]` says which units
+        of the parameters it has.
     """
-    of = module, loss, prepare, mean, std, has_classes, running
+    places: Any = None
+    if cut is not None:
+        module = cut.program.module.clone(dropout=0.0)
+        places = tuple(cut.units.items()), tuple(cut.axes.items())
+    of = module, loss, prepare, mean, std, has_classes, running, places
     # By the function too: in the next study of this process a plug-in's name may mean another.
     try:
         return _made(losses.LOSSES.get(loss), of)
@@ -51,11 +60,28 @@ def means(loss: str, outputs: Any, targets: Any, has_classes: bool) -> dict[str,
     return {"loss": jnp.mean(values), "accuracy": accuracy}
 
 
+def _picked(
+    statistics: Mapping[str, Tree], params: Tree, units: smaller.Units, axes: smaller.Axes
+) -> tuple[dict[str, Tree], Tree]:
+    """Of the collections that are held fixed, and of the parameters, what the smaller network has.
+
+    Statistics are looked up: those of dead units may be anything.
+    """
+    index = statistics["units"]
+    found = {k: x for k, x in statistics.items() if k != "units"}
+    found["gates"] = {k: x[index[k]] if k in index else x for k, x in found["gates"].items()}
+    if "batch_stats" in found:
+        found["batch_stats"] = smaller.taken(found["batch_stats"], units, axes, index)
+    return found, smaller.chosen(params, units, axes, index)
+
+
 @functools.lru_cache(maxsize=32)
 def _made(_: Any, of: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
-    module, loss, prepare, mean, std, has_classes, running = of
+    module, loss, prepare, mean, std, has_classes, running, places = of
 
     def outputs(statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
+        if places is not None:
+            statistics, params = _picked(statistics, params, *map(dict, places))
         x = prepare(images) if prepare is not None else data_lib.normalize(images, mean, std)
         variables = {"params": params, **statistics}
         if running:

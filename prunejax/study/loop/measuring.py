@@ -19,60 +19,20 @@ from prunejax import data as data_lib
 from prunejax import interventions, losses, models, rng
 from prunejax import masks as masks_lib
 from prunejax.cluster import distributed, mesh
-from prunejax.errors import ConfigError
 from prunejax.measures import normality, predictors, suite
 from prunejax.measures.prunability import INSTEAD, VOID
 from prunejax.record.directory import SharedDirectory
 from prunejax.study.devices import ahead
-from prunejax.study.loop import measured_functions
+from prunejax.study.loop import measured_functions, reduced
 from prunejax.study.planning.plan import Batch, Member
 from prunejax.train import step
+from prunejax.train.smaller import Smaller
 from prunejax.train.step import Program, TrainState
 
 Tree = Any
 REHEARSED = 8  # runs from which on measuring one more, for compilation, is little
 # Columns, arrays, and why a measure failed.
 Found = tuple[dict[str, float], dict[str, np.ndarray], dict[str, str]]
-
-
-def check(settings: ConfigDict, batches: list[Batch]) -> None:
-    """Refuses measures that a program of the study cannot have.
-    Raises ConfigError: names the field, the value, and what is allowed.
-    """
-    chosen = settings.measures
-    for batch in batches:
-        there = {"train": batch.dataset.train_examples, "test": batch.dataset.test_examples}
-        if chosen.names and chosen.examples > there[chosen.split]:
-            raise ConfigError(
-                f"config.measures.examples = {chosen.examples} is more than the "
-                f"{there[chosen.split]} examples of config.measures.split = {chosen.split!r}; "
-                "lower it (0: all of a set that is not streamed)"
-            )
-        variables = models.shapes(batch.program.module, batch.program.image_shape)
-        size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-        if chosen.names and chosen.eigenpairs > size:
-            raise ConfigError(
-                f"config.measures.eigenpairs = {chosen.eigenpairs} is more than the model's "
-                f"{size} parameters; lower it"
-            )
-        of_training = [name for name in chosen.names if suite.MEASURES[name].training]
-        if of_training and chosen.split != "train":
-            raise ConfigError(
-                f"config.measures.split = {chosen.split!r}: {', '.join(of_training)} predict how a "
-                "network generalizes from its training set; set it to 'train', and take other "
-                "measures of the test set by themselves (`prunejax measure --split=test`)"
-            )
-        of_classes = [name for name in chosen.names if suite.MEASURES[name].classes]
-        if of_classes and not batch.dataset.has_classes:
-            raise ConfigError(
-                f"config.measures.names: {of_classes[0]!r} is about classes, and targets of "
-                f"{batch.dataset.name!r} are numbers; leave it out"
-            )
-        if "normality" in chosen.names and "batch_stats" not in variables:
-            raise ConfigError(
-                "config.measures.names: 'normality' looks at BatchNorm, which "
-                f"{type(batch.program.module).__name__} has not; leave it out"
-            )
 
 
 class Measurer:
@@ -104,21 +64,45 @@ class Measurer:
         self._untrained = jax.jit(
             lambda *run: step.variables(program, step.initial_state(program, *run))
         )
-        functions = measured_functions.functions(
-            program.module.clone(dropout=0.0), program.loss, program.prepare, program.mean,
-            program.std, program.has_classes, running,
+        self._functions = partial(
+            measured_functions.functions, program.module.clone(dropout=0.0), program.loss,
+            program.prepare, program.mean, program.std, program.has_classes, running,
         )  # fmt: skip
-        per_example, self._mean, self._evaluate, self._logits = functions
+        per_example, self._mean, self._evaluate, self._logits = self._functions()
         self._per_example = per_example if running else None
+        # Else dead weights may vary, too, and units are none the less.
+        self.smaller = reduced.networks(batch, len(labels)) if chosen.live_only else []
 
-    def context(self, state: TrainState) -> suite.Context:
-        """What measures see of a run; `state` holds host arrays of one member."""
+    def _live(
+        self, masks: Tree, statistics: dict[str, Tree], cut: Smaller | None
+    ) -> tuple[Any, Any]:
+        """Mean loss and loss per example on the smallest network that has all live units."""
+        if cut is not None:
+            found = cut, {name: np.arange(kept) for name, (_, kept) in cut.units.items()}
+        elif _spread(masks):
+            found = None
+        else:
+            found = reduced.fitting(self.smaller, self.program.groups, masks, statistics["gates"])
+        if found is None:
+            return None, None
+        per_example, mean = self._functions(found[0])[:2]
+        given = statistics | {"units": found[1]}
+        return Partial(mean, given), self._per_example and Partial(per_example, given)
+
+    def context(self, state: TrainState, cut: Smaller | None = None) -> suite.Context:
+        """What measures see of a run.
+
+        Args:
+          state: of one member, host arrays.
+          cut: a network of `smaller` that is taken although more units are live: to compile for it.
+        """
         chosen = self.settings
         # Masked here, outside of what is differentiated: gates and statistics are constants.
         params, masks, statistics = self._prepare(
             state.params, state.batch_stats, state.windows, state.table
         )
 
+        live_loss, live_per_example = self._live(masks, statistics, cut)
         begin, loss = (state.seed, state.table, state.hyper, state.seeds), self.program.loss
 
         def network() -> suite.Network:
@@ -142,6 +126,8 @@ class Measurer:
         return suite.Context(
             loss=Partial(self._mean, statistics),
             per_example=self._per_example and Partial(self._per_example, statistics),
+            live_loss=live_loss,
+            live_per_example=live_per_example,
             evaluate=Partial(self._evaluate, statistics),
             params=params,
             masks=masks if chosen.live_only else None,  # None: dead weights may vary, too
@@ -161,9 +147,12 @@ class Measurer:
             options=chosen.to_dict(),
         )
 
-    def measure(self, state: TrainState) -> Found:
-        """Columns, arrays (with what they were computed on), and per failed measure why."""
-        context, chosen = self.context(state), self.settings
+    def measure(self, state: TrainState, cut: Smaller | None = None) -> Found:
+        """Columns, arrays (with what they were computed on), and per failed measure why.
+
+        Arguments as of `context`.
+        """
+        context, chosen = self.context(state, cut), self.settings
         columns, arrays, failed = suite.measure(context, chosen.names)
         scalars = columns | {
             "step": int(state.step),
@@ -198,17 +187,26 @@ class Hook:
         self._pool = ThreadPoolExecutor(ahead.MOST)
         self._worth = ahead.threads() > 0 and len(batch.members) >= REHEARSED
         self._first: Future[Found] | None = None
+        self._others: list[Future[None]] = []
 
     def rehearse(self, state: Callable[[], TrainState]) -> None:
         """Measures a state for the sake of compilation, in another thread, once in a study."""
         if self._worth and self._first is None:
-            self._first = self.begin(state())
+            begun = state()
+            self._first = self.begin(begun)
+            self._others = [self._pool.submit(self._compile_smaller, self._first, begun)]
+
+    def _compile_smaller(self, first: Future[Found], state: TrainState) -> None:
+        wait([first])  # they share programs with it
+        for cut in self._measurer.smaller:
+            self._measurer.measure(_unplaced(state), cut)
 
     @property
     def compiled(self) -> bool:
         """Whether a state was measured, so that more can be at once; waits for a rehearsal."""
         if self._first is not None:
             wait([self._first])  # what failed in it will fail again
+            wait(self._others)
         return self._first is not None
 
     def begin(self, state: TrainState) -> "Future[Found]":
@@ -242,8 +240,12 @@ def _unplaced(state: TrainState) -> TrainState:
     """On the host, unless devices split it: beside arrays that are bound to no device, others that
     are bound to one would have every program compiled twice.
     """
-    alone = all(len(x.devices()) == 1 for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
-    return mesh.fetch(state) if alone or jax.process_count() > 1 else state
+    return state if _spread(state) and jax.process_count() == 1 else mesh.fetch(state)
+
+
+def _spread(tree: Tree) -> bool:
+    """Whether some leaf lies on several devices."""
+    return any(len(x.devices()) > 1 for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
 
 
 def on_device(

@@ -81,6 +81,8 @@ class Batch:
     dataset: Dataset | StreamedSet
     members: tuple[Member, ...]
     notes: tuple[str, ...] = ()  # what is not as asked for, in words
+    # Live units of each group at the end -> runs that end so, of all shards: `shrinking.ends`.
+    ends: Mapping[tuple[int, ...], int] = dataclasses.field(default_factory=dict)
 
 
 def batch(
@@ -204,7 +206,8 @@ def batch(
     idle += [note for a in arms for note in _no_update(a, rows[a.label])]
     late = _after_training(arms, settings.epochs * program.steps_per_epoch)
     notes = (*late, *fit_check.decoupled(arms), *idle)
-    return Batch(program, dataset, members, notes)
+    ends = shrinking.ends(program, arms, planned, len(seeds))
+    return Batch(program, dataset, members, notes, ends)
 
 
 def _selected(params: Any, rule: str, field: str) -> Any:

@@ -1,6 +1,9 @@
-"""When the runs of a program go on in smaller networks, and how small: `prune.shrink_every`."""
+"""How small the networks of a program get, and when its runs go on in smaller ones
+(`prune.shrink_every`).
+"""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from prunejax.data import Dataset, StreamedSet
@@ -10,6 +13,26 @@ from prunejax.study.planning.outline import Events
 from prunejax.study.settings.config import Variant
 from prunejax.train import smaller
 from prunejax.train.step import Program
+
+
+def ends(
+    program: Program, arms: Sequence[Variant], planned: Mapping[str, Events], seeds: int
+) -> dict[tuple[int, ...], int]:
+    """Live units of each group of the program at the end of training -> how many runs end so.
+
+    Of arms that remove units in numbers that are known before.
+
+    Args: planned: label -> events and live units. seeds: runs of each arm.
+    """
+    found: dict[tuple[int, ...], int] = {}
+    if program.weights or program.nm:
+        return found
+    for live in (planned[a.label].live for a in arms):
+        counts = live.at(math.inf)
+        if not live.unknown and ALL not in counts:
+            left = tuple(counts.get(g.name, g.units) for g in program.groups)
+            found[left] = found.get(left, 0) + seeds
+    return found
 
 
 def with_cuts(
