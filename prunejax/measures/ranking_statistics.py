@@ -176,6 +176,7 @@ def r_squared(
 ) -> Rank:
     """R^2 of the least-squares line of the target on the measure; arguments as in `kendall`."""
     (x, y), keep = _finite(measure, target)
+    x, y = (v / statistics.unit(v) for v in (x, y))  # no square may overflow
     x, y = (v - v.mean() if v.size else v for v in (x, y))  # centered, so that little cancels below
 
     def statistic(w: np.ndarray) -> np.ndarray:
