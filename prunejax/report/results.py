@@ -190,6 +190,12 @@ class Study:
         data = self.attribute(first, "data")
         return [arm for arm in self.variants if self.attribute(arm, "data") == data]
 
+    @property
+    def where(self) -> str:
+        """` on DATA`, said of `comparable` arms where others have other data; else nothing."""
+        data = {self.attribute(arm, "data") for arm in self.variants}
+        return f" on {self.attribute(self.comparable[0], 'data')}" if len(data) > 1 else ""
+
     @functools.cached_property
     def has_events(self) -> bool:
         """Whether a completed run had an event; else all are stable, which says nothing."""
