@@ -139,7 +139,7 @@ def objective(
     return fn(outputs, targets)
 
 
-def is_classes(targets: jax.Array) -> bool:
+def is_classes(targets: Any) -> bool:
     """Whether `targets`, of any shape, are class labels: integers, which alone have an accuracy."""
     if not hasattr(targets, "dtype"):
         raise TypeError(f"targets are a {type(targets).__name__}; give an array: jnp.asarray(...)")

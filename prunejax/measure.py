@@ -19,8 +19,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ def measure(
     measurers: dict[int, measuring.Measurer] = {}
     results = {path: Results(path) for path, *_ in chosen}
     for path, settings, batch, member, state in chosen:
-        with locked(path):
+        with files.locked(path):
             measurer = measurers.setdefault(id(batch), measuring.Measurer(batch, settings))
             values, arrays, failed = measurer.measure(state())
             replaced = results[path].add(member, values, arrays)
@@ -213,17 +213,6 @@ def _text(values: Mapping[str, float]) -> str:
             error = values.get(f"{name}_stderr")
             parts.append(f"{name} {value:.5g}" + ("" if error is None else f" ± {error:.2g}"))
     return ", ".join(parts)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the run directory; ConfigError if a study does."""
-    try:
-        lock = files.acquire(path / ".lock")
-    except files.LockedError as holder:
-        raise ConfigError(f"{path} is in use by {holder}; wait for it") from None
-    with lock:
-        yield
 
 
 def fields() -> dict[str, Any]:
@@ -265,8 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv if argv is None else argv)
     if {"--help", "-h"} & set(argv):
         define_flags(values)
-        signals.tell(f"{__doc__}\n{values.get_help()}", sys.stdout)
-        return 0
+        return command.say(f"{__doc__}\n{values.get_help()}")
     try:
         limits.check_addresses()
         argv = command.arguments(argv)

@@ -402,6 +402,15 @@ def test_damaged_arrays_are_told(damage, whole, tmp_path, capsys, blank):
     assert "none-0.npz cannot be read" in error
 
 
+def test_times_that_are_no_numbers_are_told(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    for damaged in ('{"wall_seconds": "long"}', '{"devices": "two"}', '{"begun": 3}'):
+        (tmp_path / "run" / "times.json").write_text(damaged)
+        assert cli.main([str(tmp_path / "run")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(r"times\.json: '\w+' is .*, not a (Number|str)", line)
+
+
 def test_bytes_that_are_no_text_are_told(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     with (tmp_path / "run" / "events.csv").open("ab") as file:

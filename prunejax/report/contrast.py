@@ -21,7 +21,7 @@ def on_white(color: Any) -> str:
     rgb = np.array(to_rgb(color))
     while 1.05 / (luminance(rgb) + 0.05) < LEAST:
         rgb *= 0.98
-    return to_hex(rgb)
+    return to_hex((rgb[0], rgb[1], rgb[2]))
 
 
 def upon(color: Any) -> str:
