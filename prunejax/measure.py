@@ -1,10 +1,11 @@
 """Measures a finished study again: `python -m prunejax.measure --workdir=DIR`.
 
 Reads the final states of the runs (`checkpoints/final-*`) and the config, computes the measures of
-`config.measures.names` or those given, and writes `measures/RUN.npz` and `measures.csv`, which the
-report takes before the columns of `runs.csv`; then builds the report anew, in the run directory or
-in `--output=DIR`. The other `measures.*` settings are flags, too, also those that a config file
-declared; `--run=REGEX` chooses runs.
+`config.measures.names` or those given, and writes `measures/RUN.npz` (`settings:MEASURE` has the
+settings of each as JSON) and `measures.csv`, which the report takes before the columns of
+`runs.csv`; then builds the report anew, in the run directory or in `--output=DIR`. The other
+`measures.*` settings are flags, too, also those that a config file declared; `--run=REGEX` chooses
+runs.
 
 Exit codes: 0 done, 2 bad request, 1 failure, 75 interrupted: what was measured is kept.
 """
@@ -16,10 +17,11 @@ if __name__ == "__main__":  # what follows takes seconds to load
 
 import csv
 import io
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,7 @@ def measure(
         with files.locked(path):
             measurer = measurers.setdefault(id(batch), measuring.Measurer(batch, settings))
             values, arrays, failed = measurer.measure(state())
+            arrays |= _settings(settings, failed)
             replaced = results[path].add(member, values, arrays)
         tell(f"{member.run}: {_text(values)}")
         if replaced:
@@ -203,6 +206,13 @@ def measure(
     report.build([workdir], output)
     remote.publish(workdir)
     return failures
+
+
+def _settings(settings: ConfigDict, failed: Collection[str]) -> dict[str, Any]:
+    """`settings:MEASURE`: JSON of those it was taken with; the next call may have others."""
+    used = {k: v for k, v in settings.measures.to_dict().items() if k not in (*OF_STUDIES, "names")}
+    text = np.array(json.dumps(used))
+    return {f"settings:{name}": text for name in settings.measures.names if name not in failed}
 
 
 def _text(values: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from prunejax.measures.columns import (
 )
 from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
-from prunejax.record.arms import beside
+from prunejax.record.arms import beside, is_at
 
 Row = dict[str, str]
 
@@ -173,7 +173,8 @@ class Study:
         """The unpruned arm that each arm is compared with: of its group, or of the study."""
         found: dict[str, str] = {}
         for arms in self.groups.values():
-            unpruned = [v for v in arms if v == self.baseline]
+            swept = [v for v in arms if is_at(v, self.baseline)]
+            unpruned = [v for v in swept if v == self.baseline] or swept
             if len(arms) > 1:  # an arm alone is no group to compare in
                 unpruned += [v for v in arms if self.attribute(v, "target") is None]
             if unpruned:
