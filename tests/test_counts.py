@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import losses, registry
+from prunejax import data, losses, registry
 from prunejax.measures import (
     bounds,
     manifold,
@@ -47,6 +47,7 @@ COUNTED = [
     ("permutations", 2, lambda **n: pair_information.null(MODELS, MODELS, AXES, **n)),
     ("most", 0, lambda **n: pair_information.conditional(MODELS, MODELS, AXES, **n)),
     ("probes", 1, lambda **n: manifold.remainder_lipschitz(jnp.sum, X, radius=1, key=KEY, **n)),
+    ("count", 0, lambda **n: data.load("digits").first("test", **n)),
     ("count", 0, lambda **n: SPECTRUM.largest_gaps(**n)),
     ("sweeps", 0, lambda **n: matching.weight_matching({}, {}, [], **n)),
     ("steps", 0, attacked),
