@@ -173,10 +173,10 @@ class Study:
         """The unpruned arm that each arm is compared with: of its group, or of the study."""
         found: dict[str, str] = {}
         for arms in self.groups.values():
-            swept = [v for v in arms if is_at(v, self.baseline)]
-            unpruned = [v for v in swept if v == self.baseline] or swept
-            if len(arms) > 1:  # an arm alone is no group to compare in
-                unpruned += [v for v in arms if self.attribute(v, "target") is None]
+            unpruned = [v for v in arms if v == self.baseline]
+            if not unpruned and len(arms) > 1:  # an arm alone is no group to compare in
+                unpruned = [v for v in arms if is_at(v, self.baseline)]
+                unpruned = unpruned or [v for v in arms if self.attribute(v, "target") is None]
             if unpruned:
                 found |= {v: beside(v, self.baseline, unpruned) for v in arms}
             elif self.baseline in self.variants:
