@@ -4,6 +4,8 @@ The library is loaded as it is used: `import prunejax; prunejax.masks.prune(...)
 on disk is read by `prunejax.load(DIR)`; `prunejax.run(config, DIR)` runs one.
 """
 
+import sys
+
 TYPE_CHECKING = False  # as in typing, whose import takes longer than all of this
 if TYPE_CHECKING:
     from typing import Any
@@ -16,6 +18,22 @@ __all__ = [
     "measures", "methods", "models", "rng", "schedules", "scores", "shrink", "sparsify", "sparsity",
     "trees", "wiring",
 ]  # fmt: skip
+
+# Ctrl-C while a command loads, before anything listens for signals, would be a trace of Python.
+_words = getattr(sys, "argv", None) or [""]
+_as_module = _words[0] == "-m" and any(
+    word.removeprefix("-m").partition(".")[0] == "prunejax" for word in sys.orig_argv
+)
+if _as_module or _words[0].endswith("/prunejax"):
+    import os
+    import signal
+
+    def _leave(*_: object) -> None:
+        os.write(2, b"prunejax: interrupted; nothing was begun\n")
+        os._exit(75)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, say
+        signal.signal(signal.SIGINT, _leave)
 
 _FUNCTIONS = {"load": "study.loaded", "run": "study.run"}
 

@@ -50,19 +50,18 @@ def _report(argv: Sequence[str]) -> int:
 def _list(argv: Sequence[str]) -> int:
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; prunejax list takes none")
-    for name, path in shipped.studies().items():
-        signals.tell(f"prunejax:{name:24} {shipped.title(path)}", sys.stdout)
-    return 0
+    found = shipped.studies().items()
+    return command.say("\n".join(f"prunejax:{n:24} {shipped.title(path)}" for n, path in found))
 
 
 def _show(argv: Sequence[str]) -> int:
     if len(argv) != 1:
         raise ConfigError("prunejax show DIR: give one run directory")
-    paths = remote.find(argv)
+    paths, lines = remote.find(argv), []
     for path in paths:
         settings, status = files.read_object(path / "config.json"), path / "status.json"
         finished = status.is_file() and files.read_object(status).get("finished")
-        lines = [f"place    {path.name}"] if len(paths) > 1 else []
+        lines += [f"place    {path.name}"] if len(paths) > 1 else []
         lines.append(f"study    {settings.get('name', '?')}{'' if finished else ' (not finished)'}")
         arms = settings.get("variants")
         lines.append(f"arms     {', '.join(arms) if isinstance(arms, dict) else '?'}")
@@ -72,9 +71,7 @@ def _show(argv: Sequence[str]) -> int:
             lines.append(f"table    {table.name}: {rows} rows")
         if (path / "report.html").is_file():
             lines.append(f"report   {path / 'report.html'}")
-        for line in lines:
-            signals.tell(line, sys.stdout)
-    return 0
+    return command.say("\n".join(lines))
 
 
 def _export(argv: Sequence[str]) -> int:
@@ -127,14 +124,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("--help", "-h", "help"):
-        signals.tell(__doc__ or "", sys.stdout)
-        return 0 if words else command.BAD_REQUEST
+        told = command.say(__doc__ or "")
+        return told if words else command.BAD_REQUEST
     name, *rest = words
     try:
         registry.one_of(name, COMMANDS, f"unknown command {name!r}; there are")
         if name in _WITHOUT_FLAGS and {"--help", "-h"} & set(rest):
-            signals.tell(__doc__ or "", sys.stdout)
-            return 0
+            return command.say(__doc__ or "")
         return COMMANDS[name](command.arguments(rest))
     except Exception as error:
         return command.end(error)

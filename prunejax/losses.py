@@ -41,7 +41,6 @@ def cross_entropy(
       ValueError: smoothing outside [0, 1), labels that are no integers, none of the classes, or
         not one for each example.
     """
-    _check_classes(labels, "cross_entropy")
     check_labels(labels, logits.shape)
     known = not isinstance(smoothing, jax.Array)
     if known and not 0.0 <= smoothing < 1.0:
@@ -64,7 +63,7 @@ def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
       labels: int [...].
 
     Raises:
-      ValueError: a label that is none of the classes, or not one for each example.
+      ValueError: labels that are no integers, none of the classes, or not one for each example.
     """
     check_labels(labels, logits.shape)
     return (predicted(logits) == labels) & (labels >= 0)  # -1 stands for NaN in predictions
@@ -78,7 +77,7 @@ def mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
       targets: float [..., n], or int [...], which stands for the one-hot vector of a class.
     """
     outputs = _at_least_float32(outputs)
-    if jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == outputs.ndim - 1:
+    if is_classes(targets) and targets.ndim == outputs.ndim - 1:
         check_labels(targets, outputs.shape)
         row = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
         return _of_classes(jnp.square(outputs - row).mean(axis=-1), targets, outputs)
@@ -97,7 +96,6 @@ def hinge(outputs: jax.Array, labels: jax.Array) -> jax.Array:
       outputs: z [..., classes], at least two classes.
       labels: int [...].
     """
-    _check_classes(labels, "hinge")
     check_labels(labels, outputs.shape)
     outputs = _at_least_float32(outputs)
     own = jax.nn.one_hot(labels, outputs.shape[-1], dtype=bool)
@@ -141,8 +139,10 @@ def objective(
     return fn(outputs, targets)
 
 
-def is_classes(targets: jax.Array) -> bool:
+def is_classes(targets: Any) -> bool:
     """Whether `targets`, of any shape, are class labels: integers, which alone have an accuracy."""
+    if not hasattr(targets, "dtype"):
+        raise TypeError(f"targets are a {type(targets).__name__}; give an array: jnp.asarray(...)")
     return bool(jnp.issubdtype(targets.dtype, jnp.integer))
 
 
@@ -165,23 +165,20 @@ def hits(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return correct(outputs, targets)
 
 
-def _check_classes(labels: jax.Array, loss: str) -> None:
-    if not is_classes(labels):
-        raise ValueError(
-            f"{loss} needs class labels, integers; these targets are {labels.dtype}: use 'mse', or "
-            "a loss of your own"
-        )
-
-
 def check_labels(labels: Any, outputs: tuple[int, ...]) -> None:
     """ValueError for class labels [...] that do not fit outputs of the shape [..., classes].
 
-    They are not one for each; or integers that are known (not traced, all here) and no classes.
+    They are no integers; not one for each; or known (not traced, all here) and no classes.
     """
+    if not is_classes(labels):
+        raise ValueError(
+            f"this needs class labels, integers; these targets are {labels.dtype}: use 'mse', or a "
+            "loss of your own"
+        )
     if labels.shape != outputs[:-1]:  # they would broadcast: [n] against [n, 1] is n x n
         raise ValueError(f"labels of shape {labels.shape} for outputs {outputs}: one each")
     classes, traced = outputs[-1], isinstance(labels, jax.core.Tracer) or not labels.size
-    if not is_classes(labels) or traced or not getattr(labels, "is_fully_addressable", True):
+    if traced or not getattr(labels, "is_fully_addressable", True):
         return
     known = np.asarray(labels)  # NumPy's: JAX would trace what is closed over
     low, high = int(known.min()), int(known.max())
@@ -231,6 +228,8 @@ def projected_gradient(
       key: of the points that restarts begin at.
       steps: 0 gives the largest of the points that restarts begin at.
       restarts: at least 1.
+
+    Raises ValueError: counts or labels that are none.
     """
     return _attack(outputs, x, labels, low, high, key, steps, restarts)[0]
 
@@ -244,6 +243,8 @@ def _attack(
     def loss(given: jax.Array) -> jax.Array:
         return objective("cross_entropy", given, labels)
 
+    registry.whole(0, steps=steps)
+    registry.whole(1, restarts=restarts)
     gradient = jax.grad(lambda z: jnp.sum(loss(outputs(z))))  # each example gets its own gradient
     size = 2.5 * (high - low) / 2 / max(steps, 1)
     wide = (-1,) + (1,) * (x.ndim - 1)

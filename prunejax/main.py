@@ -121,12 +121,10 @@ def _with_shipped(argv: Sequence[str]) -> list[str]:
 def _help() -> int:
     values = flags.FlagValues()
     define_flags(values, [])
-    signals.tell(
+    return command.say(
         f"{__doc__}\nconfigs/default.py documents every field; --config.FIELD=VALUE overrides "
-        f"one;\n--sweep FIELD=V1,V2 makes variants of its values.\n{values.get_help()}",
-        sys.stdout,
+        f"one;\n--sweep FIELD=V1,V2 makes variants of its values.\n{values.get_help()}"
     )
-    return 0
 
 
 def _loaded(values: flags.FlagValues, handle: Any) -> ConfigDict:
@@ -153,11 +151,9 @@ def _plan(config: ConfigDict) -> int:
     from prunejax.study import preview
 
     try:
-        for line in preview.lines(config, default.get_config()):
-            signals.tell(line, sys.stdout)
+        return command.say("\n".join(preview.lines(config, default.get_config())))
     except Exception as error:
         return command.end(error)
-    return 0
 
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Sequence[str]) -> int:

@@ -1,10 +1,11 @@
 """Measures a finished study again: `python -m prunejax.measure --workdir=DIR`.
 
 Reads the final states of the runs (`checkpoints/final-*`) and the config, computes the measures of
-`config.measures.names` or those given, and writes `measures/RUN.npz` and `measures.csv`, which the
-report takes before the columns of `runs.csv`; then builds the report anew, in the run directory or
-in `--output=DIR`. The other `measures.*` settings are flags, too, also those that a config file
-declared; `--run=REGEX` chooses runs.
+`config.measures.names` or those given, and writes `measures/RUN.npz` (`settings:MEASURE` has the
+settings of each as JSON) and `measures.csv`, which the report takes before the columns of
+`runs.csv`; then builds the report anew, in the run directory or in `--output=DIR`. The other
+`measures.*` settings are flags, too, also those that a config file declared; `--run=REGEX` chooses
+runs.
 
 Exit codes: 0 done, 2 bad request, 1 failure, 75 interrupted: what was measured is kept.
 """
@@ -16,11 +17,12 @@ if __name__ == "__main__":  # what follows takes seconds to load
 
 import csv
 import io
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +192,10 @@ def measure(
     measurers: dict[int, measuring.Measurer] = {}
     results = {path: Results(path) for path, *_ in chosen}
     for path, settings, batch, member, state in chosen:
-        with locked(path):
+        with files.locked(path):
             measurer = measurers.setdefault(id(batch), measuring.Measurer(batch, settings))
             values, arrays, failed = measurer.measure(state())
+            arrays |= _settings(settings, failed)
             replaced = results[path].add(member, values, arrays)
         tell(f"{member.run}: {_text(values)}")
         if replaced:
@@ -205,6 +208,13 @@ def measure(
     return failures
 
 
+def _settings(settings: ConfigDict, failed: Collection[str]) -> dict[str, Any]:
+    """`settings:MEASURE`: JSON of those it was taken with; the next call may have others."""
+    used = {k: v for k, v in settings.measures.to_dict().items() if k not in (*OF_STUDIES, "names")}
+    text = np.array(json.dumps(used))
+    return {f"settings:{name}": text for name in settings.measures.names if name not in failed}
+
+
 def _text(values: Mapping[str, float]) -> str:
     """`hessian_trace 31.2 ± 1.4, tic 1.22 ± 0.2`."""
     parts = []
@@ -213,17 +223,6 @@ def _text(values: Mapping[str, float]) -> str:
             error = values.get(f"{name}_stderr")
             parts.append(f"{name} {value:.5g}" + ("" if error is None else f" ± {error:.2g}"))
     return ", ".join(parts)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the run directory; ConfigError if a study does."""
-    try:
-        lock = files.acquire(path / ".lock")
-    except files.LockedError as holder:
-        raise ConfigError(f"{path} is in use by {holder}; wait for it") from None
-    with lock:
-        yield
 
 
 def fields() -> dict[str, Any]:
@@ -265,8 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv if argv is None else argv)
     if {"--help", "-h"} & set(argv):
         define_flags(values)
-        signals.tell(f"{__doc__}\n{values.get_help()}", sys.stdout)
-        return 0
+        return command.say(f"{__doc__}\n{values.get_help()}")
     try:
         limits.check_addresses()
         argv = command.arguments(argv)

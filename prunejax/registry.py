@@ -1,6 +1,7 @@
 """Named tables (scores, models, data sets, ...) and the one way to look something up in them."""
 
 import difflib
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -38,6 +39,14 @@ def demand(holds: bool, message: str) -> None:
     """ConfigError with the message unless something holds."""
     if not holds:
         raise ConfigError(message)
+
+
+def whole(least: int, **counts: Any) -> None:
+    """ValueError, with the name, for one of `counts` that is no whole number from `least` on."""
+    for name, count in counts.items():
+        integer = isinstance(count, numbers.Integral) and not isinstance(count, bool)
+        if not integer or count < least:
+            raise ValueError(f"{name} is {count!r}; it is a whole number, {least} or more")
 
 
 def is_shipped(code: Any) -> bool:

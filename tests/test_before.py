@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from prunejax import masks, rng, schedules
-from prunejax.methods import before, evidence
+from prunejax.methods import before, evidence, table
 from prunejax.methods.evidence import Evidence
 
 X = np.random.default_rng(0).normal(size=(12, 6))
@@ -247,6 +247,21 @@ def test_random_scores_do_not_follow_the_weights():
 def test_bad_requests(score, options, text):
     with pytest.raises(ValueError, match=text):
         before.prune(net(), score, **{"sparsity": 0.5} | options)
+
+
+def test_a_score_may_need_several_ingredients(monkeypatch):
+    entry = evidence.NetworkScore(lambda e: e.map(lambda *_: e.need("loss") and e.need("seed")))
+    monkeypatch.setitem(evidence.EVIDENCE, "both", entry._replace(needs="loss seed"))
+    given = {"loss": loss, "seed": 3}
+    assert evidence.demand("both", given).needs == "loss seed"
+    method = table.Method(initial="both", sparsity=0.5)
+    for name in given:
+        left = given | {name: None}
+        with pytest.raises(ValueError, match=f"both needs {name}="):
+            before.prune(net(), "both", sparsity=0.5, **left)
+        with pytest.raises(ValueError, match=f"needs {name}="):
+            table.resolve(method, ingredients=left)
+    table.resolve(method, ingredients=given)
 
 
 def test_explicit_sparsities():

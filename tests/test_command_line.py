@@ -27,6 +27,16 @@ def test_list_names_every_study_with_its_first_line(capsys):
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
 
 
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["show", "DIR"], ["run", "--help"]])
+def test_what_was_asked_for_finds_no_room(words, tmp_path, monkeypatch, capsys):
+    """Exit code 0 with nothing written: `prunejax list > FILE` on a full disk."""
+    (tmp_path / "config.json").write_text("{}")
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main([str(tmp_path) if word == "DIR" else word for word in words]) == 1
+    assert capsys.readouterr().err == "prunejax: standard output: No space left on device\n"
+
+
 def test_show_tells_what_is_in_a_directory(tmp_path, capsys):
     settings = {"name": "small", "variants": {"none": {}, "S": {}}, "seeds": 2, "first_seed": 0}
     (tmp_path / "config.json").write_text(json.dumps(settings))

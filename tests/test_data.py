@@ -339,6 +339,8 @@ def test_images_of_varying_size_and_labels_out_of_range(tmp_path):
     [
         ({"train_examples": 1416}, "train_examples=1416: must be between 1 and 1415"),
         ({"train_examples": 0}, "train_examples=0"),
+        ({"train_examples": 2.5}, "train_examples=2.5: must be .* examples.*, a whole number"),
+        ({"test_examples": "3"}, "test_examples='3': must be between 1 and 382"),
         ({"train_examples": 1400, "validation_examples": 20}, "between 1 and 1395 .*20 of them"),
         ({"test_examples": 383}, "test_examples=383: must be between 1 and 382"),
         ({"validation_examples": 1415}, "validation_examples=1415: must be between 0 and 1414"),

@@ -287,10 +287,9 @@ REFUSED = [
     ("score", scores.Score(lambda i: i.kernel[0] + 1j), "gives complex64"),
     ("score", scores.Score(lambda i: i.kernel[0, 0, 0]), "cannot score layer 'dense1' .*Too many"),
     ("score", scores.Score(lambda i: i.kernel, ["gradient"]), r"needs is \['gradient'\]; a frozen"),
-    (
-        "evidence",
-        evidence.NetworkScore(lambda e: e, "lossy"),
-        "is not one of: .*mean 'loss",
+    *(
+        ("evidence", evidence.NetworkScore(lambda e: e, needs), "is not one of: .*mean 'loss")
+        for needs in ("lossy", "seed lossy")
     ),
     ("probe", probe()._replace(sums=lambda seen: "much"), "'mine' gives no sums of a batch: "),
     ("probe", probe()._replace(sums=lambda seen: seen.logits), "no attribute 'logits'"),

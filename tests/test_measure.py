@@ -476,8 +476,26 @@ def test_command_measures_what_the_study_measured(finished, capsys, monkeypatch)
         assert found["S-0"][name] == there["S-0"][name]
     assert (finished / "runs.csv").read_bytes() == before
     with np.load(finished / "measures" / "S-0.npz") as saved:
-        assert set(saved.files) == set(old)
+        taken = {f"settings:{name}" for name in ("gradient_second_moment", "tic")}
+        assert set(saved.files) == set(old) | taken
         np.testing.assert_array_equal(saved["eigenvalues"], old["eigenvalues"])
+
+
+def test_settings_of_a_repeated_measure_are_kept_beside_it(finished, monkeypatch):
+    """Of `--probes=8` and the like nothing was told anywhere; each measure has its own."""
+    monkeypatch.setattr(measure.report, "build", lambda *_: None)
+    of = f"--workdir={finished}", "--run=S-0"
+    assert command(*of, "--names=gradient_second_moment", "--probes=8") == 0
+    assert command(*of, "--names=tic", "--radius=0.5") == 0
+    with np.load(finished / "measures" / "S-0.npz") as saved:
+        first, second = (
+            json.loads(str(saved[f"settings:{name}"])) for name in ("gradient_second_moment", "tic")
+        )
+    asked = json.loads((finished / "config.json").read_text())["measures"]
+    for name in ("names", "epochs", "forecast"):  # of the study alone
+        del asked[name]
+    assert first == asked | {"probes": 8}
+    assert second == asked | {"radius": 0.5}
 
 
 def test_command_on_other_examples_reaches_the_report(finished, capsys):

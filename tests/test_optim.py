@@ -111,6 +111,9 @@ def test_learning_rates():
     assert optim.learning_rates("constant", 0.5, 3) == [0.5] * 3
     cosine = optim.learning_rates("cosine", 2.0, 4)
     np.testing.assert_allclose(cosine, [1 + np.cos(np.pi * e / 4) for e in range(4)], rtol=1e-6)
+    for given in ((4, 2), (2, 4, 2)):  # six epochs have six rates, in whatever order
+        many = optim.learning_rates("cosine", 2.0, 6, restarts=given)
+        assert many == optim.learning_rates("cosine", 2.0, 6, restarts=(2, 4))
     again = optim.learning_rates("cosine", 2.0, 6, restarts=(2,))
     assert again == optim.learning_rates("cosine", 2.0, 2) + cosine
     steps = optim.learning_rates("multistep", 1.0, 6, milestones=(1, 5), restarts=(3,))

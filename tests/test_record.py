@@ -15,6 +15,7 @@ from prunejax.errors import RecordError, WorkdirError
 from prunejax.record.columns import EPOCHS, EVENTS, RUNS
 from prunejax.record.progress import Progress, duration, standing, whose
 from prunejax.record.run_directory import RunDirectory
+from prunejax.record.times import Times
 from prunejax.system import command, files
 
 CONFIG = {"epochs": 3, "model": {"name": "mlp", "widths": (8, 8)}, "prune": {"start": [1]}}
@@ -531,3 +532,9 @@ def test_a_damaged_json_file_is_named(tmp_path):
         (directory.path / "layout.json").write_text("{")
         with pytest.raises(WorkdirError, match=r"layout\.json is no JSON.* Restore it"):
             directory.load_json("layout.json")
+        for damaged in ('{"wall_seconds": "long"}', '{"device_seconds": null}', '{"begun": 3}'):
+            (directory.path / "times.json").write_text(damaged)
+            with pytest.raises(
+                WorkdirError, match=r"times\.json: '\w+' is .*, not a .* Restore it"
+            ):
+                Times(directory, 2)  # it would be added to

@@ -290,6 +290,14 @@ def test_swept_arms_are_compared_with_the_unpruned_one_at_their_values(tmp_path)
         "L-rate=1": "none-rate=1", "none-rate=1": "none-rate=0_1",
         "L-rate=0_1": "none-rate=0_1", "none-rate=0_1": "none-rate=0_1",
     }  # fmt: skip
+    none = fake_study.RATE_ARMS["none"]  # a control without events is no baseline, either
+    pruned = {"fresh-rate=1": none, "fresh-rate=0_1": none}
+    pruned |= {"S-rate=1": L, "S-rate=0_1": L, "L-rate=0_1": L, "L-rate=1": L}
+    write(tmp_path / "other", arms=pruned, epochs=20, report={"baseline": "S"})
+    found = tables.load([tmp_path / "other"]).baselines
+    for arm in ("L", "fresh"):
+        at = (found[f"{arm}-rate=1"], found[f"{arm}-rate=0_1"])
+        assert at == ("S-rate=1", "S-rate=0_1"), arm
 
 
 def test_an_arm_alone_leaves_the_groups_of_others(tmp_path):

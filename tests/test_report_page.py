@@ -9,6 +9,7 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from PIL import Image
 from prunejax import report
 from prunejax.errors import ConfigError
 from prunejax.report import __main__ as cli
-from prunejax.report import headline, panels, provenance, style, tables, words
+from prunejax.report import contrast, gallery, headline, panels, provenance, style, tables, words
 from prunejax.report.attributes import attributes_of
 from tests import fake_study
 from tests.studies import tiny
@@ -86,6 +87,45 @@ def test_the_page_has_what_readers_by_ear_need(study):
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in drawings)
     figures = [attrs["aria-label"] for tag, attrs in tags if tag == "figure"]
     assert all(re.search(r"\d", label) for label in figures)  # numbers: what was found
+    # On phones its rows are no rows of a table to the browser: roles say that they are.
+    forests = re.findall(r'<table[^>]*class="forest.*?</table>', Page(study).source, re.DOTALL)
+    assert forests
+    for tag, role in re.findall(r'<(table|thead|tbody|tr|th|td)\b(?: role="(\w+)")?', *forests[:1]):
+        assert role in {
+            **dict.fromkeys(("thead", "tbody"), ("rowgroup",)), "tr": ("row",), "td": ("cell",),
+            "table": ("table",), "th": ("columnheader", "rowheader"),
+        }[tag]  # fmt: skip
+
+
+def test_figures_that_a_new_page_has_not_leave_with_the_old_one(tmp_path, blank, monkeypatch):
+    path = write(tmp_path / "run", seeds=range(3), arms=ARMS)
+    report.build([path])
+    own = path / "figures" / "mine.png"
+    own.write_bytes(b"a user's")
+    drawn = {file.stem for file in own.parent.glob("*.svg")}
+    assert {"gap", "stability"} <= drawn
+    monkeypatch.setitem(gallery.FIGURES, "gap", lambda *_: None)
+    report.build([path])
+    assert {file.stem for file in own.parent.glob("*.svg")} == drawn - {"gap"}
+    assert {file.stem for file in own.parent.glob("*.png")} == drawn - {"gap"} | {"mine"}
+
+
+def test_text_can_be_read_upon_its_colour():
+    """Contrasts of WCAG 2.2, of which #767676 is the palest grey on white."""
+    on = lambda a, b: (contrast.luminance(a) + 0.05) / (contrast.luminance(b) + 0.05)  # noqa: E731
+    assert on("white", "black") == 21
+    assert on("white", "#767676") == pytest.approx(4.54, abs=0.01)
+    assert on("white", "#777777") == pytest.approx(4.48, abs=0.01)
+    assert contrast.on_white("#767676") == "#767676"
+    _, axes = style.panel()
+    style.label_ends(axes, [(i, color, color) for i, color in enumerate(style.COLORS)])
+    inks = [text.get_color() for text in axes.texts]
+    assert len(inks) == len(set(inks)) == len(style.COLORS)
+    assert all(on("white", ink) >= 4.5 for ink in inks)
+    for name in ("viridis", "RdBu_r"):  # of cells with a number in them
+        for color in matplotlib.colormaps[name](np.linspace(0, 1, 64)):
+            assert max(on(contrast.upon(color), color), on(color, contrast.upon(color))) >= 4.5
+    assert contrast.upon((0, 0, 0, 0)) == "black"  # of a cell without a number nothing is drawn
 
 
 def test_figures_come_as_asked_for_and_the_others_are_folded(study):
@@ -115,7 +155,7 @@ def test_claims_come_first_with_their_verdicts(study):
 def test_the_forest_marks_what_is_significant_after_holm(study):
     summary = json.loads((study / "summary.json").read_text())
     source = (study / "report.html").read_text()
-    forests = re.findall(r'<table class="forest">.*?</table>', source, re.DOTALL)
+    forests = re.findall(r'<table role="table" class="forest">.*?</table>', source, re.DOTALL)
     assert len(forests) == 2  # of the final accuracy, and of the other column of the claims
     for forest, column in zip(forests, ("final_test_accuracy", "mean_stability"), strict=True):
         for label in ("S", "L"):
@@ -360,6 +400,15 @@ def test_damaged_arrays_are_told(damage, whole, tmp_path, capsys, blank):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "none-0.npz cannot be read" in error
+
+
+def test_times_that_are_no_numbers_are_told(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    for damaged in ('{"wall_seconds": "long"}', '{"devices": "two"}', '{"begun": 3}'):
+        (tmp_path / "run" / "times.json").write_text(damaged)
+        assert cli.main([str(tmp_path / "run")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(r"times\.json: '\w+' is .*, not a (Number|str)", line)
 
 
 def test_bytes_that_are_no_text_are_told(whole, tmp_path, capsys):

@@ -223,6 +223,22 @@ def test_a_line_that_cannot_be_written_changes_no_exit_code():
         assert process.wait(timeout=50) == 0
 
 
+@pytest.mark.parametrize("door", ["prunejax", "prunejax.main", "prunejax.report"])
+def test_control_c_is_told_before_anything_listens(door, tmp_path):
+    """In the first tenth of a second it was a trace: here at the first of the imports."""
+    lines = ("import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(60)")
+    (tmp_path / "difflib.py").write_text("\n".join(lines))
+    done = subprocess.run(
+        [sys.executable, "-m", door, "list"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == signals.INTERRUPTED
+    assert done.stderr == "prunejax: interrupted; nothing was begun\n"
+
+
 def test_a_signal_is_heard_while_measure_is_loaded(tmp_path):
     lines = ("import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(60)")
     (tmp_path / "numpy.py").write_text("\n".join(lines))  # takes its place, and long

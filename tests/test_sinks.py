@@ -1,6 +1,7 @@
 """Trackers get each run once, with its numbers; TensorBoard gets the settings of each run."""
 
 import json
+import os
 import sys
 import types
 from typing import ClassVar
@@ -10,7 +11,7 @@ import pytest
 from prunejax.errors import ConfigError
 from prunejax.record import scalars, sinks
 from prunejax.record.tensorboard_view import TensorBoardView
-from prunejax.system import optional
+from prunejax.system import files, optional
 
 CONFIG = {
     "name": "small",
@@ -94,6 +95,29 @@ def test_events_of_one_step_and_tables_of_ends(tmp_path, monkeypatch):
     targeted = [v for _, values in rows for tag, v in values.items() if tag.endswith("targeted")]
     assert targeted == [0, 1, 2, 3, 4]
     assert [step for step, values in rows if "cost/a/density" in values] == [20]
+
+
+def test_a_study_that_goes_on_sends_its_runs_itself(tmp_path, monkeypatch):
+    """Both read `sinks.json` once, so that `send` beside the study sent runs twice."""
+    found = []
+    monkeypatch.setitem(sinks.SINKS, "mine", found.append)
+    path = write(tmp_path / "a", ["none-0"])
+    with (
+        files.locked(path),
+        pytest.raises(ConfigError, match=rf"a is in use by process {os.getpid()} on .*; wait for"),
+    ):
+        sinks.send(path, ["mine"])
+    assert found == []
+    sinks.send(path, ["mine"])
+    assert len(found) == 1
+
+
+def test_damaged_records_are_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sinks.SINKS, "mine", print)
+    path = write(tmp_path / "a", ["none-0"])
+    (path / sinks.FILE).write_text('{"mine": "none-0"}')
+    with pytest.raises(ConfigError, match=r"sinks\.json: 'mine' is 'none-0', not a list"):
+        sinks.send(path, ["mine"])
 
 
 def test_what_a_tracker_writes_beside_the_tables_is_its_own(tmp_path, monkeypatch):

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from prunejax import main
-from prunejax.configs import before_training, default, digits
+from prunejax import main, report
+from prunejax.configs import before_training, default, digits, transfer
 from prunejax.errors import ConfigError
 from prunejax.study import preview
 from prunejax.study.devices import arrangement
@@ -67,6 +67,18 @@ def test_what_a_study_says_of_its_variants_it_says_at_every_value():
     swept(shipped, "prune.period=1,4")
     assert len(shipped.report.claims) == 2 * len(digits.get_config().report.claims)
     preview.lines(shipped, default.get_config())
+
+
+def test_the_baseline_is_an_arm_before_the_sweep():
+    """Studies whose unpruned arm is called "dense" could not be swept: it was no variant."""
+    config = transfer.get_config()
+    swept(config, "optimizer.learning_rate=0.05,0.1")
+    assert config.report.baseline == "dense"  # the page takes each at the arm's own values
+    report.check(config.report, list(config.variants))
+    for other in ("dens", "target"):
+        config.report.baseline = other
+        with pytest.raises(ConfigError, match=f"report.baseline: '{other}' is no variant"):
+            report.check(config.report, list(config.variants))
 
 
 def test_values_have_the_fields_types():

@@ -183,6 +183,22 @@ def test_the_page_has_the_levels_and_no_sentence_without_longer_training(study, 
     assert "The best ticket of the chain" in figures_tickets.accuracy(study, None).caption
 
 
+def test_tickets_of_one_data_set_are_drawn(study, monkeypatch):
+    """`transfer` drew accuracies on MNIST and on Fashion-MNIST as points of one panel."""
+    plain = figures_tickets.accuracy(study, None)
+    assert " on " not in plain.caption
+    changed = {name: dict(about) for name, about in study.attributes.items()}
+    for name in ("later1", f"later{LEVELS}"):
+        changed[name]["data"] = "another"
+    monkeypatch.setattr(study, "attributes", changed)
+    monkeypatch.setattr(study, "comparable", type(study).comparable.func(study))
+    other = figures_tickets.accuracy(study, None)
+    assert "later" in plain.alt
+    assert "later" not in other.alt
+    assert f"Mean over seeds on {study.attribute('dense', 'data')} (marker)" in other.caption
+    assert "later" not in figures_tickets.early_stop(study, None).alt
+
+
 def test_masks_are_those_of_open_lth_but_for_the_weight_at_its_threshold():
     rng = np.random.default_rng(4)
     shapes = {"a": (37, 41), "b": (41, 23)}

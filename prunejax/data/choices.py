@@ -1,6 +1,7 @@
 """Seeded choices made from a data set: who stays, how often each class comes, wrong labels."""
 
 import dataclasses
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ from prunejax.data.dataset import Dataset
 
 
 def _check_count(field: str, value: int | None, low: int, high: int, of: str) -> None:
-    if value is not None and not low <= value <= high:
-        raise ValueError(f"{field}={value}: must be between {low} and {high} ({of})")
+    if value is not None and not (isinstance(value, Integral) and low <= value <= high):
+        raise ValueError(
+            f"{field}={value!r}: must be between {low} and {high} ({of}), a whole number"
+        )
 
 
 def check_label_noise(label_noise: float) -> None:

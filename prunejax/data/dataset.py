@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prunejax import registry
 from prunejax.data import batches
 
 Directory = str | os.PathLike[str] | None  # of prepared sets
@@ -114,6 +115,7 @@ class Dataset:
 
     def first(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `count` images and labels of "train" or "test"; 0: all."""
+        registry.whole(0, count=count)
         images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
         return images[: count or None], labels[: count or None]
 

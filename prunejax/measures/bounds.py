@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prunejax import losses
 from prunejax.measures.steps import Affine, Pool, Relu, Step, steps_of
@@ -180,7 +181,7 @@ def margins_of(labels: Array, classes: int) -> Array:
 
     Labels are judged as in `losses`: NaN, which is never certified, where a traced one is no class.
     """
-    losses.check_labels(labels, (*labels.shape, classes))
+    losses.check_labels(labels, (*np.shape(labels), classes))
     known = ((labels >= 0) & (labels < classes))[:, None]
     own = jnp.where(known, jax.nn.one_hot(labels, classes), jnp.nan)
     others = (labels[:, None] + 1 + jnp.arange(classes - 1)[None]) % classes

@@ -3,11 +3,13 @@
 Undefined values are NaN, as in `statistics`.
 
 * Pearson r: Fisher's z with standard error 1/sqrt(n - 3); p from the t distribution.
-* Spearman rho: Fisher's z with variance 1.06/(n - 3) (Fieller, Hartley and Pearson 1957).
-* Kendall tau-b: Fisher's z with variance 0.437/(n - 4) (same paper), p from SciPy (exact for
-  small n without ties). Both take the quantile of t with n - 2 degrees, which makes up for the
-  variance being too small where |rho| is large, and have no interval below n = 8, nor where ranks
-  agree completely: a sample often has 1 where the truth is below it, and z is infinite there.
+* Spearman rho: Fisher's z with variance (1 + rho^2/2)/(n - 3) (Bonett and Wright 2000).
+* Kendall tau-b: Fisher's z with variance 0.437/(n - 4) (Fieller, Hartley and Pearson 1957), p from
+  SciPy (exact for small n without ties). Both take the quantile of t with n - 2 degrees, which
+  makes up for variances that are too small where n is, and have no interval below n = 8, nor where
+  ranks agree completely: a sample often has 1 where the truth is below it, and z is infinite there.
+  Simulated 95 % intervals of 8 to 30 normal pairs cover 94 to 99 % (92 to 100 % tau) for r up to
+  0.9; at r = 0.97 still 94 to 98 % (86 to 99 %), at 0.99 only 86 to 95 % (80 to 99 %).
 * pairs that come in blocks (runs of one seed): `clustered`, the coefficient without each block.
 """
 
@@ -108,7 +110,7 @@ def _correlate(kind: str, x: ArrayLike, y: ArrayLike, level: float) -> Correlati
         # Normal quantile: the variance of z is known and not estimated.
         half = float(special.ndtri((1 + level) / 2)) / sqrt(n - 3)
     elif kind != "pearson" and n >= LEAST_RANKED and abs(value) < 1:
-        variance = 1.06 / (n - 3) if kind == "spearman" else 0.437 / (n - 4)
+        variance = (1 + value**2 / 2) / (n - 3) if kind == "spearman" else 0.437 / (n - 4)
         half = t_factor(n - 2, level) * sqrt(variance)
     return _with_interval(n, value, p, half)
 

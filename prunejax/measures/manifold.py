@@ -23,6 +23,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpy.typing import ArrayLike
 
+from prunejax import registry
 from prunejax.curvature import vectors as vectors_lib
 from prunejax.measures import statistics
 
@@ -53,6 +54,7 @@ class Spectrum:
 
     def largest_gaps(self, count: int = 5) -> list[int]:
         """Ranks (from 1) of the largest gaps, the largest first."""
+        registry.whole(0, count=count)
         return [int(i) + 1 for i in np.argsort(-self.gaps, kind="stable")[:count]]
 
     def basis(self, kind: str, dimensions: int, seed: int = 0) -> np.ndarray:
@@ -109,6 +111,7 @@ def remainder_lipschitz(
       key: of the directions.
       probes: how many.
     """
+    registry.whole(1, probes=probes)
     start, of = _flat(loss, params)
     second = jax.jit(jax.hessian(of))
     here = np.asarray(second(start), np.float64)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import trees
+from prunejax import registry, trees
 from prunejax.groups import Group
 
 Tree = Any
@@ -159,6 +159,7 @@ def weight_matching(
     """
     from scipy.optimize import linear_sum_assignment  # late: every study would load all of it
 
+    registry.whole(0, sweeps=sweeps)
     paths = trees.paths(a)
     target = {p: np.asarray(x, np.float64) for p, x in trees.leaves_with_paths(a)}
     aligned = trees.aligned(a, b, "the second network")

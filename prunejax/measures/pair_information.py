@@ -16,6 +16,7 @@ from math import nan
 import numpy as np
 from numpy.typing import ArrayLike
 
+from prunejax import registry
 from prunejax.measures import statistics
 
 Axes = Mapping[str, Sequence[Hashable]]
@@ -116,6 +117,7 @@ def conditional(measure: ArrayLike, target: ArrayLike, axes: Axes, *, most: int 
     x, y = _column(measure, "the measure"), _column(target, "the target")
     if x.size != y.size:
         raise ValueError(f"{x.size} values of the measure and {y.size} of the target")
+    registry.whole(0, most=most)
     pairs = _pair_codes(check_axes(axes, x.size), x.size)
     a, b = _signs(x), _signs(y)
     ratios: dict[tuple[str, ...], float] = {}
@@ -148,6 +150,7 @@ def null(
 
     Args: as in `conditional`; `permutations` shuffles of the stream "shuffled measure".
     """
+    registry.whole(2, permutations=permutations)
     rng, x = statistics.random(seed, "shuffled measure"), _column(measure, "the measure")
     found = [
         conditional(rng.permutation(x), target, axes, most=most).value for _ in range(permutations)

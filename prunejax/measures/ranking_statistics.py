@@ -20,6 +20,7 @@ from math import nan
 import numpy as np
 from numpy.typing import ArrayLike
 
+from prunejax import registry
 from prunejax.measures import pair_information, statistics
 from prunejax.measures.correlation import signs
 from prunejax.measures.pair_information import Axes
@@ -89,6 +90,7 @@ def _bootstrap(
     name: str, statistic: Callable[[np.ndarray], np.ndarray], keep: np.ndarray,
     clusters: Sequence[Hashable] | None, draws: int, level: float, seed: int,
 ) -> Rank:  # fmt: skip
+    registry.whole(0, draws=draws)
     n = int(keep.sum())
     if clusters is not None and len(clusters) != keep.size:
         raise ValueError(f"{len(clusters)} clusters for {keep.size} models; give one for each")
@@ -176,6 +178,7 @@ def r_squared(
 ) -> Rank:
     """R^2 of the least-squares line of the target on the measure; arguments as in `kendall`."""
     (x, y), keep = _finite(measure, target)
+    x, y = (v / statistics.unit(v) for v in (x, y))  # no square may overflow
     x, y = (v - v.mean() if v.size else v for v in (x, y))  # centered, so that little cancels below
 
     def statistic(w: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from math import nan
 import numpy as np
 from numpy.typing import ArrayLike
 
+from prunejax import registry
 from prunejax.measures import statistics
 from prunejax.measures.recall_balance import accuracy as accuracy
 from prunejax.measures.recall_balance import balance as balance
@@ -119,6 +120,7 @@ def split_half(
       NaN where x_A x_B is not positive in more than a tenth of the splits, or fewer than two
       classes have two examples; a class with a single one does not count.
     """
+    registry.whole(1, splits=splits)
     y = np.asarray(labels).reshape(-1)
     (_, examples), _ = (counts(v, y, classes) for v in (right_dense, right_pruned))  # refuses
     both = np.stack([np.asarray(v, bool).reshape(-1) for v in (right_dense, right_pruned)])
@@ -221,6 +223,7 @@ def permutation_test(
     one of the draws. NaN for classes without examples. `dense` and `pruned` (predictions) and
     `labels` are [examples].
     """
+    registry.whole(1, permutations=permutations)
     y = np.asarray(labels).reshape(-1)
     (_, total), _ = (counts(p, y, classes) for p in (dense, pruned))  # refuses what does not fit
     right0, right = (np.asarray(p).reshape(-1) == y for p in (dense, pruned))

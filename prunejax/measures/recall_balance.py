@@ -5,6 +5,8 @@ from math import nan
 import numpy as np
 from numpy.typing import ArrayLike
 
+from prunejax import registry
+
 WEIGHTINGS = ("frequency", "balanced")
 
 
@@ -16,8 +18,9 @@ def counts(
     `predictions` and `labels` are [examples].
 
     Raises:
-      ValueError: they are not as many, or labels are none of the classes.
+      ValueError: they are not as many, labels are none of the classes, or these no count.
     """
+    registry.whole(1, classes=classes)
     p, y = np.asarray(predictions).reshape(-1), np.asarray(labels).reshape(-1)
     if p.size != y.size:
         raise ValueError(f"{p.size} predictions for {y.size} labels")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from prunejax import losses
+from prunejax import losses, registry
 from prunejax.curvature.callables import as_argument
 
 Array = jax.Array
@@ -46,11 +46,13 @@ class Smoothed:
         """Share of inputs right by `labels` [n] throughout a ball; abstentions are wrong.
 
         Raises:
-          ValueError: not one label for each input, or one below 0.
+          ValueError: not one integer for each input, or one below 0.
         """
         y = np.asarray(labels).reshape(-1)
-        if y.size != self.classes.size or np.any(y < 0):  # -1 stands for an abstention
-            raise ValueError(f"{y.size} labels of {self.classes.size} inputs; one each, from 0")
+        # -1 stands for an abstention
+        if y.size != self.classes.size or not losses.is_classes(y) or np.any(y < 0):
+            there = f"{y.size} labels of {self.classes.size} inputs"
+            raise ValueError(f"{there}; one each, from 0 (they are {y.dtype})")
         right = (self.classes == y) & (self.radii >= radius)
         return float(np.mean(right))
 
@@ -101,13 +103,11 @@ def smooth(
       select, draws: sizes of the two samples.
       alpha: each statement is wrong with at most this probability.
 
-    Raises ValueError: sigma or alpha out of range, no draws.
+    Raises ValueError: sigma or alpha out of range, counts that are no whole numbers from 1.
     """
-    if not sigma > 0 or not 0 < alpha < 1 or min(select, draws) < 1:
-        raise ValueError(
-            f"sigma={sigma}, alpha={alpha}, select={select}, draws={draws}: a positive sigma, "
-            "alpha in (0, 1) and at least one draw in each sample"
-        )
+    registry.whole(1, classes=classes, select=select, draws=draws)
+    if not sigma > 0 or not 0 < alpha < 1:
+        raise ValueError(f"sigma={sigma}, alpha={alpha}: a positive sigma, and alpha in (0, 1)")
     size, fn = jnp.float32(sigma), as_argument(outputs)
     first = _counts(fn, x, size, jax.random.fold_in(key, 0), select, classes)
     chosen = np.asarray(first).argmax(1)

@@ -14,7 +14,7 @@ import functools
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, isnan, nan, sqrt
+from math import frexp, isfinite, isnan, ldexp, nan, sqrt
 from typing import TypeVar
 
 import numpy as np
@@ -25,8 +25,8 @@ Key = TypeVar("Key", bound=Hashable)
 METHODS = {
     "mean": "Student t interval; std with n - 1",
     "pearson": "Fisher z interval, standard error 1/sqrt(n - 3)",
-    "spearman": "Fisher z, variance 1.06/(n - 3) (Fieller, Hartley, Pearson 1957), t quantile",
-    "kendall": "tau-b; Fisher z, variance 0.437/(n - 4) (same paper), t quantile",
+    "spearman": "Fisher z, variance (1 + rho^2/2)/(n - 3) (Bonett, Wright 2000), t quantile",
+    "kendall": "tau-b; Fisher z, variance 0.437/(n - 4) (Fieller et al. 1957), t quantile",
     "clustered": "each seed left out in turn (jackknife over blocks), t interval on Fisher's z",
     "paired": "differences between runs of the same seed, paired t; d = mean / std of differences",
     "welch": "Welch t-test; d with the root of the mean of the two variances",
@@ -78,6 +78,15 @@ def finite(*columns: ArrayLike) -> list[np.ndarray]:
     return [array[keep] for array in arrays]
 
 
+def unit(*columns: ArrayLike) -> float:
+    """The power of two at the largest magnitude of the `columns` [n]; 1 where all are 0.
+
+    Over it no square leaves the range of floats, and no digit changes.
+    """
+    largest = max(float(np.max(np.abs(column), initial=0.0)) for column in columns)
+    return ldexp(1.0, frexp(largest)[1] - 1) if largest else 1.0
+
+
 def is_rounding(x: np.ndarray, resolution: float = 0.0, size: float = 0.0) -> bool:
     """True if values differ by no more than rounding, so that a spread of them says nothing.
 
@@ -117,10 +126,11 @@ def mean(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Mea
     n = x.size
     if n == 0:
         return Mean(0, nan, nan, nan, nan)
-    center = float(x.mean())
+    one = unit(x)
+    center = one * float((x / one).mean())
     if n == 1:
         return Mean(1, center, nan, nan, nan)
-    std = float(x.std(ddof=1))
+    std = one * float((x / one).std(ddof=1))
     if n < LEAST or is_rounding(x, resolution):
         return Mean(n, center, std, nan, nan)
     half = t_factor(n - 1, level) * std / sqrt(n)
@@ -172,12 +182,12 @@ def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 
     difference = x - y
     if difference.size == 0:
         return Comparison(0, nan, nan, nan, nan, nan, nan, nan)
-    n, center = difference.size, float(difference.mean())
+    found = mean(difference)
+    n, center, std = found.n, found.mean, found.std
     # rounding goes by these, not by x - y
     size = max(float(np.max(np.abs(x))), float(np.max(np.abs(y))))
     if n < LEAST or is_rounding(difference, resolution, size):
         return _compare(n, center, nan, nan, nan, level)
-    std = float(difference.std(ddof=1))
     return _compare(n, center, std / sqrt(n), n - 1, center / std, level)
 
 
@@ -196,10 +206,12 @@ def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 0
     flat = [is_rounding(sample, resolution, size) for sample in (first, second)]
     if n < LEAST or all(flat):
         return _compare(n, x.mean - y.mean, nan, nan, nan, level)
-    u, v = x.std**2 / x.n, y.std**2 / y.n
+    one = unit([x.std, y.std])  # the squares are squared below
+    a2, b2 = (x.std / one) ** 2, (y.std / one) ** 2
+    u, v = a2 / x.n, b2 / y.n
     degrees = (u + v) ** 2 / (u**2 / (x.n - 1) + v**2 / (y.n - 1))  # Welch-Satterthwaite
-    d = (x.mean - y.mean) / sqrt((x.std**2 + y.std**2) / 2)
-    return _compare(n, x.mean - y.mean, sqrt(u + v), degrees, d, level)
+    d = (x.mean - y.mean) / (one * sqrt((a2 + b2) / 2))
+    return _compare(n, x.mean - y.mean, one * sqrt(u + v), degrees, d, level)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -220,7 +232,9 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     a, b = finite(x, y)
     if a.size < 3 or is_rounding(a):
         return nan, nan
-    slope = float(np.cov(a, b)[0, 1] / a.var(ddof=1))  # n - 1 in both
+    one, other = unit(a), unit(b)
+    c = a / one
+    slope = float(np.cov(c, b / other)[0, 1] / c.var(ddof=1)) * other / one  # n - 1 in both
     return slope, float(b.mean() - slope * a.mean())
 
 

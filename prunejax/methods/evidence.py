@@ -216,7 +216,7 @@ class NetworkScore(NamedTuple):
     """An entry of EVIDENCE."""
 
     fn: Callable[[Evidence], Tree]
-    needs: str = ""  # "loss", "output" or "seed"
+    needs: str = ""  # of "loss", "output", "seed", with spaces between: "loss seed"
     rounds: int = 1  # by default
 
 
@@ -245,6 +245,7 @@ def demand(name: str, given: dict[str, Any]) -> NetworkScore:
       ValueError: there is none, or what it needs is not among what was `given`.
     """
     entry = registry.lookup(EVIDENCE, name, "score of a network")
-    if entry.needs and given.get(entry.needs) is None:
-        raise ValueError(f"{name} needs {entry.needs}=: {NEEDS[entry.needs]}")
+    for need in entry.needs.split():
+        if given.get(need) is None:
+            raise ValueError(f"{name} needs {need}=: {NEEDS[need]}")
     return entry

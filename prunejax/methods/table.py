@@ -199,10 +199,10 @@ def resolve(
 
 def _ingredients(m: Method) -> list[str]:
     """What a method needs beyond settings and updates: arguments of `sparsify`."""
-    found = []
+    found: list[str] = []
     if isinstance(m.initial, str) and m.initial not in ("dense", "masks"):
         entry = registry.lookup(EVIDENCE, m.initial, "score of a network")
-        found += [entry.needs] if entry.needs else []
+        found += entry.needs.split()
     if m.growth == "random" and "seed" not in found:
         found.append("seed")
     return [*found, "forward"] if m.dead != "zero" else found

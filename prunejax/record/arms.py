@@ -1,5 +1,6 @@
 """The settings of an arm, as a recorded config gives them: the one place that tells them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,11 @@ def beside(label: str, one: str, labels: Sequence[str]) -> str:
             if other.startswith(f"{one}-") and label.endswith(other.removeprefix(one)):
                 return other
     return labels[0]
+
+
+def is_at(label: str, one: str) -> bool:
+    """Whether a label is the arm `one`, or that arm at a value of a sweep: "ONE-period=4"."""
+    return re.fullmatch(rf"{re.escape(one)}(-\w+=.*)?", label) is not None
 
 
 def renamed(fields: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from prunejax.errors import RecordError, WorkdirError
 from prunejax.record import ledger
 from prunejax.record.tensorboard_view import TensorBoardView
-from prunejax.record.workdir import check
+from prunejax.record.workdir import check, read_record
 from prunejax.system import files
 
 
@@ -221,11 +221,11 @@ class RunDirectory:
 
     def load_json(self, name: str) -> Any:
         """The content of a JSON file of the run directory, None if there is none.
-        Raises WorkdirError: it is no JSON object.
+        Raises WorkdirError: it is no JSON object, or parts of it are of other types.
         """
         file = self.path / name
         try:
-            return files.read_object(file) if file.exists() else None
+            return read_record(file) if file.exists() else None
         except ValueError as error:
             raise WorkdirError(
                 f"{error}: it was changed or damaged. Restore it, or start over in a new workdir"

@@ -11,7 +11,6 @@ run was not sent, and `send` sends it later.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -177,7 +176,7 @@ class Tracking:
 
     def _ended(self, row: Mapping[str, str], summary: Mapping[str, float]) -> EndedRun:
         if self._about is None:
-            config = json.loads((self._path / "config.json").read_text())
+            config = files.read_object(self._path / "config.json")
             study = self._path / "study.json"
             stated = files.read_object(study).get("variants") if study.exists() else None
             name = str(config.get("name") or "prunejax")
@@ -199,17 +198,23 @@ def send(workdir: str | os.PathLike[str], names: Sequence[str]) -> None:
       names: of `SINKS`.
 
     Raises:
-      ValueError: an unknown name, or its package is not installed.
+      ValueError: an unknown name, its package is not installed, or a study goes on there.
       OSError: it is no run directory.
     """
     check(names)
-    Tracking(remote.fetched(workdir), names, print).send()
+    path = remote.fetched(workdir)
+    with files.locked(path):  # a study that goes on sends its runs itself
+        Tracking(path, names, print).send()
     remote.publish(workdir)
 
 
 def _sent(path: Path) -> dict[str, list[str]]:
     file = path / FILE
-    return files.read_object(file) if file.exists() else {}
+    found = files.read_object(file) if file.exists() else {}
+    for name, runs in found.items():
+        if not isinstance(runs, list):
+            raise ConfigError(f"{file}: {name!r} is {runs!r:.40}, not a list; restore the file")
+    return found
 
 
 def _is_of_runs(file: Path) -> bool:

@@ -21,9 +21,13 @@ class Times:
     """
 
     def __init__(self, directory: SharedDirectory, devices: int) -> None:
-        """Starts the clock. `devices`: how many are held for the study, of all processes."""
+        """Starts the clock. `devices`: how many are held for the study, of all processes.
+
+        Raises WorkdirError: the file is damaged.
+        """
         self._directory, self._devices = directory, devices
         self._last, self._begun = time.monotonic(), _now()
+        directory.load_json(FILE)  # what cannot be added to is told before the training
 
     @contextmanager
     def counted(self) -> Iterator[None]:

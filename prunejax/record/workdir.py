@@ -1,6 +1,7 @@
-"""Whether a path may be used as the run directory of a study: looks, and writes nothing."""
+"""Whether a path may be, or is, the run directory of a study: looks, and writes nothing."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,26 @@ from prunejax.system.files import read_object
 # What may stand in a directory that is not yet a run directory: traces of a start that was
 # interrupted before `config.json` was written, shards, and what launch scripts put there.
 _HARMLESS = {".lock", listing.KNOWN, "environment.json", "logs", "shards"}
+
+# What parts of a run directory's JSON files have to be.
+_PARTS: dict[str, dict[str, type]] = {
+    "config.json": {"variants": dict, "report": dict, "measures": dict, "prune": dict},
+    "study.json": {"variants": dict, "runs": list, "here": list},
+    "environment.json": {"packages": dict, "devices": list, "continued": list},
+    "times.json": dict.fromkeys(("wall_seconds", "devices", "device_seconds"), Number)
+    | {"begun": str, "ended": str},
+}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON file of a run directory.
+    Raises ValueError: it is no JSON object, or a part of it of another type; names the file.
+    """
+    content = read_object(path)
+    for name, kind in _PARTS.get(path.name, {}).items():
+        if name in content and not isinstance(content[name], kind):
+            raise ValueError(f"{path}: {name!r} is {content[name]!r:.40}, not a {kind.__name__}")
+    return content
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:

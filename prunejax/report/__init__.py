@@ -15,7 +15,7 @@ from typing import Any
 from prunejax import registry
 from prunejax.errors import ConfigError
 from prunejax.measures import claims
-from prunejax.record import remote
+from prunejax.record import arms, remote
 from prunejax.system import config_file, optional
 from prunejax.system.files import expand
 
@@ -43,7 +43,8 @@ def check(options: Any, labels: Sequence[str]) -> None:
             "installation of matplotlib, Pillow and Jinja2 first"
         ) from error
     importlib.import_module("prunejax.report.gallery").check(options.figures)
-    if options.baseline != "none":  # the default; a study may have no such variant
+    # "none" is the default; a study may have no such variant
+    if options.baseline != "none" and not any(arms.is_at(a, options.baseline) for a in labels):
         registry.known("report.baseline", [options.baseline], labels)
     registry.known("report.correlate", options.correlate, labels)
     for pair in options.tests:

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 
 from prunejax.measures import recall, statistics
 from prunejax.measures.columns import by_variant
+from prunejax.report import contrast
 from prunejax.report.figures import Drawing
 from prunejax.report.figures_density import live_share
 from prunejax.report.figures_recall import distortions, families
@@ -97,14 +98,14 @@ def _map(values: np.ndarray, columns: Sequence[str], kinds: Sequence[int], title
     made, axes = panel(
         max(2.2, 0.9 + 0.27 * len(kinds)), title=f"{title}: recall, %", ylabel="class"
     )
-    axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    drawn = axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     axes.grid(visible=False)
     if len(kinds) <= 20 and len(columns) <= 9:
         size = min(9.0, 62 * WIDTH / len(columns) / 8)
         for (i, j), x in np.ndenumerate(values):
             axes.text(
                 j, i, f"{x:.0f}", ha="center", va="center", fontsize=size,
-                color="black" if x > 55 else "white",
+                color=contrast.upon(drawn.to_rgba(x)),
             )  # fmt: skip
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(kinds)), [str(k) for k in kinds])

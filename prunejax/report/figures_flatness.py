@@ -52,13 +52,11 @@ def _measures(study: Study, look: Look, name: str, title: str, more: str = "") -
     if not found:
         return None
     variants = [v for v in study.comparable if v in study.good_of]
-    data = {study.attribute(v, "data") for v in study.variants}
-    where = f" on {study.attribute(variants[0], 'data')}" if len(data) > 1 and variants else ""
     bars = any(isfinite(number(row.get(f"{c}_stderr"))) for row in study.good for c in columns)
     return Drawing(
         [made for made, _ in found] + [arm_legend(study, look, variants)],
         title,
-        f"One point per run, all runs{where}; {_BARS * bars}Pearson r and Kendall τ.{more}",
+        f"One point per run, all runs{study.where}; {_BARS * bars}Pearson r and Kendall τ.{more}",
         _finding([text for _, text in found]),
     )
 

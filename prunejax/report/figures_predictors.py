@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from prunejax.measures import pair_information, ranking_table, statistics
 from prunejax.measures.columns import number
-from prunejax.report import ranking
+from prunejax.report import contrast, ranking
 from prunejax.report.figures import Drawing
 from prunejax.report.names import apart
 from prunejax.report.ranking import Grid
@@ -112,7 +112,7 @@ def _table(title: str, columns: Sequence[str], names: Sequence[str], cells: np.n
     size = 0.62 + 0.19 * len(names) + 0.06 * words
     made = Figure(figsize=(WIDTH, size), dpi=150, layout="constrained")
     axes = made.subplots()
-    axes.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    drawn = axes.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     axes.grid(visible=False)
     axes.set_yticks(range(len(names)), apart(names, 34), fontsize=7)
     if crowded:
@@ -123,10 +123,9 @@ def _table(title: str, columns: Sequence[str], names: Sequence[str], cells: np.n
     if len(columns) <= 10:
         for i, j in np.ndindex(*cells.shape):
             if isfinite(cells[i, j]):
-                dark = abs(cells[i, j]) > 0.6
                 axes.text(
                     j, i, minus(f"{cells[i, j]:.2f}"), ha="center", va="center", fontsize=6.5,
-                    color="white" if dark else "black",
+                    color=contrast.upon(drawn.to_rgba(cells[i, j])),
                 )  # fmt: skip
     made.suptitle(title, fontsize="medium")  # wider than the cells
     return made

@@ -34,10 +34,15 @@ Series = Mapping[str, Sequence[Level]]
 
 
 def _series(study: Study) -> tuple[dict[str, list[Level]], dict[str, Level]]:
-    """(families of pruned arms, most kept first; the last dense arm of each further family)."""
+    """(families of pruned arms, most kept first; the last dense arm of each further family).
+
+    Of arms on one data set: accuracies on another, and steps to them, are no other points.
+    """
     pruned: dict[str, list[Level]] = {}
     dense: dict[str, Level] = {}
     for variant, level in levels.of(study).items():
+        if variant not in study.comparable:
+            continue
         if level.keep < 1:
             pruned.setdefault(family(variant), []).append(level)
         else:  # of a chain of dense trainings the last one has had all steps
@@ -88,8 +93,9 @@ def accuracy(study: Study, _look: Look) -> Drawing | None:
     return Drawing(
         panels,
         "Accuracy of tickets and their controls",
-        "Mean over seeds (marker), every seed (dot), 95 % interval of the mean (line). Bands: "
-        "dense networks, their mean and interval. The table Levels has the counts. " + _gain(study),
+        f"Mean over seeds{study.where} (marker), every seed (dot), 95 % interval of the mean "
+        "(line). Bands: dense networks, their mean and interval. The table Levels has the counts. "
+        + _gain(study),
         f"At the smallest share of each: {lowest}.",
     )
 
@@ -141,9 +147,9 @@ def early_stop(study: Study, _look: Look) -> Drawing | None:
     return Drawing(
         panels,
         "Early stop against the share kept",
-        "Training step after which the validation loss is lowest (Frankle and Carbin 2019): mean, "
-        "every seed, 95 % interval. Epochs are what is resolved; a step at the end of training "
-        "says that the loss still fell.",
+        "Training step after which the validation loss is lowest (Frankle and Carbin 2019)"
+        f"{study.where}: mean, every seed, 95 % interval. Epochs are what is resolved; a step at "
+        "the end of training says that the loss still fell.",
         f"Early-stop step: {words}.",
     )
 
@@ -168,8 +174,8 @@ def overlap(study: Study, _look: Look) -> Drawing | None:
     return Drawing(
         [made, layers, legend([*handles, *more])],
         "Masks: overlap across seeds, and density of layers",
-        "First: mean over pairs of seeds of live in both over live in either. Second: share of "
-        "each layer that is live.",
+        f"First: mean over pairs of seeds{study.where} of live in both over live in either. "
+        "Second: share of each layer that is live.",
         f"Overlap {found[0]:.3f} (chance {chance[0]:.3f}) at {xs[0]:.2g}% kept, {found[-1]:.3f} "
         f"({chance[-1]:.3f}) at {xs[-1]:.2g}%.",
     )

@@ -1,7 +1,7 @@
 """The HTML page: text, tables and drawings in one file; no network, no script."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -79,6 +79,7 @@ def write(directories: Sequence[str | Path], output: str | Path | None = None) -
         empty=choice.empty(drawn),
     )
     page = target / "report.html"
+    _forget(page, figures)
     files.replace(page, lambda file: file.write(text.encode()))
     if failed:
         raise FigureError(failed, page)
@@ -105,6 +106,14 @@ def _figure(name: str, made: Drawing, rendered: drawing.Rendered, target: Path) 
     files.replace(target / "figures" / f"{name}.svg", lambda file: file.write(svg))
     svgs = [Markup(with_words(part, made.title)) for part in parts]
     return Figure(f"figure-{name}", made.title, made.caption, svgs, made.alt)
+
+
+def _forget(page: Path, figures: Collection[str]) -> None:
+    """Removes files of figures that the page as it was had, and the new one has not."""
+    before = page.read_text(errors="replace") if page.is_file() else ""
+    for name in set(re.findall(r'<h[23] id="figure-([^"/]+)"', before)).difference(figures):
+        for kind in ("png", "svg"):
+            (page.parent / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
 
 
 def _content(study: Study, found: Mapping[str, Any], target: Path) -> dict[str, Any]:

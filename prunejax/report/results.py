@@ -20,7 +20,7 @@ from prunejax.measures.columns import (
 )
 from prunejax.measures.forecasts import forecasts
 from prunejax.measures.summary import summarize
-from prunejax.record.arms import beside
+from prunejax.record.arms import beside, is_at
 
 Row = dict[str, str]
 
@@ -174,8 +174,9 @@ class Study:
         found: dict[str, str] = {}
         for arms in self.groups.values():
             unpruned = [v for v in arms if v == self.baseline]
-            if len(arms) > 1:  # an arm alone is no group to compare in
-                unpruned += [v for v in arms if self.attribute(v, "target") is None]
+            if not unpruned and len(arms) > 1:  # an arm alone is no group to compare in
+                unpruned = [v for v in arms if is_at(v, self.baseline)]
+                unpruned = unpruned or [v for v in arms if self.attribute(v, "target") is None]
             if unpruned:
                 found |= {v: beside(v, self.baseline, unpruned) for v in arms}
             elif self.baseline in self.variants:
@@ -189,6 +190,12 @@ class Study:
         first = self.baseline if self.baseline in self.variants else next(iter(self.variants), "")
         data = self.attribute(first, "data")
         return [arm for arm in self.variants if self.attribute(arm, "data") == data]
+
+    @property
+    def where(self) -> str:
+        """` on DATA`, said of `comparable` arms where others have other data; else nothing."""
+        data = {self.attribute(arm, "data") for arm in self.variants}
+        return f" on {self.attribute(self.comparable[0], 'data')}" if len(data) > 1 else ""
 
     @functools.cached_property
     def has_events(self) -> bool:

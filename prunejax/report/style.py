@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from prunejax.measures import statistics
-from prunejax.report import png
+from prunejax.report import contrast, png
 from prunejax.report.fit import DrawnAxes, Fit
 from prunejax.report.names import apart
 
@@ -202,7 +202,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         places[i] = min(places[i], limit) if over else places[i]
     names = apart([text for _, text, _ in order], 20)
     for place, (_, _, color), name in zip(places, order, names, strict=True):
-        axes.text(1.015, place, name, color=color, transform=axes.transAxes, va="center")
+        ink = contrast.on_white(color)
+        axes.text(1.015, place, name, color=ink, transform=axes.transAxes, va="center")
 
 
 def plain_numbers(axis: Axis) -> None:

@@ -11,23 +11,16 @@ from prunejax.errors import ReportError
 from prunejax.measures import emptied
 from prunejax.measures.columns import by_variant, is_completed
 from prunejax.record import arms, ledger, remote
-from prunejax.record.workdir import differences
+from prunejax.record.workdir import differences, read_record
 from prunejax.report import asked, intact, remeasured, shards
 from prunejax.report.attributes import attributes_of
 from prunejax.report.results import Row, Study, with_losses
-from prunejax.system.files import plain_name, read_object
+from prunejax.system.files import plain_name
 
 _TABLES = ("epochs", "events", "runs", "layers", "costs", "updates")  # the last not of every one
 
 _FEW = 4  # more runs that stopped than this are told by arm, and as many arms
 _NAMES = ("run", "variant", "run_a", "run_b")  # columns that name runs and arms
-
-# What parts of a run directory's JSON files have to be.
-_PARTS: dict[str, dict[str, type]] = {
-    "config.json": {"variants": dict, "report": dict, "measures": dict, "prune": dict},
-    "study.json": {"variants": dict, "runs": list, "here": list},
-    "environment.json": {"packages": dict, "devices": list, "continued": list},
-}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -35,13 +28,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = read_object(path)
+        return read_record(path)
     except ValueError as error:
         raise ReportError(str(error)) from error
-    for name, kind in _PARTS.get(path.name, {}).items():
-        if name in content and not isinstance(content[name], kind):
-            raise ReportError(f"{path}: {name!r} is {content[name]!r:.40}, not a {kind.__name__}")
-    return content
 
 
 def read_csv(path: Path) -> list[Row]:

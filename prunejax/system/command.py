@@ -33,6 +33,15 @@ def tell(error: object, code: int) -> int:
     return code
 
 
+def say(text: str) -> int:
+    """Prints what a command was asked for; returns the exit code: 1 where there is no room."""
+    try:
+        signals.tell(text, sys.stdout, needed=True)
+    except OSError as error:
+        return tell(f"standard output: {error.strerror}", FAILURE)
+    return 0
+
+
 def outcome(error: BaseException) -> tuple[str, int] | None:
     """The line and the exit code of an error; None: not expected, its trace is wanted."""
     if isinstance(error, UnreadableError):

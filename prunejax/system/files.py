@@ -267,3 +267,14 @@ def acquire(path: Path) -> IO[str]:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     return lock
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the run directory `path`; ConfigError if a study does."""
+    try:
+        lock = acquire(path / ".lock")
+    except LockedError as holder:
+        raise ConfigError(f"{path} is in use by {holder}; wait for it") from None
+    with lock:
+        yield

@@ -7,6 +7,7 @@ remembered for who asks `requested`.
 """
 
 import atexit
+import errno
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ P = ParamSpec("P")
 
 INTERRUPTED = 75  # exit code: the same command continues (EX_TEMPFAIL)
 _ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _lock = threading.Lock()
 _deferred = False  # an end has to wait: something is not saved yet
 _requested = False
@@ -151,18 +153,21 @@ def _leave() -> None:
     os._exit(INTERRUPTED)  # mostly in a thread of its own, which `sys.exit` alone would end
 
 
-def tell(text: str, stream: TextIO) -> None:
+def tell(text: str, stream: TextIO, needed: bool = False) -> None:
     """Prints a line; where the stream is gone, with its terminal or reader, nothing happens.
 
-    What the stream has no characters for, of a path say, is escaped.
+    What the stream has no characters for, of a path say, is escaped. OSError if the text is
+    `needed`, and the disk has no room for it.
     """
     try:
         encoding = getattr(stream, "encoding", None) or "utf-8"
         shown = text.encode(encoding, "backslashreplace").decode(encoding)
         print(shown, file=stream, flush=True)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         # What is left in its buffer goes nowhere, and the exit code stays what it is.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+        if needed and isinstance(error, OSError) and error.errno in _FULL:
+            raise

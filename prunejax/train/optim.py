@@ -146,7 +146,7 @@ def learning_rates(
     cosine for each stretch (Loshchilov & Hutter 2017).
     """
     # A restart at 0, or past the end, is none.
-    cuts = [0, *(r for r in restarts if 0 < r < epochs), epochs]
+    cuts = sorted({0, *(r for r in restarts if 0 < r < epochs), epochs})
     if len(cuts) > 2:
         options: dict[str, Any] = {"milestones": milestones, "decay": decay}
         return [

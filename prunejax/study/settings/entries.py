@@ -97,8 +97,9 @@ def check() -> None:
                 "entry of that name, which computes it"
             )
     for name, entry in evidence.EVIDENCE.items():
-        where = f"methods.evidence.EVIDENCE[{name!r}].needs = {entry.needs!r} is not one of"
-        registry.one_of(entry.needs, ("", *evidence.NEEDS), where)
+        for need in entry.needs.split():
+            where = f"methods.evidence.EVIDENCE[{name!r}].needs: {need!r} is not one of"
+            registry.one_of(need, evidence.NEEDS, where)
     _models()
     for name, (kind, _) in models.MODELS.items():
         _callable_with(f"models.MODELS[{name!r}].__call__", kind.__call__, CALL_OF_MODELS)
