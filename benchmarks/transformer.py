@@ -13,10 +13,12 @@ studies take them: such a program takes its memory from the system once.
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import common
@@ -27,6 +29,9 @@ import numpy as np
 
 from prunejax import losses, models, rng, trees
 from prunejax.models.vit import ViT
+from prunejax.system import working_memory
+
+SIZES = ("depth", "heads", "head-units", "batch")
 
 
 class ValuesOnly(ViT):
@@ -91,51 +96,82 @@ def steps(graded: Any, count: int) -> Any:
     return jax.jit(taken)
 
 
+class Ours:
+    """Our gradient, of weights and a batch that are the same in every process."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        module, self.graded = gradient(ViT, options)
+        self.params = models.init(module, rng.at(0, "init"), (32, 32, 3))["params"]
+        generator = np.random.default_rng(0)
+        self.x = generator.normal(size=(options.batch, 32, 32, 3)).astype(np.float32)
+        self.y = generator.integers(0, 10, options.batch)
+        self.batch = jnp.asarray(self.x), jnp.asarray(self.y)
+
+    def __call__(self, repeats: int) -> dict[str, float]:
+        """Loss, norm of the gradient, and seconds of the fastest of so many calls."""
+        found: list[Any] = []
+
+        def call() -> Any:
+            found[:] = self.graded(self.params, *self.batch)
+            return found
+
+        taken = common.timed(call, repeats)
+        norm = np.sqrt(sum(np.sum(np.square(np.float64(g))) for g in jax.tree.leaves(found[1])))
+        return {"loss": float(found[0]), "norm": float(norm), "wall": taken.wall, "cpu": taken.cpu}
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Answers lines of JSON, {"repeats": n}, as `transformer_torch.py` does."""
+    ours = Ours(options)
+    print(json.dumps({"devices": jax.device_count()}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(ours(json.loads(line)["repeats"])), flush=True)
+
+
 def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row per contender."""
-    module, ours = gradient(ViT, options)
-    params = models.init(module, rng.at(0, "init"), (32, 32, 3))["params"]
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(options.batch, 32, 32, 3)).astype(np.float32)
-    y = generator.integers(0, 10, options.batch)
-    batch = jnp.asarray(x), jnp.asarray(y)
-    begun = time.perf_counter()
-    value, slopes = jax.block_until_ready(ours(params, *batch))
-    first = {"ours": time.perf_counter() - begun}
-    norm = float(np.sqrt(sum(np.sum(np.square(np.float64(g))) for g in jax.tree.leaves(slopes))))
-    taken = {"ours": common.Seconds(np.inf, np.inf)}
+    ours = Ours(options)
+    sizes = [str(n) for n in (options.depth, options.heads, options.threads)]
+    own = [f"--{k}={getattr(options, k.replace('-', '_'))}" for k in SIZES]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "variables.npz")
-        np.savez(path, x=x, y=y, **dict(trees.leaves_with_paths(params)))
-        sizes = [str(n) for n in (options.depth, options.heads, options.threads)]
+        np.savez(path, x=ours.x, y=ours.y, **dict(trees.leaves_with_paths(ours.params)))
+        other = common.Worker(sys.executable, "transformer.py", "--serve", *own)
         worker = common.Worker(options.torch_python, "transformer_torch.py", path, *sizes)
         print("torch", worker.about, flush=True)
-        for way in ("eager", "compiled"):
+        ways: dict[str, Callable[[int], dict[str, Any]]] = {
+            "ours": ours,
+            "ours, memory not kept": lambda repeats: other(repeats=repeats),
+            "eager": lambda repeats: worker(way="eager", repeats=repeats),
+            "compiled": lambda repeats: worker(way="compiled", repeats=repeats),
+        }
+        first, found = {}, {}
+        for label, way in ways.items():
             begun = time.perf_counter()
-            answer = worker(way=way, repeats=1)
-            first[way], taken[way] = time.perf_counter() - begun, taken["ours"]
-            for what, own in (("loss", float(value)), ("norm", norm)):
-                if not abs(answer[what] - own) < 1e-4 * abs(own):
-                    raise SystemExit(f"{way}: {what} {answer[what]}, ours {own}")
+            found[label] = way(1)
+            first[label] = time.perf_counter() - begun
+            apart = 1e-4 if label in ("eager", "compiled") else 0.0
+            for what in ("loss", "norm"):
+                mine, theirs = found["ours"][what], found[label][what]
+                if not abs(theirs - mine) <= apart * abs(mine):
+                    raise SystemExit(f"{label}: {what} {theirs}, ours {mine}")
+        taken = dict.fromkeys(ways, common.Seconds(np.inf, np.inf))
         for _ in range(options.rounds):
-            for label in taken:
-                if label == "ours":
-                    new = common.timed(lambda: ours(params, *batch), 5)
-                else:
-                    answer = worker(way=label, repeats=5)
-                    new = common.Seconds(answer["wall"], answer["cpu"])
-                old = taken[label]
-                taken[label] = common.Seconds(min(old.wall, new.wall), min(old.cpu, new.cpu))
+            for label, way in ways.items():
+                new, old = way(5), taken[label]
+                taken[label] = common.Seconds(min(old.wall, new["wall"]), min(old.cpu, new["cpu"]))
         worker.close()
+        other.close()
     if options.parts:
+        arguments = ours.params, *ours.batch
         for label, kind in KINDS.items():
             if label != "ours":
-                other = gradient(kind, options)[1]
-                jax.block_until_ready(other(params, *batch))
-                taken[label] = common.timed(lambda f=other: f(params, *batch), 5 * options.rounds)
-        ten = steps(ours, 10)
-        jax.block_until_ready(ten(params, *batch))
-        whole = common.timed(lambda: ten(params, *batch), options.rounds)
+                part = gradient(kind, options)[1]
+                jax.block_until_ready(part(*arguments))
+                taken[label] = common.timed(lambda f=part: f(*arguments), 5 * options.rounds)
+        ten = steps(ours.graded, 10)
+        jax.block_until_ready(ten(*arguments))
+        whole = common.timed(lambda: ten(*arguments), options.rounds)
         taken["ours, a step of ten"] = common.Seconds(whole.wall / 10, whole.cpu / 10)
     return [
         {
@@ -164,11 +200,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
     parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.serve:
+        return serve(options)
+    kept = working_memory.keep()
+    print(f"memory kept: {kept}", flush=True)
     rows = compare(options)
     print(common.table(rows))
     if options.save:
-        print(f"written to {common.save('transformer', rows, options=vars(options))}")
+        file = common.save("transformer", rows, memory_kept=kept, options=vars(options))
+        print(f"written to {file}")
 
 
 if __name__ == "__main__":
