@@ -12,11 +12,17 @@ import threadpoolctl
 
 from prunejax import curvature
 from prunejax.curvature import callables, kernels
-from prunejax.curvature.krylov import Basis, Krylov
-from prunejax.curvature.sketch import ahead
+from prunejax.curvature.basis import Basis, ahead
+from prunejax.curvature.krylov import Krylov
 from tests import curvature_cases as cases
 
 KEY = jax.random.key(0)
+
+
+def form(v, a):
+    """v'Av / 2, whose Hessian is A: an operator whose products are made several in one program."""
+    flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(v)])
+    return flat @ a @ flat / 2
 
 
 def test_each_item_is_begun_before_the_one_before_is_read():
@@ -78,30 +84,73 @@ def test_a_full_basis_takes_no_more():
     np.testing.assert_array_equal(basis.stack, before)
 
 
-def test_steps_are_those_taken_one_by_one_and_end_where_the_space_does():
-    """Whether or not the device begins with the next one before; restarted, too."""
+@pytest.mark.parametrize("inside", [False, True])
+def test_steps_are_those_taken_one_by_one_and_end_where_the_space_does(inside):
+    """Whether or not the host knows of one before the next; restarted, too."""
     with jax.enable_x64(True):
         for values in (np.arange(1.0, 21.0), np.repeat([1.0, 4.0, 9.0], 7)):
-            _, like, matvec = cases.with_spectrum(values)
-            spaces = [Krylov(curvature.from_matvec(matvec, like), 8, KEY) for _ in range(2)]
+            matrix, like, matvec = cases.with_spectrum(values)
+            if inside:
+                operator = curvature.Hessian(form, like, jnp.asarray(matrix))
+                v = operator.draw(KEY, 0, "gaussian")
+                np.testing.assert_allclose(
+                    cases.flat(operator.matvec(v)), matrix @ cases.flat(v), atol=1e-12
+                )
+            else:
+                operator = curvature.from_matvec(matvec, like)
+            assert (operator.inside() is not None) == inside
+            spaces = [Krylov(operator, 8, KEY) for _ in range(2)]
             for space in spaces:
                 space.basis.append_random(KEY, 0)
             spaces[0].steps(8)
             while spaces[1].done < min(8, spaces[1].basis.size):
-                spaces[1].step()
+                spaces[1].steps(1)
             assert spaces[0].products == spaces[0].done == min(8, len(set(values)))
             np.testing.assert_array_equal(spaces[0].matrix, spaces[1].matrix)
-            grown = [Krylov(curvature.from_matvec(matvec, like), 9, KEY) for _ in range(2)]
-            for ahead, space in enumerate(grown):
-                for number in range(24):
-                    if space.basis.size == 9:  # full: none is begun ahead
+            grown = [Krylov(operator, 9, KEY) for _ in range(2)]
+            for most, space in zip((1, 24), grown, strict=True):
+                while (number := space.products) < 24:
+                    if not space.room:
                         space.restart(np.arange(2))
                     if number in (5, 16):
                         space.fresh()
-                    space.step(ahead=bool(ahead) and number not in (4, 15, 23))
+                    stop = min(x for x in (5, 16, 24) if x > number)
+                    space.steps(min(most, stop - number, space.room))
             assert grown[0].products == grown[1].products == 24
             np.testing.assert_array_equal(grown[0].matrix, grown[1].matrix)
             jax.tree.map(np.testing.assert_array_equal, *(s.basis.stack for s in grown))
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_a_basis_is_orthonormal_to_working_precision(x64):
+    """A few roundings off, as after two whole passes each, whatever the products lie along."""
+    normal = np.random.default_rng(0).normal(size=105)
+    spectra = {
+        "ill-conditioned": 10.0 ** -np.linspace(0, 12, 120),
+        "low rank": np.r_[np.arange(1.0, 13.0), np.zeros(108)],
+        "multiple": np.repeat([5.0, 4.0, -3.0, 1e-3], 30),
+        "cluster": 1 + 1e-5 * np.r_[normal, normal[:15]],
+        "network": np.r_[50 * 0.8 ** np.arange(15), 0.01 * normal],
+    }
+    with jax.enable_x64(x64):
+        dtype = jnp.float64 if x64 else jnp.float32
+        for name, values in spectra.items():
+            matrix, like, _ = cases.with_spectrum(values)
+            like = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), like)
+            operator = curvature.Hessian(form, like, jnp.asarray(matrix, dtype))
+            assert operator.inside() is not None
+            space = Krylov(operator, 24, KEY)
+            for number in range(12):
+                if not space.room:
+                    largest = np.argsort(-np.abs(space.ritz()[0]))[:12]
+                    space.restart(largest)
+                if number in (2, 7):  # then a product has parts along more rows than the last
+                    space.fresh()
+                space.steps(min(6, space.room))
+                v = np.stack([cases.flat(space.basis[i]) for i in range(space.basis.size)])
+                off = np.abs(v.astype(np.float64) @ v.T - np.eye(len(v))).max()
+                assert off < 100 * jnp.finfo(dtype).eps, name
+            assert space.products >= 20
 
 
 @pytest.mark.parametrize("kind", ["one batch", "linear", "batches", "weighted", "matvec"])
@@ -132,7 +181,7 @@ def test_products_of_a_stack_are_those_of_its_vectors(kind):
         for basis in (rows, other):
             assert basis.append_random(KEY, 0)
         for i in range(3):
-            ours = rows.end(rows.begin_row(i))
+            ours = next(rows.products(i, 1))
             theirs = other.end(other.begin(whole.matvec(other[i])))
             np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=1e-12)
             assert ours[1] == pytest.approx(theirs[1], abs=1e-12)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prunejax import curvature
-from prunejax.curvature import vectors
+from prunejax.curvature import basis, vectors
 from prunejax.curvature.density import smoothed
 from prunejax.curvature.eigenpairs import ORDERS
 from prunejax.curvature.krylov import Krylov
@@ -85,6 +85,21 @@ def test_multiple_eigenvalues_are_counted_and_full_depth_is_exact(values: list[f
     assert everything.products == len(values)
 
 
+@pytest.mark.parametrize("basis_size", [10, 11, 12, 13])
+def test_an_invariant_space_that_leaves_one_row_loses_no_part_of_a_product(basis_size: int):
+    """Of three eigenvalues each start vector's space ends after three products: at 9 of 10 rows."""
+    matrix, operator = prescribed(np.repeat([1.0, 4.0, 9.0], 7))
+    space = Krylov(operator, basis_size, KEY)
+    for _ in range(3):
+        space.steps(3)
+        assert space.done == space.basis.size
+    for which in ORDERS:
+        found = curvature.eigenpairs(
+            operator, 4, key=KEY, which=which, tolerance=1e-9, basis_size=basis_size
+        )
+        check_pairs(found, matrix, 4, 1e-8)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_pairs_of_a_networks_hessian(masked: bool):
     case = cases.mlp()
@@ -135,6 +150,37 @@ def test_float32_parameters_have_a_spectrum_where_float64_is_enabled():
     np.testing.assert_allclose(trace.value, values.sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-8])
+def test_a_search_ends_two_products_late_at_most_and_seldom_asks_the_device(
+    tolerance: float, monkeypatch: Any
+):
+    """Ritz values are not looked at after every product; by a loop that does, written here."""
+    calls, extend = [], basis._extend_by_rows
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(args[2])
+        return extend(*args, **options)
+
+    monkeypatch.setattr(basis, "_extend_by_rows", counted)
+    case, k = cases.mlp(), 5
+    operator = curvature.Hessian(case.loss, case.params, case.data)
+    space = Krylov(operator, 50, vectors.named_key(KEY, "lanczos"))
+    while True:
+        space.steps(1)
+        values, _, left = space.ritz()
+        wanted = np.argsort(-np.abs(values))[:k]
+        if space.done >= k and np.all(left[wanted] <= tolerance * space.norm):
+            break
+    assert calls == [1] * space.products
+    calls.clear()
+    found = curvature.eigenpairs(operator, k, key=KEY, which="magnitude", tolerance=tolerance)
+    assert found.converged.all()
+    until = [n + max(10, n // 5) for n in range(space.products, space.products + 3)]
+    assert min(found.products, operator.live_dim) in [min(n, operator.live_dim) for n in until]
+    assert sum(calls) >= found.products
+    assert len(calls) < found.products / 2
+
+
 def test_unconverged_pairs_say_so():
     _, operator = prescribed(np.linspace(0.9, 1.0, 60))
     found = curvature.eigenpairs(operator, 4, key=KEY, tolerance=1e-8, max_products=12)
@@ -164,7 +210,7 @@ def test_matfree_builds_the_same_tridiagonal_matrix():
     space = Krylov(operator, 12, KEY)
     space.basis.append_random(KEY, 0)
     while space.done < 12:
-        space.step()
+        space.steps(1)
     start = jnp.asarray(cases.flat(space.basis[0]))
     result = decomp.tridiag_sym(12, reortho="full")(lambda v: jnp.asarray(matrix) @ v, start)
     dense = result.J_small

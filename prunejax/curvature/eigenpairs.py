@@ -18,7 +18,7 @@ import numpy as np
 
 from prunejax.curvature import splits, vectors
 from prunejax.curvature.callables import on_host
-from prunejax.curvature.krylov import Krylov, row_bytes
+from prunejax.curvature.krylov import Krylov, measured, row_bytes
 from prunejax.curvature.operators import Operator, as_operator
 from prunejax.registry import lookup
 
@@ -140,56 +140,42 @@ def _capacity(operator: Operator, k: int, basis_size: int | None, memory_bytes: 
 
 def _search(space: Krylov, k: int, order: Any, tolerance: float, limit: int) -> int:
     """Grows and restarts the space until k pairs have converged and stayed; counts restarts."""
-    restarts, confirm_until, every = 0, None, max(1, k // 10)
+    restarts, confirm_until, every, check = 0, 0, max(1, k // 10), k
     while space.products < limit and space.done < space.operator.live_dim:
         restarts += _make_room(space, k, order)
-        space.step(ahead=space.products + 1 < min(limit, confirm_until or limit))
-        if space.done < k or space.products % every:
+        if space.done == space.basis.size:  # it needs a row beside those of its products
+            space.fresh()
+            restarts += _make_room(space, k, order)
+        upto = min(check + -check % every, limit, space.products + space.room)
+        space.steps(upto - space.products)
+        # A space that is invariant is looked at before its time.
+        if space.done < k or (space.products < check and space.done < space.basis.size):
             continue
         values, _, left = space.ritz()
-        wanted = np.argsort(order(values), kind="stable")[:k]
-        if np.any(left[wanted] > tolerance * space.norm):
-            continue
-        if confirm_until is None:
-            # Time for a second copy of an eigenvalue to grow out of the fresh direction.
-            confirm_until = space.products + max(10, space.products // 5)
-            space.settle()
-            restarts += _make_room(space, k, order)
-            space.fresh()
-        elif space.products >= confirm_until:
-            break
+        worst = np.max(left[np.argsort(order(values), kind="stable")[:k]])
+        if worst <= (allowed := tolerance * space.norm):
+            if not confirm_until:
+                # Time for a second copy of an eigenvalue to grow out of the fresh direction.
+                confirm_until = space.products + max(10, space.products // 5)
+                restarts += _make_room(space, k, order)
+                space.fresh()
+            elif space.products >= confirm_until:
+                break
+        # A residual seldom falls more than fourfold a product.
+        wait = 1 + (worst > 4 * allowed) + (worst > 16 * allowed)
+        check = max(space.products + wait, confirm_until)
     return restarts
 
 
 def _make_room(space: Krylov, k: int, order: Any) -> int:
     """Restarts a full basis that does not span everything; 1 if it did."""
-    capacity = space.basis.capacity
-    if space.basis.size < capacity or capacity == space.operator.live_dim:
+    if space.room:
         return 0
-    pending = space.basis.size - space.done
+    capacity, pending = space.basis.capacity, space.basis.size - space.done
     # More than k: what converges next is kept as well.
     count = min(k + (capacity - k) // 3, space.done, capacity - pending - 2)
     space.restart(np.argsort(order(space.ritz()[0]), kind="stable")[:count])
     return 1
-
-
-@jax.jit
-def _measured(pair: tuple[Tree, Tree]) -> tuple[jax.Array, jax.Array]:
-    """Scalars from Ax and x: Rayleigh quotient θ = x'Ax / x'x and |Ax - θx| / |x|."""
-    product, vector = pair
-    square = vectors.squared_norm(vector)
-    value = vectors.dot(vector, product) / square
-    rest = jax.tree.map(lambda a, x: a - value * x, product, vector)
-    return value, vectors.norm(rest) / jnp.sqrt(square)
-
-
-_all_measured = jax.jit(lambda pairs: jax.lax.map(_measured, pairs))
-
-
-def measured(operator: Operator, stack: Tree) -> tuple[np.ndarray, np.ndarray]:
-    """Rayleigh quotients and residuals |A v - value v|, float64 [m], of m stacked unit vectors."""
-    values, residuals = jax.device_get(_all_measured((operator.products(stack), stack)))
-    return np.asarray(values, np.float64), np.asarray(residuals, np.float64)
 
 
 @on_host(eigenpairs)

@@ -5,22 +5,20 @@ leave the device; they are worked on in float64.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from prunejax.curvature import vectors
+from prunejax.curvature.basis import Basis, ahead, orthogonalize
 from prunejax.curvature.callables import one_thread
 from prunejax.curvature.kernels import draw
-from prunejax.curvature.krylov import Basis, orthogonalize
 from prunejax.curvature.operators import Operator
 
 Tree = Any
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +51,6 @@ def _against(
         return vectors.stack_dot(q, omega), vectors.stack_dot(z, omega), vectors.dot(omega, omega)
 
     return jax.lax.map(one, jnp.arange(count))
-
-
-def ahead(begun: Iterable[T]) -> Iterator[T]:
-    """The items of `begun`, each after the next one has been begun: the device need not wait."""
-    items = iter(begun)
-    for last in items:
-        for following in items:
-            yield last
-            last = following
-        yield last
 
 
 def _range(operator: Operator, key: jax.Array, count: int, law: str) -> tuple[Basis, np.ndarray]:
