@@ -257,4 +257,4 @@ def _command(values: flags.FlagValues, shard: tuple[int, int], more: Sequence[st
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.last(main()))
