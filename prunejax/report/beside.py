@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from prunejax.system import command, limits
+from prunejax.system import limits
 
 _PROGRAM = f"from {__name__} import serve; serve()"
 _process: subprocess.Popen[str] | None = None
@@ -96,6 +96,7 @@ def _heard() -> Any:
 def serve() -> None:
     """What the process does: tells what it has loaded, draws one report, tells the page."""
     from prunejax import report
+    from prunejax.system import command
 
     command.collect_less()
     report.load()
