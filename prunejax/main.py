@@ -92,7 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.tell(readable(error, argv), BAD_REQUEST)
     if values.plan:
         return _plan(config)
-    return 0 if done else _run(values, config, shard, more)
+    if done:
+        return 0
+    from prunejax.report import beside  # late: NumPy comes with it
+
+    with beside.begun():
+        return _run(values, config, shard, more)
 
 
 def _finished_before(values: flags.FlagValues, config: ConfigDict, shard: tuple[int, int]) -> bool:
@@ -164,6 +169,7 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Se
     except ConfigError as error:
         return command.tell(error, BAD_REQUEST)
     from prunejax.cluster import distributed
+    from prunejax.report import beside
     from prunejax.study import run as study
     from prunejax.study.devices import host_devices
     from prunejax.system import compiled
@@ -182,6 +188,8 @@ def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Se
     try:
         mirror = remote.mirror(values.workdir, *shard, processes)
         host_devices.use(config, mirror.begun() if mirror else values.workdir, processes)
+        if not distributed.is_main():
+            beside.end()
         result = study.run(
             config, values.workdir, default.get_config(), shard_of=shard,
             stop_requested=signals.requested, quiet=values.quiet,
@@ -245,4 +253,4 @@ def _command(values: flags.FlagValues, shard: tuple[int, int], more: Sequence[st
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.last(main()))

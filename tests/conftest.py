@@ -71,6 +71,14 @@ def no_waiting_for_disks():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nobody_draws_beside():
+    """Commands start no process that draws: most of those called here are refused, or quick."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunejax.report.beside._worth", lambda: False)
+        yield
+
+
 @pytest.fixture
 def quick_report(monkeypatch):
     """Studies end without figures and page, which take longer than they do."""

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 
@@ -196,3 +197,25 @@ def test_few_functions_lie_between_the_command_and_the_loss(tmp_path, monkeypatc
         assert any(name in frames for frames in stacks)
     assert any(frames[0] == "main" and "train_steps" in frames for frames in stacks)
     assert max(map(len, stacks)) <= STACK, max(stacks, key=len)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_process_that_is_done_ends_as_it_would_without_taking_jax_apart(several):
+    """Compiled programs went one by one, for as long as a tenth of the last report took."""
+    text = f"""
+        import atexit, sys, types
+        def told(word):
+            sys.stdout.write(word + " ")
+        atexit.register(told, "first")
+        jax = types.SimpleNamespace(is_initialized=lambda: {several})
+        sys.modules["jax"] = types.SimpleNamespace(distributed=jax)
+        sys.modules["jax._src.api"] = types.SimpleNamespace(clean_up=lambda: told("apart"))
+        atexit.register(sys.modules["jax._src.api"].clean_up)
+        from prunejax.system import command
+        atexit.register(told, "later")
+        assert command.last(0) == 0
+        sys.exit(command.last(3))
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], capture_output=True)
+    assert done.stdout.split() == [b"later", *[b"apart"] * several, b"first"]
+    assert (done.returncode, done.stderr) == (3, b"")

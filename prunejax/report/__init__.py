@@ -16,6 +16,7 @@ from prunejax import registry
 from prunejax.errors import ConfigError
 from prunejax.measures import claims
 from prunejax.record import arms, remote
+from prunejax.report import beside
 from prunejax.system import config_file, optional
 from prunejax.system.files import expand
 
@@ -31,18 +32,18 @@ def check(options: Any, labels: Sequence[str]) -> None:
       ValueError: names the field, the value, and what there is; or the report's packages cannot
         be imported.
     """
-    try:
-        _page()
-        importlib.import_module("jinja2")
-    except ConfigError:
-        raise
-    except Exception as error:  # of a broken installation: before training, not after it
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"the report could not be drawn: {type(error).__name__}: {reason}. Mend the "
-            "installation of matplotlib, Pillow and Jinja2 first"
-        ) from error
-    importlib.import_module("prunejax.report.gallery").check(options.figures)
+    if not beside.ready(options.figures):  # else it has done the same
+        try:
+            load()
+        except ConfigError:
+            raise
+        except Exception as error:  # of a broken installation: before training, not after it
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"the report could not be drawn: {type(error).__name__}: {reason}. Mend the "
+                "installation of matplotlib, Pillow and Jinja2 first"
+            ) from error
+        importlib.import_module("prunejax.report.gallery").check(options.figures)
     # "none" is the default; a study may have no such variant
     if options.baseline != "none" and not any(arms.is_at(a, options.baseline) for a in labels):
         registry.known("report.baseline", [options.baseline], labels)
@@ -64,6 +65,12 @@ def check(options: Any, labels: Sequence[str]) -> None:
             raise ConfigError(
                 f"config.report.claims: {text!r} compares {claim.a!r} with itself; name two"
             )
+
+
+def load() -> None:
+    """Loads all that a report needs; raises what a broken installation raises."""
+    _page()
+    importlib.import_module("jinja2")
 
 
 def _page() -> ModuleType:

@@ -38,7 +38,8 @@ def workers(count: int) -> int:
     """How many processes draw `count` figures; 1: this one alone.
 
     One for each core, up to `MOST`. Where JAX runs in this process its threads hold locks that a
-    fork would never see released; outside Linux, fork is not safe beside system libraries.
+    fork would never see released (a command has one `beside` it that draws); outside Linux, fork
+    is not safe beside system libraries.
     """
     cores = limits.cores() if sys.platform == "linux" else 1
     return 1 if "jax" in sys.modules else max(1, min(cores, count, MOST))

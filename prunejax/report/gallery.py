@@ -103,6 +103,11 @@ class Choice:
         ]
 
 
+def known() -> list[str]:
+    """What `config.report.figures` may name."""
+    return [*FIGURES, *_TABLES]
+
+
 def check(names: Iterable[str]) -> None:
     """Refuses names of `config.report.figures` that are neither figures nor tables.
 
@@ -110,8 +115,7 @@ def check(names: Iterable[str]) -> None:
       ValueError: says which, and what there is.
     """
     for name in names:
-        known = dict.fromkeys([*FIGURES, *_TABLES])
-        registry.lookup(known, name, "figure in config.report.figures")
+        registry.lookup(dict.fromkeys(known()), name, "figure in config.report.figures")
 
 
 def choose(study: Study) -> Choice:

@@ -6,6 +6,8 @@ from prunejax import report
 from prunejax.errors import FigureError, ReportError, WorkdirError
 from prunejax.record import ledger
 from prunejax.record.run_directory import RunDirectory
+from prunejax.report import beside
+from prunejax.study.settings import entries
 
 
 def build(directory: RunDirectory, empty: bool) -> Path | None:
@@ -16,9 +18,12 @@ def build(directory: RunDirectory, empty: bool) -> Path | None:
     if empty:
         directory.finish()
         return None
+    if entries.registered():  # of which another process may not know
+        beside.end()
+    beside.draw(directory.path)
     directory.tensorboard()
     try:
-        page = report.build([directory.path])
+        page = beside.drawn() or report.build([directory.path])
     except ReportError as error:  # the tables were changed while the study ran
         raise WorkdirError(str(error)) from error
     except FigureError as error:
