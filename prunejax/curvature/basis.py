@@ -103,7 +103,7 @@ def _extend_by_product(
 
 @partial(jax.jit, donate_argnums=(0,), static_argnames=("product", "placed"))
 def _extend_by_rows(
-    stack: Tree, j: int, count: int, arguments: Any, size: jax.Array, scale: jax.Array,
+    stack: Tree, j: Any, count: Any, arguments: Any, size: jax.Array, scale: jax.Array,
     tiny: float, product: Callable[[Any, Tree], Tree], placed: Any,
 ) -> tuple[Tree, jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """`_extend` by the products with rows j, j + 1, ..., `count` of them, while there are such.
@@ -130,7 +130,7 @@ def _extend_by_rows(
         return i + 1, stack, size, scale, told.at[i].set(row)
 
     told = jnp.zeros((BLOCK, capacity + 2))
-    return jax.lax.while_loop(more, one, (0, stack, size, scale, told))[1:]
+    return jax.lax.while_loop(more, one, (np.int32(0), stack, size, scale, told))[1:]
 
 
 @jax.jit
@@ -209,9 +209,11 @@ class Basis:
                     return
         while found is not None and j < stop:
             product, arguments = found
+            # Of one type, whatever whole numbers the caller counts in: each would be compiled anew.
+            which = np.int32(j), np.int32(min(stop - j, BLOCK))
             self.stack, self._rows, self._scale, told = _extend_by_rows(
-                self.stack, j, min(stop - j, BLOCK), arguments, self._rows, self._scale,
-                self._tiny, product=product, placed=self._operator.placed,
+                self.stack, *which, arguments, self._rows, self._scale, self._tiny,
+                product=product, placed=self._operator.placed,
             )  # fmt: skip
             for row in np.asarray(told)[: stop - j]:
                 yield self.end(row)
