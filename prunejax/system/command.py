@@ -139,9 +139,9 @@ def _writes() -> bool:
         with suppress(OSError):  # that of the list itself
             # What Python opens is closed on exec; what this process was given is not.
             own = fd > 2 and fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-            if own and stat.S_ISREG(os.fstat(fd).st_mode):
-                if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
-                    return True
+            file = own and stat.S_ISREG(os.fstat(fd).st_mode)
+            if file and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+                return True
     return False
 
 
