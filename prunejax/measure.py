@@ -193,8 +193,9 @@ def measure(
     results = {path: Results(path) for path, *_ in chosen}
     for path, settings, batch, member, state in chosen:
         with files.locked(path):
-            measurer = measurers.setdefault(id(batch), measuring.Measurer(batch, settings))
-            values, arrays, failed = measurer.measure(state())
+            if id(batch) not in measurers:  # it reads the examples
+                measurers[id(batch)] = measuring.Measurer(batch, settings)
+            values, arrays, failed = measurers[id(batch)].measure(state())
             arrays |= _settings(settings, failed)
             replaced = results[path].add(member, values, arrays)
         tell(f"{member.run}: {_text(values)}")

@@ -12,6 +12,7 @@ from scipy import stats
 from prunejax import masks, rng, schedules
 from prunejax.methods import before, evidence, table
 from prunejax.methods.evidence import Evidence
+from prunejax.study.settings import presets
 
 X = np.random.default_rng(0).normal(size=(12, 6))
 Y = np.random.default_rng(1).integers(0, 3, 12)
@@ -262,6 +263,9 @@ def test_a_score_may_need_several_ingredients(monkeypatch):
         with pytest.raises(ValueError, match=f"needs {name}="):
             table.resolve(method, ingredients=left)
     table.resolve(method, ingredients=given)
+    assert presets.fields(method)["evidence"] == "balanced"  # of examples, as a loss alone
+    monkeypatch.setitem(evidence.EVIDENCE, "both", entry._replace(needs="seed"))
+    assert "evidence" not in presets.fields(method)
 
 
 def test_explicit_sparsities():

@@ -95,6 +95,29 @@ def test_what_it_does_not_draw_the_study_draws(program, monkeypatch, text, able,
         assert ends(group)
 
 
+def test_what_cannot_be_asked_for_is_not_waited_for(program, monkeypatch):
+    program(SAYS + REQUEST + "print(json.dumps('theirs.html'))")
+
+    def gone():
+        raise FileNotFoundError
+
+    with beside.begun():
+        assert beside.ready(["gap"])
+        monkeypatch.setattr(os, "getcwd", gone)  # as in a directory that was removed
+        beside.draw(Path("/run"))
+        assert beside._process is None  # else it waits for what is to be drawn, and `drawn` for it
+        assert beside.drawn() is None
+
+
+def test_it_imports_from_where_the_study_does(tmp_path, program, monkeypatch):
+    program(beside._PROGRAM)
+    (tmp_path / "json.py").write_text("raise ImportError('a file of the current directory')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    with beside.begun():
+        assert beside.ready(["gap"])
+
+
 def test_what_a_config_file_adds_is_drawn_where_it_is_known(program, monkeypatch):
     program(SAYS + REQUEST + "print(json.dumps('theirs.html'))")
     monkeypatch.setattr(report, "build", lambda paths: paths[0] / "own.html")

@@ -219,3 +219,30 @@ def test_a_process_that_is_done_ends_as_it_would_without_taking_jax_apart(severa
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], capture_output=True)
     assert done.stdout.split() == [b"later", *[b"apart"] * several, b"first"]
     assert (done.returncode, done.stderr) == (3, b"")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_file_that_is_still_written_is_whole(kept, tmp_path):
+    """Of a config file, say: the process ended without what stood in the file's buffer."""
+    text = f"""
+        import atexit, sys, types
+        jax = types.SimpleNamespace(is_initialized=lambda: False)
+        sys.modules["jax"] = types.SimpleNamespace(distributed=jax)
+        from prunejax.system import command
+        class Held:
+            def __del__(self):
+                sys.stdout.write("as always")
+        held, log = Held(), open({str(tmp_path / "log")!r}, "w")
+        log.write("a line")
+        if not {kept}:
+            log.close()
+        sys.exit(command.last(3))
+        """
+    with open(tmp_path / "of a launcher", "w") as given:  # it is of nobody here
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(text)], stdout=subprocess.PIPE,
+            pass_fds=[given.fileno()], check=False,
+        )  # fmt: skip
+    assert (tmp_path / "log").read_text() == "a line"
+    assert done.stdout == b"as always" * kept
+    assert done.returncode == 3

@@ -498,6 +498,24 @@ def test_settings_of_a_repeated_measure_are_kept_beside_it(finished, monkeypatch
     assert second == asked | {"radius": 0.5}
 
 
+def test_examples_are_read_once_for_the_runs_of_a_program(finished, monkeypatch):
+    made, measured = [], []
+
+    class Measurer:
+        def __init__(self, *given):
+            made.append(given)
+
+        def measure(self, state):
+            measured.append(state)
+            return {}, {}, {}
+
+    monkeypatch.setattr(measuring, "Measurer", Measurer)
+    monkeypatch.setattr(measure.Results, "add", lambda *_: False)
+    monkeypatch.setattr(measure.report, "build", lambda *_: None)
+    assert measure.measure(finished) == 0
+    assert (len(made), len(measured) > 1) == (1, True)
+
+
 def test_command_on_other_examples_reaches_the_report(finished, capsys):
     assert command(f"--workdir={finished}", "--names=gradient_second_moment", "--split=train") == 0
     assert "replaced" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import interventions, models, trees
+from prunejax import interventions, losses, models, trees
 from prunejax.models.resnet import ResNet
 from prunejax.study.loop import measuring, reduced
 from prunejax.study.planning import plan
@@ -109,6 +109,18 @@ def test_dead_weights_that_may_vary_are_no_less_units(worth):
     settings.measures.live_only = False
     measurer, state = pruned(settings)
     assert measurer.context(state).live_loss is None
+
+
+def test_runs_share_what_is_compiled_whatever_the_loss_is(worth, monkeypatch):
+    class Loss:  # of a user: one that has no hash
+        __call__ = staticmethod(losses.LOSSES["cross_entropy"])
+        __hash__ = None
+
+    monkeypatch.setitem(losses.LOSSES, "cross_entropy", Loss())
+    measurer, state = pruned(config())
+    one, other = measurer.context(state), measurer.context(state)
+    assert one.live_loss.func is other.live_loss.func
+    assert one.live_per_example.func is other.live_per_example.func
 
 
 def networks(settings, examples=1):

@@ -180,7 +180,10 @@ def test_the_page_has_the_levels_and_no_sentence_without_longer_training(study, 
     known = levels.of(study)
     known["extended2"] = dataclasses.replace(known["restart2"], variant="extended2")
     monkeypatch.setattr(levels, "of", lambda study: known)
+    monkeypatch.setattr(study, "comparable", [*known])
     assert "The best ticket of the chain" in figures_tickets.accuracy(study, None).caption
+    monkeypatch.setattr(study, "comparable", [v for v in known if v != "extended2"])  # other data
+    assert "The best ticket" not in figures_tickets.accuracy(study, None).caption
 
 
 def test_tickets_of_one_data_set_are_drawn(study, monkeypatch):

@@ -19,6 +19,7 @@ from typing import Any
 from prunejax.system import limits
 
 _PROGRAM = f"from {__name__} import serve; serve()"
+_PATH = "import sys; sys.path[:] = {!r}; "  # not the current directory where the study has it not
 _process: subprocess.Popen[str] | None = None
 
 
@@ -36,7 +37,7 @@ def begun() -> Iterator[None]:
         with suppress(OSError):
             # In a session of its own: Ctrl-C is for the study, and it ends with all it forked.
             _process = subprocess.Popen(
-                [sys.executable or "python", "-c", _PROGRAM],
+                [sys.executable or "python", "-c", _PATH.format(sys.path) + _PROGRAM],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 text=True, encoding="utf-8", start_new_session=True,
             )  # fmt: skip
@@ -70,8 +71,10 @@ def ready(figures: Collection[str]) -> bool:
 def draw(directory: Path) -> None:
     """Has the report of a run directory drawn, which `drawn` waits for."""
     if _process is not None:
-        with suppress(OSError):
+        try:
             _say([os.getcwd(), str(directory)], _process.stdin)
+        except OSError:  # it is gone, or the current directory is: each would wait for the other
+            end()
 
 
 def drawn() -> Path | None:

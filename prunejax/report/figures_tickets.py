@@ -33,16 +33,16 @@ _KEPT = "weights kept, % of those that can be pruned"
 Series = Mapping[str, Sequence[Level]]
 
 
-def _series(study: Study) -> tuple[dict[str, list[Level]], dict[str, Level]]:
-    """(families of pruned arms, most kept first; the last dense arm of each further family).
+def _levels(study: Study) -> dict[str, Level]:
+    """Those on one data set: accuracies on another, and steps to them, compare with none here."""
+    return {v: level for v, level in levels.of(study).items() if v in study.comparable}
 
-    Of arms on one data set: accuracies on another, and steps to them, are no other points.
-    """
+
+def _series(study: Study) -> tuple[dict[str, list[Level]], dict[str, Level]]:
+    """(families of pruned arms, most kept first; the last dense arm of each further family)."""
     pruned: dict[str, list[Level]] = {}
     dense: dict[str, Level] = {}
-    for variant, level in levels.of(study).items():
-        if variant not in study.comparable:
-            continue
+    for variant, level in _levels(study).items():
         if level.keep < 1:
             pruned.setdefault(family(variant), []).append(level)
         else:  # of a chain of dense trainings the last one has had all steps
@@ -102,7 +102,7 @@ def accuracy(study: Study, _look: Look) -> Drawing | None:
 
 def _gain(study: Study) -> str:
     """What may be said of tickets that beat the dense network: nothing without longer training."""
-    found = levels.of(study)
+    found = _levels(study)
     longer = [level for name, level in found.items() if family(name) == _EXTENDED]
     chain = [level for name, level in found.items() if 0 < level.keep < 1 and name[-1].isdigit()]
     chain = [level for level in chain if family(level.variant) == "ticket"]

@@ -72,6 +72,7 @@ class Measurer:
         self._per_example = per_example if running else None
         # Else dead weights may vary, too, and units are none the less.
         self.smaller = reduced.networks(batch, len(labels)) if chosen.live_only else []
+        self._of_smaller = {id(cut): self._functions(cut)[:2] for cut in self.smaller}
 
     def _live(
         self, masks: Tree, statistics: dict[str, Tree], cut: Smaller | None
@@ -85,7 +86,7 @@ class Measurer:
             found = reduced.fitting(self.smaller, self.program.groups, masks, statistics["gates"])
         if found is None:
             return None, None
-        per_example, mean = self._functions(found[0])[:2]
+        per_example, mean = self._of_smaller[id(found[0])]
         given = statistics | {"units": found[1]}
         return Partial(mean, given), self._per_example and Partial(per_example, given)
 

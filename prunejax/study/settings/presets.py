@@ -38,7 +38,7 @@ def fields(m: Method) -> dict[str, Any]:
         found |= {"nm": m.nm}
     elif not threshold:  # else what is kept is no count
         found |= {"scope": "global"} if m.allocation == "global" else {"allocation": m.allocation}
-    if entry and entry.needs == "loss":
+    if entry and "loss" in entry.needs.split():
         found |= {"evidence": "balanced"}  # as GraSP's authors draw it
     if entry and entry.rounds > 1:
         found |= {"rounds": entry.rounds}
