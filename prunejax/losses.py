@@ -46,9 +46,8 @@ def cross_entropy(
     if known and not 0.0 <= smoothing < 1.0:
         raise ValueError(f"label smoothing {smoothing}: must be at least 0 and less than 1")
     log_p = jax.nn.log_softmax(_at_least_float32(logits), axis=-1)
-    # By a mask, not looked up: the gradient of a lookup is a scatter.
-    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    loss = _of_classes(jnp.sum(jnp.where(own, -log_p, 0.0), axis=-1), labels, logits)
+    loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    loss = _of_classes(loss, labels, logits)
     if not known or smoothing:  # a known 0 leaves the term out: 0 times an infinite log p is NaN
         loss = (1.0 - smoothing) * loss - smoothing * log_p.mean(axis=-1)
     return loss
