@@ -253,4 +253,4 @@ def _command(values: flags.FlagValues, shard: tuple[int, int], more: Sequence[st
 
 
 if __name__ == "__main__":
-    sys.exit(command.last(main()))
+    sys.exit(main())

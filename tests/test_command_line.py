@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import textwrap
 import traceback
 from pathlib import Path
 
@@ -197,52 +196,3 @@ def test_few_functions_lie_between_the_command_and_the_loss(tmp_path, monkeypatc
         assert any(name in frames for frames in stacks)
     assert any(frames[0] == "main" and "train_steps" in frames for frames in stacks)
     assert max(map(len, stacks)) <= STACK, max(stacks, key=len)
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_a_process_that_is_done_ends_as_it_would_without_taking_jax_apart(several):
-    """Compiled programs went one by one, for as long as a tenth of the last report took."""
-    text = f"""
-        import atexit, sys, types
-        def told(word):
-            sys.stdout.write(word + " ")
-        atexit.register(told, "first")
-        jax = types.SimpleNamespace(is_initialized=lambda: {several})
-        sys.modules["jax"] = types.SimpleNamespace(distributed=jax)
-        sys.modules["jax._src.api"] = types.SimpleNamespace(clean_up=lambda: told("apart"))
-        atexit.register(sys.modules["jax._src.api"].clean_up)
-        from prunejax.system import command
-        atexit.register(told, "later")
-        assert command.last(0) == 0
-        sys.exit(command.last(3))
-        """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], capture_output=True)
-    assert done.stdout.split() == [b"later", *[b"apart"] * several, b"first"]
-    assert (done.returncode, done.stderr) == (3, b"")
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_file_that_is_still_written_is_whole(kept, tmp_path):
-    """Of a config file, say: the process ended without what stood in the file's buffer."""
-    text = f"""
-        import atexit, sys, types
-        jax = types.SimpleNamespace(is_initialized=lambda: False)
-        sys.modules["jax"] = types.SimpleNamespace(distributed=jax)
-        from prunejax.system import command
-        class Held:
-            def __del__(self):
-                sys.stdout.write("as always")
-        held, log = Held(), open({str(tmp_path / "log")!r}, "w")
-        log.write("a line")
-        if not {kept}:
-            log.close()
-        sys.exit(command.last(3))
-        """
-    with open(tmp_path / "of a launcher", "w") as given:  # it is of nobody here
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(text)], stdout=subprocess.PIPE,
-            pass_fds=[given.fileno()], check=False,
-        )  # fmt: skip
-    assert (tmp_path / "log").read_text() == "a line"
-    assert done.stdout == b"as always" * kept
-    assert done.returncode == 3

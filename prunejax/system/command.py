@@ -1,16 +1,13 @@
 """What the commands share: one table of errors and exit codes, and how arguments are read."""
 
 import atexit
-import fcntl
 import functools
 import gc
 import os
 import re
-import stat
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 
 from absl import flags
 
@@ -102,47 +99,6 @@ def collect_less() -> None:
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(max(young, 50_000), max(middle, 20), 100)
     atexit.register(gc.freeze)
-
-
-def last(code: int) -> int:
-    """The exit code of a process that does nothing else: it ends once exit handlers have run.
-
-    JAX and the interpreter would first take apart what goes with the process, for a fifth of a
-    second. Of several processes of one program JAX takes leave as it always does, and a file that
-    is still written, by a config file say, the interpreter closes.
-    """
-    jax = sys.modules.get("jax")
-    if jax is not None and not jax.distributed.is_initialized():
-        atexit.register(_end, code)
-    return code
-
-
-def _end(code: int) -> None:
-    if _writes():
-        return
-    atexit.unregister(_end)
-    atexit.unregister(getattr(sys.modules.get("jax._src.api"), "clean_up", None))  # type: ignore[arg-type]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # there is no reader any more
-            stream.flush()
-    os._exit(code)
-
-
-def _writes() -> bool:
-    """Whether Python holds a file open for writing, whose buffer may not be empty."""
-    try:
-        there = [int(name) for name in os.listdir("/dev/fd")]
-    except OSError:  # nobody knows
-        return True
-    for fd in there:
-        with suppress(OSError):  # that of the list itself
-            # What Python opens is closed on exec; what this process was given is not.
-            own = fd > 2 and fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-            file = own and stat.S_ISREG(os.fstat(fd).st_mode)
-            if file and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
-                return True
-    return False
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
