@@ -70,7 +70,7 @@ class Measurer:
         )  # fmt: skip
         per_example, self._mean, self._evaluate, self._logits = self._functions()
         self._per_example = per_example if running else None
-        # Else dead weights may vary, too, and units are none the less.
+        # Where dead weights may vary as well, no unit is 0 for good.
         self.smaller = reduced.networks(batch, len(labels)) if chosen.live_only else []
         self._of_smaller = {id(cut): self._functions(cut)[:2] for cut in self.smaller}
 

@@ -36,6 +36,8 @@ def networks(batch: Batch, examples: int) -> list[Smaller]:
         found[sizes] = found.get(sizes, 0) + runs
     whole, made = _weights(batch.program.module, batch), list[tuple[int, Smaller]]()
     for sizes, runs in found.items():
+        if examples * whole * runs < WORTH:  # however much it saved
+            continue
         try:
             cut = smaller.of(batch.program, sizes)
         except ValueError:  # a model that has no smaller form
