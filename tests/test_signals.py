@@ -223,31 +223,28 @@ def test_a_line_that_cannot_be_written_changes_no_exit_code():
         assert process.wait(timeout=50) == 0
 
 
-@pytest.mark.parametrize("door", ["prunejax", "prunejax.main", "prunejax.report"])
-def test_control_c_is_told_before_anything_listens(door, tmp_path):
-    """In the first tenth of a second it was a trace: here at the first of the imports."""
+def interrupted_in(module, words, tmp_path):
+    """A command that meets Ctrl-C in its import of a module, which then takes long."""
     lines = ("import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(60)")
-    (tmp_path / "difflib.py").write_text("\n".join(lines))
-    done = subprocess.run(
-        [sys.executable, "-m", door, "list"],
+    (tmp_path / f"{module}.py").write_text("\n".join(lines))  # takes its place
+    return subprocess.run(
+        [sys.executable, "-m", *words],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         capture_output=True,
         text=True,
         timeout=30,
     )
+
+
+@pytest.mark.parametrize("door", ["prunejax", "prunejax.main", "prunejax.report"])
+def test_control_c_is_told_before_anything_listens(door, tmp_path):
+    """In the first tenth of a second it was a trace: here at the first of the imports."""
+    done = interrupted_in("difflib", [door, "list"], tmp_path)
     assert done.returncode == signals.INTERRUPTED
     assert done.stderr == "prunejax: interrupted; nothing was begun\n"
 
 
 def test_a_signal_is_heard_while_measure_is_loaded(tmp_path):
-    lines = ("import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(60)")
-    (tmp_path / "numpy.py").write_text("\n".join(lines))  # takes its place, and long
-    done = subprocess.run(
-        [sys.executable, "-m", "prunejax.measure"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = interrupted_in("numpy", ["prunejax.measure"], tmp_path)
     assert done.returncode == signals.INTERRUPTED
     assert done.stderr == "prunejax: interrupted; give the same command again\n"
