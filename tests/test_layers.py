@@ -157,3 +157,29 @@ def test_unbiased_running_variance_is_that_of_torch(shape):
     still = layers.batch_norm(False, jnp.float32, "bn", unbiased=True)
     _, same = still.apply(kept | {"params": variables["params"]}, x, mutable=["batch_stats"])
     np.testing.assert_array_equal(same["batch_stats"]["var"], kept["batch_stats"]["var"])
+
+
+@pytest.mark.parametrize("outputs", [1, 3, layers.FEW, layers.FEW + 1])
+def test_a_classifier_is_a_dense_layer_whose_few_outputs_come_first_in_the_gradient(outputs):
+    options = {"features": outputs, "name": "classifier", "dtype": jnp.float32}
+    ours, plain = layers.classifier(fan_in=5, **options), nn.Dense(**options)
+    x = image((7, 5))
+    weights = ours.init(jax.random.key(0), x)
+    along = jax.tree.map(lambda w: image(w.shape, 2), weights)
+
+    def numbers(layer, compiled=False):
+        def loss(given):
+            return jnp.sum(jnp.square(layer.apply(*given)))
+
+        slope = jax.jit(jax.grad(loss))
+        if compiled:
+            return slope.lower((weights, x)).compile().as_text()
+        product = jax.jvp(slope, [(weights, x)], [(along, x)])[1]
+        members = jax.vmap(layer.apply, (None, 0))(weights, jnp.stack([x, 2 * x]))
+        return layer.apply(weights, x), slope((weights, x)), product, members
+
+    for mine, other in zip(*map(jax.tree.leaves, map(numbers, (ours, plain))), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=2e-5, atol=1e-5)
+    if jax.default_backend() == "cpu":
+        first = f"f32[{outputs},5]" in numbers(ours, compiled=True)
+        assert first == (outputs <= layers.FEW)

