@@ -315,7 +315,7 @@ def test_permutations_on_the_host_are_those_of_jax(n):
         np.testing.assert_array_equal(rng.permutation(key, n), expected)
 
 
-@pytest.mark.parametrize("n", [1, 2, 9, 100, 1625, 1700])
+@pytest.mark.parametrize("n", [0, 1, 2, 9, 100, 1625, 1700, 65535, 65536, 65537])
 def test_orders_in_programs_are_those_of_jax(n):
     keys = jax.random.split(rng.stream(n, "order"), 3)
     expected = np.stack([np.asarray(jax.random.permutation(key, n)) for key in keys])
@@ -327,11 +327,24 @@ def test_orders_in_programs_are_those_of_jax(n):
     assert found.dtype == np.int32
 
 
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_orders_are_those_of_jax_whatever_its_bits(kind, apart):
+    key = jax.random.key(3, impl=kind)
+    with jax.threefry_partitionable(apart):
+        found = jax.jit(rng.order, static_argnums=1)(key, 1700)
+        np.testing.assert_array_equal(found, jax.random.permutation(key, 1700))
+
+
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("many", [1, 2, 7, 300, 2**32])
-def test_numbers_that_are_equal_keep_their_order(many):
-    numbers = np.random.default_rng(many).integers(0, many, 300, np.uint32)
-    numbers[:2] = 0, many - 1
-    np.testing.assert_array_equal(jax.jit(rng.argsort)(numbers), np.argsort(numbers, kind="stable"))
+def test_numbers_that_are_equal_keep_their_order(many, wide):
+    numbers = np.random.default_rng(many).integers(0, many, (2, 300), np.uint32)
+    numbers[:, :2] = 0, many - 1
+    with jax.enable_x64(wide):
+        found = jax.jit(jax.vmap(rng.argsort))(numbers)
+    np.testing.assert_array_equal(found, np.argsort(numbers, axis=1, kind="stable"))
+    assert found.dtype == np.int32
 
 
 def test_balanced_batches():
