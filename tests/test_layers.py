@@ -183,3 +183,52 @@ def test_a_classifier_is_a_dense_layer_whose_few_outputs_come_first_in_the_gradi
     if jax.default_backend() == "cpu":
         first = f"f32[{outputs},5]" in numbers(ours, compiled=True)
         assert first == (outputs <= layers.FEW)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 2, 5)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_batch_norm_is_that_of_flax_with_its_derivatives(shape, dtype):
+    x = image(shape, dtype=dtype).at[..., 1].set(0)  # a channel without a spread, as of a dead unit
+    weigh = image(shape, 1)
+    options = {"use_running_average": False, "momentum": 0.9, "epsilon": 1e-5, "dtype": dtype}
+    variables = nn.BatchNorm(**options).init(jax.random.key(0), x)
+    stats = jax.tree.map(lambda w: w + 0.1, variables["batch_stats"])
+    params = {name: image((5,), i) for i, name in enumerate(("scale", "bias"))}
+    ahead = {name: image((5,), i + 7) for i, name in enumerate(("scale", "bias"))}
+
+    def numbers(layer):
+        def loss(params, x):
+            given = {"params": params, "batch_stats": stats}
+            y, new = layer.apply(given, x, mutable=["batch_stats"])
+            seen = new["batch_stats"]  # its derivatives, too: a loss may have it
+            return jnp.sum(weigh * jnp.tanh(y)) + seen["mean"].sum() + seen["var"].sum(), (y, seen)
+
+        slope = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+        return jax.jvp(
+            lambda *given: slope(*given)[0], (params, x), (ahead, image(shape, 3, dtype))
+        ), (slope(params, x)[1])
+
+    ours, flax = numbers(layers.BatchNorm(**options)), numbers(nn.BatchNorm(**options))
+    for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(flax), strict=True):
+        assert mine.dtype == theirs.dtype
+        a, b = (np.asarray(found, np.float64) for found in (mine, theirs))
+        loose = 2e-2 if mine.dtype == jnp.bfloat16 else 2e-4
+        np.testing.assert_allclose(a, b, rtol=loose, atol=loose * np.abs(b).max())
+
+
+def test_the_gradient_of_batch_norm_has_two_sums_over_examples():
+    layer = layers.batch_norm(True, jnp.float32, "norm")
+    x = image((64, 5))
+    variables = layer.init(jax.random.key(0), x)
+
+    def loss(params, x):
+        y = layer.apply(variables | {"params": params}, x, mutable=["batch_stats"])[0]
+        return jnp.sum(jnp.sin(y))
+
+    def sums(fn):
+        text = jax.jit(fn).lower(variables["params"], x).as_text()
+        return text.count("across dimensions = [0] : (tensor<64x5xf32>")
+
+    forward = sums(lambda *given: loss(*given))
+    assert forward == 2
+    assert sums(jax.grad(loss, (0, 1))) == forward + 2
