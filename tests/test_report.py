@@ -478,6 +478,29 @@ def test_arms_are_as_hollow_in_the_legend_as_in_the_panel(study):
     assert points.count("none") == 1
 
 
+@pytest.mark.parametrize("make", [figures.scatter, figures.gap, figures_flatness.flatness])
+def test_points_of_more_arms_than_can_be_told_apart_are_by_target(make, tmp_path):
+    """A legend of 500 arms was 108 inches long, each marker in it ten times."""
+    arms = {"none": (None, 0, 0.0)}
+    arms |= {f"{t[0]}{i}": (t, 20, 0.1) for t in ("smallest", "largest") for i in range(30)}
+    few = dict(list(arms.items())[:49])
+    for kind, own in (("few", few), ("many", arms)):
+        fake_study.write(tmp_path / kind, arms=own, seeds=range(1), epochs=30)
+        loaded = tables.load([tmp_path / kind])
+        panel, *_, key = make(loaded, style.Look(loaded.variants, {"none"})).panels
+        (axes,), (told,) = panel.axes, key.legends
+        points = [container.lines[0] for container in axes.containers]
+        looks = {(line.get_color(), line.get_marker()) for line in points}
+        assert looks == {(h.get_color(), h.get_marker()) for h in told.legend_handles}
+        labels = [text.get_text() for text in told.texts]
+        if kind == "few":
+            assert len(looks) == len(points) == len(labels) == 49
+    assert len(points) == 3  # not an artist for each arm
+    assert sum(line.get_xdata().size for line in points) == 61
+    assert labels == ["none (1 arm)", "smallest (30 arms)", "largest (30 arms)"]
+    assert key.get_figheight() < 2
+
+
 def test_what_the_settings_of_an_arm_decide_is_no_measure(study):
     loaded = tables.load([study])
     for row in loaded.good:
