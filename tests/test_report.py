@@ -216,6 +216,21 @@ def test_shards_merge_to_the_whole_and_a_missing_one_is_named(tmp_path):
     assert [name[-6:] for name in summary["missing_shards"]] == ["2-of-3"]
 
 
+def test_a_merged_study_says_what_the_whole_one_says(tmp_path):
+    """Of seeds that lie in turn in three shards, halves were others: so were intervals and p."""
+    arms = {"none": (None, 0, 0.0)} | {f"S{i}": ("smallest", 9 + i, 0.1 * i) for i in range(1, 9)}
+    for shard in range(3):
+        seeds = range(shard, 12, 3)
+        path = tmp_path / "split" / "shards" / f"{shard + 1}-of-3"
+        write(path, arms=arms, seeds=seeds, epochs=20)
+    write(tmp_path / "whole", arms=arms, seeds=range(12), epochs=20)
+    split, whole = (results.summary(tables.load([tmp_path / name])) for name in ("split", "whole"))
+    assert np.isfinite(whole["relations"][0]["arms_in_general"]["value"])
+    assert whole["relations"][0]["n_seeds"] == 12
+    for part in whole.keys() - {"directories"}:
+        assert split[part] == whole[part], part
+
+
 def test_missing_shards_count_from_one_wherever_they_lie():
     def missing(*names, studies=None):
         return shards.missing_shards([Path(n) for n in names], studies or [0] * len(names))
