@@ -391,7 +391,7 @@ def test_rows_of_a_page_are_grouped_a_few_times_not_for_each_arm(tmp_path, monke
 
 @pytest.mark.parametrize("axis", ["seeds", "arms"])
 def test_correlations_of_runs_do_not_compare_all_with_all_for_each_seed(axis, monkeypatch):
-    """500 runs of an arm took 110 s: numbers that are compared and sorted, but for a logarithm."""
+    """A page of two arms of 500 seeds took a minute: counts numbers compared or sorted."""
     handled, below, signs = 0, correlation._below, correlation.signs
 
     def sorting(x, y):
