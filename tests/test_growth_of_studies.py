@@ -19,6 +19,7 @@ import pytest
 from prunejax import interventions, measure
 from prunejax.errors import ConfigError
 from prunejax.measures import columns as columns_lib
+from prunejax.measures import correlation
 from prunejax.record import directory as directory_lib
 from prunejax.record import scalars, sinks
 from prunejax.report import tables, words
@@ -386,6 +387,36 @@ def test_rows_of_a_page_are_grouped_a_few_times_not_for_each_arm(tmp_path, monke
         return bytecodes(all_of_it) + 20 * handled
 
     linear(work, 6, slack=1.3)  # (words tell arms apart that differ in their labels alone)
+
+
+@pytest.mark.parametrize("axis", ["seeds", "arms"])
+def test_correlations_of_runs_do_not_compare_all_with_all_for_each_seed(axis, monkeypatch):
+    """A page of two arms of 500 seeds took a minute: counts numbers compared or sorted."""
+    handled, below, signs = 0, correlation._below, correlation.signs
+
+    def sorting(x, y):
+        nonlocal handled
+        handled += x.size
+        return below(x, y)
+
+    def comparing(x):
+        nonlocal handled
+        handled += x.size**2
+        return signs(x)
+
+    monkeypatch.setattr(correlation, "_below", sorting)
+    monkeypatch.setattr(correlation, "signs", comparing)
+    draws = np.random.default_rng(0)
+
+    def work(size):
+        nonlocal handled
+        arms, runs = (2, size) if axis == "seeds" else (size, 3)
+        x, y, handled = draws.normal(size=arms * runs), draws.normal(size=arms * runs), 0
+        found = correlation.clustered(x, y, np.tile(np.arange(runs), arms), "kendall")
+        assert found.n == x.size
+        return handled
+
+    linear(work, 400)
 
 
 def measured(index):

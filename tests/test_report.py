@@ -216,6 +216,21 @@ def test_shards_merge_to_the_whole_and_a_missing_one_is_named(tmp_path):
     assert [name[-6:] for name in summary["missing_shards"]] == ["2-of-3"]
 
 
+def test_a_merged_study_says_what_the_whole_one_says(tmp_path):
+    """Of seeds that lie in turn in three shards, halves were others: so were intervals and p."""
+    arms = {"none": (None, 0, 0.0)} | {f"S{i}": ("smallest", 9 + i, 0.1 * i) for i in range(1, 9)}
+    for shard in range(3):
+        seeds = range(shard, 12, 3)
+        path = tmp_path / "split" / "shards" / f"{shard + 1}-of-3"
+        write(path, arms=arms, seeds=seeds, epochs=20)
+    write(tmp_path / "whole", arms=arms, seeds=range(12), epochs=20)
+    split, whole = (results.summary(tables.load([tmp_path / name])) for name in ("split", "whole"))
+    assert np.isfinite(whole["relations"][0]["arms_in_general"]["value"])
+    assert whole["relations"][0]["n_seeds"] == 12
+    for part in whole.keys() - {"directories"}:
+        assert split[part] == whole[part], part
+
+
 def test_missing_shards_count_from_one_wherever_they_lie():
     def missing(*names, studies=None):
         return shards.missing_shards([Path(n) for n in names], studies or [0] * len(names))
@@ -476,6 +491,29 @@ def test_arms_are_as_hollow_in_the_legend_as_in_the_panel(study):
     points = [container.lines[0].get_markerfacecolor() for container in axes.containers]
     assert [handle.get_markerfacecolor() for handle in told.legend_handles] == points
     assert points.count("none") == 1
+
+
+@pytest.mark.parametrize("make", [figures.scatter, figures.gap, figures_flatness.flatness])
+def test_points_of_more_arms_than_can_be_told_apart_are_by_target(make, tmp_path):
+    """A legend of 500 arms was 108 inches long, each marker in it ten times."""
+    arms = {"none": (None, 0, 0.0)}
+    arms |= {f"{t[0]}{i}": (t, 20, 0.1) for t in ("smallest", "largest") for i in range(30)}
+    few = dict(list(arms.items())[:49])
+    for kind, own in (("few", few), ("many", arms)):
+        fake_study.write(tmp_path / kind, arms=own, seeds=range(1), epochs=30)
+        loaded = tables.load([tmp_path / kind])
+        panel, *_, key = make(loaded, style.Look(loaded.variants, {"none"})).panels
+        (axes,), (told,) = panel.axes, key.legends
+        points = [container.lines[0] for container in axes.containers]
+        looks = {(line.get_color(), line.get_marker()) for line in points}
+        assert looks == {(h.get_color(), h.get_marker()) for h in told.legend_handles}
+        labels = [text.get_text() for text in told.texts]
+        if kind == "few":
+            assert len(looks) == len(points) == len(labels) == 49
+    assert len(points) == 3  # not an artist for each arm
+    assert sum(line.get_xdata().size for line in points) == 61
+    assert labels == ["none (1 arm)", "smallest (30 arms)", "largest (30 arms)"]
+    assert key.get_figheight() < 2
 
 
 def test_what_the_settings_of_an_arm_decide_is_no_measure(study):

@@ -656,14 +656,18 @@ def test_words_of_an_arm_that_starts_from_a_run_name_its_state():
 def test_of_very_many_arms_the_claimed_ones_stand_before_the_figures():
     def forest(count):
         lines = [
-            headline.Line(f"a{i}", "", "", "+1", 50.0, None, None, False) for i in range(count)
+            headline.Line(f"a{i}", "", "", "+1", 50 + (-1) ** i * i, None, None, i in (4, 7))
+            for i in range(count)
         ]
-        return headline.Forest("difference", lines, [], 0.0, True)
+        return headline.Forest("difference", lines, [], 50.0, True)
 
     claims = {"claims": [{"a": "a3", "b": "a19"}, {"a": "a17", "b": "none"}]}
     assert headline.shown(forest(16), claims) == [f"a{i}" for i in range(16)]
     assert headline.shown(forest(20), claims) == ["a3", "a17", "a19"]
-    assert len(headline.shown(forest(40), {})) == 16
+    most = [4, 7, *range(26, 40)]  # those that differ significantly, then those that differ most
+    assert headline.shown(forest(40), {}) == [f"a{i}" for i in most]
+    elsewhere = {"claims": [{"a": "b", "b": "0.5"}]}  # no arm of the plot
+    assert headline.shown(forest(40), elsewhere) == [f"a{i}" for i in most]
 
 
 def test_they_have_a_scale_of_their_own():

@@ -18,13 +18,24 @@ from prunejax.report import words
 from prunejax.report.drawing import Drawing as Drawing
 from prunejax.report.names import apart
 from prunejax.report.results import Row, Study
-from prunejax.report.style import COLORS, FEW, GREY, Look, legend, panel
-from prunejax.report.words import percent
+from prunejax.report.style import (
+    BASELINE,
+    COLORS,
+    FEW,
+    GREY,
+    MARKERS,
+    Look,
+    legend,
+    line_handle,
+    panel,
+)
+from prunejax.report.words import TARGETS, percent
 
 Draw = Callable[[Study, Look], Drawing | None]
 PointStyle = Callable[[str], tuple[str, str]]  # arm -> colour, marker
 
 _MANY = 9  # more arms than this are not all drawn where they say nothing
+_APART = len(COLORS) * len(MARKERS)  # more arms than this are not told apart
 STABILITY = "in brackets: mean stability"  # title of legends of `legend_label`s
 TARGET_COLORS = {"S": COLORS[0], "R": COLORS[2], "L": COLORS[1]}
 TARGET_MARKERS = {"S": "o", "R": "^", "L": "s"}
@@ -49,6 +60,27 @@ def arm_legend(
         if variant in hollow:
             handle.set_markerfacecolor("none")
     return legend(handles, STABILITY if study.has_events else None)
+
+
+def points_of(
+    study: Study, look: Look, variants: Sequence[str], hollow: Collection[str] = ()
+) -> tuple[PointStyle, Figure]:
+    """How points of arms look, and their legend: arm by arm, of very many arms by target."""
+    if len(variants) <= _APART:
+        return look_of(look), arm_legend(study, look, variants, hollow=hollow)
+    groups: dict[str, list[str]] = {}
+    for variant in variants:
+        groups.setdefault(study.attribute(variant, "target"), []).append(variant)
+    styles: dict[str, tuple[str, str]] = {}
+    handles = []
+    for target, arms in groups.items():
+        color, marker = TARGET_COLORS.get(target, BASELINE), TARGET_MARKERS.get(target, "D")
+        styles |= dict.fromkeys(arms, (color, marker))
+        label = f"{TARGETS.get(target, 'none')} ({words.count(len(arms), 'arm')})"
+        handles.append(line_handle(label, color, marker, "none"))
+        if hollow and {*arms} <= {*hollow}:
+            handles[-1].set_markerfacecolor("none")
+    return styles.__getitem__, legend(handles, "target of pruning")
 
 
 def listed(
@@ -161,13 +193,15 @@ def scatter_panel(
     head = "\n".join(text for text in (title, found) if text)
     made, axes = panel(height, title=head, xlabel=words.axis(x), ylabel=words.axis(y))
     inside = {row["run"] for row in fitted}
+    looks: dict[tuple[str, str, bool], list[Row]] = {}
     for variant, own in by_variant(rows).items():
-        color, marker = style(variant)
+        hollow = not any(row["run"] in inside for row in own)
+        looks.setdefault((*style(variant), hollow), []).extend(own)
+    for (color, marker, hollow), own in looks.items():
         errors = []
         for column in (x, y):
             error = [words.factor(column) * number(row.get(f"{column}_stderr")) for row in own]
             errors.append(error if np.isfinite(error).any() else None)
-        hollow = not any(row["run"] in inside for row in own)
         axes.errorbar(
             [words.factor(x) * value(row, x) for row in own],
             [words.factor(y) * value(row, y) for row in own],
@@ -229,12 +263,12 @@ def _against_stability(
     if not columns:
         return None
     scope, rows = chosen(study)
-    found = [
-        scatter_panel(points, "mean_stability", c, look_of(look), fitted=rows, title=scope)
-        for c in columns
-    ]
     hollow = {*variants} - {row["variant"] for row in rows}
-    panels = [made for made, _ in found] + [arm_legend(study, look, variants, hollow=hollow)]
+    style, key = points_of(study, look, variants, hollow)
+    found = [
+        scatter_panel(points, "mean_stability", c, style, fitted=rows, title=scope) for c in columns
+    ]
+    panels = [*(made for made, _ in found), key]
     first = scope[0] if study.report_option("correlate", ()) else scope[0].upper()  # a label
     alt = f"{first}{scope[1:]}: {'; '.join(text for _, text in found)}."
     reading = _reading(bool(hollow), len({row["variant"] for row in rows}) > 1)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from math import isfinite
 
 from prunejax.measures.columns import measure_columns, number, numeric_columns
-from prunejax.report.figures import Drawing, arm_legend, look_of, scatter_panel
+from prunejax.report.figures import Drawing, points_of, scatter_panel
 from prunejax.report.results import Study
 from prunejax.report.style import Look
 
@@ -48,13 +48,14 @@ def _measures(study: Study, look: Look, name: str, title: str, more: str = "") -
     if not study.has_events:
         known -= {"mean_stability"}
     one = [row for row in study.good if row["variant"] in study.comparable]
-    found = [scatter_panel(one, x, y, look_of(look)) for x, y in pairs if {x, y} <= known]
+    variants = [v for v in study.comparable if v in study.good_of]
+    style, key = points_of(study, look, variants)
+    found = [scatter_panel(one, x, y, style) for x, y in pairs if {x, y} <= known]
     if not found:
         return None
-    variants = [v for v in study.comparable if v in study.good_of]
     bars = any(isfinite(number(row.get(f"{c}_stderr"))) for row in study.good for c in columns)
     return Drawing(
-        [made for made, _ in found] + [arm_legend(study, look, variants)],
+        [*(made for made, _ in found), key],
         title,
         f"One point per run, all runs{study.where}; {_BARS * bars}Pearson r and Kendall τ.{more}",
         _finding([text for _, text in found]),

@@ -16,9 +16,8 @@ from prunejax.report.figures import (
     TARGET_COLORS,
     TARGET_MARKERS,
     Drawing,
-    arm_legend,
     listed,
-    look_of,
+    points_of,
     scatter_panel,
 )
 from prunejax.report.results import Row, Study
@@ -267,20 +266,19 @@ def group_scatter(study: Study, look: Look) -> Drawing | None:
     groups = study.groups
     if not 2 <= len(groups) <= 5 or not study.has_events:
         return None
+    drawn = [v for arms in groups.values() for v in arms]
+    eventful = {row["variant"] for row in study.good if number(row.get("events")) > 0}
+    style, key = points_of(study, look, drawn, {*drawn} - eventful)
     panels: list[Figure] = []
     texts = []
     for name, arms in groups.items():
         pool = [row for row in study.good if row["variant"] in arms]
         events = [row for row in pool if number(row.get("events")) > 0]
         for y in (_BEST, "generalization_gap"):
-            made, text = scatter_panel(
-                pool, "mean_stability", y, look_of(look), fitted=events, title=name
-            )
+            made, text = scatter_panel(pool, "mean_stability", y, style, fitted=events, title=name)
             panels.append(made)
             texts.append(f"{name}, {text}")
-    drawn = [v for arms in groups.values() for v in arms]
-    eventful = {row["variant"] for row in study.good if number(row.get("events")) > 0}
-    panels.append(arm_legend(study, look, drawn, hollow={*drawn} - eventful))
+    panels.append(key)
     return Drawing(
         panels,
         "Accuracy and gap against stability, by group",

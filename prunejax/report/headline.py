@@ -253,13 +253,19 @@ def forest(
 
 
 def shown(whole: Forest, summary: Found) -> list[str]:
-    """The arms that stand before the figures: all, or of very many those that claims name."""
+    """The arms that stand before the figures: all, or of very many those that claims name.
+
+    Without claims those that differ significantly, then those that differ most.
+    """
     labels = [line.label for line in whole.lines]
     if len(labels) <= _FIRST:
         return labels
     claims = summary.get("claims") or []
     named = {claim[side] for claim in claims for side in ("a", "b")}
-    return ([label for label in labels if label in named] or labels)[:_FIRST]
+    first = [label for label in labels if label in named][:_FIRST]
+    most = sorted(whole.lines, key=lambda line: (-line.significant, -abs(line.dot - whole.zero)))
+    few = first or {line.label for line in most[:_FIRST]}
+    return [label for label in labels if label in few]
 
 
 def brief(study: Study, summary: Found, column: str, whole: Forest) -> Forest:

@@ -106,7 +106,8 @@ def load(directories: Sequence[str | Path]) -> Study:
     notes += [
         f"Shard {shard} is missing: its runs are not in any number here." for shard in missing
     ]
-    merged = {name: [row for path in paths for row in tables[path][name]]
+    merged = {name: _joined([tables[path][name] for path in paths],
+                            [label for path in paths for label in attributes[path]])
               for name in _TABLES}  # fmt: skip
     if not merged["epochs"] and not merged["runs"]:
         raise ReportError(f"{paths[0]} holds no results yet; run the study first")
@@ -144,6 +145,18 @@ def load(directories: Sequence[str | Path]) -> Study:
         unfinished=unfinished,
         **{name: _same_columns(rows) for name, rows in merged.items()},
     )
+
+
+def _joined(tables: Sequence[list[Row]], labels: Sequence[str]) -> list[Row]:
+    """The rows of one table of all directories, of several by arm and seed as in a whole study.
+
+    Halves and orders of seeds are drawn by their places: a merged study must have the whole one's.
+    """
+    rows = [row for table in tables for row in table]
+    place = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    if len(tables) > 1:
+        rows.sort(key=lambda row: (place.get(row["variant"], len(place)), int(row["seed"])))
+    return rows
 
 
 def _stopped(runs: Sequence[Row], stopped: Sequence[Row]) -> list[str]:
