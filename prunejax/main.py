@@ -27,6 +27,9 @@ from prunejax.system.command import BAD_REQUEST, FAILURE, REQUEUE
 from prunejax.system.readable import of_config, readable
 
 ROOT = Path(__file__).resolve().parent.parent
+# Seconds (Python's own: 0.005) after which a thread that traces lets the one that trains go on: for
+# each of its calls that one waited so long, and cores with it.
+TURN = 5e-4
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> Any:
@@ -163,6 +166,7 @@ def _plan(config: ConfigDict) -> int:
 
 def _run(values: flags.FlagValues, config: Any, shard: tuple[int, int], more: Sequence[str]) -> int:
     command.collect_less()
+    sys.setswitchinterval(TURN)
     # JAX is imported late: mistakes on the command line are told at once.
     try:
         limits.check_addresses()

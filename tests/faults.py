@@ -103,7 +103,7 @@ def make_quick(patch):
     patch.setattr(layout, "Population", population)
     patch.setattr(report, "build", lambda paths: Path(paths[0]) / "report.html")
     patch.setattr(record.RunDirectory, "tensorboard", lambda self: None)
-    patch.setattr(checkpoint.ocp, "StandardCheckpointer", PickledCheckpointer)
+    patch.setattr(checkpoint.load(), "StandardCheckpointer", PickledCheckpointer)
 
 
 def child(path, moment, nth, code):

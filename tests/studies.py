@@ -195,7 +195,7 @@ class PickledCheckpointer:
 
 def plain_checkpoints(patch: pytest.MonkeyPatch) -> None:
     """Checkpoints are plain files."""
-    patch.setattr(checkpoint.ocp, "StandardCheckpointer", PickledCheckpointer)
+    patch.setattr(checkpoint.load(), "StandardCheckpointer", PickledCheckpointer)
 
 
 def go(config: ConfigDict, path: Path, page: bool = True, **options: Any) -> run.Result:

@@ -24,7 +24,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from prunejax.curvature import vectors
 from prunejax.curvature.callables import on_host
@@ -120,6 +119,8 @@ def gradient_noise_scale(
         slope = slope - (deviations - deviations.mean()) / (n - 1)
     interval = (float("nan"), float("nan"))
     if unbiased and n > 2:
+        from scipy import special  # late: it takes long to import
+
         cov = np.cov(slope, numerator) / n
         quantile = float(special.stdtrit(n - 1, 0.975))  # two-sided 95 %
         # Of the inverse: its denominator Tr(C) is the one that is far from 0.
@@ -278,20 +279,19 @@ def _ratio(
         shared = float((left**2).sum() / ((n - 1) * (k - 1)) / (n * k)) if n > 1 else 0.0
         # A variance component estimated by a difference may come out below 0.
         probes = max(probes - shared, 0.0)
+    from scipy import special  # late, as above
+
     with np.errstate(invalid="ignore"):  # an infinite ratio has no error
         examples = cov[0, 0] - 2 * value * cov[0, 1] + value**2 * cov[1, 1]
         parts = np.maximum([examples, value**2 * probes], 0.0)
-    freedom = np.array([n - 1, k - 1])  # examples, probes
-    used = parts > 0
+    freedom, used = np.array([n - 1, k - 1]), parts > 0  # examples, probes
     dof = parts.sum() ** 2 / (parts[used] ** 2 / freedom[used]).sum() if used.any() else np.inf
     quantile = float(special.stdtrit(dof, 0.5 + confidence / 2))  # two-sided
     cov = cov + np.diag([0.0, probes])  # probes move Tr(H) alone
     scale = abs(total) if total else np.nan
     return Tic(
-        value=value,
-        stderr=float(np.sqrt(parts.sum()) / scale),
-        interval=fieller(moment.value, total, cov, quantile),
-        confidence=confidence,
+        value=value, stderr=float(np.sqrt(parts.sum()) / scale),
+        interval=fieller(moment.value, total, cov, quantile), confidence=confidence,
         stderr_probes=float(np.sqrt(parts[1]) / scale),
         stderr_examples=float(np.sqrt(parts[0]) / scale),
         moment=moment, trace=total, trace_stderr=float(np.sqrt(cov[1, 1])), method=method,

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr
 
 from prunejax.measures import noting
 
@@ -151,8 +150,10 @@ def _moments(x: np.ndarray) -> tuple[float, float, float, float]:
 
 def ks_distance(ordered: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance sup |F_n(x) - Phi(x)| of `ordered` [n], ascending, to N(0, 1)."""
+    from scipy import special  # late, as in `statistics.t_factor`
+
     n = ordered.size
-    phi = ndtr(ordered.astype(np.float64))
+    phi = special.ndtr(ordered.astype(np.float64))
     steps = np.arange(n + 1) / n
     # both sides of each step of F_n
     return float(max(np.max(steps[1:] - phi), np.max(phi - steps[:-1])))

@@ -24,7 +24,6 @@ from math import comb, isfinite, nan, sqrt, tanh
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from prunejax.measures import correlation, statistics
 
@@ -82,6 +81,8 @@ def arms_in_general(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> correl
     r = (a * b).sum(0) / np.sqrt((a * a).sum(0) * (b * b).sum(0))
     if not np.isfinite(r).all():
         return undefined
+    from scipy import special  # late, as in `statistics.t_factor`
+
     z = float(np.mean(np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))))
     error = 1 / sqrt(arms - 3)  # of one split of the seeds: see the module
     half = float(special.ndtri((1 + level) / 2)) * error

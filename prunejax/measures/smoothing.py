@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from prunejax import losses, registry
 from prunejax.curvature.callables import as_argument
@@ -62,6 +61,8 @@ def clopper_pearson(successes: Any, trials: int, alpha: float) -> np.ndarray:
 
     Of the shape of `successes`.
     """
+    from scipy import special  # late, as in `statistics.t_factor`
+
     k = np.asarray(successes)
     # Without a success the quantile is not defined, and nothing is bounded.
     return np.where(k > 0, special.betaincinv(k, trials - k + 1, alpha), 0.0)
@@ -113,6 +114,8 @@ def smooth(
     chosen = np.asarray(first).argmax(1)
     second = np.asarray(_counts(fn, x, size, jax.random.fold_in(key, 1), draws, classes))
     low = clopper_pearson(second[np.arange(len(chosen)), chosen], draws, alpha)
+    from scipy import special  # late, as above
+
     sure = low > 0.5  # the runner-up may have all that is left
     radii = np.where(sure, sigma * special.ndtri(np.where(sure, low, 0.5)), 0.0)
     return Smoothed(np.where(sure, chosen, -1), radii, low, 1 - alpha)

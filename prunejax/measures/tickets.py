@@ -14,7 +14,6 @@ from math import isfinite, nan, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from prunejax.measures import statistics
 
@@ -107,6 +106,8 @@ def matching(values: Sequence[float], dense: Sequence[float], margin: float) -> 
     center, p, low = float(d.mean()), nan, nan
     size = max(float(np.max(np.abs(x))), float(np.max(np.abs(y))))
     if n >= statistics.LEAST and not statistics.is_rounding(d, size=size):
+        from scipy import special  # late, as in `statistics.t_factor`
+
         error = float(d.std(ddof=1)) / sqrt(n)
         p = float(special.stdtr(n - 1, -(center + margin) / error))
         low = center - float(special.stdtrit(n - 1, 0.95)) * error

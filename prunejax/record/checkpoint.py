@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import importlib
 import json
 import logging
 import os
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from prunejax.cluster import distributed
 from prunejax.errors import RecordError, WorkdirError
@@ -24,6 +24,11 @@ from prunejax.system import files
 
 Tree = Any
 MANIFEST = "manifest.json"  # size and SHA-256 of every other file; written last
+
+
+def load() -> Any:
+    """`orbax.checkpoint`: late, for it takes long to import; studies do while they train."""
+    return importlib.import_module("orbax.checkpoint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Checkpoints:
         if jax.process_count() == 1:  # of host arrays orbax makes half the work
             states = jax.device_get(states)
         try:
-            with _silent(), ocp.StandardCheckpointer() as checkpointer:
+            with _silent(), load().StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / "states", states)
                 checkpointer.wait_until_finished()
         except Exception as error:  # orbax raises many kinds, not all of them OSError
@@ -118,10 +123,10 @@ class Checkpoints:
         number, facts, damaged = self._newest()
         if number is None:
             return Restored(None, {}, damaged) if damaged else None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(load().utils.to_shape_dtype_struct, like)
         path = self.directory / str(number)
         try:
-            with _silent(), ocp.StandardCheckpointer() as checkpointer:
+            with _silent(), load().StandardCheckpointer() as checkpointer:
                 states = checkpointer.restore(path / "states", abstract)
         except Exception as error:
             if distributed.lost_peer(error):

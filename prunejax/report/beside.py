@@ -68,13 +68,14 @@ def ready(figures: Collection[str]) -> bool:
     return _process is not None
 
 
-def draw(directory: Path) -> None:
-    """Has the report of a run directory drawn, which `drawn` waits for."""
+def draw(directory: Path) -> bool:
+    """Has the report of a run directory drawn, which `drawn` waits for; False: nobody does."""
     if _process is not None:
         try:
             _say([os.getcwd(), str(directory)], _process.stdin)
         except OSError:  # it is gone, or the current directory is: each would wait for the other
             end()
+    return _process is not None
 
 
 def drawn() -> Path | None:

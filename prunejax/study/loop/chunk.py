@@ -14,6 +14,7 @@ import numpy as np
 from prunejax.cluster import distributed
 from prunejax.cluster import mesh as mesh_lib
 from prunejax.errors import Interrupted
+from prunejax.record import checkpoint
 from prunejax.record.checkpoint import Checkpoints
 from prunejax.record.directory import SharedDirectory
 from prunejax.record.progress import Progress, standing, whose
@@ -74,9 +75,8 @@ class Chunk:
         # them must not depend on which runs are beside them.
         rows = (m.table.steps[row] for m in self.members for row in m.events)
         self._acts = max((0, *self._stops, *rows))
-        stack = self.members, self._padded, self._places
-        held = self.population, self.directory, self._saving
-        self._watch = Watch(*stack, *held, self.measure)
+        stack = self.members, self._padded, self._places, self.population
+        self._watch = Watch(*stack, self.directory, self._saving, self.measure)
         self._standing = ""  # loss and accuracy, for the progress line
 
     # -- the loop ---------------------------------------------------------------------------
@@ -145,6 +145,7 @@ class Chunk:
                 )
                 self.progress.advance(done * len(self.members), "begins later", timed=False)
         self._saving.rows_written()
+        ahead.apart(checkpoint.load)  # while the first epochs train
         return states, epoch
 
     def _done(self, states: TrainState) -> int:
@@ -164,8 +165,7 @@ class Chunk:
             after = bisect.bisect_right(self._stops, begun + done)  # a call ends at the next stop
             ends = [s - begun - done for s in self._stops[after : after + 1]]
             count = min(self._pace.steps, full - done, *ends)
-            begin = time.perf_counter()
-            warm = f"training{size}" in self._warm
+            begin, warm = time.perf_counter(), f"training{size}" in self._warm
             with self._once(f"training{size}"):
                 states = jax.block_until_ready(train(states, data, np.int32(count)))
             seconds = time.perf_counter() - begin

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import jax
+
 from prunejax import report
 from prunejax.errors import FigureError, ReportError, WorkdirError
 from prunejax.record import ledger
@@ -20,8 +22,10 @@ def build(directory: RunDirectory, empty: bool) -> Path | None:
         return None
     if entries.registered():  # of which another process may not know
         beside.end()
-    beside.draw(directory.path)
+    elsewhere = beside.draw(directory.path)
     directory.tensorboard()
+    if elsewhere:  # of a command, which ends with this study: its programs go in the meantime
+        jax.clear_caches()
     try:
         page = beside.drawn() or report.build([directory.path])
     except ReportError as error:  # the tables were changed while the study ran
