@@ -156,6 +156,15 @@ def test_compilation_is_worth_it_by_examples_weights_and_runs_of_all_shards(monk
     assert not reduced.networks(batch, 9)
 
 
+def test_seeds_with_data_of_their_own_count_together():
+    settings = config()
+    settings.seeds, settings.data.by_seed = 3, True
+    batches = plan.build(config_lib.variants(settings, settings))
+    assert [len(batch.members) for batch in batches] == [1, 1, 1]
+    assert len({id(batch.program) for batch in batches}) == 1
+    assert [list(batch.ends.values()) for batch in batches] == [[3]] * 3
+
+
 @pytest.mark.parametrize("changes", [
     {"granularity": "weight", "score": "magnitude"},
     {"granularity": "weight", "score": "magnitude", "nm": (2, 4)},
