@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +126,34 @@ def test_runs_share_what_is_compiled_whatever_the_loss_is(worth, monkeypatch):
     one, other = measurer.context(state), measurer.context(state)
     assert one.live_loss.func is other.live_loss.func
     assert one.live_per_example.func is other.live_per_example.func
+
+
+def test_a_way_to_measure_is_compiled_by_one_thread(worth, monkeypatch):
+    measurer, small = pruned(config())
+    whole = jax.device_get(begun(config())[2])
+    both, seen, patience = threading.Barrier(2), [], 30
+
+    def together(context, names):  # whether another thread is here, too
+        try:
+            both.wait(patience)
+            seen.append(True)
+        except threading.BrokenBarrierError:
+            seen.append(False)
+            both.reset()
+        return {}, {}, {}
+
+    monkeypatch.setattr(measuring.suite, "measure", together)
+    with ThreadPoolExecutor(2) as pool:
+        for states, found in (
+            ([small, whole], [True, True]),  # different programs
+            ([small, small], [True, True]),  # known by now
+        ):
+            list(pool.map(measurer.measure, states))
+            assert seen == found
+            seen.clear()
+        patience = 0.5
+        list(pool.map(pruned(config())[0].measure, [small, small]))
+        assert seen == [False, False]
 
 
 def networks(settings, examples=1):

@@ -4,8 +4,10 @@ What depends on the run (parameters, statistics, masks) is data of the compiled 
 loss is one function per program: all runs of a program share one compilation.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -74,6 +76,8 @@ class Measurer:
         # Where dead weights may vary as well, no unit is 0 for good.
         self.smaller = reduced.networks(batch, len(labels), tell) if chosen.live_only else []
         self._of_smaller = {id(cut): self._functions(cut)[:2] for cut in self.smaller}
+        ways = [None, *(mean for _, mean in self._of_smaller.values())]
+        self._uncompiled = {way: threading.Lock() for way in ways}
 
     def _live(
         self, masks: Tree, statistics: dict[str, Tree], cut: Smaller | None
@@ -155,7 +159,10 @@ class Measurer:
         Arguments as of `context`.
         """
         context, chosen = self.context(state, cut), self.settings
-        columns, arrays, failed = suite.measure(context, chosen.names)
+        way = getattr(context.live_loss, "func", None)  # None: on the whole network
+        with self._uncompiled.get(way, nullcontext()):  # lest two threads compile the same
+            columns, arrays, failed = suite.measure(context, chosen.names)
+        self._uncompiled.pop(way, None)
         scalars = columns | {
             "step": int(state.step),
             "split": chosen.split,
