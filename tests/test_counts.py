@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from prunejax import data, losses, registry
+from prunejax import allocate, curvature, data, losses, masks, methods, registry, schedules
 from prunejax.measures import (
     bounds,
     manifold,
@@ -17,6 +18,7 @@ from prunejax.measures import (
     recall_balance,
     smoothing,
 )
+from prunejax.methods import before, timetable, updates, windows
 
 KEY, X, LABELS = jax.random.key(0), jnp.ones((3, 2)), np.array([0, 1, 0])
 MODELS = np.arange(12.0)
@@ -61,6 +63,34 @@ def test_counts_are_whole_numbers(name, least, counting):
     for wrong in (least - 1, 2.5, float("nan"), True, "3", None):
         with pytest.raises(ValueError, match=f"{name} is {wrong!r}; it is a whole number, {least}"):
             counting(**{name: wrong})
+
+
+SCORES = jnp.arange(8.0).reshape(4, 2)
+OPERATOR = curvature.from_matvec(lambda v: v, jnp.zeros(3))
+TRUTHS = [  # who counts with True, and the error that says so
+    (lambda: curvature.eigenpairs(OPERATOR, True, key=KEY), TypeError),
+    (lambda: curvature.estimate_trace(OPERATOR, key=KEY, probes=True), TypeError),
+    (lambda: curvature.estimate_density(OPERATOR, key=KEY, grid=True), ValueError),
+    (lambda: masks.nm(SCORES, True, 4), ValueError),
+    (lambda: masks.nm(SCORES, 1, True), ValueError),
+    (lambda: masks.prune(SCORES, True), ValueError),
+    (lambda: allocate.ALLOCATIONS["uniform"]({"a": (4,)}, True), ValueError),
+    (lambda: schedules.linear(units=8, fraction=0.5, start=True, end=4, period=1), ValueError),
+    (lambda: schedules.counts([(0, True)], 3), ValueError),
+    (lambda: windows.windows(optax.sgd(0.1), [(0, 1)], duration=True), ValueError),
+    (lambda: updates.pairs([(0, True)]), ValueError),
+    (lambda: timetable.alternate(total=7, warmup=1, sparse=True, dense=1, final=2), ValueError),
+    (lambda: methods.resolve("gradual", sparsity=0.5, end=9, every=True), ValueError),
+    (lambda: methods.resolve("nm", nm=(True, 4)), ValueError),
+    (lambda: before.balanced_batch(LABELS, per_class=True, seed=0), ValueError),
+    (lambda: data.load("digits", train_examples=True), ValueError),
+]
+
+
+@pytest.mark.parametrize(("counting", "error"), TRUTHS)
+def test_truth_values_are_no_counts(counting, error):
+    with pytest.raises(error, match=r"True|bool|integer|numbers"):
+        counting()
 
 
 def test_numpys_integers_count():
