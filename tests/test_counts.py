@@ -127,3 +127,10 @@ def test_labels_are_integers(labelled):
     else:
         with pytest.raises(TypeError, match=r"targets are a list; give an array: jnp\.asarray"):
             labelled(LABELS.tolist())
+
+
+@pytest.mark.parametrize("loss", [*losses.LOSSES.values(), losses.correct])
+def test_outputs_are_arrays(loss):
+    """A list of logits ended in an AttributeError."""
+    with pytest.raises(TypeError, match=r"outputs are a list; give an array: jnp\.asarray"):
+        loss(LOGITS.tolist(), LABELS)
