@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from prunejax import allocate, curvature, data, losses, masks, methods, registry, schedules
+from prunejax.configs import default, recipes
 from prunejax.measures import (
     bounds,
     manifold,
@@ -91,6 +92,21 @@ TRUTHS = [  # who counts with True, and the error that says so
 def test_truth_values_are_no_counts(counting, error):
     with pytest.raises(error, match=r"True|bool|integer|numbers"):
         counting()
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "3", None, (1, 2)])
+def test_levels_of_recipes_are_whole_numbers(wrong):
+    config = default.get_config()
+    with pytest.raises(ValueError, match=r"levels .* must be a whole number, at least 1"):
+        recipes.lottery(config, levels=wrong)
+    with pytest.raises(ValueError, match=r"control 'restart' at level .*: there are 1 to 3"):
+        recipes.lottery(config, levels=3, controls={"restart": (1, wrong)})
+
+
+@pytest.mark.parametrize("wrong", [2, "12", None])
+def test_levels_of_controls_are_several(wrong):
+    with pytest.raises(ValueError, match=f"control 'erk': {wrong!r} are no levels; give a tuple"):
+        recipes.lottery(default.get_config(), levels=np.int64(3), controls={"erk": wrong})
 
 
 def test_numpys_integers_count():
