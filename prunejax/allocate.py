@@ -56,7 +56,7 @@ def _round(exact: Mapping[str, Fraction], keep: int, limits: Mapping[str, int]) 
 
 def _sizes(shapes: Shapes, keep: int) -> dict[str, int]:
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    if not isinstance(keep, numbers.Integral):
+    if not isinstance(keep, numbers.Integral) or isinstance(keep, bool):
         raise ValueError(f"keep = {keep!r} is no integer: it is a count of units")
     if not 0 <= keep <= sum(sizes.values()):
         raise ValueError(f"keep = {keep}: there are {sum(sizes.values())} units")

@@ -106,6 +106,14 @@ def _leaves(module: Any, entry: Any, params: Mapping[str, Any]) -> tuple[str, st
     return layer, norm, bias if bias in params else ""
 
 
+def params_of(variables: Any) -> Any:
+    """The collection "params" of a module's variables; ValueError where there is none."""
+    if isinstance(variables, Mapping) and "params" in variables:
+        return variables["params"]
+    there = str(list(variables) if isinstance(variables, Mapping) else type(variables).__name__)
+    raise ValueError(f"variables have no 'params' ({there:.80}); give all that `init` gives")
+
+
 def groups(module: Any, variables: Mapping[str, Any]) -> tuple[Group, ...]:
     """The prunable groups of a model of this package, in forward order.
 
@@ -126,7 +134,7 @@ def groups(module: Any, variables: Mapping[str, Any]) -> tuple[Group, ...]:
             f"{type(module).__name__} has no method `prunable` that lists its prunable layers; "
             "make the groups by hand: prunejax.models.Group(name, kernel, norm, ...)"
         )
-    params, links = dict(trees.leaves_with_paths(variables["params"])), wiring(module)
+    params, links = dict(trees.leaves_with_paths(params_of(variables))), wiring(module)
     stats = set(trees.paths(variables.get("batch_stats", {})))
     gates = variables.get("gates", {})
     found: list[Group] = []

@@ -41,7 +41,7 @@ def cross_entropy(
       ValueError: smoothing outside [0, 1), labels that are no integers, none of the classes, or
         not one for each example.
     """
-    check_labels(labels, logits.shape)
+    check_labels(labels, _need_array("outputs", logits).shape)
     known = not isinstance(smoothing, jax.Array)
     if known and not 0.0 <= smoothing < 1.0:
         raise ValueError(f"label smoothing {smoothing}: must be at least 0 and less than 1")
@@ -65,7 +65,7 @@ def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Raises:
       ValueError: labels that are no integers, none of the classes, or not one for each example.
     """
-    check_labels(labels, logits.shape)
+    check_labels(labels, _need_array("outputs", logits).shape)
     return (predicted(logits) == labels) & (labels >= 0)  # -1 stands for NaN in predictions
 
 
@@ -76,7 +76,7 @@ def mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
       outputs: [..., n].
       targets: float [..., n], or int [...], which stands for the one-hot vector of a class.
     """
-    outputs = _at_least_float32(outputs)
+    outputs = _at_least_float32(_need_array("outputs", outputs))
     if is_classes(targets) and targets.ndim == outputs.ndim - 1:
         check_labels(targets, outputs.shape)
         row = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
@@ -96,7 +96,7 @@ def hinge(outputs: jax.Array, labels: jax.Array) -> jax.Array:
       outputs: z [..., classes], at least two classes.
       labels: int [...].
     """
-    check_labels(labels, outputs.shape)
+    check_labels(labels, _need_array("outputs", outputs).shape)
     outputs = _at_least_float32(outputs)
     own = jax.nn.one_hot(labels, outputs.shape[-1], dtype=bool)
     # below all others, whatever the outputs are
@@ -141,9 +141,7 @@ def objective(
 
 def is_classes(targets: Any) -> bool:
     """Whether `targets`, of any shape, are class labels: integers, which alone have an accuracy."""
-    if not hasattr(targets, "dtype"):
-        raise TypeError(f"targets are a {type(targets).__name__}; give an array: jnp.asarray(...)")
-    return bool(jnp.issubdtype(targets.dtype, jnp.integer))
+    return bool(jnp.issubdtype(_need_array("targets", targets).dtype, jnp.integer))
 
 
 def predicted(outputs: jax.Array) -> jax.Array:
@@ -192,6 +190,13 @@ def _of_classes(loss: jax.Array, labels: jax.Array, outputs: jax.Array) -> jax.A
     The gradient of such an example is 0, so that a loop that leaves it out by `jnp.where` has none.
     """
     return jnp.where((labels >= 0) & (labels < outputs.shape[-1]), loss, jnp.nan)
+
+
+def _need_array(name: str, x: Any) -> Any:
+    """`x`; TypeError where it is a list, say, which JAX does not compute with either."""
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"{name} are a {type(x).__name__}; give an array: jnp.asarray(...)")
+    return x
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:

@@ -205,7 +205,8 @@ def nm(scores: Tree, n: int | Array, m: int, *, axis: int = -2, masks: Tree | No
     Raises:
       ValueError: an axis is not divisible by m, n is not in 0..m, or scores do not compare.
     """
-    whole = all(isinstance(x, numbers.Integral) for x in (m, axis)) and counting.is_count(n)
+    whole = all(isinstance(x, numbers.Integral) and counting.is_count(x) for x in (m, axis))
+    whole = whole and counting.is_count(n)
     if not whole or m < 1 or not (isinstance(n, jax.core.Tracer) or 0 <= n <= m):
         raise ValueError(
             f"N:M sparsity {n}:{m}: m is an integer of at least 1, n one in 0..m; axis {axis!r} one"

@@ -194,7 +194,7 @@ def measure(
     for path, settings, batch, member, state in chosen:
         with files.locked(path):
             if id(batch) not in measurers:  # it reads the examples
-                measurers[id(batch)] = measuring.Measurer(batch, settings)
+                measurers[id(batch)] = measuring.Measurer(batch, settings, tell)
             values, arrays, failed = measurers[id(batch)].measure(state())
             arrays |= _settings(settings, failed)
             replaced = results[path].add(member, values, arrays)

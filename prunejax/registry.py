@@ -3,7 +3,7 @@
 import difflib
 import numbers
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from prunejax.errors import ConfigError
 
@@ -41,11 +41,15 @@ def demand(holds: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a value is an integer of Python or NumPy, and no truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def whole(least: int, **counts: Any) -> None:
     """ValueError, with the name, for one of `counts` that is no whole number from `least` on."""
     for name, count in counts.items():
-        integer = isinstance(count, numbers.Integral) and not isinstance(count, bool)
-        if not integer or count < least:
+        if not is_whole(count) or count < least:
             raise ValueError(f"{name} is {count!r}; it is a whole number, {least} or more")
 
 

@@ -51,7 +51,7 @@ def exact(fraction: float | Fraction) -> Fraction:
 
 def _check(units: int, start: int, end: int, period: int) -> None:
     for name, value in (("units", units), ("start", start), ("end", end), ("period", period)):
-        if not isinstance(value, numbers.Integral):
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
             raise ValueError(f"{name} {value!r} is no integer")
     if units < 1:
         raise ValueError(f"units {units!r} must be at least 1")
@@ -241,7 +241,8 @@ def counts(events: Events, epochs: int) -> np.ndarray:
     """
     table = np.zeros(epochs + 1, np.int64)
     for epoch, count in events:
-        if not isinstance(count, numbers.Integral) or not 0 <= count < 2**31:
+        whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
+        if not whole or not 0 <= count < 2**31:
             raise ValueError(
                 f"an event that removes {count!r} units at epoch {epoch!r}: a count is an integer "
                 "of at least 0, below 2^31"

@@ -132,7 +132,7 @@ def _shrunk(
     """As `shrink`, and what was cut of each parameter."""
     if constants not in CONSTANTS:
         raise ValueError(f"constants {constants!r} is not one of: {', '.join(CONSTANTS)}")
-    params = variables["params"]
+    params = groups_lib.params_of(variables)
     if masks is None:
         masks = trees.map_with_path(lambda _, p: np.asarray(p) != 0, params)
     live = dict(variables) | {"params": _applied(groups_lib.whole(params, masks), params)}

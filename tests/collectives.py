@@ -110,7 +110,7 @@ def check_event(people, states, split):
 def check_products(people, batch, settings):
     """What is measured of a run, and a product with its Hessian, is split as its parameters are."""
     state = people.member(people.zeros(1), 0)
-    context = measuring.Measurer(batch, settings).context(state)
+    context = measuring.Measurer(batch, settings, print).context(state)
     product = context.hessian.matvec(context.params)
     for given, x, y in zip(
         jax.tree.leaves(state.params),

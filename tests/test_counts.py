@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from prunejax import data, losses, registry
+from prunejax import allocate, curvature, data, losses, masks, methods, registry, schedules
+from prunejax.configs import default, recipes
 from prunejax.measures import (
     bounds,
     manifold,
@@ -17,6 +19,7 @@ from prunejax.measures import (
     recall_balance,
     smoothing,
 )
+from prunejax.methods import before, timetable, updates, windows
 
 KEY, X, LABELS = jax.random.key(0), jnp.ones((3, 2)), np.array([0, 1, 0])
 MODELS = np.arange(12.0)
@@ -63,6 +66,49 @@ def test_counts_are_whole_numbers(name, least, counting):
             counting(**{name: wrong})
 
 
+SCORES = jnp.arange(8.0).reshape(4, 2)
+OPERATOR = curvature.from_matvec(lambda v: v, jnp.zeros(3))
+TRUTHS = [  # who counts with True, and the error that says so
+    (lambda: curvature.eigenpairs(OPERATOR, True, key=KEY), TypeError),
+    (lambda: curvature.estimate_trace(OPERATOR, key=KEY, probes=True), TypeError),
+    (lambda: curvature.estimate_density(OPERATOR, key=KEY, grid=True), ValueError),
+    (lambda: masks.nm(SCORES, True, 4), ValueError),
+    (lambda: masks.nm(SCORES, 1, True), ValueError),
+    (lambda: masks.prune(SCORES, True), ValueError),
+    (lambda: allocate.ALLOCATIONS["uniform"]({"a": (4,)}, True), ValueError),
+    (lambda: schedules.linear(units=8, fraction=0.5, start=True, end=4, period=1), ValueError),
+    (lambda: schedules.counts([(0, True)], 3), ValueError),
+    (lambda: windows.windows(optax.sgd(0.1), [(0, 1)], duration=True), ValueError),
+    (lambda: updates.pairs([(0, True)]), ValueError),
+    (lambda: timetable.alternate(total=7, warmup=1, sparse=True, dense=1, final=2), ValueError),
+    (lambda: methods.resolve("gradual", sparsity=0.5, end=9, every=True), ValueError),
+    (lambda: methods.resolve("nm", nm=(True, 4)), ValueError),
+    (lambda: before.balanced_batch(LABELS, per_class=True, seed=0), ValueError),
+    (lambda: data.load("digits", train_examples=True), ValueError),
+]
+
+
+@pytest.mark.parametrize(("counting", "error"), TRUTHS)
+def test_truth_values_are_no_counts(counting, error):
+    with pytest.raises(error, match=r"True|bool|integer|numbers"):
+        counting()
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "3", None, (1, 2)])
+def test_levels_of_recipes_are_whole_numbers(wrong):
+    config = default.get_config()
+    with pytest.raises(ValueError, match=r"levels .* must be a whole number, at least 1"):
+        recipes.lottery(config, levels=wrong)
+    with pytest.raises(ValueError, match=r"control 'restart' at level .*: there are 1 to 3"):
+        recipes.lottery(config, levels=3, controls={"restart": (1, wrong)})
+
+
+@pytest.mark.parametrize("wrong", [2, "12", None])
+def test_levels_of_controls_are_several(wrong):
+    with pytest.raises(ValueError, match=f"control 'erk': {wrong!r} are no levels; give a tuple"):
+        recipes.lottery(default.get_config(), levels=np.int64(3), controls={"erk": wrong})
+
+
 def test_numpys_integers_count():
     registry.whole(1, a=np.int64(1), b=np.uint8(3))
     with pytest.raises(ValueError, match="b is 0"):
@@ -97,3 +143,10 @@ def test_labels_are_integers(labelled):
     else:
         with pytest.raises(TypeError, match=r"targets are a list; give an array: jnp\.asarray"):
             labelled(LABELS.tolist())
+
+
+@pytest.mark.parametrize("loss", [*losses.LOSSES.values(), losses.correct])
+def test_outputs_are_arrays(loss):
+    """A list of logits ended in an AttributeError."""
+    with pytest.raises(TypeError, match=r"outputs are a list; give an array: jnp\.asarray"):
+        loss(LOGITS.tolist(), LABELS)

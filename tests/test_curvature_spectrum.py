@@ -380,3 +380,42 @@ def test_deflated_power_iteration_of_a_loss_without_curvature():
     assert found.residuals.tolist() == found.values.tolist() == [0, 0]
     v = np.asarray(found.vectors)
     np.testing.assert_allclose(v @ v.T, np.eye(2), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e19, 1e30])
+def test_eigenvalues_whose_squares_leave_the_range_of_float32(size: float):
+    """They were the mean of some, 'converged', below 1e-19, and not finite, or 0, above 1e19."""
+    with jax.enable_x64(False):
+        diagonal = jnp.arange(1, 31, dtype=jnp.float32) * np.float32(size)
+        operator = curvature.from_matvec(lambda v: diagonal * v, jnp.zeros(30))
+        found = curvature.eigenpairs(operator, 3, key=KEY)
+        np.testing.assert_allclose(found.values, size * np.array([30, 29, 28]), rtol=1e-5)
+        assert found.converged.all()
+        assert np.all(found.residuals > 0)
+        # of one multiple eigenvalue the first product is the answer
+        flat = curvature.from_matvec(lambda v: v * np.float32(size), jnp.zeros(4))
+        power = curvature.power_iteration(flat, 1, key=KEY)
+        np.testing.assert_allclose(power.values, size, rtol=1e-5)
+        density = curvature.estimate_density(operator, key=KEY, steps=30, starts=1)
+        np.testing.assert_allclose(density.nodes.max(), 30 * size, rtol=1e-5)
+        rank_one = curvature.from_matvec(
+            lambda v: jnp.zeros(9).at[0].set(v[0] * np.float32(size)), jnp.zeros(9)
+        )
+        trace = curvature.estimate_trace(rank_one, key=KEY, probes=6, method="hutch++")
+        np.testing.assert_allclose(trace.value, size, rtol=1e-5)
+
+
+def test_norms_bear_any_magnitude_with_the_same_bits_of_ordinary_ones():
+    drawn = np.random.default_rng(0).normal(size=(50, 7))
+    for dtype, sizes in (np.float32, (1e-35, 1e-20, 1e18, 1e36)), (np.float64, (1e-300, 1e300)):
+        for size in (*sizes, 1e-9, 1.0, 3e7):
+            tree = {"a": jnp.asarray(drawn * size, dtype), "b": jnp.asarray([size], dtype)}
+            long = np.concatenate([np.asarray(x, np.longdouble).ravel() for x in tree.values()])
+            norm = vectors.norm(tree)
+            np.testing.assert_allclose(norm, np.linalg.norm(long / size) * size, rtol=1e-6)
+            if size not in sizes:
+                assert norm == jax.jit(lambda x: jnp.sqrt(vectors.dot(x, x)))(tree)
+    for value, norm in (0.0, 0.0), (np.inf, np.inf), (-np.inf, np.inf), (np.nan, np.nan):
+        for rest in (0.0, 1.0) if value else (0.0,):
+            tree = jnp.float32(value), jnp.full(3, rest, jnp.float32), jnp.zeros((0, 2))
+            np.testing.assert_equal(np.asarray(vectors.norm(tree)), np.asarray(norm))

@@ -383,7 +383,7 @@ def measurer(**changes):
     settings = config()
     settings.measures.update(changes)
     batch, settings = planned(settings)
-    return measuring.Measurer(batch, settings)
+    return measuring.Measurer(batch, settings, print)
 
 
 def test_batch_norm_uses_running_statistics_unless_asked(finished):

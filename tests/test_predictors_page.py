@@ -93,7 +93,7 @@ def test_measured_columns_are_those_of_the_library(study):
         if (r := Checkpoints(f, keep=1).restore(people.abstract(1))).facts["runs"] == [member.run]
     )
     state = jax.tree.map(np.asarray, people.member(saved.states, 0))
-    context = measuring.Measurer(batch, config_of(config)).context(state)
+    context = measuring.Measurer(batch, config_of(config), print).context(state)
     of = context.network()
     layers = folding.layers(of.module, of.variables, of.batches[0][0].shape[1:])
     kernels = [np.asarray(of.variables["params"][x.name]["kernel"], np.float64) for x in layers]

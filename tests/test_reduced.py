@@ -1,6 +1,9 @@
 """Measures of pruned runs on networks without dead units: the same function by fewer operations."""
 
 import dataclasses
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,8 @@ import numpy as np
 import pytest
 
 from prunejax import interventions, losses, models, trees
+from prunejax.errors import ConfigError
+from prunejax.models.mlp import MLP
 from prunejax.models.resnet import ResNet
 from prunejax.study.loop import measuring, reduced
 from prunejax.study.planning import plan
@@ -32,7 +37,7 @@ def pruned(settings, gone=0.5):
     for g in batch.program.groups:
         dead = np.random.default_rng(g.units).permutation(g.units) < gone * g.units
         left[g.name] = interventions.endless(jnp.asarray(dead), left[g.name])
-    return measuring.Measurer(batch, settings), jax.device_get(state)
+    return measuring.Measurer(batch, settings, print), jax.device_get(state)
 
 
 @pytest.fixture
@@ -123,9 +128,37 @@ def test_runs_share_what_is_compiled_whatever_the_loss_is(worth, monkeypatch):
     assert one.live_per_example.func is other.live_per_example.func
 
 
+def test_a_way_to_measure_is_compiled_by_one_thread(worth, monkeypatch):
+    measurer, small = pruned(config())
+    whole = jax.device_get(begun(config())[2])
+    both, seen, patience = threading.Barrier(2), [], 30
+
+    def together(context, names):  # whether another thread is here, too
+        try:
+            both.wait(patience)
+            seen.append(True)
+        except threading.BrokenBarrierError:
+            seen.append(False)
+            both.reset()
+        return {}, {}, {}
+
+    monkeypatch.setattr(measuring.suite, "measure", together)
+    with ThreadPoolExecutor(2) as pool:
+        for states, found in (
+            ([small, whole], [True, True]),  # different programs
+            ([small, small], [True, True]),  # known by now
+        ):
+            list(pool.map(measurer.measure, states))
+            assert seen == found
+            seen.clear()
+        patience = 0.5
+        list(pool.map(pruned(config())[0].measure, [small, small]))
+        assert seen == [False, False]
+
+
 def networks(settings, examples=1):
     (batch,) = planned(settings)
-    return [dict(cut.units) for cut in reduced.networks(batch, examples)]
+    return [dict(cut.units) for cut in reduced.networks(batch, examples, print)]
 
 
 def test_layers_keep_a_half_or_a_quarter(worth):
@@ -147,13 +180,22 @@ def test_compilation_is_worth_it_by_examples_weights_and_runs_of_all_shards(monk
     (batch,) = plan.build(config_lib.variants(settings, settings))
     assert list(batch.ends.values()) == [6]
     monkeypatch.setattr(reduced, "WORTH", 1)
-    (cut,) = reduced.networks(batch, 1)
+    (cut,) = reduced.networks(batch, 1, print)
     saved = reduced._weights(batch.program.module, batch) - reduced._weights(
         cut.program.module, batch
     )
     monkeypatch.setattr(reduced, "WORTH", 10 * saved * 6)
-    assert reduced.networks(batch, 10)
-    assert not reduced.networks(batch, 9)
+    assert reduced.networks(batch, 10, print)
+    assert not reduced.networks(batch, 9, print)
+
+
+def test_seeds_with_data_of_their_own_count_together():
+    settings = config()
+    settings.seeds, settings.data.by_seed = 3, True
+    batches = plan.build(config_lib.variants(settings, settings))
+    assert [len(batch.members) for batch in batches] == [1, 1, 1]
+    assert len({id(batch.program) for batch in batches}) == 1
+    assert [list(batch.ends.values()) for batch in batches] == [[3]] * 3
 
 
 @pytest.mark.parametrize("changes", [
@@ -168,6 +210,30 @@ def test_where_numbers_are_known_only_in_training_runs_are_measured_whole(worth,
 def test_networks_without_a_smaller_form_are_measured_whole(worth):
     # Which channels of a residual sum go decides how blocks are wired.
     assert networks(config("short", 1, layers=(".*conv2",))) == []
+
+
+def _raises(self, gone):
+    raise KeyError("dense9")
+
+
+@pytest.mark.parametrize(("shrunk", "why"), [
+    (_raises, "MLP.shrunk gives no smaller model: KeyError: 'dense9'"),
+    (lambda self, gone: None, "MLP.shrunk gives no smaller model: TypeError: "),
+    (lambda self, gone: ("small", {}), "MLP.shrunk gives no smaller model: AttributeError: "),
+])  # fmt: skip
+def test_a_model_whose_smaller_form_fails_is_measured_whole_and_it_is_told(
+    worth, monkeypatch, capsys, shrunk, why
+):
+    monkeypatch.setattr(MLP, "shrunk", shrunk)
+    settings = config()
+    settings.variants.b = {"prune": HALF | {"fraction": (0.75,)}}
+    assert networks(settings) == []
+    said = capsys.readouterr().out
+    assert said.startswith(f"runs are measured on the whole network: {why}")
+    assert said.count("\n") == 1
+    settings.variants.a.prune.shrink_every = 1
+    with pytest.raises(ConfigError, match=re.escape(f"(variant 'a'): {why}")):
+        planned(settings)
 
 
 def test_events_in_training_count_up_to_the_end(worth):

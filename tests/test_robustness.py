@@ -187,7 +187,7 @@ def test_hardened_inputs_are_noisy_or_worst():
 def measured(config, batch, state):
     """The measures of a study: between what is proven and what is right without an attack."""
     settings = config_lib.variants(config, default.get_config())[0].settings
-    measurer = measuring.Measurer(batch, settings)
+    measurer = measuring.Measurer(batch, settings, print)
     columns, arrays, failed = measurer.measure(jax.tree.map(np.asarray, state))
     assert not failed
     assert columns["interval_certified"] <= columns["crown_certified"] <= columns["pgd_accuracy"]

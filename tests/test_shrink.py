@@ -15,6 +15,7 @@ from prunejax import groups as groups_lib
 from prunejax import masks as masks_lib
 from prunejax import models, rng, shrink, sparsity, trees, wiring
 from prunejax.groups import Group
+from prunejax.measures import folding
 from prunejax.sparsify import sparsify
 from tests.test_models import INPUTS
 from tests.test_wiring import SMALL, drawn, masks_at_random
@@ -101,6 +102,25 @@ def test_a_model_that_cannot_be_cut_is_refused_in_a_line(name):
     live = jax.tree.map(lambda p: np.array(True), variables["params"])
     with pytest.raises(ValueError, match="has no method `shrunk`"):
         shrink.shrink(module, variables, live)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda module, given: shrink.shrink(module, given),
+        lambda module, given: shrink.with_optimizer(module, given, None),
+        models.groups,
+        lambda module, given: folding.layers(module, given, (8, 8, 1)),
+        lambda _, given: folding.fold(given, ()),
+    ],
+)
+def test_parameters_in_place_of_variables_are_told(asked):
+    """They were a KeyError."""
+    module = models.create("mlp", width=0.125)
+    variables = models.init(module, rng.at(0, "init"), (8, 8, 1))
+    for given, there in (variables["params"], r"\['bn1', "), (jnp.ones(3), "ArrayImpl"):
+        with pytest.raises(ValueError, match=rf"no 'params' \({there}.*give all that `init` gives"):
+            asked(module, given)
 
 
 @pytest.mark.parametrize("name", sorted(set(models.MODELS) - WHOLE))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from prunejax.errors import ConfigError
+from prunejax.errors import ConfigError, ReportError
 from prunejax.record import scalars, sinks
 from prunejax.record.tensorboard_view import TensorBoardView
 from prunejax.system import files, optional
@@ -110,6 +110,22 @@ def test_a_study_that_goes_on_sends_its_runs_itself(tmp_path, monkeypatch):
     assert found == []
     sinks.send(path, ["mine"])
     assert len(found) == 1
+
+
+def test_shards_are_sent_and_nothing_is_left_where_no_study_is(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setitem(sinks.SINKS, "mine", found.append)
+    (tmp_path / "a" / "shards").mkdir(parents=True)
+    for name in ("none-0", "S-1-1"):
+        write(tmp_path / "a" / "shards" / name, [name])
+    sinks.send(tmp_path / "a", ["mine"])
+    assert sorted(run.run for run in found) == ["S-1-1", "none-0"]
+    (tmp_path / "b").mkdir()
+    for path, what in (tmp_path / "b", "no run directory"), (tmp_path / "c", "no directory"):
+        with pytest.raises(ReportError, match=f"is {what}.*; name the --workdir"):
+            sinks.send(path, ["mine"])
+    assert [path.name for path in tmp_path.rglob(".lock")] == [".lock"] * 2  # of the shards
+    assert len(found) == 2
 
 
 def test_damaged_records_are_told(tmp_path, monkeypatch):

@@ -402,6 +402,10 @@ def test_host_devices_are_those_of_all_processes_together(tmp_path, monkeypatch)
     config.population.devices = 8
     host_devices.use(config, tmp_path, 2)
     assert set_to == [2, 3, 4]
+    config.population.devices = -3
+    for wrong in (config, {"population": {"devices": 10**9}}, {"population": 3}):
+        host_devices.use(wrong, tmp_path, 2)  # refused later: JAX must not have failed on it
+    assert set_to[3:] == [3, 3, 3]
 
 
 def test_layers_and_effective_sparsity(finished):

@@ -5,7 +5,8 @@ own go into one study. Settings that all arms share (model, data, optimizer, epo
 `prune.granularity`) are set on the config itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -97,8 +98,8 @@ def lottery(
         raise ValueError(f"retrain {retrain!r} is not one of: {', '.join(RETRAIN)}")
     if order not in ("same", "new"):
         raise ValueError(f"order {order!r} is not one of: same, new")
-    if levels < 1:
-        raise ValueError(f"levels {levels!r} must be at least 1")
+    if not _is_whole(levels) or levels < 1:
+        raise ValueError(f"levels {levels!r} must be a whole number, at least 1")
     config.prune.granularity = "weight"
     config.prune.scope = scope
     back: dict[str, Any] = {"rewind_run": "dense", "rewind_at": rewind}
@@ -123,11 +124,17 @@ def lottery(
     for name, at in (controls or {}).items():
         if name not in CONTROLS:
             raise ValueError(f"control {name!r} is not one of: {', '.join(CONTROLS)}")
+        if isinstance(at, str) or not isinstance(at, Iterable):
+            raise ValueError(f"control {name!r}: {at!r} are no levels; give a tuple, as (1, 2)")
         for level in at:
-            if not 1 <= level <= levels:
-                raise ValueError(f"control {name!r} at level {level}: there are 1 to {levels}")
+            if not _is_whole(level) or not 1 <= level <= levels:
+                raise ValueError(f"control {name!r} at level {level!r}: there are 1 to {levels}")
             arms |= _control(config, name, level, prefix, prune, back)
     return arms
+
+
+def _is_whole(count: Any) -> bool:
+    return isinstance(count, Integral) and not isinstance(count, bool)
 
 
 def copies(label: str, start: Mapping[str, Any]) -> Arms:

@@ -60,7 +60,7 @@ def orthogonalize(stack: Tree, w: Tree, taken: Any = 0.0) -> tuple[Tree, jax.Arr
         return w, found[1] + more, left
 
     first = w, h, left = once(w)
-    w, total, left = jax.lax.cond(jnp.linalg.norm(h) > left / 2, again, lambda found: found, first)
+    w, total, left = jax.lax.cond(vectors.norm(h) > left / 2, again, lambda found: found, first)
     return w, total + taken, left
 
 
@@ -77,7 +77,7 @@ def _extend(
     outside, h, left = orthogonalize(stack, w, taken)
     capacity = jax.tree.leaves(stack)[0].shape[0]
     # A product that lies in the span leaves rounding error: normalized it would be noise.
-    whole = jnp.hypot(jnp.linalg.norm(h), left)
+    whole = jnp.hypot(vectors.norm(h), left)
     added = (left > tiny * jnp.maximum(scale, whole)) & (size < capacity)
     # A number for all elements, not one that is computed again for each.
     divisor = jax.lax.optimization_barrier(jnp.where(added, left, jnp.inf))
@@ -87,7 +87,7 @@ def _extend(
         return rows.at[size].set((x / divisor).astype(rows.dtype), mode="drop")
 
     stack = vectors.place(jax.tree.map(write, stack, outside), placed, stacked=True)
-    column = jnp.where(added, whole, jnp.linalg.norm(h)).astype(scale.dtype)
+    column = jnp.where(added, whole, vectors.norm(h)).astype(scale.dtype)
     told = jnp.concatenate([h, jnp.stack([left, added.astype(left.dtype)])])
     return stack, size + added, jnp.maximum(scale, column), told
 

@@ -10,7 +10,6 @@ it says so in one sentence.
 
 import functools
 import inspect
-import numbers
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
@@ -22,6 +21,7 @@ import threadpoolctl
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.tree_util import Partial
 
+from prunejax import registry
 from prunejax.curvature.captured import Captured, references
 
 Tree = Any
@@ -165,7 +165,7 @@ def _bound(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> d
             f"({order})"
         )
     for count in COUNTS & set(given):
-        if given[count] is not None and not isinstance(given[count], numbers.Integral):
+        if given[count] is not None and not registry.is_whole(given[count]):
             raise TypeError(
                 f"{name}: {count} is of type {type(given[count]).__name__} and no integer; the "
                 f"order is ({order})"

@@ -8,13 +8,13 @@ the smoothed spectrum (Ubaru, Chen, Saad 2017; Ghorbani, Krishnan, Xiao 2019).
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from prunejax import registry
 from prunejax.curvature import splits, vectors
 from prunejax.curvature.callables import check_positive, on_host
 from prunejax.curvature.krylov import Krylov
@@ -112,8 +112,8 @@ def estimate_density(
         raise ValueError(f"steps and starts must be at least 1, got {steps} and {starts}")
     if sigma is not None:
         check_positive(sigma=sigma)
-    size = grid if isinstance(grid, numbers.Integral) else np.size(grid)
-    points = np.zeros(1) if isinstance(grid, numbers.Integral) else np.asarray(grid, np.float64)
+    size = grid if registry.is_whole(grid) else np.size(grid)
+    points = np.zeros(1) if registry.is_whole(grid) else np.asarray(grid, np.float64)
     if size < 1 or points.ndim != 1 or not np.isfinite(points).all():
         text = " ".join(repr(grid).split())[:80]
         raise ValueError(f"grid must be finite numbers [g], or how many, at least 1; got {text}")
@@ -135,7 +135,7 @@ def estimate_density(
     if sigma is None:
         # where all nodes are one number: 1 % of that
         sigma = 0.01 * (high - low) or 0.01 * max(abs(high), 1.0)
-    if isinstance(grid, numbers.Integral):
+    if registry.is_whole(grid):
         points = np.linspace(low - 5 * sigma, high + 5 * sigma, int(grid))
     value, stderr = smoothed(nodes, weights, points, sigma)
     mean, mean_stderr = mean_and_stderr(np.sum(weights * nodes, axis=1))

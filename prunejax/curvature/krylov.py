@@ -106,8 +106,12 @@ def _measured(pairs: tuple[Tree, Tree], arguments: Any, product: Any) -> Any:
         vector, found = pair[0], product(arguments, pair[0]) if product else pair[1]
         square = vectors.squared_norm(vector)
         value = vectors.dot(vector, found) / square
-        rest = jax.tree.map(lambda a, x: a - value * x, found, vector)
-        return value, vectors.norm(rest) / jnp.sqrt(square)
+
+        def rest() -> Tree:
+            return jax.tree.map(lambda a, x: a - value * x, found, vector)
+
+        # Not its `norm`: a tree that is kept is not fused, and has other last digits.
+        return value, vectors.root(vectors.squared_norm(rest()), rest) / jnp.sqrt(square)
 
     return jax.lax.map(one, pairs)
 

@@ -11,7 +11,8 @@ A *stack* is a tree whose leaves carry one more axis in front: `[m, ...]` holds 
 """
 
 import zlib
-from functools import partial
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -51,8 +52,7 @@ def check_params(params: Tree) -> Tree:
 def check_like(tree: Tree, params: Tree, name: str) -> None:
     """ValueError unless `tree` has the structure and the leaf shapes of `params`."""
     ours: Any = jax.tree.structure(tree)
-    theirs: Any = jax.tree.structure(params)
-    if ours != theirs:
+    if ours != jax.tree.structure(params):
         raise ValueError(
             f"{name} has structure {short(tree)}, params has {short(params)}; they must "
             "agree (vectors and directions come before the batches)"
@@ -82,8 +82,7 @@ def expand_masks(masks: Masks, params: Tree) -> Tree | None:
     if jax.tree_util.all_leaves([masks]):
         masks = jax.tree.map(lambda _: masks, params)
     ours: Any = jax.tree.structure(masks)
-    theirs: Any = jax.tree.structure(params)
-    if ours != theirs:
+    if ours != jax.tree.structure(params):
         raise ValueError(
             "masks must be one bool or have the structure of the parameters, got "
             f"{short(masks)} for {short(params)}"
@@ -172,9 +171,26 @@ def squared_norm(tree: Tree) -> jax.Array:
     return dot(tree, tree)
 
 
+def root(square: jax.Array, of: Callable[[], Tree]) -> jax.Array:
+    """The norm (scalar) of `of()` from `square` (scalar), or anew where squares leave the range."""
+    kinds = [jnp.finfo(accumulator(x.dtype)) for x in jax.tree.leaves(jax.eval_shape(of))]
+    narrow = max(kinds, key=lambda kind: kind.eps)
+
+    def rescaled() -> jax.Array:
+        leaves = jax.tree.leaves(upcast(of()))
+        top = reduce(jnp.maximum, (jnp.max(jnp.abs(x), initial=0) for x in leaves))
+        divisor = jnp.where((top > 0) & (top < jnp.inf), top, 1)
+        return divisor * jnp.sqrt(squared_norm([x / divisor for x in leaves]))
+
+    # from here on what squares lose to 0 is no more than rounding
+    ordinary = (square >= narrow.tiny / narrow.eps**2) & (square < jnp.inf)
+    return lax.cond(ordinary, lambda: jnp.sqrt(square), rescaled)
+
+
+@jax.jit
 def norm(a: Tree) -> jax.Array:
-    """The Euclidean norm over all leaves, a scalar."""
-    return jnp.sqrt(squared_norm(a))
+    """The Euclidean norm over all leaves, a scalar, of any magnitude."""
+    return root(squared_norm(a), lambda: a)
 
 
 def unless_zero(number: Any) -> jax.Array:
@@ -197,32 +213,27 @@ def stacked(found: list[Tree]) -> Tree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
-def _contract(x: jax.Array, y: jax.Array, dims: Any) -> jax.Array:
-    """A contraction over every axis that may be sharded; its result is whole on each device."""
-    sharding = jax.typeof(x).sharding
-    explicit = AxisType.Explicit in sharding.mesh.axis_types
-    out = NamedSharding(sharding.mesh, PartitionSpec()) if explicit else None
-    # Float32 in full: the orthogonality of a basis rests on it.
-    return lax.dot_general(x, y, dims, precision=HIGHEST, out_sharding=out)
-
-
-def gram(a: Tree, b: Tree) -> jax.Array:
-    """The matrix A'B [m, n] of all inner products of two stacks."""
+def _products(a: Tree, b: Tree, rows: int) -> jax.Array:
+    """Inner products of a stack's vectors with those of b, whose first `rows` axes count them."""
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
-        axes = tuple(range(1, x.ndim))
-        return _contract(x, y, ((axes, axes), ((), ())))
+        mesh = jax.typeof(x).sharding.mesh
+        out = NamedSharding(mesh, PartitionSpec()) if AxisType.Explicit in mesh.axis_types else None
+        dims = (tuple(range(1, x.ndim)), tuple(range(rows, y.ndim))), ((), ())
+        # Whole on each device, and float32 in full: the orthogonality of a basis rests on it.
+        return lax.dot_general(x, y, dims, precision=HIGHEST, out_sharding=out)
 
     return sum(jax.tree.leaves(jax.tree.map(leaf, a, b)), start=jnp.zeros(()))
 
 
+def gram(a: Tree, b: Tree) -> jax.Array:
+    """The matrix A'B [m, n] of all inner products of two stacks."""
+    return _products(a, b, 1)
+
+
 def stack_dot(stack: Tree, v: Tree) -> jax.Array:
     """V'v [m]: the inner products of a stack's vectors with v."""
-
-    def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
-        return _contract(x, y, ((tuple(range(1, x.ndim)), tuple(range(y.ndim))), ((), ())))
-
-    return sum(jax.tree.leaves(jax.tree.map(leaf, stack, v)), start=jnp.zeros(()))
+    return _products(stack, v, 0)
 
 
 def combine(coefficients: jax.Array, stack: Tree) -> Tree:
@@ -239,28 +250,22 @@ def shardings(params: Tree) -> tuple[Any, ...]:
     """Per leaf the sharding of a parameter spread over several devices, else None (hashable)."""
 
     def of(leaf: Any) -> Any:
-        if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
-            return None
-        return leaf.sharding if len(leaf.sharding.device_set) > 1 else None
+        known = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        return leaf.sharding if known and len(leaf.sharding.device_set) > 1 else None
 
     return tuple(of(leaf) for leaf in jax.tree.leaves(params))
 
 
 def place(tree: Tree, placed: tuple[Any, ...], stacked: bool = False) -> Tree:
-    """`tree` laid out as `shardings` says (inside jit, whichever type the mesh's axes have).
-
-    The leading axis of a stack stays whole.
-    """
+    """`tree` laid out as `shardings` says (in jit, any axis type); a stack's first axis whole."""
 
     def one(x: jax.Array, s: Any) -> jax.Array:
-        if s is None or (stacked and not isinstance(s, NamedSharding)):
+        named = isinstance(s, NamedSharding)
+        if s is None or (stacked and not named):
             return x
-        if not isinstance(s, NamedSharding):
-            return lax.with_sharding_constraint(x, s)
         wanted = NamedSharding(s.mesh, PartitionSpec(None, *s.spec)) if stacked else s
-        if AxisType.Explicit in s.mesh.axis_types:
-            return jax.sharding.reshard(x, wanted)
-        return lax.with_sharding_constraint(x, wanted)
+        explicit = named and AxisType.Explicit in s.mesh.axis_types
+        return (jax.sharding.reshard if explicit else lax.with_sharding_constraint)(x, wanted)
 
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, [one(x, s) for x, s in zip(leaves, placed, strict=True)])
@@ -273,9 +278,8 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
 
 def check_law(distribution: str) -> str:
     """A distribution of random probes; ValueError unless its entries are of mean 0, variance 1."""
-    return lookup(
-        {x: x for x in ("rademacher", "gaussian")}, distribution, "distribution of probes"
-    )
+    laws = {x: x for x in ("rademacher", "gaussian")}
+    return lookup(laws, distribution, "distribution of probes")
 
 
 def sample(key: jax.Array, i: Any, like: Tree, distribution: str, dtype: Any) -> Tree:
@@ -291,9 +295,6 @@ def sample(key: jax.Array, i: Any, like: Tree, distribution: str, dtype: Any) ->
     draw = lookup(_DRAW, distribution, "distribution")
     own = jax.random.fold_in(key, i)  # probe i is the same in any chunk
     leaves, structure = jax.tree.flatten(like)
-    drawn = [
-        # by the leaf's place in leaf order
-        draw(jax.random.fold_in(own, j), jnp.shape(leaf), dtype=dtype)
-        for j, leaf in enumerate(leaves)
-    ]
+    keys = (jax.random.fold_in(own, j) for j in range(len(leaves)))  # by places in leaf order
+    drawn = [draw(k, jnp.shape(x), dtype=dtype) for k, x in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, drawn)

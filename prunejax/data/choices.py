@@ -1,18 +1,17 @@
 """Seeded choices made from a data set: who stays, how often each class comes, wrong labels."""
 
 import dataclasses
-from numbers import Integral
 from typing import Any
 
 import jax
 import numpy as np
 
-from prunejax import rng
+from prunejax import registry, rng
 from prunejax.data.dataset import Dataset
 
 
 def _check_count(field: str, value: int | None, low: int, high: int, of: str) -> None:
-    if value is not None and not (isinstance(value, Integral) and low <= value <= high):
+    if value is not None and not (registry.is_whole(value) and low <= value <= high):
         raise ValueError(
             f"{field}={value!r}: must be between {low} and {high} ({of}), a whole number"
         )

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import jax
@@ -145,7 +144,7 @@ def make(
       ValueError: examples or targets that are not finite, a split without any, classes that are no
         count, a `prepare` that cannot be; see `Dataset` for the rest.
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 1:
+    if not registry.is_whole(num_classes) or num_classes < 1:
         raise ValueError(
             f"data set {name!r}: {num_classes!r} classes (or outputs); a whole number is needed, "
             "at least 1"

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxprs_in_params
 
+from prunejax import groups as groups_lib
 from prunejax import trees
 from prunejax.curvature.callables import primitives
 
@@ -79,7 +80,7 @@ def layers(module: Any, variables: Tree, input_shape: Sequence[int]) -> tuple[La
     made: list[tuple[Any, str]] = []  # outputs, kept alive, and the layer each is of
     fed: dict[str, str] = {}  # BatchNorm -> the layer whose output it reads
     calls: Counter[str] = Counter()
-    params = set(trees.paths(variables["params"]))
+    params = set(trees.paths(groups_lib.params_of(variables)))
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         out, module, name = call(*args, **kwargs), context.module, "/".join(context.module.path)
@@ -190,7 +191,7 @@ def fold(variables: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, Any
 
     Args: variables: "params" and "batch_stats". layers: from `layers`; those without a norm stay.
     """
-    params = dict(trees.leaves_with_paths(variables["params"]))
+    params = dict(trees.leaves_with_paths(groups_lib.params_of(variables)))
     stats = dict(trees.leaves_with_paths(variables.get("batch_stats", {})))
     new: dict[str, Any] = {}
     state: dict[str, Any] = {}

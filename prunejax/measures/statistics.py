@@ -4,7 +4,8 @@ NumPy and SciPy only. A quantity that too few or constant values leave undefined
 has an interval or a p below n = 3, nor where the spread of the values is rounding
 (`is_rounding`). Methods (`METHODS` has them in words for the summary):
 
-* mean: Student t interval. std has n - 1 in the denominator.
+* mean: Student t interval. std has n - 1 in the denominator. It takes values for normal ones: of 3
+  to 20 log-normal ones (sigma 1) intervals of 95 % hold the mean in 82 to 88 % of samples.
 * paired difference: t interval of the differences; Cohen's d = mean / std of the differences.
 * Welch's t-test for unpaired samples; d with the root of the mean of the two variances.
 * several p values: Holm's step-down correction (Holm 1979).

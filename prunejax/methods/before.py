@@ -8,7 +8,6 @@ Controls (Frankle et al. 2021): `shuffled(live, seed=...)`, `prune(..., invert=T
 mask on freshly drawn weights, which the caller draws.
 """
 
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from jax import lax
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from prunejax import allocate, rng, schedules, trees
+from prunejax import allocate, registry, rng, schedules, trees
 from prunejax import masks as masks_lib
 from prunejax.methods.evidence import Evidence, demand
 from prunejax.methods.table import pair
@@ -82,7 +81,7 @@ def prune(
     fn: Callable[[Evidence], Tree] = entry.fn if entry else score  # type: ignore[assignment]
     rounds = (entry.rounds if entry else 1) if rounds is None else rounds
     for name, number, least in (("rounds", rounds, 1), ("min_per_layer", min_per_layer, 0)):
-        if not isinstance(number, numbers.Integral) or number < least:
+        if not registry.is_whole(number) or number < least:
             raise ValueError(f"{name} = {number!r} must be at least {least}, an integer")
     if min_per_layer and (nm is not None or allocation != "global"):
         raise ValueError(
@@ -245,7 +244,7 @@ def balanced_batch(labels: Sequence[int] | np.ndarray, *, per_class: int, seed: 
       ValueError: a class has fewer examples, or there are no labels.
     """
     labels = np.asarray(labels)
-    whole = isinstance(per_class, numbers.Integral) and per_class > 0
+    whole = registry.is_whole(per_class) and per_class > 0
     if not whole or labels.ndim != 1 or not labels.size:
         raise ValueError(
             f"per_class = {per_class!r} of labels of shape {labels.shape}: an integer of at least "

@@ -69,7 +69,7 @@ def swaps(live: int, fraction: float, *, step: int, end: int, decay: str = "cosi
     rule = registry.lookup(DECAYS, decay, "decay of the drop fraction")
     if not isinstance(fraction, numbers.Real) or not 0 <= fraction <= 1:
         raise ValueError(f"drop = {fraction!r} is not in [0, 1]: it is the share that is swapped")
-    whole = isinstance(step, numbers.Integral) and isinstance(end, numbers.Integral)
+    whole = registry.is_whole(step) and registry.is_whole(end)
     if not whole or not 0 <= step <= end:
         raise ValueError(
             f"an update at step {step}: drop fractions are defined for integers of 0 to {end}"

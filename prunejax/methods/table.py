@@ -215,7 +215,7 @@ def pair(nm: Any) -> tuple[int, int]:
       ValueError: it is no such pair.
     """
     found = tuple(nm) if isinstance(nm, tuple | list) else ()
-    whole = len(found) == 2 and all(isinstance(x, numbers.Integral) for x in found)
+    whole = len(found) == 2 and all(map(registry.is_whole, found))
     if not whole or not 0 <= found[0] <= found[1] or found[1] < 1:
         raise ValueError(f"nm = {nm!r} must be a pair of integers (n, m), 0 <= n <= m, m >= 1")
     return found[0], found[1]
@@ -226,7 +226,7 @@ def _numbers(name: str, m: Method) -> None:
     least = {"start": 0, "end": 0, "every": 1, "average": 1, "rounds": 1, "axis": -math.inf}
     for field, bound in least.items():
         value = getattr(m, field)
-        if value is not None and not (isinstance(value, numbers.Integral) and int(value) >= bound):
+        if value is not None and not (registry.is_whole(value) and int(value) >= bound):
             limit = f" of at least {bound}" if bound > -math.inf else ""
             raise ValueError(f"{name}: {field} = {value!r} must be an integer{limit}")
     for field in ("dead_decay", "score_rate", "penalty", "threshold"):
@@ -256,7 +256,7 @@ def _numbers(name: str, m: Method) -> None:
         pair(m.nm)
     if m.phases is not None:
         steps = list(m.phases) if isinstance(m.phases, Iterable) else []
-        whole = all(isinstance(x, numbers.Integral) for x in steps)
+        whole = all(map(registry.is_whole, steps))
         if not whole or len(steps) % 2 == 0 or steps != sorted(set(steps)) or steps[0] < 0:
             raise ValueError(
                 f"{name}: phases = {m.phases!r} must be an odd number of rising steps: compress, "

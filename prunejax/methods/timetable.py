@@ -1,13 +1,12 @@
 """When a method changes masks, and to which counts: exact integers by step, before any training."""
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from prunejax import allocate, schedules
+from prunejax import allocate, registry, schedules
 from prunejax.methods import growth
 from prunejax.methods.table import Method
 
@@ -22,9 +21,9 @@ def alternate(*, total: int, warmup: int, sparse: int, dense: int, final: int) -
       ValueError: phases do not fill the time between warm-up and the final phase.
     """
     given = (total, warmup, sparse, dense, final)
-    if not all(isinstance(x, numbers.Integral) and x > 0 for x in given) or (
-        total - warmup - final
-    ) % (sparse + dense):
+    if not all(registry.is_whole(x) and x > 0 for x in given) or (total - warmup - final) % (
+        sparse + dense
+    ):
         raise ValueError(
             f"{total} steps less {warmup} (warm-up) and {final} (final) are no multiple of "
             f"{sparse} + {dense}, or one of them is no integer above 0; change one of them"

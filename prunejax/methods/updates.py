@@ -1,6 +1,5 @@
 """What masks make of gradients and of an optimizer's updates."""
 
-import numbers
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from prunejax import masks as masks_lib
-from prunejax import scores
+from prunejax import registry, scores
 from prunejax.methods.table import Method
 from prunejax.ops import counts as counting
 
@@ -46,7 +45,7 @@ def pairs(
         found = sorted((step, count) for step, count in events if count or zeros)
     except (TypeError, ValueError):
         found = [(-1, -1)]  # as wrong as what is no pair
-    whole = all(isinstance(x, numbers.Integral) and 0 <= int(x) < 2**31 for p in found for x in p)
+    whole = all(registry.is_whole(x) and 0 <= int(x) < 2**31 for p in found for x in p)
     nothing = needed and not found
     if nothing or not whole:
         raise ValueError(

@@ -86,7 +86,7 @@ def windows(
         (scope, masks_lib.SCOPES, "scope"),
     ):  # fmt: skip
         registry.lookup(dict.fromkeys(known, value), value, what)
-    whole = isinstance(duration, numbers.Integral) and 1 <= duration < interventions.FOREVER
+    whole = registry.is_whole(duration) and 1 <= duration < interventions.FOREVER
     if duration is not None and not whole:
         raise ValueError(
             f"duration {duration!r}: an integer of at least 1 step, below 2^30, or None for ever"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import trees
+from prunejax import registry, trees
 
 Array = jax.Array
 
@@ -48,7 +48,7 @@ def is_count(count: Any) -> bool:
     kind = getattr(count, "dtype", None)
     if kind is not None:
         return kind.kind in "iu" and not jnp.shape(count)
-    return isinstance(count, numbers.Integral) and not isinstance(count, bool)
+    return registry.is_whole(count)
 
 
 def check(

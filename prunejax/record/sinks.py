@@ -194,17 +194,17 @@ def send(workdir: str | os.PathLike[str], names: Sequence[str]) -> None:
     """Sends the runs of a study to trackers that do not have them yet.
 
     Args:
-      workdir: its run directory.
+      workdir: its run directory, or one with shards.
       names: of `SINKS`.
 
     Raises:
-      ValueError: an unknown name, its package is not installed, or a study goes on there.
-      OSError: it is no run directory.
+      ValueError: an unknown name, its package is not installed, it is no run directory, or a study
+        goes on there.
     """
     check(names)
-    path = remote.fetched(workdir)
-    with files.locked(path):  # a study that goes on sends its runs itself
-        Tracking(path, names, print).send()
+    for path in remote.find([workdir]):
+        with files.locked(path):  # a study that goes on sends its runs itself
+            Tracking(path, names, print).send()
     remote.publish(workdir)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 _ASYNC = "jax_cpu_enable_async_dispatch"
 # mallopt(3)
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_kept = False  # for good: neither setting is ever taken back
 
 
 def keep(environment: Mapping[str, str] = os.environ) -> bool:
@@ -28,18 +29,22 @@ def keep(environment: Mapping[str, str] = os.environ) -> bool:
       environment: where the user has settings of glibc (`MALLOC_...`, `GLIBC_TUNABLES` with
         `glibc.malloc`) or JAX's of that name, these go first: nothing is done.
 
-    Returns: Whether it is so now; False, too, without glibc. It raises nothing.
+    Returns: Whether it is so now, by this call or one before; False, too, without glibc. It raises
+    nothing.
     """
+    global _kept
+    if _kept:
+        return True
     if of_user(environment) or _begun() or not _glibc():
         return False
     import jax
 
     try:
         mallopt = ctypes.CDLL(None).mallopt
-        kept = mallopt(_MMAP_MAX, 0) == mallopt(_TRIM_THRESHOLD, -1) == 1
-        if kept:
+        if mallopt(_MMAP_MAX, 0) == mallopt(_TRIM_THRESHOLD, -1) == 1:
             jax.config.update(_ASYNC, False)
-        return kept
+            _kept = True
+        return _kept
     except (AttributeError, OSError, TypeError):  # another library of C, or another JAX
         return False
 

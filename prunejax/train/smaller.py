@@ -50,7 +50,10 @@ def sizes(program: Program, epoch: int) -> tuple[int, ...] | None:
 
 def of(program: Program, sizes: tuple[int, ...]) -> Smaller:
     """The program for networks with so many units in each of its groups.
-    Raises ValueError: the model has no smaller form, or one that depends on which units go.
+
+    Raises:
+      ValueError: the model has no smaller form, or one that depends on which units go.
+      TypeError: its method `shrunk` ends in an error of another kind, or gives no model.
     """
     module, groups = program.module, program.groups
     units = {g.name: (g.units, n) for g, n in zip(groups, sizes, strict=True) if n < g.units}
@@ -62,7 +65,16 @@ def of(program: Program, sizes: tuple[int, ...]) -> Smaller:
     alive = jax.tree.map(lambda _: np.True_, shapes["params"])
     streams = groups_lib.live(links, shapes["params"], alive).read
     # Runs that prune other units share the step: first and last ones must leave the same network.
-    small, other = (_without(module, streams, units, last) for last in (True, False))
+    if strange := [layer for layer in units if layer not in streams]:
+        raise ValueError(f"{name}: `wiring` has no stream {strange[0]!r}, as the layer is named")
+    try:
+        small, other = (_without(module, streams, units, last) for last in (True, False))
+        arrays = models.shapes(small, program.image_shape)
+    except ValueError:
+        raise
+    except Exception as error:  # of whoever wrote the method
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise TypeError(f"{name}.shrunk gives no smaller model: {why}") from error
     if small != other:
         raise ValueError(
             f"{name}: which units of {', '.join(units)} go decides how its layers are wired (a "
@@ -86,7 +98,7 @@ def of(program: Program, sizes: tuple[int, ...]) -> Smaller:
         units,
         axes,
     )
-    _check(cut, shapes, models.shapes(small, program.image_shape), name)
+    _check(cut, shapes, arrays, name)
     return cut
 
 

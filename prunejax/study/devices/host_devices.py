@@ -7,8 +7,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from prunejax.configs import default
 from prunejax.system import limits
 from prunejax.system.files import expand
+
+MOST = default.FIELDS["population"]["devices"].high
 
 
 def use(
@@ -20,7 +23,10 @@ def use(
     machine with fewer cores. Both numbers are of all `processes` together. Has to come before JAX
     touches its backends; later it changes nothing.
     """
-    count = -(-config.get("population", {}).get("devices", 0) // processes)
+    group = config.get("population")
+    asked = group.get("devices") if hasattr(group, "get") else None
+    # What cannot be is told when the settings are checked, which is later.
+    count = -(-asked // processes) if isinstance(asked, int) and 0 < asked <= MOST else 0
     before = [0]
     for pattern in ("layout.json", "shards/*/layout.json") if workdir else ():
         try:

@@ -4,8 +4,10 @@ What depends on the run (parameters, statistics, masks) is data of the compiled 
 loss is one function per program: all runs of a program share one compilation.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -38,12 +40,13 @@ Found = tuple[dict[str, float], dict[str, np.ndarray], dict[str, str]]
 class Measurer:
     """Measures runs of one program."""
 
-    def __init__(self, batch: Batch, settings: ConfigDict) -> None:
+    def __init__(self, batch: Batch, settings: ConfigDict, tell: Callable[[str], None]) -> None:
         """Reads the examples; compiles nothing yet.
 
         Args:
           batch: the program and its data set.
           settings: of the study; `measures` says what is measured, on what.
+          tell: is told where a model fails to be made smaller.
         """
         self.program, self.settings = batch.program, settings.measures
         chosen, dataset, program = settings.measures, batch.dataset, batch.program
@@ -71,8 +74,10 @@ class Measurer:
         per_example, self._mean, self._evaluate, self._logits = self._functions()
         self._per_example = per_example if running else None
         # Where dead weights may vary as well, no unit is 0 for good.
-        self.smaller = reduced.networks(batch, len(labels)) if chosen.live_only else []
+        self.smaller = reduced.networks(batch, len(labels), tell) if chosen.live_only else []
         self._of_smaller = {id(cut): self._functions(cut)[:2] for cut in self.smaller}
+        ways = [None, *(mean for _, mean in self._of_smaller.values())]
+        self._uncompiled = {way: threading.Lock() for way in ways}
 
     def _live(
         self, masks: Tree, statistics: dict[str, Tree], cut: Smaller | None
@@ -154,7 +159,10 @@ class Measurer:
         Arguments as of `context`.
         """
         context, chosen = self.context(state, cut), self.settings
-        columns, arrays, failed = suite.measure(context, chosen.names)
+        way = getattr(context.live_loss, "func", None)  # None: on the whole network
+        with self._uncompiled.get(way, nullcontext()):  # lest two threads compile the same
+            columns, arrays, failed = suite.measure(context, chosen.names)
+        self._uncompiled.pop(way, None)
         scalars = columns | {
             "step": int(state.step),
             "split": chosen.split,
@@ -183,7 +191,7 @@ class Hook:
 
         Args: directory: gets the arrays. tell: is told of measures that failed.
         """
-        self._measurer, self._last = Measurer(batch, settings), batch.program.epochs - 1
+        self._measurer, self._last = Measurer(batch, settings, tell), batch.program.epochs - 1
         self._directory, self._tell = directory, tell
         self._pool = ThreadPoolExecutor(ahead.MOST)
         self._worth = ahead.threads() > 0 and len(batch.members) >= REHEARSED

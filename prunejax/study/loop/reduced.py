@@ -5,7 +5,7 @@ unit that is 0 reads nothing. Parameters, random vectors and eigenvectors stay t
 network; the smaller one picks its own of them (`smaller.chosen`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,12 @@ SHARES = (4, 2)  # a layer keeps a quarter, half or all of its units: arms share
 WORTH = 2**28
 
 
-def networks(batch: Batch, examples: int) -> list[Smaller]:
+def networks(batch: Batch, examples: int, tell: Callable[[str], None]) -> list[Smaller]:
     """The smaller networks that a study's measures may take, the smallest first.
 
     A matter of the plan alone, so that shards and later commands measure the same way.
 
-    Args: examples: that a run is measured on.
+    Args: examples: that a run is measured on. tell: is told of a model that fails to be smaller.
     """
     groups, found = batch.program.groups, dict[tuple[int, ...], int]()
     for left, runs in batch.ends.items():
@@ -42,6 +42,9 @@ def networks(batch: Batch, examples: int) -> list[Smaller]:
             cut = smaller.of(batch.program, sizes)
         except ValueError:  # a model that has no smaller form
             continue
+        except TypeError as error:
+            tell(f"runs are measured on the whole network: {error}")
+            return []
         weights = _weights(cut.program.module, batch)
         if examples * (whole - weights) * runs >= WORTH:
             made.append((weights, cut))

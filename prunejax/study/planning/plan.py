@@ -4,6 +4,7 @@ which arrays (intervention table, learning rates) each of them starts.
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
@@ -144,7 +145,8 @@ def build(arms: Sequence[Variant]) -> list[Batch]:
 
 
 def _sharing(batches: list[Batch], keys: Sequence[str]) -> list[Batch]:
-    """The batches; those that differ in nothing but their data have one and the same program.
+    """The batches; those that differ in nothing but their data have one and the same program, and
+    the `ends` of all its runs.
 
     Args:
       batches: of a study.
@@ -155,7 +157,10 @@ def _sharing(batches: list[Batch], keys: Sequence[str]) -> list[Batch]:
     for batch, key in zip(batches, keys, strict=True):
         one = first.setdefault(key, batch).program
         found.append(dataclasses.replace(batch, program=one) if batch.program == one else batch)
-    return found
+    runs: dict[int, Counter[tuple[int, ...]]] = {}  # what is compiled for one serves all
+    for batch in found:
+        runs.setdefault(id(batch.program), Counter()).update(batch.ends)
+    return [dataclasses.replace(batch, ends=runs[id(batch.program)]) for batch in found]
 
 
 def _seeds(settings: ConfigDict) -> range:

@@ -70,6 +70,6 @@ def with_cuts(
     try:
         for _, sizes in cuts:
             smaller.of(program, sizes)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from None
     return dataclasses.replace(program, cuts=tuple(cuts))
