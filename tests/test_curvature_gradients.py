@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 from prunejax.curvature import callables, gradients, vectors
 from prunejax.curvature.gradients import gradient_second_moment, norms_and_total
 from prunejax.curvature.ratios import gradient_noise_scale
+from prunejax.ops import layers
 from prunejax.ops.conv import conv
 from tests import curvature_cases as cases
 
@@ -119,6 +120,18 @@ def shared_weights_in_jit():
     return loss, params, normal("x", N, 4)
 
 
+def turned_kernels():
+    """Products that wait for a kernel: of one alone, as in a classifier, and of two at once."""
+    params = {"u": normal("u", 18, 5), "v": normal("v", 5, 4), "w": normal("w", 4, 3)}
+
+    def loss(params, batch):
+        u, v = lax.optimization_barrier((params["u"], params["v"].T))
+        hidden = jnp.tanh(jnp.tanh(batch @ u) @ v.T)
+        return jnp.sum(jnp.cos(layers.turned(hidden, params["w"])), 1)
+
+    return loss, params, normal("x", N, 18)
+
+
 def embedding_and_scan():
     params = [normal("table", 6, 4), normal("w", 4, 4)]
 
@@ -177,6 +190,7 @@ PROBLEMS = [
     own_convolution,
     regression_of_tuples,
     shared_weights_in_jit,
+    turned_kernels,
     embedding_and_scan,
     grouped_convolution,
     nnx_state,
@@ -308,6 +322,7 @@ def test_the_factored_path_is_taken_where_it_should_be(monkeypatch):
         own_convolution: {(3, 3, 2, 4), (3, 2, 4, 20), (2, 2, 20, 9), (18, 3)},
         shared_weights_in_jit: {(3, 4)},
         grouped_convolution: set(),
+        turned_kernels: {(18, 5), (5, 4), (4, 3)},
     }.items():
         taken.clear()
         loss, params, batch = problem()

@@ -52,16 +52,16 @@ def find_product(variable: Any, producers: dict[Any, Any]) -> Product | None:
     moves: list[tuple[str, tuple[int, ...]]] = []
     while not isinstance(variable, Literal) and variable in producers:
         equation = producers[variable]
-        name = equation.primitive.name
-        shape = equation.outvars[0].aval.shape
+        name, shape = equation.primitive.name, variable.aval.shape
+        place = equation.outvars.index(variable)  # of several: each is that of the same place
         if name == "transpose":
             moves.insert(0, ("transpose", tuple(equation.params["permutation"])))
-        elif name in ("reshape", "squeeze", "expand_dims", "copy"):
+        elif name in ("reshape", "squeeze", "expand_dims", "copy", "optimization_barrier"):
             moves.insert(0, ("reshape", shape))
         else:
             layout = _layout(equation)
             return None if layout is None else Product(equation, (*layout, *moves))
-        variable = equation.invars[0]
+        variable = equation.invars[place]
     return None
 
 
