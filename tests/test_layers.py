@@ -216,6 +216,31 @@ def test_batch_norm_is_that_of_flax_with_its_derivatives(shape, dtype):
         np.testing.assert_allclose(a, b, rtol=loose, atol=loose * np.abs(b).max())
 
 
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_batch_norm_is_one_call_of_what_it_can(train, unbiased):
+    layer, x = layers.batch_norm(train, jnp.float32, "norm", unbiased), image((6, 5))
+    variables = nn.BatchNorm(True).init(jax.random.key(0), x)
+    mutable = ["batch_stats"] if train else False
+    seen = []
+
+    def look(call, args, kwargs, context):
+        seen.append(context.method_name)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+        layer.apply(variables, x, mutable=mutable)
+    assert seen == ["__call__"]
+    for option in {"mask": jnp.ones((6, 5), bool)}, {"use_running_average": not train}:
+        with pytest.raises(TypeError, match=next(iter(option))):  # ignored, it would be wrong
+            layer.apply(variables, x, mutable=mutable, **option)
+    bare = {"params": variables["params"]}
+    fresh = [layer.apply(given, x, mutable=["batch_stats"]) for given in (bare, variables)]
+    jax.tree.map(np.testing.assert_array_equal, *fresh)
+    with pytest.raises(ValueError, match="use_running_average"):
+        layer.clone(use_running_average=None).apply(variables, x)
+
+
 def test_the_gradient_of_batch_norm_has_two_sums_over_examples():
     layer = layers.batch_norm(True, jnp.float32, "norm")
     x = image((64, 5))

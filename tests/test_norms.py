@@ -16,6 +16,7 @@ from prunejax.models.mlp import MLP
 from prunejax.models.vgg import VGG
 from prunejax.models.vit import ViT
 from prunejax.models.wide_resnet import WideResNet
+from prunejax.ops.layers import BatchNorm
 
 
 def matrix_of(kernel, map_size, strides):
@@ -340,6 +341,31 @@ def randomized_of(module, shape):
     r = np.random.default_rng(2)
     draw = lambda s: jax.device_put(np.asarray(r.uniform(0.5, 2, s.shape), s.dtype))  # noqa: E731
     return jax.tree.map(draw, shapes), draw(jax.ShapeDtypeStruct((5, *shape), jnp.float32))
+
+
+class Extended(nn.BatchNorm):
+    """Calls the class that it extends, which Flax tells as a call of its own."""
+
+    def __call__(self, x):
+        return super().__call__(x)
+
+
+class Normed(nn.Module):
+    kind: type
+
+    @nn.compact
+    def __call__(self, x):
+        return self.kind(use_running_average=True, name="norm")(nn.Dense(3, name="first")(x))
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm, BatchNorm, Extended])
+def test_a_batchnorm_of_any_class_is_folded(kind):
+    module = Normed(kind)
+    variables, x = randomized_of(module, (4,))
+    layers = folding.layers(module, variables, (4,))
+    assert [(x.name, x.norm) for x in layers] == [("first", "norm")]
+    folded = folding.fold(variables, layers)
+    np.testing.assert_allclose(module.apply(folded, x), module.apply(variables, x), rtol=1e-4)
 
 
 class Shared(nn.Module):

@@ -80,12 +80,16 @@ def layers(module: Any, variables: Tree, input_shape: Sequence[int]) -> tuple[La
     made: list[tuple[Any, str]] = []  # outputs, kept alive, and the layer each is of
     fed: dict[str, str] = {}  # BatchNorm -> the layer whose output it reads
     calls: Counter[str] = Counter()
+    within: set[str] = set()  # of a class that calls the one it extends: one call, not two
     params = set(trees.paths(groups_lib.params_of(variables)))
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        out, module, name = call(*args, **kwargs), context.module, "/".join(context.module.path)
-        if context.method_name != "__call__":
-            return out
+        module, name = context.module, "/".join(context.module.path)
+        if context.method_name != "__call__" or name in within:
+            return call(*args, **kwargs)
+        within.add(name)
+        out = call(*args, **kwargs)
+        within.remove(name)
         calls[name] += 1
         if isinstance(module, nn.Dense | nn.Conv):
             own = f"{name}/bias" if f"{name}/bias" in params else ""
