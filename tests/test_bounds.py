@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +22,14 @@ NETWORKS = {
     ),
     "vgg": (VGG(num_classes=3, features=(3, "M", 4)), (6, 6, 2)),
 }  # fmt: skip
+UNBIASED = {f"{name}, unbiased": (module.clone(unbiased_variance=True), shape)
+            for name, (module, shape) in NETWORKS.items()}  # fmt: skip
 
 
 @functools.cache
 def network(name):
     """Module, variables of random BatchNorms, steps, and inputs."""
-    module, shape = NETWORKS[name]
+    module, shape = (NETWORKS | UNBIASED)[name]
     generator = np.random.default_rng(0)
 
     def fill(path, leaf):
@@ -54,7 +57,7 @@ def compiled(name, fn):
     return lambda *box: bounds.Bounds(*program(*box))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS | UNBIASED)
 def test_the_steps_are_the_network(name):
     module, variables, steps, x = network(name)
     np.testing.assert_allclose(
@@ -136,6 +139,17 @@ def test_other_networks_are_refused():
     module = models.create("resnet20")
     with pytest.raises(ValueError, match="not for ResNet"):
         steps_lib.steps_of(module, {}, (8, 8, 3))
+
+    class Gated(MLP):
+        """Has a layer more than it says."""
+
+        def logits(self, *args, **options):
+            return nn.Dense(3, name="gate")(super().logits(*args, **options))
+
+    more = Gated(num_classes=3, hidden=(4,))
+    variables = more.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+    with pytest.raises(ValueError, match="bounds of Gated know no layer 'gate'"):
+        steps_lib.steps_of(more, variables, (2, 2, 1))
 
 
 def test_attacked_accuracy_is_never_below_what_is_certified():

@@ -62,7 +62,7 @@ def steps_of(module: Any, variables: Tree, input_shape: Sequence[int]) -> list[S
 
     Args: module: of the package. variables: trained and masked. input_shape: of one example.
 
-    Raises ValueError: another kind of network.
+    Raises ValueError: another kind of network, or one with a layer of its own.
     """
     if not isinstance(module, KINDS):
         raise ValueError(
@@ -75,7 +75,7 @@ def steps_of(module: Any, variables: Tree, input_shape: Sequence[int]) -> list[S
     steps: list[Step] = []
 
     def affine(name: str, apply: Callable[[Array, Array], Array]) -> None:
-        layer = known[name]
+        layer = known.pop(name)
         kernel = trees.get(params, layer.kernel)
         # of a folded layer its own bias is 0 and the norm's holds all
         bias = jnp.zeros(kernel.shape[-1])
@@ -102,6 +102,8 @@ def steps_of(module: Any, variables: Tree, input_shape: Sequence[int]) -> list[S
         affine(f"dense{i}", _dense)
         steps.append(Relu())
     affine("classifier", _averaged if isinstance(module, VGG) else _dense)
+    if known:  # bounds without it would be those of another network
+        raise ValueError(f"bounds of {type(module).__name__} know no layer {next(iter(known))!r}")
     return steps
 
 
