@@ -1,6 +1,5 @@
 """Layers that the models are built from: convolution, pooling, the channel gate, initializers."""
 
-import inspect
 import itertools
 from collections.abc import Sequence
 from functools import partial
@@ -90,19 +89,22 @@ def classifier(
     )  # fmt: skip
 
 
+def _row(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Of numbers [n] of channels those that go with `x` [..., n]."""
+    return lax.broadcast_to_rank(values, x.ndim)
+
+
+def _scaled(x: jax.Array, mean: jax.Array, slope: jax.Array, bias: jax.Array) -> jax.Array:
+    return (x - _row(mean, x)) * _row(slope, x) + _row(bias, x)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _normalized(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> Any:
     """`x` [..., n] by its mean and variance over all axes but the last, and both of them [n]."""
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
     var = jnp.maximum(0.0, lax.square(x).mean(axes) - lax.square(mean))
-    slope = lax.rsqrt(var + epsilon) * scale
-    return (x - _row(mean, x)) * _row(slope, x) + _row(bias, x), mean, var
-
-
-def _row(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Of numbers [n] of channels those that go with `x` [..., n]."""
-    return lax.broadcast_to_rank(values, x.ndim)
+    return _scaled(x, mean, lax.rsqrt(var + epsilon) * scale, bias), mean, var
 
 
 @_normalized.defjvp
@@ -133,21 +135,23 @@ class BatchNorm(nn.BatchNorm):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        """The normalized `x`, as `nn.BatchNorm`; whether it trains is an attribute here."""
-        if self.use_running_average is not False or self.is_initializing():
-            # as it was before Flax wrapped it: whoever looks on sees one call, not two
-            return inspect.unwrap(nn.BatchNorm.__call__)(self, x)
+        """The normalized `x`; whether it trains is an attribute here."""
         size, stat = x.shape[-1:], partial(self.variable, "batch_stats")
         scale = self.param("scale", self.scale_init, size, self.param_dtype)
         bias = self.param("bias", self.bias_init, size, self.param_dtype)
         old = stat("mean", jnp.zeros, size), stat("var", jnp.ones, size)
         wide = x.astype(jnp.promote_types(self.dtype or x.dtype, jnp.float32))
-        y, mean, var = _normalized(wide, scale, bias, self.epsilon)
-        if self.unbiased:
-            count = max(x.size // x.shape[-1], 2)
-            var = var * (count / (count - 1))
-        for held, new in zip(old, (mean, var), strict=True):
-            held.value = self.momentum * held.value + (1 - self.momentum) * new
+        if nn.merge_param("use_running_average", self.use_running_average, None):
+            mean, var = (held.value for held in old)
+            y = _scaled(wide, mean, lax.rsqrt(var + self.epsilon) * scale, bias)
+        else:
+            y, mean, var = _normalized(wide, scale, bias, self.epsilon)
+            if self.unbiased:
+                count = max(x.size // x.shape[-1], 2)
+                var = var * (count / (count - 1))
+            for held, new in zip(old, (mean, var), strict=True):
+                if not self.is_initializing():
+                    held.value = self.momentum * held.value + (1 - self.momentum) * new
         return y.astype(self.dtype or jnp.result_type(x, scale, bias))
 
 
