@@ -20,6 +20,7 @@ choice of settings (95 % confidence intervals of the mean difference, paired by 
 +3.7 [+2.5, +4.8] on the same seeds; `:explained`, `:clean` and `:early` below are of then.)
 A processor with AVX-512 rounds otherwise, so that the same seeds become other networks: L_large -
 S_small +3.7 [+2.7, +4.7], L_large - none +6.9 [+5.7, +8.2], all three claims confirmed there, too.
+So they are by a later version, of other last digits: +3.5 [+2.6, +4.3] and +6.9 [+5.5, +8.3].
 Stability and accuracy over the 16 pruned runs: r = -0.52, tau = -0.30; with the unpruned runs r =
 -0.73, n = 24. These are numbers without an interval: two or three arms are too few to say anything
 of arms in general, and runs of one arm or one seed are not independent. What carries the claim are
