@@ -23,8 +23,8 @@ torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 # Up to so many outputs a classifier's kernel is turned, so that its gradient is a product
-# [outputs, batch] x [batch, n]. The other way round XLA takes four times as long on a CPU (10
-# outputs, n = 512, batch 128), with more outputs no longer.
+# [outputs, batch] x [batch, n]. Its passes then take XLA 0.28 of the time on a CPU (10 outputs,
+# n = 512, batch 128), and 0.8 with 64; with 100 and a batch of 32, or with 1,000, they take longer.
 FEW = 64
 
 
@@ -133,6 +133,7 @@ class BatchNorm(nn.BatchNorm):
 
     unbiased: bool = False
 
+    # Of `x` alone: a mask, or another mode for one call, would be ignored.
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """The normalized `x`; whether it trains is an attribute here."""
